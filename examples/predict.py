@@ -1,0 +1,38 @@
+"""Prints a hand's joints in millimetres, from one photograph.
+
+python examples/predict.py hand.jpg 900 --box 200 120 440 360 --side left
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from PIL import Image
+
+import nvf_fast
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image", help="a picture of one hand")
+    parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this picture")
+    parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels")
+    parser.add_argument("--side", choices=("right", "left"), default="right")
+    arguments = parser.parse_args()
+
+    image = np.asarray(Image.open(arguments.image).convert("RGB"))
+    height, width = image.shape[:2]
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    K = np.array([[arguments.focal, 0, centre_x], [0, arguments.focal, centre_y], [0, 0, 1]])
+
+    estimator = nvf_fast.load()
+    pose = estimator(image, K, box=arguments.box, side=arguments.side)
+    if not pose.valid:
+        raise SystemExit("no hand found where the view looked")
+    for number, ((x, y, z), score) in enumerate(zip(pose.joints, pose.scores, strict=True)):
+        print(f"joint {number:2}: {x:7.1f} {y:7.1f} {z:7.1f} mm, score {score:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Neural Voting Field: camera-space 3D hand pose from one RGB image.
+
+    estimator = nvf_fast.load()
+    pose = estimator(image, K)      # pose.joints: (21, 3) float32, mm, in the frame of the camera
+
+Names load on first use, so that `import nvf_fast` costs next to nothing and touches no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvf_fast import metrics, ops
+    from nvf_fast.config import NVFConfig
+    from nvf_fast.estimator import PoseEstimator, load
+    from nvf_fast.model import NVF
+    from nvf_fast.pose import HandPose
+
+__version__ = "0.1.0"
+
+__all__ = ["NVF", "HandPose", "NVFConfig", "PoseEstimator", "__version__", "load", "metrics", "ops"]
+
+_MODULE_OF = {
+    "NVF": "nvf_fast.model",
+    "HandPose": "nvf_fast.pose",
+    "NVFConfig": "nvf_fast.config",
+    "PoseEstimator": "nvf_fast.estimator",
+    "load": "nvf_fast.estimator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    elif name in ("metrics", "ops"):
+        value = importlib.import_module(f"nvf_fast.{name}")
+    else:
+        raise AttributeError(f"module 'nvf_fast' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

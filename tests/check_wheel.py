@@ -1,0 +1,70 @@
+"""Checks a built wheel: it holds what the checkout holds, and works without the checkout.
+
+python tests/check_wheel.py dist/nvf_fast-VERSION-py3-none-any.whl
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+IMPORT_ALL = """
+import importlib.util, pathlib, pkgutil, sys
+import nvf_fast
+home = pathlib.Path(nvf_fast.__file__).parent
+assert home.is_relative_to(sys.prefix), f"nvf_fast was imported from {home}, not from the wheel"
+assert importlib.util.find_spec("kernels") is None, "the wheel installs a top-level package named kernels"
+names = [module.name for module in pkgutil.walk_packages([str(home)], "nvf_fast.")]
+names += [f"nvf_fast.kernels.{path.stem}" for path in sorted((home / "kernels").glob("*.py"))]
+for name in names:
+    importlib.import_module(name)
+for name in nvf_fast.__all__:
+    getattr(nvf_fast, name)
+print(f"{len(names)} modules import:", *(name for name in names if ".kernels." in name))
+"""
+
+
+def expected_files() -> set[str]:
+    """The package's files in the checkout, the linked kernels included."""
+    found = set()
+    for folder in (ROOT / "nvf_fast", *(ROOT / "nvf_fast").iterdir()):
+        inner = folder.glob("*") if folder == ROOT / "nvf_fast" else folder.rglob("*")
+        files = (path for path in inner if path.is_file() and path.suffix != ".pyc")
+        found |= {path.relative_to(ROOT).as_posix() for path in files}
+    return found
+
+
+def check_contents(wheel: Path) -> None:
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = expected_files()
+    if packed != expected:
+        sys.exit(f"the wheel lacks {sorted(expected - packed)} and adds {sorted(packed - expected)}")
+    print(f"{wheel.name}: all {len(packed)} files of the package")
+
+
+def check_alone(wheel: Path) -> None:
+    """Installs the wheel in an environment that sees this one's dependencies but not the checkout."""
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        site = sysconfig.get_path("purelib", vars={"base": folder})
+        # A line of a .pth file adds a folder without running the .pth files in it: the editable install,
+        # which is one of those, stays out.
+        Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        python = Path(folder, "bin", "python")
+        pip = [python, "-m", "pip", "--quiet", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel.resolve()], check=True, cwd=folder)
+        subprocess.run([python, "-c", IMPORT_ALL], check=True, cwd=folder)
+        command = Path(folder, "bin", "nvf-fast")
+        subprocess.run([command, "--help"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    check_contents(Path(sys.argv[1]))
+    check_alone(Path(sys.argv[1]))

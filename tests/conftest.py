@@ -1,0 +1,63 @@
+"""What every test shares: the data option, seeds, threads, and the rule for tests that need a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    # Kernels then run in Triton's interpreter. Triton reads this once, when it is first imported, so it is
+    # set before anything else is. Whatever compiles for a real target does so in a subprocess without it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    # Deadlines measure the machine's load, and random examples make failures that do not come back.
+    settings.register_profile("nvf_fast", deadline=None, derandomize=True, max_examples=50)
+    settings.load_profile("nvf_fast")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shared",
+        metavar="DIR",
+        type=Path,
+        default=ROOT.parent / "shared",
+        help="folder with oracle/, protocol/ and real/; tests that read it skip when it is absent",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the workers share the cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_dir(request: pytest.FixtureRequest) -> Path:
+    """The folder given by --shared."""
+    folder: Path = request.config.getoption("--shared")
+    if not folder.is_dir():
+        pytest.skip(f"no folder of shared data at {folder} (give one with --shared)")
+    return folder

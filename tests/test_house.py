@@ -1,0 +1,211 @@
+"""The rules of the house: public names, import rules, complete operations, clean files, true documents."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import nvf_fast
+from benchmarks.readme import filled, speed
+from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.render import render_hand
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "nvf_fast"
+PUBLIC_NAMES = ["HandPose", "NVF", "NVFConfig", "PoseEstimator", "__version__", "load", "metrics", "ops"]
+NOT_FOR_INFERENCE = ("nvf_fast.data", "nvf_fast.evaluation", "nvf_fast.metrics", "nvf_fast.training")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text_files() -> list[Path]:
+    """Every text file that git tracks or would track."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("the list of files comes from git, and this is no git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    paths = (ROOT / name for name in listed if name)
+    return [p for p in paths if p.is_file() and not p.is_symlink() and b"\0" not in p.read_bytes()[:8192]]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of everything a file imports, imports for type checkers left out."""
+    found: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            pending.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join(filter(None, (*above, node.module)))
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+        pending.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def functions_of(path: Path) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def operations() -> list[str]:
+    return [name for name in functions_of(PACKAGE / "ops.py") if not name.startswith("_")]
+
+
+def test_public_names() -> None:
+    assert sorted(nvf_fast.__all__) == PUBLIC_NAMES == dir(nvf_fast)
+    for name in PUBLIC_NAMES:
+        assert getattr(nvf_fast, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'loader'"):
+        _ = nvf_fast.loader
+
+
+def test_import_is_quick_and_touches_no_device_and_no_training() -> None:
+    script = f"""
+import json, sys, time, torch
+start = time.process_time()
+import nvf_fast
+nvf_fast.load, nvf_fast.PoseEstimator
+seconds = time.process_time() - start
+unwanted = [name for name in sys.modules if name.startswith({NOT_FOR_INFERENCE!r})]
+print(json.dumps([seconds, torch.cuda.is_initialized(), unwanted]))
+"""
+    command = [sys.executable, "-c", script]
+    runs = [json.loads(subprocess.check_output(command, cwd=ROOT)) for _ in range(3)]
+    for _, cuda, unwanted in runs:
+        assert not cuda
+        assert unwanted == []
+    # Processor time, so that neighbours on the machine do not count.
+    assert statistics.median(seconds for seconds, _, _ in runs) <= 0.3
+
+
+def test_inference_never_imports_training_data_or_evaluation() -> None:
+    inference = [*PACKAGE.glob("*.py"), *(ROOT / "kernels").glob("*.py")]
+    assert len(inference) > 5
+    for path in inference:
+        if path != PACKAGE / "metrics.py":
+            assert not {name for name in imports_of(path) if name.startswith(NOT_FOR_INFERENCE)}, path
+
+
+@pytest.mark.parametrize("name", operations())
+def test_every_operation_has_its_four(name: str) -> None:
+    kernel, reference = ROOT / f"kernels/{name}.py", ROOT / f"kernels/{name}_ref.py"
+    for path in (kernel, reference, ROOT / f"tests/test_{name}.py", ROOT / f"benchmarks/bench_{name}.py"):
+        assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
+    ours = [imported for imported in imports_of(reference) if imported.startswith("nvf_fast")]
+    assert ours == [], "a reference imports nothing of ours"
+    arguments = [[a.arg for a in functions_of(path)[name].args.args] for path in (kernel, reference)]
+    assert arguments[0] == arguments[1], "kernel and reference carry the same arguments"
+
+
+def test_no_kernel_without_an_operation() -> None:
+    stems = {path.stem.removesuffix("_ref") for path in (ROOT / "kernels").glob("*.py")}
+    assert {stem for stem in stems if not stem.startswith("_")} == set(operations())
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert (PACKAGE / "kernels").resolve() == ROOT / "kernels"
+
+
+def test_nothing_imports_the_top_level_kernels_folder() -> None:
+    for path in text_files():
+        if path.suffix == ".py":
+            assert not {name for name in imports_of(path) if name.split(".")[0] == "kernels"}, path
+
+
+def test_files_are_clean() -> None:
+    faults = {
+        "a path of one machine": re.compile(r"(?<![\w.<>$})-])/(root|home|work|Users|mnt|opt|tmp)/"),
+        "a package host": re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org"),
+        "an open note": re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b"),
+        "trailing space": re.compile(r"[ \t]+$", re.MULTILINE),
+        "a carriage return": re.compile(r"\r"),
+        "no newline at the end, or several": re.compile(r"[^\n]\Z|\n\n\Z"),
+    }
+    found = [
+        f"{path.relative_to(ROOT)}: {fault}: {match.group()!r}"
+        for path in text_files()
+        for fault, pattern in faults.items()
+        if (match := pattern.search(path.read_bytes().decode("utf-8")))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_what_exists(document: Path) -> None:
+    text = document.read_text()
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= set(targets)
+    for command in re.findall(r"nvf-fast ([a-z]+)", text):
+        assert (PACKAGE / f"cli/{command}.py").exists(), f"{document.name} speaks of nvf-fast {command}"
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (document.parent / link).exists(), link
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, str(document), "exec")
+        for name in re.findall(r"\bnvf_fast\.(\w+)", block):
+            known = name in PUBLIC_NAMES or (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
+            assert known, f"{document.name} speaks of nvf_fast.{name}"
+
+
+def test_results_become_a_table(tmp_path: Path) -> None:
+    rows = [[16, 24.6], [8, None]]
+    result = {"columns": ["step (mm)", "FPS"], "rows": rows, "context": {"device": "a CPU"}}
+    (tmp_path / "speed.json").write_text(json.dumps(result))
+    text = "<!-- results:speed -->\nold\n<!-- /results -->\n<!-- results:other -->\n<!-- /results -->b\n"
+    text = filled(text, tmp_path)
+    assert "| step (mm) | FPS |\n| --- | --- |\n| 16 | 24.6 |\n| 8 | – |\n\n*device: a CPU*\n<!-- /" in text
+    assert "old" not in text and "<!-- results:other -->\n*Not measured yet.*\n<!-- /results -->b" in text
+    assert filled(text, tmp_path) == text
+    (tmp_path / "speed.json").write_text(json.dumps(result | {"rows": [[16]]}))
+    with pytest.raises(ValueError, match="1 values for 2 columns"):
+        filled(text, tmp_path)
+
+
+def test_a_run_of_the_benchmarks_becomes_a_result() -> None:
+    stats = {"median": 0.04, "q1": 0.039, "q3": 0.05}
+    facts = {"step_mm": 16, "points": 28351, "dtype": "torch.float32"}
+    run = {
+        "machine_info": {"device": "a CPU", "kind": "cpu", "threads": 2, "torch": "2.13"},
+        "commit_info": {"id": "0123456789abcdef", "dirty": True},
+        "datetime": "2026-01-02T03:04:05",
+        "benchmarks": [
+            {"name": "bench_cast_votes[8]", "extra_info": {}, "stats": stats},
+            {"name": "bench_pipeline[16-float32]", "extra_info": facts, "stats": stats},
+        ],
+    }
+    result = speed(run)
+    assert result["rows"] == [[16, 28351, "float32", pytest.approx(40), "39 to 50", pytest.approx(25)]]
+    assert result["context"]["commit"] == "0123456789 with changes"
+    with pytest.raises(ValueError, match="no benchmark of the pipeline"):
+        speed(run | {"benchmarks": []})
+
+
+def test_readme_tables_are_the_committed_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "<!-- results:" in text
+    assert filled(text, ROOT / "benchmarks/results") == text, "run `make readme`"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["predict.py", "surface.py"])
+def test_examples_run(program: str, tmp_path: Path) -> None:
+    hand = sample_hands(1, torch.Generator().manual_seed(0))
+    pixels = render_hand(hand, 224, torch.Generator().manual_seed(0)).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(tmp_path / "hand.png")
+    output = [str(tmp_path / "surface.ply")] if program == "surface.py" else []
+    command = [sys.executable, str(ROOT / "examples" / program), str(tmp_path / "hand.png"), "480", *output]
+    answer = subprocess.check_output(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True)
+    assert " mm" in answer
+    assert all(Path(path).stat().st_size > 0 for path in output)
