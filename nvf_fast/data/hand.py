@@ -35,7 +35,8 @@ FINGER_PHALANGES = (
 SIZE_SPREAD = 0.075
 BONE_SPREAD = 0.04
 
-# Carpal ends of the metacarpals (mm, hand frame) and their directions in the palm's plane (degrees towards the thumb).
+# Carpal ends of the metacarpals (mm, hand frame), and their directions in the palm's plane (degrees towards
+# the thumb).
 METACARPAL_BASES = ((11.0, 26.0, 1.0), (2.0, 27.0, 0.0), (-7.0, 25.0, 0.0), (-14.0, 22.0, 2.0))
 METACARPAL_ANGLES = (8.0, 0.0, -8.0, -17.0)
 THUMB_BASE = (17.0, 20.0, 7.0)
@@ -55,7 +56,13 @@ def _capsules() -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
         pairs.append((start, end))
         radii.append((start_radius, end_radius))
 
-    finger_radii = ((10.8, 10.2, 8.6, 6.6), (9.6, 8.4, 7.3, 5.9), (9.8, 8.6, 7.5, 6.1), (9.2, 8.0, 7.0, 5.7), (8.2, 7.0, 6.2, 5.0))
+    finger_radii = (
+        (10.8, 10.2, 8.6, 6.6),
+        (9.6, 8.4, 7.3, 5.9),
+        (9.8, 8.6, 7.5, 6.1),
+        (9.2, 8.0, 7.0, 5.7),
+        (8.2, 7.0, 6.2, 5.0),
+    )
     for finger, (r0, r1, r2, r3) in enumerate(finger_radii):
         joint = 1 + 4 * finger
         add(joint, joint + 1, r0, r1)
@@ -103,7 +110,10 @@ class HandDistribution:
         if self.facing not in ("palm", "back", "any"):
             raise ValueError(f"facing must be 'palm', 'back' or 'any', got {self.facing!r}")
         if not 0 < self.tilt_deg <= 180 or not 0 <= self.roll_deg <= 180:
-            raise ValueError(f"tilt_deg must lie in (0, 180] and roll_deg in [0, 180], got {self.tilt_deg} and {self.roll_deg}")
+            raise ValueError(
+                "tilt_deg must lie in (0, 180] and roll_deg in [0, 180], "
+                f"got {self.tilt_deg} and {self.roll_deg}"
+            )
         if not 150 < self.nearest_mm < self.farthest_mm < 1200:
             raise ValueError(
                 "depths must lie inside the frustum, 150 < nearest_mm < farthest_mm < 1200 mm, "
@@ -154,12 +164,17 @@ class Hands:
         """Turns each hand about the camera's centre by rotation (B, 3, 3)."""
         transposed = rotation.transpose(1, 2)
         return Hands(
-            self.nodes @ transposed, self.radii, self.dorsal @ transposed, (self.palm[:, None] @ transposed)[:, 0]
+            self.nodes @ transposed,
+            self.radii,
+            self.dorsal @ transposed,
+            (self.palm[:, None] @ transposed)[:, 0],
         )
 
     def scaled(self, factor: Tensor) -> Hands:
-        """Grows hand and distance together by factor (B,): the picture stays the same, the millimetres change."""
-        return Hands(self.nodes * factor[:, None, None], self.radii * factor[:, None, None], self.dorsal, self.palm)
+        """Grows hand and distance together by factor (B,): the picture stays, the millimetres change."""
+        return Hands(
+            self.nodes * factor[:, None, None], self.radii * factor[:, None, None], self.dorsal, self.palm
+        )
 
     def signed_distance(self, points: Tensor) -> Tensor:
         """Signed distance of points (B, N, 3) to the surface, (B, N) mm, negative inside.
@@ -170,11 +185,11 @@ class Hands:
         return -BLEND_MM * torch.logsumexp(self._cone_distances(points)[0] * (-1 / BLEND_MM), -1)
 
     def distance_and_normal(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance (B, N) mm and the outward unit normal (B, N, 3) of the field at points (B, N, 3)."""
+        """Signed distance (B, N) mm and outward unit normal (B, N, 3) of the field at points (B, N, 3)."""
         distances, along, gap = self._cone_distances(points)
         share = torch.softmax(distances * (-1 / BLEND_MM), -1)
         start, axis = self._cones()
-        # Each cone's gradient is (p - q) / |p - q| with q = start + along * axis on its axis; their blend is a matmul.
+        # A cone's gradient is (p - q) / |p - q|, q = start + along * axis on its axis; the blend is a matmul.
         weight = share / gap
         normal = weight.sum(-1, keepdim=True) * (points - self.nodes[:, :1])
         normal = normal - weight @ start - (weight * along) @ axis
@@ -194,9 +209,13 @@ class Hands:
 
         radius = pick(self.radii)
         along = torch.rand(batch, count, 1, generator=generator, device=device)
-        direction = torch.nn.functional.normalize(torch.randn(batch, count, 3, generator=generator, device=device), dim=-1)
+        direction = torch.nn.functional.normalize(
+            torch.randn(batch, count, 3, generator=generator, device=device), dim=-1
+        )
         cone_axis = pick(torch.nn.functional.normalize(axis, dim=-1))
-        direction = torch.nn.functional.normalize(direction - 0.9 * (direction * cone_axis).sum(-1, True) * cone_axis, dim=-1)
+        direction = torch.nn.functional.normalize(
+            direction - 0.9 * (direction * cone_axis).sum(-1, True) * cone_axis, dim=-1
+        )
         points = self.nodes[:, :1] + pick(start) + along * pick(axis)
         points = points + direction * (radius[..., :1] + along * (radius[..., 1:] - radius[..., :1]))
         for _ in range(4):  # out of the other cones and onto the blended surface
@@ -211,12 +230,16 @@ class Hands:
         return start - self.nodes[:, :1], self.nodes[:, index[:, 1]] - start
 
     def _cone_distances(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Per cone, all (B, N, C): distance, position of the nearest axis point in [0, 1], distance to that axis point."""
+        """Per cone, all (B, N, C): distance, nearest axis point in [0, 1], distance to that axis point."""
         start, axis = self._cones()
         points = points - self.nodes[:, :1]
         squared_length = (axis * axis).sum(-1)
         difference = self.radii[..., 0] - self.radii[..., 1]
-        slope = difference / (squared_length - difference * difference).clamp_min(1e-6).sqrt() / squared_length.sqrt()
+        slope = (
+            difference
+            / (squared_length - difference * difference).clamp_min(1e-6).sqrt()
+            / squared_length.sqrt()
+        )
         projection = points @ axis.transpose(1, 2) - (start * axis).sum(-1)[:, None]
         squared = (points * points).sum(-1, keepdim=True) - 2 * points @ start.transpose(1, 2)
         squared = squared + (start * start).sum(-1)[:, None]
@@ -224,12 +247,18 @@ class Hands:
         radial = (squared - projection * share).clamp_min(0).sqrt()
         # The nearest sphere of the cone lies where the surface's normal meets the axis: shifted by the slope.
         along = (share - radial * slope[:, None]).clamp(0, 1)
-        gap = (squared - 2 * along * projection + along * along * squared_length[:, None]).clamp_min(1e-6).sqrt()
+        gap = (
+            (squared - 2 * along * projection + along * along * squared_length[:, None])
+            .clamp_min(1e-6)
+            .sqrt()
+        )
         distance = gap - self.radii[:, None, :, 0] + along * difference[:, None]
         return distance, along, gap
 
 
-def sample_hands(count: int, generator: torch.Generator, distribution: HandDistribution | None = None) -> Hands:
+def sample_hands(
+    count: int, generator: torch.Generator, distribution: HandDistribution | None = None
+) -> Hands:
     """Draws hands of varied people in varied poses, placed before the reference camera.
 
     Args:
@@ -247,7 +276,9 @@ def sample_hands(count: int, generator: torch.Generator, distribution: HandDistr
         bad = torch.nonzero(_self_intersection(hands) > 0.35)[:, 0]
         if not len(bad):
             break
-        again = _pose({name: value[bad] for name, value in shape.items()}, _sample_angles(len(bad), generator))
+        again = _pose(
+            {name: value[bad] for name, value in shape.items()}, _sample_angles(len(bad), generator)
+        )
         for field in fields(hands):
             getattr(hands, field.name)[bad] = getattr(again, field.name)
     return _place(hands, generator, distribution)
@@ -317,9 +348,10 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
     count = len(shape["size"])
     nodes = torch.zeros(count, NODES, 3)
     dorsal = torch.zeros(count, 5, 3)
-    bases = torch.tensor(METACARPAL_BASES).expand(count, 4, 3) * torch.cat(
-        [shape["palm_width"], torch.ones(count, 2)], 1
-    )[:, None]
+    bases = (
+        torch.tensor(METACARPAL_BASES).expand(count, 4, 3)
+        * torch.cat([shape["palm_width"], torch.ones(count, 2)], 1)[:, None]
+    )
     ahead = torch.tensor([0.0, 1.0, 0.0])
     radius_tip = shape["radii"]
 
@@ -334,7 +366,9 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
         nodes[:, joint] = knuckle
         for phalanx, name in enumerate(("mcp", "pip", "dip")):
             turn = turn @ _axis_rotation((1, 0, 0), angles[name][:, finger])
-            nodes[:, joint + phalanx + 1] = nodes[:, joint + phalanx] + shape["phalanges"][:, finger, phalanx, None] * (turn @ ahead)
+            nodes[:, joint + phalanx + 1] = nodes[:, joint + phalanx] + shape["phalanges"][
+                :, finger, phalanx, None
+            ] * (turn @ ahead)
         cap = radius_tip[:, 3 * (finger + 1) + 2, 1, None]
         nodes[:, CAPS[finger + 1]] = nodes[:, joint + 3] - 0.9 * cap * (turn @ ahead)
         dorsal[:, finger + 1] = turn @ torch.tensor([0.0, 0.0, -1.0])
@@ -344,10 +378,12 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
     across = torch.tensor([-0.75, 0.35, 0.55])  # where flexion carries the thumb
     across = torch.nn.functional.normalize(across - (across @ rest) * rest, dim=0)
     hinge = torch.linalg.cross(rest, across)
-    turn = _axis_rotation((0, 1, 0), -angles["thumb_opposition"]) @ _axis_rotation((0, 0, 1), angles["thumb_abduction"])
-    for bone, name in enumerate((None, "thumb_mcp", "thumb_ip")):
-        if name is not None:
-            turn = turn @ rotation_about(hinge.expand(count, 3), angles[name])
+    turn = _axis_rotation((0, 1, 0), -angles["thumb_opposition"]) @ _axis_rotation(
+        (0, 0, 1), angles["thumb_abduction"]
+    )
+    for bone, joint_name in enumerate((None, "thumb_mcp", "thumb_ip")):
+        if joint_name is not None:
+            turn = turn @ rotation_about(hinge.expand(count, 3), angles[joint_name])
         nodes[:, bone + 2] = nodes[:, bone + 1] + shape["thumb"][:, bone, None] * (turn @ rest)
     nodes[:, CAPS[0]] = nodes[:, 4] - 0.9 * radius_tip[:, 2, 1, None] * (turn @ rest)
     dorsal[:, 0] = -(turn @ across)
@@ -362,7 +398,7 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
 
 
 def _self_intersection(hands: Hands) -> Tensor:
-    """(B,) deepest overlap between two fingers, or a fingertip and the palm, as a share of their radii's sum."""
+    """(B,) deepest overlap of two fingers, or of fingertip and palm, as a share of their radii's sum."""
     index = torch.tensor(CAPSULES)
     at = torch.linspace(0, 1, 5)[:, None]
     ends = hands.nodes[:, index]
@@ -376,11 +412,18 @@ def _self_intersection(hands: Hands) -> Tensor:
     overlap = 1 - torch.cdist(moving, others) / reach
     owner = torch.tensor([cone // 3 for cone in phalanges]).repeat_interleave(5)
     # Palm cones touch the first phalanges they carry: only middle and last phalanges are tested against them.
-    other_owner = torch.tensor([cone // 3 if cone < 15 else -1 for cone in range(len(CAPSULES))]).repeat_interleave(5)
+    other_owner = torch.tensor(
+        [cone // 3 if cone < 15 else -1 for cone in range(len(CAPSULES))]
+    ).repeat_interleave(5)
     first = torch.tensor([cone % 3 == 0 for cone in phalanges]).repeat_interleave(5)
     thumb_second = torch.tensor([cone == 1 for cone in phalanges]).repeat_interleave(5)
-    ignored = (owner[:, None] == other_owner[None]) | ((first | thumb_second)[:, None] & (other_owner < 0)[None])
-    knuckles = first[:, None] & torch.cat([first, torch.zeros(len(other_owner) - len(first), dtype=torch.bool)])[None]
+    ignored = (owner[:, None] == other_owner[None]) | (
+        (first | thumb_second)[:, None] & (other_owner < 0)[None]
+    )
+    knuckles = (
+        first[:, None]
+        & torch.cat([first, torch.zeros(len(other_owner) - len(first), dtype=torch.bool)])[None]
+    )
     return overlap.masked_fill(ignored | knuckles, 0).amax((1, 2))
 
 
@@ -391,7 +434,9 @@ def _place(hands: Hands, generator: torch.Generator, distribution: HandDistribut
     else:
         facing = torch.full((count,), 1.0 if distribution.facing == "palm" else -1.0)
     upright = torch.diag_embed(torch.stack([facing, -torch.ones(count), -facing], -1))
-    tilt_limit = math.radians(min(distribution.tilt_deg, 90.0) if distribution.facing == "any" else distribution.tilt_deg)
+    tilt_limit = math.radians(
+        min(distribution.tilt_deg, 90.0) if distribution.facing == "any" else distribution.tilt_deg
+    )
     tilt = torch.acos(_uniform(generator, count, low=math.cos(tilt_limit), high=1.0))
     towards = _uniform(generator, count, high=2 * math.pi)
     axis = torch.stack([torch.cos(towards), torch.sin(towards), torch.zeros(count)], -1)
@@ -407,6 +452,8 @@ def _place(hands: Hands, generator: torch.Generator, distribution: HandDistribut
     depths[:, -1] = distribution.farthest_mm  # near the camera a spread hand may not fit: then farther off
     places = torch.cat([pixels * depths[..., None] / 480, depths[..., None]], -1)
     joints = centred[:, None, :21] + places[:, :, None]
-    inside = ((480 * joints[..., :2] / joints[..., 2:]).abs() <= 112).all(-1).sum(-1) >= distribution.visible_joints
+    inside = ((480 * joints[..., :2] / joints[..., 2:]).abs() <= 112).all(-1).sum(
+        -1
+    ) >= distribution.visible_joints
     first = torch.where(inside, torch.arange(tries), tries - 1).amin(1)
     return Hands(centred + places[torch.arange(count), first][:, None], hands.radii, hands.dorsal, hands.palm)

@@ -34,7 +34,10 @@ def hand_mesh(hand: Hands, spacing_mm: float = 2.5) -> tuple[np.ndarray, np.ndar
     lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) + low
     volume = torch.cat([_signed_distance(hand, part) for part in lattice.split(65_536)])
     vertices, faces, _, _ = marching_cubes(
-        volume.reshape([count + 1 for count in steps]).double().numpy(), 0.0, spacing=(spacing_mm,) * 3, gradient_direction="descent"
+        volume.reshape([count + 1 for count in steps]).double().numpy(),
+        0.0,
+        spacing=(spacing_mm,) * 3,
+        gradient_direction="descent",
     )
     return vertices.astype(np.float64) + low.double().numpy(), faces.astype(np.int64)
 

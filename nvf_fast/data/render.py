@@ -87,7 +87,14 @@ def _lights(random: _Random) -> tuple[Tensor, Tensor, float]:
     return F.normalize(directions, dim=-1), colours, random.number(0.2, 0.55)
 
 
-def _shade(albedo: Tensor, normal: Tensor, view: Tensor, openness: Tensor, light: tuple[Tensor, Tensor, float], gloss: Tensor) -> Tensor:
+def _shade(
+    albedo: Tensor,
+    normal: Tensor,
+    view: Tensor,
+    openness: Tensor,
+    light: tuple[Tensor, Tensor, float],
+    gloss: Tensor,
+) -> Tensor:
     directions, colours, ambient = light
     facing = (normal @ directions.T).clamp_min(0)
     half = F.normalize(directions[None] - view[:, None], dim=-1)
@@ -125,7 +132,7 @@ def _march(hand: Hands, rays: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def _silhouette(hand: Hands, size: int) -> Tensor:
-    """Pixels that may show the hand: a cheap outline in the picture, with a margin, before any ray marches."""
+    """Pixels that may show the hand: a cheap outline with a margin, before any ray marches."""
     ends = hand.nodes[0, torch.tensor(CAPSULES)]
     focal, centre = 480 * size / 224, size / 2
     pixels = focal * ends[..., :2] / ends[..., 2:] + centre
@@ -145,7 +152,9 @@ def _silhouette(hand: Hands, size: int) -> Tensor:
     return (y * size + x).reshape(-1)[inside]
 
 
-def _draw_hand(picture: Tensor, hand: Hands, skin: Tensor, light: tuple[Tensor, Tensor, float], random: _Random) -> Tensor:
+def _draw_hand(
+    picture: Tensor, hand: Hands, skin: Tensor, light: tuple[Tensor, Tensor, float], random: _Random
+) -> Tensor:
     size = picture.shape[-1]
     index, points, coverage = _march(hand, _rays(size), size)
     if not len(index):
@@ -192,7 +201,9 @@ def _nails(hand: Hands, points: Tensor, normal: Tensor) -> Tensor:
     return (torch.sigmoid(12 * (1 - reach)) * (facing > 0.45)).amax(-1)
 
 
-def _draw_forearm(picture: Tensor, hand: Hands, albedo: Tensor, light: tuple[Tensor, Tensor, float], random: _Random) -> Tensor:
+def _draw_forearm(
+    picture: Tensor, hand: Hands, albedo: Tensor, light: tuple[Tensor, Tensor, float], random: _Random
+) -> Tensor:
     """A sleeve or bare forearm behind the wrist: one tapered stroke, shaded as a cylinder."""
     size = picture.shape[-1]
     wrist, stump = hand.nodes[0, 0], hand.nodes[0, 28:30].mean(0)
@@ -216,10 +227,16 @@ def _draw_forearm(picture: Tensor, hand: Hands, albedo: Tensor, light: tuple[Ten
     if not len(index):
         return picture
     side = offset[index] / radius[index, None]
-    normal = F.normalize(torch.cat([side, -(1 - across[index].clamp(max=1) ** 2).sqrt()[:, None]], -1), dim=-1)
+    normal = F.normalize(
+        torch.cat([side, -(1 - across[index].clamp(max=1) ** 2).sqrt()[:, None]], -1), dim=-1
+    )
     folds = 1 + random.number(0, 0.15) * torch.sin(along[index] * random.number(10, 60) + 3 * side[:, 0])
     colour = _shade(
-        albedo * folds[:, None], normal, torch.tensor([[0.0, 0.0, 1.0]]), torch.full((len(index),), 0.9), light,
+        albedo * folds[:, None],
+        normal,
+        torch.tensor([[0.0, 0.0, 1.0]]),
+        torch.full((len(index),), 0.9),
+        light,
         torch.zeros(len(index)),
     )
     return _blend(picture, index, colour, ((1 - across[index]) * radius[index] + 0.5).clamp(0, 1))
@@ -238,23 +255,38 @@ def _background(size: int, random: _Random) -> Tensor:
         mode = "bilinear" if random.chance(0.7) else "nearest"
         layer = random.uniform(-0.5, 0.5, 1, 3, cells, cells)
         layer = layer + 2 * random.uniform(-0.5, 0.5, 1, 1, cells, cells) * random.number(0, 1)
-        picture = picture + random.number(0, 0.6) / cells**0.3 * F.interpolate(layer, size=(size, size), mode=mode)[0]
+        picture = (
+            picture
+            + random.number(0, 0.6) / cells**0.3 * F.interpolate(layer, size=(size, size), mode=mode)[0]
+        )
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     for _ in range(int(random.number(0, 7))):
-        angle, centre, reach = random.number(0, math.pi), random.uniform(-1, 1, 2), random.uniform(0.05, 0.7, 2)
+        angle, centre, reach = (
+            random.number(0, math.pi),
+            random.uniform(-1, 1, 2),
+            random.uniform(0.05, 0.7, 2),
+        )
         picture = _shape_over(picture, x, y, angle, centre, reach, random)
     grey = picture.mean(0, keepdim=True)
     return grey + random.number(0.05, 1) * (picture - grey)
 
 
-def _shape_over(picture: Tensor, x: Tensor, y: Tensor, angle: float, centre: Tensor, reach: Tensor, random: _Random) -> Tensor:
-    """A turned rectangle or ellipse, flat or striped; sometimes skin-coloured, so that colour alone does not tell."""
+def _shape_over(
+    picture: Tensor, x: Tensor, y: Tensor, angle: float, centre: Tensor, reach: Tensor, random: _Random
+) -> Tensor:
+    """A turned rectangle or ellipse, flat or striped; some are skin-coloured, so that colour is no proof."""
     across = ((x - centre[0]) * math.cos(angle) + (y - centre[1]) * math.sin(angle)) / reach[0]
     along = ((y - centre[1]) * math.cos(angle) - (x - centre[0]) * math.sin(angle)) / reach[1]
-    extent = (across.square() + along.square()).sqrt() if random.chance(0.5) else torch.maximum(across.abs(), along.abs())
+    extent = (
+        (across.square() + along.square()).sqrt()
+        if random.chance(0.5)
+        else torch.maximum(across.abs(), along.abs())
+    )
     mask = ((1 - extent) * float(reach.min()) * picture.shape[-1] / 2 + 0.5).clamp(0, 1)
     colour = (_skin(random) if random.chance(0.25) else random.colour())[:, None, None]
-    stripes = 1 + random.number(0, 0.5) * torch.sin(across * random.number(2, 30)) * (random.number(0, 1) < 0.4)
+    stripes = 1 + random.number(0, 0.5) * torch.sin(across * random.number(2, 30)) * (
+        random.number(0, 1) < 0.4
+    )
     shading = 1 + random.number(-0.4, 0.4) * along
     return picture * (1 - mask) + colour * stripes * shading * mask
 
@@ -271,7 +303,9 @@ def _occlude(picture: Tensor, random: _Random) -> Tensor:
 
 def _expose(picture: Tensor, random: _Random) -> Tensor:
     """White balance, exposure, gamma, slight defocus, sensor noise; to uint8."""
-    picture = picture.clamp(0, 1.3) * random.number(0.65, 1.2) * (1 + random.uniform(-0.08, 0.08, 3))[:, None, None]
+    picture = (
+        picture.clamp(0, 1.3) * random.number(0.65, 1.2) * (1 + random.uniform(-0.08, 0.08, 3))[:, None, None]
+    )
     picture = picture.clamp(1e-4, 1) ** random.number(0.8, 1.25)
     if random.chance(0.3):
         spread = random.number(0.3, 0.9)

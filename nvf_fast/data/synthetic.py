@@ -42,12 +42,19 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 16:
-            raise ValueError(f"count must be at least 1 and size at least 16 px, got {self.count} and {self.size}")
+            raise ValueError(
+                f"count must be at least 1 and size at least 16 px, got {self.count} and {self.size}"
+            )
 
     @property
     def fingerprint(self) -> str:
         """Names the stream of pictures (not how many of them are used)."""
-        facts = {"recipe": RECIPE, "seed": self.seed, "size": self.size, "distribution": asdict(self.distribution)}
+        facts = {
+            "recipe": RECIPE,
+            "seed": self.seed,
+            "size": self.size,
+            "distribution": asdict(self.distribution),
+        }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -69,19 +76,28 @@ class SyntheticHands:
 
     def images(self, indices: Iterable[int] | Tensor) -> Tensor:
         """(B, 3, size, size) uint8 RGB pictures of these indices."""
-        return torch.stack([self._chunk(index // CHUNK)["images"][index % CHUNK] for index in self._checked(indices)])
+        return torch.stack(
+            [self._chunk(index // CHUNK)["images"][index % CHUNK] for index in self._checked(indices)]
+        )
 
     def hands(self, indices: Iterable[int] | Tensor) -> Hands:
         """The hands in these pictures, camera frame, mm."""
         rows = [(self._chunk(index // CHUNK), index % CHUNK) for index in self._checked(indices)]
-        return Hands(**{name: torch.stack([chunk[name][row] for chunk, row in rows]) for name in ("nodes", "radii", "dorsal", "palm")})
+        return Hands(
+            **{
+                name: torch.stack([chunk[name][row] for chunk, row in rows])
+                for name in ("nodes", "radii", "dorsal", "palm")
+            }
+        )
 
     def render(self, processes: int = 1, progress: bool = True) -> None:
         """Makes every picture that the cache lacks, in parallel processes, with a progress bar."""
         if self.folder is None:
             raise ValueError("rendering ahead needs a cache folder: SyntheticHands(config, cache=FOLDER)")
         missing = [chunk for chunk in range(-(-len(self) // CHUNK)) if not self._path(chunk).exists()]
-        bar = tqdm(total=len(missing) * CHUNK, unit="img", desc="rendering", disable=not progress or not missing)
+        bar = tqdm(
+            total=len(missing) * CHUNK, unit="img", desc="rendering", disable=not progress or not missing
+        )
         with bar, ExitStack() as stack:
             done: Iterable[None] = map(self._store_chunk, missing)
             if processes > 1:
@@ -100,7 +116,9 @@ class SyntheticHands:
     def _checked(self, indices: Iterable[int] | Tensor) -> list[int]:
         numbers = indices.tolist() if isinstance(indices, Tensor) else [int(index) for index in indices]
         if any(not 0 <= number < len(self) for number in numbers):
-            raise IndexError(f"picture indices must lie in [0, {len(self)}), got {min(numbers)} to {max(numbers)}")
+            raise IndexError(
+                f"picture indices must lie in [0, {len(self)}), got {min(numbers)} to {max(numbers)}"
+            )
         return numbers
 
     def _path(self, chunk: int) -> Path:
@@ -115,7 +133,9 @@ class SyntheticHands:
         try:
             return load_file(self._path(chunk))
         except SafetensorError as error:
-            raise ValueError(f"{self._path(chunk)} is damaged ({error}); delete it and it is rendered again") from error
+            raise ValueError(
+                f"{self._path(chunk)} is damaged ({error}); delete it and it is rendered again"
+            ) from error
 
     def _store_chunk(self, chunk: int) -> None:
         path = self._path(chunk)
@@ -129,8 +149,13 @@ class SyntheticHands:
         digest = hashlib.sha256(f"nvf_fast synthetic {self.config.seed} {chunk}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         hands = sample_hands(CHUNK, generator, self.config.distribution)
-        pictures = torch.stack([render_hand(hands[i : i + 1], self.config.size, generator) for i in range(CHUNK)])
+        pictures = torch.stack(
+            [render_hand(hands[i : i + 1], self.config.size, generator) for i in range(CHUNK)]
+        )
         return {
-            "images": pictures, "nodes": hands.nodes.clone(), "radii": hands.radii.clone(),
-            "dorsal": hands.dorsal.clone(), "palm": hands.palm.clone(),
+            "images": pictures,
+            "nodes": hands.nodes.clone(),
+            "radii": hands.radii.clone(),
+            "dorsal": hands.dorsal.clone(),
+            "palm": hands.palm.clone(),
         }

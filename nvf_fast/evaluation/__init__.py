@@ -1,0 +1,1 @@
+"""Measures an estimator on data. Inference never imports this folder."""
