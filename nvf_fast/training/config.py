@@ -1,0 +1,189 @@
+"""Every number of a training in one place, and the named presets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.hand import HandDistribution
+from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.training.augmentation import Augmentation
+from nvf_fast.training.losses import LossConfig
+from nvf_fast.training.points import PointSampling
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How the weights move.
+
+    Attributes:
+        optimiser: "rmsprop" (the paper's) or "adamw" (weight decay on matrices only).
+        learning_rate: its peak.
+        weight_decay: AdamW's; ignored by RMSprop.
+        batch: images per step, over all processes.
+        parts: equal parts of a batch, each with random numbers of its own; the number of processes divides
+            it, and the training is the same for every such number of processes.
+        epochs: length in passes over the data; or None.
+        steps: length in steps; or None. Exactly one of the two is given.
+        schedule: "milestones" multiplies the rate by 0.1 at each of `milestones` (epochs); "cosine" falls to
+            `final_share` of the peak at the end.
+        milestones: epochs.
+        warmup_steps: the rate rises linearly over so many steps.
+        final_share: where the cosine ends, as a share of the peak.
+        clip_norm: gradients are scaled down to this norm; None leaves them.
+        ema: decay per step of the averaged weights that are evaluated and exported; None: the last are.
+        precision: arithmetic of the encoder and the field; weights and losses stay float32.
+    """
+
+    optimiser: Literal["rmsprop", "adamw"] = "rmsprop"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    batch: int = 24
+    parts: int = 4
+    epochs: int | None = 650
+    steps: int | None = None
+    schedule: Literal["milestones", "cosine"] = "milestones"
+    milestones: tuple[int, ...] = (400, 500, 600)
+    warmup_steps: int = 0
+    final_share: float = 0.02
+    clip_norm: float | None = None
+    ema: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in ("rmsprop", "adamw") or self.schedule not in ("milestones", "cosine"):
+            raise ValueError(f"unknown optimiser {self.optimiser!r} or schedule {self.schedule!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.batch < 1 or self.parts < 1 or self.batch % self.parts:
+            raise ValueError(f"parts must divide the batch, got {self.parts} parts of {self.batch} images")
+        length = self.steps if self.epochs is None else self.epochs
+        if (self.epochs is None) == (self.steps is None) or length is None or length < 1:
+            raise ValueError(
+                f"give epochs or steps, one of them and positive; got {self.epochs} and {self.steps}"
+            )
+        if (
+            self.learning_rate <= 0
+            or self.weight_decay < 0
+            or self.warmup_steps < 0
+            or not 0 <= self.final_share <= 1
+        ):
+            raise ValueError(f"learning rate, weight decay, warm-up or final share out of range in {self}")
+        if (self.ema is not None and not 0 < self.ema < 1) or (
+            self.clip_norm is not None and self.clip_norm <= 0
+        ):
+            raise ValueError(
+                f"ema must lie in (0, 1) and clip_norm be positive, got {self.ema} and {self.clip_norm}"
+            )
+
+    def total_steps(self, images: int) -> int:
+        """Steps of the whole training on a set of so many images."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * self.steps_per_epoch(images)
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Full batches in a set of so many images."""
+        if images < self.batch:
+            raise ValueError(f"a batch of {self.batch} needs at least so many images, the set has {images}")
+        return images // self.batch
+
+    def learning_rate_at(self, step: int, images: int) -> float:
+        """The rate of step 0, 1, ... on a set of so many images."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.schedule == "cosine":
+            done = min(1.0, step / self.total_steps(images))
+            return rate * (self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * done)))
+        epoch = step // self.steps_per_epoch(images)
+        return rate * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training. `preset` names what it started from; the seed and these numbers determine every step.
+
+    Attributes:
+        preset: name kept in the checkpoint's facts.
+        seed: of weights, order, augmentation and points.
+        model: the network.
+        data: the synthetic pictures.
+        sampling: query points.
+        losses: losses.
+        augmentation: changes to the pictures.
+        optimisation: optimiser and schedule.
+        log_every: steps between two lines of the log.
+        save_every: steps between two saved states.
+        evaluate_every: steps between two evaluations; 0 is never.
+        evaluation_images: pictures of each evaluation.
+    """
+
+    preset: str
+    seed: int = 0
+    model: NVFConfig = field(default_factory=NVFConfig)
+    data: SyntheticConfig = field(default_factory=SyntheticConfig)
+    sampling: PointSampling = field(default_factory=PointSampling)
+    losses: LossConfig = field(default_factory=LossConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    log_every: int = 50
+    save_every: int = 1000
+    evaluate_every: int = 0
+    evaluation_images: int = 64
+
+    def __post_init__(self) -> None:
+        if self.data.size != self.model.input_size:
+            raise ValueError(
+                f"pictures of {self.data.size} px do not fit a network of {self.model.input_size} px"
+            )
+        if self.augmentation.scale_dropout and not (self.model.hand_scale and self.model.scale_optional):
+            raise ValueError("scale_dropout needs a model with hand_scale and scale_optional")
+        if self.model.scale_optional and not self.augmentation.scale_dropout:
+            raise ValueError("a model whose scale is optional must be trained with scale_dropout above 0")
+        if min(self.log_every, self.save_every, self.evaluation_images) < 1 or self.evaluate_every < 0:
+            raise ValueError(
+                "log_every, save_every and evaluation_images must be at least 1, evaluate_every at least 0"
+            )
+
+
+def paper_camera_space() -> TrainingConfig:
+    """CS-NVF as the paper trains it, without hand scale (supplement A)."""
+    return TrainingConfig(
+        preset="paper_camera_space",
+        model=NVFConfig(hand_scale=False),
+        data=SyntheticConfig(count=32_560),  # as many pictures as FreiHAND's training set has poses
+    )
+
+
+def small() -> TrainingConfig:
+    """A network for CPUs, trained on one within an hour or two: the paper's losses with every addition on."""
+    return TrainingConfig(
+        preset="small",
+        model=NVFConfig(
+            input_size=128, stem=32, width=96, stacks=1, depth=4, groups=8,
+            hidden=(256, 128, 64, 64), hand_scale=True, scale_optional=True,
+        ),
+        data=SyntheticConfig(count=16_384, size=128, distribution=HandDistribution()),
+        sampling=PointSampling(
+            surface=256, sphere=64, sphere_radius_mm=130.0, frustum=64, ray_points=272,
+            inside=None, outside=None,
+        ),
+        losses=LossConfig(
+            vote_weight=0.2, vote_beta=0.2, vote_normalisation="near", wide_weight=0.2, auxiliary_weight=0.1
+        ),
+        augmentation=Augmentation(
+            roll_deg=30.0, size_range=0.06, scale_dropout=0.3,
+            brightness=0.2, contrast=0.2, colour=0.1, noise=0.03, blur=0.8,
+        ),
+        optimisation=Optimisation(
+            optimiser="adamw", learning_rate=1.3e-3, weight_decay=0.02, batch=16, parts=2,
+            epochs=None, steps=12_000, schedule="cosine", warmup_steps=200,
+            clip_norm=1.0, ema=0.998, precision="bfloat16",
+        ),
+        evaluate_every=2000,
+    )  # fmt: skip
+
+
+PRESETS = {"paper_camera_space": paper_camera_space, "small": small}

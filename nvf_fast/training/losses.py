@@ -1,0 +1,209 @@
+"""Training losses (Eqs. 5-7), in sdf / 50 mm, and the switchable additions to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu, smooth_l1_loss
+
+from nvf_fast.model import Field
+from nvf_fast.training.labels import voting_labels
+from nvf_fast.training.points import VIEW_SLOPE
+
+SDF_UNIT_MM = 50.0
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and ranges of the losses. The defaults are the paper's.
+
+    Attributes:
+        clamp_mm: signed distances are compared after clamping to plus or minus this value.
+        surface_mm: a point carries votes where its true distance to the surface is below this value.
+        ball_mm: radius of the ball about a joint inside which points vote for it.
+        nearest: points per joint that carry votes.
+        vote_weight: λ, the weight of the voting loss; 0.1 camera-space, 10 root-relative.
+        vote_beta: where the voting loss turns from quadratic to linear (Huber).
+        vote_normalisation: "elements" averages over every point, joint and channel, as the paper; "near",
+            an addition, per image over near-surface points, and directions where the label is non-zero.
+        wide_weight: addition: weight of the distance clamped at 50 mm, which pulls far from the surface too;
+            0 is off.
+        auxiliary_weight: addition: weight of a direct regression from the encoder's features; 0 is off.
+    """
+
+    clamp_mm: float = 5.0
+    surface_mm: float = 5.0
+    ball_mm: float = 80.0
+    nearest: int = 1024
+    vote_weight: float = 0.1
+    vote_beta: float = 1.0
+    vote_normalisation: Literal["elements", "near"] = "elements"
+    wide_weight: float = 0.0
+    auxiliary_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.clamp_mm, self.surface_mm, self.ball_mm, self.vote_beta) <= 0 or self.nearest < 1:
+            raise ValueError(
+                f"clamp_mm, surface_mm, ball_mm, vote_beta and nearest must be positive, got {self}"
+            )
+        if min(self.vote_weight, self.wide_weight, self.auxiliary_weight) < 0:
+            raise ValueError(f"loss weights must not be negative, got {self}")
+        if self.vote_normalisation not in ("elements", "near"):
+            raise ValueError(
+                f"vote_normalisation must be 'elements' or 'near', got {self.vote_normalisation!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the field should answer at N points of B images.
+
+    sdf (B, N) mm; near (B, N) bool; weight (B, N, J); direction (B, N, J, 3).
+    """
+
+    sdf: Tensor
+    near: Tensor
+    weight: Tensor
+    direction: Tensor
+
+    @classmethod
+    def build(cls, points: Tensor, sdf: Tensor, joints: Tensor, config: LossConfig) -> Targets:
+        """Labels points (B, N, 3) mm, of signed distance sdf (B, N) mm, for joints (B, J, 3) mm."""
+        near = sdf.abs() < config.surface_mm
+        weight, direction = voting_labels(points, joints, near, config.ball_mm, config.nearest)
+        return cls(sdf, near, weight, direction)
+
+
+def sdf_loss(predicted: Tensor, target: Tensor, clamp_mm: float) -> Tensor:
+    """Mean absolute difference of clamped signed distances (Eq. 5), in sdf / 50 mm.
+
+    Args:
+        predicted: (B, N) mm.
+        target: (B, N) mm.
+        clamp_mm: both are clamped to plus or minus this value.
+
+    Returns:
+        () loss.
+    """
+    return (
+        predicted.clamp(-clamp_mm, clamp_mm) - target.clamp(-clamp_mm, clamp_mm)
+    ).abs().mean() / SDF_UNIT_MM
+
+
+def vote_losses(
+    weight: Tensor, direction: Tensor, targets: Targets, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """Huber losses of weights and directions over near-surface points (Eq. 6); their sum is L_V.
+
+    Args:
+        weight: (B, N, J) predicted.
+        direction: (B, N, J, 3) predicted.
+        targets: labels of the same points.
+        config: `vote_beta` and `vote_normalisation`.
+
+    Returns:
+        (), (): the weights' and the directions' share. "elements": sums over near-surface points divided by
+        all B N J 4 elements. "near": each a mean of its own, per image and then over images.
+    """
+    near = targets.near[:, :, None].to(weight.dtype)
+    beta = config.vote_beta
+    if config.vote_normalisation == "elements":
+        elements = 4 * weight.numel()
+        at_weight = smooth_l1_loss(weight * near, targets.weight * near, beta=beta, reduction="sum")
+        near = near[..., None]
+        at_direction = smooth_l1_loss(direction * near, targets.direction * near, beta=beta, reduction="sum")
+        return at_weight / elements, at_direction / elements
+    labelled = (targets.weight > 0).to(weight.dtype)  # labels are non-zero only near the surface
+    each_weight = smooth_l1_loss(weight, targets.weight, beta=beta, reduction="none") * near
+    each_direction = (
+        smooth_l1_loss(direction, targets.direction, beta=beta, reduction="none").mean(-1) * labelled
+    )
+    near_count = near.sum((1, 2)).clamp_min(1) * weight.shape[2]
+    return (
+        (each_weight.sum((1, 2)) / near_count).mean(),
+        (each_direction.sum((1, 2)) / labelled.sum((1, 2)).clamp_min(1)).mean(),
+    )
+
+
+def field_losses(field: Field, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
+    """All losses of one answer of the field.
+
+    Args:
+        field: what the network said at N points of B images.
+        targets: labels of the same points.
+        config: weights and ranges.
+
+    Returns:
+        () tensors: "sdf" (Eq. 5), "weight" and "direction" (Eq. 6), "wide" where it is on, all unweighted,
+        and "loss", their weighted sum (Eq. 7).
+    """
+    at_weight, at_direction = vote_losses(field.weight, field.direction, targets, config)
+    terms = {
+        "sdf": sdf_loss(field.sdf, targets.sdf, config.clamp_mm),
+        "weight": at_weight,
+        "direction": at_direction,
+    }
+    loss = terms["sdf"] + config.vote_weight * (at_weight + at_direction)
+    if config.wide_weight:
+        terms["wide"] = sdf_loss(field.sdf, targets.sdf, SDF_UNIT_MM)
+        loss = loss + config.wide_weight * terms["wide"]
+    return {**terms, "loss": loss}
+
+
+def mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Averages the losses of every stack's features (intermediate supervision)."""
+    return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
+
+
+class AuxiliaryHead(nn.Module):
+    """Regresses the hand from the encoder's features directly. An aid to short trainings; never exported.
+
+    Soft-argmax maps place the joints in the picture; pooled features tell the depth, in hand scales, of the
+    joints' mean and of each joint beside it. In hand scales the image alone determines the answer.
+    """
+
+    def __init__(self, channels: int, joints: int = 21, hidden: int = 256) -> None:
+        super().__init__()
+        self.maps = nn.Linear(channels, joints)
+        self.pooled = nn.Linear(2 * channels, hidden)
+        self.depths = nn.Linear(hidden, 1 + joints)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, C, H, W) to log depth (B,), uv (B, J, 2) in [-1, 1] and relative depth (B, J)."""
+        height, width = features.shape[2:]
+        row = torch.linspace(-1, 1, height, device=features.device)
+        column = torch.linspace(-1, 1, width, device=features.device)
+        features = features.float()
+        maps = self.maps(features.flatten(2).transpose(1, 2))
+        share = maps.softmax(1).transpose(1, 2).unflatten(2, (height, width))
+        uv = torch.stack([share.sum(2) @ column, share.sum(3) @ row], -1)
+        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        depths = self.depths(relu(self.pooled(pooled)))
+        return depths[:, 0], uv, depths[:, 1:]
+
+    def losses(self, features: Tensor, joints: Tensor, hand_scale: Tensor) -> dict[str, Tensor]:
+        """Mean absolute errors of the regression.
+
+        Args:
+            features: (B, C, H, W), any float dtype.
+            joints: (B, J, 3) mm, camera frame.
+            hand_scale: (B,) mm, the true one.
+
+        Returns:
+            () tensors: "auxiliary_depth" (log of depth over hand scale), "auxiliary_uv" (half views,
+            joints inside the view only), "auxiliary_relative" (hand scales).
+        """
+        log_depth, uv, relative = self(features)
+        depth = joints[..., 2].mean(1)
+        target_uv = joints[..., :2] / joints[..., 2:].clamp_min(1.0) / VIEW_SLOPE
+        visible = (target_uv.abs() <= 1).all(-1, keepdim=True) & (joints[..., 2:] > 0)
+        target_relative = (joints[..., 2] - depth[:, None]) / hand_scale[:, None]
+        per_image = ((uv - target_uv).abs() * visible).sum((1, 2)) / (2 * visible.sum((1, 2))).clamp_min(1)
+        return {
+            "auxiliary_depth": (log_depth - (depth / hand_scale).log()).abs().mean(),
+            "auxiliary_uv": per_image.mean(),
+            "auxiliary_relative": (relative - target_relative).abs().mean(),
+        }

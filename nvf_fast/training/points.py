@@ -1,0 +1,201 @@
+"""Where the field is supervised: query points about each hand (Sec. 3.3, "Sampling of 3D Query Points")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+# The frustum of the reference camera, cut to the box that inference fills (mm).
+HALF_WIDTH_MM = 250.0
+NEAREST_MM, FARTHEST_MM = 150.0, 1200.0
+VIEW_SLOPE = 112 / 480  # half the view's width at depth 1, for every input size
+# A point on the very edge may round to either side of it; points keep this much of the half view clear.
+EDGE = 1e-4
+
+SPHERE_JOINT = 9
+
+
+class HandSurfaces(Protocol):
+    """What sampling asks of a batch of B hands; `nvf_fast.data.hand.Hands` is one."""
+
+    @property
+    def joints(self) -> Tensor: ...
+
+    def signed_distance(self, points: Tensor) -> Tensor: ...
+
+    def sample_surface(self, count: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PointSampling:
+    """How many query points per image, and where. The defaults are the paper's.
+
+    Attributes:
+        surface: points drawn on the surface, then moved by a Gaussian.
+        surface_sigma_mm: that Gaussian's standard deviation, per axis.
+        sphere: points uniform in the ball about joint 9.
+        sphere_radius_mm: that ball's radius.
+        frustum: points uniform in the camera frustum.
+        inside: points inside the hand to keep out of all these; None keeps every drawn point instead.
+        outside: points outside the hand to keep; None together with `inside`.
+        ray_points: addition to the paper, on top of the above: points on camera rays through the surface, in
+            front of it and behind it, without which a short training answers "surface" along whole rays.
+        ray_log_depth: half of them at the surface's depth times exp(u), u uniform in plus or minus this.
+        ray_sigma_mm: the other half at the surface's depth plus a Gaussian of this standard deviation.
+    """
+
+    surface: int = 12_500
+    surface_sigma_mm: float = 3.0
+    sphere: int = 1_000
+    sphere_radius_mm: float = 170.0
+    frustum: int = 1_000
+    inside: int | None = 2_500
+    outside: int | None = 2_500
+    ray_points: int = 0
+    ray_log_depth: float = 0.7
+    ray_sigma_mm: float = 40.0
+
+    def __post_init__(self) -> None:
+        if self.surface < 1 or self.frustum < 1 or self.sphere < 0 or self.ray_points < 0:
+            raise ValueError(
+                "surface and frustum must be at least 1, sphere and ray_points at least 0, got "
+                f"{self.surface}, {self.frustum}, {self.sphere} and {self.ray_points}"
+            )
+        if (self.inside is None) != (self.outside is None):
+            raise ValueError(
+                f"inside and outside are given both or neither, got {self.inside} and {self.outside}"
+            )
+        if self.inside is not None and self.outside is not None and (self.inside < 0 or self.outside < 0):
+            raise ValueError(f"inside and outside must not be negative, got {self.inside} and {self.outside}")
+        if min(self.surface_sigma_mm, self.sphere_radius_mm, self.ray_log_depth, self.ray_sigma_mm) < 0:
+            raise ValueError(f"lengths and ranges must not be negative, got {self}")
+
+    @property
+    def total(self) -> int:
+        """Points per image."""
+        drawn = self.surface + self.sphere + self.frustum
+        kept = drawn if self.inside is None or self.outside is None else self.inside + self.outside
+        return kept + self.ray_points
+
+
+def sample_points(
+    hands: HandSurfaces, sampling: PointSampling, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draws the query points of a batch of hands.
+
+    Every point lies inside the reference view. Where an image has fewer points of a kind than asked for (a
+    hand half out of the picture), that kind's points are repeated, and where it has none, any point of the
+    image stands in, so the shape never varies.
+
+    Args:
+        hands: B hands in the camera frame.
+        sampling: counts and ranges; N = `sampling.total`.
+        generator: source of every random number, on the hands' device.
+
+    Returns:
+        points (B, N, 3) float32 mm and their signed distance (B, N) mm, negative inside.
+    """
+    surface = hands.sample_surface(sampling.surface, generator)
+    moved = surface + sampling.surface_sigma_mm * _normal(surface.shape, surface, generator)
+    drawn = torch.cat(
+        [
+            moved,
+            _in_sphere(hands.joints, sampling, generator),
+            _in_frustum(surface, sampling.frustum, generator),
+        ],
+        1,
+    )
+    visible = _in_view(drawn)
+    if sampling.inside is None or sampling.outside is None:
+        points = _take(drawn, _choose(visible, visible, drawn.shape[1], generator))
+        distance = hands.signed_distance(points)
+    else:
+        distance = hands.signed_distance(drawn)
+        chosen = torch.cat(
+            [
+                _choose(visible & (distance < 0), visible, sampling.inside, generator),
+                _choose(visible & (distance >= 0), visible, sampling.outside, generator),
+            ],
+            1,
+        )
+        points, distance = _take(drawn, chosen), distance.gather(1, chosen)
+    if sampling.ray_points:
+        seen = torch.cat([_in_view(surface), torch.zeros_like(visible[:, sampling.surface :])], 1)
+        start = torch.cat([surface, drawn[:, sampling.surface :]], 1)
+        start = _take(start, _choose(seen, visible, sampling.ray_points, generator))
+        on_rays = _along_rays(start, sampling, generator)
+        points = torch.cat([points, on_rays], 1)
+        distance = torch.cat([distance, hands.signed_distance(on_rays)], 1)
+    return points, distance
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _in_view(points: Tensor) -> Tensor:
+    """(B, N) bool: in front of the camera and inside the picture."""
+    x, y, z = points.unbind(-1)
+    limit = z * (VIEW_SLOPE * (1 - EDGE))
+    return (z > 0) & (x.abs() <= limit) & (y.abs() <= limit)
+
+
+def _in_sphere(joints: Tensor, sampling: PointSampling, generator: torch.Generator | None) -> Tensor:
+    shape = (joints.shape[0], sampling.sphere, 3)
+    direction = normalize(_normal(shape, joints, generator), dim=-1)
+    radius = sampling.sphere_radius_mm * _uniform((*shape[:2], 1), joints, generator).pow(1 / 3)
+    return joints[:, SPHERE_JOINT, None] + radius * direction
+
+
+def _in_frustum(like: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Uniform by volume: the cross-section grows with depth squared until the box's sides cut it off."""
+    uniform = _uniform((like.shape[0], count, 3), like, generator)
+    slope = VIEW_SLOPE * (1 - EDGE)
+    cut = HALF_WIDTH_MM / slope
+    widening = (cut**3 - NEAREST_MM**3) / (3 * cut**2)  # volumes in units of the full cross-section
+    volume = uniform[..., 2] * (widening + FARTHEST_MM - cut)
+    depth = torch.where(
+        volume < widening,
+        (NEAREST_MM**3 + 3 * cut**2 * volume.clamp_max(widening)).pow(1 / 3),
+        cut + volume - widening,
+    )
+    half = (depth * slope).clamp_max(HALF_WIDTH_MM)
+    return torch.cat([(2 * uniform[..., :2] - 1) * half[..., None], depth[..., None]], -1)
+
+
+def _along_rays(start: Tensor, sampling: PointSampling, generator: torch.Generator | None) -> Tensor:
+    """Slides points (B, N, 3) along their camera rays, inside the frustum's depths."""
+    depth = start[..., 2].clamp(NEAREST_MM, FARTHEST_MM)
+    half = depth.shape[1] // 2
+    low = (NEAREST_MM / depth[:, :half]).log().clamp_min(-sampling.ray_log_depth)
+    high = (FARTHEST_MM / depth[:, :half]).log().clamp_max(sampling.ray_log_depth)
+    factor = low + (high - low) * _uniform((depth.shape[0], half), depth, generator)
+    offset = sampling.ray_sigma_mm * _normal((depth.shape[0], depth.shape[1] - half), depth, generator)
+    moved = torch.cat([depth[:, :half] * factor.exp(), depth[:, half:] + offset], 1).clamp(
+        NEAREST_MM, FARTHEST_MM
+    )
+    return start * (moved / start[..., 2])[..., None]
+
+
+def _choose(wanted: Tensor, otherwise: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Random indices (B, count) into the set columns of `wanted` (B, M), without replacement while they last.
+
+    A row with no wanted column draws from `otherwise`.
+    """
+    mask = torch.where(wanted.any(1, keepdim=True), wanted, otherwise)
+    key = torch.rand(mask.shape, generator=generator, device=mask.device) + ~mask
+    order = key.topk(min(count, mask.shape[1]), largest=False).indices
+    available = mask.sum(1, keepdim=True).clamp(1, order.shape[1])
+    return order.gather(1, torch.arange(count, device=mask.device) % available)
+
+
+def _take(points: Tensor, index: Tensor) -> Tensor:
+    return points.gather(1, index[..., None].expand(-1, -1, 3))
