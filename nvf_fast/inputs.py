@@ -1,0 +1,159 @@
+"""Checks what callers give the estimator, and brings it into one form."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE
+from nvf_fast.config import NVFConfig
+
+VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SIZE / 2 / REFERENCE_FOCAL))
+HAND_SCALE_RANGE_MM = (10.0, 120.0)
+
+
+def read_images(image: Any) -> tuple[list[Any], bool]:
+    """Pictures as uint8 arrays (B, H, W, 3), all numpy or all torch; and whether it was one picture."""
+    several = isinstance(image, list | tuple)
+    groups = list(image) if several else [image]
+    if not groups:
+        raise ValueError("image must be a picture or a list of pictures, got an empty list")
+    for i, group in enumerate(groups):
+        _check_image(group, f"image {i}" if several else "image", (3,) if several else (3, 4))
+    kinds = {str(group.device) if isinstance(group, Tensor) else "numpy" for group in groups}
+    if len(kinds) > 1:
+        raise TypeError(f"images must be all numpy, or all torch on one device, got {sorted(kinds)}")
+    single = not several and image.ndim == 3
+    return [group if group.ndim == 4 else group[None] for group in groups], single
+
+
+def read_intrinsics(K: Any, count: int) -> Tensor:
+    """(count, 3, 3) float64 on the CPU."""
+    intrinsics = _numbers("K", K, "(3, 3) or (B, 3, 3) intrinsics in px")
+    if intrinsics.shape not in ((3, 3), (count, 3, 3)):
+        raise ValueError(
+            f"K must be (3, 3), or ({count}, 3, 3) for {count} image(s), got shape {tuple(intrinsics.shape)}"
+        )
+    if not intrinsics.isfinite().all():
+        raise ValueError(f"K must be finite, got {intrinsics.tolist()}")
+    upper = intrinsics.triu()
+    upper[..., 2, 2] = 1
+    if not torch.equal(upper, intrinsics):
+        raise ValueError(f"K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in px, got {intrinsics.tolist()}")
+    if not (intrinsics.diagonal(dim1=-2, dim2=-1) > 0).all():
+        raise ValueError(f"K must have positive focal lengths fx and fy in px, got {intrinsics.tolist()}")
+    return intrinsics.expand(count, 3, 3)
+
+
+def read_left(side: Any, count: int) -> Tensor:
+    """(count,) bool on the CPU, true for left hands."""
+    sides = list(side) if isinstance(side, list | tuple) else [side] * count
+    if len(sides) != count or any(each not in ("left", "right") for each in sides):
+        raise ValueError(f'side must be "right" or "left", or one for each of {count} image(s), got {side!r}')
+    return torch.tensor([each == "left" for each in sides])
+
+
+def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | None:
+    """(count,) float32 mm on the CPU, or None where the model does without."""
+    if hand_scale is None:
+        if config.hand_scale and not config.scale_optional:
+            raise ValueError(
+                "this model was trained with the hand scale always given: hand_scale must be the length in "
+                "mm of the middle finger's proximal phalanx (joints 9 to 10), got None"
+            )
+        return None
+    if not config.hand_scale:
+        raise ValueError(f"this model takes no hand scale: hand_scale must be None, got {hand_scale}")
+    scale = _numbers("hand_scale", hand_scale, "a number of mm, or one per image")
+    if scale.shape not in ((), (count,)):
+        raise ValueError(f"hand_scale must be a number or ({count},) mm, got shape {tuple(scale.shape)}")
+    low, high = HAND_SCALE_RANGE_MM
+    if not ((scale >= low) & (scale <= high)).all():
+        raise ValueError(
+            f"hand_scale must be the length in mm of the middle finger's proximal phalanx, {low:g} to "
+            f"{high:g} mm, got {scale.tolist()}"
+        )
+    return scale.expand(count).float()
+
+
+def read_box_middles(box: Any, intrinsics: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+    """Where to look: the boxes' middles, (B, 2) float64 px on the CPU. Warns of boxes too wide.
+
+    Args:
+        box: (4,) or (B, 4) px; None looks along the optical axis.
+        intrinsics: (B, 3, 3) float64.
+        sizes: height and width in px of each picture.
+    """
+    if box is None:
+        return intrinsics[:, :2, 2]
+    count = len(sizes)
+    boxes = _numbers("box", box, "(x0, y0, x1, y1) px, or (B, 4)")
+    if boxes.shape not in ((4,), (count, 4)):
+        raise ValueError(
+            f"box must be (4,), or ({count}, 4) for {count} image(s), got shape {tuple(boxes.shape)}"
+        )
+    boxes = boxes.expand(count, 4)
+    extents = boxes[:, 2:] - boxes[:, :2]
+    if not (boxes.isfinite().all() and (extents >= 2).all()):
+        raise ValueError(
+            f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least 2 px larger, got {boxes.tolist()}"
+        )
+    middles = (boxes[:, 2:] + boxes[:, :2]) / 2
+    shapes = torch.tensor([(width, height) for height, width in sizes])
+    if not ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
+        raise ValueError(
+            f"the middle of a box must lie in its picture, got {boxes.tolist()} px in pictures of "
+            f"(width, height) {shapes.tolist()} px"
+        )
+    _warn_of_wide_boxes(boxes, middles, extents, intrinsics)
+    return middles
+
+
+def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:
+    if not isinstance(image, np.ndarray | Tensor):
+        hint = "; np.asarray(image.convert('RGB')) makes one of it" if hasattr(image, "convert") else ""
+        raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(image).__name__}{hint}")
+    shape = tuple(image.shape)
+    if len(shape) not in dimensions or shape[-1] != 3 or 0 in shape:
+        wanted = "(H, W, 3), or (B, H, W, 3) for a batch" if 4 in dimensions else "(H, W, 3)"
+        hint = ""
+        if len(shape) == 2:
+            hint = "; a grey picture needs its channel three times"
+        elif len(shape) > 2 and shape[-1] == 4:
+            hint = "; leave the alpha channel out"
+        elif len(shape) > 2 and shape[-3] == 3:
+            hint = "; channels come last"
+        raise ValueError(f"{name} must be {wanted}, RGB, got shape {shape}{hint}")
+    if image.dtype not in (np.uint8, torch.uint8):
+        raise TypeError(f"{name} must be uint8, values 0 to 255, got {image.dtype}")
+
+
+def _numbers(name: str, value: Any, wanted: str) -> Tensor:
+    """float64 on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", torch.float64)
+    try:
+        return torch.from_numpy(np.array(value, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be {wanted}, got {value!r}") from error
+
+
+def _warn_of_wide_boxes(boxes: Tensor, middles: Tensor, extents: Tensor, intrinsics: Tensor) -> None:
+    # Angles between the rays through the midpoints of opposite sides.
+    half = torch.diag_embed(extents / 2)
+    ends = torch.stack([middles[:, None] - half, middles[:, None] + half])
+    rays = torch.cat([ends, torch.ones_like(ends[..., :1])], -1) @ torch.linalg.inv(intrinsics).mT
+    spans = torch.cosine_similarity(rays[0], rays[1], dim=-1).clamp(-1, 1).acos().rad2deg()
+    for i, (across, down) in enumerate(spans.tolist()):
+        if max(across, down) > VIEW_DEGREES + 0.1:
+            warnings.warn(
+                f"the box {boxes[i].tolist()} px of image {i} spans {across:.1f} x {down:.1f} degrees, the "
+                f"view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}: what lies outside the view is not seen",
+                stacklevel=5,  # whoever called the estimator, past its no_grad
+            )

@@ -1,0 +1,131 @@
+"""What the estimator answers: 21 joints, how far to trust them, and who voted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FINGERS = ("THUMB", "INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY")
+JOINT_NAMES = (
+    "WRIST",
+    *("THUMB_CMC", "THUMB_MCP", "THUMB_IP", "THUMB_TIP"),
+    *(f"{finger}_{part}" for finger in FINGERS[1:] for part in ("MCP", "PIP", "DIP", "TIP")),
+)
+# Edges of the skeleton, (joint nearer to the wrist, joint farther from it), finger after finger.
+BONES = tuple((0 if part == 0 else 4 * f + part, 4 * f + part + 1) for f in range(5) for part in range(4))
+
+SPREAD_MM = 20.0  # votes scattered this far about their joint halve its score
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The points that voted for one hand, in the frame of the camera that took the picture.
+
+    Attributes:
+        points: (V, 3) float32 mm.
+        weights: (V, 21) float32, predicted closeness to each joint, not clamped.
+        directions: (V, 21, 3) float32, predicted directions to each joint, not normalised.
+    """
+
+    points: Any
+    weights: Any
+    directions: Any
+
+
+@dataclass(frozen=True)
+class HandPose:
+    """One hand's pose, or a batch of them; arrays are numpy's or torch's as the picture was.
+
+    Attributes:
+        joints: (..., 21, 3) float32 mm, in the frame of the camera that took the picture (x right, y down, z
+            forward), ordered as `JOINT_NAMES`; NaN where not valid.
+        joints_2d: (..., 21, 2) float32 px of the picture; NaN where not valid.
+        scores: (..., 21) float32 in [0, 1], see `joint_scores`; 0 where not valid.
+        voters: (...) int, points that voted.
+        valid: (...) bool, false where no point voted.
+        votes: the voters themselves where they were asked for: `Votes`, or a tuple of them for a batch.
+    """
+
+    joints: Any
+    joints_2d: Any
+    scores: Any
+    voters: Any
+    valid: Any
+    votes: Votes | tuple[Votes, ...] | None = None
+
+    def __len__(self) -> int:
+        """Poses in the batch.
+
+        Raises:
+            TypeError: this is one pose, not a batch.
+        """
+        if self.joints.ndim < 3:
+            raise TypeError("this is one pose, not a batch of them")
+        return len(self.joints)
+
+    def __getitem__(self, index: int | slice) -> HandPose:
+        """One pose of a batch, or a slice of the batch."""
+        if self.joints.ndim < 3:
+            raise TypeError("this is one pose, not a batch of them")
+        return HandPose(**{name: None if value is None else value[index] for name, value in _items(self)})
+
+    def __iter__(self) -> Iterator[HandPose]:
+        return (self[index] for index in range(len(self)))
+
+    def numpy(self) -> HandPose:
+        """The same pose as numpy arrays."""
+        return _mapped(self, lambda tensor: tensor.numpy(force=True)[()])
+
+    def to(self, device: torch.device | str) -> HandPose:
+        """A torch pose on another device."""
+        return _mapped(self, lambda tensor: tensor.to(device))
+
+    def to_dict(self) -> dict[str, Any]:
+        """One pose in JSON's types; joints (mm) and joints_2d (px) are None where it is not valid.
+
+        Raises:
+            TypeError: this is a batch.
+        """
+        if self.joints.ndim != 2:
+            raise TypeError(f"to_dict takes one pose, this is a batch of {len(self)}: ask each pose of it")
+        valid = bool(self.valid)
+        return {
+            "valid": valid,
+            "joints": self.joints.tolist() if valid else None,
+            "joints_2d": self.joints_2d.tolist() if valid else None,
+            "scores": self.scores.tolist(),
+            "voters": int(self.voters),
+        }
+
+
+def joint_scores(weight: Tensor, spread: Tensor) -> Tensor:
+    """How far a joint can be trusted, in [0, 1]: clamp(weight, 0, 1) / (1 + (spread / 20 mm)^2).
+
+    High where the counted voters take themselves to be close to the joint and agree on where it is; halved
+    where their votes scatter by 20 mm. It ranks joints and poses and is no probability: choose a threshold on
+    data.
+
+    Args:
+        weight: (...) mean weight of the votes that counted, as `ops.cast_votes` gives it.
+        spread: (...) mm, their weighted distance to the joint; NaN without voters.
+
+    Returns:
+        (...) scores; 0 without voters.
+    """
+    return (weight.clamp(0, 1) / (1 + (spread / SPREAD_MM) ** 2)).nan_to_num(0)
+
+
+def _items(record: Any) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(record, field.name)) for field in fields(record)]
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_mapped(part, change) for part in value)
+    if isinstance(value, Votes | HandPose):
+        return type(value)(**{name: _mapped(part, change) for name, part in _items(value)})
+    return value if value is None else change(value)

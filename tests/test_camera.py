@@ -1,0 +1,163 @@
+"""Cameras: rotations, homographies and remapping, against geometry worked out by hand and OpenCV's remap."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import nvf_fast.camera
+from nvf_fast.camera import (
+    look_at_rotation,
+    project,
+    reference_homography,
+    reference_intrinsics,
+    remap,
+    view_frame,
+)
+
+K = torch.tensor([[501.7, 0, 118.3], [0, 498.2, 109.6], [0, 0, 1]], dtype=torch.float64)
+
+
+def blob(pixel: Tensor, height: int, width: int, sigma: float) -> Tensor:
+    """(1, 1, height, width) Gaussian spot at a pixel (x, y)."""
+    y = torch.exp(-0.5 * ((torch.arange(height) - pixel[1]) / sigma) ** 2)
+    x = torch.exp(-0.5 * ((torch.arange(width) - pixel[0]) / sigma) ** 2)
+    return (y[:, None] * x)[None, None].float()
+
+
+def centroid(image: Tensor) -> Tensor:
+    """(x, y) of the brightness of image (1, 1, H, W)."""
+    mass = image[0, 0].double() / image.double().sum()
+    x, y = torch.arange(image.shape[-1]), torch.arange(image.shape[-2])
+    return torch.stack([(mass.sum(0) * x).sum(), (mass.sum(1) * y).sum()])
+
+
+def test_reference_camera() -> None:
+    assert reference_intrinsics().tolist() == [[480, 0, 112], [0, 480, 112], [0, 0, 1]]
+    small = reference_intrinsics(128)
+    assert small[0, 0] == pytest.approx(480 * 128 / 224) and small[1, 2] == 64
+    assert math.degrees(2 * math.atan(small[0, 2] / small[0, 0])) == pytest.approx(26.3, abs=0.05)
+
+
+def test_project() -> None:
+    point = torch.tensor([[10.0, -20.0, 500.0]], dtype=torch.float64)
+    pixel = project(point, K)
+    expected = torch.tensor([[501.7 * 10 / 500 + 118.3, -498.2 * 20 / 500 + 109.6]], dtype=torch.float64)
+    torch.testing.assert_close(pixel, expected)
+    torch.testing.assert_close(project(point[None], K[None]), pixel[None])
+
+
+@given(x=st.floats(-3000, 3000), y=st.floats(-3000, 3000))
+def test_look_at_rotation_is_the_smallest_that_turns_the_pixel_to_the_axis(x: float, y: float) -> None:
+    pixel = torch.tensor([x, y], dtype=torch.float64)
+    rotation = look_at_rotation(pixel, K)
+    ray = torch.linalg.inv(K) @ torch.tensor([x, y, 1], dtype=torch.float64)
+    ray = ray / ray.norm()
+    torch.testing.assert_close(rotation @ ray, torch.tensor([0, 0, 1], dtype=torch.float64))
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
+    assert torch.linalg.det(rotation) == pytest.approx(1)
+    assert (rotation.trace() - 1) / 2 == pytest.approx(float(ray[2])), "no more than between ray and axis"
+
+
+def test_look_at_rotation_batch() -> None:
+    pixels = torch.tensor([[100.0, 50.0], [0.0, 0.0]], dtype=torch.float64)
+    both = look_at_rotation(pixels, K.expand(2, 3, 3))
+    assert torch.equal(both[1], look_at_rotation(pixels[1], K))
+    torch.testing.assert_close(look_at_rotation(pixels, K), both)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_homography_takes_a_point_where_the_rotated_camera_sees_it(mirror: bool) -> None:
+    rotation = look_at_rotation(torch.tensor([300.0, 20.0], dtype=torch.float64), K)
+    homography = reference_homography(K, 128, view_frame(rotation, torch.tensor(mirror)))
+    points = torch.tensor([[30.0, -40.0, 600.0], [0.0, 5.0, 300.0]], dtype=torch.float64)
+    rotated = points @ rotation.T * torch.tensor([-1.0 if mirror else 1.0, 1, 1], dtype=torch.float64)
+    through_pixels = project(F.pad(project(points, K), (0, 1), value=1), homography)
+    directly = project(rotated, reference_intrinsics(128, dtype=torch.float64))
+    torch.testing.assert_close(through_pixels, directly)
+
+
+def test_remap_matches_opencv(shared_dir: Path) -> None:
+    oracle = np.load(shared_dir / "oracle/public_stack4_scale_remap.npz")
+    image = torch.from_numpy(oracle["image"]).permute(2, 0, 1)[None].float()
+    view = remap(image, reference_homography(torch.from_numpy(oracle["K"]))[None], 224)[0].permute(1, 2, 0)
+    difference = (view - torch.from_numpy(oracle["remapped"])).abs()
+    # OpenCV rounds to whole grey levels: measured 0.5003 at most.
+    assert difference.max() <= 0.51
+
+
+def test_remap_by_the_identity_changes_nothing() -> None:
+    image = torch.rand(2, 3, 224, 224)
+    homography = reference_homography(reference_intrinsics(dtype=torch.float64)).expand(2, 3, 3)
+    torch.testing.assert_close(remap(image, homography, 224), image, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fine", [1.0, 1.9, 2.0, 2.7, 4.0, 9.5])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_remap_puts_a_spot_where_the_homography_does_at_any_fineness(fine: float, mirror: bool) -> None:
+    intrinsics = torch.tensor(
+        [[500.0 * fine, 0, 120 * fine], [0, 490.0 * fine, 100 * fine], [0, 0, 1]], dtype=torch.float64
+    )
+    spot = torch.tensor([[90.3 * fine, 133.8 * fine]], dtype=torch.float64)
+    image = blob(spot[0], int(230 * fine), int(251 * fine), 3 * fine)
+    frame = view_frame(torch.eye(3, dtype=torch.float64), torch.tensor(mirror))
+    homography = reference_homography(intrinsics, 224, frame)
+    expected = project(F.pad(spot, (0, 1), value=1), homography)[0]
+    torch.testing.assert_close(centroid(remap(image, homography[None], 224)), expected, rtol=0, atol=2e-2)
+
+
+def test_fine_pictures_are_averaged_before_they_are_sampled() -> None:
+    checks = (torch.arange(896)[:, None] + torch.arange(896)) % 2  # every other pixel black: grey from afar
+    image = checks[None, None].float()
+    homography = reference_homography(reference_intrinsics(896, dtype=torch.float64))[None]
+    view = remap(image, homography, 224)[0, 0, 1:-1, 1:-1]
+    torch.testing.assert_close(view, torch.full_like(view, 0.5))
+
+
+def test_each_picture_of_a_batch_is_averaged_as_it_needs() -> None:
+    image = torch.rand(2, 3, 300, 400)
+    intrinsics = torch.stack([reference_intrinsics(size, dtype=torch.float64) for size in (224, 800)])
+    homographies = reference_homography(intrinsics, 128)
+    both = remap(image, homographies, 128)
+    for i in range(2):
+        assert torch.equal(both[i], remap(image[i, None], homographies[i, None], 128)[0])
+
+
+def test_nothing_is_seen_outside_or_behind_the_picture() -> None:
+    image = torch.ones(1, 1, 224, 224)
+    beside = look_at_rotation(torch.tensor([1e3, 112.0], dtype=torch.float64), K)
+    assert remap(image, reference_homography(K, 64, beside)[None], 64).abs().max() == 0
+    behind = torch.diag(torch.tensor([-1.0, 1, -1], dtype=torch.float64))  # turned round
+    assert remap(image, reference_homography(K, 64, behind)[None], 64).abs().max() == 0
+
+
+@pytest.mark.parametrize("fine", [0.5, 1.0, 1.9, 4.1])
+@pytest.mark.parametrize("pixel", [(200.0, 420.0), (0.0, 0.0), (801.0, 600.0), (430.0, 900.0), (-9e3, 300.0)])
+def test_reading_only_what_is_seen_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, fine: float, pixel: tuple[float, float]
+) -> None:
+    intrinsics = torch.tensor([[480.0 * fine, 0, 400], [0, 480 * fine, 300], [0, 0, 1]], dtype=torch.float64)
+    frame = look_at_rotation(torch.tensor(pixel, dtype=torch.float64), intrinsics)
+    homography = reference_homography(intrinsics, 128, frame)[None]
+    image = torch.randint(0, 256, (1, 3, 601, 802), dtype=torch.uint8)
+    view = remap(image.double(), homography, 128)
+    assert view.dtype == torch.float64
+    everything = (slice(0, 601), slice(0, 802))
+    monkeypatch.setattr(nvf_fast.camera, "_seen", lambda *_: everything)
+    torch.testing.assert_close(remap(image.double(), homography, 128), view, rtol=0, atol=1e-9)
+    torch.testing.assert_close(remap(image, homography, 128), view.float(), rtol=0, atol=2e-2)
+
+
+def test_remap_has_the_gradient_of_its_weights() -> None:
+    image = torch.rand(1, 1, 12, 10, dtype=torch.float64, requires_grad=True)
+    intrinsics = torch.tensor([[20.0, 0, 5], [0, 20, 6], [0, 0, 1]], dtype=torch.float64)
+    homography = reference_homography(intrinsics, 8)[None]
+    assert torch.autograd.gradcheck(lambda x: remap(x, homography, 8), image)

@@ -1,0 +1,266 @@
+"""`nvf-fast`: what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import nvf_fast
+from nvf_fast.checkpoint import save_checkpoint
+from nvf_fast.cli.main import COMMANDS, main
+from nvf_fast.cli.predict import read_picture
+from nvf_fast.config import NVFConfig
+from nvf_fast.model import NVF
+from nvf_fast.overlay import draw_pose
+from nvf_fast.pose import HandPose
+
+K = [[500.0, 0, 79.5], [0, 500.0, 59.5], [0, 0, 1]]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network whose every point votes, so that poses are valid."""
+    torch.manual_seed(3)
+    model = NVF(NVFConfig(input_size=64, stem=16, width=32, stacks=1, hidden=(32,), scale_optional=True))
+    with torch.no_grad():
+        model.field.biases[-1][0] = 0.0
+        model.field.biases[-1][1::4] = 0.5
+        model.field.weights[-1][0] *= 0.01
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(model, folder, {"data": {"pictures": 12}, "scores": {"cs_mje": 99.5}})
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in this process; gives its exit status, standard output and standard error."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        status = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Two good pictures, 160 x 120."""
+    paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    for seed, path in enumerate(paths):
+        pixels = np.random.default_rng(seed).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def test_overview(run: Run) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        status, out, _ = run(*arguments)
+        assert status == 0 and all(f"\n  {name} " in out for name in COMMANDS)
+    assert run("--version")[1] == f"{nvf_fast.__version__}\n"
+    status, out, err = run("guess")
+    assert status == 2 and out == "" and err.startswith("nvf-fast: no command 'guess'; there are demo,")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_units(run: Run, name: str) -> None:
+    status, out, _ = run(name, "--help")
+    assert status == 0 and f"nvf-fast {name}" in out
+    if name in ("demo", "predict", "eval"):
+        assert "mm" in out
+
+
+def test_usage_errors_end_with_2(run: Run) -> None:
+    status, _, err = run("demo", "--stepp", "16")
+    assert status == 2 and "--stepp" in err
+
+
+def test_prediction_imports_no_training() -> None:
+    script = """
+import sys
+from nvf_fast.cli.main import main
+try:
+    main(["predict", "missing.png", "--fx", "500", "--checkpoint", "nowhere"])
+except SystemExit as end:
+    unwanted = ("nvf_fast.training", "nvf_fast.data", "nvf_fast.evaluation", "nvf_fast.metrics", "matplotlib")
+    print(end.code, [name for name in sys.modules if name.startswith(unwanted)])
+"""
+    assert subprocess.check_output([sys.executable, "-c", script], stderr=subprocess.DEVNULL) == b"2 []\n"
+
+
+def test_predict_writes_the_estimators_poses(
+    run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "results/poses.json"
+    camera = ["--fx", 500, "--fy", 510, "--cx", 70, "--box", 40, 30, 100, 90, "--side", "left"]
+    options = ["--step", 32, "--hand-scale", 35, "--checkpoint", checkpoint, "--overlay", tmp_path / "drawn"]
+    status, stdout, _ = run("predict", *pictures, *camera, *options, "--out", out)
+    assert status == 0 and stdout == ""
+    assert [path.name for path in out.parent.iterdir()] == ["poses.json"]
+    written = json.loads(out.read_text())
+    assert written["joint_names"][0] == "WRIST" and written["failures"] == []
+    estimator = nvf_fast.load(checkpoint, device="cpu", step_mm=32)
+    intrinsics = [[500, 0, 70], [0, 510, 59.5], [0, 0, 1]]
+    for path, found in zip(pictures, written["poses"], strict=True):
+        image = np.array(Image.open(path))
+        pose = estimator(image, intrinsics, 35.0, box=(40, 30, 100, 90), side="left")
+        assert found["image"] == str(path) and found["K"] == intrinsics and found["side"] == "left"
+        assert found["voters"] == pose.voters > 0 and found["hand_scale"] == 35
+        np.testing.assert_allclose(found["joints"], pose.joints, rtol=1e-4)
+        assert Image.open(tmp_path / f"drawn/{path.stem}.png").size == (160, 120)
+
+
+@pytest.mark.parametrize("form", ["matrix", "K", "names"])
+def test_predict_takes_intrinsics_from_a_file(
+    run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps({"matrix": K, "K": {"K": K}, "names": {"a.png": K}}[form]))
+    options = ["--intrinsics", path, "--checkpoint", checkpoint, "--step", 32]
+    status, out, err = run("predict", *pictures, *options)
+    written = json.loads(out)
+    assert written["poses"][0]["K"] == K
+    if form == "names":
+        assert status == 2 and "b.jpg: " in err and "has no entry 'b.jpg'" in err
+        assert [failure["image"] for failure in written["failures"]] == [str(pictures[1])]
+    else:
+        assert status == 0 and len(written["poses"]) == 2
+
+
+def test_predict_by_field_of_view(run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "drawn.png"
+    options = ["--fov", 90, "--checkpoint", checkpoint, "--step", 32, "--overlay", drawn]
+    status, out, _ = run("predict", pictures[0], *options)
+    assert status == 0 and drawn.is_file()
+    np.testing.assert_allclose(json.loads(out)["poses"][0]["K"], [[80, 0, 79.5], [0, 80, 59.5], [0, 0, 1]])
+
+
+def test_predict_goes_on_past_bad_pictures(
+    run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    bad = [tmp_path / name for name in ("missing.png", "text.png", "cut.png", "deep.png")]
+    missing, text, cut, deep = bad
+    text.write_text("no picture")
+    cut.write_bytes(pictures[0].read_bytes()[:4000])
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(deep)
+    files = [missing, pictures[0], text, cut, deep, pictures[1]]
+    status, out, err = run("predict", *files, "--fx", 500, "--checkpoint", checkpoint, "--step", 32)
+    written = json.loads(out)
+    assert status == 2
+    assert [found["image"] for found in written["poses"]] == [str(path) for path in pictures]
+    assert [failure["image"] for failure in written["failures"]] == [str(path) for path in bad]
+    lines = [line for line in err.splitlines() if line.startswith("nvf-fast predict: ")]
+    assert len(lines) == 5 and "Traceback" not in err
+    assert "missing.png: No such file" in lines[0] and "not a picture" in lines[1]
+    assert "cut.png: " in lines[2] and "8 bits per channel" in lines[3]
+    assert lines[4].endswith("4 of 6 pictures failed")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give the camera by one of --fx"),
+        (["--fx", 500, "--fov", 60], "give the camera by one of --fx"),
+        (["--fx", -500], "--fx must be a positive number of px, got -500"),
+        (["--fx", 500, "--fy", "nan"], "--fy must be a positive number of px"),
+        (["--fov", 200], "--fov must lie between 0 and 180 degrees"),
+        (["--fov", 60, "--fy", 500], "--fy goes with --fx"),
+        (["--intrinsics", "nowhere.json"], "nowhere.json: No such file"),
+        (["--fx", 500, "--hand-scale", 0.035], "10 to 120 mm, got 0.035"),
+        (["--fx", 500, "--step", -1], "step_mm must be a positive number of mm"),
+        (["--fx", 500, "--box", 0.1, 0.1, 0.9, 0.9], "at least 2 px larger"),
+        (["--fx", 500, "--device", "gpu0"], "no device is called 'gpu0'"),
+        (["--fx", 500, "--checkpoint", "nowhere/at-all/x"], "nowhere"),
+        (["--fx", 500, "--out", "."], "--out must be a file"),
+    ],
+)
+def test_predict_refuses_what_cannot_be(
+    run: Run, pictures: list[Path], checkpoint: Path, options: list, message: str
+) -> None:
+    chosen = [] if "--checkpoint" in options else ["--checkpoint", checkpoint]
+    status, _, err = run("predict", pictures[0], *chosen, *options)
+    assert status == 2 and message in err
+    assert err.startswith("nvf-fast predict: ") and len(err.splitlines()) == 1
+
+
+def test_predict_refuses_overlays_that_cover_each_other(
+    run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ["--fx", 500, "--checkpoint", checkpoint]
+    status, _, err = run("predict", *pictures, *options, "--overlay", "one.png")
+    assert status == 2 and "must be a folder" in err
+    status, _, err = run("predict", tmp_path / "a.png", tmp_path / "a.jpg", *options, "--overlay", tmp_path)
+    assert status == 2 and "drawn into a.png" in err
+
+
+def test_pictures_are_read_upright_in_rgb(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
+    Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "alpha.png"), pixels)
+
+
+def test_info(run: Run, checkpoint: Path) -> None:
+    status, out, _ = run("info", checkpoint)
+    facts = dict(line.split(None, 1) for line in out.splitlines())
+    assert status == 0 and facts["model.input_size"] == "64" and facts["training.data.pictures"] == "12"
+    assert facts["training.scores.cs_mje"] == "99.5"
+    assert int(facts["parameters"].replace(",", "")) > 1000
+    status, _, err = run("info", checkpoint / "elsewhere")
+    assert status == 2 and len(err.splitlines()) == 1
+
+
+def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assets = tmp_path / "package/assets"
+    assets.mkdir(parents=True)
+    Image.fromarray(np.zeros((224, 224, 3), np.uint8)).save(assets / "demo.png")
+    joints = np.full((21, 3), [0.0, 0, 600])
+    camera = [[480.0, 0, 112], [0, 480, 112], [0, 0, 1]]
+    facts = {"K": camera, "hand_scale": 33.0, "side": "right", "joints": joints.tolist()}
+    (assets / "demo.json").write_text(json.dumps(facts))
+    monkeypatch.setattr("nvf_fast.cli.demo.files", lambda package: tmp_path / "package")
+    overlay = tmp_path / "overlay.png"
+    status, out, _ = run("demo", "--checkpoint", checkpoint, "--overlay", overlay, "--step", 32)
+    assert status == 0 and Image.open(overlay).size == (224, 224)
+    row = next(line.split() for line in out.splitlines() if line.startswith("INDEX_FINGER_TIP"))
+    x, y, z, error = map(float, row[1:5])
+    assert error == pytest.approx(math.dist((x, y, z), (0, 0, 600)), abs=0.2)
+    assert "3183 points voted" in out and " ms on cpu: prepare " in out and ", vote " in out
+
+
+def test_drawing(tmp_path: Path) -> None:
+    joints = np.zeros((21, 3), np.float32)
+    joints_2d = np.stack([np.linspace(20, 140, 21), np.linspace(30, 90, 21)], -1).astype(np.float32)
+    pose = HandPose(joints, joints_2d, np.ones(21), 5, True)
+    image = np.zeros((120, 160, 3), np.uint8)
+    drawn = np.array(draw_pose(image, pose))
+    assert drawn.shape == image.shape and image.max() == 0
+    for u, v in joints_2d[1:].round().astype(int):
+        assert drawn[v, u].max() > 100, "each joint is covered"
+    assert drawn[:20].max() == 0 and drawn[:, 150:].max() == 0, "and little else"
+    edge = drawn[(drawn > 0).any(-1)].max(-1)
+    assert len(np.unique(edge)) > 10, "edges are smooth"
+    nothing = HandPose(joints * np.nan, joints_2d * np.nan, np.zeros(21), 0, False)
+    np.testing.assert_array_equal(np.array(draw_pose(image, nothing)), image)
+    outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True)
+    np.testing.assert_array_equal(np.array(draw_pose(image, outside)), image)

@@ -1,0 +1,383 @@
+"""The estimator's geometry, batching and manners, mostly with a model that reads a hand off coloured spots.
+
+The stand-in sees only the view that the estimator shows it: it finds the directions of three marked joints
+there, knows how far they are from the camera, and completes a *right* hand from them. Poses therefore come
+back right only if remapping, mirroring, turning and turning back all are.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nvf_fast.estimator
+from nvf_fast.camera import project, reference_intrinsics
+from nvf_fast.checkpoint import save_checkpoint
+from nvf_fast.config import NVFConfig
+from nvf_fast.estimator import PoseEstimator, load
+from nvf_fast.model import NVF
+from nvf_fast.pose import HandPose
+
+MARKED = [0, 8, 20]
+RIGHT_HAND = torch.randn(21, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 22
+RIGHT_HAND[MARKED] = torch.tensor([[-50.0, 30, 5], [45, 40, -20], [5, -50, 15]], dtype=torch.float64)
+K = np.array([[900.0, 0, 330.5], [0, 880.0, 228.0], [0, 0, 1]])
+HEIGHT, WIDTH = 480, 640
+
+
+def axes(marks: Tensor) -> Tensor:
+    """(3, 3) rows: two edges of the triangle of marks and the normal that makes them right-handed."""
+    u, v = marks[1] - marks[0], marks[2] - marks[0]
+    return torch.stack([u, v, torch.linalg.cross(u, v) / 100])
+
+
+class SpotReader(nn.Module):
+    """What the estimator uses of `NVF`; the view itself is its features, and its field the spots' hand."""
+
+    def __init__(self, size: int, distances: list[Tensor], **config: Any) -> None:
+        super().__init__()
+        self.config = NVFConfig(input_size=size, **config)
+        self.encoder = nn.Identity()
+        self.field = nn.Module()
+        self.field.weights, self.field.biases = [], []
+        self.distances = iter(distances)  # per picture, (3,) mm from the camera to each mark
+
+    @property
+    def reference_intrinsics(self) -> Tensor:
+        return reference_intrinsics(self.config.input_size)
+
+    def encode(self, views: Tensor) -> Tensor:
+        return views
+
+    def query_field(self, features: Tensor, points: Tensor, intrinsics: Tensor, *_: Any, **__: Any) -> Any:
+        brightness = (features.double() + 1).flatten(2)
+        assert brightness.min() >= 0, "black is -1"
+        axis = torch.arange(features.shape[-1], dtype=torch.float64)
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        pixels = torch.stack([x.flatten(), y.flatten(), torch.ones(x.numel(), dtype=torch.float64)])
+        points = points.double()
+        coefficients = torch.linalg.solve(axes(RIGHT_HAND[MARKED]).T, (RIGHT_HAND - RIGHT_HAND[0]).T).T
+        sdf, votes = [], []
+        for view in brightness:
+            if view.sum() == 0:
+                sdf.append(torch.full((len(points),), math.inf))
+                votes.append(torch.zeros(len(points), 21, 4))
+                continue
+            spots = (view @ pixels.T) / view.sum(1, keepdim=True)
+            rays = spots @ torch.linalg.inv(intrinsics.double()).T
+            marks = rays / rays.norm(dim=1, keepdim=True) * next(self.distances)[:, None]
+            joints = marks[0] + coefficients @ axes(marks)
+            offsets = joints - points[:, None]
+            distance = offsets.norm(dim=-1, keepdim=True)
+            votes.append(torch.cat([(1 - distance / 80).clamp(min=0), offsets / distance], -1).float())
+            sdf.append((distance.amin(1)[:, 0] - 12).float())
+        return torch.stack(sdf), torch.stack(votes)
+
+
+def hand_at(centre: tuple[float, float, float], side: str = "right") -> Tensor:
+    """(21, 3) mm."""
+    mirrored = RIGHT_HAND * torch.tensor([-1.0 if side == "left" else 1.0, 1, 1], dtype=torch.float64)
+    return mirrored + torch.tensor(centre, dtype=torch.float64)
+
+
+def picture(joints: Tensor, intrinsics: np.ndarray, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A red, a green and a blue spot at the marked joints."""
+    sigma = 5 * height / HEIGHT
+    y, x = torch.arange(height), torch.arange(width)
+    spots = []
+    for u, v in project(joints[MARKED], torch.from_numpy(intrinsics)):
+        spots.append(torch.exp(-(((y - v) / sigma)[:, None] ** 2 + ((x - u) / sigma) ** 2) / 2) * 255)
+    return torch.stack(spots, -1).round().to(torch.uint8).numpy()
+
+
+def reader(monkeypatch: pytest.MonkeyPatch, hands: list[Tensor], size: int = 128) -> PoseEstimator:
+    """An estimator that reads spots; it knows the hands' distances in the order in which it will see them."""
+    model = SpotReader(size, [hand[MARKED].norm(dim=1) for hand in hands], hand_scale=False)
+    estimator = PoseEstimator(model)
+    monkeypatch.setattr(nvf_fast.estimator.ops, "query_field", estimator.model.query_field)
+    return estimator
+
+
+def assert_pose(pose: HandPose, truth: Tensor, intrinsics: np.ndarray) -> None:
+    assert pose.valid and pose.voters > 50
+    # The spots are found to some hundredths of a pixel: measured 0.06 mm at most.
+    np.testing.assert_allclose(pose.joints, truth, rtol=0, atol=0.15)
+    pixels = project(truth, torch.from_numpy(intrinsics))
+    np.testing.assert_allclose(pose.joints_2d, pixels, rtol=0, atol=0.5 * intrinsics[0, 0] / 900)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(
+    ("centre", "box", "size"),
+    [
+        ((10, -8, 560), None, 224),
+        ((10, -8, 560), None, 128),
+        ((-150, 80, 600), (12, 240, 200, 440), 128),
+        ((190, -110, 800), (430, 0, 640, 210), 224),
+    ],
+    ids=["axis-224", "axis-128", "turned-left-down", "turned-right-up"],
+)
+def test_pose_comes_back(
+    monkeypatch: pytest.MonkeyPatch, centre: tuple, box: tuple | None, size: int, side: str
+) -> None:
+    truth = hand_at(centre, side)
+    estimator = reader(monkeypatch, [truth], size)
+    assert_pose(estimator(picture(truth, K), K, box=box, side=side), truth, K)
+
+
+def test_pose_comes_back_from_a_fine_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = np.diag([4.0, 4, 1]) @ K
+    truth = hand_at((-100, 0, 600), "left")
+    middle = project(truth.mean(0, keepdim=True), torch.from_numpy(fine))[0]
+    box = torch.cat([middle - 400, middle + 400])
+    image = picture(truth, fine, 4 * HEIGHT, 4 * WIDTH)
+    assert_pose(reader(monkeypatch, [truth])(image, fine, box=box, side="left"), truth, fine)
+
+
+def test_a_batch_is_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = ["left", "right", "left"]
+    centres = [(-60, 20, 600), (70, -30, 500), (0, 40, 700)]
+    hands = [hand_at(centre, side) for centre, side in zip(centres, sides, strict=True)]
+    other = np.array([[700.0, 0, 250], [0, 700, 250], [0, 0, 1]])
+    intrinsics = np.stack([K, other, K])
+    sizes = [(480, 640), (500, 520), (470, 600)]
+    images = [picture(hand, k, *size) for hand, k, size in zip(hands, intrinsics, sizes, strict=True)]
+    middles = [project(hand, torch.from_numpy(k)).mean(0) for hand, k in zip(hands, intrinsics, strict=True)]
+    boxes = [torch.cat([middle - 90, middle + 90]).numpy() for middle in middles]
+    poses = reader(monkeypatch, hands)(images, intrinsics, box=boxes, side=sides)
+    assert len(poses) == 3 and poses.joints.shape == (3, 21, 3) and poses.valid.all()
+    for i, pose in enumerate(poses):
+        assert_pose(pose, hands[i], intrinsics[i])
+        alone = reader(monkeypatch, hands[i : i + 1])(images[i], intrinsics[i], box=boxes[i], side=sides[i])
+        np.testing.assert_allclose(alone.joints, pose.joints, rtol=0, atol=1e-3)
+
+
+def test_kinds_of_batches_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    hands = [hand_at((0, 0, 550)), hand_at((10, -10, 600))]
+    images = np.stack([picture(hand, K) for hand in hands])
+    wanted = reader(monkeypatch, hands)(images, K)
+    assert isinstance(wanted.joints, np.ndarray) and wanted.joints.dtype == np.float32
+    tensors = reader(monkeypatch, hands)(torch.from_numpy(images), torch.from_numpy(K))
+    assert isinstance(tensors.joints, Tensor) and tensors.joints.dtype == torch.float32
+    assert tensors.valid.dtype == torch.bool and not tensors.voters.is_floating_point()
+    np.testing.assert_array_equal(tensors.joints, wanted.joints)
+    np.testing.assert_array_equal(reader(monkeypatch, hands)(list(images), K).joints, wanted.joints)
+    monkeypatch.setattr(nvf_fast.estimator, "VOTE_BYTES", 1)  # one picture after the other
+    np.testing.assert_array_equal(reader(monkeypatch, hands)(images, K).joints, wanted.joints)
+
+
+def test_arrays_of_any_strides_are_taken_without_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = hand_at((0, 0, 550))
+    image = picture(truth, K)
+    backwards = np.ascontiguousarray(image[..., ::-1])[..., ::-1]
+    backwards.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_pose(reader(monkeypatch, [truth])(backwards, K), truth, K)
+        transposed = torch.from_numpy(image).permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        assert_pose(reader(monkeypatch, [truth])(transposed, K).numpy(), truth, K)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_votes_point_at_the_joints(monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+    truth = hand_at((-150, 80, 600), side)
+    box = (12, 240, 200, 440)
+    images = [np.zeros((100, 100, 3), np.uint8), picture(truth, K)]
+    small = np.array([[300.0, 0, 50], [0, 300, 50], [0, 0, 1]])
+    poses = reader(monkeypatch, [truth])(
+        images, np.stack([small, K]), box=[(40, 40, 60, 60), box], side=side, return_votes=True
+    )
+    assert poses[0].votes.weights.shape == (0, 21)
+    votes = poses[1].votes
+    assert votes.points.shape == (poses[1].voters, 3)
+    targets = votes.points[:, None] + 80 * (1 - votes.weights[..., None]) * votes.directions
+    off = np.linalg.norm(targets - truth.numpy(), axis=-1)
+    assert off[votes.weights > 0].max() < 0.15
+    assert reader(monkeypatch, [truth])(images[1], K, box=box, side=side).votes is None
+
+
+def test_no_voter_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = hand_at((0, 0, 550))
+    images = np.stack([np.zeros((HEIGHT, WIDTH, 3), np.uint8), picture(truth, K)])
+    poses = reader(monkeypatch, [truth])(images, K)
+    assert poses.valid.tolist() == [False, True]
+    assert poses.voters[0] == 0 and np.isnan(poses.joints[0]).all() and np.isnan(poses.joints_2d[0]).all()
+    assert (poses.scores[0] == 0).all() and (poses.scores[1] > 0.3).all()
+    assert_pose(poses[1], truth, K)
+
+
+def test_more_voters_than_expected_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = hand_at((0, 0, 550))
+    wanted = reader(monkeypatch, [truth])(picture(truth, K), K, return_votes=True)
+    monkeypatch.setattr(nvf_fast.estimator, "CAPACITY", 16)
+    pose = reader(monkeypatch, [truth])(picture(truth, K), K, return_votes=True)
+    assert pose.voters == wanted.voters > 16
+    np.testing.assert_array_equal(pose.joints, wanted.joints)
+    np.testing.assert_array_equal(pose.votes.points, wanted.votes.points)
+
+
+def test_a_box_wider_than_the_view_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.zeros((256, 256, 3), np.uint8)
+    camera = np.array([[480.0, 0, 128], [0, 480, 128], [0, 0, 1]])
+    with pytest.warns(UserWarning, match=r"image 0 spans 29\.9 x 15\.2 degrees, the view 26\.3") as caught:
+        reader(monkeypatch, [])(image, camera, box=(0, 64, 256, 192))
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reader(monkeypatch, [])(image, camera, box=(16, 16, 240, 240))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> NVF:
+    torch.manual_seed(3)
+    model = NVF(NVFConfig(input_size=64, stem=16, width=32, stacks=1, hidden=(64, 32), scale_optional=True))
+    with torch.no_grad():
+        model.field.biases[-1][1::4] = 0.5  # weights about which a mean is well defined
+    return model
+
+
+def test_the_network_itself(tiny: NVF) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1)
+    pose = estimator(image, K, hand_scale=35.0)
+    assert pose.valid and pose.voters == 3183 and np.isfinite(pose.joints).all()
+    features = tiny.encode(estimator._views([image[None]], torch.eye(3, dtype=torch.float64)[None]))
+    assert features.shape == (1, 32, 16, 16)
+    without = estimator(image, K)
+    assert not np.array_equal(without.joints, pose.joints), "the hand scale arrives"
+    np.testing.assert_array_equal(estimator(image, K, hand_scale=15.0).joints, without.joints)
+    both = estimator([image, image], K, hand_scale=torch.tensor([35.0, 15.0]))
+    np.testing.assert_allclose(both.joints, np.stack([pose.joints, without.joints]), rtol=0, atol=1e-2)
+
+
+def test_precision_is_the_callers_choice_and_the_model_stays_as_it_was(tiny: NVF) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, dtype=torch.bfloat16)
+    assert next(estimator.model.encoder.parameters()).dtype == torch.bfloat16
+    assert estimator.model.field.weights[0].dtype == torch.float32, "depth needs it"
+    assert estimator(image, K).valid
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in tiny.parameters())
+    assert PoseEstimator(tiny).dtype == torch.float32
+    with pytest.raises(TypeError, match="dtype must be"):
+        PoseEstimator(tiny, dtype=torch.float64)
+
+
+@pytest.mark.cuda
+def test_on_cuda_half_precision_is_the_default_and_poses_go_where_the_pictures_are(tiny: NVF) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, device="cuda")
+    assert estimator.dtype == torch.float16
+    pose = estimator(torch.from_numpy(image).cuda(), K)
+    assert pose.valid and pose.voters > 3000
+    values = (pose.joints, pose.joints_2d, pose.scores, pose.voters, pose.valid)
+    assert {value.device.type for value in values} == {"cuda"}
+    np.testing.assert_allclose(estimator(image, K).joints, pose.numpy().joints, rtol=0, atol=1e-2)
+
+
+def test_stages_are_measured(tiny: NVF) -> None:
+    estimator = PoseEstimator(tiny, step_mm=32)
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    with estimator.timed() as milliseconds:
+        estimator(image, K)
+        once = sum(milliseconds.values())
+        estimator(image, K)
+    assert list(milliseconds) == ["prepare", "remap", "encode", "query", "select", "vote", "read"]
+    assert min(milliseconds.values()) > 0 and sum(milliseconds.values()) > once
+    kept = dict(milliseconds)
+    estimator(image, K)
+    assert milliseconds == kept
+
+
+def test_load(tiny: NVF, tmp_path: Path) -> None:
+    save_checkpoint(tiny, tmp_path / "tiny", {}, dtype=torch.float32)
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    estimator = load(tmp_path / "tiny", device="cpu", step_mm=32, surface_mm=60)
+    wanted = PoseEstimator(tiny, step_mm=32, surface_mm=60)(image, K)
+    np.testing.assert_array_equal(estimator(image, K).joints, wanted.joints)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_mm": -1}, "step_mm must be a positive number of mm, got -1"),
+        ({"surface_mm": 0}, "surface_mm must be a positive"),
+        ({"fraction": 0}, r"fraction must be in \(0, 1\], got 0"),
+        ({"fraction": 1.5}, r"fraction must be in \(0, 1\], got 1.5"),
+    ],
+)
+def test_refuses_impossible_options(tiny: NVF, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PoseEstimator(tiny, **options)
+
+
+IMAGE = np.zeros((60, 80, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (IMAGE / 255, TypeError, "uint8.*got float64"),
+        (torch.zeros(60, 80, 3), TypeError, "uint8.*got torch.float32"),
+        (IMAGE[..., 0], ValueError, r"got shape \(60, 80\); a grey picture"),
+        (np.zeros((60, 80, 4), np.uint8), ValueError, "alpha"),
+        (IMAGE.transpose(2, 0, 1), ValueError, "channels come last"),
+        (IMAGE[:0], ValueError, r"got shape \(0, 80, 3\)"),
+        ("hand.jpg", TypeError, "numpy array or a torch tensor, got str"),
+        ([], ValueError, "empty list"),
+        ([IMAGE, IMAGE[None]], ValueError, r"image 1 must be \(H, W, 3\)"),
+        ([IMAGE, torch.from_numpy(IMAGE)], TypeError, "all numpy, or all torch"),
+    ],
+)
+def test_refuses_what_is_no_picture(tiny: NVF, image: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PoseEstimator(tiny, step_mm=32)(image, K)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"K": np.eye(4)}, r"K must be \(3, 3\).*got shape \(4, 4\)"),
+        ({"K": np.stack([K] * 3)}, r"\(2, 3, 3\) for 2 image\(s\), got shape \(3, 3, 3\)"),
+        ({"K": -K}, "fx, s, cx"),
+        ({"K": K.T}, "fx, s, cx"),
+        ({"K": K * [[-1], [1], [1]]}, "positive focal lengths"),
+        ({"K": K * np.nan}, "K must be finite"),
+        ({"hand_scale": 0.035}, r"length in mm.*10 to 120 mm, got 0.035"),
+        ({"hand_scale": math.nan}, "10 to 120 mm, got nan"),
+        ({"hand_scale": [35.0, 36.0, 37.0]}, r"number or \(2,\) mm, got shape \(3,\)"),
+        ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),
+        ({"box": (0.1, 0.2, 0.7, 0.9)}, "at least 2 px larger"),
+        ({"box": (100, 10, 140, 50)}, "middle of a box must lie in its picture"),
+        ({"box": (1, 2, 3)}, r"box must be \(4,\), or \(2, 4\)"),
+        ({"side": "Left"}, "\"right\" or \"left\".*got 'Left'"),
+        ({"side": ["left"]}, "each of 2"),
+    ],
+)
+def test_refuses_impossible_arguments(tiny: NVF, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PoseEstimator(tiny, step_mm=32)([IMAGE, IMAGE], **{"K": K} | arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"K": "wide"}, {"hand_scale": "big"}, {"box": object()}])
+def test_refuses_what_is_no_number(tiny: NVF, arguments: dict) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(arguments))} must be"):
+        PoseEstimator(tiny, step_mm=32)(IMAGE, **{"K": K} | arguments)
+
+
+def test_hand_scale_fits_the_model() -> None:
+    small = {"input_size": 64, "stem": 16, "width": 32, "stacks": 1, "hidden": (8,)}
+    always = PoseEstimator(NVF(NVFConfig(**small)), step_mm=32)
+    with pytest.raises(ValueError, match=r"hand_scale must be the length in mm.* got None"):
+        always(IMAGE, K)
+    never = PoseEstimator(NVF(NVFConfig(**small, hand_scale=False)), step_mm=32)
+    with pytest.raises(ValueError, match=r"takes no hand scale.* got 35"):
+        never(IMAGE, K, hand_scale=35)

@@ -1,0 +1,73 @@
+"""Poses: names and bones, batches, conversion and scores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from nvf_fast.pose import BONES, JOINT_NAMES, HandPose, Votes, joint_scores
+
+
+def batch(count: int = 3) -> HandPose:
+    valid = torch.ones(count, dtype=torch.bool)
+    valid[-1] = False
+    joints = torch.rand(count, 21, 3)
+    joints[-1] = torch.nan
+    votes = tuple(Votes(torch.rand(i, 3), torch.rand(i, 21), torch.rand(i, 21, 3)) for i in range(count))
+    voters = torch.arange(count, dtype=torch.int32)
+    return HandPose(joints, joints[..., :2] * 2, torch.rand(count, 21), voters, valid, votes)
+
+
+def test_joint_names_and_bones() -> None:
+    assert len(JOINT_NAMES) == len(set(JOINT_NAMES)) == 21
+    assert JOINT_NAMES[0] == "WRIST"
+    assert JOINT_NAMES[1:5] == ("THUMB_CMC", "THUMB_MCP", "THUMB_IP", "THUMB_TIP")
+    assert JOINT_NAMES[9] == "MIDDLE_FINGER_MCP" and JOINT_NAMES[20] == "PINKY_TIP"
+    assert sorted(child for _, child in BONES) == list(range(1, 21)), "each joint hangs on one other"
+    assert [child for parent, child in BONES if parent == 0] == [1, 5, 9, 13, 17]
+    assert (9, 10) in BONES and (4, 5) not in BONES
+
+
+def test_a_batch_gives_its_poses() -> None:
+    poses = batch()
+    assert len(poses) == 3 and len(list(poses)) == 3
+    assert torch.equal(poses[1].joints, poses.joints[1])
+    assert poses[1].votes is poses.votes[1]
+    assert poses[-1].valid == False and len(poses[:2]) == 2  # noqa: E712
+    with pytest.raises(IndexError):
+        poses[3]
+    for single in (lambda: len(poses[0]), lambda: poses[0][0]):
+        with pytest.raises(TypeError, match="not a batch"):
+            single()
+
+
+def test_numpy_keeps_everything() -> None:
+    poses = batch()
+    arrays = poses.numpy()
+    np.testing.assert_array_equal(arrays.joints, poses.joints)
+    assert arrays.voters.dtype == np.int32 and arrays.valid.dtype == np.bool_
+    np.testing.assert_array_equal(arrays.votes[2].directions, poses.votes[2].directions)
+    one = arrays[2]
+    assert not one.valid and one.voters == 2 and isinstance(one.scores, np.ndarray)
+
+
+def test_to_dict_is_json() -> None:
+    poses = batch()
+    for pose in (poses[0], poses.numpy()[0]):
+        read = json.loads(json.dumps(pose.to_dict(), allow_nan=False))
+        np.testing.assert_allclose(read["joints"], poses.joints[0], rtol=1e-6)
+        np.testing.assert_allclose(read["scores"], poses.scores[0], rtol=1e-6)
+        assert read["valid"] is True and read["voters"] == 0
+    invalid = json.loads(json.dumps(poses[2].to_dict(), allow_nan=False))
+    assert invalid["valid"] is False and invalid["joints"] is None and invalid["joints_2d"] is None
+    with pytest.raises(TypeError, match="batch of 3"):
+        poses.to_dict()
+
+
+def test_scores_fall_with_doubt_and_with_scatter() -> None:
+    weight = torch.tensor([1.0, 1.0, 0.5, 1.4, -0.2, 0.0])
+    spread = torch.tensor([0.0, 20.0, 20.0, 0.0, 1.0, torch.nan])
+    torch.testing.assert_close(joint_scores(weight, spread), torch.tensor([1.0, 0.5, 0.25, 1.0, 0.0, 0.0]))
