@@ -208,6 +208,11 @@ def test_starts_from_a_checkpoint(tmp_path: Path) -> None:
     model, _ = load_checkpoint(tmp_path / "first" / "checkpoint")
     for name, value in model.state_dict().items():
         assert torch.equal(trainer.model.state_dict()[name], value)
+    trainer.save()
+    _, info = load_checkpoint(tmp_path / "second" / "checkpoint")
+    assert info["training"]["started_from"]["steps"] == 3
+    resumed = loop.Trainer(tiny(steps=3, seed=5), Dots(), tmp_path / "second", torch.device("cpu"))
+    assert resumed.load() and resumed.started_from == trainer.started_from
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvf_fast import __version__
+from nvf_fast.cli import load_estimator
+
 COLUMNS = (
     "pictures",
     "hand scale",
@@ -38,6 +41,7 @@ class Eval:
         size: side of the pictures in px.
         step: spacing of the query points in mm.
         data_cache: folder that keeps rendered pictures.
+        device: where to compute, for example cpu or cuda:1; the GPU where there is one.
         out: JSON file for the table and the whole report.
     """
 
@@ -47,15 +51,15 @@ class Eval:
     size: int = 224
     step: float = 16.0
     data_cache: Path | None = None
+    device: str | None = None
     out: Path | None = None
 
     def run(self) -> None:
-        import nvf_fast
         from nvf_fast.data.hand import UNIFORM, HandDistribution
         from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
         from nvf_fast.evaluation.synthetic import evaluate
 
-        estimator = nvf_fast.load(self.checkpoint, step_mm=self.step)
+        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step)
         report: dict[str, Any] = {}
         for name, distribution in (("palm within 60°", HandDistribution()), ("any orientation", UNIFORM)):
             config = SyntheticConfig(
@@ -73,7 +77,7 @@ class Eval:
                 "device": str(estimator.device),
                 "precision": str(estimator.dtype).removeprefix("torch."),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "nvf_fast": nvf_fast.__version__,
+                "nvf_fast": __version__,
             },
             "report": report,
         }

@@ -145,6 +145,7 @@ class Trainer:
             )
         self.total = self.options.total_steps(len(dataset))
         self.step, self.seconds = 0, 0.0
+        self.started_from: dict[str, Any] | None = None  # the training of the checkpoint it began from
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mixed_seed(config.seed, "weights"))
@@ -282,6 +283,7 @@ class Trainer:
             "config": self._determining(),
             "step": self.step,
             "seconds": self.seconds,
+            "started_from": json.dumps(self.started_from),
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "auxiliary": self.auxiliary.state_dict() if self.auxiliary else {},
@@ -317,16 +319,18 @@ class Trainer:
             self.auxiliary.load_state_dict(state["auxiliary"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.started_from = json.loads(state["started_from"])
         self._forget_later_log()
         return True
 
     def start_from(self, checkpoint: Path | str) -> None:
         """Begins from a checkpoint's weights."""
-        weights, _ = load_checkpoint(checkpoint, device=self.device, dtype=torch.float32)
+        weights, info = load_checkpoint(checkpoint, device=self.device, dtype=torch.float32)
         if replace(weights.config, scale_optional=False) != replace(self.config.model, scale_optional=False):
             raise CannotStart(f"{checkpoint} holds {weights.config}, the training wants {self.config.model}")
         self.model.load_state_dict(weights.state_dict())
         self.averaged.load_state_dict(weights.state_dict())
+        self.started_from = info["training"]
 
     def facts(self) -> dict[str, Any]:
         """What the checkpoint tells about its training."""
@@ -338,6 +342,7 @@ class Trainer:
             "minutes": round(self.seconds / 60, 2),
             "processes": self.processes,
             "config": asdict(self.config),
+            "started_from": self.started_from,
         }
 
     def _determining(self) -> str:
