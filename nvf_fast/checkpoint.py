@@ -1,0 +1,177 @@
+"""Checkpoints: a folder with weights.safetensors and config.json, found by name, path or hub id.
+
+Loading runs no pickled code and is strict: whatever does not fit is an error that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as bytes_from_tensors
+
+from nvf_fast.config import NVFConfig
+from nvf_fast.model import NVF, check_entries
+
+SCHEMA_VERSION = 1
+EMBEDDED = Path(__file__).resolve().parent / "weights"
+WEIGHTS_FILE = "weights.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def save_checkpoint(
+    model: NVF, path: str | Path, training: dict[str, Any], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a checkpoint folder; each file appears whole or not at all.
+
+    Where an older checkpoint is overwritten and the process dies between the two files, the old config.json
+    does not fit the new weights, and `load_checkpoint` says so.
+
+    Args:
+        model: the network.
+        path: the folder; created with its parents, files in it are replaced.
+        training: facts about the training, whatever JSON holds.
+        dtype: of the stored weights.
+
+    Raises:
+        ValueError: a weight is not finite in `dtype`; the message names it.
+        TypeError: `training` holds what JSON does not.
+    """
+    state = {}
+    for name, tensor in model.state_dict().items():
+        state[name] = tensor.detach().to("cpu", dtype).contiguous()
+        if not state[name].isfinite().all():
+            raise ValueError(f"checkpoint: {name} has values that are not finite in {dtype}")
+    weights = bytes_from_tensors(state)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "model": model.config.to_dict(),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "training": training,
+    }
+    document = json.dumps(config, indent=2, allow_nan=False).encode() + b"\n"
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / WEIGHTS_FILE, weights)
+    _replace(folder / CONFIG_FILE, document)
+
+
+def load_checkpoint(
+    path: str | Path | None, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> tuple[NVF, dict[str, Any]]:
+    """Read a checkpoint.
+
+    Args:
+        path: its folder, its embedded name or its hub id, see `resolve`; None is the embedded default.
+        device: where the network goes; None is the CPU.
+        dtype: of the encoder, and so of the features and the field's arithmetic; None is float32. The field's
+            parameters stay float32: its dependence on depth needs them.
+
+    Returns:
+        The network in evaluation mode, and config.json: schema_version, model, sha256, training.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or a file of it is missing.
+        ImportError: a hub id needs huggingface_hub, which is not installed.
+        ValueError: the schema version, an entry of the configuration, the hash of the weights, or a weight's
+            name, shape or dtype is not as it should be; the message names it.
+    """
+    folder = resolve(path)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no checkpoint at {folder}: {name} is missing")
+    info = _read_config(folder / CONFIG_FILE)
+    weights = (folder / WEIGHTS_FILE).read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != info["sha256"]:
+        raise ValueError(f"{folder / WEIGHTS_FILE}: sha256 is {digest}, config.json wants {info['sha256']}")
+    try:
+        state = tensors_from_bytes(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({error})") from error
+    model = NVF(NVFConfig.from_dict(info["model"]))
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    check_entries(shapes, state, str(folder / WEIGHTS_FILE))
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{folder / WEIGHTS_FILE}: {name} must be floating point, got {tensor.dtype}")
+    model.load_state_dict(state)
+    model.encoder.to(dtype or torch.float32)
+    return model.to(device or "cpu").eval(), info
+
+
+def embedded_names() -> list[str]:
+    """Names of the checkpoints that come with the library."""
+    return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{CONFIG_FILE}"))
+
+
+def resolve(source: str | Path | None = None) -> Path:
+    """The folder of a checkpoint.
+
+    Args:
+        source: an embedded name; else a folder; else a Hugging Face hub id "owner/name" or
+            "owner/name@revision", which is downloaded to the hub's own cache (extra `hub`). None is the
+            embedded checkpoint, where there is only one.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ImportError: a hub id needs huggingface_hub, which is not installed.
+    """
+    names = embedded_names()
+    if source is None:
+        if len(names) != 1:
+            raise FileNotFoundError(f"say which checkpoint: the library comes with {names}")
+        source = names[0]
+    if source in names:
+        return EMBEDDED / source
+    if Path(source).is_dir():
+        return Path(source)
+    repository, _, revision = str(source).partition("@")
+    if isinstance(source, Path) or len(repository.split("/")) != 2 or not all(repository.split("/")):
+        raise FileNotFoundError(
+            f"no checkpoint {str(source)!r}: no folder, no hub id, none of the embedded {names}"
+        )
+    return _download(repository, revision or None)
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(
+            f"{repository!r} is no folder; as a hub id it needs huggingface_hub: pip install 'nvf-fast[hub]'"
+        ) from error
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    version = info.get("schema_version") if isinstance(info, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema_version is {version!r}, this library reads {SCHEMA_VERSION}")
+    wanted = {"schema_version", "model", "sha256", "training"}
+    if info.keys() != wanted:
+        unknown, missing = sorted(info.keys() - wanted), sorted(wanted - info.keys())
+        raise ValueError(f"{path}: unknown entries {unknown}, missing entries {missing}")
+    return info
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

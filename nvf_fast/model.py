@@ -1,0 +1,219 @@
+"""The network: an image encoder and a field that any camera-space point can be asked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from nvf_fast import ops
+from nvf_fast.camera import reference_intrinsics
+from nvf_fast.config import NVFConfig
+from nvf_fast.encoder import Block, Hourglass, HourglassEncoder, PreActivated, Stack
+from nvf_fast.field import FieldMLP
+
+
+class Field(NamedTuple):
+    """What the field answers at N points of each image.
+
+    Attributes:
+        sdf: (B, N) float32 mm, signed distance to the hand, negative inside; +inf where a point projects
+            outside the view or lies behind the camera.
+        weight: (B, N, 21) float32, closeness to each joint, in [0, 1] when trained.
+        direction: (B, N, 21, 3) float32, towards each joint, of unit length when trained.
+    """
+
+    sdf: Tensor
+    weight: Tensor
+    direction: Tensor
+
+
+class NVF(nn.Module):
+    """Neural Voting Field: f(S(F, pi(p)), Z(p)) = (s, V) with F = g(I), Eq. 4 of the paper."""
+
+    def __init__(self, config: NVFConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or NVFConfig()
+        self.encoder = HourglassEncoder(self.config)
+        self.field = FieldMLP(self.config)
+
+    @property
+    def reference_intrinsics(self) -> Tensor:
+        """Intrinsics (3, 3) float32 px of the view that the encoder sees, on the model's device."""
+        return reference_intrinsics(self.config.input_size, device=self.encoder.conv.weight.device)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The features F = g(I) that the field is asked with.
+
+        Args:
+            images: (B, 3, S, S) in the encoder's dtype, reference views of S = input_size px, RGB as
+                (x / 255 - 0.5) / 0.5.
+
+        Returns:
+            (B, width, S/4, S/4).
+
+        Raises:
+            ValueError: the images are not of the size or the channels that the encoder sees.
+        """
+        return self.encode_all(images)[-1]
+
+    def encode_all(self, images: Tensor) -> list[Tensor]:
+        """`encode` after every stack, last last, for supervision of them all."""
+        size = self.config.input_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"images must be (B, 3, {size}, {size}), got {tuple(images.shape)}")
+        return self.encoder(images)
+
+    def query(self, features: Tensor, points: Tensor, K: Tensor, hand_scale: Tensor | None = None) -> Field:
+        """Signed distance and votes of camera-space points.
+
+        Args:
+            features: (B, width, H, W) from `encode`; its dtype is the compute dtype.
+            points: (B, N, 3), or (N, 3) shared by the batch; float32 mm, camera frame.
+            K: (B, 3, 3) or (3, 3) float32 px, of the input_size px view that `features` show.
+            hand_scale: (B,) float32 mm, length of the bone between joints 9 and 10; None where the model
+                takes none, or was trained to do without.
+
+        Raises:
+            ValueError: a hand scale is missing or superfluous, or a shape does not fit.
+        """
+        config = self.config
+        if hand_scale is None and config.hand_scale and not config.scale_optional:
+            raise ValueError(
+                "hand_scale must be (B,) mm, got None: this model was trained with it always given"
+            )
+        if hand_scale is not None and not config.hand_scale:
+            raise ValueError("hand_scale must be None: this model takes no hand scale")
+        sdf, votes = ops.query_field(
+            features,
+            points,
+            K,
+            hand_scale,
+            list(self.field.weights),
+            list(self.field.biases),
+            image_size=config.input_size,
+        )
+        return Field(sdf, votes[..., 0], votes[..., 1:])
+
+    @classmethod
+    def from_authors(cls, source: Mapping[str, Tensor] | str | Path) -> NVF:
+        """A network with the weights of the authors' released layout.
+
+        Args:
+            source: a state dict with entries image_filter.* and surface_classifier.*, or the path of a file
+                with one (read as tensors only, never as pickled code). Stacks and hand scale are read from
+                the shapes.
+
+        Raises:
+            ValueError: an entry is missing, unknown, of another shape or not finite, or the two copies of a
+                norm differ; the message names it.
+        """
+        if isinstance(source, str | Path):
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        if not isinstance(source, Mapping):
+            raise ValueError(f"released checkpoint: wanted tensors by name, got a {type(source).__name__}")
+        for name, value in source.items():
+            if not isinstance(value, Tensor) or not value.isfinite().all():
+                raise ValueError(f"released checkpoint: {name} is no tensor of finite numbers")
+        model = cls(_released_config(source))
+        targets = dict(_released_entries(model))
+        check_entries({name: target.shape for name, target in targets.items()}, source, "released checkpoint")
+        with torch.no_grad():
+            for name, target in targets.items():
+                target.copy_(source[name])
+        for name, target in targets.items():
+            if not torch.equal(target, source[name].to(target.dtype)):
+                raise ValueError(f"released checkpoint: {name} differs from the other copy of the same norm")
+        return model
+
+
+def check_entries(shapes: Mapping[str, torch.Size], state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a state dict that is not exactly what is wanted.
+
+    Args:
+        shapes: the wanted shape of every entry.
+        state: what came.
+        source: what the message calls it.
+
+    Raises:
+        ValueError: entries are missing, unknown or of another shape; the message names up to eight of each.
+    """
+    missing = [f"{name} {tuple(shape)}" for name, shape in shapes.items() if name not in state]
+    unknown = [name for name in state if name not in shapes]
+    misshaped = [
+        f"{name} is {tuple(state[name].shape)}, wanted {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in state and state[name].shape != shape
+    ]
+    faults = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
+    if any(faults.values()):
+        told = [
+            f"{len(names)} {fault}: {', '.join(map(str, names[:8]))}{', …' if len(names) > 8 else ''}"
+            for fault, names in faults.items()
+            if names
+        ]
+        raise ValueError(f"{source}: {'; '.join(told)}")
+
+
+def _released_config(state: Mapping[str, Tensor]) -> NVFConfig:
+    """The released network that has these shapes; what does not fit it is told by `check_entries`."""
+    stacks = sum(f"image_filter.l{k}.weight" in state for k in range(len(state)))
+    plain = NVFConfig(stacks=max(stacks, 1), hand_scale=False)
+    first = state.get("surface_classifier.conv0.weight")
+    takes_scale = first is None or first.shape[1:2] != (plain.width + 1,)
+    return replace(plain, hand_scale=takes_scale)
+
+
+def _released_entries(model: NVF) -> Iterator[tuple[str, Tensor]]:
+    """Every name of the released layout and the tensor of ours that it fills."""
+    for name, module in _released_encoder(model.encoder):
+        for kind, parameter in module.named_parameters():
+            yield f"image_filter.{name}.{kind}", parameter
+    for k, (weight, bias) in enumerate(zip(model.field.weights, model.field.biases, strict=True)):
+        yield f"surface_classifier.conv{k}.weight", weight[..., None]
+        yield f"surface_classifier.conv{k}.bias", bias
+
+
+def _released_encoder(encoder: HourglassEncoder) -> Iterator[tuple[str, nn.Module]]:
+    yield "conv1", encoder.conv
+    yield "bn1", encoder.norm
+    yield from _released_block("conv2", encoder.shallow)
+    yield from _released_block("conv3", encoder.middle)
+    yield from _released_block("conv4", encoder.deep)
+    for k, stack in enumerate(cast(Iterable[Stack], encoder.stacks)):
+        yield from _released_hourglass(f"m{k}", stack.hourglass, encoder.config.depth)
+        yield from _released_block(f"top_m_{k}", stack.block)
+        yield f"conv_last{k}", stack.mix
+        yield f"bn_end{k}", stack.norm
+        yield f"l{k}", stack.features
+        if stack.mixed_onward is not None and stack.features_onward is not None:
+            yield f"bl{k}", stack.mixed_onward
+            yield f"al{k}", stack.features_onward
+
+
+def _released_hourglass(name: str, hourglass: Hourglass, level: int) -> Iterator[tuple[str, nn.Module]]:
+    yield from _released_block(f"{name}.b1_{level}", hourglass.upper)
+    yield from _released_block(f"{name}.b2_{level}", hourglass.enter)
+    if isinstance(hourglass.lower, Hourglass):
+        yield from _released_hourglass(name, hourglass.lower, level - 1)
+    else:
+        yield from _released_block(f"{name}.b2_plus_{level}", hourglass.lower)
+    yield from _released_block(f"{name}.b3_{level}", hourglass.leave)
+
+
+def _released_block(name: str, block: Block) -> Iterator[tuple[str, nn.Module]]:
+    for k, step in enumerate((block.first, block.second, block.third), 1):
+        yield f"{name}.conv{k}", step.conv
+        yield f"{name}.bn{k}", step.norm
+    if isinstance(block.shortcut, PreActivated):
+        yield f"{name}.bn4", block.shortcut.norm
+        yield f"{name}.downsample.0", block.shortcut.norm
+        yield f"{name}.downsample.2", block.shortcut.conv
+    else:
+        # The release stores a norm here that it never applies.
+        yield f"{name}.bn4", copy.deepcopy(block.first.norm)

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nvf_fast import checkpoint
+from nvf_fast.checkpoint import load_checkpoint, resolve, save_checkpoint
+from nvf_fast.config import NVFConfig
+from nvf_fast.model import NVF
+
+CONFIG = NVFConfig(
+    input_size=32, stem=8, width=16, stacks=1, depth=1, groups=2, hidden=(8,), hand_scale=False
+)
+
+
+@pytest.fixture
+def model() -> NVF:
+    return NVF(CONFIG)
+
+
+@pytest.fixture
+def folder(model: NVF, tmp_path: Path) -> Path:
+    save_checkpoint(model, tmp_path / "run/checkpoint", {"steps": 7})
+    return tmp_path / "run/checkpoint"
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    info = json.loads((folder / "config.json").read_text())
+    info.update(changes)
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in info.items() if value is not None})
+    )
+
+
+def edit_weights(folder: Path, **changes: Tensor | None) -> None:
+    """Replace entries of the weights, with a hash that fits."""
+    path = folder / "weights.safetensors"
+    state: dict[str, Tensor | None] = dict(load_file(path))
+    state.update({name.replace("__", "."): value for name, value in changes.items()})
+    save_file({name: value for name, value in state.items() if value is not None}, path)
+    edit_config(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_saves_and_loads(model: NVF, tmp_path: Path, dtype: torch.dtype) -> None:
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_checkpoint(model, tmp_path, {"steps": 7, "loss": [0.5]}, dtype=dtype)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "weights.safetensors"]
+    loaded, info = load_checkpoint(tmp_path)
+    assert loaded.config == CONFIG and not loaded.training
+    assert info["training"] == {"steps": 7, "loss": [0.5]}
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == torch.float32
+        assert torch.equal(loaded.state_dict()[name], tensor.to(dtype).float()), name
+
+
+def test_a_lower_precision_is_that_of_the_encoder(folder: Path) -> None:
+    loaded, _ = load_checkpoint(folder, device="cpu", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.encoder.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.field.parameters()} == {torch.float32}
+    assert loaded.encode(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan")])
+def test_refuses_what_the_dtype_cannot_hold(model: NVF, tmp_path: Path, value: float) -> None:
+    with torch.no_grad():
+        model.field.biases[0][3] = value
+    with pytest.raises(ValueError, match=r"field.biases.0 has values that are not finite in torch.float16"):
+        save_checkpoint(model, tmp_path / "new", {})
+    assert not (tmp_path / "new").exists()
+
+
+def test_facts_that_json_does_not_hold_are_refused_before_writing(model: NVF, tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        save_checkpoint(model, tmp_path / "new", {"path": tmp_path})
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupted_save_keeps_the_older_checkpoint(
+    folder: Path, model: NVF, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(source: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    with torch.no_grad():
+        model.encoder.conv.bias.fill_(3)  # type: ignore[union-attr]
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(model, folder, {"steps": 8})
+    loaded, info = load_checkpoint(folder)
+    assert info["training"] == {"steps": 7}
+    assert loaded.encoder.conv.bias.eq(0).all()  # type: ignore[union-attr]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+def test_a_newer_checkpoint_replaces_an_older(folder: Path, model: NVF) -> None:
+    save_checkpoint(model, folder, {"steps": 8})
+    assert load_checkpoint(folder)[1]["training"] == {"steps": 8}
+
+
+def test_a_changed_byte_is_noticed(folder: Path) -> None:
+    content = bytearray((folder / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights.safetensors: sha256 is .*, config.json wants"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": 2}, "schema_version is 2, this library reads 1"),
+        ({"schema_version": None}, "schema_version is None"),
+        ({"author": "me"}, r"unknown entries \['author'\]"),
+        ({"training": None}, r"missing entries \['training'\]"),
+        ({"model": CONFIG.to_dict() | {"breadth": 3}}, r"unknown entries \['breadth'\]"),
+        ({"model": CONFIG.to_dict() | {"width": 24}}, "of another shape: encoder.shallow"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit_config(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder__conv__bias": None}, r"1 missing: encoder.conv.bias \(8,\)"),
+        ({"encoder__extra": torch.ones(2)}, "1 unknown: encoder.extra"),
+        ({"encoder__conv__bias": torch.ones(9)}, r"encoder.conv.bias is \(9,\), wanted \(8,\)"),
+        (
+            {"encoder__conv__bias": torch.ones(8, dtype=torch.int32)},
+            "encoder.conv.bias must be floating point",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    folder: Path, changes: dict[str, Tensor | None], message: str
+) -> None:
+    edit_weights(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+
+
+def test_files_that_are_something_else_are_named(folder: Path) -> None:
+    (folder / "weights.safetensors").write_bytes(b"pickle")
+    edit_config(folder, sha256=hashlib.sha256(b"pickle").hexdigest())
+    with pytest.raises(ValueError, match=r"weights.safetensors: not a safetensors file"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json: not a JSON file"):
+        load_checkpoint(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
+        load_checkpoint(folder)
+
+
+def test_resolves_embedded_names_first_then_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "EMBEDDED", folder.parent)
+    assert checkpoint.embedded_names() == ["checkpoint"]
+    monkeypatch.chdir(folder.parent.parent)
+    assert resolve() == resolve("checkpoint") == folder
+    assert resolve("run/checkpoint") == Path("run/checkpoint")
+    assert load_checkpoint("checkpoint")[0].config == CONFIG
+
+
+def test_a_name_that_is_nothing_is_told_with_what_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "EMBEDDED", folder.parent)
+    for source in ("other", Path("runs/other"), "/no/such/folder"):
+        with pytest.raises(FileNotFoundError, match=r"none of the embedded \['checkpoint'\]"):
+            resolve(source)
+
+
+def test_none_is_refused_where_there_is_not_exactly_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checkpoint, "EMBEDDED", tmp_path)
+    with pytest.raises(FileNotFoundError, match="say which checkpoint"):
+        resolve()
+
+
+def test_a_hub_id_needs_the_hub_and_passes_its_revision(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"pip install 'nvf-fast\[hub\]'"):
+        resolve("someone/hands")
+    asked: list[tuple[str, str | None]] = []
+
+    def snapshot_download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert sorted(allow_patterns) == ["config.json", "weights.safetensors"]
+        asked.append((repository, revision))
+        return str(folder)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert resolve("someone/hands") == resolve("someone/hands@v1") == folder
+    assert asked == [("someone/hands", None), ("someone/hands", "v1")]

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvf_fast.config import NVFConfig
+from nvf_fast.encoder import BicubicUpsample, HourglassEncoder
+from nvf_fast.field import FieldMLP
+
+SHAPES = {
+    "small": NVFConfig(input_size=128, stem=32, width=64, widen=32, stacks=1, depth=4, groups=8),
+    "two stacks, one texel": NVFConfig(input_size=128, stem=24, width=48, stacks=2, depth=5, groups=8),
+    "as wide as groups": NVFConfig(input_size=64, stem=16, width=32, stacks=1, depth=1, groups=32),
+    "odd map": NVFConfig(input_size=88, stem=20, width=40, widen=4, stacks=2, depth=1, groups=7),
+}
+CASES = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_size_and_work_of_the_released_network() -> None:
+    operations = 0
+
+    def count(convolution: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal operations
+        assert isinstance(convolution, nn.Conv2d)
+        operations += 2 * output[0, 0].numel() * convolution.weight.numel()
+
+    encoder, field = HourglassEncoder(NVFConfig()), FieldMLP(NVFConfig())
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        encoder(torch.zeros(1, 3, 224, 224))
+    # The release stores 14 420 864, of which 16 640 belong to norms that it never applies.
+    assert parameters(encoder) == 14_404_224
+    assert parameters(field) == 1_218_303
+    assert round(operations / 1e9, 2) == 40.16
+
+
+@CASES
+def test_one_map_per_stack_of_a_quarter_of_the_side(config: NVFConfig) -> None:
+    size = config.input_size
+    every_features = HourglassEncoder(config)(torch.randn(2, 3, size, size))
+    assert [tuple(features.shape) for features in every_features] == [
+        (2, config.width, size // 4, size // 4)
+    ] * config.stacks
+
+
+@CASES
+def test_every_parameter_takes_part(config: NVFConfig) -> None:
+    encoder = HourglassEncoder(config)
+    every_features = encoder(torch.randn(2, 3, config.input_size, config.input_size))
+    torch.stack(
+        [(features * torch.randn_like(features)).sum() for features in every_features]
+    ).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@CASES
+def test_norms_take_the_largest_number_of_groups_that_divides(config: NVFConfig) -> None:
+    norms = [module for module in HourglassEncoder(config).modules() if isinstance(module, nn.GroupNorm)]
+    assert len(norms) > 10
+    for norm in norms:
+        fitting = [n for n in range(1, config.groups + 1) if norm.num_channels % n == 0]
+        assert norm.num_groups == max(fitting)
+
+
+@CASES
+def test_features_start_at_unit_scale(config: NVFConfig) -> None:
+    with torch.no_grad():
+        for features in HourglassEncoder(config)(torch.randn(2, 3, config.input_size, config.input_size)):
+            assert 0.3 < features.std() < 3
+
+
+def test_memory_format_changes_nothing_and_is_kept() -> None:
+    config = SHAPES["small"]
+    encoder, images = HourglassEncoder(config), torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        contiguous = encoder(images)[-1]
+        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last = encoder(images.contiguous(memory_format=torch.channels_last))[-1]
+    assert contiguous.is_contiguous()
+    assert channels_last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(channels_last, contiguous, rtol=1e-4, atol=1e-4)  # measured: 1e-5
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_autocast_stays_close(memory_format: torch.memory_format) -> None:
+    encoder = HourglassEncoder(SHAPES["small"]).to(memory_format=memory_format)  # type: ignore[call-overload]
+    images = torch.randn(2, 3, 128, 128).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        exact = encoder(images)[-1]
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = encoder(images)[-1]
+    assert rounded.dtype == torch.bfloat16
+    error = (rounded.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 0.03  # measured: 0.012 to 0.015
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [1, 2, 7, 16])
+def test_upsampling_is_bicubic(size: int, memory_format: torch.memory_format) -> None:
+    x = torch.randn(2, 12, size, size).contiguous(memory_format=memory_format).requires_grad_()
+    wanted = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=True)
+    upsampled = BicubicUpsample(size)(x)
+    weight = torch.randn_like(wanted)
+    torch.testing.assert_close(upsampled, wanted, rtol=0, atol=1e-5)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (upsampled, wanted)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+    assert upsampled.is_contiguous(memory_format=memory_format) or size == 1  # which is both
+
+
+def test_upsampling_matrices_are_no_part_of_the_state() -> None:
+    encoder = HourglassEncoder(SHAPES["small"])
+    assert encoder.state_dict().keys() == dict(encoder.named_parameters()).keys()
