@@ -21,7 +21,9 @@ def test_a_seed_gives_one_set() -> None:
     first, second = SyntheticHands(config), SyntheticHands(config)
     assert torch.equal(first.images(range(6)), second.images([0, 1, 2, 3, 4, 5]))
     assert torch.equal(first.hands([5]).nodes, second.hands([5]).nodes)
-    assert not torch.equal(first.images([0]), SyntheticHands(SyntheticConfig(count=6, seed=4, size=64)).images([0]))
+    assert not torch.equal(
+        first.images([0]), SyntheticHands(SyntheticConfig(count=6, seed=4, size=64)).images([0])
+    )
 
 
 def test_the_cache_gives_back_what_was_rendered(tmp_path: Path) -> None:
