@@ -160,8 +160,8 @@ def paper_camera_space() -> TrainingConfig:
 def small() -> TrainingConfig:
     """A network for CPUs, trained on one within an hour or two: the paper's losses with every addition on.
 
-    Votes are supervised within 25 mm of the surface instead of 5: a short training places the surface no better
-    than that along the camera's rays, and the points that vote by mistake must know where the joints are.
+    Votes are supervised within 25 mm of the surface instead of 5: a short training places the surface no
+    better than that along the camera's rays, and points that vote by mistake must know where the joints are.
     """
     return TrainingConfig(
         preset="small",
