@@ -1,0 +1,196 @@
+"""Joints from voters: a program per joint and image selects exactly the best and sums their votes."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 1024
+_DIGIT_BITS = 8
+_WARPS = 8
+
+
+@triton.jit
+def _weights(votes_ptr, indices_ptr, first, voters, stride, BLOCK: tl.constexpr):
+    """A block of voters: points, weights, and which are there; `votes_ptr` is at the joint's weight."""
+    voter = first + tl.arange(0, BLOCK)
+    there = voter < voters
+    point = tl.load(indices_ptr + voter, mask=there, other=0)
+    return point, tl.load(votes_ptr + point * stride, mask=there, other=0.0), there
+
+
+@triton.jit
+def _sortable(weight):
+    """Float32 to uint32 with the same order; NaN becomes minus infinity, and -0 becomes 0."""
+    weight = tl.where(weight == weight, weight, float("-inf"))
+    weight = tl.where(weight == 0.0, 0.0, weight)
+    bits = weight.to(tl.uint32, bitcast=True)
+    return bits ^ tl.where((bits >> 31) != 0, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
+
+
+@triton.jit
+def _select(weight, there, threshold, ties_wanted, ties_seen):
+    """The voters above the threshold, and the first `ties_wanted` of those on it."""
+    key = _sortable(weight)
+    tie = (there & (key == threshold)).to(tl.int32)
+    rank = ties_seen + tl.cumsum(tie, 0) - tie
+    selected = there & ((key > threshold) | ((tie != 0) & (rank < ties_wanted)))
+    return selected, ties_seen + tl.sum(tie, 0)
+
+
+@triton.jit
+def _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm):
+    """The voted positions p + ball_mm (1 - w) d."""
+    reach = ball_mm * (1.0 - weight)
+    x = tl.load(points_ptr + point * 3, mask=selected, other=0.0)
+    y = tl.load(points_ptr + point * 3 + 1, mask=selected, other=0.0)
+    z = tl.load(points_ptr + point * 3 + 2, mask=selected, other=0.0)
+    x += reach * tl.load(votes_ptr + point * stride + 1, mask=selected, other=0.0)
+    y += reach * tl.load(votes_ptr + point * stride + 2, mask=selected, other=0.0)
+    z += reach * tl.load(votes_ptr + point * stride + 3, mask=selected, other=0.0)
+    return x, y, z
+
+
+@triton.jit
+def vote(
+    points_ptr,
+    votes_ptr,
+    indices_ptr,
+    voters_ptr,
+    selected_ptr,
+    joints_ptr,
+    weight_ptr,
+    spread_ptr,
+    points_stride,  # elements between images, 0 where they share the points
+    point_count,
+    capacity,
+    ball_mm,
+    BLOCK: tl.constexpr,
+    DIGIT_BITS: tl.constexpr,
+):
+    joint = tl.program_id(0)
+    image = tl.program_id(1).to(tl.int64)
+    row = image * tl.num_programs(0) + joint
+    stride = tl.num_programs(0) * 4
+    points_ptr += image * points_stride
+    votes_ptr += image * point_count * stride + joint * 4
+    indices_ptr += image * capacity
+    voters = tl.load(voters_ptr + image)
+    selected_count = tl.load(selected_ptr + image)
+
+    # Radix select: the key of the selected_count-th largest weight, one digit per pass from the highest on.
+    DIGITS: tl.constexpr = 1 << DIGIT_BITS
+    digits = tl.arange(0, DIGITS)
+    threshold = tl.zeros((), tl.uint32)
+    wanted = selected_count
+    for digit_index in tl.static_range(32 // DIGIT_BITS):
+        histogram = tl.zeros((DIGITS,), tl.int32)
+        first = 0
+        while first < voters:
+            _, weight, candidate = _weights(votes_ptr, indices_ptr, first, voters, stride, BLOCK)
+            key = _sortable(weight)
+            if digit_index > 0:
+                candidate = candidate & ((key >> (32 - DIGIT_BITS * digit_index)) == threshold)
+            digit = (key >> (32 - DIGIT_BITS * (digit_index + 1))) & (DIGITS - 1)
+            histogram += tl.histogram(digit.to(tl.int32), DIGITS, mask=candidate)
+            first += BLOCK
+        at_least = tl.cumsum(histogram, 0, reverse=True)
+        best = tl.max(tl.where(at_least >= wanted, digits, 0), 0)
+        wanted -= tl.sum(tl.where(digits > best, histogram, 0), 0)
+        threshold = (threshold << DIGIT_BITS) | best.to(tl.uint32)
+
+    # Sums in a fixed order: the same input gives the same bits.
+    sum_weight = tl.zeros((BLOCK,), tl.float32)
+    sum_x = tl.zeros((BLOCK,), tl.float32)
+    sum_y = tl.zeros((BLOCK,), tl.float32)
+    sum_z = tl.zeros((BLOCK,), tl.float32)
+    ties_seen = 0
+    first = 0
+    while first < voters:
+        point, weight, there = _weights(votes_ptr, indices_ptr, first, voters, stride, BLOCK)
+        selected, ties_seen = _select(weight, there, threshold, wanted, ties_seen)
+        x, y, z = _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm)
+        sum_weight += tl.where(selected, weight, 0.0)
+        sum_x += tl.where(selected, weight * x, 0.0)
+        sum_y += tl.where(selected, weight * y, 0.0)
+        sum_z += tl.where(selected, weight * z, 0.0)
+        first += BLOCK
+    total = tl.sum(sum_weight, 0)
+    joint_x = tl.sum(sum_x, 0) / total  # 0 / 0 = NaN without voters
+    joint_y = tl.sum(sum_y, 0) / total
+    joint_z = tl.sum(sum_z, 0) / total
+    tl.store(joints_ptr + row * 3, joint_x)
+    tl.store(joints_ptr + row * 3 + 1, joint_y)
+    tl.store(joints_ptr + row * 3 + 2, joint_z)
+    tl.store(weight_ptr + row, total / selected_count)
+
+    # The spread about the joint, in a second pass: the difference of two large sums would lose it.
+    sum_weight = tl.zeros((BLOCK,), tl.float32)
+    sum_squares = tl.zeros((BLOCK,), tl.float32)
+    ties_seen = 0
+    first = 0
+    while first < voters:
+        point, weight, there = _weights(votes_ptr, indices_ptr, first, voters, stride, BLOCK)
+        selected, ties_seen = _select(weight, there, threshold, wanted, ties_seen)
+        x, y, z = _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm)
+        squared = (
+            (x - joint_x) * (x - joint_x) + (y - joint_y) * (y - joint_y) + (z - joint_z) * (z - joint_z)
+        )
+        clamped = tl.where(selected & (weight > 0.0), weight, 0.0)
+        sum_weight += clamped
+        sum_squares += tl.where(selected, clamped * squared, 0.0)
+        first += BLOCK
+    tl.store(spread_ptr + row, tl.sqrt(tl.sum(sum_squares, 0) / tl.sum(sum_weight, 0)))
+
+
+def cast_votes(
+    points: Tensor,
+    votes: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    *,
+    ball_mm: float = 80.0,
+    fraction: float = 0.5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted mean of each joint's best voters; see `cast_votes_ref`.
+
+    Args:
+        points: (B, N, 3) or (N, 3) float32 mm.
+        votes: (B, N, J, 4) float32 raw (weight, direction xyz).
+        indices: (B, capacity) int64, the voters.
+        counts: (B,) int32 voters.
+        ball_mm: mm, radius of the label ball.
+        fraction: share of the voters that counts, per joint.
+
+    Returns:
+        joints (B, J, 3) mm; weight (B, J); spread (B, J) mm; all float32.
+    """
+    batch, point_count, joint_count, _ = votes.shape
+    points, votes, indices = points.contiguous(), votes.contiguous(), indices.contiguous()
+    voters = counts.clamp(max=indices.shape[1])
+    selected = (
+        (voters.double() * fraction).to(torch.int32).clamp(min=1)
+    )  # int(M * fraction), as Python rounds it
+    joints = votes.new_empty(batch, joint_count, 3)
+    weight = votes.new_empty(batch, joint_count)
+    spread = votes.new_empty(batch, joint_count)
+    vote[(joint_count, batch)](
+        points,
+        votes,
+        indices,
+        voters,
+        selected,
+        joints,
+        weight,
+        spread,
+        points[0].numel() if points.ndim == 3 else 0,
+        point_count,
+        indices.shape[1],
+        ball_mm,
+        BLOCK=_BLOCK,
+        DIGIT_BITS=_DIGIT_BITS,
+        num_warps=_WARPS,
+    )
+    return joints, weight, spread

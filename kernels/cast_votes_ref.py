@@ -1,0 +1,61 @@
+"""Joints from voters, in plain PyTorch: what `cast_votes` means (Eqs. 8 and 9 with the voting fraction)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cast_votes(
+    points: Tensor,
+    votes: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    *,
+    ball_mm: float = 80.0,
+    fraction: float = 0.5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted mean of each joint's best voters: joint = sum w (p + o) / sum w with o = ball_mm (1 - w) d.
+
+    Per joint, the max(1, int(M * fraction)) largest weights of the image's M voters count; among equal
+    weights the voter that comes first in `indices` wins, -0 equals 0, and NaN ranks with minus infinity. The
+    direction d is used as predicted and w is not clamped. All arithmetic runs in the dtype of `votes`.
+
+    Args:
+        points: (B, N, 3) or (N, 3) mm, camera frame.
+        votes: (B, N, J, 4) raw (weight, direction xyz).
+        indices: (B, capacity) int64, the voters, as `select_voters` gives them.
+        counts: (B,) int32 voters; at most `capacity` of them are used.
+        ball_mm: mm, radius r of the label ball (Eq. 2).
+        fraction: share of the voters with the highest weight that counts, per joint.
+
+    Returns:
+        joints (B, J, 3) mm, NaN without voters; weight (B, J), the mean weight of the selected voters, 0
+        without voters; spread (B, J) mm, the weighted root mean square distance of the selected votes from
+        the joint, with weights clamped at 0, NaN without voters.
+    """
+    batch, _, joint_count, _ = votes.shape
+    points = points.to(votes.dtype).expand(batch, -1, -1)
+    joints = votes.new_full((batch, joint_count, 3), math.nan)
+    weight = votes.new_zeros(batch, joint_count)
+    spread = votes.new_full((batch, joint_count), math.nan)
+    for image, count in enumerate(counts.tolist()):
+        voters = indices[image, : min(count, indices.shape[1])]
+        if len(voters) == 0:
+            continue
+        selected = max(1, int(len(voters) * fraction))
+        w = votes[image, voters, :, 0]
+        rank = (
+            torch.where(w.isnan(), -math.inf, w).sort(dim=0, descending=True, stable=True).indices[:selected]
+        )
+        w = w.gather(0, rank)[..., None]
+        direction = votes[image, voters, :, 1:].gather(0, rank[..., None].expand(-1, -1, 3))
+        targets = points[image, voters][rank] + ball_mm * (1 - w) * direction
+        joints[image] = (w * targets).sum(0) / w.sum(0)
+        weight[image] = w.mean(0)[:, 0]
+        clamped = w.clamp(min=0)
+        squared = ((targets - joints[image]) ** 2).sum(-1, keepdim=True)
+        spread[image] = ((clamped * squared).sum(0) / clamped.sum(0)).sqrt()[:, 0]
+    return joints, weight, spread

@@ -1,0 +1,463 @@
+"""The field of Eq. 4 on the matrix unit, without a sampled feature ever reaching memory.
+
+Bilinear sampling is linear, so the feature map is projected once with every layer's columns for x = [feature,
+depth, scale]. The points are sorted so that the texels around a tile of them lie in one small window of the
+map. A matrix `hat` of (tile, 32) then holds each point's bilinear shares of the window's 28 texels, its depth
+in two parts and two ones, and `hat @ window` is the whole contribution of x to a layer: 32 products per
+channel instead of 258.
+
+Three kernels prepare and evaluate: `locate_points` (sort keys), `cut_tiles` (tiles of neighbours) and
+`evaluate_layer`, launched once per hidden layer but the first, whose activations are made on the fly, and
+once for the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WINDOW_ROWS = tl.constexpr(4)
+WINDOW_COLUMNS = tl.constexpr(7)
+SLOTS = tl.constexpr(32)  # the window's texels, depth high and low, one, one
+EXTRA_ROWS = tl.constexpr(3)  # of the maps, after the texels: depth column, constant high, constant low
+
+# Tiles per pass: bounds the hidden activations in memory to 262 144 points at 128 per tile.
+_TILES_PER_PASS = 2048
+
+
+class Tiling(NamedTuple):
+    """Block shapes of `evaluate_layer`: a program computes `points` x `columns`, `depth` inputs at a time."""
+
+    points: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def choose_tiling(dtype: torch.dtype, backend: str, arch: int | str) -> Tiling:
+    """The block shapes for a compute dtype and a target; benchmarks/static_budget.py compiles them all.
+
+    Args:
+        dtype: of features and weights.
+        backend: "cuda" or "hip".
+        arch: compute capability such as 90, or the name of an AMD architecture.
+    """
+    if dtype == torch.float32:
+        return Tiling(points=64, columns=64, depth=16, warps=8, stages=2)
+    if backend == "cuda" and 90 <= int(arch) < 120:  # 12.x has 99 KB of shared memory, as 8.6 and 8.9
+        return Tiling(points=128, columns=256, depth=64, warps=8, stages=3)
+    return Tiling(points=128, columns=128, depth=32, warps=8, stages=2)
+
+
+@triton.jit
+def _project(points_ptr, intrinsics_ptr, point, there, image_size, height, width):
+    """Position on the feature map, depth input, in view or not; `points_ptr` is at the image."""
+    x = tl.load(points_ptr + point * 3, mask=there, other=0.0)
+    y = tl.load(points_ptr + point * 3 + 1, mask=there, other=0.0)
+    z = tl.load(points_ptr + point * 3 + 2, mask=there, other=0.0)
+    focal = tl.load(intrinsics_ptr)
+    across = focal * x + tl.load(intrinsics_ptr + 1) * y + tl.load(intrinsics_ptr + 2) * z
+    down = tl.load(intrinsics_ptr + 3) * x + tl.load(intrinsics_ptr + 4) * y + tl.load(intrinsics_ptr + 5) * z
+    along = (
+        tl.load(intrinsics_ptr + 6) * x + tl.load(intrinsics_ptr + 7) * y + tl.load(intrinsics_ptr + 8) * z
+    )
+    half = image_size / 2
+    u = across / along / half - 1
+    v = down / along / half - 1
+    inside = there & (z > 0) & (tl.abs(u) <= 1) & (tl.abs(v) <= 1)
+    depth = z / (focal * (112 / half))
+    return (u + 1) * ((width - 1) / 2), (v + 1) * ((height - 1) / 2), depth, inside
+
+
+@triton.jit
+def _strips(height):
+    """Strips of rows of cells that one window covers."""
+    return (height - 1 + WINDOW_ROWS - 2) // (WINDOW_ROWS - 1)
+
+
+@triton.jit
+def locate_points(
+    points_ptr,
+    intrinsics_ptr,
+    keys_ptr,
+    points_stride,
+    intrinsics_stride,
+    point_count,
+    image_size,
+    height,
+    width,
+    outside,
+    BLOCK: tl.constexpr,
+):
+    """Sort key of each point: image, then strip, then column of its cell; `outside` if out of view."""
+    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    image = tl.program_id(1).to(tl.int64)
+    there = point < point_count
+    u, v, _, inside = _project(
+        points_ptr + image * points_stride,
+        intrinsics_ptr + image * intrinsics_stride,
+        point,
+        there,
+        image_size,
+        height,
+        width,
+    )
+    column = tl.minimum(tl.where(inside, u, 0.0).to(tl.int32), width - 2)
+    row = tl.minimum(tl.where(inside, v, 0.0).to(tl.int32), height - 2)
+    strip = tl.program_id(1) * _strips(height) + row // (WINDOW_ROWS - 1)
+    key = tl.where(inside, strip * width + column, outside)
+    tl.store(keys_ptr + image * point_count + point, key, mask=there)
+
+
+@triton.jit
+def cut_tiles(
+    keys_ptr, bounds_ptr, tiles_ptr, tile_count_ptr, width, POINTS: tl.constexpr, LANES: tl.constexpr
+):
+    """Tiles (first, count, strip, left column) of up to POINTS points in one window; a program per strip.
+
+    `bounds` holds the first position of every key. Tiles are listed in no particular order; what they hold is
+    fixed.
+    """
+    CELLS: tl.constexpr = WINDOW_COLUMNS - 1
+    strip = tl.program_id(0)
+    bounds_ptr += strip * width
+    position = tl.load(bounds_ptr)
+    stop = tl.load(bounds_ptr + width)
+    while position < stop:
+        first = position + tl.arange(0, LANES) * POINTS
+        last = tl.minimum(first + POINTS, stop) - 1
+        there = first <= last
+        left = tl.load(keys_ptr + first, mask=there, other=0) - strip * width
+        right = tl.load(keys_ptr + last, mask=there, other=0) - strip * width
+        windows = tl.max(tl.where(there, (right - left) // CELLS + 1, 0), 0)
+        window = 0
+        while window < windows:
+            start = tl.maximum(first, tl.load(bounds_ptr + tl.minimum(left, width), mask=there, other=0))
+            end = tl.minimum(
+                last + 1, tl.load(bounds_ptr + tl.minimum(left + CELLS, width), mask=there, other=0)
+            )
+            filled = there & (start < end)
+            ones = filled.to(tl.int32)
+            slot = tl.atomic_add(tile_count_ptr, tl.sum(ones, 0)) + tl.cumsum(ones, 0) - ones
+            tl.store(tiles_ptr + slot * 4, start, mask=filled)
+            tl.store(tiles_ptr + slot * 4 + 1, end - start, mask=filled)
+            tl.store(tiles_ptr + slot * 4 + 2, strip, mask=filled)
+            tl.store(tiles_ptr + slot * 4 + 3, left, mask=filled)
+            left += CELLS
+            window += 1
+        position += LANES * POINTS
+
+
+@triton.jit
+def _leaky(x):
+    return tl.maximum(x, 0.01 * x)
+
+
+@triton.jit
+def _tanh(x):
+    """Accurate near 0 too, where 1 - 2 / (exp(2 x) + 1) cancels and the surface lies."""
+    square = x * x
+    series = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
+    return tl.where(square < 0.01, series, 1 - 2 / (tl.exp(2 * x) + 1))
+
+
+@triton.jit
+def _hat(u, v, depth, top, left, height, width, DTYPE: tl.constexpr):
+    """The operand (points, SLOTS) of a window, and the row of the maps that each slot takes."""
+    TEXELS: tl.constexpr = WINDOW_ROWS * WINDOW_COLUMNS
+    slot = tl.arange(0, SLOTS)
+    row = top + slot % WINDOW_ROWS
+    column = left + slot // WINDOW_ROWS
+    share_x = tl.maximum(1 - tl.abs(u[:, None] - column.to(tl.float32)[None, :]), 0.0)
+    share_y = tl.maximum(1 - tl.abs(v[:, None] - row.to(tl.float32)[None, :]), 0.0)
+    hat = tl.where(slot[None, :] < TEXELS, share_x * share_y, 1.0)
+    # One float16 depth costs up to 0.23 mm, one bfloat16 depth 1.9 mm: the second carries what rounding left.
+    high = depth.to(DTYPE).to(tl.float32)
+    hat = tl.where(slot[None, :] == TEXELS, high[:, None], hat)
+    hat = tl.where(slot[None, :] == TEXELS + 1, (depth - high)[:, None], hat)
+    # A texel past the border has share 0; the row that stands in for it is finite.
+    texel = tl.minimum(row, height - 1) * width + tl.minimum(column, width - 1)
+    extra = height * width + tl.maximum(slot - TEXELS - 1, 0)
+    return hat.to(DTYPE), tl.where(slot < TEXELS, texel, extra)
+
+
+@triton.jit
+def evaluate_layer(
+    maps_ptr,  # (B, height * width + EXTRA_ROWS, channels): the projected map, the depth column, the constant
+    weight_ptr,  # (IN, OUT)
+    inputs_ptr,  # (tiles, POINTS, IN) activations of the layer before; unused where FIRST
+    outputs_ptr,  # (tiles, POINTS, OUT); unused where LAST
+    sdf_ptr,
+    votes_ptr,
+    points_ptr,
+    intrinsics_ptr,
+    order_ptr,
+    tiles_ptr,
+    tile_count_ptr,
+    first_tile,
+    points_stride,
+    intrinsics_stride,
+    point_count,
+    image_size,
+    height,
+    width,
+    channels,
+    first_channel,  # of this layer in the maps
+    surface_mm,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    VOTES: tl.constexpr,  # J * 4
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    POINTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One layer for a tile of points; FIRST makes the first layer on the fly; LAST writes the results."""
+    tile = first_tile + tl.program_id(1)
+    if tile < tl.load(tile_count_ptr):
+        DTYPE: tl.constexpr = maps_ptr.dtype.element_ty
+        lane = tl.arange(0, POINTS)
+        there = lane < tl.load(tiles_ptr + tile * 4 + 1)
+        strip = tl.load(tiles_ptr + tile * 4 + 2)
+        image = (strip // _strips(height)).to(tl.int64)
+        first_point = image * point_count
+        point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=there, other=0) - first_point
+        point = tl.where(there, point, 0).to(tl.int32)
+        u, v, depth, _ = _project(
+            points_ptr + image * points_stride,
+            intrinsics_ptr + image * intrinsics_stride,
+            point,
+            there,
+            image_size,
+            height,
+            width,
+        )
+        top = (strip % _strips(height)) * (WINDOW_ROWS - 1)
+        left = tl.load(tiles_ptr + tile * 4 + 3)
+        u, v, depth = tl.where(there, u, 0.0), tl.where(there, v, 0.0), tl.where(there, depth, 0.0)
+        hat, window = _hat(u, v, depth, top, left, height, width, DTYPE)
+        maps_ptr += image * (height * width + EXTRA_ROWS) * channels
+        window = window.to(tl.int64)[:, None] * channels
+
+        first_column = tl.program_id(0) * COLUMNS
+        column = tl.arange(0, COLUMNS)[None, :]
+        k = tl.arange(0, DEPTH)
+        workspace = tl.program_id(1).to(tl.int64) * POINTS + lane
+        sums = tl.dot(
+            hat,
+            tl.load(maps_ptr + window + (first_channel + first_column + column)),
+            input_precision=PRECISION,
+        )
+        for start in tl.range(0, IN, DEPTH, num_stages=STAGES):
+            if FIRST:
+                made = tl.dot(
+                    hat, tl.load(maps_ptr + window + (start + k[None, :])), input_precision=PRECISION
+                )
+                hidden = _leaky(made).to(DTYPE)
+            else:
+                hidden = tl.load(inputs_ptr + workspace[:, None] * IN + (start + k[None, :]))
+            weight = tl.load(weight_ptr + (start + k[:, None]) * OUT + (first_column + column))
+            sums = tl.dot(hidden, weight, sums, input_precision=PRECISION)
+
+        if LAST:
+            raw = tl.sum(tl.where(column == 0, sums, 0.0), 1)
+            sdf = 50 * _tanh(raw)
+            tl.store(sdf_ptr + first_point + point, sdf, mask=there)
+            near = (there & (tl.abs(sdf) < surface_mm))[:, None] & (column > 0) & (column <= VOTES)
+            tl.store(votes_ptr + first_point * VOTES + (point[:, None] * VOTES + column - 1), sums, mask=near)
+        else:
+            outputs = outputs_ptr + workspace[:, None] * OUT + (first_column + column)
+            tl.store(outputs, _leaky(sums).to(DTYPE))
+
+
+def query_field(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    image_size: int = 224,
+    surface_mm: float = math.inf,
+) -> tuple[Tensor, Tensor]:
+    """Signed distance and votes of camera-space points; see `query_field_ref`.
+
+    Args:
+        features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
+        points: (B, N, 3) or (N, 3) float32 mm.
+        intrinsics: (B, 3, 3) or (3, 3) float32, of the `image_size` px view.
+        hand_scale: (B,) float32 mm or None.
+        weights: L matrices (out, in), two or more; biases: L vectors (out,).
+        image_size: px.
+        surface_mm: mm.
+
+    Returns:
+        sdf (B, N) float32 mm; votes (B, N, J, 4) float32.
+
+    Raises:
+        ValueError: fewer than two layers, more than 63 joints, or more points than 32-bit positions can
+        count.
+    """
+    batch, _, height, width = features.shape
+    point_count = points.shape[-2]
+    outputs = weights[-1].shape[0]
+    if len(weights) < 2:
+        raise ValueError("query_field: the kernel needs a hidden layer; got a network of one layer")
+    if outputs > 256:
+        raise ValueError(
+            f"query_field: the kernel's last tile holds 256 channels, 63 joints; got {outputs} channels"
+        )
+    if max(batch, outputs) * point_count >= 2**31:
+        raise ValueError(
+            f"query_field: {batch} x {point_count} points x {outputs} channels pass 32-bit positions"
+        )
+    points, intrinsics = points.contiguous(), intrinsics.contiguous()
+    sdf = points.new_full((batch, point_count), math.inf)
+    votes = points.new_zeros(batch, point_count, (outputs - 1) // 4, 4)
+    if batch * point_count == 0:
+        return sdf, votes
+    tiling = _tiling_of(features)
+    geometry = (
+        points[0].numel() if points.ndim == 3 else 0,
+        9 if intrinsics.ndim == 3 else 0,
+        point_count,
+        image_size,
+        height,
+        width,
+    )
+    order, tiles, tile_count = _tile_points(points, intrinsics, batch, geometry, tiling.points)
+    widths = [_padded(weight.shape[0]) for weight in weights]
+    maps = _project_maps(features, hand_scale, weights, biases, widths)
+    matrices = _hidden_matrices(weights, widths, features.dtype)
+
+    tiles_per_pass = min(len(tiles), _TILES_PER_PASS)
+    workspaces = [features.new_empty(tiles_per_pass * tiling.points, size) for size in widths[1:-1]]
+    unused = maps
+    for first_tile in range(0, len(tiles), tiles_per_pass):
+        inputs, first_channel = unused, widths[0]
+        for layer in range(1, len(widths)):
+            last = layer == len(widths) - 1
+            size_in, size_out = widths[layer - 1], widths[layer]
+            columns = size_out if last else min(size_out, tiling.columns)
+            destination = unused if last else workspaces[layer - 1]
+            evaluate_layer[(size_out // columns, min(tiles_per_pass, len(tiles) - first_tile))](
+                maps,
+                matrices[layer - 1],
+                inputs,
+                destination,
+                sdf,
+                votes,
+                points,
+                intrinsics,
+                order,
+                tiles,
+                tile_count,
+                first_tile,
+                *geometry,
+                maps.shape[2],
+                first_channel,
+                surface_mm,
+                IN=size_in,
+                OUT=size_out,
+                VOTES=outputs - 1,
+                FIRST=layer == 1,
+                LAST=last,
+                POINTS=tiling.points,
+                COLUMNS=columns,
+                DEPTH=min(size_in, tiling.depth),
+                STAGES=tiling.stages,
+                PRECISION="ieee",
+                num_warps=tiling.warps,
+            )
+            inputs, first_channel = destination, first_channel + size_out
+    return sdf, votes
+
+
+def _tiling_of(features: Tensor) -> Tiling:
+    if not features.is_cuda:  # the interpreter
+        return choose_tiling(features.dtype, "cuda", 80)
+    if torch.version.hip:
+        return choose_tiling(
+            features.dtype, "hip", torch.cuda.get_device_properties(features.device).gcnArchName
+        )
+    major, minor = torch.cuda.get_device_capability(features.device)
+    return choose_tiling(features.dtype, "cuda", 10 * major + minor)
+
+
+def _padded(width: int) -> int:
+    """Columns of a layer in the kernel: a power of two, filled with zeros."""
+    return max(32, triton.next_power_of_2(width))
+
+
+def _tile_points(
+    points: Tensor, intrinsics: Tensor, batch: int, geometry: tuple[int, ...], tile_points: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sorted order of the points, their tiles, and how many tiles there are, all on the device."""
+    point_count, height, width = geometry[2], geometry[4], geometry[5]
+    strips = batch * triton.cdiv(height - 1, WINDOW_ROWS.value - 1)
+    device = points.device
+    keys = torch.empty(batch * point_count, dtype=torch.int32, device=device)
+    block = 1024
+    locate_points[(triton.cdiv(point_count, block), batch)](
+        points, intrinsics, keys, *geometry, strips * width, BLOCK=block
+    )
+    keys, order = keys.sort(stable=True)
+    every_key = torch.arange(strips * width + 1, dtype=torch.int32, device=device)
+    bounds = torch.searchsorted(keys, every_key, out_int32=True)
+    # A strip cuts floor(n / tile) + 1 tiles at most, and once more wherever a tile would outreach its window.
+    capacity = batch * point_count // tile_points + strips * (1 + (width - 2) // (WINDOW_COLUMNS.value - 1))
+    tiles = torch.empty(capacity, 4, dtype=torch.int32, device=device)
+    tile_count = torch.zeros(1, dtype=torch.int32, device=device)
+    cut_tiles[(strips,)](keys, bounds, tiles, tile_count, width, POINTS=tile_points, LANES=128)
+    return order, tiles, tile_count
+
+
+def _project_maps(
+    features: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    widths: Sequence[int],
+) -> Tensor:
+    """The map through every layer's feature columns, then the depth column and the constant in two parts."""
+    batch, channels, height, width = features.shape
+    inputs = weights[0].shape[1]
+    columns = weights[0].new_zeros(sum(widths), inputs)
+    constant = features.new_zeros(batch, sum(widths), dtype=torch.float32)
+    first = 0
+    for weight, bias, size in zip(weights, biases, widths, strict=True):
+        columns[first : first + len(weight)] = weight[:, -inputs:]
+        constant[:, first : first + len(bias)] = bias
+        first += size
+    if hand_scale is not None:
+        constant += (hand_scale[:, None] - 15) / 25 * columns[:, -1].float()
+    columns = columns.to(features.dtype)
+    texels = height * width
+    maps = features.new_empty(batch, texels + EXTRA_ROWS.value, sum(widths))
+    projection = columns[:, :channels].T.expand(batch, -1, -1)
+    torch.bmm(features.flatten(2).mT, projection, out=maps[:, :texels])
+    maps[:, texels] = columns[:, channels]
+    maps[:, texels + 1] = constant
+    maps[:, texels + 2] = constant - maps[:, texels + 1].float()
+    return maps
+
+
+def _hidden_matrices(weights: Sequence[Tensor], widths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """Each later layer's columns for the hidden activations, transposed and padded."""
+    matrices = []
+    for before, weight, size_in, size_out in zip(weights, weights[1:], widths, widths[1:], strict=False):
+        matrix = torch.zeros(size_in, size_out, dtype=dtype, device=weight.device)
+        matrix[: len(before), : len(weight)] = weight[:, : len(before)].T
+        matrices.append(matrix)
+    return matrices

@@ -1,0 +1,72 @@
+"""The field of Eq. 4 in plain PyTorch: what `query_field` means, layer by layer, as the paper writes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def query_field(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    image_size: int = 224,
+    surface_mm: float = math.inf,
+) -> tuple[Tensor, Tensor]:
+    """Signed distance and votes of camera-space points, f(S(F, pi(p)), Z(p)) = (s, V) of Eq. 4.
+
+    The geometry runs in the dtype of `points`, the network in the dtype of `features`; both may be float64.
+
+    Args:
+        features: (B, C, H, W) feature maps.
+        points: (B, N, 3) or (N, 3) mm, camera frame.
+        intrinsics: (B, 3, 3) or (3, 3) of the `image_size` px view, centred, fx = fy.
+        hand_scale: (B,) mm, or None for a model without that input (or its neutral value).
+        weights: L matrices (out, in); a layer's input is [hidden, x], the first one's x = [feature, depth(,
+            scale)].
+        biases: L vectors (out,).
+        image_size: px, side of the view that `intrinsics` describe.
+        surface_mm: mm, votes are kept where abs(sdf) < surface_mm.
+
+    Returns:
+        sdf (B, N) mm, +inf where a point is outside the view; votes (B, N, J, 4) raw (weight, direction xyz),
+        zero where a point is not near the surface. Both in the dtype of `points`.
+    """
+    batch, channels = features.shape[:2]
+    points = points.expand(batch, -1, -1)
+    intrinsics = intrinsics.to(points.dtype).expand(batch, -1, -1)
+
+    pixels = points @ intrinsics.mT
+    uv = pixels[..., :2] / pixels[..., 2:] / (image_size / 2) - 1
+    depth = points[..., 2:] / (intrinsics[:, :1, :1] * (224 / image_size))
+    inside = (points[..., 2] > 0) & (uv.abs() <= 1).all(-1)
+
+    uv = torch.where(inside[..., None], uv, 0.0)
+    sampled = F.grid_sample(features.to(points.dtype), uv[:, None], align_corners=True)[:, :, 0].mT
+    inputs = [sampled, depth]
+    if weights[0].shape[1] == channels + 2:
+        scale = (
+            torch.zeros_like(depth) if hand_scale is None else (hand_scale.to(depth)[:, None, None] - 15) / 25
+        )
+        inputs.append(scale.expand_as(depth))
+    x = torch.cat(inputs, -1).to(features.dtype)
+
+    output = x
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if layer > 0:
+            output = torch.cat([F.leaky_relu(output, 0.01), x], -1)
+        output = F.linear(output, weight.to(x.dtype), bias.to(x.dtype))
+    output = output.to(points.dtype)
+
+    sdf = torch.where(inside, 50 * torch.tanh(output[..., 0]), math.inf)
+    near = sdf.abs() < surface_mm
+    votes = torch.where(near[..., None], output[..., 1:], 0.0)
+    return sdf, votes.unflatten(-1, (-1, 4))

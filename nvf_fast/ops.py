@@ -1,0 +1,464 @@
+"""The accelerated operations: query the field, select the voters, cast their votes.
+
+Each takes tensors and runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"`
+or `backend="torch"` forces one, and a backend that cannot run says why. The definitions are the references
+`nvf_fast.kernels.NAME_ref`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nvf_fast.kernels.cast_votes_ref import cast_votes as _cast_votes_torch
+from nvf_fast.kernels.select_voters_ref import select_voters as _select_voters_torch
+
+Backend = Literal["triton", "torch"]
+
+# Points per pass of the CPU path: its activations then stay in a core's second-level cache.
+_CHUNK = 1024
+
+
+def query_field(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    image_size: int = 224,
+    surface_mm: float = math.inf,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Signed distance and votes of camera-space points: f(S(F, pi(p)), Z(p)) = (s, V), Eq. 4 of the paper.
+
+    The feature map is sampled bilinearly at the point's projection; x = [feature, depth(, hand scale)] enters
+    every layer, after the hidden activations; LeakyReLU(0.01) between layers; channel 0 is sdf = 50 tanh(.)
+    mm. Where a gradient is needed the PyTorch form runs, on any device.
+
+    Args:
+        features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
+        points: (B, N, 3), or (N, 3) shared by the batch; float32 mm, camera frame.
+        intrinsics: (B, 3, 3) or (3, 3) float32, of the `image_size` px view: centred, fx = fy.
+        hand_scale: (B,) float32 mm; None for a model without that input, or for its neutral value of 15 mm.
+        weights: L matrices (out, in) with in = X for the first layer and previous out + X for the others,
+            where X = C + 1, or C + 2 with the hand scale; the last out is 1 + 4 J.
+        biases: L vectors (out,).
+        image_size: px, side of the view that `intrinsics` describe.
+        surface_mm: mm; votes are computed where abs(sdf) < surface_mm only.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        sdf (B, N) float32 mm, +inf where a point projects outside the view or lies behind the camera; votes
+        (B, N, J, 4) float32 raw (weight, direction xyz), zero where not abs(sdf) < surface_mm.
+
+    Raises:
+        ValueError: a shape does not fit, or a hand scale is given to a model that takes none.
+        TypeError: a dtype does not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    _check_query(features, points, intrinsics, hand_scale, weights, biases, image_size, surface_mm)
+    _check_backend("query_field", backend, features)
+    weights, biases = list(weights), list(biases)
+    differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in (features, *weights, *biases))
+    if backend == "torch" or (backend is None and differentiate):
+        return _query_field_torch(
+            features, points, intrinsics, hand_scale, weights, biases, image_size, surface_mm
+        )
+    if backend is None:
+        return _query_field_op(
+            features, points, intrinsics, hand_scale, weights, biases, image_size, surface_mm
+        )
+    if differentiate:
+        raise RuntimeError(
+            "query_field: the Triton kernel has no backward; use torch.no_grad() or another backend"
+        )
+    return _query_field_triton(
+        features, points, intrinsics, hand_scale, weights, biases, image_size, surface_mm
+    )
+
+
+def select_voters(
+    sdf: Tensor, surface_mm: float, capacity: int, *, backend: Backend | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The points with abs(sdf) < surface_mm, 1(|s| < delta) of Eqs. 8 and 9, without synchronising.
+
+    Args:
+        sdf: (B, N) float32 mm; NaN and infinity are never near.
+        surface_mm: mm, half the thickness of the shell that votes.
+        capacity: slots per image, at least 1.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        indices (B, capacity) int64, ascending, -1 in unused slots; counts (B,) int32, the true number of near
+        points, which may exceed the capacity; overflow (B,) bool, where it does.
+
+    Raises:
+        ValueError: a shape or `capacity` does not fit.
+        TypeError: `sdf` is not float32.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    if sdf.ndim != 2:
+        raise ValueError(f"select_voters: sdf must be (B, N) mm, got {tuple(sdf.shape)}")
+    if sdf.dtype != torch.float32:
+        raise TypeError(f"select_voters: sdf must be float32, got {sdf.dtype}")
+    if capacity < 1:
+        raise ValueError(f"select_voters: capacity must be at least 1 slot, got {capacity}")
+    _check_backend("select_voters", backend, sdf)
+    if backend == "torch":
+        return _select_voters_torch(sdf, surface_mm, capacity)
+    if backend == "triton":
+        return _select_voters_triton(sdf, surface_mm, capacity)
+    return _select_voters_op(sdf, surface_mm, capacity)
+
+
+def cast_votes(
+    points: Tensor,
+    votes: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    *,
+    ball_mm: float = 80.0,
+    fraction: float = 0.5,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Joints from voters: sum w (p + o) / sum w, Eq. 9, with the offsets o = ball_mm (1 - w) d of Eq. 8.
+
+    Per joint, the max(1, int(M * fraction)) largest weights of the image's M = min(counts, capacity) voters
+    count (Sec. 4.7); among equal weights the voter that comes first in `indices` wins, -0 equals 0, and NaN
+    ranks with minus infinity. d is used as predicted and w is not clamped.
+
+    Args:
+        points: (B, N, 3), or (N, 3) shared by the batch; float32 mm, camera frame.
+        votes: (B, N, J, 4) float32 raw (weight, direction xyz).
+        indices: (B, capacity) int64, the voters, as `select_voters` gives them.
+        counts: (B,) int32 voters.
+        ball_mm: mm, radius r of the label ball (Eq. 2).
+        fraction: in (0, 1], share of the voters that counts, per joint.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        joints (B, J, 3) float32 mm, NaN without voters; weight (B, J) float32, mean weight of the selected
+        voters, 0 without voters; spread (B, J) float32 mm, sqrt(sum w |vote - joint|^2 / sum w) with w
+        clamped at 0, NaN without voters.
+
+    Raises:
+        ValueError: a shape or `fraction` does not fit.
+        TypeError: a dtype does not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    _check_votes(points, votes, indices, counts, fraction)
+    _check_backend("cast_votes", backend, votes)
+    if backend == "torch":
+        return _cast_votes_torch(points, votes, indices, counts, ball_mm=ball_mm, fraction=fraction)
+    if backend == "triton":
+        return _cast_votes_triton(points, votes, indices, counts, ball_mm, fraction)
+    return _cast_votes_op(points, votes, indices, counts, ball_mm, fraction)
+
+
+@torch.library.custom_op("nvf_fast::query_field", mutates_args=())
+def _query_field_op(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    image_size: int,
+    surface_mm: float,
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        return _query_field_torch(
+            features, points, intrinsics, hand_scale, weights, biases, image_size, surface_mm
+        )
+
+
+@_query_field_op.register_kernel("cuda")
+def _query_field_triton(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    image_size: int,
+    surface_mm: float,
+) -> tuple[Tensor, Tensor]:
+    from nvf_fast.kernels.query_field import query_field as kernel
+
+    return kernel(
+        features,
+        points,
+        intrinsics,
+        hand_scale,
+        weights,
+        biases,
+        image_size=image_size,
+        surface_mm=surface_mm,
+    )
+
+
+@_query_field_op.register_fake
+def _query_field_shapes(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    image_size: int,
+    surface_mm: float,
+) -> tuple[Tensor, Tensor]:
+    batch, count, joints = features.shape[0], points.shape[-2], (weights[-1].shape[0] - 1) // 4
+    return points.new_empty(batch, count), points.new_empty(batch, count, joints, 4)
+
+
+@torch.library.custom_op("nvf_fast::select_voters", mutates_args=())
+def _select_voters_op(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _select_voters_torch(sdf, surface_mm, capacity)
+
+
+@_select_voters_op.register_kernel("cuda")
+def _select_voters_triton(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    from nvf_fast.kernels.select_voters import select_voters as kernel
+
+    return kernel(sdf, surface_mm, capacity)
+
+
+@_select_voters_op.register_fake
+def _select_voters_shapes(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch = sdf.shape[0]
+    return (
+        sdf.new_empty(batch, capacity, dtype=torch.int64),
+        sdf.new_empty(batch, dtype=torch.int32),
+        sdf.new_empty(batch, dtype=torch.bool),
+    )
+
+
+@torch.library.custom_op("nvf_fast::cast_votes", mutates_args=())
+def _cast_votes_op(
+    points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, ball_mm: float, fraction: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _cast_votes_torch(points, votes, indices, counts, ball_mm=ball_mm, fraction=fraction)
+
+
+@_cast_votes_op.register_kernel("cuda")
+def _cast_votes_triton(
+    points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, ball_mm: float, fraction: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from nvf_fast.kernels.cast_votes import cast_votes as kernel
+
+    return kernel(points, votes, indices, counts, ball_mm=ball_mm, fraction=fraction)
+
+
+@_cast_votes_op.register_fake
+def _cast_votes_shapes(
+    points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, ball_mm: float, fraction: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, joints, _ = votes.shape
+    return votes.new_empty(batch, joints, 3), votes.new_empty(batch, joints), votes.new_empty(batch, joints)
+
+
+def _query_field_torch(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    image_size: int,
+    surface_mm: float,
+) -> tuple[Tensor, Tensor]:
+    """The PyTorch form, for CPU tensors and gradients: samples once, votes for the near points only."""
+    batch, channels, height, width = features.shape
+    points = points.expand(batch, -1, -1)
+    count = points.shape[1]
+    pixels = points @ intrinsics.expand(batch, -1, -1).mT
+    uv = pixels[..., :2] / pixels[..., 2:] / (image_size / 2) - 1
+    inside = ((points[..., 2] > 0) & (uv.abs() <= 1).all(-1)).flatten()
+    depth = points[..., 2] / (intrinsics[..., :1, 0] * (224 / image_size))
+    extras = [depth]
+    if weights[0].shape[1] == channels + 2:
+        scale = depth.new_zeros(batch) if hand_scale is None else (hand_scale - 15) / 25
+        extras.append(scale[:, None].expand_as(depth))
+    extras.append(torch.ones_like(depth))
+
+    texels, shares = _bilinear_taps(torch.where(inside.view(batch, count, 1), uv, 0.0), height, width)
+    rows = features.float().flatten(2).mT.contiguous().view(-1, channels)
+    exact = torch.cat(_exact_columns(torch.stack(extras, -1).flatten(0, 1), features.dtype, (0, 1, 0)), -1)
+    extra = weights[0].shape[1] - channels
+    layers = [_fold_bias(*layer, extra, features.dtype) for layer in zip(weights, biases, strict=True)]
+
+    sdf = points.new_full((batch * count,), math.inf)
+    votes = points.new_zeros(batch * count, weights[-1].shape[0] - 1)
+    step = max(1, batch * count) if torch.is_grad_enabled() else _CHUNK
+    for part in (slice(start, start + step) for start in range(0, batch * count, step)):
+        sampled = F.embedding_bag(texels[part], rows, per_sample_weights=shares[part], mode="sum")
+        x = torch.cat([sampled.to(features.dtype), exact[part]], -1)
+        hidden = x
+        for layer in layers[:-1]:
+            hidden = torch.cat([F.leaky_relu(F.linear(hidden, layer), 0.01), x], -1)
+        distance = torch.where(
+            inside[part], 50 * torch.tanh(F.linear(hidden, layers[-1][:1])[:, 0].float()), math.inf
+        )
+        near = distance.abs() < surface_mm
+        sdf[part] = distance
+        if math.isinf(surface_mm):
+            votes[part] = torch.where(near[:, None], F.linear(hidden, layers[-1][1:]).float(), 0.0)
+        else:
+            votes[part][near] = F.linear(hidden[near], layers[-1][1:]).float()
+    return sdf.view(batch, count), votes.view(batch, count, votes.shape[1] // 4, 4)
+
+
+def _bilinear_taps(uv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows of the flattened maps (B H W, C) around uv (B, N, 2) in [-1, 1], and their shares: (B N, 4) each.
+
+    `embedding_bag` over these is `grid_sample` with align_corners=True, 10 times as fast or more on a CPU.
+    """
+    batch = uv.shape[0]
+    across, down = ((uv + 1) * (uv.new_tensor([width - 1, height - 1]) / 2)).unbind(-1)
+    left, top = across.floor().clamp(0, width - 2), down.floor().clamp(0, height - 2)
+    right_share, bottom_share = across - left, down - top
+    shares = torch.stack(
+        [
+            (1 - right_share) * (1 - bottom_share),
+            right_share * (1 - bottom_share),
+            (1 - right_share) * bottom_share,
+            right_share * bottom_share,
+        ],
+        -1,
+    )
+    first = (top * width + left).long() + torch.arange(batch, device=uv.device)[:, None] * (height * width)
+    texels = first[..., None] + torch.tensor([0, 1, width, width + 1], device=uv.device)
+    return texels.flatten(0, 1), shares.flatten(0, 1)
+
+
+def _exact_columns(columns: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) -> list[Tensor]:
+    """Float32 columns in `dtype`: rounded (part 0) and what rounding left (part 1); float32 stays one.
+
+    One float16 depth costs up to 0.23 mm and one bfloat16 depth 1.9 mm; the products high x high + low x high
+    + high x low, three columns each of input and weight, cost neither.
+    """
+    high = columns.to(dtype)
+    if dtype == torch.float32:
+        return [high]
+    low = (columns - high.float()).to(dtype)
+    return [(high, low)[part] for part in parts]
+
+
+def _fold_bias(weight: Tensor, bias: Tensor, extra: int, dtype: torch.dtype) -> Tensor:
+    """A layer's matrix for the input [hidden, feature, exact columns of (depth(, scale), 1)]."""
+    small = torch.cat([weight[:, -extra:], bias[:, None]], 1).float()
+    return torch.cat([weight[:, :-extra].to(dtype), *_exact_columns(small, dtype, (0, 0, 1))], 1)
+
+
+def _check_backend(name: str, backend: str | None, tensor: Tensor) -> None:
+    if backend not in (None, "triton", "torch"):
+        raise ValueError(f'{name}: backend must be None, "triton" or "torch", got {backend!r}')
+    if backend == "triton" and not tensor.is_cuda:
+        import triton
+
+        if not triton.knobs.runtime.interpret:
+            raise RuntimeError(f"{name}: Triton runs on CUDA tensors, and these are on {tensor.device}")
+
+
+def _check_points(name: str, points: Tensor, batch: int) -> None:
+    if points.ndim not in (2, 3) or points.shape[-1] != 3 or (points.ndim == 3 and points.shape[0] != batch):
+        raise ValueError(f"{name}: points must be (N, 3) or ({batch}, N, 3) mm, got {tuple(points.shape)}")
+    if points.dtype != torch.float32:
+        raise TypeError(f"{name}: points must be float32 mm, got {points.dtype}")
+
+
+def _check_devices(name: str, **tensors: Tensor) -> None:
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
+        raise ValueError(f"{name}: all tensors must be on one device, got {found}")
+
+
+def _check_query(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    image_size: int,
+    surface_mm: float,
+) -> None:
+    if features.ndim != 4 or min(features.shape[2:]) < 2:
+        raise ValueError(
+            f"query_field: features must be (B, C, H, W) with H, W of 2 or more, got {tuple(features.shape)}"
+        )
+    if features.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"query_field: features must be float32, float16 or bfloat16, got {features.dtype}")
+    batch, channels = features.shape[:2]
+    _check_points("query_field", points, batch)
+    if intrinsics.shape not in ((3, 3), (batch, 3, 3)):
+        raise ValueError(
+            f"query_field: intrinsics must be (3, 3) or ({batch}, 3, 3), got {tuple(intrinsics.shape)}"
+        )
+    if intrinsics.dtype != torch.float32:
+        raise TypeError(f"query_field: intrinsics must be float32, got {intrinsics.dtype}")
+    if not weights or len(weights) != len(biases):
+        raise ValueError(
+            f"query_field: as many weights as biases wanted, got {len(weights)} and {len(biases)}"
+        )
+    inputs = weights[0].shape[-1]
+    if inputs - channels not in (1, 2):
+        raise ValueError(
+            f"query_field: the first weight must take C + 1 = {channels + 1} inputs, or {channels + 2} with "
+            f"the hand scale, for features with C = {channels}; got {tuple(weights[0].shape)}"
+        )
+    hidden = 0
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if weight.ndim != 2 or weight.shape[1] != hidden + inputs or bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"query_field: layer {layer} must have weight (out, {hidden + inputs}) and bias (out,), "
+                f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+        hidden = weight.shape[0]
+    if hidden < 1 or hidden % 4 != 1:
+        raise ValueError(f"query_field: the last layer must give 1 + 4 J channels, got {hidden}")
+    if hand_scale is not None:
+        if inputs == channels + 1:
+            raise ValueError("query_field: hand_scale was given, but the weights have no input for it")
+        if hand_scale.shape != (batch,):
+            raise ValueError(f"query_field: hand_scale must be ({batch},) mm, got {tuple(hand_scale.shape)}")
+        if hand_scale.dtype != torch.float32:
+            raise TypeError(f"query_field: hand_scale must be float32 mm, got {hand_scale.dtype}")
+    if image_size < 1:
+        raise ValueError(f"query_field: image_size must be at least 1 px, got {image_size}")
+    if not surface_mm > 0:
+        raise ValueError(f"query_field: surface_mm must be positive, got {surface_mm}")
+    given = {"features": features, "points": points, "intrinsics": intrinsics, "weights": weights[0]}
+    if hand_scale is not None:
+        given["hand_scale"] = hand_scale
+    _check_devices("query_field", **given)
+
+
+def _check_votes(points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, fraction: float) -> None:
+    if votes.ndim != 4 or votes.shape[-1] != 4:
+        raise ValueError(f"cast_votes: votes must be (B, N, J, 4), got {tuple(votes.shape)}")
+    if votes.dtype != torch.float32:
+        raise TypeError(f"cast_votes: votes must be float32, got {votes.dtype}")
+    batch, count = votes.shape[:2]
+    _check_points("cast_votes", points, batch)
+    if points.shape[-2] != count:
+        raise ValueError(f"cast_votes: votes of {count} points, but {points.shape[-2]} points given")
+    if indices.ndim != 2 or indices.shape[0] != batch:
+        raise ValueError(f"cast_votes: indices must be ({batch}, capacity), got {tuple(indices.shape)}")
+    if counts.shape != (batch,):
+        raise ValueError(f"cast_votes: counts must be ({batch},), got {tuple(counts.shape)}")
+    if indices.dtype != torch.int64 or counts.dtype != torch.int32:
+        raise TypeError(
+            f"cast_votes: indices must be int64 and counts int32, got {indices.dtype} and {counts.dtype}"
+        )
+    if not 0 < fraction <= 1:
+        raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction}")
+    _check_devices("cast_votes", points=points, votes=votes, indices=indices, counts=counts)

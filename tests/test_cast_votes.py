@@ -1,0 +1,183 @@
+"""cast_votes: the reference against the authors' vectors and plain loops, the kernel against float64."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nvf_fast.kernels.cast_votes import cast_votes as kernel
+from nvf_fast.kernels.cast_votes_ref import cast_votes as reference
+from nvf_fast.kernels.select_voters_ref import select_voters
+from tests.kernel_cases import rms
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BOTH = pytest.mark.parametrize("function", [kernel, reference])
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*encountered in divide:RuntimeWarning"
+)  # 0 / 0 = NaN is wanted
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Memory from `empty` holds NaN, so that an element nobody wrote fails."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def voting(
+    count: int, share: float, batch: int = 2, joints: int = 3
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random points, votes and voters; about `share` of the points vote, in unequal numbers."""
+    points = 100 * torch.randn(batch, count, 3) + torch.tensor([0, 0, 500])
+    votes = torch.randn(batch, count, joints, 4)
+    votes[..., 0] = torch.rand(batch, count, joints) - 0.1  # as predicted: mostly positive
+    sdf = torch.rand(batch, count) + torch.arange(batch)[:, None] * 0.2
+    indices, counts, _ = select_voters(sdf, max(share, 1e-9), count)
+    return points.to(DEVICE), votes.to(DEVICE), indices.to(DEVICE), counts.to(DEVICE)
+
+
+def with_weights(weights: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One joint whose voters have these weights; voter i stands at x = i mm and points nowhere."""
+    count = len(weights)
+    points = torch.zeros(1, count, 3, device=DEVICE)
+    points[0, :, 0] = torch.arange(count)
+    votes = torch.zeros(1, count, 1, 4, device=DEVICE)
+    votes[0, :, 0, 0] = torch.tensor(weights)
+    return points, votes, torch.arange(count, device=DEVICE)[None], torch.tensor([count], device=DEVICE).int()
+
+
+def test_authors_vectors(shared_dir: Path) -> None:
+    cases = json.loads((shared_dir / "protocol" / "vectors_vote_public.json").read_text())["recover_cases"]
+    assert len(cases) == 8
+    for case in cases:
+        points, votes = torch.tensor(case["points_mm"]).mT, torch.tensor(case["heatmap"]).permute(0, 3, 1, 2)
+        batch, count = points.shape[:2]
+        indices = torch.arange(count).expand(batch, -1)
+        counts = torch.full((batch,), count, dtype=torch.int32)
+        # The last case names how many votes count, one, and no fraction.
+        fraction = case["fraction"] or case["candidate_num"] / count
+        for share, name in ((fraction, "joints_top_mm"), (1.0, "joints_all_mm")):
+            joints = reference(
+                points, votes, indices, counts, ball_mm=case["ball_radius_mm"], fraction=share
+            )[0]
+            # 2e-3 mm: what the vectors' float32 sums allow, as their file states.
+            torch.testing.assert_close(joints, torch.tensor(case[name]), rtol=0, atol=2e-3)
+
+
+@BOTH
+def test_by_hand(function: Callable) -> None:
+    points = torch.tensor([[[0.0, 0, 0], [10, 0, 0], [20, 0, 0], [30, 0, 0]]], device=DEVICE)
+    votes = torch.zeros(1, 4, 1, 4, device=DEVICE)
+    votes[0, :, 0] = torch.tensor([[0.5, 0, 1, 0], [0.9, 7, 7, 7], [0.75, 1, 0, 0], [0.25, 1, 0, 0]])
+    voters = torch.tensor([[0, 2, 3, -1]], device=DEVICE)
+    counts = torch.tensor([3], device=DEVICE).int()
+    joints, weight, spread = function(points, votes, voters, counts, ball_mm=80.0, fraction=0.67)
+    # int(3 * 0.67) = 2 voters: 0 votes for (0, 40, 0) with 0.5, 2 for (40, 0, 0) with 0.75.
+    assert joints.flatten().tolist() == pytest.approx([24, 16, 0])
+    assert weight.item() == pytest.approx(0.625)
+    assert spread.item() == pytest.approx(math.sqrt((0.5 * (24**2 + 24**2) + 0.75 * (16**2 + 16**2)) / 1.25))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("weights", "fraction", "chosen"),
+    [
+        ([0.5, 0.7, 0.5, 0.7, 0.5], 0.61, [1, 3, 0]),  # ties: the first
+        ([0.0, -0.0, 0.0, -0.0, 1.0], 0.61, [4, 0, 1]),  # -0 equals 0
+        ([-0.5, -0.25, -1.0, -0.75], 0.5, [1, 0]),
+        ([math.nan, 0.5, -3.0, math.nan], 0.5, [1, 2]),  # NaN ranks last
+        ([1e-40, 2e-40, 1.0, 3e-40], 0.75, [2, 3, 1]),  # subnormal numbers keep their order
+        ([0.25, 0.5], 0.1, [1]),  # at least one
+    ],
+)
+def test_which_voters_count(
+    function: Callable, weights: list[float], fraction: float, chosen: list[int]
+) -> None:
+    joints, weight, _ = function(*with_weights(weights), fraction=fraction)
+    w = torch.tensor([weights[i] for i in chosen], dtype=torch.float64)
+    wanted = (w * torch.tensor(chosen)).sum() / w.sum()
+    torch.testing.assert_close(joints[0, 0, 0].cpu().double(), wanted, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert weight.item() == pytest.approx(w.mean().item())
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("count", "fraction"), [(100, 0.29), (10, 0.7), (1000, 0.999), (3, 1 / 3), (1, 0.5), (2000, 1.0)]
+)
+def test_count_is_what_python_computes(function: Callable, count: int, fraction: float) -> None:
+    """int(100 * 0.29) is 28, for 100 * 0.29 is 28.999999999999996."""
+    inputs = with_weights([1.0] * count)
+    joints, _, _ = function(*inputs, fraction=fraction)
+    selected = max(1, int(count * fraction))
+    assert joints[0, 0, 0].item() == pytest.approx(
+        (selected - 1) / 2
+    )  # the mean of the first `selected` places
+
+
+@pytest.mark.parametrize("count", [1, 63, 1000, 3000])
+@pytest.mark.parametrize("share", [0.0, 0.3, 2.0])
+def test_kernel_errs_at_most_twice_as_much_as_pytorch(count: int, share: float) -> None:
+    points, votes, indices, counts = voting(count, share)
+    exact = reference(points.double(), votes.double(), indices, counts)
+    expected = reference(points, votes, indices, counts)
+    found = kernel(points, votes, indices, counts)
+    for name, got, torch_got, wanted in zip(
+        ("joints", "weight", "spread"), found, expected, exact, strict=True
+    ):
+        assert torch.equal(got.isnan(), wanted.isnan()), name
+        if (counts > 0).any():
+            # One rounding of the result is allowed where PyTorch happens to make none.
+            rounding = torch.finfo(torch.float32).eps * rms(wanted)
+            assert rms(got - wanted) <= max(2 * rms(torch_got - wanted), rounding), name
+
+
+def test_no_voters() -> None:
+    points, votes, indices, counts = voting(63, 0.0)
+    for function in (kernel, reference):
+        joints, weight, spread = function(points, votes, indices, counts)
+        assert joints.isnan().all() and (weight == 0).all() and spread.isnan().all()
+
+
+@BOTH
+def test_count_past_the_capacity(function: Callable) -> None:
+    points, votes, indices, counts = voting(63, 2.0)
+    cut = function(points, votes, indices[:, :10].contiguous(), counts)
+    for got, wanted in zip(cut, function(points, votes, indices, counts.clamp(max=10)), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@BOTH
+def test_shared_points(function: Callable) -> None:
+    points, votes, indices, counts = voting(63, 0.5)
+    repeated = points[:1].expand(2, -1, -1)
+    for got, wanted in zip(
+        function(points[0], votes, indices, counts), function(repeated, votes, indices, counts), strict=True
+    ):
+        assert torch.equal(got, wanted)
+
+
+def test_equal_bits_from_run_to_run() -> None:
+    inputs = voting(2500, 0.9)
+    for first, second in zip(kernel(*inputs), kernel(*inputs), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.cuda
+def test_many_voters_without_synchronising() -> None:
+    inputs = voting(300_000, 0.9, batch=3, joints=21)
+    kernel(*inputs)  # compile first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = kernel(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    exact = reference(inputs[0].double(), inputs[1].double(), *inputs[2:])
+    for got, torch_got, wanted in zip(found, reference(*inputs), exact, strict=True):
+        assert rms(got - wanted) <= 2 * rms(torch_got - wanted) + torch.finfo(torch.float32).eps * rms(wanted)

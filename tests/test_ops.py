@@ -1,0 +1,165 @@
+"""ops: registration, shapes without data, compilation, dispatch, and what the errors say."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nvf_fast import ops
+from tests.kernel_cases import FieldCase, field_inputs
+
+CASE = FieldCase(2, 40, 12, (6, 8), (48, 32))
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def field_arguments(device: str = "cpu") -> tuple:
+    return tuple(field_inputs(CASE, device=device))[:-1]
+
+
+def vote_arguments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    indices = torch.tensor([[0, 3, 7, -1], [1, 2, 4, 8]])
+    return torch.randn(9, 3), torch.rand(2, 9, 5, 4), indices, torch.tensor([3, 6], dtype=torch.int32)
+
+
+def field_argument(name: str, value: object) -> Callable[[], object]:
+    """A call of query_field with one argument replaced."""
+    names = ("features", "points", "intrinsics", "hand_scale", "weights", "biases")
+    return lambda: ops.query_field(**(dict(zip(names, field_arguments(), strict=True)) | {name: value}))
+
+
+def vote_argument(name: str, value: object) -> Callable[[], object]:
+    """A call of cast_votes with one argument replaced."""
+    names = ("points", "votes", "indices", "counts")
+    return lambda: ops.cast_votes(**(dict(zip(names, vote_arguments(), strict=True)) | {name: value}))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_opcheck(device: str) -> None:
+    """PyTorch's own checks of schema, fake tensors, autograd registration and AOT dispatch."""
+    for surface_mm in (math.inf, 3.0):
+        torch.library.opcheck(torch.ops.nvf_fast.query_field, (*field_arguments(device), 224, surface_mm))
+    torch.library.opcheck(torch.ops.nvf_fast.select_voters, (torch.randn(3, 50, device=device), 0.5, 10))
+    votes = (argument.to(device) for argument in vote_arguments())
+    torch.library.opcheck(torch.ops.nvf_fast.cast_votes, (*votes, 80.0, 0.5))
+
+
+def test_compiles_into_one_graph() -> None:
+    def pose(
+        features: Tensor, points: Tensor, intrinsics: Tensor, scale: Tensor, weights: list, biases: list
+    ) -> Tensor:
+        sdf, votes = ops.query_field(features, points, intrinsics, scale, weights, biases, surface_mm=9.0)
+        indices, counts, _ = ops.select_voters(sdf, 9.0, 16)
+        return ops.cast_votes(points, votes, indices, counts)[0]
+
+    arguments = field_arguments()
+    with torch.no_grad():
+        compiled = torch.compile(pose, fullgraph=True, backend="aot_eager")(*arguments)
+        torch.testing.assert_close(compiled, pose(*arguments))
+
+
+def test_exports() -> None:
+    class Distance(torch.nn.Module):
+        def forward(self, features: Tensor, points: Tensor, intrinsics: Tensor) -> Tensor:
+            return ops.query_field(features, points, intrinsics, None, weights, biases)[0]
+
+    features, points, intrinsics, _, weights, biases = field_arguments()
+    program = torch.export.export(Distance(), (features, points, intrinsics))
+    assert "nvf_fast.query_field" in str(program.graph)
+    assert torch.equal(
+        program.module()(features, points, intrinsics), Distance()(features, points, intrinsics)
+    )
+
+
+def test_gradient_takes_the_differentiable_form() -> None:
+    features, *rest = field_arguments()
+    sdf, votes = ops.query_field(features.requires_grad_(), *rest)
+    assert sdf.requires_grad and votes.requires_grad
+    with torch.no_grad():
+        assert not ops.query_field(features, *rest)[0].requires_grad
+    with pytest.raises(RuntimeError, match="no backward"):
+        ops.query_field(features, *rest, backend="triton")
+
+
+def test_forced_backends_agree() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for function, arguments in (
+        (ops.query_field, field_arguments(device)),
+        (ops.select_voters, (torch.randn(2, 70, device=device), 0.4, 20)),
+        (ops.cast_votes, tuple(argument.to(device) for argument in vote_arguments())),
+    ):
+        answers = [function(*arguments, backend=backend) for backend in (None, "torch", "triton")]
+        for first, second, third in zip(*answers, strict=True):
+            torch.testing.assert_close(first, second, equal_nan=True)
+            torch.testing.assert_close(first, third, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_triton_refuses_cpu_tensors() -> None:
+    script = """
+import torch
+from nvf_fast import ops
+try:
+    ops.select_voters(torch.zeros(1, 4), 1.0, 2, backend="triton")
+except RuntimeError as error:
+    print(error)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    answer = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True)
+    assert answer.strip() == "select_voters: Triton runs on CUDA tensors, and these are on cpu"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (field_argument("features", torch.zeros(2, 12, 6)), ValueError, r"\(B, C, H, W\).*got \(2, 12, 6\)"),
+        (field_argument("features", torch.zeros(2, 12, 6, 1)), ValueError, "H, W of 2 or more"),
+        (field_argument("features", torch.zeros(2, 12, 6, 8).double()), TypeError, "got torch.float64"),
+        (field_argument("features", torch.zeros(2, 20, 6, 8)), ValueError, r"C \+ 1 = 21 inputs, or 22"),
+        (field_argument("points", torch.zeros(3, 40, 3)), ValueError, r"\(2, N, 3\) mm, got \(3, 40, 3\)"),
+        (field_argument("points", torch.zeros(40, 3).double()), TypeError, "points must be float32 mm"),
+        (field_argument("intrinsics", torch.eye(4)), ValueError, r"intrinsics must be .* got \(4, 4\)"),
+        (field_argument("intrinsics", torch.eye(3).double()), TypeError, "intrinsics must be float32"),
+        (field_argument("hand_scale", torch.zeros(3)), ValueError, r"\(2,\) mm, got \(3,\)"),
+        (field_argument("hand_scale", torch.zeros(2).half()), TypeError, "hand_scale must be float32"),
+        (field_argument("weights", [torch.zeros(48, 14)] * 3), ValueError, r"layer 1 must .*\(out, 62\)"),
+        (field_argument("biases", []), ValueError, "got 3 and 0"),
+        (field_argument("surface_mm", 0.0), ValueError, "surface_mm must be positive, got 0.0"),
+        (field_argument("image_size", 0), ValueError, "at least 1 px"),
+        (field_argument("backend", "cuda"), ValueError, "got 'cuda'"),
+        (lambda: ops.select_voters(torch.zeros(5), 1.0, 2), ValueError, r"\(B, N\) mm, got \(5,\)"),
+        (lambda: ops.select_voters(torch.zeros(1, 5).half(), 1.0, 2), TypeError, "float32"),
+        (lambda: ops.select_voters(torch.zeros(1, 5), 1.0, 0), ValueError, "at least 1 slot, got 0"),
+        (lambda: ops.select_voters(torch.zeros(1, 5), 1.0, 2, backend="numpy"), ValueError, "got 'numpy'"),
+        (vote_argument("points", torch.zeros(8, 3)), ValueError, "votes of 9 points, but 8 points given"),
+        (vote_argument("votes", torch.zeros(2, 9, 5, 3)), ValueError, r"\(B, N, J, 4\), got \(2, 9, 5, 3\)"),
+        (vote_argument("votes", torch.zeros(2, 9, 5, 4).half()), TypeError, "votes must be float32"),
+        (vote_argument("indices", torch.zeros(3, 4).long()), ValueError, r"indices must be \(2, capacity\)"),
+        (vote_argument("counts", torch.zeros(2).long()), TypeError, "counts int32, got torch.int64 and"),
+        (vote_argument("counts", torch.zeros(1).int()), ValueError, r"counts must be \(2,\)"),
+        (vote_argument("fraction", 0.0), ValueError, r"fraction must be in \(0, 1\], got 0.0"),
+        (vote_argument("backend", "numpy"), ValueError, "got 'numpy'"),
+    ],
+)  # fmt: skip
+def test_errors_say_what_came(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_scale_for_weights_without_one() -> None:
+    features, points, intrinsics, scale, weights, biases = field_inputs(CASE._replace(hand_scale=False))[:-1]
+    with pytest.raises(ValueError, match="no input for it"):
+        ops.query_field(features, points, intrinsics, torch.tensor([20.0, 20]), weights, biases)
+    assert scale is None
+
+
+def test_devices_must_agree() -> None:
+    features, *rest = field_arguments()
+    with pytest.raises(ValueError, match="one device, got features on meta, points on cpu"):
+        ops.query_field(features.to("meta"), *rest)

@@ -1,0 +1,245 @@
+"""query_field: the reference against arithmetic by hand, the PyTorch form and the kernel against float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from nvf_fast import ops
+from nvf_fast.kernels import query_field as kernel_module
+from nvf_fast.kernels.query_field import query_field as kernel
+from nvf_fast.kernels.query_field_ref import query_field as reference
+from tests.kernel_cases import (
+    FIELD_CASES,
+    FULL_NETWORK,
+    SMALL_NETWORK,
+    FieldCase,
+    FieldInputs,
+    field_inputs,
+    rms,
+)
+
+# Without a GPU the kernels run in Triton's interpreter, whose bfloat16 products are wrong.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.cuda)]
+SHORT = FieldCase(2, 100, 12, (6, 8), (48, 32))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Memory from `empty` holds NaN, so that an element nobody wrote fails."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(function: Callable, inputs: FieldInputs, **options: object) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        return function(*inputs[:-1], image_size=inputs.image_size, **options)
+
+
+def errors(function: Callable, case: FieldCase, dtype: torch.dtype) -> tuple[list[float], list[float]]:
+    """Root mean square errors (sdf, votes) of a function and of the reference in `dtype`, against float64."""
+    found, expected = [], []
+    for _ in range(16 if case.count == 1 else 1):  # one number's rounding is luck, that of sixteen is not
+        inputs = field_inputs(case, dtype, DEVICE)
+        exact = run(reference, inputs.double())
+        for errors_of, answer in ((found, run(function, inputs)), (expected, run(reference, inputs))):
+            assert torch.equal(answer[0].isinf(), exact[0].isinf())
+            assert not answer[0].isnan().any() and answer[1].isfinite().all()
+            errors_of.append([rms(got - wanted) for got, wanted in zip(answer, exact, strict=True)])
+    return tuple(torch.tensor(values).square().mean(0).sqrt().tolist() for values in (found, expected))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FIELD_CASES)
+def test_kernel_errs_at_most_twice_as_much_as_pytorch(name: str, dtype: torch.dtype) -> None:
+    found, expected = errors(kernel, FIELD_CASES[name], dtype)
+    assert found[0] <= 2 * expected[0] and found[1] <= 2 * expected[1], (found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", FIELD_CASES)
+def test_pytorch_form_errs_at_most_twice_as_much_as_the_reference(name: str, dtype: torch.dtype) -> None:
+    found, expected = errors(ops.query_field, FIELD_CASES[name], dtype)
+    assert found[0] <= 2 * expected[0] and found[1] <= 2 * expected[1], (found, expected)
+
+
+def test_reference_by_hand() -> None:
+    """One layer reads the feature, the depth and the scale; the second its hidden part and x again."""
+    features = torch.arange(6.0).view(1, 1, 2, 3)
+    intrinsics = torch.tensor([[480.0, 0, 112], [0, 480.0, 112], [0, 0, 1]])
+    # Pixel (56, 112), a quarter across and half down: texel (0.5, 0.5) of 3 x 2, (0 + 1 + 3 + 4) / 4 = 2.
+    points = torch.tensor([[[-70.0, 0.0, 600.0]]])
+    first = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, 1]])
+    last = torch.zeros(5, 6)
+    last[0, 1], last[1, 0], last[2, 3], last[3, 4], last[4, 5] = 1, 1, 1, 1, 1
+    biases = [torch.tensor([0.5, 0, 0]), torch.tensor([0.25, 0, 0, 0, 0])]
+    sdf, votes = reference(features, points, intrinsics, torch.tensor([20.0]), [first, last], biases)
+    depth = 600 / 480
+    assert sdf.item() == pytest.approx(50 * math.tanh(0.25 - 0.01 * depth), rel=1e-6)
+    assert votes.flatten().tolist() == pytest.approx([2.5, 2.0, depth, 0.2], rel=1e-6)
+
+
+@pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
+def test_view_of_another_size_is_the_same_camera(function: Callable) -> None:
+    """The depth input is Z / 480 at every size of the view."""
+    inputs = field_inputs(SHORT, device=DEVICE)
+    half = inputs._replace(intrinsics=inputs.intrinsics * torch.tensor([[0.5], [0.5], [1]], device=DEVICE))
+    for got, wanted in zip(run(function, half._replace(image_size=112)), run(function, inputs), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
+@pytest.mark.parametrize("surface_mm", [1.0, 1e-6])
+def test_votes_only_near_the_surface(function: Callable, surface_mm: float) -> None:
+    inputs = field_inputs(SHORT, device=DEVICE)
+    sdf, votes = run(function, inputs)
+    near_sdf, near_votes = run(function, inputs, surface_mm=surface_mm)
+    near = sdf.abs() < surface_mm
+    assert near.any() == (surface_mm == 1)
+    torch.testing.assert_close(near_sdf, sdf)
+    # 1e-5: the PyTorch form's product of the near rows alone sums in another order, measured 2e-6 of 3.
+    torch.testing.assert_close(near_votes, torch.where(near[..., None, None], votes, 0.0), rtol=0, atol=1e-5)
+    assert (near_votes[~near] == 0).all()
+
+
+@pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
+def test_points_out_of_view(function: Callable) -> None:
+    inputs = field_inputs(SHORT, device=DEVICE)
+    outside = torch.tensor(
+        [[0, 0, 0], [0, 0, -500], [math.nan, 0, 500], [0, 0, math.nan], [0, 0, math.inf], [200, 0, 500]]
+        + [[0, -117, 500], [1e30, 0, 500], [0, 0, -0.0]],
+        device=DEVICE,
+    )
+    inside = torch.tensor([[0, 0, 500], [116, -116, 500], [0, 0, 1e-3]], device=DEVICE)
+    inputs = inputs._replace(points=torch.cat([outside, inside, outside]))
+    sdf, votes = run(function, inputs)
+    outside_rows = torch.ones(len(inputs.points), dtype=torch.bool)
+    outside_rows[len(outside) : len(outside) + len(inside)] = False
+    assert (sdf[:, outside_rows] == math.inf).all() and (votes[:, outside_rows] == 0).all()
+    assert sdf[:, ~outside_rows].isfinite().all() and (votes[:, ~outside_rows] != 0).all()
+
+
+@pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
+def test_shared_points_and_cameras_of_their_own(function: Callable) -> None:
+    inputs = field_inputs(SHORT, device=DEVICE)
+    shared = inputs._replace(points=inputs.points[0])
+    repeated = inputs._replace(
+        points=inputs.points[:1].repeat(2, 1, 1), intrinsics=inputs.intrinsics.repeat(2, 1, 1)
+    )
+    for got, wanted in zip(run(function, shared), run(function, repeated), strict=True):
+        assert torch.equal(got, wanted)
+    repeated.intrinsics[1, 0, 2] += 20
+    moved, still = run(function, repeated)[0], run(function, shared)[0]
+    assert torch.equal(moved[0], still[0]) and not torch.equal(moved[1], still[1])
+    alone = FieldInputs(
+        *(value[1:] for value in repeated[:4]), repeated.weights, repeated.biases, repeated.image_size
+    )
+    torch.testing.assert_close(run(function, alone)[0][0], moved[1], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
+def test_no_hand_scale_is_15_mm(function: Callable) -> None:
+    inputs = field_inputs(SHORT, device=DEVICE)
+    neutral = inputs._replace(hand_scale=torch.full((2,), 15.0, device=DEVICE))
+    assert torch.equal(run(function, inputs._replace(hand_scale=None))[1], run(function, neutral)[1])
+    assert not torch.equal(run(function, inputs)[1], run(function, neutral)[1])
+
+
+@pytest.mark.parametrize("density", [1, 20, 400])
+def test_tiles_hold_every_point_once_and_fit_their_windows(density: int) -> None:
+    batch, height, width, tile_points = 2, 12, 33, 64
+    points = torch.rand(batch, density * 20, 3, device=DEVICE) * torch.tensor([300, 300, 0], device=DEVICE)
+    points += torch.tensor([-150, -150, 500], device=DEVICE)
+    intrinsics = torch.tensor([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]], device=DEVICE)
+    geometry = (points[0].numel(), 0, points.shape[1], 224, height, width)
+    order, tiles, tile_count = kernel_module._tile_points(points, intrinsics, batch, geometry, tile_points)
+    assert 0 < tile_count.item() <= len(tiles)
+
+    pixels = points @ intrinsics.T
+    uv = pixels[..., :2] / pixels[..., 2:] / 112 - 1
+    texel = ((uv + 1) / 2 * torch.tensor([width - 1, height - 1], device=DEVICE)).flatten(0, 1)
+    seen = []
+    for start, count, strip, left in tiles[: tile_count.item()].tolist():
+        members = order[start : start + count]
+        image, top = divmod(strip, math.ceil((height - 1) / 3))
+        assert 1 <= count <= tile_points
+        assert (members // points.shape[1] == image).all()
+        cells = texel[members].floor()
+        assert (cells[:, 0] >= left).all() and (cells[:, 0] <= left + 5).all()
+        assert (cells[:, 1] >= 3 * top).all() and (cells[:, 1] <= 3 * top + 2).all()
+        seen.append(members)
+    inside = (uv.abs() <= 1).all(-1).flatten().nonzero()[:, 0]
+    assert torch.equal(torch.cat(seen).sort().values, inside)
+
+
+def test_passes_of_few_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = field_inputs(SHORT, device=DEVICE)
+    whole = run(kernel, inputs)
+    monkeypatch.setattr(kernel_module, "_TILES_PER_PASS", 3)
+    for got, wanted in zip(run(kernel, inputs), whole, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_chunks_of_the_pytorch_form_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = field_inputs(SHORT)
+    whole = run(ops.query_field, inputs, backend="torch", surface_mm=3.0)
+    monkeypatch.setattr(ops, "_CHUNK", 7)
+    for got, wanted in zip(run(ops.query_field, inputs, backend="torch", surface_mm=3.0), whole, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)  # mm; measured 2e-5 on sdf
+
+
+def test_kernel_says_what_it_cannot_run() -> None:
+    inputs = field_inputs(SHORT, device=DEVICE)
+    x = inputs.weights[0].shape[1]
+    one_layer = inputs._replace(weights=[torch.zeros(85, x)], biases=[torch.zeros(85)])
+    with pytest.raises(ValueError, match="hidden layer"):
+        run(kernel, one_layer)
+    many_joints = inputs._replace(
+        weights=[*inputs.weights[:-1], torch.zeros(257, 32 + x)],
+        biases=[*inputs.biases[:-1], torch.zeros(257)],
+    )
+    with pytest.raises(ValueError, match="63 joints; got 257 channels"):
+        run(kernel, many_joints)
+
+
+@pytest.mark.parametrize("function", [kernel, ops.query_field])
+def test_no_points(function: Callable) -> None:
+    inputs = field_inputs(SHORT, device=DEVICE)
+    sdf, votes = run(function, inputs._replace(points=inputs.points[:, :0]))
+    assert sdf.shape == (2, 0) and votes.shape == (2, 0, 21, 4)
+
+
+@pytest.mark.parametrize("surface_mm", [math.inf, 3.0])
+def test_gradients_are_the_references(surface_mm: float) -> None:
+    inputs = field_inputs(SHORT)
+    leaves = [inputs.features, *inputs.weights, *inputs.biases]
+    gradients = []
+    for function in (ops.query_field, reference):
+        for leaf in leaves:
+            leaf.requires_grad_().grad = None
+        sdf, votes = function(*inputs[:-1], image_size=inputs.image_size, surface_mm=surface_mm)
+        (sdf[sdf.isfinite()].square().sum() + votes.square().sum()).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for got, wanted in zip(*gradients, strict=True):
+        # 1e-4 of the largest entry: float32 sums over 300 points in two orders, measured 2e-6.
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", [SMALL_NETWORK, FULL_NETWORK])
+def test_kernel_on_a_whole_view(case: FieldCase, dtype: torch.dtype) -> None:
+    """Dense points, as a grid has them: full tiles, several passes, equal bits from run to run."""
+    case = case._replace(batch=2, count=200_000, spread=1.1)
+    found, expected = errors(kernel, case, dtype)
+    assert found[0] <= 2 * expected[0] and found[1] <= 2 * expected[1], (found, expected)
+    inputs = field_inputs(case, dtype, DEVICE)
+    first, second = run(kernel, inputs), run(kernel, inputs)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
