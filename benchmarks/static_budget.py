@@ -1,0 +1,233 @@
+"""What every kernel costs on the architectures we name, found by compiling it, without a GPU.
+
+    python benchmarks/static_budget.py             print, compare with static_budget.json, exit 1 on any fault
+    python benchmarks/static_budget.py --update    print, and rewrite static_budget.json
+
+Faults on any Triton: a kernel that does not compile or compiles to a trap, more than 16 bytes of spills,
+shared memory past the target's, no matrix instruction where there should be one, warpgroup products that
+ptxas serialises. And registers or shared memory more than SLACK times the committed ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime import JITFunction
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nvf_fast.kernels import cast_votes, query_field, select_voters
+
+BUDGET = Path(__file__).with_suffix(".json")
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+SPILL_LIMIT = 16
+SLACK = 1.25  # Triton 3.6 takes up to 1.20 times the registers of 3.9
+# What the matrix unit's instructions are called in PTX or AMD assembly; float32 has none on NVIDIA's.
+MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Variant(NamedTuple):
+    """One kernel with its compile-time choices, for one target."""
+
+    name: str
+    target: str
+    kernel: JITFunction
+    pointers: dict[str, str]  # argument -> element type; other pointers are float32
+    constants: dict[str, object]
+    warps: int
+    matrix: bool
+    floats: tuple[str, ...] = ()  # scalar arguments that are float32; the others are int32
+
+
+class Cost(NamedTuple):
+    """Of a compiled kernel: per thread, bytes per thread, bytes per program, instructions in its listing."""
+
+    registers: int
+    spills: int
+    shared: int
+    matrix: int
+    remarks: tuple[str, ...] = ()
+
+
+def variants() -> list[Variant]:
+    """Every kernel for every target; evaluate_layer as the full network's first, middle and last launch."""
+    found = []
+    for target, triton_target in TARGETS.items():
+        for dtype_name, dtype in DTYPES.items():
+            tiling = query_field.choose_tiling(dtype, triton_target.backend, triton_target.arch)
+            for place, size_in, size_out in (("first", 1024, 512), ("middle", 512, 256), ("last", 128, 128)):
+                last = place == "last"
+                constants = {
+                    "IN": size_in,
+                    "OUT": size_out,
+                    "VOTES": 84,
+                    "FIRST": place == "first",
+                    "LAST": last,
+                    "POINTS": tiling.points,
+                    "COLUMNS": size_out if last else min(size_out, tiling.columns),
+                    "DEPTH": min(size_in, tiling.depth),
+                    "STAGES": tiling.stages,
+                    "PRECISION": "ieee",
+                }
+                pointers = dict.fromkeys(("maps_ptr", "weight_ptr", "inputs_ptr", "outputs_ptr"), dtype_name)
+                pointers |= {"order_ptr": "i64", "tiles_ptr": "i32", "tile_count_ptr": "i32"}
+                matrix = dtype != torch.float32 or triton_target.backend == "hip"
+                name = f"evaluate_layer {place} {dtype_name}"
+                kernel = query_field.evaluate_layer
+                found.append(
+                    Variant(name, target, kernel, pointers, constants, tiling.warps, matrix, ("surface_mm",))
+                )
+            if dtype != torch.bfloat16:
+                found.append(
+                    Variant(
+                        f"cut_tiles {tiling.points}",
+                        target,
+                        query_field.cut_tiles,
+                        dict.fromkeys(("keys_ptr", "bounds_ptr", "tiles_ptr", "tile_count_ptr"), "i32"),
+                        {"POINTS": tiling.points, "LANES": 128},
+                        4,
+                        False,
+                    )
+                )
+        found.append(
+            Variant(
+                "locate_points",
+                target,
+                query_field.locate_points,
+                {"keys_ptr": "i32"},
+                {"BLOCK": 1024},
+                4,
+                False,
+            )
+        )
+        for kernel in (select_voters.count_near, select_voters.write_indices):
+            pointers = {"block_counts_ptr": "i32", "block_ends_ptr": "i32", "indices_ptr": "i64"}
+            constants = {"BLOCK": select_voters._BLOCK}
+            found.append(
+                Variant(kernel.__name__, target, kernel, pointers, constants, 4, False, ("surface_mm",))
+            )
+        pointers = {"indices_ptr": "i64", "voters_ptr": "i32", "selected_ptr": "i32"}
+        constants = {"BLOCK": cast_votes._BLOCK, "DIGIT_BITS": cast_votes._DIGIT_BITS}
+        found.append(
+            Variant(
+                "vote", target, cast_votes.vote, pointers, constants, cast_votes._WARPS, False, ("ball_mm",)
+            )
+        )
+    return found
+
+
+def cost(variant: Variant) -> Cost:
+    """Compile one variant and read what it takes."""
+    names = variant.kernel.arg_names
+    signature, aligned = {}, {}
+    for position, name in enumerate(names):
+        if name in variant.constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*" + variant.pointers.get(name, "fp32")
+        else:
+            signature[name] = "fp32" if name in variant.floats else "i32"
+        # As the launcher passes them: every tensor, and the maps' columns, in multiples of 16.
+        if name.endswith("_ptr") or name in ("channels", "first_channel", "first_tile"):
+            aligned[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(variant.kernel, signature, variant.constants, aligned)
+    triton.knobs.compilation.always_compile = True  # the report is printed by ptxas only
+    triton.knobs.nvidia.dump_ptxas_log = True
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        compiled = triton.compile(
+            source, target=TARGETS[variant.target], options={"num_warps": variant.warps}
+        )
+    report = output.getvalue()
+    if variant.target.startswith("gfx"):
+        assembly = compiled.asm["amdgcn"]
+        registers, spills = (
+            int(re.findall(rf"\.{field}:\s*(\d+)", assembly)[-1])
+            for field in ("vgpr_count", "vgpr_spill_count")
+        )
+        # AMD counts spilled registers, of 4 bytes.
+        return Cost(registers, 4 * spills, compiled.metadata.shared, assembly.count(MATRIX[variant.target]))
+    ptx = compiled.asm["ptx"]
+    remarks = ("compiles to a trap",) if re.search(r"^\s*trap;", ptx, re.MULTILINE) else ()
+    if re.search(r"C75(08|10|11|12)", report):
+        remarks += ("ptxas serialises its warpgroup products",)
+    registers, spills = (
+        int(re.findall(pattern, report)[-1])
+        for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
+    )
+    return Cost(registers, spills, compiled.metadata.shared, ptx.count(MATRIX[variant.target]), remarks)
+
+
+def faults(variant: Variant, found: Cost, committed: dict[str, int] | None) -> list[str]:
+    """What is wrong with a kernel, in words; nothing if all is well."""
+    wrong = list(found.remarks)
+    if found.spills > SPILL_LIMIT:
+        wrong.append(f"spills {found.spills} bytes, {SPILL_LIMIT} allowed")
+    if found.shared > SHARED_LIMIT[variant.target]:
+        wrong.append(f"{found.shared} bytes of shared memory, {SHARED_LIMIT[variant.target]} there")
+    if variant.matrix and found.matrix == 0:
+        wrong.append(f"no {MATRIX[variant.target]}")
+    if committed is None:
+        wrong.append(f"not in {BUDGET.name}: run with --update")
+        return wrong
+    for field in ("registers", "shared"):
+        if getattr(found, field) > SLACK * committed[field]:
+            wrong.append(f"{field} {getattr(found, field)}, committed {committed[field]}")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--update", action="store_true", help="rewrite static_budget.json")
+    update = parser.parse_args().update
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET is set: nothing would be compiled")
+    everything = variants()
+    committed = json.loads(BUDGET.read_text())["kernels"] if BUDGET.exists() else {}
+    measured: dict[str, dict[str, int]] = {}
+    failed = 0
+    print(f"Triton {triton.__version__}\n{'kernel':<28}target  registers  spills (B)  shared (B)  matrix")
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for variant, found in zip(everything, pool.map(_cost_at, range(len(everything))), strict=True):
+            key = f"{variant.name} {variant.target}"
+            measured[key] = {"registers": found.registers, "shared": found.shared}
+            wrong = faults(variant, found, measured[key] if update else committed.get(key))
+            failed += bool(wrong)
+            print(
+                f"{variant.name:<28}{variant.target:<8}{found.registers:>9}{found.spills:>12}{found.shared:>12}"
+                f"{found.matrix:>8}  {'; '.join(wrong)}"
+            )
+    if update:
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(costs)}" for key, costs in measured.items())
+        BUDGET.write_text(f'{{\n "triton": "{triton.__version__}",\n "kernels": {{\n{lines}\n }}\n}}\n')
+    print(f"{len(everything)} kernels, {failed} at fault")
+    return min(failed, 1)
+
+
+def _cost_at(index: int) -> Cost:
+    return cost(variants()[index])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Every kernel compiles for every architecture we name within its budget; the check finds what is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.static_budget import Cost, faults, variants
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_kernels_stay_within_their_budget() -> None:
+    """In a process of its own: the tests around it may interpret kernels instead of compiling them."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks/static_budget.py")]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.stdout.endswith(f"{len(variants())} kernels, 0 at fault\n")
+
+
+@pytest.mark.parametrize(
+    ("cost", "fault"),
+    [
+        (Cost(100, 0, 1000, 4), None),
+        (Cost(125, 16, 1250, 1), None),
+        (Cost(126, 0, 1000, 4), "registers 126, committed 100"),
+        (Cost(100, 0, 1251, 4), "shared 1251, committed 1000"),
+        (Cost(100, 20, 1000, 4), "spills 20 bytes"),
+        (Cost(100, 0, 10**6, 4), "232448 there"),
+        (Cost(100, 0, 1000, 0), "no wgmma"),
+        (Cost(100, 0, 1000, 4, ("compiles to a trap",)), "compiles to a trap"),
+    ],
+)
+def test_the_check_finds_faults(cost: Cost, fault: str | None) -> None:
+    variant = next(v for v in variants() if v.target == "sm_90" and v.matrix)
+    found = faults(variant, cost, {"registers": 100, "shared": 1000})
+    assert bool(found) == bool(fault)
+    assert fault is None or fault in found[0]
+    assert faults(variant, Cost(1, 0, 1, 1), None) == ["not in static_budget.json: run with --update"]
