@@ -49,9 +49,7 @@ def table():
     print(
         f"\n{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch 1, embedded default"
     )
-    print(
-        "| step mm | points | dtype | median ms | FPS | paper's FPS | stages ms |\n" + "|---" * 7 + "|"
-    )
+    print("| step mm | points | dtype | median ms | FPS | paper's FPS | stages ms |\n" + "|---" * 7 + "|")
     print("\n".join(rows))
 
 

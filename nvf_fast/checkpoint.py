@@ -55,11 +55,29 @@ def save_checkpoint(
         "sha256": hashlib.sha256(weights).hexdigest(),
         "training": training,
     }
-    document = json.dumps(config, indent=2, allow_nan=False).encode() + b"\n"
+    document = _document(config)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / WEIGHTS_FILE, weights)
     _replace(folder / CONFIG_FILE, document)
+
+
+def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
+    """Keep measured scores in a checkpoint's config.json, as `training.scores`; earlier ones are replaced.
+
+    Args:
+        path: as in `resolve`.
+        scores: whatever JSON holds.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: its config.json is damaged, or a score is not finite.
+        OSError: the folder cannot be written to.
+    """
+    file = resolve(path) / CONFIG_FILE
+    info = _read_config(file)
+    info["training"] = info["training"] | {"scores": scores}
+    _replace(file, _document(info))
 
 
 def load_checkpoint(
@@ -163,6 +181,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         unknown, missing = sorted(info.keys() - wanted), sorted(wanted - info.keys())
         raise ValueError(f"{path}: unknown entries {unknown}, missing entries {missing}")
     return info
+
+
+def _document(config: dict[str, Any]) -> bytes:
+    return json.dumps(config, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -228,6 +230,23 @@ def test_info(run: Run, checkpoint: Path) -> None:
     assert int(facts["parameters"].replace(",", "")) > 1000
     status, _, err = run("info", checkpoint / "elsewhere")
     assert status == 2 and len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "copy", tmp_path / "results/accuracy.json"
+    shutil.copytree(checkpoint, copy)
+    status, table, _ = run(
+        *("eval", "--checkpoint", copy, "--count", 2, "--size", 64, "--step", 32, "--out", out, "--record")
+    )
+    assert status == 0 and table.count("best constant pose") == 2
+    result = json.loads(out.read_text())
+    assert len(result["rows"]) == 6 and {len(row) for row in result["rows"]} == {len(result["columns"])}
+    measured = result["report"]["any orientation"]["without_hand_scale"]
+    assert measured["images"] == 2 and result["context"]["seed"] == 9_000_001
+    facts = dict(re.split("  +", line, maxsplit=1) for line in run("info", copy)[1].splitlines())
+    name = "training.scores.any orientation.without_hand_scale.cs_mje"
+    assert float(facts[name]) == measured["cs_mje"] and facts["training.data.pictures"] == "12"
 
 
 def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

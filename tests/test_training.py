@@ -215,6 +215,7 @@ def test_starts_from_a_checkpoint(tmp_path: Path) -> None:
     assert resumed.load() and resumed.started_from == trainer.started_from
 
 
+@pytest.mark.filterwarnings("ignore:this processor emulates bfloat16")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimiser", ["rmsprop", "adamw"])
 def test_every_precision_and_optimiser_steps(tmp_path: Path, precision: str, optimiser: str) -> None:
@@ -226,6 +227,16 @@ def test_every_precision_and_optimiser_steps(tmp_path: Path, precision: str, opt
     assert not stopping
     assert terms["loss"].isfinite()
     assert all(not torch.equal(old, new) for old, new in zip(before, trainer.parameters, strict=True))
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_emulated_bfloat16_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, has: bool
+) -> None:
+    monkeypatch.setattr(loop, "_has_bfloat16", lambda: has)
+    config = replace(tiny(), optimisation=replace(tiny().optimisation, precision="bfloat16"))
+    loop.Trainer(config, Dots(), tmp_path, torch.device("cpu"))
+    assert ["emulates bfloat16" in str(warning.message) for warning in recwarn] == [True] * (not has)
 
 
 SCRIPT = """

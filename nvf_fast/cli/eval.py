@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nvf_fast import __version__
-from nvf_fast.cli import load_estimator
+from nvf_fast.cli import load_estimator, user_errors
 
 COLUMNS = (
     "pictures",
@@ -43,6 +43,7 @@ class Eval:
         data_cache: folder that keeps rendered pictures.
         device: where to compute, for example cpu or cuda:1; the GPU where there is one.
         out: JSON file for the table and the whole report.
+        record: whether to keep the scores in the checkpoint, where `nvf-fast info` shows them.
     """
 
     checkpoint: str | None = None
@@ -53,8 +54,10 @@ class Eval:
     data_cache: Path | None = None
     device: str | None = None
     out: Path | None = None
+    record: bool = False
 
     def run(self) -> None:
+        from nvf_fast.checkpoint import record_scores
         from nvf_fast.data.hand import UNIFORM, HandDistribution
         from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
         from nvf_fast.evaluation.synthetic import evaluate
@@ -86,6 +89,13 @@ class Eval:
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(result, indent=1) + "\n")
+        if self.record:
+            measured = {
+                name: {setting: scores for setting, scores in answers.items() if setting != "data"}
+                for name, answers in report.items()
+            }
+            with user_errors():
+                record_scores(self.checkpoint, {"images": self.count, "seed": self.seed, **measured})
 
 
 def _rows(name: str, scores: dict[str, Any]) -> list[list[Any]]:

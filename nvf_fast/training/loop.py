@@ -11,6 +11,7 @@ import platform
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -143,6 +144,9 @@ class Trainer:
             raise CannotStart(
                 f"{self.processes} processes do not divide the {self.options.parts} parts of a batch"
             )
+        if self.options.precision == "bfloat16" and device.type == "cpu" and not _has_bfloat16():
+            # The small preset on one core without: 1.2 s an image in bfloat16, 0.08 s in float32.
+            warnings.warn("this processor emulates bfloat16; precision 'float32' is many times faster here")
         self.total = self.options.total_steps(len(dataset))
         self.step, self.seconds = 0, 0.0
         self.started_from: dict[str, Any] | None = None  # the training of the checkpoint it began from
@@ -456,6 +460,11 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for stopper, handler in before.items():
             signal.signal(stopper, handler)
+
+
+def _has_bfloat16() -> bool:
+    """Whether PyTorch's convolutions run in bfloat16 on this processor."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _keep_freed_memory() -> None:
