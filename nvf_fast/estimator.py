@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import nvtx
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.camera import look_at_rotation, project, reference_homography, remap, view_frame
-from nvf_fast.grid import frustum_grid
+from nvf_fast.grid import Lattice
 from nvf_fast.inputs import read_box_middles, read_hand_scale, read_images, read_intrinsics, read_left
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes, joint_scores
+from nvf_fast.search import guided, octree
+
+Search = Literal["dense", "octree", "guided"]
 
 CAPACITY = 8192  # voters per image before the selection is redone; a hand has some 150 at 16 mm
 VOTE_BYTES = 2**30  # of votes at a time; for larger batches the field is asked in parts
@@ -34,6 +37,9 @@ class PoseEstimator:
         step_mm: mm, spacing of the query points.
         surface_mm: mm; a point votes where abs(sdf) is smaller.
         fraction: in (0, 1], share of the voters that counts for each joint, largest weights first (Sec. 4.7).
+        search: which points of the grid are asked: "dense" all of them; "octree" those that subdivision
+            from 16 mm leads to, for steps of 8 mm and less; "guided" those about the bones of a provisional
+            pose. The last two ask image by image, and may miss voters; see `nvf_fast.search`.
         device: where to compute; None is where the model is.
         dtype: torch.float32, float16 or bfloat16, precision of the encoder and of the field's matrix
             products; sums, depths and votes stay float32. None is float32 on a CPU, float16 on CUDA.
@@ -50,6 +56,7 @@ class PoseEstimator:
         step_mm: float = 16.0,
         surface_mm: float = 5.0,
         fraction: float = 0.5,
+        search: Search = "dense",
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -59,12 +66,16 @@ class PoseEstimator:
             raise ValueError(f"surface_mm must be a positive number of mm, got {surface_mm}")
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+        if search not in get_args(Search):
+            raise ValueError(f"search must be one of {get_args(Search)}, got {search!r}")
         self.device = torch.device(device) if device is not None else model.reference_intrinsics.device
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise TypeError(f"dtype must be torch.float32, float16 or bfloat16, got {self.dtype}")
-        self.step_mm, self.surface_mm, self.fraction, self.backend = step_mm, surface_mm, fraction, backend
-        self.points = frustum_grid(step_mm, self.device)
+        self.step_mm, self.surface_mm, self.fraction = step_mm, surface_mm, fraction
+        self.search, self.backend = search, backend
+        self.lattice = Lattice(step_mm, self.device)
+        self.points = self.lattice.points(self.lattice.every(1))
         self.model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         self.model.encoder.to(self.dtype)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -118,9 +129,10 @@ class PoseEstimator:
         with self._stage("encode"):
             features = self.model.encode(views)
             scale = None if scale is None else scale.to(self.device)
-        part = max(1, VOTE_BYTES // (len(self.points) * 21 * 4 * 4))
+        part = max(1, VOTE_BYTES // (len(self.points) * 21 * 4 * 4)) if self.search == "dense" else 1
+        answer = self._dense if self.search == "dense" else self._searched
         answers = [
-            self._answer(features[i : i + part], None if scale is None else scale[i : i + part], return_votes)
+            answer(features[i : i + part], None if scale is None else scale[i : i + part], return_votes)
             for i in range(0, len(sizes), part)
         ]
         with self._stage("read"):
@@ -169,20 +181,10 @@ class PoseEstimator:
         normalised = torch.cat(views) / 127.5 - 1  # (x / 255 - 0.5) / 0.5
         return normalised.to(dtype=self.dtype, memory_format=torch.channels_last)
 
-    def _answer(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> _Answer:
-        """Asks the field at the points of the grid and casts the votes."""
+    def _dense(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> _Answer:
+        """Asks the field at every point of the grid and casts the votes."""
         with self._stage("query"):
-            sdf, votes = ops.query_field(
-                features,
-                self.points,
-                self._view_intrinsics,
-                scale,
-                list(self.model.field.weights),
-                list(self.model.field.biases),
-                image_size=self.model.config.input_size,
-                surface_mm=self.surface_mm,
-                backend=self.backend,
-            )
+            sdf, votes = self._ask(features, self.points, scale, self.surface_mm)
         capacity = min(CAPACITY, len(self.points))
         answer, indices, overflow = self._cast(sdf, votes, capacity)
         if bool(overflow.any()):  # the one wait for the device
@@ -194,6 +196,50 @@ class PoseEstimator:
             )
         return answer
 
+    def _searched(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> _Answer:
+        """Asks the field where the search leads, for one image, and casts the votes."""
+
+        def ask(points: Tensor, surface_mm: float) -> tuple[Tensor, Tensor]:
+            sdf, votes = self._ask(features, points, scale, surface_mm)
+            return sdf[0], votes[0]
+
+        def cast(points: Tensor, votes: Tensor) -> Tensor:
+            return self._vote(points, votes)[0][0]
+
+        with self._stage("query"):
+            if self.search == "octree":
+                found = octree(ask, self.lattice, self.surface_mm)
+            else:
+                found = guided(ask, self.lattice, self.surface_mm, cast)
+        with self._stage("vote"):
+            joints, weight, spread = self._vote(found.points, found.votes)
+            counts = torch.tensor([[len(found.points)], [found.evaluated]], dtype=torch.int32)
+            answer = _Answer(joints, joint_scores(weight, spread), *counts)
+        return answer._replace(votes=[(found.points, found.votes)]) if return_votes else answer
+
+    def _ask(
+        self, features: Tensor, points: Tensor, scale: Tensor | None, surface_mm: float
+    ) -> tuple[Tensor, Tensor]:
+        return ops.query_field(
+            features,
+            points,
+            self._view_intrinsics,
+            scale,
+            list(self.model.field.weights),
+            list(self.model.field.biases),
+            image_size=self.model.config.input_size,
+            surface_mm=surface_mm,
+            backend=self.backend,
+        )
+
+    def _vote(self, points: Tensor, votes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `ops.cast_votes` makes of one image's voters (V, 3) and their votes (V, 21, 4)."""
+        everyone = torch.arange(len(points), device=self.device)[None]
+        count = torch.full((1,), len(points), dtype=torch.int32, device=self.device)
+        return ops.cast_votes(
+            points, votes[None], everyone, count, fraction=self.fraction, backend=self.backend
+        )
+
     def _cast(self, sdf: Tensor, votes: Tensor, capacity: int) -> tuple[_Answer, Tensor, Tensor]:
         """The answer without its votes, the voters' indices (B, capacity), and whether there were more."""
         with self._stage("select"):
@@ -204,7 +250,8 @@ class PoseEstimator:
             joints, weight, spread = ops.cast_votes(
                 self.points, votes, indices, counts, fraction=self.fraction, backend=self.backend
             )
-            answer = _Answer(joints, joint_scores(weight, spread), counts)
+            asked = torch.full_like(counts, len(self.points))
+            answer = _Answer(joints, joint_scores(weight, spread), counts, asked)
         return answer, indices, overflow
 
 
@@ -241,6 +288,7 @@ class _Answer(NamedTuple):
     joints: Tensor  # (B, 21, 3) mm
     scores: Tensor  # (B, 21)
     voters: Tensor  # (B,)
+    points_evaluated: Tensor  # (B,)
     votes: Sequence[tuple[Tensor, Tensor]] = ()  # per image the voters' points (V, 3) mm and votes (V, 21, 4)
 
 
@@ -256,6 +304,7 @@ def _pose(answers: list[_Answer], frames: Tensor, intrinsics: Tensor, device: to
     joints = torch.cat([answer.joints for answer in answers]).to(device)
     scores = torch.cat([answer.scores for answer in answers]).to(device)
     voters = torch.cat([answer.voters for answer in answers]).to(device)
+    asked = torch.cat([answer.points_evaluated for answer in answers]).to(device)
     frames = frames.to(device)
     joints = joints.double() @ frames  # rows; the inverse of a frame is its transpose
     valid = joints.isfinite().all(-1).all(-1)
@@ -271,5 +320,6 @@ def _pose(answers: list[_Answer], frames: Tensor, intrinsics: Tensor, device: to
         scores=torch.where(valid[:, None], scores, 0.0),
         voters=voters,
         valid=valid,
+        points_evaluated=asked,
         votes=votes,
     )

@@ -47,6 +47,7 @@ class HandPose:
         scores: (..., 21) float32 in [0, 1], see `joint_scores`; 0 where not valid.
         voters: (...) int, points that voted.
         valid: (...) bool, false where no point voted.
+        points_evaluated: (...) int, points that the field was asked at.
         votes: the voters themselves where they were asked for: `Votes`, or a tuple of them for a batch.
     """
 
@@ -55,6 +56,7 @@ class HandPose:
     scores: Any
     voters: Any
     valid: Any
+    points_evaluated: Any
     votes: Votes | tuple[Votes, ...] | None = None
 
     def __len__(self) -> int:
@@ -99,6 +101,7 @@ class HandPose:
             "joints_2d": self.joints_2d.tolist() if valid else None,
             "scores": self.scores.tolist(),
             "voters": int(self.voters),
+            "points_evaluated": int(self.points_evaluated),
         }
 
 

@@ -270,7 +270,7 @@ def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_drawing(tmp_path: Path) -> None:
     joints = np.zeros((21, 3), np.float32)
     joints_2d = np.stack([np.linspace(20, 140, 21), np.linspace(30, 90, 21)], -1).astype(np.float32)
-    pose = HandPose(joints, joints_2d, np.ones(21), 5, True)
+    pose = HandPose(joints, joints_2d, np.ones(21), 5, True, 99)
     image = np.zeros((120, 160, 3), np.uint8)
     drawn = np.array(draw_pose(image, pose))
     assert drawn.shape == image.shape and image.max() == 0
@@ -279,7 +279,7 @@ def test_drawing(tmp_path: Path) -> None:
     assert drawn[:20].max() == 0 and drawn[:, 150:].max() == 0, "and little else"
     edge = drawn[(drawn > 0).any(-1)].max(-1)
     assert len(np.unique(edge)) > 10, "edges are smooth"
-    nothing = HandPose(joints * np.nan, joints_2d * np.nan, np.zeros(21), 0, False)
+    nothing = HandPose(joints * np.nan, joints_2d * np.nan, np.zeros(21), 0, False, 99)
     np.testing.assert_array_equal(np.array(draw_pose(image, nothing)), image)
-    outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True)
+    outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True, 99)
     np.testing.assert_array_equal(np.array(draw_pose(image, outside)), image)

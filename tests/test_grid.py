@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nvf_fast.camera import project, reference_intrinsics
-from nvf_fast.grid import frustum_grid
+from nvf_fast.grid import Lattice, cube, frustum_grid
 
 TABLE_6 = [(4, 1_882_292), (8, 230_475), (16, 28_351), (24, 7_742), (32, 3_183)]
 
@@ -42,3 +42,48 @@ def test_refuses_what_is_no_step(step: float) -> None:
 def test_refuses_a_step_without_points() -> None:
     with pytest.raises(ValueError, match="no point"):
         frustum_grid(400)
+
+
+@pytest.fixture(scope="module")
+def lattice() -> Lattice:
+    return Lattice(24.0)
+
+
+def test_nodes_have_the_grids_points(lattice: Lattice) -> None:
+    assert lattice.shape == (20, 20, 43)
+    assert torch.equal(lattice.points(lattice.every(1)), frustum_grid(24.0))
+    node = (3 * 20 + 7) * 43 + 11
+    expected = torch.tensor([-250 + 3 * 25, -250 + 7 * 25, 150 + 11 * 1050 / 43])
+    torch.testing.assert_close(lattice.points(torch.tensor([node]))[0], expected)
+
+
+def test_every_second_node_is_a_lattice(lattice: Lattice) -> None:
+    few = lattice.points(lattice.every(2))
+    everything = {tuple(point) for point in lattice.points(lattice.every(1)).tolist()}
+    assert all(tuple(point) in everything for point in few.tolist())
+    spacing = torch.tensor([25.0, 25.0, 1050 / 43])
+    torch.testing.assert_close(torch.stack([few[:, i].unique().diff()[0] for i in range(3)]), 2 * spacing)
+    assert torch.equal(lattice.every(1), lattice.seen.nonzero()[:, 0])
+
+
+def test_neighbours_stop_at_the_box(lattice: Lattice) -> None:
+    corner = torch.tensor([0, (19 * 20 + 19) * 43 + 42, (4 * 20 + 5) * 43 + 6])
+    nodes, there = lattice.neighbours(corner, cube(1))
+    assert there.sum(1).tolist() == [8, 8, 27] and (nodes[~there] == 0).all()
+    middle = lattice.points(corner[2:])
+    offsets = lattice.points(nodes[2]) - middle
+    assert torch.equal((offsets / offsets.amax(0)).round().long(), cube(1))
+    assert cube([2, 0, 1]).tolist()[:2] == [[-2, 0, -1], [-2, 0, 0]] and len(cube([2, 0, 1])) == 15
+
+
+def test_balls_hold_what_is_near(lattice: Lattice) -> None:
+    centres = torch.tensor([[10.0, 20, 600], [40, 10, 590], [-249, 0, 1190], [9999, 0, 600]])
+    nodes = lattice.balls(centres, 70.0)
+    every = lattice.every(1)
+    near = torch.cdist(lattice.points(every).double(), centres.double()).amin(1) <= 70
+    assert near.sum() > 100 and torch.equal(nodes, every[near])
+
+
+def test_unique_drops_what_is_not_seen(lattice: Lattice) -> None:
+    seen, unseen = lattice.every(1)[5], (~lattice.seen).nonzero()[0, 0]
+    assert lattice.unique(torch.stack([seen + 0, unseen, seen])).tolist() == [seen.item()]

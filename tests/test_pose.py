@@ -18,7 +18,8 @@ def batch(count: int = 3) -> HandPose:
     joints[-1] = torch.nan
     votes = tuple(Votes(torch.rand(i, 3), torch.rand(i, 21), torch.rand(i, 21, 3)) for i in range(count))
     voters = torch.arange(count, dtype=torch.int32)
-    return HandPose(joints, joints[..., :2] * 2, torch.rand(count, 21), voters, valid, votes)
+    asked = torch.full_like(voters, 28_351)
+    return HandPose(joints, joints[..., :2] * 2, torch.rand(count, 21), voters, valid, asked, votes)
 
 
 def test_joint_names_and_bones() -> None:
@@ -61,6 +62,7 @@ def test_to_dict_is_json() -> None:
         np.testing.assert_allclose(read["joints"], poses.joints[0], rtol=1e-6)
         np.testing.assert_allclose(read["scores"], poses.scores[0], rtol=1e-6)
         assert read["valid"] is True and read["voters"] == 0
+        assert read["points_evaluated"] == 28_351
     invalid = json.loads(json.dumps(poses[2].to_dict(), allow_nan=False))
     assert invalid["valid"] is False and invalid["joints"] is None and invalid["joints_2d"] is None
     with pytest.raises(TypeError, match="batch of 3"):
