@@ -1,36 +1,68 @@
 """Step size against frames per second, picture to joints (the speed columns of the paper's Table 6).
 
-Timed: one call of the estimator on one 224 x 224 picture, host to host: remap, encode, query, select, vote,
-read.
-The table is printed at the end of `pytest benchmarks/bench_pipeline.py -s`; `--benchmark-json FILE` keeps it.
+Timed: one call of the estimator on one 224 x 224 picture, host to host. Before every timed round the peer
+(`peer.py`) runs on the same picture and device, so that the ratios hold while the machine's speed drifts.
+
+    pytest benchmarks/bench_pipeline.py -s                          # the table, at the end
+    pytest benchmarks/bench_pipeline.py --benchmark-json RUN.json   # for benchmarks/readme.py RUN.json
+
+On a CPU the peer's time at steps below 16 mm is estimated from its time per point at 16 mm. The released
+network has no weights of its own here: it is timed with seeded ones, which nothing is searched for with.
 """
 
-import os
-import platform
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 import nvf_fast
+from benchmarks.peer import Peer
+from benchmarks.readme import SPEED_COLUMNS, cell, speed_row
 from nvf_fast.camera import reference_intrinsics
-from nvf_fast.data.hand import sample_hands
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.hand import HandDistribution, sample_hands
 from nvf_fast.data.render import render_hand
-from nvf_fast.grid import frustum_grid
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.evaluation.synthetic import predict_set, score_predictions
+from nvf_fast.model import NVF
 
-# The paper's FPS on its own GPU, for orientation (Table 6).
-PAPER_FPS = {4: 1, 8: 8, 16: 34, 24: 50, 32: 56}
-STEPS = tuple(PAPER_FPS) if torch.cuda.is_available() else (16, 24, 32)
-DTYPES = (
-    (torch.float16, torch.bfloat16, torch.float32)
-    if torch.cuda.is_available()
-    else (torch.float32, torch.bfloat16)
-)
-
-rows: list[str] = []
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DENSE_ON_CPU_MM = 16  # nobody waits for a dense grid of a smaller step there
+SCORED = 64  # pictures of the synthetic test set
 
 
-@pytest.fixture(scope="module")
+class Case(NamedTuple):
+    """What is timed: the embedded network or the released one, asked at a step, by a search, in a dtype."""
+
+    network: str
+    step: int
+    search: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.network}-{self.step}-{self.search}-{str(self.dtype).removeprefix('torch.')}"
+
+
+def cases() -> list[Case]:
+    dtypes = [torch.float16, torch.bfloat16, torch.float32] if CUDA else [torch.float32]
+    if not CUDA and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        dtypes.append(torch.bfloat16)
+    dense = [(step, "dense") for step in (4, 8, 16, 24, 32) if CUDA or step >= DENSE_ON_CPU_MM]
+    searched = [(16, "guided"), (8, "guided"), (4, "guided"), (8, "octree"), (4, "octree")]
+    return [
+        *(Case("embedded", step, search, dtype) for step, search in dense + searched for dtype in dtypes),
+        *(Case("released", step, "dense", dtype) for step, _ in dense for dtype in dtypes),
+    ]
+
+
+@cache
 def picture() -> tuple[np.ndarray, np.ndarray, float]:
     generator = torch.Generator().manual_seed(11)
     hand = sample_hands(1, generator)
@@ -38,49 +70,119 @@ def picture() -> tuple[np.ndarray, np.ndarray, float]:
     return image, reference_intrinsics(224).numpy(), float(hand.hand_scale)
 
 
+@cache
+def network(name: str) -> tuple[NVF, float]:
+    """The network, and the surface_mm to vote with: one point in 300 votes where it is not trained."""
+    if name == "embedded":
+        return nvf_fast.load(device=DEVICE).model.float(), 5.0
+    torch.manual_seed(0)
+    model = NVF(NVFConfig()).to(DEVICE)
+    with torch.no_grad():
+        model.field.biases[-1][1::4] = 0.5  # weights away from zero, so that the joints are well determined
+    estimator = PoseEstimator(model, surface_mm=torch.inf)
+    with torch.no_grad():
+        sdf = estimator.model.query(
+            estimator.model.encode(torch.randn(1, 3, 224, 224, device=DEVICE).to(estimator.dtype)),
+            estimator.points,
+            model.reference_intrinsics,
+            torch.full((1,), 33.0, device=DEVICE),
+        ).sdf
+    return model, float(sdf.abs().flatten().sort().values[sdf.numel() // 300])
+
+
+@cache
+def peer(name: str, step: int) -> Peer:
+    model, surface_mm = network(name)
+    return Peer(model, step, surface_mm, device=DEVICE)
+
+
+@cache
+def scored_pictures() -> SyntheticHands:
+    return SyntheticHands(SyntheticConfig(SCORED, 9_000_001, distribution=HandDistribution()))
+
+
 @pytest.fixture(scope="module", autouse=True)
-def table():
+def table() -> Iterator[None]:
     yield
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()} x {os.cpu_count()}"
-    )
-    print(
-        f"\n{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch 1, embedded default"
-    )
-    print("| step mm | points | dtype | median ms | FPS | paper's FPS | stages ms |\n" + "|---" * 7 + "|")
-    print("\n".join(rows))
+    device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
+    print(f"\n{device}, torch {torch.__version__}, one picture at a time")
+    print(f"| {' | '.join(SPEED_COLUMNS)} |\n{'|---' * len(SPEED_COLUMNS)}|")
+    print("\n".join(f"| {' | '.join(map(cell, row))} |" for row in rows))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("step", STEPS)
-def bench_pipeline(benchmark, picture, step: int, dtype: torch.dtype) -> None:
-    image, intrinsics, hand_scale = picture
-    estimator = nvf_fast.load(step_mm=step, dtype=dtype)
-    # Correct before timed: float32 by the reference operations, same device. Low precision moves a few voters
-    # over the threshold, so that joints agree within the noise of the vote, not within rounding.
-    reference = nvf_fast.load(step_mm=step, dtype=torch.float32, backend="torch")(
-        image, intrinsics, hand_scale
-    )
+rows: list[list[Any]] = []
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def bench_pipeline(benchmark: Any, case: Case) -> None:
+    image, intrinsics, hand_scale = picture()
+    model, surface_mm = network(case.network)
+    estimator = PoseEstimator(model, case.step, surface_mm, search=case.search, dtype=case.dtype)
+    estimated = not CUDA and case.step < DENSE_ON_CPU_MM
+    rival = peer(case.network, DENSE_ON_CPU_MM if estimated else case.step)
+
+    # Correct before timed.
     pose = estimator(image, intrinsics, hand_scale)
-    assert pose.valid == reference.valid
-    if pose.valid:
-        assert np.linalg.norm(pose.joints - reference.joints, axis=-1).mean() < (
-            0.01 if dtype == torch.float32 else 10
-        )
+    if estimated:
+        wanted = PoseEstimator(model, case.step, surface_mm)(image, intrinsics, hand_scale).joints
+    else:
+        wanted = rival(image, intrinsics, hand_scale)
+    limit = 10.0 if case.dtype != torch.float32 else 0.01 if case.search == "dense" else 0.5
+    assert np.linalg.norm(pose.joints - wanted, axis=-1).mean() < limit
 
-    benchmark.pedantic(estimator, args=(image, intrinsics, hand_scale), rounds=15, warmup_rounds=3)
+    more_points = int(estimator.lattice.seen.sum()) / len(rival)
+    peer_seconds: list[float] = []
+
+    def peer_first() -> None:
+        rival(image, intrinsics, hand_scale)
+        query = rival.seconds["query"] * more_points
+        peer_seconds.append(rival.seconds["encode"] + query + rival.seconds["vote"])
+
+    rounds = 15 if case.network == "embedded" else 7
+    benchmark.pedantic(
+        estimator,
+        args=(image, intrinsics, hand_scale),
+        setup=peer_first,
+        rounds=rounds,
+        warmup_rounds=2,
+    )
+    seconds = np.array(benchmark.stats.stats.data)
+    ratios = np.array(peer_seconds[-rounds:]) / seconds
     with estimator.timed() as stages:
         for _ in range(5):
             estimator(image, intrinsics, hand_scale)
-    median = benchmark.stats.stats.median * 1e3
-    points = len(frustum_grid(step))
-    parts = ", ".join(f"{name} {total / 5:.1f}" for name, total in stages.items())
+    facts = {
+        "network": case.network,
+        "step_mm": case.step,
+        "search": case.search,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "points_evaluated": int(pose.points_evaluated),
+        "ms_20_50_80": (1e3 * np.percentile(seconds, [20, 50, 80])).tolist(),
+        "times_the_peer_20_50_80": np.percentile(ratios, [20, 50, 80]).tolist(),
+        "peer_estimated": estimated,
+        "stages_ms": {name: total / 5 for name, total in stages.items()},
+        "cs_mje_mm": None,
+    }
+    if case.network == "embedded":
+        found = predict_set(estimator, scored_pictures(), hand_scale=True)
+        facts["cs_mje_mm"] = score_predictions(found, np.zeros((21, 3)))["cs_mje"]
+    if CUDA:
+        facts["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    benchmark.extra_info.update(facts)
+    rows.append(speed_row(facts))
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64] if CUDA else [1, 8])
+def bench_batches(benchmark: Any, batch: int) -> None:
+    """Pictures per second of the embedded network at 16 mm, every point asked, many pictures per call."""
+    image, intrinsics, hand_scale = picture()
+    estimator = nvf_fast.load(device=DEVICE)
+    pictures = np.repeat(image[None], batch, 0)
+    alone, together = estimator(image, intrinsics, hand_scale), estimator(pictures, intrinsics, hand_scale)
+    assert np.linalg.norm(together.joints - alone.joints, axis=-1).mean() < 0.01
+    benchmark.pedantic(estimator, args=(pictures, intrinsics, hand_scale), rounds=7, warmup_rounds=1)
     benchmark.extra_info.update(
-        step_mm=step, points=points, dtype=str(dtype), stages_ms={k: v / 5 for k, v in stages.items()}
-    )
-    name = str(dtype).removeprefix("torch.")
-    rows.append(
-        f"| {step} | {points} | {name} | {median:.1f} | {1e3 / median:.1f} | {PAPER_FPS[step]} | {parts} |"
+        batch=batch,
+        dtype=str(estimator.dtype).removeprefix("torch."),
+        pictures_per_second=batch / benchmark.stats.stats.median,
     )

@@ -20,6 +20,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SPEED_COLUMNS = [
+    *(
+        "network",
+        "step (mm)",
+        "search",
+        "precision",
+        "points asked",
+        "median (ms)",
+        "20th to 80th percentile",
+    ),
+    *("FPS", "times the peer", "CS-MJE (mm)"),
+]
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -51,19 +63,16 @@ def speed(run: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the run holds no benchmark of the pipeline.
     """
-    rows = []
-    for benchmark in run["benchmarks"]:
-        if benchmark["name"].startswith("bench_pipeline"):
-            facts, stats = benchmark["extra_info"], benchmark["stats"]
-            median, low, high = (1e3 * stats[name] for name in ("median", "q1", "q3"))
-            precision = facts["dtype"].removeprefix("torch.")
-            quartiles = f"{low:.3g} to {high:.3g}"
-            rows.append([facts["step_mm"], facts["points"], precision, median, quartiles, 1e3 / median])
+    rows = [
+        speed_row(benchmark["extra_info"])
+        for benchmark in run["benchmarks"]
+        if benchmark["name"].startswith("bench_pipeline")
+    ]
     if not rows:
         raise ValueError("the run holds no benchmark of the pipeline: `pytest benchmarks/bench_pipeline.py`")
     machine, commit = run["machine_info"], run["commit_info"]
     return {
-        "columns": ["step (mm)", "points", "precision", "median (ms)", "quartiles (ms)", "FPS"],
+        "columns": SPEED_COLUMNS,
         "rows": rows,
         "context": {
             "device": machine["device"],
@@ -75,6 +84,20 @@ def speed(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def speed_row(facts: dict[str, Any]) -> list[Any]:
+    """A row under `SPEED_COLUMNS` of what one benchmark of the pipeline found."""
+    low, median, high = facts["ms_20_50_80"]
+    ratio = f"{facts['times_the_peer_20_50_80'][1]:.3g}" + (" (estimated)" if facts["peer_estimated"] else "")
+    return [
+        *(facts[name] for name in ("network", "step_mm", "search", "dtype", "points_evaluated")),
+        median,
+        f"{low:.3g} to {high:.3g}",
+        1e3 / median,
+        ratio,
+        facts["cs_mje_mm"],
+    ]
+
+
 def _table(path: Path) -> str:
     """The file's rows as Markdown, their context below."""
     if not path.exists():
@@ -84,12 +107,12 @@ def _table(path: Path) -> str:
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"{path.name}: a row holds {len(row)} values for {len(columns)} columns: {row}")
-    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([cell(value) for value in row] for row in rows)]
     context = ", ".join(f"{name}: {value}" for name, value in result["context"].items())
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n*{context}*\n"
 
 
-def _cell(value: float | str | None) -> str:
+def cell(value: float | str | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value

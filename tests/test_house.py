@@ -174,19 +174,34 @@ def test_results_become_a_table(tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_benchmarks_becomes_a_result() -> None:
-    stats = {"median": 0.04, "q1": 0.039, "q3": 0.05}
-    facts = {"step_mm": 16, "points": 28351, "dtype": "torch.float32"}
+    facts = {
+        "network": "embedded",
+        "step_mm": 16,
+        "search": "guided",
+        "dtype": "float32",
+        "points_evaluated": 4321,
+        "ms_20_50_80": [39.0, 40.0, 50.0],
+        "times_the_peer_20_50_80": [2.9, 3.0, 3.1],
+        "peer_estimated": False,
+        "cs_mje_mm": 30.5,
+    }
     run = {
         "machine_info": {"device": "a CPU", "kind": "cpu", "threads": 2, "torch": "2.13"},
         "commit_info": {"id": "0123456789abcdef", "dirty": True},
         "datetime": "2026-01-02T03:04:05",
         "benchmarks": [
-            {"name": "bench_cast_votes[8]", "extra_info": {}, "stats": stats},
-            {"name": "bench_pipeline[16-float32]", "extra_info": facts, "stats": stats},
+            {"name": "bench_cast_votes[8]", "extra_info": {}},
+            {"name": "bench_pipeline[16]", "extra_info": facts},
+            {
+                "name": "bench_pipeline[embedded-4-octree-float32]",
+                "extra_info": facts | {"peer_estimated": True},
+            },
         ],
     }
     result = speed(run)
-    assert result["rows"] == [[16, 28351, "float32", pytest.approx(40), "39 to 50", pytest.approx(25)]]
+    row = ["embedded", 16, "guided", "float32", 4321, 40.0, "39 to 50", 25.0, "3", 30.5]
+    assert result["rows"] == [row, [*row[:8], "3 (estimated)", 30.5]]
+    assert len(result["columns"]) == len(row)
     assert result["context"]["commit"] == "0123456789 with changes"
     with pytest.raises(ValueError, match="no benchmark of the pipeline"):
         speed(run | {"benchmarks": []})

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -24,17 +25,19 @@ class Demo:
     Attributes:
         overlay: PNG file to write, the picture with the joints found.
         step: mm, spacing of the query points.
+        search: which of them are asked: "dense" all, "octree" (for steps up to 8 mm) and "guided" a fraction.
         checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
         device: where to compute, for example cpu or cuda:1; the GPU where there is one.
     """
 
     overlay: Path = Path("nvf_demo.png")
     step: float = 16.0
+    search: Literal["dense", "octree", "guided"] = "dense"
     checkpoint: str | None = None
     device: str | None = None
 
     def run(self) -> None:
-        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step)
+        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
         assets = files("nvf_fast") / "assets"
         facts = json.loads((assets / "demo.json").read_text())
         with (assets / "demo.png").open("rb") as file:
@@ -52,7 +55,7 @@ class Demo:
             print(f"{name:20}{x:8.1f}{y:8.1f}{z:8.1f}{error:8.1f}{score:11.2f}")
         print(f"{'mean':44}{errors.mean():8.1f}{pose.scores.mean():11.2f}")
         stages = ", ".join(f"{stage} {each:.1f}" for stage, each in milliseconds.items())
-        print(f"{pose.voters} of {len(estimator.points)} points voted")
+        print(f"{pose.voters} of {pose.points_evaluated} points voted")
         print(f"{sum(milliseconds.values()):.1f} ms on {estimator.device}: {stages}")
         with user_errors():
             draw_pose(image, pose).save(self.overlay)

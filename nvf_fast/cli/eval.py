@@ -7,7 +7,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nvf_fast import __version__
 from nvf_fast.cli import load_estimator, user_errors
@@ -40,6 +40,7 @@ class Eval:
         seed: seed of the pictures; trainings use others.
         size: side of the pictures in px.
         step: spacing of the query points in mm.
+        search: which of them are asked: "dense" all, "octree" (for steps up to 8 mm) and "guided" a fraction.
         data_cache: folder that keeps rendered pictures.
         device: where to compute, for example cpu or cuda:1; the GPU where there is one.
         out: JSON file for the table and the whole report.
@@ -51,6 +52,7 @@ class Eval:
     seed: int = 9_000_001
     size: int = 224
     step: float = 16.0
+    search: Literal["dense", "octree", "guided"] = "dense"
     data_cache: Path | None = None
     device: str | None = None
     out: Path | None = None
@@ -62,7 +64,7 @@ class Eval:
         from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
         from nvf_fast.evaluation.synthetic import evaluate
 
-        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step)
+        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
         report: dict[str, Any] = {}
         for name, distribution in (("palm within 60°", HandDistribution()), ("any orientation", UNIFORM)):
             config = SyntheticConfig(
@@ -77,6 +79,7 @@ class Eval:
                 "images": self.count,
                 "seed": self.seed,
                 "step": f"{self.step:g} mm",
+                "search": self.search,
                 "device": str(estimator.device),
                 "precision": str(estimator.dtype).removeprefix("torch."),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",

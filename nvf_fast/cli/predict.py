@@ -46,6 +46,7 @@ class Predict:
         side: which hand it is.
         hand_scale: mm, length of the middle finger's proximal phalanx, if it is known.
         step: mm, spacing of the query points.
+        search: which of them are asked: "dense" all, "octree" (for steps up to 8 mm) and "guided" a fraction.
         out: JSON file for the poses (joints in mm, joints_2d in px); standard output when absent.
         overlay: where to draw the joints: a .png or .jpg file for one picture, else a folder for NAME.png.
         checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
@@ -63,6 +64,7 @@ class Predict:
     side: Literal["right", "left"] = "right"
     hand_scale: float | None = None
     step: float = 16.0
+    search: Literal["dense", "octree", "guided"] = "dense"
     out: Path | None = None
     overlay: Path | None = None
     checkpoint: str | None = None
@@ -75,7 +77,7 @@ class Predict:
         overlays = self._overlay_files()
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out must be a file, {self.out} is a folder")
-        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step)
+        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
         with user_errors():
             read_hand_scale(self.hand_scale, 1, estimator.model.config)
 

@@ -1,0 +1,30 @@
+"""The benchmarks' peer finds what the estimator finds: a ratio of two different things would mean nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.peer import Peer
+from nvf_fast.config import NVFConfig
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.model import NVF
+
+K = np.array([[500.0, 0, 79.5], [0, 500.0, 59.5], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("hand_scale", [33.0, None])
+@pytest.mark.parametrize("surface_mm", [5.0, 1e-9])
+def test_peer_is_the_dense_estimator(hand_scale: float | None, surface_mm: float) -> None:
+    torch.manual_seed(3)
+    model = NVF(NVFConfig(input_size=64, stem=16, width=32, stacks=1, hidden=(32, 24), scale_optional=True))
+    with torch.no_grad():
+        model.field.biases[-1][0] = 0.0
+        model.field.biases[-1][1::4] = 0.5
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    found = Peer(model, 24, surface_mm)(image, K, hand_scale)
+    pose = PoseEstimator(model, 24, surface_mm)(image, K, hand_scale)
+    assert pose.valid == (surface_mm == 5.0)
+    assert not pose.valid or 0 < pose.voters < 7742
+    np.testing.assert_allclose(found, pose.joints, atol=0.01)
