@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test lint wheel bench readme gpu clean
+.PHONY: help demo test lint wheel bench accuracy readme gpu clean
 
 help:
 	@echo "make demo    install into .venv and run the model on the picture that comes with it"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make wheel   build the wheel and check it in an environment of its own"
 	@echo "make bench   measure speed here, into benchmarks/results/ and the README"
+	@echo "make accuracy  measure the embedded model on synthetic pictures, into its config.json and benchmarks/results/"
 	@echo "make readme  fill the README's tables from benchmarks/results/"
 	@echo "make gpu     tests and speed on a CUDA device, with $(PYTHON) as it is"
 	@echo "make clean   remove everything made here"
@@ -38,6 +39,9 @@ bench: $(VENV)/dev
 	mkdir -p build
 	$(BIN)/python -m pytest benchmarks --benchmark-json build/benchmarks.json
 	$(BIN)/python benchmarks/readme.py build/benchmarks.json
+
+accuracy: $(VENV)/dev
+	$(BIN)/nvf-fast eval --record --out benchmarks/results/accuracy.json
 
 readme: $(VENV)/dev
 	$(BIN)/python benchmarks/readme.py
