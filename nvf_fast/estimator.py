@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,15 @@ from nvf_fast.grid import Lattice
 from nvf_fast.inputs import read_box_middles, read_hand_scale, read_images, read_intrinsics, read_left
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes, joint_scores
-from nvf_fast.search import guided, octree
+from nvf_fast.search import dense, guided, octree
 
 Search = Literal["dense", "octree", "guided"]
 
 CAPACITY = 8192  # voters per image before the selection is redone; a hand has some 150 at 16 mm
-VOTE_BYTES = 2**30  # of votes at a time; for larger batches the field is asked in parts
+VOTE_BYTES = (
+    2**30
+)  # of votes at a time; larger batches, and grids with more for one image, are asked in parts
+LOG = logging.getLogger("nvf_fast")
 
 
 class PoseEstimator:
@@ -126,15 +130,8 @@ class PoseEstimator:
         with self._stage("remap"):
             size = self.model.config.input_size
             views = self._views(groups, reference_homography(intrinsics, size, frames))
-        with self._stage("encode"):
-            features = self.model.encode(views)
             scale = None if scale is None else scale.to(self.device)
-        part = max(1, VOTE_BYTES // (len(self.points) * 21 * 4 * 4)) if self.search == "dense" else 1
-        answer = self._dense if self.search == "dense" else self._searched
-        answers = [
-            answer(features[i : i + part], None if scale is None else scale[i : i + part], return_votes)
-            for i in range(0, len(sizes), part)
-        ]
+        answers = self._answers(views, scale, return_votes)
         with self._stage("read"):
             numpy = isinstance(groups[0], np.ndarray)
             pose = _pose(answers, frames, intrinsics, torch.device("cpu") if numpy else groups[0].device)
@@ -181,7 +178,27 @@ class PoseEstimator:
         normalised = torch.cat(views) / 127.5 - 1  # (x / 255 - 0.5) / 0.5
         return normalised.to(dtype=self.dtype, memory_format=torch.channels_last)
 
-    def _dense(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> _Answer:
+    def _answers(self, views: Tensor, scale: Tensor | None, return_votes: bool) -> list[_Answer]:
+        """Encodes and asks in parts that fit into memory."""
+        together = VOTE_BYTES // (len(self.points) * 21 * 4 * 4)
+        answer = self._dense if self.search == "dense" and together else self._searched
+        part, done = max(1, together), 0
+        answers: list[_Answer] = []
+        while done < len(views):
+            some = slice(done, done + part)
+            try:
+                with self._stage("encode"):
+                    features = self.model.encode(views[some])
+                answers += answer(features, None if scale is None else scale[some], return_votes)
+                done += part
+            except torch.OutOfMemoryError:
+                if part == 1:
+                    raise
+                part = min(part, len(views) - done) // 2
+                LOG.warning("out of memory on %s: going on with %d pictures at a time", self.device, part)
+        return answers
+
+    def _dense(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> list[_Answer]:
         """Asks the field at every point of the grid and casts the votes."""
         with self._stage("query"):
             sdf, votes = self._ask(features, self.points, scale, self.surface_mm)
@@ -194,23 +211,29 @@ class PoseEstimator:
             answer = answer._replace(
                 votes=[(self.points[rows], cast[rows]) for rows, cast in zip(chosen, votes, strict=True)]
             )
-        return answer
+        return [answer]
 
-    def _searched(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> _Answer:
-        """Asks the field where the search leads, for one image, and casts the votes."""
+    def _searched(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> list[_Answer]:
+        """Asks the field where the search leads, image by image, and casts the votes."""
+        scales = [None] * len(features) if scale is None else scale.split(1)
+        return [
+            self._searched_one(image, its_scale, return_votes)
+            for image, its_scale in zip(features.split(1), scales, strict=True)
+        ]
 
-        def ask(points: Tensor, surface_mm: float) -> tuple[Tensor, Tensor]:
-            sdf, votes = self._ask(features, points, scale, surface_mm)
+    def _searched_one(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> _Answer:
+        def ask(points: Tensor, within_mm: float) -> tuple[Tensor, Tensor]:
+            sdf, votes = self._ask(features, points, scale, within_mm)
             return sdf[0], votes[0]
 
         def cast(points: Tensor, votes: Tensor) -> Tensor:
             return self._vote(points, votes)[0][0]
 
         with self._stage("query"):
-            if self.search == "octree":
-                found = octree(ask, self.lattice, self.surface_mm)
-            else:
+            if self.search == "guided":
                 found = guided(ask, self.lattice, self.surface_mm, cast)
+            else:
+                found = (octree if self.search == "octree" else dense)(ask, self.lattice, self.surface_mm)
         with self._stage("vote"):
             joints, weight, spread = self._vote(found.points, found.votes)
             counts = torch.tensor([[len(found.points)], [found.evaluated]], dtype=torch.int32)

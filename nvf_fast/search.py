@@ -31,6 +31,7 @@ GUIDED_MM = 33.0
 # Training clamps distances at 5 mm, beyond which a network says about 5: only less is a sign of the surface.
 CLAMPED_MM = 4.9
 
+AT_ONCE = 2**20  # points asked in one call; their votes take 352 MB
 PROVISIONAL_VOTERS = 16  # the points nearest to the surface vote for a provisional pose, so many at least
 BONE_RADIUS_MM = 32.0  # what is asked about its bones
 WIDENINGS, WIDENING_MM = 6, 16.0  # how often, and how far, a surface that leaves what was asked is followed
@@ -45,6 +46,11 @@ class Found(NamedTuple):
     votes: Tensor  # (V, J, 4)
     evaluated: int
     dense: bool  # whether every point of the lattice was asked in the end
+
+
+def dense(ask: Ask, lattice: Lattice, surface_mm: float) -> Found:
+    """Asks every point, for grids whose answers do not fit into memory at once."""
+    return _Asked(ask, lattice, surface_mm).everything()
 
 
 def octree(ask: Ask, lattice: Lattice, surface_mm: float) -> Found:
@@ -80,7 +86,7 @@ def guided(ask: Ask, lattice: Lattice, surface_mm: float, cast: Cast) -> Found:
     nodes = lattice.every(stride)
     if stride == 1:
         return asked.everything()
-    votes = asked.ask(nodes, votes_within_mm=torch.inf)
+    votes = asked.votes_of(nodes, torch.inf)
     distance = asked.sdf[nodes].abs()
     voters = max(PROVISIONAL_VOTERS, int((distance < surface_mm).sum()))
     nearest = distance.topk(min(voters, len(nodes)), largest=False).indices.sort().values
@@ -108,10 +114,14 @@ class _Asked:
         self._voters: list[tuple[Tensor, Tensor]] = []  # nodes and votes
         self._count = 0
 
-    def ask(self, nodes: Tensor, votes_within_mm: float | None = None) -> Tensor:
-        """Asks those of the nodes that have not been. Returns the votes of these, (N, J, 4)."""
-        nodes = nodes[self.sdf[nodes].isnan()]
-        sdf, votes = self._ask(self._lattice.points(nodes), votes_within_mm or self._surface_mm)
+    def ask(self, nodes: Tensor) -> None:
+        """Asks those of the nodes that have not been."""
+        for some in nodes[self.sdf[nodes].isnan()].split(AT_ONCE):
+            self.votes_of(some, self._surface_mm)
+
+    def votes_of(self, nodes: Tensor, within_mm: float) -> Tensor:
+        """Asks nodes (N,) that have not been, all at once. Returns their votes (N, J, 4)."""
+        sdf, votes = self._ask(self._lattice.points(nodes), within_mm)
         self.sdf[nodes] = sdf
         near = (sdf.abs() < self._surface_mm).nonzero()[:, 0]
         self._voters.append((nodes[near], votes[near]))

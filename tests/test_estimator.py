@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import nvf_fast.estimator
+import nvf_fast.search
 from nvf_fast.camera import project, reference_intrinsics
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.config import NVFConfig
@@ -279,6 +280,46 @@ def test_on_cuda_half_precision_is_the_default_and_poses_go_where_the_pictures_a
     values = (pose.joints, pose.joints_2d, pose.scores, pose.voters, pose.valid)
     assert {value.device.type for value in values} == {"cuda"}
     np.testing.assert_allclose(estimator(image, K).joints, pose.numpy().joints, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("search", ["dense", "guided", "octree"])
+def test_memory_running_out_halves_the_parts(
+    tiny: NVF, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, search: str
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 60, 80, 3), dtype=np.uint8)
+    estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1, search=search)
+    wanted = estimator(images, K)
+    encode = type(tiny).encode
+
+    def encode_few(self: NVF, views: Tensor) -> Tensor:
+        if len(views) > 2:
+            raise torch.OutOfMemoryError("too many")
+        return encode(self, views)
+
+    monkeypatch.setattr(type(tiny), "encode", encode_few)
+    found = estimator(images, K)
+    np.testing.assert_allclose(found.joints, wanted.joints, atol=0.01)
+    assert [record.args[1] for record in caplog.records] == [3, 1]
+
+    def encode_none(self: NVF, views: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("none")
+
+    monkeypatch.setattr(type(tiny), "encode", encode_none)
+    with pytest.raises(torch.OutOfMemoryError, match="none"):
+        estimator(images, K)
+
+
+def test_a_grid_too_large_for_its_votes_is_asked_in_parts(tiny: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
+    estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1)
+    wanted = estimator(images, K, return_votes=True)
+    monkeypatch.setattr(nvf_fast.estimator, "VOTE_BYTES", 1000)
+    monkeypatch.setattr(nvf_fast.search, "AT_ONCE", 1000)
+    found = estimator(images, K, return_votes=True)
+    assert found.voters.tolist() == wanted.voters.tolist() and wanted.voters.min() > 0
+    assert found.points_evaluated.tolist() == [3183, 3183]
+    np.testing.assert_allclose(found.joints, wanted.joints, atol=0.01)
+    np.testing.assert_allclose(found.votes[1].weights, wanted.votes[1].weights, atol=1e-5)
 
 
 def test_stages_are_measured(tiny: NVF) -> None:
