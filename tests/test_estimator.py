@@ -319,7 +319,9 @@ def test_a_grid_too_large_for_its_votes_is_asked_in_parts(tiny: NVF, monkeypatch
     assert found.voters.tolist() == wanted.voters.tolist() and wanted.voters.min() > 0
     assert found.points_evaluated.tolist() == [3183, 3183]
     np.testing.assert_allclose(found.joints, wanted.joints, atol=0.01)
-    np.testing.assert_allclose(found.votes[1].weights, wanted.votes[1].weights, atol=1e-5)
+    np.testing.assert_array_equal(found.votes[1].points, wanted.votes[1].points)
+    # 5e-4: the encoder sums a batch and a single image in two orders, measured 1.2e-4 on this random network.
+    np.testing.assert_allclose(found.votes[1].weights, wanted.votes[1].weights, atol=5e-4)
 
 
 def test_stages_are_measured(tiny: NVF) -> None:
