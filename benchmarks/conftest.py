@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
+import subprocess
 from typing import Any
 
 import pytest
@@ -17,3 +19,10 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["kind"] = "gpu" if cuda else "cpu"
     machine_info["threads"] = torch.get_num_threads()
     machine_info["torch"] = torch.__version__
+    machine_info["triton"] = importlib.metadata.version("triton")
+    if cuda:
+        asked = "--query-gpu=driver_version,clocks.sm,clocks.mem"
+        answer = subprocess.run(
+            ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, text=True
+        )
+        machine_info["driver, clocks"] = answer.stdout.strip() or answer.stderr.strip()

@@ -21,16 +21,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED_COLUMNS = [
-    *(
-        "network",
-        "step (mm)",
-        "search",
-        "precision",
-        "points asked",
-        "median (ms)",
-        "20th to 80th percentile",
-    ),
-    *("FPS", "times the peer", "CS-MJE (mm)"),
+    "network",
+    "step (mm)",
+    "search",
+    "precision",
+    "points asked",
+    "median (ms)",
+    "20th to 80th percentile",
+    "FPS",
+    "times the peer",
+    "CS-MJE (mm)",
 ]
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 

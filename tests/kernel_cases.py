@@ -45,7 +45,7 @@ class FieldInputs(NamedTuple):
         )
 
 
-SMALL_NETWORK = FieldCase(2, 200, 96, (32, 32), (256, 128, 64, 64), image_size=128, spread=0.2)
+SMALL_NETWORK = FieldCase(2, 200, 64, (32, 32), (256, 128, 64, 64), image_size=128, spread=0.2)
 FULL_NETWORK = FieldCase(1, 60, 256, (56, 56), (1024, 512, 256, 128), spread=0.04)
 FIELD_CASES = {
     "one point": FieldCase(1, 1, 8, (9, 7), (40, 24), spread=0.9),
