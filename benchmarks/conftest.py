@@ -21,7 +21,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["torch"] = torch.__version__
     machine_info["triton"] = importlib.metadata.version("triton")
     if cuda:
-        asked = "--query-gpu=driver_version,clocks.sm,clocks.mem"
+        command = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
         answer = subprocess.run(
             ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, text=True
         )
