@@ -22,7 +22,5 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["triton"] = importlib.metadata.version("triton")
     if cuda:
         command = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
-        answer = subprocess.run(
-            ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, text=True
-        )
+        answer = subprocess.run(command, capture_output=True, text=True)
         machine_info["driver, clocks"] = answer.stdout.strip() or answer.stderr.strip()

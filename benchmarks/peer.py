@@ -45,7 +45,7 @@ class Peer:
         self.device, self.surface_mm, self.fraction = torch.device(device), surface_mm, fraction
         lattice = Lattice(step_mm)
         self.box = lattice.points(torch.arange(len(lattice.seen)))
-        self._count = int(lattice.seen.sum())
+        self._count = len(lattice)
         self.kernels = [weight.detach()[..., None].clone() for weight in self.model.field.weights]
         self.seconds: dict[str, float] = {}
 

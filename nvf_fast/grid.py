@@ -43,11 +43,16 @@ class Lattice:
         reach = axes[2] * (REFERENCE_SIZE / 2 / REFERENCE_FOCAL)
         across, down = (axis.abs()[:, None] <= reach for axis in axes[:2])
         self.seen = (across[:, None] & down[None]).flatten().to(device)
-        if not self.seen.any():
+        self._seen_count = int(self.seen.sum())
+        if self._seen_count == 0:
             raise _no_point(step_mm)
         self.device = self.seen.device
         self._axes = [axis.to(self.device, torch.float32) for axis in axes]
         self._strides = (self.shape[1] * self.shape[2], self.shape[2], 1)
+
+    def __len__(self) -> int:
+        """Nodes that are seen."""
+        return self._seen_count
 
     def points(self, nodes: Tensor) -> Tensor:
         """(N, 3) float32 mm of nodes (N,)."""

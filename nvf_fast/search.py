@@ -45,7 +45,6 @@ class Found(NamedTuple):
     points: Tensor  # (V, 3) mm
     votes: Tensor  # (V, J, 4)
     evaluated: int
-    dense: bool  # whether every point of the lattice was asked in the end
 
 
 def dense(ask: Ask, lattice: Lattice, surface_mm: float) -> Found:
@@ -116,8 +115,9 @@ class _Asked:
 
     def ask(self, nodes: Tensor) -> None:
         """Asks those of the nodes that have not been."""
-        for some in nodes[self.sdf[nodes].isnan()].split(AT_ONCE):
-            self.votes_of(some, self._surface_mm)
+        nodes = nodes[self.sdf[nodes].isnan()]
+        for start in range(0, len(nodes), AT_ONCE):
+            self.votes_of(nodes[start : start + AT_ONCE], self._surface_mm)
 
     def votes_of(self, nodes: Tensor, within_mm: float) -> Tensor:
         """Asks nodes (N,) that have not been, all at once. Returns their votes (N, J, 4)."""
@@ -149,8 +149,7 @@ class _Asked:
     def found(self) -> Found:
         nodes, votes = (torch.cat(parts) for parts in zip(*self._voters, strict=True))
         order = nodes.argsort()
-        dense = self._count == int(self._lattice.seen.sum())
-        return Found(self._lattice.points(nodes[order]), votes[order], self._count, dense)
+        return Found(self._lattice.points(nodes[order]), votes[order], self._count)
 
 
 def _stride(lattice: Lattice, sparsest_mm: float) -> int:
