@@ -33,11 +33,10 @@ class Lattice:
         self.shape = tuple(int(length / step_mm) for length in lengths)
         if min(self.shape) == 0:
             raise _no_point(step_mm)
-        self._low = torch.tensor([low for low, _ in BOX_MM], dtype=torch.float64)
-        self._spacing = torch.tensor(lengths, dtype=torch.float64) / torch.tensor(self.shape)
+        spacings = [length / n for length, n in zip(lengths, self.shape, strict=True)]
         axes = [
             low + torch.arange(n, dtype=torch.float64) * spacing
-            for low, n, spacing in zip(self._low, self.shape, self._spacing, strict=True)
+            for (low, _), n, spacing in zip(BOX_MM, self.shape, spacings, strict=True)
         ]
         # abs(uv) <= 1 where uv = (f x / z + c) / c - 1.
         reach = axes[2] * (REFERENCE_SIZE / 2 / REFERENCE_FOCAL)
@@ -47,6 +46,8 @@ class Lattice:
         if self._seen_count == 0:
             raise _no_point(step_mm)
         self.device = self.seen.device
+        self._low = torch.tensor([low for low, _ in BOX_MM], device=device, dtype=torch.float64)
+        self._spacing = torch.tensor(spacings, device=device, dtype=torch.float64)
         self._axes = [axis.to(self.device, torch.float32) for axis in axes]
         self._strides = (self.shape[1] * self.shape[2], self.shape[2], 1)
 
@@ -58,6 +59,10 @@ class Lattice:
         """(N, 3) float32 mm of nodes (N,)."""
         places = self._places(nodes)
         return torch.stack([axis[place] for axis, place in zip(self._axes, places, strict=True)], -1)
+
+    def nodes(self, points: Tensor) -> Tensor:
+        """(N,) the nodes at points (N, 3) mm of the lattice; the inverse of `points`."""
+        return self._numbers(self._nearest(points))
 
     def every(self, stride: int) -> Tensor:
         """The seen nodes of the sublattice of every `stride`-th node along each axis, ascending."""
@@ -87,23 +92,25 @@ class Lattice:
 
     def balls(self, centres: Tensor, radius_mm: float) -> Tensor:
         """The seen nodes within `radius_mm` of any of the centres (M, 3) float32 mm, ascending."""
-        spacing, low = self._spacing.to(self.device), self._low.to(self.device)
-        nearest = ((centres.double() - low) / spacing).round().long()
-        reach = [math.ceil(radius_mm / each) for each in self._spacing.tolist()]
-        offsets = cube(reach, self.device)
-        places = nearest[:, None] + offsets
-        limits = torch.tensor(self.shape, device=self.device)
-        there = ((places >= 0) & (places < limits)).all(-1)
-        positions = low + places * spacing
-        there &= (positions - centres[:, None].double()).square().sum(-1) <= radius_mm**2
-        nodes = (places * torch.tensor(self._strides, device=self.device)).sum(-1)
-        return self.unique(nodes[there])
+        reach = [math.ceil(radius_mm / spacing) for spacing in self._spacing.tolist()]
+        places = self._nearest(centres)[:, None] + cube(reach, self.device)
+        there = ((places >= 0) & (places < torch.tensor(self.shape, device=self.device))).all(-1)
+        positions = self._low + places * self._spacing
+        there &= (positions - centres[:, None]).square().sum(-1) <= radius_mm**2
+        return self.unique(self._numbers(places[there]))
 
     def unique(self, nodes: Tensor) -> Tensor:
         """The seen ones among nodes (N,), each once, ascending."""
         chosen = torch.zeros_like(self.seen)
         chosen[nodes] = True
         return (chosen & self.seen).nonzero()[:, 0]
+
+    def _nearest(self, points: Tensor) -> Tensor:
+        """(N, 3) int64 places along the axes, inside the box or not, nearest to points (N, 3) mm."""
+        return ((points - self._low) / self._spacing).round().long()
+
+    def _numbers(self, places: Tensor) -> Tensor:
+        return (places * torch.tensor(self._strides, device=self.device)).sum(-1)
 
     def _places(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return nodes // self._strides[0], nodes // self._strides[1] % self.shape[1], nodes % self.shape[2]

@@ -55,6 +55,7 @@ def test_nodes_have_the_grids_points(lattice: Lattice) -> None:
     node = (3 * 20 + 7) * 43 + 11
     expected = torch.tensor([-250 + 3 * 25, -250 + 7 * 25, 150 + 11 * 1050 / 43])
     torch.testing.assert_close(lattice.points(torch.tensor([node]))[0], expected)
+    assert torch.equal(lattice.nodes(lattice.points(lattice.every(1))), lattice.every(1))
 
 
 def test_every_second_node_is_a_lattice(lattice: Lattice) -> None:
