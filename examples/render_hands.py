@@ -1,8 +1,8 @@
 """Renders synthetic hands with their truth: pictures NAME.png beside NAME.json (K, hand scale, joints).
 
-    python examples/render_hands.py --out hands --count 8 --size 320 --seed 5
+    python examples/render_hands.py --out hands --count 8 --size 320 --seed 24
 
-The demonstration picture in `nvf_fast/assets/` was made so.
+The demonstration picture in `nvf_fast/assets/` is the first of these, an open hand about half a metre away.
 """
 
 import argparse

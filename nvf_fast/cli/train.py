@@ -29,7 +29,7 @@ class Run:
         out: folder for the state, the log and the checkpoint.
         minutes: minutes of wall time after which to save and stop; the same command later goes on.
         data_cache: folder that keeps rendered pictures; without one they are made anew and kept in memory.
-        start: checkpoint folder whose weights to begin from.
+        initial: checkpoint folder whose weights to begin from.
         device: where to train, for example cpu or cuda:1; the GPU where there is one.
         threads: CPU threads of each process.
     """
@@ -38,7 +38,7 @@ class Run:
     out: Path
     minutes: float | None = None
     data_cache: Path | None = None
-    start: Path | None = None
+    initial: Path | None = None
     device: str | None = None
     threads: int = 1
 
@@ -59,7 +59,7 @@ class Run:
                     self.out,
                     minutes=self.minutes,
                     evaluate=evaluate,
-                    start=self.start,
+                    start=self.initial,
                     device=device,
                 )
             except (CannotStart, NonFiniteLoss) as error:
