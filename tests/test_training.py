@@ -176,7 +176,7 @@ def test_other_configuration_is_refused_by_name(tmp_path: Path) -> None:
     config = tiny(steps=2)
     loop.train(config, Dots(), tmp_path, progress=False)
     other = replace(config, losses=replace(config.losses, vote_weight=0.7), log_every=1)
-    with pytest.raises(ValueError, match=r"losses.vote_weight was 0.2, now 0.7$"):
+    with pytest.raises(ValueError, match=r"losses.vote_weight was 0.5, now 0.7$"):
         loop.train(other, Dots(), tmp_path, progress=False)
 
 
