@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import nvtx
@@ -22,14 +22,10 @@ from nvf_fast.grid import Lattice
 from nvf_fast.inputs import read_box_middles, read_hand_scale, read_images, read_intrinsics, read_left
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes, joint_scores
-from nvf_fast.search import dense, guided, octree
-
-Search = Literal["dense", "octree", "guided"]
+from nvf_fast.search import Search, dense, guided, octree
 
 CAPACITY = 8192  # voters per image before the selection is redone; a hand has some 150 at 16 mm
-VOTE_BYTES = (
-    2**30
-)  # of votes at a time; larger batches, and grids with more for one image, are asked in parts
+VOTE_BYTES = 2**30  # of votes at a time; larger batches, and grids larger by themselves, go in parts
 LOG = logging.getLogger("nvf_fast")
 
 

@@ -8,13 +8,15 @@ compares with the dense grid point by point.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nvf_fast.grid import Lattice, cube
 from nvf_fast.pose import BONES
+
+Search = Literal["dense", "octree", "guided"]
 
 Ask = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 """Of points (N, 3) mm the signed distances (N,) mm, and the votes (N, J, 4) where they are below the second
@@ -23,8 +25,8 @@ argument (mm)."""
 Cast = Callable[[Tensor, Tensor], Tensor]
 """Of voters' points (V, 3) mm and votes (V, J, 4), in the order of the lattice, the joints (J, 3) mm."""
 
-# Sparsest spacings that start a search (mm). Fingers are 12 to 20 mm thick: an octree must meet each of them,
-# a provisional pose need not.
+# Sparsest spacings that start a search (mm). Fingers are 10 to 22 mm thick (`nvf_fast.data.hand`): an octree
+# must meet each of them, a provisional pose need not.
 OCTREE_MM = 16.5
 GUIDED_MM = 33.0
 
@@ -55,16 +57,15 @@ def dense(ask: Ask, lattice: Lattice, surface_mm: float) -> Found:
 def octree(ask: Ask, lattice: Lattice, surface_mm: float) -> Found:
     """Subdivides where the surface may be, from about 16 mm down to the lattice's step.
 
-    A node is active where its distance is below `surface_mm` or `CLAMPED_MM`, or has another sign than a
-    neighbour's. All nodes of half the spacing within one coarse spacing of an active node are asked next.
+    A node is active where its distance is below `CLAMPED_MM`, or has another sign than a neighbour's. All
+    nodes of half the spacing within one coarse spacing of an active node are asked next.
     """
     asked = _Asked(ask, lattice, surface_mm)
     stride = _stride(lattice, OCTREE_MM)
     nodes = lattice.every(stride)
     asked.ask(nodes)
     while stride > 1:
-        sdf = asked.sdf[nodes]
-        near = sdf.abs() < min(surface_mm, CLAMPED_MM)
+        near = asked.sdf[nodes].abs() < CLAMPED_MM
         active = nodes[near | asked.changes_sign(nodes, stride)]
         stride //= 2
         around, there = lattice.neighbours(active, cube(2, lattice.device) * stride)

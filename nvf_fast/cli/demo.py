@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tyro
@@ -15,6 +14,7 @@ from PIL import Image
 from nvf_fast.cli import load_estimator, user_errors
 from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import JOINT_NAMES
+from nvf_fast.search import Search
 
 
 @tyro.conf.configure(tyro.conf.DisallowNone)
@@ -32,7 +32,7 @@ class Demo:
 
     overlay: Path = Path("nvf_demo.png")
     step: float = 16.0
-    search: Literal["dense", "octree", "guided"] = "dense"
+    search: Search = "dense"
     checkpoint: str | None = None
     device: str | None = None
 

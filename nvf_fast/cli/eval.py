@@ -7,10 +7,11 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nvf_fast import __version__
 from nvf_fast.cli import load_estimator, user_errors
+from nvf_fast.search import Search
 
 COLUMNS = (
     "pictures",
@@ -52,7 +53,7 @@ class Eval:
     seed: int = 9_000_001
     size: int = 224
     step: float = 16.0
-    search: Literal["dense", "octree", "guided"] = "dense"
+    search: Search = "dense"
     data_cache: Path | None = None
     device: str | None = None
     out: Path | None = None

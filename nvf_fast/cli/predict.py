@@ -20,6 +20,7 @@ from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import JOINT_NAMES
+from nvf_fast.search import Search
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -64,7 +65,7 @@ class Predict:
     side: Literal["right", "left"] = "right"
     hand_scale: float | None = None
     step: float = 16.0
-    search: Literal["dense", "octree", "guided"] = "dense"
+    search: Search = "dense"
     out: Path | None = None
     overlay: Path | None = None
     checkpoint: str | None = None
