@@ -32,7 +32,9 @@ from nvf_fast.data.render import render_hand
 from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.synthetic import predict_set, score_predictions
+from nvf_fast.grid import Lattice
 from nvf_fast.model import NVF
+from nvf_fast.ops import FieldQuery
 from nvf_fast.training.labels import voting_labels
 
 CUDA = torch.cuda.is_available()
@@ -87,7 +89,7 @@ def network(name: str) -> tuple[NVF, float]:
     with torch.no_grad():
         sdf = estimator.model.query(
             estimator.model.encode(torch.randn(1, 3, 224, 224, device=DEVICE).to(estimator.dtype)),
-            estimator.points,
+            estimator.lattice.points(estimator.lattice.every(1)),
             model.reference_intrinsics,
             torch.full((1,), 33.0, device=DEVICE),
         ).sdf
@@ -100,29 +102,40 @@ def peer(name: str, step: int) -> Peer:
     return Peer(model, step, surface_mm, device=DEVICE)
 
 
-def answer_as_trained(estimator: PoseEstimator, hand: Hands) -> None:
-    """Lets the network compute, and answers what a perfectly trained one would about this hand."""
-    lattice, network_answers = estimator.lattice, estimator._ask
-    nodes = lattice.every(1)
-    points, joints = lattice.points(nodes).cpu(), hand.joints[0]
-    close = ((points > joints.amin(0) - 60) & (points < joints.amax(0) + 60)).all(-1)
-    points = points[close][None]
-    sdf = hand.signed_distance(points).clamp(-5.0, 5.0)
-    weight, direction = voting_labels(points, hand.joints, sdf.abs() < 5.0, nearest=points.shape[1])
-    known_votes = torch.cat([weight[..., None], direction], -1)[0].to(lattice.device)
-    known_sdf = torch.cat([sdf[0], torch.tensor([5.0])]).to(lattice.device)
-    row_of = torch.full(lattice.seen.shape, len(known_votes), device=lattice.device)
-    row_of[nodes[close.to(lattice.device)]] = torch.arange(len(known_votes), device=lattice.device)
+class TaughtQuery:
+    """Lets the network compute, and answers what a perfectly trained one would about one hand."""
 
-    def ask(features: Tensor, points: Tensor, scale: Tensor | None, within_mm: float) -> Any:
-        _, votes = network_answers(features, points, scale, within_mm)
-        rows = row_of[lattice.nodes(points)]
-        near = (known_sdf[rows].abs() < 5.0).nonzero()[:, 0]
-        votes = torch.zeros_like(votes)
-        votes[:, near] = known_votes[rows[near]]
-        return known_sdf[rows].expand(len(features), -1), votes
+    def __init__(self, query: FieldQuery, lattice: Lattice, hand: Hands) -> None:
+        self._query, self._lattice = query, lattice
+        nodes = lattice.every(1)
+        points, joints = lattice.points(nodes).cpu(), hand.joints[0]
+        close = ((points > joints.amin(0) - 60) & (points < joints.amax(0) + 60)).all(-1)
+        points = points[close][None]
+        sdf = hand.signed_distance(points).clamp(-5.0, 5.0)
+        weight, direction = voting_labels(points, hand.joints, sdf.abs() < 5.0, nearest=points.shape[1])
+        self._votes = torch.cat([weight[..., None], direction], -1)[0].to(lattice.device)
+        self._sdf = torch.cat([sdf[0], torch.tensor([5.0, torch.inf])]).to(lattice.device)
+        # Far from the hand 5 mm; out of view infinity.
+        self._row_of = torch.full(lattice.seen.shape, len(self._votes), device=lattice.device)
+        self._row_of[lattice.nowhere] += 1
+        self._row_of[nodes[close.to(lattice.device)]] = torch.arange(len(self._votes), device=lattice.device)
 
-    estimator._ask = ask  # type: ignore[method-assign]
+    def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> Any:
+        rows = self._row_of[self._lattice.nodes(points)]
+        return self._query.locate(points, intrinsics, map_size), rows
+
+    def project(self, features: Tensor, hand_scale: Tensor | None) -> Any:
+        return self._query.project(features, hand_scale)
+
+    def __call__(self, maps: Any, places: Any, within_mm: float, capacity: int) -> tuple[Tensor, ...]:
+        places, rows = places
+        _, votes, _ = self._query(maps, places, within_mm, capacity)
+        slots = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+        near = (self._sdf[rows].abs() < 5.0)[:capacity]
+        votes[0, : len(near)] = (
+            self._votes[rows[:capacity].clamp(max=len(self._votes) - 1)] * near[:, None, None]
+        )
+        return self._sdf[rows][None], votes, slots[None]
 
 
 @cache
@@ -151,7 +164,8 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         surface_mm = 5.0
     estimator = PoseEstimator(model, case.step, surface_mm, search=case.search, dtype=case.dtype)
     if taught:
-        answer_as_trained(estimator, hand)
+        frame = estimator._frame
+        frame._query = TaughtQuery(frame._query, estimator.lattice, hand)  # type: ignore[assignment]
     estimated = not CUDA and case.step < DENSE_ON_CPU_MM
     rival = peer(case.network, DENSE_ON_CPU_MM if estimated else case.step)
 
@@ -206,6 +220,20 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         facts["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     benchmark.extra_info.update(facts)
     rows.append(speed_row(facts))
+
+
+@pytest.mark.skipif(not CUDA, reason="compiling takes minutes on a CPU, and gained nothing there")
+@pytest.mark.parametrize("step", [16, 4])
+def bench_compiled_peer(benchmark: Any, step: int) -> None:
+    """The peer through `torch.compile`, with the released network."""
+    image, intrinsics, hand_scale, _ = picture()
+    model, surface_mm = network("released")
+    compiled = Peer(model, step, surface_mm, device=DEVICE, compiled=True)
+    wanted = peer("released", step)(image, intrinsics, hand_scale)
+    found = compiled(image, intrinsics, hand_scale)
+    assert np.linalg.norm(found - wanted, axis=-1).mean() < 0.5
+    benchmark.pedantic(compiled, args=(image, intrinsics, hand_scale), rounds=7, warmup_rounds=2)
+    benchmark.extra_info.update(step_mm=step, dtype="float32", stages_s=compiled.seconds)
 
 
 @pytest.mark.parametrize("batch", [1, 8, 64] if CUDA else [1, 8])

@@ -13,14 +13,27 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE, reference_homography, remap
+from nvf_fast.encoder import NormReLU
 from nvf_fast.grid import Lattice
 from nvf_fast.model import NVF
 
 CHUNK = 150_000
 BALL_MM = 80.0
+
+
+class PlainNormReLU(nn.Module):
+    """What `NormReLU` is, in the functions that anyone would call."""
+
+    def __init__(self, norm: NormReLU) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        return F.relu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
 
 
 class Peer:
@@ -30,6 +43,7 @@ class Peer:
         model: the network.
         step_mm, surface_mm, fraction: as in `PoseEstimator`.
         device: of the network.
+        compiled: whether encoder and field go through `torch.compile`.
     """
 
     def __init__(
@@ -39,15 +53,22 @@ class Peer:
         surface_mm: float = 5.0,
         fraction: float = 0.5,
         device: torch.device | str = "cpu",
+        compiled: bool = False,
     ) -> None:
         self.model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
         self.model.encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for parent in list(self.model.encoder.modules()):
+            if isinstance(getattr(parent, "norm", None), NormReLU):
+                parent.norm = PlainNormReLU(parent.norm)
         self.device, self.surface_mm, self.fraction = torch.device(device), surface_mm, fraction
         lattice = Lattice(step_mm)
-        self.box = lattice.points(torch.arange(len(lattice.seen)))
+        self.box = lattice.box()
         self._count = len(lattice)
         self.kernels = [weight.detach()[..., None].clone() for weight in self.model.field.weights]
         self.seconds: dict[str, float] = {}
+        encode = self.model.encode_all  # every stack's features, as the release computes them
+        self._encode = torch.compile(encode) if compiled else encode
+        self._ask = torch.compile(self._field, dynamic=True) if compiled else self._field
 
     def __len__(self) -> int:
         """Points asked in every frame."""
@@ -60,14 +81,14 @@ class Peer:
         size = self.model.config.input_size
         homography = reference_homography(torch.from_numpy(np.asarray(K, dtype=np.float64)), size)
         picture = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
-        features = self.model.encode(remap(picture, homography[None], size) / 127.5 - 1)
+        features = self._encode(remap(picture, homography[None], size) / 127.5 - 1)[-1]
         encoded = self._now()
 
         uv = self.box[:, :2] / self.box[:, 2:] * (REFERENCE_FOCAL / (REFERENCE_SIZE / 2))
         inside = (uv.abs() <= 1).all(1)
         points, uv = self.box[inside], uv[inside]
         chunks = zip(points.split(CHUNK), uv.split(CHUNK), strict=True)
-        answers = [self._field(features, *chunk, hand_scale).cpu() for chunk in chunks]
+        answers = [self._ask(features, *chunk, hand_scale).cpu() for chunk in chunks]
         answer = torch.cat(answers, 1)
         queried = self._now()
 

@@ -3,6 +3,9 @@
     python benchmarks/static_budget.py             print, compare with static_budget.json, exit 1 on any fault
     python benchmarks/static_budget.py --update    print, and rewrite static_budget.json
 
+Occupancy is the share of a multiprocessor's warps that registers, shared memory and the kernel's own warps
+let run at once. `benchmarks/floors.py` prints the FLOPs and bytes.
+
 Faults on any Triton: a kernel that does not compile or compiles to a trap, more than 16 bytes of spills,
 shared memory past the target's, no matrix instruction where there should be one, warpgroup products that
 ptxas serialises. And registers or shared memory more than SLACK times the committed ones.
@@ -29,7 +32,7 @@ from triton.runtime import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nvf_fast.kernels import cast_votes, query_field, select_voters
+from nvf_fast.kernels import cast_votes, group_norm_relu, query_field, select_voters
 
 BUDGET = Path(__file__).with_suffix(".json")
 TARGETS = {
@@ -39,6 +42,13 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+# Of a multiprocessor: warps, 32-bit registers (a SIMD's for AMD's wavefronts, times 4), shared memory.
+RESIDENT = {
+    "sm_80": (64, 65536, 164 * 1024),
+    "sm_90": (64, 65536, 228 * 1024),
+    "sm_100": (64, 65536, 228 * 1024),
+    "gfx942": (32, 4 * 512 * 64, 64 * 1024),
+}
 SPILL_LIMIT = 16
 SLACK = 1.25  # Triton 3.6 takes up to 1.20 times the registers of 3.9
 # What the matrix unit's instructions are called in PTX or AMD assembly; float32 has none on NVIDIA's.
@@ -70,45 +80,22 @@ class Cost(NamedTuple):
 
 
 def variants() -> list[Variant]:
-    """Every kernel for every target; evaluate_layer as the full network's first, middle and last launch."""
+    """Every kernel for every target."""
     found = []
     for target, triton_target in TARGETS.items():
         for dtype_name, dtype in DTYPES.items():
-            tiling = query_field.choose_tiling(dtype, triton_target.backend, triton_target.arch)
-            for place, size_in, size_out in (("first", 1024, 512), ("middle", 512, 256), ("last", 128, 128)):
-                last = place == "last"
-                constants = {
-                    "IN": size_in,
-                    "OUT": size_out,
-                    "VOTES": 84,
-                    "FIRST": place == "first",
-                    "LAST": last,
-                    "POINTS": tiling.points,
-                    "COLUMNS": size_out if last else min(size_out, tiling.columns),
-                    "DEPTH": min(size_in, tiling.depth),
-                    "STAGES": tiling.stages,
-                    "PRECISION": "ieee",
-                }
-                pointers = dict.fromkeys(("maps_ptr", "weight_ptr", "inputs_ptr", "outputs_ptr"), dtype_name)
-                pointers |= {"order_ptr": "i64", "tiles_ptr": "i32", "tile_count_ptr": "i32"}
-                matrix = dtype != torch.float32 or triton_target.backend == "hip"
-                name = f"evaluate_layer {place} {dtype_name}"
-                kernel = query_field.evaluate_layer
-                found.append(
-                    Variant(name, target, kernel, pointers, constants, tiling.warps, matrix, ("surface_mm",))
-                )
+            space = query_field.tilings(dtype, triton_target.backend, triton_target.arch)
+            # What fits in float16 fits in bfloat16: of that only the tiling taken untuned.
+            for tiling in space[:1] if dtype == torch.bfloat16 else space:
+                found += _layers(target, dtype_name, tiling)
             if dtype != torch.bfloat16:
-                found.append(
-                    Variant(
-                        f"cut_tiles {tiling.points}",
-                        target,
-                        query_field.cut_tiles,
-                        dict.fromkeys(("keys_ptr", "bounds_ptr", "tiles_ptr", "tile_count_ptr"), "i32"),
-                        {"POINTS": tiling.points, "LANES": 128},
-                        4,
-                        False,
+                for points in sorted({tiling.points for tiling in space}):
+                    pointers = dict.fromkeys(("keys_ptr", "bounds_ptr", "tiles_ptr", "tile_count_ptr"), "i32")
+                    constants = {"POINTS": points, "LANES": 128}
+                    kernel = query_field.cut_tiles
+                    found.append(
+                        Variant(f"cut_tiles {points}", target, kernel, pointers, constants, 4, False)
                     )
-                )
         found.append(
             Variant(
                 "locate_points",
@@ -133,7 +120,54 @@ def variants() -> list[Variant]:
                 "vote", target, cast_votes.vote, pointers, constants, cast_votes._WARPS, False, ("ball_mm",)
             )
         )
+        # The full network's widest norm, and the embedded one's widest that needs padding.
+        for channels, groups, dtype_name in ((256, 32, "fp16"), (256, 32, "fp32"), (208, 8, "fp32")):
+            pointers = dict.fromkeys(("x_ptr", "y_ptr", "weight_ptr", "bias_ptr"), dtype_name)
+            constants = group_norm_relu.tiling(channels, groups)
+            warps = group_norm_relu._WARPS
+            for kernel in (group_norm_relu.measure_blocks, group_norm_relu.normalise_blocks):
+                name = f"{kernel.__name__} {channels} {dtype_name}"
+                found.append(Variant(name, target, kernel, pointers, constants, warps, False, ("eps",)))
     return found
+
+
+def _layers(target: str, dtype_name: str, tiling: query_field.Tiling) -> list[Variant]:
+    """The full network's first, middle and last launch of `evaluate_layer`."""
+    found = []
+    for place, size_in, size_out in (("first", 1024, 512), ("middle", 512, 256), ("last", 128, 128)):
+        last = place == "last"
+        constants = {
+            "IN": size_in,
+            "OUT": size_out,
+            "VOTES": 84,
+            "FIRST": place == "first",
+            "LAST": last,
+            "COMPACT": last,
+            "POINTS": tiling.points,
+            "COLUMNS": size_out if last else min(size_out, tiling.columns),
+            "DEPTH": min(size_in, tiling.depth),
+            "STAGES": tiling.stages,
+            "PRECISION": "ieee",
+        }
+        pointers = dict.fromkeys(("maps_ptr", "weight_ptr", "inputs_ptr", "outputs_ptr"), dtype_name)
+        pointers |= {"order_ptr": "i64", "tiles_ptr": "i32", "tile_count_ptr": "i32"}
+        pointers |= {"slots_ptr": "i32", "row_counts_ptr": "i32"}
+        matrix = dtype_name != "fp32" or target.startswith("gfx")
+        shape = f"{tiling.points}x{tiling.columns}x{tiling.depth}/{tiling.warps}"
+        kernel, floats = query_field.evaluate_layer, ("surface_mm",)
+        name = f"evaluate_layer {place} {dtype_name} {shape}"
+        found.append(Variant(name, target, kernel, pointers, constants, tiling.warps, matrix, floats))
+    return found
+
+
+def occupancy(variant: Variant, found: Cost) -> float:
+    """The share of a multiprocessor's warps that can run at once."""
+    warps, registers, shared = RESIDENT[variant.target]
+    lanes = TARGETS[variant.target].warp_size
+    # NVIDIA hands out registers to a warp in steps of 256.
+    own = -(-found.registers * lanes // 256) * 256 * variant.warps
+    programs = min(warps // variant.warps, registers // own, shared // (found.shared + 1024))
+    return programs * variant.warps / warps
 
 
 def cost(variant: Variant) -> Cost:
@@ -207,7 +241,8 @@ def main() -> int:
     committed = json.loads(BUDGET.read_text())["kernels"] if BUDGET.exists() else {}
     measured: dict[str, dict[str, int]] = {}
     failed = 0
-    print(f"Triton {triton.__version__}\n{'kernel':<28}target  registers  spills (B)  shared (B)  matrix")
+    print(f"Triton {triton.__version__}\n{'kernel':<44}target  registers  spills (B)  shared (B)", end="")
+    print("  matrix  occupancy")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for variant, found in zip(everything, pool.map(_cost_at, range(len(everything))), strict=True):
             key = f"{variant.name} {variant.target}"
@@ -215,8 +250,8 @@ def main() -> int:
             wrong = faults(variant, found, measured[key] if update else committed.get(key))
             failed += bool(wrong)
             print(
-                f"{variant.name:<28}{variant.target:<8}{found.registers:>9}{found.spills:>12}{found.shared:>12}"
-                f"{found.matrix:>8}  {'; '.join(wrong)}"
+                f"{variant.name:<44}{variant.target:<8}{found.registers:>9}{found.spills:>12}{found.shared:>12}"
+                f"{found.matrix:>8}{occupancy(variant, found):>10.0%}   {'; '.join(wrong)}"
             )
     if update:
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(costs)}" for key, costs in measured.items())

@@ -6,9 +6,9 @@ map. A matrix `hat` of (tile, 32) then holds each point's bilinear shares of the
 in two parts and two ones, and `hat @ window` is the whole contribution of x to a layer: 32 products per
 channel instead of 258.
 
-Three kernels prepare and evaluate: `locate_points` (sort keys), `cut_tiles` (tiles of neighbours) and
-`evaluate_layer`, launched once per hidden layer but the first, whose activations are made on the fly, and
-once for the output.
+What stays is prepared once: `pack_layers` for a network, `locate` for a set of points (`locate_points` and
+`cut_tiles` on the device), `project_maps` for a picture. `evaluate` then launches `evaluate_layer` once per
+hidden layer but the first, whose activations are made on the fly, and once for the output.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def choose_tiling(dtype: torch.dtype, backend: str, arch: int | str) -> Tiling:
-    """The block shapes for a compute dtype and a target; benchmarks/static_budget.py compiles them all.
+def tilings(dtype: torch.dtype, backend: str, arch: int | str) -> tuple[Tiling, ...]:
+    """The block shapes worth trying for a compute dtype and a target, the one taken untuned first.
+
+    benchmarks/static_budget.py compiles them all, and none spills; `nvf-fast tune` times them.
 
     Args:
         dtype: of features and weights.
@@ -50,10 +52,22 @@ def choose_tiling(dtype: torch.dtype, backend: str, arch: int | str) -> Tiling:
         arch: compute capability such as 90, or the name of an AMD architecture.
     """
     if dtype == torch.float32:
-        return Tiling(points=64, columns=64, depth=16, warps=8, stages=2)
-    if backend == "cuda" and 90 <= int(arch) < 120:  # 12.x has 99 KB of shared memory, as 8.6 and 8.9
-        return Tiling(points=128, columns=256, depth=64, warps=8, stages=3)
-    return Tiling(points=128, columns=128, depth=32, warps=8, stages=2)
+        shapes = [(64, 64, 16, 8, 2), (64, 64, 32, 8, 2)]
+    elif backend == "cuda" and 90 <= int(arch) < 120:  # 12.x has 99 KB of shared memory, as 8.6 and 8.9
+        shapes = [(128, 256, 64, 8, 3), (128, 256, 32, 8, 4), (64, 256, 64, 8, 3)]
+    else:
+        shapes = [(128, 128, 32, 8, 2), (128, 128, 64, 8, 2), (64, 256, 32, 8, 3)]
+    return tuple(Tiling(*shape) for shape in shapes)
+
+
+def device_tilings(device: torch.device, dtype: torch.dtype) -> tuple[Tiling, ...]:
+    """`tilings` of a device; the interpreter, on a CPU, takes those of compute capability 8.0."""
+    if device.type != "cuda":
+        return tilings(dtype, "cuda", 80)
+    if torch.version.hip:
+        return tilings(dtype, "hip", torch.cuda.get_device_properties(device).gcnArchName)
+    major, minor = torch.cuda.get_device_capability(device)
+    return tilings(dtype, "cuda", 10 * major + minor)
 
 
 @triton.jit
@@ -201,6 +215,8 @@ def evaluate_layer(
     order_ptr,
     tiles_ptr,
     tile_count_ptr,
+    slots_ptr,  # (B, point_count) row of `votes` that a near point takes; unused unless COMPACT
+    row_counts_ptr,  # (B,) rows taken so far
     first_tile,
     points_stride,
     intrinsics_stride,
@@ -211,28 +227,35 @@ def evaluate_layer(
     channels,
     first_channel,  # of this layer in the maps
     surface_mm,
+    rows,  # of `votes`, per image
     IN: tl.constexpr,
     OUT: tl.constexpr,
     VOTES: tl.constexpr,  # J * 4
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
+    COMPACT: tl.constexpr,
     POINTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One layer for a tile of points; FIRST makes the first layer on the fly; LAST writes the results."""
+    """One layer for a tile of points; FIRST makes the first layer on the fly; LAST writes the results.
+
+    The third grid axis counts the images that share the tiles. COMPACT gives the votes of near points rows in
+    the order in which they come, and `slots` tells which; else row and point are one.
+    """
     tile = first_tile + tl.program_id(1)
     if tile < tl.load(tile_count_ptr):
         DTYPE: tl.constexpr = maps_ptr.dtype.element_ty
         lane = tl.arange(0, POINTS)
         there = lane < tl.load(tiles_ptr + tile * 4 + 1)
         strip = tl.load(tiles_ptr + tile * 4 + 2)
-        image = (strip // _strips(height)).to(tl.int64)
+        own = (strip // _strips(height)).to(tl.int64)
+        point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=there, other=0)
+        point = tl.where(there, point - own * point_count, 0).to(tl.int32)
+        image = own + tl.program_id(2)
         first_point = image * point_count
-        point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=there, other=0) - first_point
-        point = tl.where(there, point, 0).to(tl.int32)
         u, v, depth, _ = _project(
             points_ptr + image * points_stride,
             intrinsics_ptr + image * intrinsics_stride,
@@ -252,7 +275,8 @@ def evaluate_layer(
         first_column = tl.program_id(0) * COLUMNS
         column = tl.arange(0, COLUMNS)[None, :]
         k = tl.arange(0, DEPTH)
-        workspace = tl.program_id(1).to(tl.int64) * POINTS + lane
+        workspace = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+        workspace = workspace * POINTS + lane
         sums = tl.dot(
             hat,
             tl.load(maps_ptr + window + (first_channel + first_column + column)),
@@ -273,11 +297,46 @@ def evaluate_layer(
             raw = tl.sum(tl.where(column == 0, sums, 0.0), 1)
             sdf = 50 * _tanh(raw)
             tl.store(sdf_ptr + first_point + point, sdf, mask=there)
-            near = (there & (tl.abs(sdf) < surface_mm))[:, None] & (column > 0) & (column <= VOTES)
-            tl.store(votes_ptr + first_point * VOTES + (point[:, None] * VOTES + column - 1), sums, mask=near)
+            near = there & (tl.abs(sdf) < surface_mm)
+            slot = point
+            if COMPACT:
+                ones = near.to(tl.int32)
+                found = tl.sum(ones, 0)
+                slot = (
+                    tl.atomic_add(row_counts_ptr + image, found, mask=found > 0) + tl.cumsum(ones, 0) - ones
+                )
+                tl.store(slots_ptr + first_point + point, slot, mask=near)
+                near = near & (slot < rows)
+            row = votes_ptr + image * rows * VOTES
+            kept = near[:, None] & (column > 0) & (column <= VOTES)
+            tl.store(row + (slot[:, None] * VOTES + column - 1), sums, mask=kept)
         else:
             outputs = outputs_ptr + workspace[:, None] * OUT + (first_column + column)
             tl.store(outputs, _leaky(sums).to(DTYPE))
+
+
+class Layers(NamedTuple):
+    """A network as the kernel takes it; every layer's channels are padded with zeros to a power of two."""
+
+    widths: list[int]  # channels of each layer
+    columns: Tensor  # (sum of widths, C) columns for the feature, compute dtype
+    depth: Tensor  # (sum of widths,) column for the depth, compute dtype
+    scale: Tensor | None  # (sum of widths,) column for the normalised hand scale, float32
+    bias: Tensor  # (sum of widths,) float32
+    matrices: list[Tensor]  # per later layer (in, out), its columns for the hidden activations
+    outputs: int  # 1 + 4 J
+    tiling: Tiling
+
+
+class Tiles(NamedTuple):
+    """Points cut into tiles that see one window of the map each."""
+
+    points: Tensor  # (1 or B, N, 3) mm
+    intrinsics: Tensor  # (1 or B, 3, 3)
+    order: Tensor  # (1 or B * N,) the points, sorted
+    tiles: Tensor  # (capacity, 4): first, count, strip, left column
+    tile_count: Tensor  # (1,)
+    geometry: tuple[int, ...]  # strides between images of points and intrinsics, N, image size, height, width
 
 
 def query_field(
@@ -309,8 +368,31 @@ def query_field(
         ValueError: fewer than two layers, more than 63 joints, or more points than 32-bit positions can
         count.
     """
-    batch, _, height, width = features.shape
-    point_count = points.shape[-2]
+    layers = pack_layers(weights, biases, features.shape[1], features.dtype)
+    tiles = locate(points, intrinsics, image_size, features.shape[2:], layers)
+    maps = project_maps(features, hand_scale, layers)
+    sdf, votes, _ = evaluate(maps, tiles, layers, surface_mm)
+    return sdf, votes
+
+
+def pack_layers(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    channels: int,
+    dtype: torch.dtype,
+    tiling: Tiling | None = None,
+) -> Layers:
+    """The network's layers for features of C = `channels`, computed in `dtype`.
+
+    Args:
+        weights, biases: as `query_field` takes them.
+        channels: C.
+        dtype: of the features and of the products.
+        tiling: block shapes, of `tilings`; None is the first.
+
+    Raises:
+        ValueError: fewer than two layers, or more than 63 joints.
+    """
     outputs = weights[-1].shape[0]
     if len(weights) < 2:
         raise ValueError("query_field: the kernel needs a hidden layer; got a network of one layer")
@@ -318,61 +400,166 @@ def query_field(
         raise ValueError(
             f"query_field: the kernel's last tile holds 256 channels, 63 joints; got {outputs} channels"
         )
-    if max(batch, outputs) * point_count >= 2**31:
+    inputs = weights[0].shape[1]
+    widths = [max(32, triton.next_power_of_2(len(weight))) for weight in weights]
+    columns = weights[0].new_zeros(sum(widths), inputs)
+    bias = biases[0].new_zeros(sum(widths), dtype=torch.float32)
+    first = 0
+    for weight, own_bias, size in zip(weights, biases, widths, strict=True):
+        columns[first : first + len(weight)] = weight[:, -inputs:]
+        bias[first : first + len(weight)] = own_bias
+        first += size
+    matrices = []
+    for before, weight, size_in, size_out in zip(weights, weights[1:], widths, widths[1:], strict=False):
+        matrix = torch.zeros(size_in, size_out, dtype=dtype, device=weight.device)
+        matrix[: len(before), : len(weight)] = weight[:, : len(before)].T
+        matrices.append(matrix)
+    return Layers(
+        widths,
+        columns[:, :channels].to(dtype),
+        columns[:, channels].to(dtype),
+        columns[:, channels + 1].float() if inputs > channels + 1 else None,
+        bias,
+        matrices,
+        outputs,
+        tiling or device_tilings(weights[0].device, dtype)[0],
+    )
+
+
+def locate(
+    points: Tensor, intrinsics: Tensor, image_size: int, map_size: Sequence[int], layers: Layers
+) -> Tiles:
+    """Tiles of points (B, N, 3) or (N, 3) under intrinsics (B, 3, 3) or (3, 3), made on the device.
+
+    Where both are shared by the images, so are the tiles, whatever the number of images.
+
+    Raises:
+        ValueError: there are more points than 32-bit positions can count.
+    """
+    height, width = map_size
+    points = (points if points.ndim == 3 else points[None]).contiguous()
+    intrinsics = (intrinsics if intrinsics.ndim == 3 else intrinsics[None]).contiguous()
+    batch, point_count, device = max(len(points), len(intrinsics)), points.shape[1], points.device
+    if max(batch, layers.outputs) * point_count >= 2**31:
         raise ValueError(
-            f"query_field: {batch} x {point_count} points x {outputs} channels pass 32-bit positions"
+            f"query_field: {batch} x {point_count} points x {layers.outputs} channels pass 32-bit positions"
         )
-    points, intrinsics = points.contiguous(), intrinsics.contiguous()
-    sdf = points.new_full((batch, point_count), math.inf)
-    votes = points.new_zeros(batch, point_count, (outputs - 1) // 4, 4)
-    if batch * point_count == 0:
-        return sdf, votes
-    tiling = _tiling_of(features)
     geometry = (
-        points[0].numel() if points.ndim == 3 else 0,
-        9 if intrinsics.ndim == 3 else 0,
+        points[0].numel() if len(points) > 1 else 0,
+        9 if len(intrinsics) > 1 else 0,
         point_count,
         image_size,
         height,
         width,
     )
-    order, tiles, tile_count = _tile_points(points, intrinsics, batch, geometry, tiling.points)
-    widths = [_padded(weight.shape[0]) for weight in weights]
-    maps = _project_maps(features, hand_scale, weights, biases, widths)
-    matrices = _hidden_matrices(weights, widths, features.dtype)
+    strips = batch * triton.cdiv(height - 1, WINDOW_ROWS.value - 1)
+    keys = torch.empty(batch * point_count, dtype=torch.int32, device=device)
+    block = 1024
+    if len(keys) > 0:
+        locate_points[(triton.cdiv(point_count, block), batch)](
+            points, intrinsics, keys, *geometry, strips * width, BLOCK=block
+        )
+    keys, order = keys.sort(stable=True)
+    every_key = torch.arange(strips * width + 1, dtype=torch.int32, device=device)
+    bounds = torch.searchsorted(keys, every_key, out_int32=True)
+    # A strip cuts floor(n / tile) + 1 tiles at most, and once more wherever a tile would outreach its window.
+    tile_points = layers.tiling.points
+    capacity = batch * point_count // tile_points + strips * (1 + (width - 2) // (WINDOW_COLUMNS.value - 1))
+    tiles = torch.empty(capacity, 4, dtype=torch.int32, device=device)
+    tile_count = torch.zeros(1, dtype=torch.int32, device=device)
+    cut_tiles[(strips,)](keys, bounds, tiles, tile_count, width, POINTS=tile_points, LANES=128)
+    return Tiles(points, intrinsics, order, tiles, tile_count, geometry)
 
-    tiles_per_pass = min(len(tiles), _TILES_PER_PASS)
-    workspaces = [features.new_empty(tiles_per_pass * tiling.points, size) for size in widths[1:-1]]
+
+def project_maps(features: Tensor, hand_scale: Tensor | None, layers: Layers) -> Tensor:
+    """Features (B, C, H, W) through every layer's columns for x.
+
+    Returns:
+        (B, H * W + EXTRA_ROWS, sum of widths) compute dtype: a row per texel, then the depth column and the
+        constant, bias and hand scale's part, in two parts.
+    """
+    batch, _, height, width = features.shape
+    constant = layers.bias
+    if hand_scale is not None and layers.scale is not None:
+        constant = constant + (hand_scale[:, None] - 15) / 25 * layers.scale
+    texels = height * width
+    maps = features.new_empty(batch, texels + EXTRA_ROWS.value, len(layers.depth))
+    projection = layers.columns.T.expand(batch, -1, -1)
+    torch.bmm(features.flatten(2).mT, projection, out=maps[:, :texels])
+    maps[:, texels] = layers.depth
+    maps[:, texels + 1] = constant
+    maps[:, texels + 2] = constant - maps[:, texels + 1].float()
+    return maps
+
+
+def evaluate(
+    maps: Tensor, tiles: Tiles, layers: Layers, surface_mm: float, capacity: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Signed distances, and the votes of the points with abs(sdf) < surface_mm.
+
+    Args:
+        maps: of B images, from `project_maps`.
+        tiles: of the points, from `locate`.
+        layers: from `pack_layers`.
+        surface_mm: mm.
+        capacity: rows of votes per image; None is a row per point.
+
+    Returns:
+        sdf (B, N) float32 mm; votes (B, N or capacity, J, 4) float32; slots (B, N) int32, the row of `votes`
+        that holds a near point's, in no particular order. A slot past the capacity was not written. Without a
+        capacity `votes` are in the points' order, zero where a point is not near, and `slots` is empty.
+    """
+    batch, outputs, tiling = len(maps), layers.outputs, layers.tiling
+    point_count, joints = tiles.geometry[2], (outputs - 1) // 4
+    sdf = maps.new_full((batch, point_count), math.inf, dtype=torch.float32)
+    if capacity is None:
+        votes = sdf.new_zeros(batch, point_count, joints, 4)
+        slots = sdf.new_empty(batch, 0, dtype=torch.int32)
+    else:
+        votes = sdf.new_empty(batch, capacity, joints, 4)
+        slots = sdf.new_empty(batch, point_count, dtype=torch.int32)
+    row_counts = sdf.new_zeros(batch, dtype=torch.int32)
+    # Images that share their tiles are the third axis of the grid.
+    images = batch if max(len(tiles.points), len(tiles.intrinsics)) == 1 else 1
+    tile_capacity = len(tiles.tiles) if point_count > 0 else 0
+    tiles_per_pass = max(1, min(tile_capacity, _TILES_PER_PASS // images))
+    workspaces = [
+        maps.new_empty(images * tiles_per_pass * tiling.points, size) for size in layers.widths[1:-1]
+    ]
     unused = maps
-    for first_tile in range(0, len(tiles), tiles_per_pass):
-        inputs, first_channel = unused, widths[0]
-        for layer in range(1, len(widths)):
-            last = layer == len(widths) - 1
-            size_in, size_out = widths[layer - 1], widths[layer]
+    for first_tile in range(0, tile_capacity, tiles_per_pass):
+        inputs, first_channel = unused, layers.widths[0]
+        for layer in range(1, len(layers.widths)):
+            last = layer == len(layers.widths) - 1
+            size_in, size_out = layers.widths[layer - 1], layers.widths[layer]
             columns = size_out if last else min(size_out, tiling.columns)
             destination = unused if last else workspaces[layer - 1]
-            evaluate_layer[(size_out // columns, min(tiles_per_pass, len(tiles) - first_tile))](
+            evaluate_layer[(size_out // columns, min(tiles_per_pass, tile_capacity - first_tile), images)](
                 maps,
-                matrices[layer - 1],
+                layers.matrices[layer - 1],
                 inputs,
                 destination,
                 sdf,
                 votes,
-                points,
-                intrinsics,
-                order,
-                tiles,
-                tile_count,
+                tiles.points,
+                tiles.intrinsics,
+                tiles.order,
+                tiles.tiles,
+                tiles.tile_count,
+                slots,
+                row_counts,
                 first_tile,
-                *geometry,
+                *tiles.geometry,
                 maps.shape[2],
                 first_channel,
                 surface_mm,
+                votes.shape[1],
                 IN=size_in,
                 OUT=size_out,
                 VOTES=outputs - 1,
                 FIRST=layer == 1,
                 LAST=last,
+                COMPACT=capacity is not None,
                 POINTS=tiling.points,
                 COLUMNS=columns,
                 DEPTH=min(size_in, tiling.depth),
@@ -381,83 +568,4 @@ def query_field(
                 num_warps=tiling.warps,
             )
             inputs, first_channel = destination, first_channel + size_out
-    return sdf, votes
-
-
-def _tiling_of(features: Tensor) -> Tiling:
-    if not features.is_cuda:  # the interpreter
-        return choose_tiling(features.dtype, "cuda", 80)
-    if torch.version.hip:
-        return choose_tiling(
-            features.dtype, "hip", torch.cuda.get_device_properties(features.device).gcnArchName
-        )
-    major, minor = torch.cuda.get_device_capability(features.device)
-    return choose_tiling(features.dtype, "cuda", 10 * major + minor)
-
-
-def _padded(width: int) -> int:
-    """Columns of a layer in the kernel: a power of two, filled with zeros."""
-    return max(32, triton.next_power_of_2(width))
-
-
-def _tile_points(
-    points: Tensor, intrinsics: Tensor, batch: int, geometry: tuple[int, ...], tile_points: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sorted order of the points, their tiles, and how many tiles there are, all on the device."""
-    point_count, height, width = geometry[2], geometry[4], geometry[5]
-    strips = batch * triton.cdiv(height - 1, WINDOW_ROWS.value - 1)
-    device = points.device
-    keys = torch.empty(batch * point_count, dtype=torch.int32, device=device)
-    block = 1024
-    locate_points[(triton.cdiv(point_count, block), batch)](
-        points, intrinsics, keys, *geometry, strips * width, BLOCK=block
-    )
-    keys, order = keys.sort(stable=True)
-    every_key = torch.arange(strips * width + 1, dtype=torch.int32, device=device)
-    bounds = torch.searchsorted(keys, every_key, out_int32=True)
-    # A strip cuts floor(n / tile) + 1 tiles at most, and once more wherever a tile would outreach its window.
-    capacity = batch * point_count // tile_points + strips * (1 + (width - 2) // (WINDOW_COLUMNS.value - 1))
-    tiles = torch.empty(capacity, 4, dtype=torch.int32, device=device)
-    tile_count = torch.zeros(1, dtype=torch.int32, device=device)
-    cut_tiles[(strips,)](keys, bounds, tiles, tile_count, width, POINTS=tile_points, LANES=128)
-    return order, tiles, tile_count
-
-
-def _project_maps(
-    features: Tensor,
-    hand_scale: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    widths: Sequence[int],
-) -> Tensor:
-    """The map through every layer's feature columns, then the depth column and the constant in two parts."""
-    batch, channels, height, width = features.shape
-    inputs = weights[0].shape[1]
-    columns = weights[0].new_zeros(sum(widths), inputs)
-    constant = features.new_zeros(batch, sum(widths), dtype=torch.float32)
-    first = 0
-    for weight, bias, size in zip(weights, biases, widths, strict=True):
-        columns[first : first + len(weight)] = weight[:, -inputs:]
-        constant[:, first : first + len(bias)] = bias
-        first += size
-    if hand_scale is not None:
-        constant += (hand_scale[:, None] - 15) / 25 * columns[:, -1].float()
-    columns = columns.to(features.dtype)
-    texels = height * width
-    maps = features.new_empty(batch, texels + EXTRA_ROWS.value, sum(widths))
-    projection = columns[:, :channels].T.expand(batch, -1, -1)
-    torch.bmm(features.flatten(2).mT, projection, out=maps[:, :texels])
-    maps[:, texels] = columns[:, channels]
-    maps[:, texels + 1] = constant
-    maps[:, texels + 2] = constant - maps[:, texels + 1].float()
-    return maps
-
-
-def _hidden_matrices(weights: Sequence[Tensor], widths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-    """Each later layer's columns for the hidden activations, transposed and padded."""
-    matrices = []
-    for before, weight, size_in, size_out in zip(weights, weights[1:], widths, widths[1:], strict=False):
-        matrix = torch.zeros(size_in, size_out, dtype=dtype, device=weight.device)
-        matrix[: len(before), : len(weight)] = weight[:, : len(before)].T
-        matrices.append(matrix)
-    return matrices
+    return sdf, votes, slots

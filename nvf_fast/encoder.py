@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvf_fast import ops
 from nvf_fast.config import NVFConfig
 
 
@@ -17,7 +21,7 @@ class HourglassEncoder(nn.Module):
         self.config = config
         half, groups = config.width // 2, config.groups
         self.conv = nn.Conv2d(3, config.stem, 7, stride=2, padding=3)
-        self.norm = _group_norm(config.stem, groups)
+        self.norm = NormReLU(config.stem, groups)
         self.shallow = Block(config.stem, half, groups)
         self.middle = Block(half, half, groups)
         self.deep = Block(half, config.width, groups)
@@ -33,13 +37,31 @@ class HourglassEncoder(nn.Module):
         Returns:
             One (B, width, S/4, S/4) map per stack; inference uses the last, training supervises all.
         """
-        x = self.shallow(F.relu(self.norm(self.conv(images))))
-        x = self.deep(self.middle(F.avg_pool2d(x, 2)))
+        x = self._stem(images)
         every_features = []
         for stack in self.stacks:
             features, x = stack(x)
             every_features.append(features)
         return every_features
+
+    def last_features(self, images: Tensor) -> Tensor:
+        """`forward(images)[-1]` but for rounding, with less work: no stack before computes its features.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            (B, width, S/4, S/4).
+        """
+        x = self._stem(images)
+        *stacks, last = cast(Iterable[Stack], self.stacks)
+        for stack in stacks:
+            x = stack.onward(x)
+        return last.features(last.mixed(x))
+
+    def _stem(self, images: Tensor) -> Tensor:
+        x = self.shallow(self.norm(self.conv(images)))
+        return self.deep(self.middle(F.avg_pool2d(x, 2)))
 
 
 class Stack(nn.Module):
@@ -51,17 +73,33 @@ class Stack(nn.Module):
         self.hourglass = Hourglass(config.feature_size, config.depth, width, config.widen, groups)
         self.block = Block(width, width, groups)
         self.mix = nn.Conv2d(width, width, 1)
-        self.norm = _group_norm(width, groups)
+        self.norm = NormReLU(width, groups)
         self.features = nn.Conv2d(width, width, 1)
         self.mixed_onward = None if last else nn.Conv2d(width, width, 1)
         self.features_onward = None if last else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mixed = F.relu(self.norm(self.mix(self.block(self.hourglass(x)))))
+        """The features, and the next stack's input; of the last stack, its own input."""
+        mixed = self.mixed(x)
         features = self.features(mixed)
         if self.mixed_onward is not None and self.features_onward is not None:
-            x = x + self.mixed_onward(mixed) + self.features_onward(features)
+            x = self.mixed_onward(mixed).add_(x).add_(self.features_onward(features))
         return features, x
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """What the features are a linear map of, texel by texel."""
+        return self.norm(self.mix(self.block(self.hourglass(x))))
+
+    def onward(self, x: Tensor) -> Tensor:
+        """The next stack's input alone: x + Wm m + Wf F m = x + (Wm + Wf F) m, one convolution of m."""
+        # Multiplied out in every call, for a product kept would be wrong once a weight changes; it costs as
+        # much as the convolution does on `width` texels.
+        features, features_bias = _matrix(self.features)
+        onward, onward_bias = _matrix(self.features_onward)
+        direct, direct_bias = _matrix(self.mixed_onward)
+        weight = torch.addmm(direct, onward, features)
+        bias = torch.addmv(direct_bias + onward_bias, onward, features_bias)
+        return F.conv2d(self.mixed(x), weight[..., None, None], bias).add_(x)
 
 
 class Hourglass(nn.Module):
@@ -81,7 +119,7 @@ class Hourglass(nn.Module):
         self.upsample = BicubicUpsample(size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.upper(x) + self.upsample(self.leave(self.lower(self.enter(F.avg_pool2d(x, 2)))))
+        return self.upper(x).add_(self.upsample(self.leave(self.lower(self.enter(F.avg_pool2d(x, 2))))))
 
 
 class Block(nn.Module):
@@ -100,7 +138,9 @@ class Block(nn.Module):
         first = self.first(x)
         second = self.second(first)
         third = self.third(second)
-        return torch.cat([first, second, third], 1) + self.shortcut(x)
+        # In place takes 12 to 42 % less than a new sum, channels-last on a CPU. Sums slice by slice in the
+        # concatenation's place win on large maps alone, and take up to five times as long on small ones.
+        return torch.cat([first, second, third], 1).add_(self.shortcut(x))
 
 
 class PreActivated(nn.Module):
@@ -108,11 +148,21 @@ class PreActivated(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int, groups: int) -> None:
         super().__init__()
-        self.norm = _group_norm(channels, groups)
+        self.norm = NormReLU(channels, groups)
         self.conv = nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.relu(self.norm(x)))
+        return self.conv(self.norm(x))
+
+
+class NormReLU(nn.GroupNorm):
+    """GroupNorm of at most `groups` groups, the most that divide the channels, and ReLU."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(next(n for n in range(min(groups, channels), 0, -1) if channels % n == 0), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.group_norm_relu(x, self.weight, self.bias, self.num_groups, self.eps)
 
 
 class BicubicUpsample(nn.Module):
@@ -143,8 +193,10 @@ class BicubicUpsample(nn.Module):
         return texels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
-def _group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(next(n for n in range(min(groups, channels), 0, -1) if channels % n == 0), channels)
+def _matrix(conv: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
+    """A 1 x 1 convolution as matrix (out, in) and bias (out,)."""
+    assert conv is not None and conv.bias is not None
+    return conv.weight.flatten(1), conv.bias
 
 
 def _initialise(module: nn.Module) -> None:

@@ -5,27 +5,41 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import nvtx
 import torch
 from torch import Tensor
 
 from nvf_fast import ops
-from nvf_fast.camera import look_at_rotation, project, reference_homography, remap, view_frame
-from nvf_fast.grid import Lattice
-from nvf_fast.inputs import read_box_middles, read_hand_scale, read_images, read_intrinsics, read_left
+from nvf_fast.camera import (
+    ViewPlan,
+    look_at_rotation,
+    plan_view,
+    project,
+    reference_homography,
+    view_frame,
+)
+from nvf_fast.frame import Answers, Frame, unpacked
+from nvf_fast.inputs import (
+    read_box_middles,
+    read_hand_scale,
+    read_images,
+    read_intrinsics,
+    read_left,
+    read_previous,
+)
 from nvf_fast.model import NVF
-from nvf_fast.pose import HandPose, Votes, joint_scores
-from nvf_fast.search import Search, dense, guided, octree
+from nvf_fast.pose import HandPose, Votes
+from nvf_fast.replay import CudaRecorder, Replay
+from nvf_fast.search import Search
+from nvf_fast.stages import Stages
 
-CAPACITY = 8192  # voters per image before the selection is redone; a hand has some 150 at 16 mm
-VOTE_BYTES = 2**30  # of votes at a time; larger batches, and grids larger by themselves, go in parts
+CUT_PX = 64  # on CUDA cut-outs are filled up to multiples of it, so that few graphs serve many of them
 LOG = logging.getLogger("nvf_fast")
 
 
@@ -74,13 +88,20 @@ class PoseEstimator:
             raise TypeError(f"dtype must be torch.float32, float16 or bfloat16, got {self.dtype}")
         self.step_mm, self.surface_mm, self.fraction = step_mm, surface_mm, fraction
         self.search, self.backend = search, backend
-        self.lattice = Lattice(step_mm, self.device)
-        self.points = self.lattice.points(self.lattice.every(1))
         self.model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         self.model.encoder.to(self.dtype)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._view_intrinsics = self.model.reference_intrinsics
-        self._milliseconds: dict[str, float] | None = None
+        # On a CPU nothing is won by not looking.
+        self._settle = self.device.type != "cuda"
+        self.redone = 0  # pictures asked again, since fixed sizes or a search's guard did not hold
+        self._stages = Stages(self.device)
+        self._frame = Frame(
+            self.model, step_mm, surface_mm, fraction, search, self.dtype, backend, self._stages
+        )
+        self.lattice = self._frame.lattice
+        self._replay = None
+        if self.device.type == "cuda" and backend != "torch":
+            self._replay = Replay(self._launch, CudaRecorder(self.device))
 
     @torch.no_grad()
     def __call__(
@@ -91,6 +112,7 @@ class PoseEstimator:
         box: Any = None,
         side: str | Sequence[str] = "right",
         return_votes: bool = False,
+        previous: HandPose | None = None,
     ) -> HandPose:
         """Finds the hand in one picture, or one hand in each of several.
 
@@ -107,6 +129,9 @@ class PoseEstimator:
                 view is reported by a warning.
             side: "right" or "left", or one per image.
             return_votes: whether the pose also holds its voters.
+            previous: with search="guided", the answer about the frame before, in the same camera's frame: the
+                search then begins about that pose instead of with a sparse pass. One that is not valid, or
+                that the guard finds to be far off, costs time only.
 
         Returns:
             One pose, or a batch where several pictures came; numpy arrays for numpy pictures, torch tensors
@@ -116,162 +141,127 @@ class PoseEstimator:
             ValueError: a shape or a value is not as above; the message says what came and what was wanted.
             TypeError: so is a type or a dtype.
         """
-        with self._stage("prepare"):
+        with self._stages("prepare"):
             groups, single = read_images(image)
-            sizes = [size for group in groups for size in [group.shape[1:3]] * len(group)]
-            intrinsics = read_intrinsics(K, len(sizes))
-            scale = read_hand_scale(hand_scale, len(sizes), self.model.config)
+            pictures = [picture for group in groups for picture in group]
+            count, sizes = len(pictures), [picture.shape[:2] for picture in pictures]
+            intrinsics = read_intrinsics(K, count)
+            scale = read_hand_scale(hand_scale, count, self.model.config)
             rotations = look_at_rotation(read_box_middles(box, intrinsics, sizes), intrinsics)
-            frames = view_frame(rotations, read_left(side, len(sizes)))
-        with self._stage("remap"):
+            frames = view_frame(rotations, read_left(side, count))
+            if previous is not None and self.search != "guided":
+                raise ValueError(f'previous is of use to search="guided" only, this is {self.search!r}')
+            before = read_previous(previous, frames)
             size = self.model.config.input_size
-            views = self._views(groups, reference_homography(intrinsics, size, frames))
-            scale = None if scale is None else scale.to(self.device)
-        answers = self._answers(views, scale, return_votes)
-        with self._stage("read"):
+            homographies = reference_homography(intrinsics, size, frames)
+            plans = [
+                plan_view(homography, size, *shape)
+                for homography, shape in zip(homographies, sizes, strict=True)
+            ]
+        answers = self._answers(_Inputs(pictures, plans, scale, before), return_votes)
+        with self._stages("read"):
             numpy = isinstance(groups[0], np.ndarray)
-            pose = _pose(answers, frames, intrinsics, torch.device("cpu") if numpy else groups[0].device)
-            pose = pose.numpy() if numpy else pose
+            pose = _pose(answers, frames, intrinsics, return_votes)
+            pose = pose.numpy() if numpy else pose.to(groups[0].device)
         return pose[0] if single else pose
 
-    @contextmanager
-    def timed(self) -> Iterator[dict[str, float]]:
+    def timed(self) -> AbstractContextManager[dict[str, float]]:
         """Measures the calls made inside: a dict that fills with each stage's total milliseconds, in order.
 
-        Each stage then waits for the device, so that the sum exceeds an unmeasured call's time a little.
+        Each stage then waits for the device and is launched by itself, so that on CUDA the sum exceeds an
+        unmeasured call's time.
         """
-        milliseconds: dict[str, float] = {}
-        self._milliseconds = milliseconds
-        try:
-            yield milliseconds
-        finally:
-            self._milliseconds = None
+        return self._stages.timed()
 
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """A range for profilers (NVTX, about 1 us when none listens), measured inside `timed`."""
-        with nvtx.annotate(name, domain="nvf_fast"):
-            if self._milliseconds is None:
-                yield
-                return
-            start = self._now()
-            yield
-            self._milliseconds[name] = self._milliseconds.get(name, 0.0) + 1e3 * (self._now() - start)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def _views(self, groups: list[Any], homographies: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised reference views, in the encoder's dtype and memory format."""
-        size = self.model.config.input_size
-        own = homographies.split([len(group) for group in groups])
-        views = [
-            remap(_tensor(group).to(self.device).permute(0, 3, 1, 2), homography, size)
-            for group, homography in zip(groups, own, strict=True)
-        ]
-        normalised = torch.cat(views) / 127.5 - 1  # (x / 255 - 0.5) / 0.5
-        return normalised.to(dtype=self.dtype, memory_format=torch.channels_last)
-
-    def _answers(self, views: Tensor, scale: Tensor | None, return_votes: bool) -> list[_Answer]:
-        """Encodes and asks in parts that fit into memory."""
-        together = VOTE_BYTES // (len(self.points) * 21 * 4 * 4)
-        answer = self._dense if self.search == "dense" and together else self._searched
-        part, done = max(1, together), 0
-        answers: list[_Answer] = []
-        while done < len(views):
-            some = slice(done, done + part)
+    def _answers(self, inputs: _Inputs, return_votes: bool) -> Answers:
+        """The answers about all pictures, on the CPU but for the votes; in parts that fit into memory."""
+        todo = self._alike(inputs.plans)
+        together, order = self._frame.together(self._settle), []
+        every_packed: list[Tensor] = []
+        votes: dict[int, tuple[Tensor, Tensor]] = {}
+        while todo:
+            members, rest = todo[0][:together], todo[0][together:]
             try:
-                with self._stage("encode"):
-                    features = self.model.encode(views[some])
-                answers += answer(features, None if scale is None else scale[some], return_votes)
-                done += part
+                packed, its_votes = self._run(inputs, members, return_votes)
             except torch.OutOfMemoryError:
-                if part == 1:
+                if len(members) == 1:
                     raise
-                part = min(part, len(views) - done) // 2
-                LOG.warning("out of memory on %s: going on with %d pictures at a time", self.device, part)
-        return answers
+                together = len(members) // 2
+                LOG.warning("out of memory on %s: going on with %d pictures at a time", self.device, together)
+                continue
+            todo[:1] = [rest] if rest else []
+            order += members
+            every_packed.append(packed)
+            votes.update(zip(members, its_votes, strict=False))
+        with self._stages("read"):
+            # The one wait for the device.
+            rows = torch.cat(every_packed).cpu()[torch.tensor(order).argsort()]
+        for picture in unpacked(rows).doubt.nonzero()[:, 0].tolist():
+            self.redone += 1
+            packed, its_votes = self._run(inputs, [picture], return_votes, settle=True)
+            rows[picture] = packed[0].cpu()
+            votes.update(zip([picture], its_votes, strict=False))
+        return unpacked(rows)._replace(votes=[votes[picture] for picture in sorted(votes)])
 
-    def _dense(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> list[_Answer]:
-        """Asks the field at every point of the grid and casts the votes."""
-        with self._stage("query"):
-            sdf, votes = self._ask(features, self.points, scale, self.surface_mm)
-        capacity = min(CAPACITY, len(self.points))
-        answer, indices, overflow = self._cast(sdf, votes, capacity)
-        if bool(overflow.any()):  # the one wait for the device
-            answer, indices, _ = self._cast(sdf, votes, int(answer.voters.max()))
-        if return_votes:
-            chosen = [rows[rows >= 0] for rows in indices]
-            answer = answer._replace(
-                votes=[(self.points[rows], cast[rows]) for rows, cast in zip(chosen, votes, strict=True)]
-            )
-        return [answer]
+    def _alike(self, plans: list[ViewPlan]) -> list[list[int]]:
+        """The pictures in groups whose cut-outs have one shape and one factor."""
+        groups = defaultdict(list)
+        for picture, plan in enumerate(plans):
+            groups[self._cut_shape(plan), plan.factor].append(picture)
+        return list(groups.values())
 
-    def _searched(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> list[_Answer]:
-        """Asks the field where the search leads, image by image, and casts the votes."""
-        scales = [None] * len(features) if scale is None else scale.split(1)
-        return [
-            self._searched_one(image, its_scale, return_votes)
-            for image, its_scale in zip(features.split(1), scales, strict=True)
+    def _cut_shape(self, plan: ViewPlan) -> tuple[int, int]:
+        """Rows and columns of a cut-out, with those it is filled up with."""
+        height, width = (part.stop - part.start for part in (plan.rows, plan.columns))
+        if self.device.type != "cuda":
+            return height, width
+        unit = CUT_PX * plan.factor
+        return -(-height // unit) * unit, -(-width // unit) * unit
+
+    def _run(
+        self, inputs: _Inputs, members: list[int], return_votes: bool, settle: bool = False
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """`Answers.packed` of pictures that are alike, on the device, and their votes if wanted."""
+        plans = [inputs.plans[picture] for picture in members]
+        factor = plans[0].factor
+        with self._stages("remap"):
+            cuts = self._cuts([inputs.pictures[picture] for picture in members], plans)
+            matrices = self._sent(torch.stack([plan.matrix for plan in plans]))
+            scale = None if inputs.scale is None else self._sent(inputs.scale[members])
+            previous = None if inputs.previous is None else self._sent(inputs.previous[members])
+        if self._replay is not None and not (settle or return_votes or self._stages.measuring):
+            key = _Key(tuple(cuts.shape), factor, scale is not None, previous is not None)
+            given = [tensor for tensor in (cuts, matrices, scale, previous) if tensor is not None]
+            return self._replay(key, *given), []
+        answers = self._frame(cuts, matrices, factor, scale, previous, settle or self._settle)
+        return answers.packed(), answers.votes if return_votes else []
+
+    def _launch(self, key: _Key, cuts: Tensor, matrices: Tensor, *others: Tensor) -> Tensor:
+        """The frame as `Replay` calls it."""
+        scale = others[0] if key.scale else None
+        previous = others[-1] if key.previous else None
+        return self._frame(cuts, matrices, key.factor, scale, previous).packed()
+
+    def _cuts(self, pictures: list[Any], plans: list[ViewPlan]) -> Tensor:
+        """(B, h, w, 3) uint8 on the device: what the views see of their pictures."""
+        parts = [
+            _tensor(picture)[plan.rows, plan.columns] for picture, plan in zip(pictures, plans, strict=True)
         ]
-
-    def _searched_one(self, features: Tensor, scale: Tensor | None, return_votes: bool) -> _Answer:
-        def ask(points: Tensor, within_mm: float) -> tuple[Tensor, Tensor]:
-            sdf, votes = self._ask(features, points, scale, within_mm)
-            return sdf[0], votes[0]
-
-        def cast(points: Tensor, votes: Tensor) -> Tensor:
-            return self._vote(points, votes)[0][0]
-
-        with self._stage("query"):
-            if self.search == "guided":
-                found = guided(ask, self.lattice, self.surface_mm, cast)
-            else:
-                found = (octree if self.search == "octree" else dense)(ask, self.lattice, self.surface_mm)
-        with self._stage("vote"):
-            joints, weight, spread = self._vote(found.points, found.votes)
-            counts = torch.tensor([[len(found.points)], [found.evaluated]], dtype=torch.int32)
-            answer = _Answer(joints, joint_scores(weight, spread), *counts)
-        return answer._replace(votes=[(found.points, found.votes)]) if return_votes else answer
-
-    def _ask(
-        self, features: Tensor, points: Tensor, scale: Tensor | None, surface_mm: float
-    ) -> tuple[Tensor, Tensor]:
-        return ops.query_field(
-            features,
-            points,
-            self._view_intrinsics,
-            scale,
-            list(self.model.field.weights),
-            list(self.model.field.biases),
-            image_size=self.model.config.input_size,
-            surface_mm=surface_mm,
-            backend=self.backend,
+        shape = self._cut_shape(plans[0])
+        if len(parts) == 1 and parts[0].shape[:2] == shape and parts[0].device == self.device:
+            return parts[0][None]
+        pinned = self.device.type == "cuda" and not parts[0].is_cuda
+        cuts = torch.zeros(
+            len(parts), *shape, 3, dtype=torch.uint8, device=parts[0].device, pin_memory=pinned
         )
+        for cut, part in zip(cuts, parts, strict=True):
+            cut[: part.shape[0], : part.shape[1]] = part
+        return cuts.to(self.device, non_blocking=True)
 
-    def _vote(self, points: Tensor, votes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `ops.cast_votes` makes of one image's voters (V, 3) and their votes (V, 21, 4)."""
-        everyone = torch.arange(len(points), device=self.device)[None]
-        count = torch.full((1,), len(points), dtype=torch.int32, device=self.device)
-        return ops.cast_votes(
-            points, votes[None], everyone, count, fraction=self.fraction, backend=self.backend
-        )
-
-    def _cast(self, sdf: Tensor, votes: Tensor, capacity: int) -> tuple[_Answer, Tensor, Tensor]:
-        """The answer without its votes, the voters' indices (B, capacity), and whether there were more."""
-        with self._stage("select"):
-            indices, counts, overflow = ops.select_voters(
-                sdf, self.surface_mm, capacity, backend=self.backend
-            )
-        with self._stage("vote"):
-            joints, weight, spread = ops.cast_votes(
-                self.points, votes, indices, counts, fraction=self.fraction, backend=self.backend
-            )
-            asked = torch.full_like(counts, len(self.points))
-            answer = _Answer(joints, joint_scores(weight, spread), counts, asked)
-        return answer, indices, overflow
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """A small tensor on the device, without waiting for it."""
+        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return tensor.to(self.device, non_blocking=True)
 
 
 def load(
@@ -301,44 +291,48 @@ def load(
     return PoseEstimator(model, dtype=dtype, **options)
 
 
-class _Answer(NamedTuple):
-    """About a part of a batch, in the frames of the reference views."""
+class _Key(NamedTuple):
+    """What one graph serves: the cut-outs' shape and factor, and whether more is given."""
 
-    joints: Tensor  # (B, 21, 3) mm
-    scores: Tensor  # (B, 21)
-    voters: Tensor  # (B,)
-    points_evaluated: Tensor  # (B,)
-    votes: Sequence[tuple[Tensor, Tensor]] = ()  # per image the voters' points (V, 3) mm and votes (V, 21, 4)
+    shape: tuple[int, ...]
+    factor: int
+    scale: bool
+    previous: bool
 
 
-def _tensor(group: Any) -> Tensor:
-    if isinstance(group, Tensor):
-        return group
+class _Inputs(NamedTuple):
+    """Pictures, and what is known about each."""
+
+    pictures: list[Any]  # (H, W, 3) uint8
+    plans: list[ViewPlan]
+    scale: Tensor | None  # (B,) float32 mm
+    previous: Tensor | None  # (B, 21, 3) float32 mm, in the view's frame
+
+
+def _tensor(picture: Any) -> Tensor:
+    if isinstance(picture, Tensor):
+        return picture
     # torch takes no negative strides, and warns of arrays that cannot be written to.
-    return torch.from_numpy(np.require(group, requirements=["C", "W"]))
+    return torch.from_numpy(np.require(picture, requirements=["C", "W"]))
 
 
-def _pose(answers: list[_Answer], frames: Tensor, intrinsics: Tensor, device: torch.device) -> HandPose:
-    """The batch of poses on `device`, in the frames of the cameras that took the pictures."""
-    joints = torch.cat([answer.joints for answer in answers]).to(device)
-    scores = torch.cat([answer.scores for answer in answers]).to(device)
-    voters = torch.cat([answer.voters for answer in answers]).to(device)
-    asked = torch.cat([answer.points_evaluated for answer in answers]).to(device)
-    frames = frames.to(device)
-    joints = joints.double() @ frames  # rows; the inverse of a frame is its transpose
+def _pose(answers: Answers, frames: Tensor, intrinsics: Tensor, with_votes: bool) -> HandPose:
+    """The batch of poses on the CPU, in the frames of the cameras that took the pictures."""
+    joints = answers.joints.double() @ frames  # rows; the inverse of a frame is its transpose
     valid = joints.isfinite().all(-1).all(-1)
     joints = torch.where(valid[:, None, None], joints, math.nan)
-    chosen = [vote for answer in answers for vote in answer.votes]
-    votes = tuple(
-        Votes((points.to(device) @ frame), cast[..., 0].to(device), cast[..., 1:].to(device) @ frame)
-        for (points, cast), frame in zip(chosen, frames.float(), strict=True)
-    ) if chosen else None  # fmt: skip
+    votes = []
+    for (points, cast), frame, count in zip(
+        answers.votes, frames.float(), answers.voters.tolist(), strict=False
+    ):
+        points, cast = points[:count].cpu(), cast[:count].cpu()
+        votes.append(Votes(points @ frame, cast[..., 0], cast[..., 1:] @ frame))
     return HandPose(
         joints=joints.float(),
-        joints_2d=project(joints, intrinsics.to(device)).float(),
-        scores=torch.where(valid[:, None], scores, 0.0),
-        voters=voters,
+        joints_2d=project(joints, intrinsics).float(),
+        scores=torch.where(valid[:, None], answers.scores, 0.0),
+        voters=answers.voters,
         valid=valid,
-        points_evaluated=asked,
-        votes=votes,
+        points_evaluated=answers.points_evaluated,
+        votes=tuple(votes) if with_votes else None,
     )

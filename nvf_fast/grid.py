@@ -10,20 +10,26 @@ from torch import Tensor
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE
 
 BOX_MM = ((-250.0, 250.0), (-250.0, 250.0), (150.0, 1200.0))  # x, y, z
+FAR_MM = 1e6  # beyond the box
+RIM, RIM_MM = 4, 16.0  # nodes about the box, at least, and how far they reach
 
 
 class Lattice:
     """A regular grid over `BOX_MM`, whose nodes are numbered with x outermost and z innermost.
 
     Each axis has int(length / step) cells and a node at each cell's lower corner, so that the spacing is a
-    little more than the step where the step does not divide the length.
+    little more than the step where the step does not divide the length. A rim of nodes that are never seen
+    surrounds the box, so that whoever steps from a seen node to a near one stays among the nodes.
 
     Attributes:
         step_mm: mm, the step asked for.
-        shape: nodes along x, y and z.
-        seen: (nodes,) bool, whether the reference camera sees a node.
+        shape: nodes along x, y and z, without the rim.
+        rim: nodes about the box on each side.
+        seen: (nodes,) bool, whether the reference camera sees a node of the box.
         device: of all tensors that come and go.
     """
+
+    nowhere = 0  # a node of the rim, for the unused slots of a list of nodes
 
     def __init__(self, step_mm: float, device: torch.device | str | None = None) -> None:
         if not (math.isfinite(step_mm) and step_mm > 0):
@@ -33,23 +39,30 @@ class Lattice:
         self.shape = tuple(int(length / step_mm) for length in lengths)
         if min(self.shape) == 0:
             raise _no_point(step_mm)
-        spacings = [length / n for length, n in zip(lengths, self.shape, strict=True)]
+        self.rim = rim = max(RIM, math.ceil(RIM_MM / step_mm))
+        self._spacings = [length / n for length, n in zip(lengths, self.shape, strict=True)]
         axes = [
-            low + torch.arange(n, dtype=torch.float64) * spacing
-            for (low, _), n, spacing in zip(BOX_MM, self.shape, spacings, strict=True)
+            low + torch.arange(-rim, n + rim, dtype=torch.float64) * spacing
+            for (low, _), n, spacing in zip(BOX_MM, self.shape, self._spacings, strict=True)
         ]
         # abs(uv) <= 1 where uv = (f x / z + c) / c - 1.
         reach = axes[2] * (REFERENCE_SIZE / 2 / REFERENCE_FOCAL)
         across, down = (axis.abs()[:, None] <= reach for axis in axes[:2])
-        self.seen = (across[:, None] & down[None]).flatten().to(device)
+        seen = (across[:, None] & down[None]).to(device)
+        for axis in range(3):
+            seen.narrow(axis, 0, rim).fill_(False)
+            seen.narrow(axis, seen.shape[axis] - rim, rim).fill_(False)
+        self.seen, self.device = seen.flatten(), seen.device
         self._seen_count = int(self.seen.sum())
         if self._seen_count == 0:
             raise _no_point(step_mm)
-        self.device = self.seen.device
+        self._sublattices: dict[int, Tensor] = {}
         self._low = torch.tensor([low for low, _ in BOX_MM], device=device, dtype=torch.float64)
-        self._spacing = torch.tensor(spacings, device=device, dtype=torch.float64)
+        self._spacing = torch.tensor(self._spacings, device=device, dtype=torch.float64)
         self._axes = [axis.to(self.device, torch.float32) for axis in axes]
-        self._strides = (self.shape[1] * self.shape[2], self.shape[2], 1)
+        self._strides = (len(axes[1]) * len(axes[2]), len(axes[2]), 1)
+        self._shape = torch.tensor(self.shape, device=device)
+        self._stride_row = torch.tensor(self._strides, device=device)
 
     def __len__(self) -> int:
         """Nodes that are seen."""
@@ -64,56 +77,53 @@ class Lattice:
         """(N,) the nodes at points (N, 3) mm of the lattice; the inverse of `points`."""
         return self._numbers(self._nearest(points))
 
+    def box(self) -> Tensor:
+        """(N, 3) float32 mm: all nodes of the box, seen or not."""
+        return torch.cartesian_prod(*(axis[self.rim : -self.rim] for axis in self._axes))
+
     def every(self, stride: int) -> Tensor:
         """The seen nodes of the sublattice of every `stride`-th node along each axis, ascending."""
-        chosen = self.seen.new_zeros(self.shape)
-        chosen[::stride, ::stride, ::stride] = True
-        return (chosen.flatten() & self.seen).nonzero()[:, 0]
+        if stride not in self._sublattices:
+            chosen = torch.zeros_like(self.seen).view([len(axis) for axis in self._axes])
+            chosen[self.rim :: stride, self.rim :: stride, self.rim :: stride] = True
+            self._sublattices[stride] = (chosen.flatten() & self.seen).nonzero()[:, 0]
+        return self._sublattices[stride]
 
-    def neighbours(self, nodes: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes at offsets from others.
+    def neighbours(self, nodes: Tensor, offsets: Tensor) -> Tensor:
+        """(N, M) nodes at offsets (M, 3) int64, of at most `rim` along each axis, from seen nodes (N,).
 
-        Args:
-            nodes: (N,).
-            offsets: (M, 3) int64, nodes along each axis.
-
-        Returns:
-            (N, M) nodes, and (N, M) bool where there is one; elsewhere the node is 0.
+        From `nowhere` they are nodes that are not seen.
         """
-        there = self.seen.new_ones(len(nodes), len(offsets))
-        result = nodes.new_zeros(len(nodes), len(offsets))
-        for place, n, stride, offset in zip(
-            self._places(nodes), self.shape, self._strides, offsets.T, strict=True
-        ):
-            moved = place[:, None] + offset
-            there &= (moved >= 0) & (moved < n)
-            result += moved * stride
-        return result * there, there
+        return nodes[:, None] + (offsets * self._stride_row).sum(1)
 
     def balls(self, centres: Tensor, radius_mm: float) -> Tensor:
-        """The seen nodes within `radius_mm` of any of the centres (M, 3) float32 mm, ascending."""
-        reach = [math.ceil(radius_mm / spacing) for spacing in self._spacing.tolist()]
-        places = self._nearest(centres)[:, None] + cube(reach, self.device)
-        there = ((places >= 0) & (places < torch.tensor(self.shape, device=self.device))).all(-1)
+        """(nodes,) bool: within `radius_mm` of any of the centres (M, 3) float32 mm; NaN is near nothing."""
+        reach = [math.ceil(radius_mm / spacing) for spacing in self._spacings]
+        places = self._nearest(centres.nan_to_num(FAR_MM))[:, None] + cube(reach, self.device)
+        there = ((places >= 0) & (places < self._shape)).all(-1)
         positions = self._low + places * self._spacing
         there &= (positions - centres[:, None]).square().sum(-1) <= radius_mm**2
-        return self.unique(self._numbers(places[there]))
+        return self.mask(self._numbers(places).masked_fill(~there, self.nowhere))
 
-    def unique(self, nodes: Tensor) -> Tensor:
-        """The seen ones among nodes (N,), each once, ascending."""
-        chosen = torch.zeros_like(self.seen)
-        chosen[nodes] = True
-        return (chosen & self.seen).nonzero()[:, 0]
+    def mask(self, nodes: Tensor) -> Tensor:
+        """(nodes,) bool of nodes (...), `nowhere` left out."""
+        mask = torch.zeros_like(self.seen)
+        mask[nodes] = True
+        mask[self.nowhere] = False
+        return mask
 
     def _nearest(self, points: Tensor) -> Tensor:
         """(N, 3) int64 places along the axes, inside the box or not, nearest to points (N, 3) mm."""
         return ((points - self._low) / self._spacing).round().long()
 
     def _numbers(self, places: Tensor) -> Tensor:
-        return (places * torch.tensor(self._strides, device=self.device)).sum(-1)
+        return ((places + self.rim) * self._stride_row).sum(-1)
 
     def _places(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return nodes // self._strides[0], nodes // self._strides[1] % self.shape[1], nodes % self.shape[2]
+        """Along the axes, counted from the rim's first node."""
+        rows = nodes // self._strides[1]
+        columns = len(self._axes[1])
+        return rows // columns, rows % columns, nodes % self._strides[1]
 
 
 def cube(reach: int | list[int], device: torch.device | str | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE
 from nvf_fast.config import NVFConfig
+from nvf_fast.pose import HandPose
 
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SIZE / 2 / REFERENCE_FOCAL))
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
@@ -113,6 +114,23 @@ def read_box_middles(box: Any, intrinsics: Tensor, sizes: Sequence[Sequence[int]
         )
     _warn_of_wide_boxes(boxes, middles, extents, intrinsics)
     return middles
+
+
+def read_previous(previous: HandPose | None, frames: Tensor) -> Tensor | None:
+    """Joints (B, 21, 3) float32 mm on the CPU, in frames (B, 3, 3); NaN where a pose is not valid."""
+    if previous is None:
+        return None
+    if not isinstance(previous, HandPose):
+        raise TypeError(
+            f"previous must be a HandPose, as the estimator answers it, got {type(previous).__name__}"
+        )
+    joints = _numbers("previous.joints", previous.joints, "(21, 3) or (B, 21, 3) mm")
+    joints = joints if joints.ndim == 3 else joints[None]
+    if joints.shape != (len(frames), 21, 3):
+        raise ValueError(
+            f"previous must hold a pose for each of {len(frames)} image(s), got joints {tuple(joints.shape)}"
+        )
+    return (joints @ frames.mT).float()
 
 
 def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:

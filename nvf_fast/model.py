@@ -60,13 +60,12 @@ class NVF(nn.Module):
         Raises:
             ValueError: the images are not of the size or the channels that the encoder sees.
         """
-        return self.encode_all(images)[-1]
+        self._check_images(images)
+        return self.encoder.last_features(images)
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
         """`encode` after every stack, last last, for supervision of them all."""
-        size = self.config.input_size
-        if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"images must be (B, 3, {size}, {size}), got {tuple(images.shape)}")
+        self._check_images(images)
         return self.encoder(images)
 
     def query(self, features: Tensor, points: Tensor, K: Tensor, hand_scale: Tensor | None = None) -> Field:
@@ -99,6 +98,11 @@ class NVF(nn.Module):
             image_size=config.input_size,
         )
         return Field(sdf, votes[..., 0], votes[..., 1:])
+
+    def _check_images(self, images: Tensor) -> None:
+        size = self.config.input_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"images must be (B, 3, {size}, {size}), got {tuple(images.shape)}")
 
     @classmethod
     def from_authors(cls, source: Mapping[str, Tensor] | str | Path) -> NVF:

@@ -1,4 +1,4 @@
-"""The accelerated operations: query the field, select the voters, cast their votes.
+"""The accelerated operations: normalise feature maps, query the field, select the voters, cast their votes.
 
 Each takes tensors and runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"`
 or `backend="torch"` forces one, and a backend that cannot run says why. The definitions are the references
@@ -9,16 +9,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from nvf_fast.kernels.cast_votes_ref import cast_votes as _cast_votes_torch
+from nvf_fast import query_torch
+from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as _group_norm_relu_torch
 from nvf_fast.kernels.select_voters_ref import select_voters as _select_voters_torch
 from nvf_fast.query_torch import query_field as _query_field_torch
+from nvf_fast.vote_torch import cast_votes as _cast_votes_torch
 
 Backend = Literal["triton", "torch"]
+
+
+def group_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Group normalisation and ReLU in one: max(0, (x - mean) / sqrt(variance + eps) * weight + bias).
+
+    Mean and (biased) variance of each image are taken over C / groups channels and all texels, in float32.
+    Where a gradient is needed the PyTorch form runs, on any device.
+
+    Args:
+        x: (B, C, H, W) float32, float16 or bfloat16.
+        weight: (C,) in the dtype of `x` or float32.
+        bias: (C,) in the dtype of `weight`.
+        groups: a divisor of C.
+        eps: added to the variance.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        (B, C, H, W) in the dtype of `x`; channels-last if `x` is that, else contiguous. NaN stays NaN.
+
+    Raises:
+        ValueError: a shape, `groups` or `eps` does not fit.
+        TypeError: a dtype does not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    _check_norm(x, weight, bias, groups, eps)
+    _check_backend("group_norm_relu", backend, x)
+    differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
+    # On a CPU a call by way of the registered operation takes longer than a small map's norm; only a compiler
+    # needs to see that operation.
+    direct = differentiate or not (x.is_cuda or torch.compiler.is_compiling())
+    if backend == "torch" or (backend is None and direct):
+        return _group_norm_relu_laid_out(x, weight, bias, groups, eps)
+    if backend is None:
+        return _group_norm_relu_op(x, weight, bias, groups, eps)
+    if differentiate:
+        raise RuntimeError(
+            "group_norm_relu: the Triton kernel has no backward; use torch.no_grad() or another backend"
+        )
+    return _group_norm_relu_triton(x, weight, bias, groups, eps)
 
 
 def query_field(
@@ -80,6 +129,75 @@ def query_field(
     return _query_field_triton(
         features, points, intrinsics, hand_scale, weights, biases, image_size, surface_mm
     )
+
+
+class FieldQuery:
+    """`query_field` without gradients for a network that stays, whose parts are kept as long as they hold.
+
+    The layers are packed once, a set of points is located once, and the maps of a picture are projected once,
+    however often it is asked. What `locate` and `project` return is the backend's own. The kernel takes the
+    block shapes that `nvf-fast tune` found on the device.
+
+    Args:
+        weights, biases: as in `query_field`.
+        channels: C of the features.
+        image_size: px, side of the view.
+        dtype: torch.float32, float16 or bfloat16, of the features and of the matrix products.
+        backend: None, "triton" or "torch".
+
+    Raises:
+        ValueError: the kernel has no form for such a network.
+        RuntimeError: the backend asked for cannot run here.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        *,
+        channels: int,
+        image_size: int = 224,
+        dtype: torch.dtype = torch.float32,
+        backend: Backend | None = None,
+    ) -> None:
+        weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
+        _check_backend("query_field", backend, weights[0])
+        self._image_size = image_size
+        self._form: Any = query_torch
+        options = {}
+        if backend == "triton" or (backend is None and weights[0].is_cuda):
+            from nvf_fast import tuning
+            from nvf_fast.kernels import query_field as kernel
+
+            self._form = kernel
+            options["tiling"] = tuning.tuned(weights[0].device, dtype, [len(bias) for bias in biases])
+        self._layers = self._form.pack_layers(weights, biases, channels, dtype, **options)
+
+    def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> Any:
+        """Where points (N, 3) mm, shared by all images, lie on maps of (H, W) under intrinsics (3, 3) px."""
+        return self._form.locate(points, intrinsics, self._image_size, map_size, self._layers)
+
+    def project(self, features: Tensor, hand_scale: Tensor | None) -> Any:
+        """Features (B, C, H, W), and hand scales (B,) mm or None, ready to be asked."""
+        return self._form.project_maps(features, hand_scale, self._layers)
+
+    def __call__(
+        self, maps: Any, places: Any, surface_mm: float, capacity: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Signed distances, and votes where they are needed.
+
+        Args:
+            maps: from `project`, of B images.
+            places: from `locate`, of N points.
+            surface_mm: mm; votes are computed where abs(sdf) < surface_mm only.
+            capacity: rows of votes per image.
+
+        Returns:
+            sdf (B, N) float32 mm, +inf out of view; votes (B, capacity, J, 4) float32 raw (weight, direction
+            xyz); slots (B, N) int32, the row of `votes` that holds a near point's, undefined elsewhere. Rows
+            past the capacity are not written.
+        """
+        return self._form.evaluate(maps, places, self._layers, surface_mm, capacity)
 
 
 def select_voters(
@@ -154,10 +272,40 @@ def cast_votes(
     _check_votes(points, votes, indices, counts, fraction)
     _check_backend("cast_votes", backend, votes)
     if backend == "torch":
-        return _cast_votes_torch(points, votes, indices, counts, ball_mm=ball_mm, fraction=fraction)
+        return _cast_votes_torch(points, votes, indices, counts, ball_mm, fraction)
     if backend == "triton":
         return _cast_votes_triton(points, votes, indices, counts, ball_mm, fraction)
     return _cast_votes_op(points, votes, indices, counts, ball_mm, fraction)
+
+
+@torch.library.custom_op("nvf_fast::group_norm_relu", mutates_args=())
+def _group_norm_relu_op(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    return _group_norm_relu_laid_out(x, weight, bias, groups, eps)
+
+
+@_group_norm_relu_op.register_kernel("cuda")
+def _group_norm_relu_triton(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    from nvf_fast.kernels.group_norm_relu import group_norm_relu as kernel
+
+    return kernel(x, weight, bias, groups, eps)
+
+
+@_group_norm_relu_op.register_fake
+def _group_norm_relu_shape(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    return torch.empty_like(x, memory_format=_memory_format(x))
+
+
+def _group_norm_relu_laid_out(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """The PyTorch form in the dtype and memory format of `x`; on CUDA or under autocast it changes them."""
+    y = _group_norm_relu_torch(x, weight, bias, groups, eps)
+    if y.dtype == x.dtype and y.stride() == x.stride():
+        return y
+    return y.to(dtype=x.dtype, memory_format=_memory_format(x))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @torch.library.custom_op("nvf_fast::query_field", mutates_args=())
@@ -243,7 +391,7 @@ def _select_voters_shapes(sdf: Tensor, surface_mm: float, capacity: int) -> tupl
 def _cast_votes_op(
     points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, ball_mm: float, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _cast_votes_torch(points, votes, indices, counts, ball_mm=ball_mm, fraction=fraction)
+    return _cast_votes_torch(points, votes, indices, counts, ball_mm, fraction)
 
 
 @_cast_votes_op.register_kernel("cuda")
@@ -284,6 +432,31 @@ def _check_devices(name: str, **tensors: Tensor) -> None:
     if len({tensor.device for tensor in tensors.values()}) > 1:
         found = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
         raise ValueError(f"{name}: all tensors must be on one device, got {found}")
+
+
+def _check_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> None:
+    # Asks each tensor for as little as it can: in a small network on a CPU the checks are felt.
+    shape, dtype = x.shape, x.dtype
+    if len(shape) != 4:
+        raise ValueError(f"group_norm_relu: x must be (B, C, H, W), got {tuple(shape)}")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"group_norm_relu: x must be float32, float16 or bfloat16, got {dtype}")
+    if not weight.shape == bias.shape == shape[1:2]:
+        raise ValueError(
+            f"group_norm_relu: weight and bias must be ({shape[1]},), got {tuple(weight.shape)} and "
+            f"{tuple(bias.shape)}"
+        )
+    if weight.dtype != bias.dtype or weight.dtype not in (dtype, torch.float32):
+        raise TypeError(
+            f"group_norm_relu: weight and bias must be float32 or {dtype} as x is, got {weight.dtype} "
+            f"and {bias.dtype}"
+        )
+    if groups < 1 or shape[1] % groups:
+        raise ValueError(f"group_norm_relu: groups must divide the {shape[1]} channels, got {groups}")
+    if not eps > 0:
+        raise ValueError(f"group_norm_relu: eps must be positive, got {eps}")
+    if not x.device == weight.device == bias.device:
+        _check_devices("group_norm_relu", x=x, weight=weight, bias=bias)
 
 
 def _check_query(

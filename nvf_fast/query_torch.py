@@ -4,19 +4,42 @@ Bilinear sampling is linear: W_x sample(F) = sample(W_x F). Where many points ar
 for x = [feature, depth(, scale)] are applied to the feature map once, and a point then sums five rows of the
 result instead of multiplying x by a matrix: 1.38 instead of 2.43 MFLOP per point of the released network.
 Where few are asked, or a gradient is wanted, the layers run as the paper writes them.
+
+What stays is prepared once, as for the kernel: `pack_layers` for a network, `locate` for a set of points,
+`project_maps` for a picture; `evaluate` brings them together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # Points per pass, whose activations then stay in the caches.
-_CHUNK = 1024
+_CHUNK = 2048
+
+
+class Layers(NamedTuple):
+    """A network's columns, layer by layer: for the feature, the depth, the scale, and what is hidden."""
+
+    columns: list[Tensor]  # (out, C) compute dtype
+    depth: list[Tensor]  # (1, out) float32
+    scale: list[Tensor] | None  # (out,) float32
+    bias: list[Tensor]  # (out,) float32
+    matrices: list[Tensor]  # (in, out) compute dtype, of every layer but the first
+
+
+class Places(NamedTuple):
+    """Where one image's points lie on the map, in the order of the map; those out of view are left out."""
+
+    order: Tensor  # (P,) the points
+    texels: Tensor  # (P, 5) the four texels around each, and the row of the depth column
+    shares: Tensor  # (P, 5) their shares, and the depth
+    total: int  # N, points in view or not
 
 
 def query_field(
@@ -34,38 +57,168 @@ def query_field(
     Where gradients are enabled it is differentiable in features, weights and biases.
     """
     batch, channels, height, width = features.shape
+    many = points.shape[-2] >= height * width
+    if many and len(weights) > 1 and not torch.is_grad_enabled():
+        layers = pack_layers(weights, biases, channels, features.dtype)
+        places = locate(points, intrinsics, image_size, (height, width), layers)
+        sdf, votes, _ = evaluate(project_maps(features, hand_scale, layers), places, layers, surface_mm)
+        return sdf, votes
     points = points.expand(batch, -1, -1)
-    intrinsics = intrinsics.expand(batch, -1, -1)
-    pixels = points @ intrinsics.mT
-    uv = pixels[..., :2] / pixels[..., 2:] / (image_size / 2) - 1
-    inside = (points[..., 2] > 0) & (uv.abs() <= 1).all(-1)
-    texels, shares = _bilinear_taps(torch.where(inside[..., None], uv, 0.0), height, width)
-    depth = points[..., 2] / (intrinsics[:, :1, 0] * (224 / image_size))
+    inside, texels, shares, depth = _geometry(points, intrinsics, image_size, (height, width))
     scale = None
     if weights[0].shape[1] == channels + 2:
         scale = depth.new_zeros(batch) if hand_scale is None else (hand_scale - 15) / 25
+    raw = _as_written(features, texels, shares, depth, scale, weights, biases)
+    sdf = torch.where(inside, 50 * torch.tanh(raw[..., 0]), math.inf)
+    near = sdf.abs() < surface_mm
+    return sdf, torch.where(near[..., None], raw[..., 1:], 0.0).unflatten(-1, (-1, 4))
 
-    if torch.is_grad_enabled() or points.shape[1] < height * width:
-        raw = _as_written(features, texels, shares, depth, scale, weights, biases)
-        sdf = torch.where(inside, 50 * torch.tanh(raw[..., 0]), math.inf)
-        near = sdf.abs() < surface_mm
-        return sdf, torch.where(near[..., None], raw[..., 1:], 0.0).unflatten(-1, (-1, 4))
 
-    sdf = points.new_full(inside.shape, math.inf)
-    votes = points.new_zeros(*inside.shape, weights[-1].shape[0] - 1)
-    for image, (rows, seen) in enumerate(zip(texels, inside, strict=True)):
-        # In the order of the map, so that a pass reads a small part of it.
-        order = torch.where(seen, rows[:, 0], height * width).argsort()[: seen.sum()]
-        _projected(
-            features[image],
-            (rows[order], shares[image, order], depth[image, order]),
-            None if scale is None else scale[image],
-            weights,
-            biases,
-            (sdf[image], votes[image], order),
-            surface_mm,
-        )
-    return sdf, votes.unflatten(-1, (-1, 4))
+def pack_layers(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], channels: int, dtype: torch.dtype
+) -> Layers:
+    """The network's layers for features of C = `channels`, computed in `dtype`."""
+    inputs = weights[0].shape[1]
+    own = [weight[:, -inputs:] for weight in weights]
+    return Layers(
+        [columns[:, :channels].to(dtype) for columns in own],
+        [columns[:, channels, None].float().mT for columns in own],
+        [columns[:, channels + 1].float() for columns in own] if inputs > channels + 1 else None,
+        [bias.float() for bias in biases],
+        [weight[:, :-inputs].to(dtype).mT for weight in weights[1:]],
+    )
+
+
+def locate(
+    points: Tensor,
+    intrinsics: Tensor,
+    image_size: int,
+    map_size: tuple[int, int],
+    layers: Layers,  # the kernel's form cuts the points to their tiles
+) -> list[Places]:
+    """Where points (B, N, 3) or (N, 3) lie under intrinsics (B, 3, 3) or (3, 3).
+
+    Returns:
+        One `Places` per image, or a single one where the images share both.
+    """
+    points = points if points.ndim == 3 else points[None]
+    intrinsics = intrinsics if intrinsics.ndim == 3 else intrinsics[None]
+    points = points.expand(max(len(points), len(intrinsics)), -1, -1)
+    every_place = []
+    for inside, texels, shares, depth in zip(
+        *_geometry(points, intrinsics, image_size, map_size), strict=True
+    ):
+        order = inside.nonzero()[:, 0]
+        if len(order) > _CHUNK:
+            # In the order of the map, so that a pass reads a small part of it.
+            order = order[texels[order, 0].argsort(stable=True)]
+        texel_count = map_size[0] * map_size[1]
+        texels, shares, depth = texels[order], shares[order], depth[order, None]
+        depth_row = torch.full_like(texels[:, :1], texel_count)
+        texels, shares = torch.cat([texels, depth_row], 1), torch.cat([shares, depth], 1)
+        every_place.append(Places(order, texels, shares, len(inside)))
+    return every_place
+
+
+def project_maps(features: Tensor, hand_scale: Tensor | None, layers: Layers) -> list[list[Tensor]]:
+    """Features (B, C, H, W) through every layer's columns for x.
+
+    Returns:
+        Per image and layer (H * W + 1, out) float32: a row per texel, and one for the depth. The texels hold
+        the bias and the scale's part too, which every point takes whole since its shares sum to 1.
+    """
+    every_map = []
+    for image, rows in enumerate(features.flatten(2).mT.unbind()):
+        rows = rows.contiguous()
+        maps = []
+        for layer, (columns, depth, constant) in enumerate(
+            zip(layers.columns, layers.depth, layers.bias, strict=True)
+        ):
+            if hand_scale is not None and layers.scale is not None:
+                constant = constant + (hand_scale[image] - 15) / 25 * layers.scale[layer]
+            maps.append(torch.cat([F.linear(rows, columns).float() + constant, depth]))
+        every_map.append(maps)
+    return every_map
+
+
+def evaluate(
+    maps: list[list[Tensor]],
+    places: list[Places],
+    layers: Layers,
+    surface_mm: float,
+    capacity: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Signed distances, and the votes of the points with abs(sdf) < surface_mm; as the kernel's `evaluate`.
+
+    Args:
+        maps: of B images, from `project_maps`.
+        places: of the points, from `locate`.
+        layers: from `pack_layers`.
+        surface_mm: mm.
+        capacity: rows of votes per image; None is a row per point.
+
+    Returns:
+        sdf (B, N) float32 mm; votes (B, N or capacity, J, 4) float32; slots (B, N) int32, the row of `votes`
+        that holds a near point's. A slot past the capacity was not written. Without a capacity `votes` are in
+        the points' order, zero where a point is not near, and `slots` is empty.
+    """
+    batch, count, last = len(maps), places[0].total, maps[0][-1]
+    sdf = last.new_full((batch, count), math.inf)
+    if capacity is None:
+        votes, slots = last.new_zeros(batch, count, last.shape[1] - 1), sdf.new_empty(batch, 0).int()
+    else:
+        votes = last.new_empty(batch, capacity, last.shape[1] - 1)
+        slots = sdf.new_empty(batch, count, dtype=torch.int32)
+    for image, its_maps in enumerate(maps):
+        rows = 0
+        its_places = places[image if len(places) > 1 else 0]
+        for points, distances, near_points, raw in _passes(its_maps, its_places, layers, surface_mm):
+            sdf[image, points] = distances
+            if capacity is None:
+                votes[image, near_points] = raw
+                continue
+            taken = range(rows, rows + len(near_points))
+            slots[image, near_points] = torch.arange(taken.start, taken.stop, dtype=torch.int32)
+            kept = raw[: max(0, capacity - rows)]
+            votes[image, rows : rows + len(kept)] = kept
+            rows = taken.stop
+    return sdf, votes.unflatten(-1, (-1, 4)), slots
+
+
+def _passes(
+    maps: list[Tensor], places: Places, layers: Layers, surface_mm: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Of one image, chunk by chunk: points, distances, the near ones among the points, their raw votes."""
+    dtype = layers.columns[0].dtype
+    sdf_map, votes_map = maps[-1][:, :1].contiguous(), maps[-1][:, 1:].contiguous()
+    sdf_column, votes_columns = layers.matrices[-1][:, :1], layers.matrices[-1][:, 1:]
+
+    def own_part(layer_map: Tensor, texels: Tensor, shares: Tensor) -> Tensor:
+        return F.embedding_bag(texels, layer_map, per_sample_weights=shares, mode="sum").to(dtype)
+
+    for points, texels, shares in zip(
+        *(of_all.split(_CHUNK) for of_all in (places.order, places.texels, places.shares)), strict=True
+    ):
+        hidden = F.leaky_relu_(own_part(maps[0], texels, shares), 0.01)
+        for layer_map, matrix in zip(maps[1:-1], layers.matrices[:-1], strict=True):
+            hidden = F.leaky_relu_(own_part(layer_map, texels, shares).addmm_(hidden, matrix), 0.01)
+        raw_distances = own_part(sdf_map, texels, shares).addmm_(hidden, sdf_column)
+        distances = 50 * torch.tanh(raw_distances[:, 0].float())
+        near = (distances.abs() < surface_mm).nonzero()[:, 0]
+        raw = own_part(votes_map, texels[near], shares[near]).addmm_(hidden[near], votes_columns)
+        yield points, distances, points[near], raw.float()
+
+
+def _geometry(
+    points: Tensor, intrinsics: Tensor, image_size: int, map_size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of points (B, N, 3): in view or not (B, N), texels and shares (B, N, 4), depth input (B, N)."""
+    pixels = points @ intrinsics.mT
+    uv = pixels[..., :2] / pixels[..., 2:] / (image_size / 2) - 1
+    inside = (points[..., 2] > 0) & (uv.abs() <= 1).all(-1)
+    texels, shares = _bilinear_taps(torch.where(inside[..., None], uv, 0.0), *map_size)
+    focal = intrinsics[..., :1, 0] if intrinsics.ndim == 3 else intrinsics[:1, 0]
+    return inside, texels, shares, points[..., 2] / (focal * (224 / image_size))
 
 
 def _as_written(
@@ -94,61 +247,6 @@ def _as_written(
         output = F.linear(torch.cat([hidden, x], -1), layer)
         hidden = F.leaky_relu(output, 0.01)
     return output.float().unflatten(0, depth.shape)
-
-
-def _projected(
-    features: Tensor,
-    taps: tuple[Tensor, Tensor, Tensor],
-    scale: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    answers: tuple[Tensor, Tensor, Tensor],
-    surface_mm: float,
-) -> None:
-    """Fills in one image's signed distances, and the votes near the surface, from projected maps.
-
-    Args:
-        features: (C, H, W).
-        taps: texels and shares (P, 4) and depths (P,) of the points in view.
-        scale: () normalised hand scale, where the network takes one.
-        weights, biases: the layers.
-        answers: sdf (N,) and votes (N, J * 4) to fill in, and the P places in them.
-        surface_mm: mm.
-    """
-    channels, dtype = features.shape[0], features.dtype
-    texels, shares, depth = taps
-    # Each layer's map: a row per texel, and one for the depth. The texels hold the bias and the scale's part
-    # too, which every point takes whole since its shares sum to 1.
-    rows = features.flatten(1).mT.contiguous()
-    inputs = weights[0].shape[1]
-    maps, matrices = [], []
-    for weight, bias in zip(weights, biases, strict=True):
-        own = weight[:, -inputs:]
-        constant = bias.float() if scale is None else bias + scale * own[:, -1].float()
-        texel_rows = F.linear(rows, own[:, :channels].to(dtype)).float() + constant
-        maps.append(torch.cat([texel_rows, own[:, channels, None].float().mT]))
-        matrices.append(weight[:, :-inputs].to(dtype).mT)
-    sdf_map, votes_map = maps[-1][:, :1].contiguous(), maps[-1][:, 1:].contiguous()
-    sdf_column, votes_columns = matrices[-1][:, :1], matrices[-1][:, 1:]
-
-    depth_row = torch.full_like(texels[:, :1], features[0].numel())
-    texels, shares = torch.cat([texels, depth_row], 1), torch.cat([shares, depth[:, None]], 1)
-
-    def own_part(layer_map: Tensor, part: slice | Tensor) -> Tensor:
-        return F.embedding_bag(texels[part], layer_map, per_sample_weights=shares[part], mode="sum").to(dtype)
-
-    sdf, votes, places = answers
-    for start in range(0, len(places), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        hidden = F.leaky_relu_(own_part(maps[0], part), 0.01)
-        for layer_map, matrix in zip(maps[1:-1], matrices[1:-1], strict=True):
-            hidden = F.leaky_relu_(own_part(layer_map, part).addmm_(hidden, matrix), 0.01)
-        distance = 50 * torch.tanh(own_part(sdf_map, part).addmm_(hidden, sdf_column)[:, 0].float())
-        sdf[places[part]] = distance
-        near = (distance.abs() < surface_mm).nonzero()[:, 0]
-        if len(near):
-            raw = own_part(votes_map, near + start).addmm_(hidden[near], votes_columns)
-            votes[places[near + start]] = raw.float()
 
 
 def _bilinear_taps(uv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

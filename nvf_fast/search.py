@@ -3,27 +3,25 @@
 Of a dense grid's points 0.07 to 0.33 % lie within 1 to 5 mm of a hand's surface. `octree` finds them by
 subdivision, `guided` by a provisional pose. Both ask a subset of the same lattice, so that what they find
 compares with the dense grid point by point.
+
+Both run in two ways. With `Sizes` every list has a fixed length and nothing is read back from the device, as
+a CUDA graph needs it; what does not fit, or cannot be settled, is only said, in `Found.doubt`. Without them
+lists are as long as they need to be, and every doubt is followed up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from nvf_fast import ops
 from nvf_fast.grid import Lattice, cube
 from nvf_fast.pose import BONES
 
 Search = Literal["dense", "octree", "guided"]
-
-Ask = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-"""Of points (N, 3) mm the signed distances (N,) mm, and the votes (N, J, 4) where they are below the second
-argument (mm)."""
-
-Cast = Callable[[Tensor, Tensor], Tensor]
-"""Of voters' points (V, 3) mm and votes (V, J, 4), in the order of the lattice, the joints (J, 3) mm."""
 
 # Sparsest spacings that start a search (mm). Fingers are 10 to 22 mm thick (`nvf_fast.data.hand`): an octree
 # must meet each of them, a provisional pose need not.
@@ -33,7 +31,7 @@ GUIDED_MM = 33.0
 # Training clamps distances at 5 mm, beyond which a network says about 5: only less is a sign of the surface.
 CLAMPED_MM = 4.9
 
-AT_ONCE = 2**20  # points asked in one call; their votes take 352 MB
+AT_ONCE = 2**20  # points asked in one call where lists have no fixed length
 PROVISIONAL_VOTERS = 16  # the points nearest to the surface vote for a provisional pose, so many at least
 BONE_RADIUS_MM = 32.0  # what is asked about its bones
 WIDENINGS, WIDENING_MM = 6, 16.0  # how often, and how far, a surface that leaves what was asked is followed
@@ -41,116 +39,217 @@ FEW_VOTERS = 8
 DISAGREEMENT_MM = 40.0  # mean distance of a joint from its provisional place
 
 
+class Sizes(NamedTuple):
+    """Lengths of the lists of a search that reads nothing back."""
+
+    voters: int
+    asked: int  # nodes in one call
+    active: int  # nodes whose surroundings are looked at
+
+
+class Field(Protocol):
+    """One picture's field on a lattice."""
+
+    def every(self, stride: int, within_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+        """At the nodes of `lattice.every(stride)`.
+
+        Returns:
+            sdf (N,) mm; votes (capacity, J, 4); slots (N,) int32, the row of the votes of a node with
+            abs(sdf) < within_mm, undefined elsewhere.
+        """
+
+    def at(self, nodes: Tensor, within_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+        """At nodes (N,), `lattice.nowhere` among them."""
+
+
+Cast = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Joints (J, 3) mm from points (V, 3) mm, their votes (V, J, 4), and how many of them count, (1,) int32."""
+
+
 class Found(NamedTuple):
-    """The voters, in the order of the lattice, and how many points were asked to find them."""
+    """The voters, in the order of the lattice.
+
+    With `Sizes` only the first `voters` rows mean anything.
+    """
 
     points: Tensor  # (V, 3) mm
     votes: Tensor  # (V, J, 4)
-    evaluated: int
+    voters: Tensor  # (1,) int32
+    evaluated: Tensor  # (1,) int32 points that were asked
+    doubt: Tensor  # (1,) bool, whether the search must be done again without `Sizes`
 
 
-def dense(ask: Ask, lattice: Lattice, surface_mm: float) -> Found:
-    """Asks every point, for grids whose answers do not fit into memory at once."""
-    return _Asked(ask, lattice, surface_mm).everything()
-
-
-def octree(ask: Ask, lattice: Lattice, surface_mm: float) -> Found:
+def octree(field: Field, lattice: Lattice, surface_mm: float, sizes: Sizes | None = None) -> Found:
     """Subdivides where the surface may be, from about 16 mm down to the lattice's step.
 
     A node is active where its distance is below `CLAMPED_MM`, or has another sign than a neighbour's. All
     nodes of half the spacing within one coarse spacing of an active node are asked next.
     """
-    asked = _Asked(ask, lattice, surface_mm)
+    asked = _Asked(field, lattice, surface_mm, sizes)
     stride = _stride(lattice, OCTREE_MM)
+    asked.every(stride)
     nodes = lattice.every(stride)
-    asked.ask(nodes)
     while stride > 1:
         near = asked.sdf[nodes].abs() < CLAMPED_MM
-        active = nodes[near | asked.changes_sign(nodes, stride)]
+        active = asked.list_of(near | asked.changes_sign(nodes, stride), nodes)
         stride //= 2
-        around, there = lattice.neighbours(active, cube(2, lattice.device) * stride)
-        nodes = lattice.unique(around[there])
-        asked.ask(nodes)
+        around = lattice.neighbours(active, cube(2, lattice.device) * stride)
+        nodes = asked.ask(lattice.mask(around))
     return asked.found()
 
 
-def guided(ask: Ask, lattice: Lattice, surface_mm: float, cast: Cast) -> Found:
-    """Asks about the bones of a provisional pose, which a sparse pass gives.
+def guided(
+    field: Field,
+    lattice: Lattice,
+    surface_mm: float,
+    cast: Cast,
+    sizes: Sizes | None = None,
+    provisional: Tensor | None = None,
+) -> Found:
+    """Asks about the bones of a provisional pose (J, 3) mm; where none is given, a sparse pass finds one.
 
     Guarded: where voters have neighbours that were not asked, those are asked too, and so on; where that
-    does not end, or voters are too few, or the pose is far from the provisional one, the rest of the lattice
-    is asked.
+    does not end, or voters are too few, or the pose is far from the provisional one, a pose that was given is
+    forgotten, and one that was found is no reason to leave the rest of the lattice unasked.
     """
-    asked = _Asked(ask, lattice, surface_mm)
+    asked = _Asked(field, lattice, surface_mm, sizes)
     stride = _stride(lattice, GUIDED_MM)
-    nodes = lattice.every(stride)
     if stride == 1:
-        return asked.everything()
-    votes = asked.votes_of(nodes, torch.inf)
-    distance = asked.sdf[nodes].abs()
-    voters = max(PROVISIONAL_VOTERS, int((distance < surface_mm).sum()))
-    nearest = distance.topk(min(voters, len(nodes)), largest=False).indices.sort().values
-    provisional = cast(lattice.points(nodes[nearest]), votes[nearest])  # NaN where nobody votes for a joint
+        asked.every(1)
+        return asked.found()
+    given = provisional is not None
+    if provisional is None:
+        provisional = asked.provisional(stride, cast)
     asked.ask(lattice.balls(_along_bones(provisional), BONE_RADIUS_MM))
-    widenings, border = 0, asked.border()
-    while len(border) and widenings < WIDENINGS:
-        reach = max(1, int(WIDENING_MM / lattice.step_mm))
-        around, there = lattice.neighbours(border, cube(reach, lattice.device))
-        asked.ask(lattice.unique(around[there]))
-        widenings, border = widenings + 1, asked.border()
+    reach = cube(max(1, int(WIDENING_MM / lattice.step_mm)), lattice.device)
+    for _ in range(WIDENINGS):
+        border = asked.border()
+        if sizes is None and len(border) == 0:
+            break
+        asked.ask(lattice.mask(lattice.neighbours(border, reach)))
     found = asked.found()
-    if len(border) or len(found.points) < FEW_VOTERS:
-        return asked.everything()
-    moved = (cast(found.points, found.votes) - provisional).norm(dim=-1).nanmean()
-    return found if moved < DISAGREEMENT_MM else asked.everything()  # so too where nothing is comparable
+    joints = cast(found.points, found.votes, found.voters)
+    moved = (joints - provisional).norm(dim=-1).nanmean()
+    # NaN, where nothing is comparable, is no agreement.
+    settled = (
+        (asked.border() == lattice.nowhere).all() & (found.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
+    )
+    if sizes is not None:
+        return found._replace(doubt=found.doubt | ~settled)
+    if settled:
+        return found
+    if given:
+        again = guided(field, lattice, surface_mm, cast)
+        return again._replace(evaluated=again.evaluated + found.evaluated)
+    asked.ask(lattice.seen)
+    return asked.found()
 
 
 class _Asked:
     """What has been asked so far."""
 
-    def __init__(self, ask: Ask, lattice: Lattice, surface_mm: float) -> None:
-        self._ask, self._lattice, self._surface_mm = ask, lattice, surface_mm
-        self.sdf = torch.full(lattice.seen.shape, torch.nan, device=lattice.device)  # NaN where not asked
-        self._voters: list[tuple[Tensor, Tensor]] = []  # nodes and votes
-        self._count = 0
+    def __init__(self, field: Field, lattice: Lattice, surface_mm: float, sizes: Sizes | None) -> None:
+        self._field, self._lattice, self._surface_mm, self._sizes = field, lattice, surface_mm, sizes
+        device = lattice.device
+        self.sdf = torch.full(lattice.seen.shape, torch.nan, device=device)  # NaN where not asked
+        self._open = lattice.seen.clone()  # seen and not asked
+        self._slots = torch.zeros(lattice.seen.shape, dtype=torch.int32, device=device)
+        self._votes: list[Tensor] = []
+        self._evaluated = torch.zeros(1, dtype=torch.int32, device=device)
+        self._doubt = torch.zeros(1, dtype=torch.bool, device=device)
 
-    def ask(self, nodes: Tensor) -> None:
-        """Asks those of the nodes that have not been."""
-        nodes = nodes[self.sdf[nodes].isnan()]
-        for start in range(0, len(nodes), AT_ONCE):
-            self.votes_of(nodes[start : start + AT_ONCE], self._surface_mm)
+    def every(self, stride: int) -> None:
+        """Asks a sublattice, of which nothing has been asked."""
+        nodes = self._lattice.every(stride)
+        self._note(nodes, *self._field.every(stride, self._surface_mm, self._voters(len(nodes))))
 
-    def votes_of(self, nodes: Tensor, within_mm: float) -> Tensor:
-        """Asks nodes (N,) that have not been, all at once. Returns their votes (N, J, 4)."""
-        sdf, votes = self._ask(self._lattice.points(nodes), within_mm)
-        self.sdf[nodes] = sdf
-        near = (sdf.abs() < self._surface_mm).nonzero()[:, 0]
-        self._voters.append((nodes[near], votes[near]))
-        self._count += len(nodes)
-        return votes
+    def ask(self, wanted: Tensor) -> Tensor:
+        """Asks those of the wanted nodes (nodes,) bool that are seen and have not been asked.
+
+        Returns:
+            All that are wanted and seen.
+        """
+        nodes = self.list_of(
+            wanted & self._lattice.seen, size=None if self._sizes is None else self._sizes.asked
+        )
+        unasked = self._open[nodes]
+        if self._sizes is None:
+            parts = [part for part in nodes[unasked].split(AT_ONCE) if len(part)]
+        else:
+            parts = [nodes.masked_fill(~unasked, self._lattice.nowhere)]
+        for part in parts:
+            self._note(part, *self._field.at(part, self._surface_mm, self._voters(len(part))))
+        return nodes
+
+    def provisional(self, stride: int, cast: Cast) -> Tensor:
+        """Asks a sublattice for a first pose (J, 3) mm: that of the points nearest to the surface."""
+        nodes = self._lattice.every(stride)
+        sdf, votes, slots = self._field.every(stride, torch.inf, len(nodes))
+        self._note(nodes, sdf, votes, slots)
+        distance = sdf.abs()
+        count = (distance < self._surface_mm).sum(dtype=torch.int32).clamp(min=PROVISIONAL_VOTERS)
+        nearest = distance.argsort(stable=True)
+        if self._sizes is None:
+            nearest = nearest[:count]
+        return cast(self._lattice.points(nodes[nearest]), votes[slots[nearest].long()], count[None])
+
+    def list_of(self, chosen: Tensor, values: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The positions where `chosen` (N,) bool, or the values (N,) there, ascending.
+
+        With `Sizes` as many as `size`, or as may be active, filled up with `Lattice.nowhere`.
+        """
+        if self._sizes is None:
+            places = chosen.nonzero()[:, 0]
+            return places if values is None else values[places]
+        capacity = min(size or self._sizes.active, len(chosen))
+        places, _, overflow = ops.select_voters((~chosen).float()[None], 0.5, capacity)
+        self._doubt = self._doubt | overflow
+        unused, places = places[0] < 0, places[0].clamp(min=0)
+        return (places if values is None else values[places]).masked_fill(unused, self._lattice.nowhere)
 
     def changes_sign(self, nodes: Tensor, stride: int) -> Tensor:
         """(N,) bool: one of the six neighbours is known and lies on the other side of the surface."""
-        steps = torch.cat([torch.eye(3), -torch.eye(3)]).to(nodes) * stride
-        around, there = self._lattice.neighbours(nodes, steps)
-        other = self.sdf[around]
-        return (there & ~other.isnan() & ((other < 0) != (self.sdf[nodes] < 0)[:, None])).any(1)
+        axes = torch.eye(3, dtype=torch.int64, device=nodes.device) * stride
+        other = self.sdf[self._lattice.neighbours(nodes, torch.cat([axes, -axes]))]
+        return (~other.isnan() & ((other < 0) != (self.sdf[nodes] < 0)[:, None])).any(1)
 
     def border(self) -> Tensor:
         """The voters with a neighbour in view that has not been asked."""
-        nodes = torch.cat([nodes for nodes, _ in self._voters])
-        around, there = self._lattice.neighbours(nodes, cube(1, nodes.device))
-        return nodes[(there & self._lattice.seen[around] & self.sdf[around].isnan()).any(1)]
-
-    def everything(self) -> Found:
-        """Asks the rest of the lattice."""
-        self.ask(self._lattice.every(1))
-        return self.found()
+        nodes = self.list_of(self.sdf.abs() < self._surface_mm)
+        return self.list_of(self._open[self._lattice.neighbours(nodes, cube(1, nodes.device))].any(1), nodes)
 
     def found(self) -> Found:
-        nodes, votes = (torch.cat(parts) for parts in zip(*self._voters, strict=True))
-        order = nodes.argsort()
-        return Found(self._lattice.points(nodes[order]), votes[order], self._count)
+        """All voters so far."""
+        near = self.sdf[None]
+        if self._sizes is None:
+            nodes = (near[0].abs() < self._surface_mm).nonzero()[:, 0]
+            counts = torch.full((1,), len(nodes), dtype=torch.int32, device=nodes.device)
+        else:
+            capacity = min(self._sizes.voters, near.shape[1])
+            indices, counts, overflow = ops.select_voters(near, self._surface_mm, capacity)
+            self._doubt = self._doubt | overflow
+            nodes = indices[0].masked_fill(indices[0] < 0, self._lattice.nowhere)
+        votes = torch.cat(self._votes)
+        rows = self._slots[nodes].long().clamp(max=len(votes) - 1)
+        return Found(self._lattice.points(nodes), votes[rows], counts, self._evaluated, self._doubt)
+
+    def _voters(self, asked: int) -> int:
+        """Rows for the votes of one call."""
+        return asked if self._sizes is None else min(asked, self._sizes.voters)
+
+    def _note(self, nodes: Tensor, sdf: Tensor, votes: Tensor, slots: Tensor) -> None:
+        rows = sum(map(len, self._votes))
+        near = sdf.abs() < self._surface_mm
+        if self._sizes is None:  # of the rows only those that were written
+            chosen = near.nonzero()[:, 0]
+            votes = votes[slots[chosen].long()]
+            slots = (near.cumsum(0) - 1).int()
+        else:
+            self._doubt = self._doubt | (near.sum() > len(votes))
+        self.sdf[nodes], self._open[nodes] = sdf, False
+        self._slots[nodes] = (slots + rows).masked_fill(~near, 0)
+        self._votes.append(votes)
+        self._evaluated = self._evaluated + (nodes != self._lattice.nowhere).sum()
 
 
 def _stride(lattice: Lattice, sparsest_mm: float) -> int:
@@ -162,8 +261,7 @@ def _stride(lattice: Lattice, sparsest_mm: float) -> int:
 
 
 def _along_bones(joints: Tensor) -> Tensor:
-    """Points (M, 3) on the known bones of joints (21, 3), so close that balls about them make capsules."""
-    ends = joints[torch.tensor(BONES, device=joints.device)]
+    """Points (M, 3) on the bones of joints (21, 3), so close that balls about them make capsules."""
+    near, far = (torch.stack([joints[bone[end]] for bone in BONES]) for end in (0, 1))
     share = torch.linspace(0, 1, 5, device=joints.device)[:, None, None]
-    points = (ends[:, 0] + share * (ends[:, 1] - ends[:, 0])).flatten(0, 1)
-    return points[points.isfinite().all(-1)]
+    return (near + share * (far - near)).flatten(0, 1)

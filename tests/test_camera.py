@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nvf_fast.camera
 from nvf_fast.camera import (
     look_at_rotation,
+    plan_view,
     project,
     reference_homography,
     reference_intrinsics,
     remap,
+    sample_views,
     view_frame,
 )
 
@@ -135,25 +139,111 @@ def test_nothing_is_seen_outside_or_behind_the_picture() -> None:
     image = torch.ones(1, 1, 224, 224)
     beside = look_at_rotation(torch.tensor([1e3, 112.0], dtype=torch.float64), K)
     assert remap(image, reference_homography(K, 64, beside)[None], 64).abs().max() == 0
+    plan = plan_view(reference_homography(K, 64, beside), 64, 224, 224)
+    assert 1 <= plan.columns.stop - plan.columns.start <= plan.factor, "one average, which is not reached"
     behind = torch.diag(torch.tensor([-1.0, 1, -1], dtype=torch.float64))  # turned round
     assert remap(image, reference_homography(K, 64, behind)[None], 64).abs().max() == 0
 
 
-@pytest.mark.parametrize("fine", [0.5, 1.0, 1.9, 4.1])
-@pytest.mark.parametrize("pixel", [(200.0, 420.0), (0.0, 0.0), (801.0, 600.0), (430.0, 900.0), (-9e3, 300.0)])
+def test_the_part_of_a_view_behind_the_camera_is_empty() -> None:
+    # Depth 1 - u / 32 of view pixel (u, v) is 0 at u = 32; all pixels would project to (5, 5).
+    matrix = torch.tensor([[-5 / 32, 0, 5], [-5 / 32, 0, 5], [-1 / 32, 0, 1]], dtype=torch.float64)
+    view = sample_views(torch.ones(1, 1, 11, 11), matrix[None], 64, 1)[0, 0]
+    assert view[:, :32].min() > 0.999 and view[:, 32:].abs().max() == 0
+
+
+def view_between(fine: float, pixel: tuple[float, float]) -> Tensor:
+    """(3, 3) from a picture of 601 x 802 px, `fine` times as fine as the reference view, to one of 128 px."""
+    intrinsics = torch.tensor([[480.0 * fine, 0, 400], [0, 480 * fine, 300], [0, 0, 1]], dtype=torch.float64)
+    frame = look_at_rotation(torch.tensor(pixel, dtype=torch.float64), intrinsics)
+    return reference_homography(intrinsics, 128, frame)
+
+
+fineness = pytest.mark.parametrize("fine", [0.5, 1.0, 1.9, 4.1])
+places = pytest.mark.parametrize(
+    "pixel", [(200.0, 420.0), (0.0, 0.0), (801.0, 600.0), (430.0, 900.0), (-9e3, 300.0)]
+)
+
+
+@fineness
+@places
 def test_reading_only_what_is_seen_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, fine: float, pixel: tuple[float, float]
 ) -> None:
-    intrinsics = torch.tensor([[480.0 * fine, 0, 400], [0, 480 * fine, 300], [0, 0, 1]], dtype=torch.float64)
-    frame = look_at_rotation(torch.tensor(pixel, dtype=torch.float64), intrinsics)
-    homography = reference_homography(intrinsics, 128, frame)[None]
+    homography = view_between(fine, pixel)
     image = torch.randint(0, 256, (1, 3, 601, 802), dtype=torch.uint8)
-    view = remap(image.double(), homography, 128)
+    plan = plan_view(homography, 128, 601, 802)
+    cut = image[..., plan.rows, plan.columns].double()
+    view = sample_views(cut, plan.matrix[None], 128, plan.factor)
     assert view.dtype == torch.float64
-    everything = (slice(0, 601), slice(0, 802))
-    monkeypatch.setattr(nvf_fast.camera, "_seen", lambda *_: everything)
-    torch.testing.assert_close(remap(image.double(), homography, 128), view, rtol=0, atol=1e-9)
-    torch.testing.assert_close(remap(image, homography, 128), view.float(), rtol=0, atol=2e-2)
+    monkeypatch.setattr(nvf_fast.camera, "_seen", lambda low, high, extent, factor: slice(0, extent))
+    torch.testing.assert_close(remap(image.double(), homography[None], 128), view, rtol=0, atol=1e-9)
+    torch.testing.assert_close(remap(image, homography[None], 128), view.float(), rtol=0, atol=2e-2)
+
+
+@fineness
+@places
+def test_zeros_around_what_was_cut_out_change_nothing(fine: float, pixel: tuple[float, float]) -> None:
+    image = torch.randint(0, 256, (1, 3, 601, 802), dtype=torch.uint8)
+    plan = plan_view(view_between(fine, pixel), 128, 601, 802)
+    cut = image[..., plan.rows, plan.columns]
+    padded = F.pad(cut, (0, 53, 0, 38))
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-2)):
+        exact, other = (
+            sample_views(each.to(dtype), plan.matrix[None], 128, plan.factor) for each in (cut, padded)
+        )
+        torch.testing.assert_close(other, exact, rtol=0, atol=tolerance)
+    several = sample_views(padded.expand(2, -1, -1, -1), plan.matrix.expand(2, 3, 3), 128, plan.factor)
+    assert torch.equal(several, other.expand(2, -1, -1, -1)), "uint8 gives what its float32 does"
+
+
+def test_pictures_seen_in_different_places_are_remapped_each_for_itself() -> None:
+    image = torch.randint(0, 256, (3, 3, 601, 802), dtype=torch.uint8)
+    homographies = torch.stack([view_between(1.9, pixel) for pixel in ((200, 420), (0, 0), (430, 300))])
+    together = remap(image, homographies, 128)
+    for i in range(3):
+        assert torch.equal(together[i], remap(image[i, None], homographies[i, None], 128)[0])
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_pixels_of_large_pictures_are_found_to_a_thousandth(upright: bool) -> None:
+    # Values rise by 1 a pixel and start again every 64: small enough for float32 to tell the place from them.
+    cut = (torch.arange(8000.0) % 64).expand(1, 1, 2, 8000)
+    matrix = torch.tensor([[40.0, 0.3, 2.7], [0, 1e-3, 0.4], [4e-6, -3e-5, 1]], dtype=torch.float64)
+    ends = torch.arange(200, dtype=torch.float64)
+    view = torch.stack([*torch.meshgrid(ends, ends, indexing="xy"), ends.new_ones(200, 200)], -1)
+    expected = project(view, matrix)[..., 0]
+    assert expected.min() < 3 and expected.max() > 7990
+    if upright:
+        cut, matrix, expected = cut.mT, matrix[[1, 0, 2]][:, [1, 0, 2]], expected.mT
+    error = (sample_views(cut.contiguous(), matrix[None], 200, 1)[0, 0] - expected % 64).abs()
+    inside = (expected % 64 < 62.9) & (expected < 7999)
+    # grid_sample takes float32 coordinates between -1 and 1: measured 6e-4 px at most.
+    assert inside.double().mean() > 0.95 and error[inside].max() <= 1e-3
+
+
+class NoTensorsOfNumbers(TorchDispatchMode):
+    """Refuses to make a tensor of a list: on a device that is a copy, which a CUDA graph cannot hold."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.lift_fresh.default:
+            raise AssertionError("a tensor was made of a list")
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_sampling_never_waits_for_the_device(factor: int) -> None:
+    cuts = torch.zeros(2, 3, 33, 47, dtype=torch.uint8)
+    matrices = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    with NoTensorsOfNumbers():
+        sample_views(cuts, matrices, 16, factor)
+        with pytest.raises(AssertionError, match="of a list"):
+            matrices.new_tensor([0.5])
+    # Tensors without values: none can be read, copied to the host, or joined with one that lies there.
+    view = sample_views(cuts.to("meta"), matrices.to("meta"), 16, factor)
+    assert view.is_meta and view.dtype == torch.float32 and view.shape == (2, 3, 16, 16)
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(matrices.to("meta").any())
 
 
 def test_remap_has_the_gradient_of_its_weights() -> None:

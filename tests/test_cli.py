@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 
 import nvf_fast
+from nvf_fast import tuning
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import COMMANDS, main
 from nvf_fast.cli.predict import read_picture
 from nvf_fast.config import NVFConfig
+from nvf_fast.estimator import load
 from nvf_fast.model import NVF
 from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import HandPose
@@ -247,6 +249,22 @@ def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path
     facts = dict(re.split("  +", line, maxsplit=1) for line in run("info", copy)[1].splitlines())
     name = "training.scores.any orientation.without_hand_scale.cs_mje"
     assert float(facts[name]) == measured["cs_mje"] and facts["training.data.pictures"] == "12"
+
+
+def test_tune_needs_a_gpu(run: Run) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    status, _, err = run("tune")
+    assert status == 2 and err.startswith("nvf-fast tune: tuning needs a CUDA device")
+
+
+@pytest.mark.cuda
+def test_tune(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "CACHE", tmp_path / "tilings.json")
+    status, out, _ = run("tune", checkpoint, "--step", "32")
+    assert status == 0 and str(tuning.CACHE) in out and tuning.CACHE.exists()
+    estimator = load(checkpoint, step_mm=32)
+    assert list(estimator._frame._query._layers.tiling) in json.loads(tuning.CACHE.read_text()).values()
 
 
 def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

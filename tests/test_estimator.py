@@ -7,8 +7,11 @@ back right only if remapping, mirroring, turning and turning back all are.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nvf_fast.estimator
-import nvf_fast.search
+import nvf_fast.frame
 from nvf_fast.camera import project, reference_intrinsics
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.config import NVFConfig
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
+from nvf_fast.replay import Replay
 
 MARKED = [0, 8, 20]
 RIGHT_HAND = torch.randn(21, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 22
@@ -47,7 +50,7 @@ class SpotReader(nn.Module):
         self.config = NVFConfig(input_size=size, **config)
         self.encoder = nn.Identity()
         self.field = nn.Module()
-        self.field.weights, self.field.biases = [], []
+        self.field.weights, self.field.biases = [torch.zeros(85, 257)], [torch.zeros(85)]  # never asked
         self.distances = iter(distances)  # per picture, (3,) mm from the camera to each mark
 
     @property
@@ -57,7 +60,7 @@ class SpotReader(nn.Module):
     def encode(self, views: Tensor) -> Tensor:
         return views
 
-    def query_field(self, features: Tensor, points: Tensor, intrinsics: Tensor, *_: Any, **__: Any) -> Any:
+    def query_field(self, features: Tensor, points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
         brightness = (features.double() + 1).flatten(2)
         assert brightness.min() >= 0, "black is -1"
         axis = torch.arange(features.shape[-1], dtype=torch.float64)
@@ -82,6 +85,29 @@ class SpotReader(nn.Module):
         return torch.stack(sdf), torch.stack(votes)
 
 
+class SpotQuery:
+    """`ops.FieldQuery` for spots."""
+
+    def __init__(self, model: SpotReader) -> None:
+        self.model = model
+
+    def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return points, intrinsics
+
+    def project(self, features: Tensor, hand_scale: Tensor | None) -> Tensor:
+        return features
+
+    def __call__(self, features: Tensor, places: Any, within_mm: float, capacity: int) -> tuple[Tensor, ...]:
+        sdf, votes = self.model.query_field(features, *places)
+        near = sdf.abs() < within_mm
+        slots = near.sum(1, keepdim=True) - near.cumsum(1)  # last first: their order is nobody's business
+        rows = torch.full((len(votes), capacity, 21, 4), math.nan)
+        for image, row in enumerate(slots):
+            kept = near[image] & (row < capacity)
+            rows[image, row[kept]] = votes[image, kept]
+        return sdf, rows, slots.int()
+
+
 def hand_at(centre: tuple[float, float, float], side: str = "right") -> Tensor:
     """(21, 3) mm."""
     mirrored = RIGHT_HAND * torch.tensor([-1.0 if side == "left" else 1.0, 1, 1], dtype=torch.float64)
@@ -102,7 +128,7 @@ def reader(monkeypatch: pytest.MonkeyPatch, hands: list[Tensor], size: int = 128
     """An estimator that reads spots; it knows the hands' distances in the order in which it will see them."""
     model = SpotReader(size, [hand[MARKED].norm(dim=1) for hand in hands], hand_scale=False)
     estimator = PoseEstimator(model)
-    monkeypatch.setattr(nvf_fast.estimator.ops, "query_field", estimator.model.query_field)
+    monkeypatch.setattr(estimator._frame, "_query", SpotQuery(estimator.model))
     return estimator
 
 
@@ -170,7 +196,7 @@ def test_kinds_of_batches_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tensors.valid.dtype == torch.bool and not tensors.voters.is_floating_point()
     np.testing.assert_array_equal(tensors.joints, wanted.joints)
     np.testing.assert_array_equal(reader(monkeypatch, hands)(list(images), K).joints, wanted.joints)
-    monkeypatch.setattr(nvf_fast.estimator, "VOTE_BYTES", 1)  # one picture after the other
+    monkeypatch.setattr(nvf_fast.frame, "PICTURES", 1)  # one after the other
     np.testing.assert_array_equal(reader(monkeypatch, hands)(images, K).joints, wanted.joints)
 
 
@@ -214,14 +240,85 @@ def test_no_voter_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_pose(poses[1], truth, K)
 
 
-def test_more_voters_than_expected_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = hand_at((0, 0, 550))
-    wanted = reader(monkeypatch, [truth])(picture(truth, K), K, return_votes=True)
-    monkeypatch.setattr(nvf_fast.estimator, "CAPACITY", 16)
-    pose = reader(monkeypatch, [truth])(picture(truth, K), K, return_votes=True)
-    assert pose.voters == wanted.voters > 16
+class LaunchByLaunch:
+    """Records nothing, and calls again what it was given."""
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        output = run()
+        return lambda: output.copy_(run()), output
+
+    def in_order(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def as_on_cuda(estimator: PoseEstimator) -> PoseEstimator:
+    """Fixed sizes, nothing read back, one recorded frame per shape."""
+    estimator._settle, estimator._replay = False, Replay(estimator._launch, LaunchByLaunch())
+    return estimator
+
+
+@pytest.mark.parametrize("capacity", [4096, 16])
+def test_fixed_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
+    """Pictures with more voters than were expected are asked again."""
+    hands = [hand_at((0, 0, 550)), hand_at((10, -10, 600))]
+    images = [picture(hand, K) for hand in hands]
+    wanted = reader(monkeypatch, hands)(images, K, return_votes=True)
+    monkeypatch.setattr(nvf_fast.frame, "VOTERS_AT_16_MM", capacity)
+    again = hands if capacity == 16 else []
+    estimator = as_on_cuda(reader(monkeypatch, [*hands, *again, *hands, *hands, *again]))
+    pose = estimator(images, K, return_votes=True)
+    assert estimator.redone == len(again)
+    assert pose.voters.tolist() == wanted.voters.tolist() and pose.voters.min() > 16
     np.testing.assert_array_equal(pose.joints, wanted.joints)
-    np.testing.assert_array_equal(pose.votes.points, wanted.votes.points)
+    for got, expected in zip(pose.votes, wanted.votes, strict=True):
+        np.testing.assert_array_equal(got.points, expected.points)
+        np.testing.assert_array_equal(got.weights, expected.weights)
+    # Without votes the frame is recorded, which runs it once, and replayed.
+    np.testing.assert_array_equal(estimator(images, K).joints, wanted.joints)
+
+
+@pytest.mark.parametrize(("search", "step"), [("dense", 32), ("octree", 8), ("guided", 16)])
+def test_a_replayed_frame_is_the_frame(tiny: NVF, search: str, step: float) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 60, 80, 3), dtype=np.uint8)
+    intrinsics = np.array([[120.0, 0, 40], [0, 120, 30], [0, 0, 1]])
+    options = {"step_mm": step, "surface_mm": 3.0, "search": search}
+    usual = PoseEstimator(tiny, **options)
+    estimator = as_on_cuda(PoseEstimator(tiny, **options))
+    # The same frame again, other pictures of its shape, and with a hand scale, which is another frame.
+    for picture, hand_scale in ((0, None), (0, None), (2, None), (2, 35.0), (1, 35.0)):
+        wanted = usual(images[picture], intrinsics, hand_scale)
+        found = estimator(images[picture], intrinsics, hand_scale)
+        assert found.voters == wanted.voters
+        np.testing.assert_allclose(found.joints, wanted.joints, rtol=0, atol=1e-3)
+
+
+def test_a_guided_search_begins_about_the_frame_before(tiny: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pose before comes in the camera's frame, and is looked for in the view's."""
+    given = []
+    search = nvf_fast.frame.guided
+    monkeypatch.setattr(
+        nvf_fast.frame, "guided", lambda *arguments: given.append(arguments[-1]) or search(*arguments)
+    )
+    image, box = np.zeros((HEIGHT, WIDTH, 3), np.uint8), (12, 240, 200, 440)
+    estimator = PoseEstimator(tiny, step_mm=16, surface_mm=30, search="guided")
+    pose = estimator(image, K, box=box, side="left")
+    assert given == [None] and pose.valid
+    estimator(image, K, box=box, side="left", previous=pose)
+    view = project(given[1].double(), reference_intrinsics(224, dtype=torch.float64))
+    alone = PoseEstimator(tiny, step_mm=16, surface_mm=30)(image, K, box=box, side="left", return_votes=True)
+    frame = np.linalg.lstsq(alone.joints, given[1].numpy(), rcond=None)[0]
+    assert np.linalg.det(frame) == pytest.approx(-1, abs=0.01), "mirrored and turned"
+    assert view.isfinite().all() and given[1][:, 2].min() > 0
+    nowhere = dataclasses.replace(pose, joints=np.full((21, 3), np.nan, np.float32))
+    np.testing.assert_allclose(
+        estimator(image, K, box=box, side="left", previous=nowhere).joints, pose.joints, rtol=0, atol=1e-3
+    )
+    with pytest.raises(ValueError, match="previous is of use to search=\"guided\" only, this is 'dense'"):
+        PoseEstimator(tiny, step_mm=32)(image, K, previous=pose)
+    with pytest.raises(ValueError, match=r"a pose for each of 2 image\(s\), got joints \(1, 21, 3\)"):
+        estimator([image, image], K, previous=pose)
+    with pytest.raises(TypeError, match=r"previous must be a HandPose.* got ndarray"):
+        estimator(image, K, previous=pose.joints)
 
 
 def test_a_box_wider_than_the_view_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,8 +346,6 @@ def test_the_network_itself(tiny: NVF) -> None:
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1)
     pose = estimator(image, K, hand_scale=35.0)
     assert pose.valid and pose.voters == 3183 and np.isfinite(pose.joints).all()
-    features = tiny.encode(estimator._views([image[None]], torch.eye(3, dtype=torch.float64)[None]))
-    assert features.shape == (1, 32, 16, 16)
     without = estimator(image, K)
     assert not np.array_equal(without.joints, pose.joints), "the hand scale arrives"
     np.testing.assert_array_equal(estimator(image, K, hand_scale=15.0).joints, without.joints)
@@ -309,12 +404,16 @@ def test_memory_running_out_halves_the_parts(
         estimator(images, K)
 
 
-def test_a_grid_too_large_for_its_votes_is_asked_in_parts(tiny: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settle", [True, False])
+def test_a_grid_too_large_to_be_located_is_asked_in_parts(
+    tiny: NVF, monkeypatch: pytest.MonkeyPatch, settle: bool
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1)
     wanted = estimator(images, K, return_votes=True)
-    monkeypatch.setattr(nvf_fast.estimator, "VOTE_BYTES", 1000)
-    monkeypatch.setattr(nvf_fast.search, "AT_ONCE", 1000)
+    monkeypatch.setattr(nvf_fast.frame, "LOCATED", 1000)
+    monkeypatch.setattr(nvf_fast.frame, "VOTE_BYTES", 1000)
+    estimator._settle = settle
     found = estimator(images, K, return_votes=True)
     assert found.voters.tolist() == wanted.voters.tolist() and wanted.voters.min() > 0
     assert found.points_evaluated.tolist() == [3183, 3183]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -52,9 +54,11 @@ def lattice() -> Lattice:
 def test_nodes_have_the_grids_points(lattice: Lattice) -> None:
     assert lattice.shape == (20, 20, 43)
     assert torch.equal(lattice.points(lattice.every(1)), frustum_grid(24.0))
-    node = (3 * 20 + 7) * 43 + 11
+    box = lattice.box()
+    assert box.shape == (20 * 20 * 43, 3)
     expected = torch.tensor([-250 + 3 * 25, -250 + 7 * 25, 150 + 11 * 1050 / 43])
-    torch.testing.assert_close(lattice.points(torch.tensor([node]))[0], expected)
+    torch.testing.assert_close(box[(3 * 20 + 7) * 43 + 11], expected)
+    assert torch.equal(lattice.points(lattice.nodes(box)), box)
     assert torch.equal(lattice.nodes(lattice.points(lattice.every(1))), lattice.every(1))
 
 
@@ -67,24 +71,32 @@ def test_every_second_node_is_a_lattice(lattice: Lattice) -> None:
     assert torch.equal(lattice.every(1), lattice.seen.nonzero()[:, 0])
 
 
-def test_neighbours_stop_at_the_box(lattice: Lattice) -> None:
-    corner = torch.tensor([0, (19 * 20 + 19) * 43 + 42, (4 * 20 + 5) * 43 + 6])
-    nodes, there = lattice.neighbours(corner, cube(1))
-    assert there.sum(1).tolist() == [8, 8, 27] and (nodes[~there] == 0).all()
-    middle = lattice.points(corner[2:])
-    offsets = lattice.points(nodes[2]) - middle
-    assert torch.equal((offsets / offsets.amax(0)).round().long(), cube(1))
+@pytest.mark.parametrize("step", [4.0, 24.0, 100.0])
+def test_neighbours_lie_at_their_offsets(step: float) -> None:
+    lattice = Lattice(step)
+    seen = lattice.every(1)[[0, len(lattice) // 2, -1]]
+    offsets = cube(lattice.rim)
+    places = lattice.points(lattice.neighbours(seen, offsets))
+    spacing = torch.tensor([length / n for length, n in zip((500, 500, 1050), lattice.shape, strict=True)])
+    wanted = lattice.points(seen)[:, None] + offsets * spacing
+    torch.testing.assert_close(places, wanted, rtol=0, atol=1e-3)
     assert cube([2, 0, 1]).tolist()[:2] == [[-2, 0, -1], [-2, 0, 0]] and len(cube([2, 0, 1])) == 15
 
 
 def test_balls_hold_what_is_near(lattice: Lattice) -> None:
-    centres = torch.tensor([[10.0, 20, 600], [40, 10, 590], [-249, 0, 1190], [9999, 0, 600]])
-    nodes = lattice.balls(centres, 70.0)
-    every = lattice.every(1)
-    near = torch.cdist(lattice.points(every).double(), centres.double()).amin(1) <= 70
-    assert near.sum() > 100 and torch.equal(nodes, every[near])
+    centres = torch.tensor([[0.0, 0, 400], [40, -30, 500], [math.nan, 0, 400], [0, 0, 1e8], [-260, 0, 900]])
+    nodes = lattice.balls(centres, 70.0).nonzero()[:, 0]
+    box = lattice.box()
+    near = torch.cdist(box.double(), centres[[0, 1, 4]].double()).amin(1) <= 70
+    assert near.sum() > 100 and torch.equal(nodes, lattice.nodes(box[near]))
 
 
-def test_unique_drops_what_is_not_seen(lattice: Lattice) -> None:
-    seen, unseen = lattice.every(1)[5], (~lattice.seen).nonzero()[0, 0]
-    assert lattice.unique(torch.stack([seen + 0, unseen, seen])).tolist() == [seen.item()]
+@pytest.mark.parametrize("step", [4.0, 16.0, 32.0, 100.0])
+def test_nowhere_and_the_rim_are_not_seen(step: float) -> None:
+    lattice = Lattice(step)
+    nowhere = torch.tensor([lattice.nowhere])
+    x, _, z = lattice.points(nowhere)[0].tolist()
+    assert z < 0 or abs(x) > z
+    assert not lattice.seen[lattice.neighbours(nowhere, cube(lattice.rim))].any()
+    assert lattice.seen.sum() == len(lattice) == lattice.seen[lattice.nodes(lattice.box())].sum()
+    assert lattice.mask(torch.tensor([[5, 7], [0, 6]])).nonzero()[:, 0].tolist() == [5, 6, 7]

@@ -24,6 +24,11 @@ def field_arguments(device: str = "cpu") -> tuple:
     return tuple(field_inputs(CASE, device=device))[:-1]
 
 
+def norm_arguments(device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, int]:
+    x = torch.randn(2, 12, 6, 8, device=device).contiguous(memory_format=torch.channels_last)
+    return x, *torch.randn(2, 12, device=device), 4
+
+
 def vote_arguments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     indices = torch.tensor([[0, 3, 7, -1], [1, 2, 4, 8]])
     return torch.randn(9, 3), torch.rand(2, 9, 5, 4), indices, torch.tensor([3, 6], dtype=torch.int32)
@@ -35,6 +40,12 @@ def field_argument(name: str, value: object) -> Callable[[], object]:
     return lambda: ops.query_field(**(dict(zip(names, field_arguments(), strict=True)) | {name: value}))
 
 
+def norm_argument(name: str, value: object) -> Callable[[], object]:
+    """A call of group_norm_relu with one argument replaced."""
+    names = ("x", "weight", "bias", "groups")
+    return lambda: ops.group_norm_relu(**(dict(zip(names, norm_arguments(), strict=True)) | {name: value}))
+
+
 def vote_argument(name: str, value: object) -> Callable[[], object]:
     """A call of cast_votes with one argument replaced."""
     names = ("points", "votes", "indices", "counts")
@@ -44,6 +55,9 @@ def vote_argument(name: str, value: object) -> Callable[[], object]:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_opcheck(device: str) -> None:
     """PyTorch's own checks of schema, fake tensors, autograd registration and AOT dispatch."""
+    x, *rest = norm_arguments(device)
+    for maps in (x, x.contiguous(), x.transpose(2, 3)):
+        torch.library.opcheck(torch.ops.nvf_fast.group_norm_relu, (maps, *rest, 1e-5))
     for surface_mm in (math.inf, 3.0):
         torch.library.opcheck(torch.ops.nvf_fast.query_field, (*field_arguments(device), 224, surface_mm))
     torch.library.opcheck(torch.ops.nvf_fast.select_voters, (torch.randn(3, 50, device=device), 0.5, 10))
@@ -55,6 +69,7 @@ def test_compiles_into_one_graph() -> None:
     def pose(
         features: Tensor, points: Tensor, intrinsics: Tensor, scale: Tensor, weights: list, biases: list
     ) -> Tensor:
+        features = ops.group_norm_relu(features, torch.ones(12), torch.zeros(12), 3)
         sdf, votes = ops.query_field(features, points, intrinsics, scale, weights, biases, surface_mm=9.0)
         indices, counts, _ = ops.select_voters(sdf, 9.0, 16)
         return ops.cast_votes(points, votes, indices, counts)[0]
@@ -86,11 +101,18 @@ def test_gradient_takes_the_differentiable_form() -> None:
         assert not ops.query_field(features, *rest)[0].requires_grad
     with pytest.raises(RuntimeError, match="no backward"):
         ops.query_field(features, *rest, backend="triton")
+    x, weight, *rest = norm_arguments()
+    assert ops.group_norm_relu(x, weight.requires_grad_(), *rest).requires_grad
+    with torch.no_grad():
+        assert not ops.group_norm_relu(x, weight, *rest).requires_grad
+    with pytest.raises(RuntimeError, match="no backward"):
+        ops.group_norm_relu(x, weight, *rest, backend="triton")
 
 
 def test_forced_backends_agree() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for function, arguments in (
+        (lambda *given, backend: (ops.group_norm_relu(*given, backend=backend),), norm_arguments(device)),
         (ops.query_field, field_arguments(device)),
         (ops.select_voters, (torch.randn(2, 70, device=device), 0.4, 20)),
         (ops.cast_votes, tuple(argument.to(device) for argument in vote_arguments())),
@@ -118,6 +140,13 @@ except RuntimeError as error:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (norm_argument("x", torch.zeros(2, 12, 6)), ValueError, r"\(B, C, H, W\), got \(2, 12, 6\)"),
+        (norm_argument("x", torch.zeros(2, 12, 6, 8).double()), TypeError, "got torch.float64"),
+        (norm_argument("weight", torch.zeros(8)), ValueError, r"must be \(12,\), got \(8,\) and \(12,\)"),
+        (norm_argument("bias", torch.zeros(12).half()), TypeError, "got torch.float32 and torch.float16"),
+        (norm_argument("groups", 5), ValueError, "must divide the 12 channels, got 5"),
+        (norm_argument("eps", 0.0), ValueError, "eps must be positive, got 0.0"),
+        (norm_argument("backend", "numpy"), ValueError, "got 'numpy'"),
         (field_argument("features", torch.zeros(2, 12, 6)), ValueError, r"\(B, C, H, W\).*got \(2, 12, 6\)"),
         (field_argument("features", torch.zeros(2, 12, 6, 1)), ValueError, "H, W of 2 or more"),
         (field_argument("features", torch.zeros(2, 12, 6, 8).double()), TypeError, "got torch.float64"),
@@ -163,3 +192,6 @@ def test_devices_must_agree() -> None:
     features, *rest = field_arguments()
     with pytest.raises(ValueError, match="one device, got features on meta, points on cpu"):
         ops.query_field(features.to("meta"), *rest)
+    x, *rest = norm_arguments()
+    with pytest.raises(ValueError, match="one device, got x on meta, weight on cpu"):
+        ops.group_norm_relu(x.to("meta"), *rest)

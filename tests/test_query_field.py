@@ -162,8 +162,11 @@ def test_tiles_hold_every_point_once_and_fit_their_windows(density: int) -> None
     points = torch.rand(batch, density * 20, 3, device=DEVICE) * torch.tensor([300, 300, 0], device=DEVICE)
     points += torch.tensor([-150, -150, 500], device=DEVICE)
     intrinsics = torch.tensor([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]], device=DEVICE)
-    geometry = (points[0].numel(), 0, points.shape[1], 224, height, width)
-    order, tiles, tile_count = kernel_module._tile_points(points, intrinsics, batch, geometry, tile_points)
+    layers = kernel_module.pack_layers(
+        [torch.zeros(4, 9), torch.zeros(5, 13)], [torch.zeros(4), torch.zeros(5)], 8, torch.float32
+    )
+    assert layers.tiling.points == tile_points
+    _, _, order, tiles, tile_count, _ = kernel_module.locate(points, intrinsics, 224, (height, width), layers)
     assert 0 < tile_count.item() <= len(tiles)
 
     pixels = points @ intrinsics.T
@@ -197,6 +200,40 @@ def test_chunks_of_the_pytorch_form_change_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(query_torch, "_CHUNK", 7)
     for got, wanted in zip(run(ops.query_field, inputs, backend="torch", surface_mm=3.0), whole, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)  # mm; measured 2e-5 on sdf
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_prepared_query_gives_the_same_in_rows(backend: ops.Backend) -> None:
+    """Points that the images share are located once; votes come as rows, in an order of their own."""
+    inputs = field_inputs(SHORT, device=DEVICE)
+    inputs = inputs._replace(points=torch.cat([inputs.points[0], inputs.points[1]]))
+    with torch.no_grad():
+        sdf, dense = ops.query_field(
+            *inputs[:-1], image_size=inputs.image_size, surface_mm=3.0, backend=backend
+        )
+        query = ops.FieldQuery(
+            inputs.weights,
+            inputs.biases,
+            channels=inputs.features.shape[1],
+            image_size=inputs.image_size,
+            backend=backend,
+        )
+        places = query.locate(inputs.points, inputs.intrinsics, tuple(inputs.features.shape[2:]))
+        maps = query.project(inputs.features, inputs.hand_scale)
+        near = sdf.abs() < 3.0
+        assert near.sum(1).min() > 10 and not torch.equal(near[0], near[1])
+        for capacity in (len(inputs.points), 10):
+            for part in (slice(None), slice(1, 2)):  # all images, and one of them with the same places
+                found, votes, slots = query(maps[part], places, 3.0, capacity)
+                torch.testing.assert_close(found, sdf[part], rtol=0, atol=1e-5)
+                for image, mask in enumerate(near[part]):
+                    rows = slots[image, mask]
+                    assert torch.equal(rows.sort().values.cpu(), torch.arange(len(rows), dtype=torch.int32))
+                    kept = rows < capacity
+                    assert kept.sum() == min(capacity, len(rows))
+                    torch.testing.assert_close(
+                        votes[image, rows[kept].long()], dense[part][image, mask][kept], rtol=0, atol=1e-5
+                    )
 
 
 def test_kernel_says_what_it_cannot_run() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.static_budget import Cost, faults, variants
+from benchmarks.static_budget import Cost, faults, occupancy, variants
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,3 +43,18 @@ def test_the_check_finds_faults(cost: Cost, fault: str | None) -> None:
     assert bool(found) == bool(fault)
     assert fault is None or fault in found[0]
     assert faults(variant, Cost(1, 0, 1, 1), None) == ["not in static_budget.json: run with --update"]
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "share"),
+    [
+        (32, 0, 1.0),  # as many warps as there are
+        (128, 0, 0.25),  # 128 x 32 x 8 = half of the registers: two programs of 8 warps
+        (129, 0, 0.125),  # one
+        (32, 110 * 1024, 0.25),  # twice 110 + 1 KiB of 228
+        (32, 120 * 1024, 0.125),
+    ],
+)
+def test_occupancy_by_hand(registers: int, shared: int, share: float) -> None:
+    variant = next(v for v in variants() if v.target == "sm_90" and v.warps == 8)
+    assert occupancy(variant, Cost(registers, 0, shared, 1)) == share

@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "find the hand in pictures",
     "train": "train a network on synthetic hands",
     "eval": "measure a checkpoint on synthetic hands",
+    "tune": "find the fastest block shapes of the field kernel on this device",
     "info": "say what a checkpoint is and how it was trained",
 }
 USAGE = """usage: nvf-fast COMMAND [OPTIONS]

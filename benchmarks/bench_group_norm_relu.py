@@ -1,0 +1,75 @@
+"""group_norm_relu on the encoders' maps, beside PyTorch's norm and ReLU, in one run.
+
+Timed: one call, host to finished device; the maps lie on the device, channels-last. Before every timed round
+`F.relu(F.group_norm(...))` runs on the same inputs; `times_pytorch_20_50_80` are percentiles of the rounds'
+ratios.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nvf_fast import ops
+from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as reference
+from tests.kernel_cases import rms
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+# Channels, side of the map and groups: some of the embedded encoder's 62 norms and of the released one's 112.
+EMBEDDED = [(32, 64, 8), (64, 32, 8), (112, 16, 8), (208, 4, 8)]
+RELEASED = [(64, 112, 32), (256, 56, 32), (64, 56, 32), (256, 28, 32), (64, 14, 32)]
+
+
+def now() -> float:
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"] if CUDA else ["torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16] if CUDA else [torch.float32], ids=str)
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(("channels", "side", "groups"), EMBEDDED + RELEASED)
+@torch.no_grad()
+def bench_group_norm_relu(
+    benchmark: Any, channels: int, side: int, groups: int, batch: int, dtype: torch.dtype, backend: str
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(batch, channels, side, side).to(DEVICE, dtype, memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, channels).to(DEVICE, dtype)
+
+    # Correct before timed.
+    exact = reference(x.double(), weight.double(), bias.double(), groups)
+    found = ops.group_norm_relu(x, weight, bias, groups, backend=backend)
+    assert rms(found - exact) <= 2 * rms(reference(x, weight, bias, groups) - exact)
+
+    pytorch_seconds: list[float] = []
+
+    def pytorch_first() -> None:
+        began = now()
+        F.relu(F.group_norm(x, groups, weight, bias))
+        pytorch_seconds.append(now() - began)
+
+    def run() -> None:
+        ops.group_norm_relu(x, weight, bias, groups, backend=backend)
+        now()
+
+    rounds = 50
+    benchmark.pedantic(run, setup=pytorch_first, rounds=rounds, warmup_rounds=2)
+    seconds = np.array(benchmark.stats.stats.data)
+    ratios = np.array(pytorch_seconds[-rounds:]) / seconds
+    benchmark.group = f"group_norm_relu {channels} x {side} x {side}, batch {batch}, {dtype}"
+    benchmark.extra_info.update(
+        device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
+        torch=torch.__version__,
+        dtype=str(dtype),
+        batch=batch,
+        us_20_50_80=(1e6 * np.percentile(seconds, [20, 50, 80])).tolist(),
+        times_pytorch_20_50_80=np.percentile(ratios, [20, 50, 80]).tolist(),
+    )

@@ -1,0 +1,55 @@
+"""`nvf-fast tune`: finds the fastest block shapes of the field kernel on this device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from nvf_fast.cli import UserError, load_estimator
+
+
+@tyro.conf.configure(tyro.conf.DisallowNone)
+@dataclass(frozen=True)
+class Tune:
+    """Time the block shapes of the field kernel on this CUDA device, and keep the fastest for later runs.
+
+    Attributes:
+        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
+        step: mm, spacing of the query points.
+        dtype: precision of the field's matrix products.
+    """
+
+    checkpoint: Annotated[str | None, tyro.conf.Positional] = None
+    step: float = 16.0
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+    def run(self) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("tuning needs a CUDA device; elsewhere the field runs in PyTorch, untuned")
+        from nvf_fast import tuning
+
+        estimator = load_estimator(
+            self.checkpoint, "cuda", step_mm=self.step, dtype=getattr(torch, self.dtype)
+        )
+        model, lattice = estimator.model, estimator.lattice
+        size = model.config.input_size
+        generator = torch.Generator("cuda").manual_seed(0)
+        view = torch.randn(1, 3, size, size, device="cuda", generator=generator).to(estimator.dtype)
+        with torch.no_grad():
+            milliseconds = tuning.tune(
+                model.encode(view),
+                lattice.points(lattice.every(1)),
+                model.reference_intrinsics,
+                list(model.field.weights),
+                list(model.field.biases),
+                size,
+            )
+        print("points x columns x depth, warps, stages    ms")
+        for tiling, time in milliseconds.items():
+            shape = f"{tiling.points} x {tiling.columns} x {tiling.depth}, {tiling.warps}, {tiling.stages}"
+            print(f"{shape:40} {time:7.3f}")
+        print(f"kept in {tuning.CACHE}")

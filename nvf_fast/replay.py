@@ -1,0 +1,119 @@
+"""A function of tensors as one launch: captured as a CUDA graph once per key, replayed from then on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+GRAPHS = 16  # kept at a time; the one unused for longest goes first
+LOG = logging.getLogger("nvf_fast")
+
+
+class Recorder(Protocol):
+    """What records and orders launches; a stand-in without a device lets tests see the rest."""
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Captures a call. Returns what launches it again, and the tensor that it then fills."""
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """What is launched inside runs after what was launched inside before, on whatever stream."""
+
+
+class Replay:
+    """Runs `function(key, *tensors)`, which must not read anything back, as a graph for each key.
+
+    The tensors of one key have the same shapes and dtypes in every call. Calls may come from any stream and
+    thread; they share memory, and so run one after the other. A key whose capture fails runs as it is from
+    then on, and a warning says why.
+
+    Args:
+        function: from a key and tensors on the device to a tensor.
+        recorder: of the device.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
+        self._function, self._recorder = function, recorder
+        self._captured: OrderedDict[Hashable, _Captured | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, key: Hashable, *tensors: Tensor) -> Tensor:
+        """The function's result, in memory of its own.
+
+        Raises:
+            torch.OutOfMemoryError: a capture did not fit.
+        """
+        with self._lock:
+            if key not in self._captured:
+                self._captured[key] = self._capture(key, tensors)
+                if len(self._captured) > GRAPHS:
+                    self._captured.popitem(last=False)
+            self._captured.move_to_end(key)
+            captured = self._captured[key]
+            if captured is not None:
+                with self._recorder.in_order():
+                    for buffer, tensor in zip(captured.inputs, tensors, strict=True):
+                        buffer.copy_(tensor, non_blocking=True)
+                    captured.launch()
+                    return captured.output.clone()
+        return self._function(key, *tensors)
+
+    def _capture(self, key: Hashable, tensors: tuple[Tensor, ...]) -> _Captured | None:
+        inputs = [tensor.clone() for tensor in tensors]
+        try:
+            with self._recorder.in_order():
+                launch, output = self._recorder.record(lambda: self._function(key, *inputs))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            LOG.warning("no CUDA graph for %s, it runs launch by launch: %s", key, error)
+            return None
+        return _Captured(inputs, launch, output)
+
+
+class _Captured(NamedTuple):
+    inputs: list[Tensor]
+    launch: Callable[[], None]
+    output: Tensor
+
+
+class CudaRecorder:
+    """Records CUDA graphs on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+        self._last = torch.cuda.Event()
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(2):  # compiles kernels, fills caches, lets libraries choose
+                run()
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            # Only this thread's launches belong to the graph; others go on meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                output = run()
+        current.wait_stream(self._stream)
+        return graph.replay, output
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(self._last)
+        try:
+            yield
+        finally:
+            self._last.record(stream)

@@ -1,0 +1,121 @@
+"""Which block shapes `query_field` takes on a device: timed once by `nvf-fast tune`, kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from nvf_fast.kernels import query_field as kernel
+from nvf_fast.kernels.query_field import Tiling
+
+CACHE = Path.home() / ".cache" / "nvf_fast" / "tilings.json"
+GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is noise
+ROUNDS = 30
+LOG = logging.getLogger("nvf_fast")
+
+
+def tuned(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> Tiling | None:
+    """The tiling found on such a device for layers of these channels; None where none was."""
+    if device.type != "cuda":
+        return None
+    found = _read().get(_key(device, dtype, channels))
+    tiling = None if found is None else Tiling(*found)
+    return tiling if tiling in kernel.device_tilings(device, dtype) else None
+
+
+def tune(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    image_size: int,
+) -> dict[Tiling, float]:
+    """Times all tilings in turn on a CUDA device and keeps the fastest in the cache file.
+
+    Args:
+        features: (B, C, H, W), in the compute dtype.
+        points: (N, 3) float32 mm.
+        intrinsics: (3, 3) float32 px of the `image_size` px view.
+        weights, biases: of the network's layers.
+        image_size: px.
+
+    Returns:
+        Median milliseconds of each tiling, the untuned one first.
+    """
+    calls: dict[Tiling, Callable[[], float]] = {}
+    for tiling in kernel.device_tilings(features.device, features.dtype):
+        layers = kernel.pack_layers(weights, biases, features.shape[1], features.dtype, tiling)
+        places = kernel.locate(points, intrinsics, image_size, features.shape[2:], layers)
+        maps = kernel.project_maps(features, None, layers)
+        calls[tiling] = _timed(maps, places, layers)
+    milliseconds = in_turn(calls, ROUNDS)
+    remember(features.device, features.dtype, [len(bias) for bias in biases], milliseconds)
+    return milliseconds
+
+
+def in_turn(calls: dict[Tiling, Callable[[], float]], rounds: int) -> dict[Tiling, float]:
+    """The median of what each call says it took, over rounds of one call of each; two more come first."""
+    every_round = [[call() for call in calls.values()] for _ in range(2 + rounds)][2:]
+    return dict(zip(calls, map(statistics.median, zip(*every_round, strict=True)), strict=True))
+
+
+def remember(
+    device: torch.device, dtype: torch.dtype, channels: Sequence[int], milliseconds: dict[Tiling, float]
+) -> Tiling:
+    """Keeps the fastest tiling, or the first where none is faster by `GAIN`. Returns it."""
+    untuned = next(iter(milliseconds))
+    fastest = min(milliseconds, key=milliseconds.__getitem__)
+    if milliseconds[untuned] < GAIN * milliseconds[fastest]:
+        fastest = untuned
+    known = _read() | {_key(device, dtype, channels): list(fastest)}
+    CACHE.parent.mkdir(parents=True, exist_ok=True)
+    written = CACHE.with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps(known, indent=1) + "\n")
+    written.replace(CACHE)  # whole, or not at all
+    return fastest
+
+
+def _timed(maps: Tensor, places: kernel.Tiles, layers: kernel.Layers) -> Callable[[], float]:
+    def call() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        kernel.evaluate(maps, places, layers, 1.0, capacity=len(places.order))
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return call
+
+
+def _key(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> str:
+    """What the times depend on: the device, the compiler, the kernel as it is written, the network."""
+    source = hashlib.sha256(Path(kernel.__file__).read_bytes()).hexdigest()[:12]
+    name = torch.cuda.get_device_name(device)
+    layers = "-".join(map(str, channels))
+    return (
+        f"{name}, Triton {triton.__version__}, kernel {source}, {str(dtype).removeprefix('torch.')}, {layers}"
+    )
+
+
+def _read() -> dict[str, list[int]]:
+    """What is known; nothing where the file is missing, and where it is damaged, which is said."""
+    try:
+        known = json.loads(CACHE.read_text())
+        return {
+            key: [int(number) for number in numbers] for key, numbers in known.items() if len(numbers) == 5
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        LOG.warning("%s is damaged and not read, `nvf-fast tune` writes it anew: %s", CACHE, error)
+        return {}

@@ -1,0 +1,51 @@
+"""The FLOPs that the floors count, against the layers themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.floors import main, query_work
+from nvf_fast.config import NVFConfig
+from nvf_fast.kernels.query_field import tilings
+from nvf_fast.kernels.query_field_ref import query_field
+from nvf_fast.model import NVF
+
+TILING = tilings(torch.float16, "cuda", 90)[0]
+
+
+def test_flops_as_written_are_those_of_the_reference() -> None:
+    config = NVFConfig(stacks=1)
+    model, points = NVF(config), 256
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        query_field(
+            torch.zeros(1, config.width, 8, 8),
+            torch.ones(points, 3),
+            model.reference_intrinsics,
+            None,
+            list(model.field.weights),
+            list(model.field.biases),
+        )
+    projection = 2 * points * 3 * 3
+    assert query_work(config, points, TILING).written == counter.get_total_flops() - projection
+    # The hat matrix's 32 products per channel take the place of 258: 1.6 instead of 2.43 MFLOP a point.
+    work = query_work(config, 128 * 100, TILING)
+    assert work.executed / work.written == pytest.approx(0.66, abs=0.01)
+
+
+def test_partly_filled_tiles_count_as_full() -> None:
+    one, full = (query_work(NVFConfig(), points, TILING) for points in (1, TILING.points))
+    assert one.executed == full.executed and one.written < full.written
+
+
+def test_the_floor_is_the_larger_one() -> None:
+    work = query_work(NVFConfig(), 28_351, TILING)
+    assert work.floor_us(1e9, 4.3) == pytest.approx(work.memory_bytes / 4.3e6)
+    assert work.floor_us(790, 1e9) == pytest.approx((work.executed + work.projection) / 790e6)
+
+
+def test_the_table_says_the_paper_s_points(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--tflops", "660"])
+    text = capsys.readouterr().out
+    assert "660 TFLOP/s" in text and all(count in text for count in ("1,882,292", "230,475", "28,351"))

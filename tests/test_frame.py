@@ -1,0 +1,138 @@
+"""The frame reads nothing back from the device, and tells by `doubt` what did not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from nvf_fast.config import NVFConfig
+from nvf_fast.frame import Answers, Frame, unpacked
+from nvf_fast.kernels import cast_votes, query_field, select_voters
+from nvf_fast.model import NVF
+from nvf_fast.stages import Stages
+
+SMALL = NVFConfig(input_size=64, stem=16, width=32, stacks=2, hidden=(64, 32), scale_optional=True)
+MAP_SIZE = (SMALL.feature_size, SMALL.feature_size)
+
+
+class NothingFromTheHost(TorchFunctionMode):
+    """Refuses tensors made of Python's lists: on a device that copies from pageable memory."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        assert name not in ("tensor", "as_tensor", "from_numpy", "new_tensor", "tolist", "item"), name
+        return function(*args, **kwargs or {})
+
+
+@contextmanager
+def nothing_read_back() -> Iterator[None]:
+    """Tensors have shapes and no values: whatever looks at a value, or at how many there are, raises."""
+    with FakeTensorMode(allow_non_fake_inputs=True), NothingFromTheHost(), torch.no_grad():
+        yield
+
+
+class ShapesOnly:
+    """What `ops.FieldQuery` answers on a device."""
+
+    def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> Tensor:
+        return points
+
+    def project(self, features: Tensor, hand_scale: Tensor | None) -> Tensor:
+        return features
+
+    def __call__(
+        self, features: Tensor, points: Tensor, within_mm: float, capacity: int
+    ) -> tuple[Tensor, ...]:
+        batch, count = len(features), len(points)
+        votes = points.new_empty(batch, capacity, 21, 4)
+        return points.new_empty(batch, count), votes, points.new_empty(batch, count, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("search", "step", "before"),
+    [("dense", 16, False), ("octree", 8, False), ("guided", 16, False), ("guided", 8, True)],
+)
+def test_a_frame_reads_nothing_back(search: Any, step: float, before: bool) -> None:
+    model = NVF(SMALL).eval().requires_grad_(False)
+    frame = Frame(model, step, 5.0, 0.5, search, torch.float32, None, Stages(torch.device("cpu")))
+    frame._query = ShapesOnly()  # type: ignore[assignment]
+    for stride in (1, 2, 4):  # found once, before anything is recorded
+        frame.every(stride, MAP_SIZE)
+    with nothing_read_back():
+        cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
+        scale, previous = torch.full((2,), 30.0), torch.zeros(2, 21, 3) if before else None
+        packed = frame(cuts, matrices, 1, scale, previous).packed()
+        assert packed.shape == (2, 87)
+
+
+def test_looking_is_noticed() -> None:
+    looks: list[Callable[[Tensor], Any]] = [
+        lambda x: x.nonzero(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.sum().item(),
+        lambda x: torch.tensor([1.0]),
+    ]
+    for look in looks:
+        with pytest.raises((RuntimeError, AssertionError)), nothing_read_back():
+            look(torch.zeros(3))
+
+
+class Unlaunched:
+    """A kernel that is launched without running."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[int, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *_, **__: self.launches.append(grid)
+
+
+def test_launchers_read_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = {}
+    for module, names in (
+        (query_field, ("locate_points", "cut_tiles", "evaluate_layer")),
+        (select_voters, ("count_near", "write_indices")),
+        (cast_votes, ("vote",)),
+    ):
+        for name in names:
+            kernels[name] = Unlaunched()
+            monkeypatch.setattr(module, name, kernels[name])
+    model = NVF(SMALL)
+    weights, biases, intrinsics = (
+        list(model.field.weights),
+        list(model.field.biases),
+        model.reference_intrinsics,
+    )
+    with nothing_read_back():
+        layers = query_field.pack_layers(weights, biases, SMALL.width, torch.float16)
+        places = query_field.locate(torch.zeros(5000, 3), intrinsics, 64, MAP_SIZE, layers)
+        maps = query_field.project_maps(torch.zeros(2, 32, 16, 16).half(), torch.zeros(2), layers)
+        sdf, votes, slots = query_field.evaluate(maps, places, layers, 5.0, 300)
+        assert (sdf.shape, votes.shape, slots.shape) == ((2, 5000), (2, 300, 21, 4), (2, 5000))
+        indices, counts, _ = select_voters.select_voters(sdf, 5.0, 300)
+        joints, _, _ = cast_votes.cast_votes(torch.zeros(300, 3), votes, indices, counts)
+        assert joints.shape == (2, 21, 3)
+    assert all(kernel.launches for kernel in kernels.values())
+    assert kernels["evaluate_layer"].launches[-1][2] == 2, "images share the tiles"
+
+
+def test_answers_survive_their_transfer() -> None:
+    torch.manual_seed(0)
+    answers = Answers(
+        torch.randn(2, 21, 3),
+        torch.rand(2, 21),
+        torch.tensor([0, 2**24 - 1], dtype=torch.int32),
+        torch.tensor([1_882_292, 7], dtype=torch.int32),
+        torch.tensor([True, False]),
+        [],
+    )
+    for got, wanted in zip(unpacked(answers.packed())[:-1], answers[:-1], strict=True):
+        assert torch.equal(got, wanted) and got.dtype == wanted.dtype

@@ -1,0 +1,205 @@
+"""group_norm_relu: the reference against arithmetic by hand, the kernel and the operation against float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from nvf_fast import ops
+from nvf_fast.kernels.group_norm_relu import group_norm_relu as kernel
+from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as reference
+from tests.kernel_cases import rms
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.cuda)]
+FUNCTIONS = pytest.mark.parametrize("function", [kernel, reference, ops.group_norm_relu])
+FORMATS = pytest.mark.parametrize(
+    "memory_format", [torch.channels_last, torch.contiguous_format], ids=["channels-last", "contiguous"]
+)
+
+
+class Case(NamedTuple):
+    """Shape of the maps and number of groups."""
+
+    shape: tuple[int, int, int, int]
+    groups: int
+
+
+CASES = {
+    "one texel": Case((2, 24, 1, 1), 3),
+    "one value per group": Case((2, 4, 1, 1), 4),
+    "one channel": Case((2, 1, 5, 3), 1),
+    "63 texels, 13 channels a group": Case((1, 52, 7, 9), 4),
+    "7 groups, two blocks": Case((2, 28, 17, 25), 7),
+    "26 channels a group": Case((2, 208, 4, 4), 8),
+    "a group per channel, moments in two parts": Case((1, 256, 17, 17), 256),
+    "full network": Case((1, 256, 14, 14), 32),
+    "full network, two channels a group": Case((1, 64, 28, 28), 32),
+    "small network": Case((1, 64, 32, 32), 8),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Memory from `empty` holds NaN, so that an element nobody wrote fails."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs(
+    case: Case,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
+    mean: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Maps of unit deviation around `mean`, and the other arguments."""
+    channels = case.shape[1]
+    x = (mean + torch.randn(case.shape)).to(DEVICE, dtype, memory_format=memory_format)
+    weight, bias = (torch.randn(2, channels) + torch.tensor([[1.0], [0.0]])).to(DEVICE, dtype)
+    return x, weight, bias, case.groups
+
+
+def double(arguments: tuple[Tensor, Tensor, Tensor, int]) -> tuple[Tensor, Tensor, Tensor, int]:
+    return *(tensor.double() for tensor in arguments[:3]), arguments[3]  # type: ignore[return-value]
+
+
+# Far from 0 PyTorch on a CPU loses much of channels-last maps: contiguous ones are the fair comparison.
+@pytest.mark.parametrize(
+    ("memory_format", "mean"),
+    [(torch.channels_last, 0.0), (torch.contiguous_format, 0.0), (torch.contiguous_format, 100.0)],
+    ids=["channels-last", "contiguous", "contiguous, mean 100"],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_errs_at_most_twice_as_much_as_pytorch(
+    name: str, dtype: torch.dtype, memory_format: torch.memory_format, mean: float
+) -> None:
+    """Over 32 groups or more together: the rounding of one group's mean and deviation is luck."""
+    case, found, expected = CASES[name], [], []
+    for _ in range(math.ceil(32 / (case.shape[0] * case.groups))):
+        arguments = inputs(case, dtype, memory_format, mean)
+        exact = reference(*double(arguments))
+        for errors, function in ((found, kernel), (expected, reference)):
+            y = function(*arguments)
+            assert y.dtype == dtype and y.isfinite().all()
+            errors.append(y - exact)
+    assert rms(torch.stack(found)) <= 2 * rms(torch.stack(expected))
+
+
+@FUNCTIONS
+def test_by_hand(function: Callable) -> None:
+    """Two groups of two channels and two texels: 1 2 3 4, and 5 5 5 5."""
+    x = torch.tensor([[1.0, 3], [2, 4], [5, 5], [5, 5]], device=DEVICE).view(1, 4, 1, 2)
+    weight = torch.tensor([1.0, -2, 3, 4], device=DEVICE)
+    bias = torch.tensor([0.0, 0, 7, -7], device=DEVICE)
+    y = function(x, weight, bias, 2, 0.31)  # variance 1.25, and 1.56 with eps
+    deviation = 1.56**0.5
+    wanted = [[0, 0.5 / deviation], [1 / deviation, 0], [7, 7], [0, 0]]
+    torch.testing.assert_close(y.view(4, 2).cpu(), torch.tensor(wanted), rtol=1e-6, atol=1e-6)
+
+
+def test_a_mean_far_from_zero_is_taken_off() -> None:
+    """By the kernel; PyTorch on a CPU sums squares of channels-last maps, and errs by 0.025 here."""
+    x, weight, bias, groups = inputs(CASES["small network"])
+    x = (x * 1024).round() / 1024  # exact after 100 is added
+    y = kernel(x + 100, weight, bias, groups)
+    wanted = reference(*double((x, weight, bias, groups)))
+    torch.testing.assert_close(y.double(), wanted, rtol=0, atol=3e-5)  # measured: 8e-6
+
+
+@FUNCTIONS
+def test_not_a_number_stays_in_its_group(function: Callable) -> None:
+    x, weight, bias, groups = inputs(CASES["7 groups, two blocks"])
+    wanted = function(x, weight, bias, groups)
+    x[1, 3, 16, 20] = torch.nan
+    y = function(x, weight, bias, groups)
+    assert y[1, :4].isnan().all()
+    assert torch.equal(y[1, 4:], wanted[1, 4:]) and torch.equal(y[0], wanted[0])
+
+
+@FUNCTIONS
+def test_images_do_not_depend_on_each_other(function: Callable) -> None:
+    x, weight, bias, groups = inputs(CASES["7 groups, two blocks"])
+    together = function(x, weight, bias, groups)
+    for image, wanted in zip(x.split(1), together.split(1), strict=True):
+        alone = function(image.contiguous(memory_format=torch.channels_last), weight, bias, groups)
+        assert torch.equal(alone, wanted)
+
+
+@FORMATS
+@pytest.mark.parametrize("function", [kernel, ops.group_norm_relu])
+def test_memory_format_is_kept(function: Callable, memory_format: torch.memory_format) -> None:
+    x, *rest = inputs(CASES["7 groups, two blocks"], memory_format=memory_format)
+    y = function(x, *rest)
+    assert y.is_contiguous(memory_format=memory_format) and y.stride() == x.stride()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert function(x.bfloat16(), *rest).stride() == x.stride()
+
+
+@FUNCTIONS
+def test_strided_inputs(function: Callable) -> None:
+    x, weight, bias, groups = inputs(Case((2, 48, 6, 10), 4))
+    wanted = function(x[:, ::2].contiguous(), weight[::2].contiguous(), bias[::2].contiguous(), groups)
+    torch.testing.assert_close(function(x[:, ::2], weight[::2], bias[::2], groups), wanted)
+    turned = function(x.transpose(2, 3), weight, bias, groups)
+    torch.testing.assert_close(turned, function(x, weight, bias, groups).transpose(2, 3))
+
+
+@pytest.mark.parametrize("function", [kernel, ops.group_norm_relu])
+def test_float32_parameters_of_half_precision_maps(function: Callable) -> None:
+    """As under autocast, which leaves parameters as they are."""
+    x, weight, bias, groups = inputs(CASES["26 channels a group"])
+    with torch.autocast(DEVICE, torch.float16):
+        y = function(x.half(), weight, bias, groups)
+    assert y.dtype == torch.float16
+    exact = reference(x.half().double(), weight.double(), bias.double(), groups)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-3, atol=1e-4)  # float16 rounds by 5e-4 at most
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
+def test_empty(shape: tuple[int, int, int, int]) -> None:
+    arguments = torch.zeros(shape, device=DEVICE), *torch.ones(2, 8, device=DEVICE), 2
+    assert kernel(*arguments).shape == ops.group_norm_relu(*arguments).shape == shape
+
+
+@FORMATS
+def test_gradients(memory_format: torch.memory_format) -> None:
+    arguments = inputs(CASES["7 groups, two blocks"], memory_format=memory_format)
+    variables = [tensor.requires_grad_() for tensor in arguments[:3]]
+    along = torch.randn(CASES["7 groups, two blocks"].shape, device=DEVICE)
+    found = torch.autograd.grad((ops.group_norm_relu(*arguments) * along).sum(), variables)
+    # By the definition alone, in float64.
+    x, weight, bias = [tensor.detach().double().requires_grad_() for tensor in variables]
+    grouped = x.reshape(2, 7, -1)
+    variance, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
+    normalised = ((grouped - mean) / (variance + 1e-5).sqrt()).reshape(x.shape)
+    y = (normalised * weight[:, None, None] + bias[:, None, None]).clamp(min=0)
+    for got, wanted in zip(found, torch.autograd.grad((y * along).sum(), [x, weight, bias]), strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)  # measured: 2e-5 of 70
+
+
+@pytest.mark.cuda
+def test_same_bits_again_without_synchronising() -> None:
+    arguments = inputs(Case((3, 64, 112, 112), 32), torch.bfloat16)
+    wanted = kernel(*arguments)  # compiles first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = [kernel(*arguments) for _ in range(5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(y, wanted) for y in again)
+
+
+@pytest.mark.cuda
+def test_more_values_than_32_bits_count() -> None:
+    x, weight, bias, groups = inputs(Case((1, 64, 112, 112), 32), torch.float16)
+    many = x.expand(2700, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    assert many.numel() > 2**31
+    assert torch.equal(kernel(many, weight, bias, groups)[-1:], kernel(x, weight, bias, groups))

@@ -1,0 +1,78 @@
+"""Tilings are timed in turn, the fastest is kept, and a file that is no good does no harm."""
+
+from __future__ import annotations
+
+import logging
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from nvf_fast import tuning
+from nvf_fast.kernels.query_field import tilings
+from nvf_fast.tuning import in_turn, remember, tuned
+
+CUDA = torch.device("cuda")
+SPACE = tilings(torch.float16, "cuda", 90)
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A device of compute capability 9.0, and a cache of its own."""
+    monkeypatch.setattr(tuning, "CACHE", tmp_path / "made" / "tilings.json")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+def test_the_fastest_is_kept_for_its_device_dtype_and_network() -> None:
+    times = dict(zip(SPACE, (1.0, 0.9, 0.8), strict=True))
+    assert tuned(CUDA, torch.float16, [64, 85]) is None
+    assert remember(CUDA, torch.float16, [64, 85], times) == SPACE[2]
+    assert remember(CUDA, torch.float16, [128, 85], times | {SPACE[1]: 0.1}) == SPACE[1]
+    assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[2]
+    assert tuned(CUDA, torch.float16, [128, 85]) == SPACE[1]
+    assert tuned(CUDA, torch.bfloat16, [64, 85]) is None
+    assert tuned(torch.device("cpu"), torch.float16, [64, 85]) is None
+    assert [path.name for path in tuning.CACHE.parent.iterdir()] == ["tilings.json"]
+
+
+def test_noise_does_not_choose() -> None:
+    assert (
+        remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.99, 1.2), strict=True))) == SPACE[0]
+    )
+
+
+def test_another_device_or_kernel_is_not_tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
+    assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_name", lambda device: "Another GPU")
+        assert tuned(CUDA, torch.float16, [64, 85]) is None
+    with monkeypatch.context() as patch:  # its capability has other tilings
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+        assert tuned(CUDA, torch.float16, [64, 85]) is None
+    changed = tmp_path / "changed.py"
+    changed.write_text("# another kernel")
+    monkeypatch.setattr(tuning.kernel, "__file__", str(changed))
+    assert tuned(CUDA, torch.float16, [64, 85]) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 5}', '{"a": ["x", 1, 1, 1, 1]}'])
+def test_a_damaged_file_is_reported_and_replaced(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    tuning.CACHE.parent.mkdir()
+    tuning.CACHE.write_text(text)
+    with caplog.at_level(logging.WARNING, "nvf_fast"):
+        assert tuned(CUDA, torch.float16, [64, 85]) is None
+    assert "is damaged" in caplog.text
+    remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
+    caplog.clear()
+    assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[1] and not caplog.text
+
+
+def test_calls_are_timed_in_turn_and_the_first_ones_do_not_count() -> None:
+    clock, order = count(), []
+    calls = {tiling: (lambda tiling=tiling: order.append(tiling) or float(next(clock))) for tiling in SPACE}
+    medians = in_turn(calls, 3)
+    assert order == list(SPACE) * 5
+    assert list(medians.values()) == [9.0, 10.0, 11.0]
