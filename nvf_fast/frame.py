@@ -188,9 +188,9 @@ class Frame:
                     previous = None
                 found = guided(field, self.lattice, self._surface_mm, self._cast_some, sizes, previous)
         with self._stages("vote"):
-            joints, scores = self._cast(found.points[None], found.votes[None], found.voters)
+            joints, scores = found.pose or self._cast_some(found.points, found.votes, found.voters)
         votes = [(found.points, found.votes)]
-        return Answers(joints, scores, found.voters, found.evaluated, found.doubt, votes)
+        return Answers(joints[None], scores[None], found.voters, found.evaluated, found.doubt, votes)
 
     def _cast(self, points: Tensor, votes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Joints (B, 21, 3) mm and scores (B, 21) of voters (B, V, 3) and their votes (B, V, 21, 4)."""
@@ -200,8 +200,9 @@ class Frame:
         )
         return joints, joint_scores(weight, spread)
 
-    def _cast_some(self, points: Tensor, votes: Tensor, count: Tensor) -> Tensor:
-        return self._cast(points[None], votes[None], count)[0][0]
+    def _cast_some(self, points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        joints, scores = self._cast(points[None], votes[None], count)
+        return joints[0], scores[0]
 
     def every(self, stride: int, map_size: tuple[int, int]) -> Any:
         """Where the sublattice's points lie, found once."""

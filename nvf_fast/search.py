@@ -34,7 +34,7 @@ CLAMPED_MM = 4.9
 AT_ONCE = 2**20  # points asked in one call where lists have no fixed length
 PROVISIONAL_VOTERS = 16  # the points nearest to the surface vote for a provisional pose, so many at least
 BONE_RADIUS_MM = 32.0  # what is asked about its bones
-WIDENINGS, WIDENING_MM = 6, 16.0  # how often, and how far, a surface that leaves what was asked is followed
+WIDENINGS, WIDENING_MM = 6, 16.0  # how often, and how far, and two nodes at least, the surface is followed
 FEW_VOTERS = 8
 DISAGREEMENT_MM = 40.0  # mean distance of a joint from its provisional place
 
@@ -62,8 +62,9 @@ class Field(Protocol):
         """At nodes (N,), `lattice.nowhere` among them."""
 
 
-Cast = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Joints (J, 3) mm from points (V, 3) mm, their votes (V, J, 4), and how many of them count, (1,) int32."""
+Cast = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Joints (J, 3) mm and scores (J,) from points (V, 3) mm, their votes (V, J, 4), and how many of them count,
+(1,) int32."""
 
 
 class Found(NamedTuple):
@@ -77,6 +78,7 @@ class Found(NamedTuple):
     voters: Tensor  # (1,) int32
     evaluated: Tensor  # (1,) int32 points that were asked
     doubt: Tensor  # (1,) bool, whether the search must be done again without `Sizes`
+    pose: tuple[Tensor, Tensor] | None = None  # joints (J, 3) mm and scores (J,), where the votes were cast
 
 
 def octree(field: Field, lattice: Lattice, surface_mm: float, sizes: Sizes | None = None) -> Found:
@@ -120,20 +122,22 @@ def guided(
     given = provisional is not None
     if provisional is None:
         provisional = asked.provisional(stride, cast)
-    asked.ask(lattice.balls(_along_bones(provisional), BONE_RADIUS_MM))
-    reach = cube(max(1, int(WIDENING_MM / lattice.step_mm)), lattice.device)
+    reach = cube(max(2, int(WIDENING_MM / lattice.step_mm)), lattice.device)
+    near = lattice.balls(_along_bones(provisional), BONE_RADIUS_MM)
+    border = asked.border()
+    asked.ask(near | lattice.mask(lattice.neighbours(border, reach)))
+    border = asked.border()
     for _ in range(WIDENINGS):
-        border = asked.border()
         if sizes is None and len(border) == 0:
             break
         asked.ask(lattice.mask(lattice.neighbours(border, reach)))
+        border = asked.border()
     found = asked.found()
-    joints = cast(found.points, found.votes, found.voters)
-    moved = (joints - provisional).norm(dim=-1).nanmean()
+    pose = cast(found.points, found.votes, found.voters)
+    found = found._replace(pose=pose)
+    moved = (pose[0] - provisional).norm(dim=-1).nanmean()
     # NaN, where nothing is comparable, is no agreement.
-    settled = (
-        (asked.border() == lattice.nowhere).all() & (found.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
-    )
+    settled = (border == lattice.nowhere).all() & (found.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
     if sizes is not None:
         return found._replace(doubt=found.doubt | ~settled)
     if settled:
@@ -191,7 +195,7 @@ class _Asked:
         nearest = distance.argsort(stable=True)
         if self._sizes is None:
             nearest = nearest[:count]
-        return cast(self._lattice.points(nodes[nearest]), votes[slots[nearest].long()], count[None])
+        return cast(self._lattice.points(nodes[nearest]), votes[slots[nearest].long()], count[None])[0]
 
     def list_of(self, chosen: Tensor, values: Tensor | None = None, size: int | None = None) -> Tensor:
         """The positions where `chosen` (N,) bool, or the values (N,) there, ascending.

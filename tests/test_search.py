@@ -59,8 +59,9 @@ class TrueField:
         return sdf[0], torch.cat([weight[..., None], direction], -1)[0]
 
 
-def cast(points: Tensor, votes: Tensor, count: Tensor) -> Tensor:
-    return cast_votes(points, votes[None], torch.arange(len(points))[None], count)[0][0]
+def cast(points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    joints, weight, _ = cast_votes(points, votes[None], torch.arange(len(points))[None], count)
+    return joints[0], weight[0]
 
 
 def dense_voters(field: TrueField, surface_mm: float = SURFACE_MM) -> Tensor:
@@ -77,6 +78,10 @@ def assert_found(found: Found, field: TrueField, voters: Tensor) -> None:
     assert found.evaluated == len(field.asked) == len(field.asked.unique(dim=0)), "no point is asked twice"
     torch.testing.assert_close(found.votes[:count], field.answer(voters, SURFACE_MM)[1])
     assert not found.doubt
+    if found.pose is not None:
+        wanted = cast(found.points[:count], found.votes[:count], found.voters)
+        for got, value in zip(found.pose, wanted, strict=True):
+            torch.testing.assert_close(got, value, equal_nan=True)
 
 
 # Lists as long as they need to be, or of fixed lengths with nothing read back.
@@ -144,8 +149,9 @@ def test_what_does_not_fit_is_said(hands: Hands, sizes: Sizes) -> None:
 def displaced(offset: Tensor, first: list[bool]) -> Cast:
     """A vote whose first answer, the provisional pose, is off."""
 
-    def vote(points: Tensor, votes: Tensor, count: Tensor) -> Tensor:
-        return cast(points, votes, count) + (offset if first and first.pop() else 0)
+    def vote(points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        joints, scores = cast(points, votes, count)
+        return joints + (offset if first and first.pop() else 0), scores
 
     return vote
 
