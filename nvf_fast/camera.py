@@ -46,13 +46,17 @@ def look_at_rotation(pixels: Tensor, intrinsics: Tensor) -> Tensor:
 
     Args:
         pixels: (..., 2) float px.
-        intrinsics: (3, 3) or (..., 3, 3), same dtype, px.
+        intrinsics: (3, 3) or (..., 3, 3), same dtype, px; [[fx, s, cx], [0, fy, cy], [0, 0, 1]].
 
     Returns:
         (..., 3, 3); a point p of the camera's frame is R @ p in the rotated camera's.
     """
-    ray = torch.linalg.solve(intrinsics, torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)[..., None])
-    x, y, z = (ray / torch.linalg.vector_norm(ray, dim=-2, keepdim=True))[..., 0].unbind(-1)
+    (fx, skew, cx), (_, fy, cy) = (row.unbind(-1) for row in intrinsics[..., :2, :].unbind(-2))
+    u, v = pixels.unbind(-1)
+    y = (v - cy) / fy
+    x = (u - cx - skew * y) / fx
+    z = (x * x + y * y + 1).rsqrt()
+    x, y = x * z, y * z
     # Rodrigues' formula about the axis ray x (0, 0, 1); z > 0, so that 1 + z is never small.
     share = 1 / (1 + z)
     rows = [1 - share * x * x, -share * x * y, -x, -share * x * y, 1 - share * y * y, -y, x, y, z]

@@ -194,9 +194,9 @@ class PoseEstimator:
             every_packed.append(packed)
             votes.update(zip(members, its_votes, strict=False))
         with self._stages("read"):
-            # The one wait for the device.
-            rows = torch.cat(every_packed).cpu()[torch.tensor(order).argsort()]
-        for picture in unpacked(rows).doubt.nonzero()[:, 0].tolist():
+            rows = torch.cat(every_packed).cpu()  # the one wait for the device
+            rows = rows if len(order) == 1 else rows[torch.tensor(order).argsort()]
+        for picture in (index for index, doubt in enumerate(unpacked(rows).doubt.tolist()) if doubt):
             self.redone += 1
             packed, its_votes = self._run(inputs, [picture], return_votes, settle=True)
             rows[picture] = packed[0].cpu()

@@ -41,14 +41,16 @@ def read_intrinsics(K: Any, count: int) -> Tensor:
         raise ValueError(
             f"K must be (3, 3), or ({count}, 3, 3) for {count} image(s), got shape {tuple(intrinsics.shape)}"
         )
-    if not intrinsics.isfinite().all():
-        raise ValueError(f"K must be finite, got {intrinsics.tolist()}")
-    upper = intrinsics.triu()
-    upper[..., 2, 2] = 1
-    if not torch.equal(upper, intrinsics):
-        raise ValueError(f"K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in px, got {intrinsics.tolist()}")
-    if not (intrinsics.diagonal(dim1=-2, dim2=-1) > 0).all():
-        raise ValueError(f"K must have positive focal lengths fx and fy in px, got {intrinsics.tolist()}")
+    # Python's numbers: nine of them are no work for tensors.
+    for (fx, skew, cx), (zero, fy, cy), last in intrinsics.reshape(-1, 3, 3).tolist():
+        if not all(map(math.isfinite, (fx, skew, cx, zero, fy, cy, *last))):
+            raise ValueError(f"K must be finite, got {intrinsics.tolist()}")
+        if zero != 0 or last != [0, 0, 1]:
+            raise ValueError(
+                f"K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in px, got {intrinsics.tolist()}"
+            )
+        if fx <= 0 or fy <= 0:
+            raise ValueError(f"K must have positive focal lengths fx and fy in px, got {intrinsics.tolist()}")
     return intrinsics.expand(count, 3, 3)
 
 
@@ -75,7 +77,7 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | 
     if scale.shape not in ((), (count,)):
         raise ValueError(f"hand_scale must be a number or ({count},) mm, got shape {tuple(scale.shape)}")
     low, high = HAND_SCALE_RANGE_MM
-    if not ((scale >= low) & (scale <= high)).all():
+    if not all(low <= value <= high for value in scale.reshape(-1).tolist()):
         raise ValueError(
             f"hand_scale must be the length in mm of the middle finger's proximal phalanx, {low:g} to "
             f"{high:g} mm, got {scale.tolist()}"
