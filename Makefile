@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test lint wheel bench accuracy readme gpu clean
+.PHONY: help demo test lint wheel bench searches accuracy readme gpu clean
 
 help:
 	@echo "make demo    install into .venv and run the model on the picture that comes with it"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make wheel   build the wheel and check it in an environment of its own"
 	@echo "make bench   measure speed here, into benchmarks/results/ and the README"
+	@echo "make searches  compare the searches with the dense grid, into benchmarks/results/"
 	@echo "make accuracy  measure the embedded model on synthetic pictures, into its config.json and benchmarks/results/"
 	@echo "make readme  fill the README's tables from benchmarks/results/"
 	@echo "make gpu     tests and speed on a CUDA device, with $(PYTHON) as it is"
@@ -40,6 +41,9 @@ bench: $(VENV)/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-json build/benchmarks.json
 	$(BIN)/python benchmarks/readme.py build/benchmarks.json
 
+searches: $(VENV)/dev
+	$(BIN)/python -m benchmarks.searches
+
 accuracy: $(VENV)/dev
 	$(BIN)/nvf-fast eval --record --out benchmarks/results/accuracy.json
 
@@ -49,6 +53,9 @@ readme: $(VENV)/dev
 gpu:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('make gpu needs a CUDA device')"
 	$(PYTHON) -m pytest -p no:benchmark --shared $(SHARED) $(TESTS)
+	for network in small released; do \
+		$(PYTHON) -c "from nvf_fast.cli.main import main; main(['tune', '$$network'])" || exit 1; done
+	$(PYTHON) benchmarks/floors.py
 	mkdir -p build
 	$(PYTHON) -m pytest benchmarks --benchmark-json build/benchmarks.json
 	$(PYTHON) benchmarks/readme.py build/benchmarks.json

@@ -147,7 +147,7 @@ class Frame:
             else:
                 sdf, votes, slots = self._in_parts(maps, map_size, capacity, settle)
         with self._stages("select"):
-            # Of one picture, whose counts may be read, as many as there are.
+            # Where counts may be read, room for as many as there are.
             size = max(1, int((sdf.abs() < self._surface_mm).sum(1).max())) if settle else capacity
             indices, counts, overflow = ops.select_voters(sdf, self._surface_mm, size, backend=self._backend)
             unused, chosen = indices < 0, indices.clamp(min=0)

@@ -219,7 +219,8 @@ class _Asked:
 
     def border(self) -> Tensor:
         """The voters with a neighbour in view that has not been asked."""
-        nodes = self.list_of(self.sdf.abs() < self._surface_mm)
+        size = None if self._sizes is None else self._sizes.voters
+        nodes = self.list_of(self.sdf.abs() < self._surface_mm, size=size)
         return self.list_of(self._open[self._lattice.neighbours(nodes, cube(1, nodes.device))].any(1), nodes)
 
     def found(self) -> Found:

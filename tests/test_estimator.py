@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 import nvf_fast.frame
 from nvf_fast.camera import project, reference_intrinsics
-from nvf_fast.checkpoint import save_checkpoint
+from nvf_fast.checkpoint import embedded_names, save_checkpoint
 from nvf_fast.config import NVFConfig
+from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.render import render_hand
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
@@ -375,6 +377,43 @@ def test_on_cuda_half_precision_is_the_default_and_poses_go_where_the_pictures_a
     values = (pose.joints, pose.joints_2d, pose.scores, pose.voters, pose.valid)
     assert {value.device.type for value in values} == {"cuda"}
     np.testing.assert_allclose(estimator(image, K).joints, pose.numpy().joints, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(("search", "step"), [("dense", 16), ("octree", 8), ("guided", 16)])
+def test_two_runs_give_the_same_bits(tiny: NVF, search: str, step: float) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
+    estimator = PoseEstimator(tiny, step, 3.0, search=search)
+    first, second = (estimator(images, K, return_votes=True) for _ in range(2))
+    assert first.valid.any()
+    np.testing.assert_array_equal(first.joints, second.joints)
+    np.testing.assert_array_equal(first.scores, second.scores)
+    for one, other in zip(first.votes, second.votes, strict=True):
+        np.testing.assert_array_equal(one.weights, other.weights)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("search", "step"), [("dense", 16), ("octree", 4), ("guided", 16), ("guided", 8)])
+def test_the_embedded_model_on_cuda(search: str, step: float, dtype: torch.dtype) -> None:
+    """One graph per shape, the CPU's poses, and the same bits from run to run, launched or replayed."""
+    if not embedded_names():
+        pytest.skip("no checkpoint is embedded")
+    generator = torch.Generator().manual_seed(6)
+    hand = sample_hands(3, generator)
+    images = [render_hand(hand[i : i + 1], 224, generator).permute(1, 2, 0).numpy() for i in range(3)]
+    camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
+    wanted = load(device="cpu", step_mm=step, search=search)(images, camera, hand.hand_scale)
+    estimator = load(device="cuda", dtype=dtype, step_mm=step, search=search)
+    poses = [estimator(images, camera, hand.hand_scale) for _ in range(3)]
+    limit = 0.1 if dtype == torch.float32 else 5.0
+    assert np.median(np.linalg.norm(poses[0].joints - wanted.joints, axis=-1)) < limit
+    for pose in poses[1:]:
+        np.testing.assert_array_equal(pose.joints, poses[0].joints)
+    assert estimator._replay is not None
+    captured = list(estimator._replay._captured.values())
+    assert len(captured) == 1 and captured[0] is not None, "a graph, not launch by launch"
+    launched = estimator(images, camera, hand.hand_scale, return_votes=True)
+    np.testing.assert_array_equal(launched.joints, poses[0].joints)
 
 
 @pytest.mark.parametrize("search", ["dense", "guided", "octree"])

@@ -16,7 +16,8 @@ class Tune:
     """Time the block shapes of the field kernel on this CUDA device, and keep the fastest for later runs.
 
     Attributes:
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
+        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent; or
+            "released", the paper's network with weights at random, on which times do not depend.
         step: mm, spacing of the query points.
         dtype: precision of the field's matrix products.
     """
@@ -31,10 +32,14 @@ class Tune:
         if not torch.cuda.is_available():
             raise UserError("tuning needs a CUDA device; elsewhere the field runs in PyTorch, untuned")
         from nvf_fast import tuning
+        from nvf_fast.estimator import PoseEstimator
+        from nvf_fast.model import NVF
 
-        estimator = load_estimator(
-            self.checkpoint, "cuda", step_mm=self.step, dtype=getattr(torch, self.dtype)
-        )
+        options = {"step_mm": self.step, "dtype": getattr(torch, self.dtype)}
+        if self.checkpoint == "released":
+            estimator = PoseEstimator(NVF(), device="cuda", **options)
+        else:
+            estimator = load_estimator(self.checkpoint, "cuda", **options)
         model, lattice = estimator.model, estimator.lattice
         size = model.config.input_size
         generator = torch.Generator("cuda").manual_seed(0)

@@ -1,0 +1,126 @@
+"""How far the searches' poses are from the dense grid's, and what they miss.
+
+    python -m benchmarks.searches                 200 with the embedded network, 3 with the released one
+    python -m benchmarks.searches --pictures 20   fewer
+
+Writes benchmarks/results/searches.json, from which `make readme` makes a table. The released network has no
+trained weights here: it computes in full, and the known distances and votes of each picture's hand take the
+place of its answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import nvf_fast
+from benchmarks.taught import teach
+from nvf_fast.camera import reference_intrinsics
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.hand import HandDistribution, Hands
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.model import NVF
+
+RESULT = Path(__file__).resolve().parent / "results" / "searches.json"
+SEED = 9_000_001
+RELEASED_PICTURES = 3
+COLUMNS = [
+    *("network", "pictures", "step (mm)", "search", "points asked", "all asked", "voters missed"),
+    *("mean difference (mm)", "largest (mm)", "times as fast"),
+]
+
+
+@cache
+def synthetic(pictures: int) -> SyntheticHands:
+    return SyntheticHands(SyntheticConfig(pictures, SEED, distribution=HandDistribution()))
+
+
+def compare(
+    name: str, step: float, search: str, pictures: int, make: Callable[[str, Hands], PoseEstimator]
+) -> list[Any]:
+    """A row under `COLUMNS`.
+
+    Args:
+        name: of the network.
+        step: mm.
+        search: to hold against "dense".
+        pictures: of the synthetic test set.
+        make: an estimator with a search, for a picture's hand.
+    """
+    data = synthetic(pictures)
+    intrinsics = reference_intrinsics(data.config.size)
+    apart, asked, missed, ratios, voters = [], [], 0, [], 0
+    for index in tqdm(range(pictures), desc=f"{name} {step:g} mm {search}", unit="img"):
+        hand = data.hands([index])
+        image = data.images([index])[0].permute(1, 2, 0).contiguous()
+        poses, seconds = [], []
+        for kind in ("dense", search):
+            estimator = make(kind, hand)
+            began = time.perf_counter()
+            poses.append(estimator(image, intrinsics, float(hand.hand_scale)))
+            seconds.append(time.perf_counter() - began)
+        dense, found = poses
+        apart.append(np.linalg.norm(dense.joints - found.joints, axis=-1))
+        asked.append(int(found.points_evaluated))
+        missed += int(dense.voters) - int(found.voters)
+        voters += int(dense.voters)
+        ratios.append(seconds[0] / seconds[1])
+    everything = sum(count == int(dense.points_evaluated) for count in asked)
+    return [
+        *(name, pictures, step, search, int(np.median(asked)), everything, f"{missed:,} of {voters:,}"),
+        *(float(np.mean(apart)), float(np.max(apart)), float(np.median(ratios))),
+    ]
+
+
+def embedded(step: float) -> Callable[[str, Hands], PoseEstimator]:
+    estimators = {kind: nvf_fast.load(step_mm=step, search=kind) for kind in ("dense", "octree", "guided")}
+    for estimator in estimators.values():  # what is made once is not timed
+        estimator(np.zeros((8, 8, 3), np.uint8), reference_intrinsics(8), 35.0)
+    return lambda kind, hand: estimators[kind]
+
+
+def released(step: float) -> Callable[[str, Hands], PoseEstimator]:
+    torch.manual_seed(0)
+    model = NVF(NVFConfig())
+
+    def make(kind: str, hand: Hands) -> PoseEstimator:
+        estimator = PoseEstimator(model, step, search=kind)  # type: ignore[arg-type]
+        teach(estimator, hand)
+        estimator(np.zeros((8, 8, 3), np.uint8), reference_intrinsics(8), 35.0)
+        return estimator
+
+    return make
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=200, help="with the embedded network")
+    parser.add_argument("--out", type=Path, default=RESULT, help="file to write")
+    options = parser.parse_args(arguments)
+    few = min(options.pictures, RELEASED_PICTURES)
+    rows = [
+        compare("embedded", 16, "guided", options.pictures, embedded(16)),
+        compare("embedded", 4, "octree", options.pictures, embedded(4)),
+        compare("released", 16, "guided", few, released(16)),
+        compare("released", 4, "octree", few, released(4)),
+    ]
+    context = {"seed": SEED, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result = {"columns": COLUMNS, "rows": rows, "context": context}
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {options.out.name}; `make readme` puts it into the README")
+
+
+if __name__ == "__main__":
+    main()

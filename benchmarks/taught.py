@@ -1,0 +1,60 @@
+"""An untrained network that answers as a trained one would, so that searches of it lead somewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvf_fast.data.hand import Hands
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.grid import Lattice
+from nvf_fast.ops import FieldQuery
+from nvf_fast.training.labels import voting_labels
+
+CLAMP_MM = 5.0  # of the distances that training shows
+
+
+def teach(estimator: PoseEstimator, hand: Hands) -> None:
+    """From now on the network computes as ever, and its answers give way to what is known of one hand."""
+    frame = estimator._frame
+    frame._query = _TaughtQuery(frame._query, estimator.lattice, hand)  # type: ignore[assignment]
+
+
+class _TaughtQuery:
+    """`FieldQuery`, asked and overruled. For one picture at a time, within 5 mm of the surface."""
+
+    def __init__(self, query: FieldQuery, lattice: Lattice, hand: Hands) -> None:
+        self._query, self._lattice = query, lattice
+        nodes, joints = lattice.every(1), hand.joints[0]
+        points = lattice.points(nodes).cpu()
+        close = ((points > joints.amin(0) - 60) & (points < joints.amax(0) + 60)).all(-1)
+        points = points[close][None]
+        sdf = hand.signed_distance(points).clamp(-CLAMP_MM, CLAMP_MM)
+        weight, direction = voting_labels(points, hand.joints, sdf.abs() < CLAMP_MM, nearest=points.shape[1])
+        votes = torch.cat([weight[..., None], direction], -1)[0]
+        # Two more rows: far from the hand, and out of view.
+        self._votes = torch.cat([votes, torch.zeros_like(votes[:2])]).to(lattice.device)
+        self._sdf = torch.cat([sdf[0], torch.tensor([CLAMP_MM, torch.inf])]).to(lattice.device)
+        self._row_of = torch.full(lattice.seen.shape, len(votes), device=lattice.device)
+        self._row_of[lattice.nowhere] += 1
+        self._row_of[nodes[close.to(lattice.device)]] = torch.arange(len(votes), device=lattice.device)
+
+    def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> Any:
+        rows = self._row_of[self._lattice.nodes(points)]
+        return self._query.locate(points, intrinsics, map_size), rows
+
+    def project(self, features: Tensor, hand_scale: Tensor | None) -> Any:
+        return self._query.project(features, hand_scale)
+
+    def __call__(self, maps: Any, places: Any, within_mm: float, capacity: int) -> tuple[Tensor, ...]:
+        places, rows = places
+        self._query(maps, places, within_mm, capacity)
+        sdf = self._sdf[rows]
+        near = sdf.abs() < within_mm
+        slots = (near.cumsum(0) - 1).int()
+        votes = self._votes.new_empty(1, capacity, *self._votes.shape[1:])
+        kept = near & (slots < capacity)
+        votes[0, slots[kept].long()] = self._votes[rows[kept]]
+        return sdf[None], votes, slots[None]
