@@ -197,7 +197,7 @@ def test_passes_of_few_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_chunks_of_the_pytorch_form_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = field_inputs(SHORT)
     whole = run(ops.query_field, inputs, backend="torch", surface_mm=3.0)
-    monkeypatch.setattr(query_torch, "_CHUNK", 7)
+    monkeypatch.setattr(query_torch, "_PASS", 7 * 48)  # seven points
     for got, wanted in zip(run(ops.query_field, inputs, backend="torch", surface_mm=3.0), whole, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)  # mm; measured 2e-5 on sdf
 
