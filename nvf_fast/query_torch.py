@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Activations of the widest hidden layer per pass, which then stay in the caches. Measured on two cores at 16 mm:
-# the embedded network, of 256 channels, took 53, 41, 35, 39 and 45 ms with 512, 1024, 2048, 4096 and 8192
+# Activations of the widest hidden layer per pass, which then stay in the caches. On two cores at 16 mm the
+# embedded network, of 256 channels, took 53, 41, 35, 39 and 45 ms with 512, 1024, 2048, 4096 and 8192
 # points a pass, the released one, of 1024, 374, 372 and 410 ms with 512, 1024 and 2048.
 _PASS = 2**19
 
