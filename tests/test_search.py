@@ -138,7 +138,7 @@ def test_guided_begins_about_a_previous_pose(hands: Hands, sizes: Sizes | None) 
         assert found.doubt
 
 
-@pytest.mark.parametrize("sizes", [Sizes(20, 2**16, 2**13), Sizes(8192, 100, 2**13), Sizes(8192, 2**16, 40)])
+@pytest.mark.parametrize("sizes", [Sizes(20, 2**16, 2**13), Sizes(8192, 100, 2**13), Sizes(8192, 2**16, 5)])
 def test_what_does_not_fit_is_said(hands: Hands, sizes: Sizes) -> None:
     lattice = Lattice(8.0)
     field = TrueField(hands[:1], lattice)
