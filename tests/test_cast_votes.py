@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,17 +18,10 @@ from tests.kernel_cases import rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOTH = pytest.mark.parametrize("function", [kernel, reference])
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*encountered in divide:RuntimeWarning"
-)  # 0 / 0 = NaN is wanted
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory from `empty` holds NaN, so that an element nobody wrote fails."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*encountered in divide:RuntimeWarning"),  # 0 / 0 = NaN is wanted
+    pytest.mark.usefixtures("poisoned_memory"),
+]
 
 
 def voting(
