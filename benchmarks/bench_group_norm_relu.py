@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.paired import time_in_turn
 from nvf_fast import ops
 from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as reference
 from tests.kernel_cases import rms
@@ -49,27 +49,22 @@ def bench_group_norm_relu(
     found = ops.group_norm_relu(x, weight, bias, groups, backend=backend)
     assert rms(found - exact) <= 2 * rms(reference(x, weight, bias, groups) - exact)
 
-    pytorch_seconds: list[float] = []
-
-    def pytorch_first() -> None:
+    def pytorch() -> float:
         began = now()
         F.relu(F.group_norm(x, groups, weight, bias))
-        pytorch_seconds.append(now() - began)
+        return now() - began
 
     def run() -> None:
         ops.group_norm_relu(x, weight, bias, groups, backend=backend)
         now()
 
-    rounds = 50
-    benchmark.pedantic(run, setup=pytorch_first, rounds=rounds, warmup_rounds=2)
-    seconds = np.array(benchmark.stats.stats.data)
-    ratios = np.array(pytorch_seconds[-rounds:]) / seconds
+    paired = time_in_turn(benchmark, run, pytorch, rounds=50)
     benchmark.group = f"group_norm_relu {channels} x {side} x {side}, batch {batch}, {dtype}"
     benchmark.extra_info.update(
         device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
         torch=torch.__version__,
         dtype=str(dtype),
         batch=batch,
-        us_20_50_80=(1e6 * np.percentile(seconds, [20, 50, 80])).tolist(),
-        times_pytorch_20_50_80=np.percentile(ratios, [20, 50, 80]).tolist(),
+        us_20_50_80=[1e6 * value for value in paired.seconds],
+        times_pytorch_20_50_80=paired.ratios,
     )

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import nvf_fast
+from benchmarks.paired import time_in_turn
 from benchmarks.peer import Peer
 from benchmarks.readme import SPEED_COLUMNS, cell, speed_row
 from benchmarks.taught import teach
@@ -142,23 +143,16 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
     assert np.array_equal(estimator(image, intrinsics, hand_scale).joints, pose.joints), "bit for bit"
 
     more_points = len(estimator.lattice) / len(rival)
-    peer_seconds: list[float] = []
 
-    def peer_first() -> None:
+    def run_peer() -> float:
         rival(image, intrinsics, hand_scale)
         query = rival.seconds["query"] * more_points
-        peer_seconds.append(rival.seconds["encode"] + query + rival.seconds["vote"])
+        return rival.seconds["encode"] + query + rival.seconds["vote"]
 
-    rounds = 15 if case.network == "embedded" else 7
-    benchmark.pedantic(
-        estimator,
-        args=(image, intrinsics, hand_scale),
-        setup=peer_first,
-        rounds=rounds,
-        warmup_rounds=2,
-    )
-    seconds = np.array(benchmark.stats.stats.data)
-    ratios = np.array(peer_seconds[-rounds:]) / seconds
+    def run() -> None:
+        estimator(image, intrinsics, hand_scale)
+
+    paired = time_in_turn(benchmark, run, run_peer, rounds=15 if case.network == "embedded" else 7)
     with estimator.timed() as stages:
         for _ in range(5):
             estimator(image, intrinsics, hand_scale)
@@ -168,8 +162,8 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         "search": case.search,
         "dtype": str(case.dtype).removeprefix("torch."),
         "points_evaluated": int(pose.points_evaluated),
-        "ms_20_50_80": (1e3 * np.percentile(seconds, [20, 50, 80])).tolist(),
-        "times_the_peer_20_50_80": np.percentile(ratios, [20, 50, 80]).tolist(),
+        "ms_20_50_80": [1e3 * value for value in paired.seconds],
+        "times_the_peer_20_50_80": paired.ratios,
         "peer_estimated": estimated,
         "asked_again": estimator.redone,
         "stages_ms": {name: total / 5 for name, total in stages.items()},
@@ -184,7 +178,7 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
     rows.append(speed_row(facts))
 
 
-@pytest.mark.skipif(not CUDA, reason="compiling takes minutes on a CPU, and gained nothing there")
+@pytest.mark.skipif(not CUDA, reason="compared on CUDA, where the goals are")
 @pytest.mark.parametrize("step", [16, 4])
 def bench_compiled_peer(benchmark: Any, step: int) -> None:
     """The peer through `torch.compile`, with the released network."""

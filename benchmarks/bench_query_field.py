@@ -11,11 +11,10 @@ import time
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from benchmarks.paired import time_in_turn
 from nvf_fast import ops
 from nvf_fast.grid import frustum_grid
 from nvf_fast.kernels.query_field_ref import query_field as reference
@@ -64,23 +63,17 @@ def bench_query_field(
         assert rms(got - value) <= 2 * rms(torch_got - value)
     surface_mm = exact[0].abs().flatten().sort().values[len(few) // 300].item()
 
-    reference_seconds: list[float] = []
-
-    def reference_first() -> None:
+    def whole_reference() -> float:
         began = now()
         for chunk in points.split(CHUNK):
             reference(**arguments | {"points": chunk}, surface_mm=surface_mm)
-        reference_seconds.append(now() - began)
+        return now() - began
 
-    def run() -> Tensor:
-        sdf, _ = call(surface_mm=surface_mm)
+    def run() -> None:
+        call(surface_mm=surface_mm)
         now()
-        return sdf
 
-    rounds = 20 if CUDA else 9
-    benchmark.pedantic(run, setup=reference_first, rounds=rounds, warmup_rounds=2)
-    seconds = np.array(benchmark.stats.stats.data)
-    ratios = np.array(reference_seconds[-rounds:]) / seconds
+    paired = time_in_turn(benchmark, run, whole_reference, rounds=20 if CUDA else 9)
     benchmark.group = f"query_field {name} {step} mm {dtype}"
     benchmark.extra_info.update(
         device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
@@ -88,6 +81,6 @@ def bench_query_field(
         dtype=str(dtype),
         batch=1,
         points=len(points),
-        ms_20_50_80=(1e3 * np.percentile(seconds, [20, 50, 80])).tolist(),
-        times_the_reference_20_50_80=np.percentile(ratios, [20, 50, 80]).tolist(),
+        ms_20_50_80=[1e3 * value for value in paired.seconds],
+        times_the_reference_20_50_80=paired.ratios,
     )

@@ -26,7 +26,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.grid import Lattice
 from nvf_fast.kernels.query_field import EXTRA_ROWS, SLOTS, Tiling, tilings
 
-H200_TFLOPS, H200_TBYTES = 790.0, 4.3  # bf16 matrix rate and memory bandwidth, measured ones
+H200_TFLOPS, H200_TBYTES = 790.0, 4.3  # bf16 matrix rate and memory bandwidth that one is said to reach
 OUTPUTS = 85
 
 

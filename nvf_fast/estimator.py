@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -40,6 +40,7 @@ from nvf_fast.search import Search
 from nvf_fast.stages import Stages
 
 CUT_PX = 64  # on CUDA cut-outs are filled up to multiples of it, so that few graphs serve many of them
+_Votes = dict[int, tuple[Tensor, Tensor]]  # by picture: points (V, 3) mm and votes (V, 21, 4)
 LOG = logging.getLogger("nvf_fast")
 
 
@@ -57,7 +58,8 @@ class PoseEstimator:
         device: where to compute; None is where the model is.
         dtype: torch.float32, float16 or bfloat16, precision of the encoder and of the field's matrix
             products; sums, depths and votes stay float32. None is float32 on a CPU, float16 on CUDA.
-        backend: of the operations in `nvf_fast.ops`; None chooses by device, "triton" or "torch" forces one.
+        backend: of asking, selecting and voting (`nvf_fast.ops`); None chooses by device, "triton" or "torch"
+            forces one. The encoder's norms go by the device.
 
     Raises:
         ValueError: a number is out of its range.
@@ -91,8 +93,8 @@ class PoseEstimator:
         self.model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         self.model.encoder.to(self.dtype)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # On a CPU nothing is won by not looking.
-        self._settle = self.device.type != "cuda"
+        # PyTorch's forms read back by themselves: nothing is won by not looking.
+        self._settle = self.device.type != "cuda" or backend == "torch"
         self.redone = 0  # pictures asked again, since fixed sizes or a search's guard did not hold
         self._stages = Stages(self.device)
         self._frame = Frame(
@@ -100,7 +102,7 @@ class PoseEstimator:
         )
         self.lattice = self._frame.lattice
         self._replay = None
-        if self.device.type == "cuda" and backend != "torch":
+        if not self._settle:
             self._replay = Replay(self._launch, CudaRecorder(self.device))
 
     @torch.no_grad()
@@ -174,25 +176,14 @@ class PoseEstimator:
         return self._stages.timed()
 
     def _answers(self, inputs: _Inputs, return_votes: bool) -> Answers:
-        """The answers about all pictures, on the CPU but for the votes; in parts that fit into memory."""
-        todo = self._alike(inputs.plans)
-        together, order = self._frame.together(self._settle), []
+        """The answers about all pictures, on the CPU but for the votes."""
+        order: list[int] = []
         every_packed: list[Tensor] = []
         votes: dict[int, tuple[Tensor, Tensor]] = {}
-        while todo:
-            members, rest = todo[0][:together], todo[0][together:]
-            try:
-                packed, its_votes = self._run(inputs, members, return_votes)
-            except torch.OutOfMemoryError:
-                if len(members) == 1:
-                    raise
-                together = len(members) // 2
-                LOG.warning("out of memory on %s: going on with %d pictures at a time", self.device, together)
-                continue
-            todo[:1] = [rest] if rest else []
+        for members, packed, its_votes in self._in_parts(inputs, return_votes):
             order += members
             every_packed.append(packed)
-            votes.update(zip(members, its_votes, strict=False))
+            votes |= its_votes
         with self._stages("read"):
             rows = torch.cat(every_packed).cpu()  # the one wait for the device
             rows = rows if len(order) == 1 else rows[torch.tensor(order).argsort()]
@@ -200,8 +191,27 @@ class PoseEstimator:
             self.redone += 1
             packed, its_votes = self._run(inputs, [picture], return_votes, settle=True)
             rows[picture] = packed[0].cpu()
-            votes.update(zip([picture], its_votes, strict=False))
+            votes |= its_votes
         return unpacked(rows)._replace(votes=[votes[picture] for picture in sorted(votes)])
+
+    def _in_parts(self, inputs: _Inputs, return_votes: bool) -> Iterator[tuple[list[int], Tensor, _Votes]]:
+        """Pictures that are alike and fit into memory together, and what `_run` gives of them."""
+        together = self._frame.together(self._settle)
+        for rest in self._alike(inputs.plans):
+            while rest:
+                members = rest[:together]
+                try:
+                    answer = self._run(inputs, members, return_votes)
+                except torch.OutOfMemoryError:
+                    if len(members) == 1:
+                        raise
+                    together = len(members) // 2
+                    LOG.warning(
+                        "out of memory on %s: going on with %d pictures at a time", self.device, together
+                    )
+                    continue
+                yield members, *answer
+                rest = rest[len(members) :]
 
     def _alike(self, plans: list[ViewPlan]) -> list[list[int]]:
         """The pictures in groups whose cut-outs have one shape and one factor."""
@@ -220,7 +230,7 @@ class PoseEstimator:
 
     def _run(
         self, inputs: _Inputs, members: list[int], return_votes: bool, settle: bool = False
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    ) -> tuple[Tensor, _Votes]:
         """`Answers.packed` of pictures that are alike, on the device, and their votes if wanted."""
         plans = [inputs.plans[picture] for picture in members]
         factor = plans[0].factor
@@ -232,9 +242,9 @@ class PoseEstimator:
         if self._replay is not None and not (settle or return_votes or self._stages.measuring):
             key = _Key(tuple(cuts.shape), factor, scale is not None, previous is not None)
             given = [tensor for tensor in (cuts, matrices, scale, previous) if tensor is not None]
-            return self._replay(key, *given), []
+            return self._replay(key, *given), {}
         answers = self._frame(cuts, matrices, factor, scale, previous, settle or self._settle)
-        return answers.packed(), answers.votes if return_votes else []
+        return answers.packed(), dict(zip(members, answers.votes, strict=True)) if return_votes else {}
 
     def _launch(self, key: _Key, cuts: Tensor, matrices: Tensor, *others: Tensor) -> Tensor:
         """The frame as `Replay` calls it."""

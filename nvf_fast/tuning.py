@@ -18,7 +18,7 @@ from nvf_fast.kernels import query_field as kernel
 from nvf_fast.kernels.query_field import Tiling
 
 CACHE = Path.home() / ".cache" / "nvf_fast" / "tilings.json"
-GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is noise
+GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is taken for noise
 ROUNDS = 30
 LOG = logging.getLogger("nvf_fast")
 

@@ -291,7 +291,7 @@ def test_a_replayed_frame_is_the_frame(tiny: NVF, search: str, step: float) -> N
         wanted = usual(images[picture], intrinsics, hand_scale)
         found = estimator(images[picture], intrinsics, hand_scale)
         assert found.voters == wanted.voters
-        np.testing.assert_allclose(found.joints, wanted.joints, rtol=0, atol=1e-3)
+        np.testing.assert_array_equal(found.joints, wanted.joints)
 
 
 def test_a_guided_search_begins_about_the_frame_before(tiny: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,6 +405,7 @@ def test_the_embedded_model_on_cuda(search: str, step: float, dtype: torch.dtype
     wanted = load(device="cpu", step_mm=step, search=search)(images, camera, hand.hand_scale)
     estimator = load(device="cuda", dtype=dtype, step_mm=step, search=search)
     poses = [estimator(images, camera, hand.hand_scale) for _ in range(3)]
+    # Chosen without a GPU, by float32's and half precision's rounding: to be set by what one shows.
     limit = 0.1 if dtype == torch.float32 else 5.0
     assert np.median(np.linalg.norm(poses[0].joints - wanted.joints, axis=-1)) < limit
     for pose in poses[1:]:

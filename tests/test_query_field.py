@@ -216,6 +216,7 @@ def test_prepared_query_gives_the_same_in_rows(backend: ops.Backend) -> None:
         maps = query.project(inputs.features, inputs.hand_scale)
         near = sdf.abs() < 3.0
         assert near.sum(1).min() > 10 and not torch.equal(near[0], near[1])
+        # 1e-5: equal on a CPU and in the interpreter; a GPU's library may project maps in another order.
         for capacity in (len(inputs.points), 10):
             for part in (slice(None), slice(1, 2)):  # all images, and one of them with the same places
                 found, votes, slots = query(maps[part], places, 3.0, capacity)
