@@ -1,0 +1,214 @@
+"""Complement, also CompHand: X. Chen et al., "MobRecon", CVPR 2022. Rendered hands, 256 x 256 px, one camera.
+
+The files show left hands and hold metres; picture and mesh are mirrored to right hands, as the authors' own
+loader does it. See docs/datasets.md.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvf_fast.data.faults import Faults
+from nvf_fast.data.folder import FolderDataset, bone_mm, mesh_of, vertices_m
+from nvf_fast.data.mano import VERTICES, Mano, close_surface, open_mano
+from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.tables import check_points, listed, read_picture, write_picture
+
+PAGE = "https://github.com/SeanChenxy/HandMesh/blob/main/complement_data.md"
+BATCHES = ("base_pose", "trans_pose_batch1", "trans_pose_batch2", "trans_pose_batch3")
+VIEWS = 71  # released of each of 1520 poses
+SIZE = 256
+INTRINSICS = np.array([[373.3511425, 0, 128], [0, 373.3511425, 128], [0, 0, 1]])
+LAYOUT = "BATCH/.../pic256/FOLDER/NAME.NUMBER.png"
+
+
+class Complement(FolderDataset):
+    """Complement's pictures, sorted by path. The data set has no split: it is there to train on.
+
+    Args:
+        folder: the folder that holds `base_pose`, `trans_pose_batch1`, ...
+        mano: MANO's model or its file, whose joints are regressed from the vertices, since the data set has
+            none. Without it the samples have vertices alone, and opening warns of it.
+        official: whether another number of pictures than the official one is a fault.
+
+    Raises:
+        DatasetFaults: whatever is wrong with the files, all at once. Of the meshes, the first of each pose is
+            read.
+    """
+
+    name = "Complement"
+    split = "all"
+    expected = 1520 * VIEWS
+
+    def __init__(
+        self, folder: Path | str, mano: Mano | Path | str | None = None, *, official: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        faults = Faults(self.name, self.folder, PAGE)
+        faults.check_place(BATCHES)
+        self._mano = open_mano(mano, faults)
+        pictures = sorted(self.folder.glob("**/pic256/**/*.png"))
+        if not pictures:
+            faults.add(self.folder, "no pictures", LAYOUT)
+        self.ids = [path.relative_to(self.folder).with_suffix("").as_posix() for path in pictures]
+        self._faces = self._read_meshes(faults)
+        self._check_official(official, faults)
+        faults.check()
+        if self._mano is None:
+            self.why_no_surfaces = "joints are not in the files but MANO's, regressed: mano=MANO_RIGHT.pkl"
+            warnings.warn(f"Complement's samples have no joints: {self.why_no_surfaces}", stacklevel=2)
+
+    def __getitem__(self, index: int) -> HandSample:
+        """One sample.
+
+        Raises:
+            DamagedPicture: its picture or its mesh cannot be read.
+        """
+        identity = self.ids[self._checked(index)]
+        path = self.folder / f"{identity}.png"
+        image = read_picture(path)
+        if image.shape != (SIZE, SIZE, 3):
+            raise DamagedPicture(
+                f"{path} is {image.shape[1]} x {image.shape[0]} px; wanted {SIZE} x {SIZE}, as its camera has"
+            )
+        mesh = self.folder / _mesh_of(identity)
+        try:
+            vertices = _read_vertices(mesh)
+        except (OSError, ValueError) as error:
+            raise DamagedPicture(f"{mesh} cannot be read: {error}") from error
+        joints = (
+            None
+            if self._mano is None
+            else self._mano.regress(vertices.double()[None], "complement")[0].float()
+        )
+        return HandSample(
+            id=identity,
+            image=np.ascontiguousarray(image[:, ::-1]),
+            intrinsics=INTRINSICS.copy(),
+            root=None if joints is None else joints[0],
+            joints=joints,
+            surface=mesh_of(vertices, joints, self._faces),
+            vertices=vertices,
+            hand_scale=None if joints is None else bone_mm(joints),
+        )
+
+    def _read_meshes(self, faults: Faults) -> Tensor | None:
+        """Sees that each picture has its mesh; the closed faces, of which all meshes must have the same."""
+        meshes: dict[Path, list[str]] = {}
+        nameless: list[str] = []
+        for identity in self.ids:
+            try:
+                mesh = self.folder / _mesh_of(identity)
+            except ValueError:
+                nameless.append(identity)
+                continue
+            meshes.setdefault(mesh.parent, []).append(mesh.name)
+        faults.add_many(self.folder, "pictures of another form", nameless, LAYOUT)
+        faces: Tensor | None = None
+        for place, names in meshes.items():
+            present = listed(place)
+            missing = [name for name in names if name not in present]
+            faults.add_many(place, "meshes missing", missing, "one for each picture of pic256")
+            if names[0] not in present:
+                continue
+            path = place / names[0]
+            try:
+                vertices, own = _read_vertices(path), _read_faces(path)
+                if faces is None:
+                    faces, closed = own, close_surface(own, vertices)
+                elif not torch.equal(own, faces):
+                    faults.add(path, "other faces", "those of the data set's other meshes")
+                check_points(path, vertices[None].numpy(), faults)
+            except (OSError, ValueError) as error:
+                faults.add(path, str(error), "a hand's mesh, open at the wrist")
+        return None if faces is None else closed
+
+
+def write_complement(
+    folder: Path | str,
+    samples: Sequence[HandSample],
+    faces: Tensor,
+    batch: str = "base_pose",
+    views: int = VIEWS,
+) -> None:
+    """Writes hands of one's own as Complement's files, `views` of them in the folder of each pose.
+
+    Args:
+        folder: to write to.
+        samples: right hands with MANO's vertices, 256 x 256 px, all taken with `INTRINSICS`.
+        faces: (F, 3) int64, open at the wrist.
+        batch: one of `BATCHES`.
+        views: pictures in one folder; they get the numbers 3, 6, 9, ...
+
+    Raises:
+        ValueError: samples that these files cannot hold.
+    """
+    if batch not in BATCHES or views < 1:
+        raise ValueError(f"batch must be one of {BATCHES} and views positive, got {batch!r} and {views}")
+    for index, sample in enumerate(samples):
+        if sample.image.shape != (SIZE, SIZE, 3) or not np.allclose(sample.intrinsics, INTRINSICS):
+            raise ValueError(
+                f"{sample.id} must be {SIZE} x {SIZE} px taken with {INTRINSICS.tolist()}, "
+                f"got {sample.image.shape} and {sample.intrinsics.tolist()}"
+            )
+        if sample.side != "right":
+            raise ValueError(f"{sample.id} must be a right hand, got a {sample.side} one")
+        pose, number = Path(folder) / batch / f"pose{index // views:04d}", 3 * (index % views + 1)
+        write_picture(pose / "pic256" / "view" / f"hand.{number:04d}.png", sample.image[:, ::-1])
+        lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in (vertices_m(sample) * [-1, 1, 1]).tolist()]
+        # Mirrored vertices need faces turned round to keep their outside.
+        lines += [f"f {a + 1} {b + 1} {c + 1}" for c, b, a in faces.tolist()]
+        (pose / "model_mano").mkdir(parents=True, exist_ok=True)
+        (pose / "model_mano" / f"{number}.obj").write_text("\n".join(lines) + "\n")
+
+
+def _mesh_of(identity: str) -> Path:
+    """The mesh of the picture BATCH/.../pic256/FOLDER/NAME.NUMBER.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    *parts, _, name = Path(identity).parts
+    last = len(parts) - 1 - parts[::-1].index("pic256")
+    number = int(name.partition(".")[2].partition(".")[0])
+    return Path(*parts[:last], "model_mano", *parts[last + 1 :], f"{number}.obj")
+
+
+def _read_vertices(path: Path) -> Tensor:
+    """(778, 3) float32 mm of a right hand.
+
+    Raises:
+        ValueError: other numbers, or another number of them.
+    """
+    rows = [
+        line.split()[1:4] for line in path.read_text(encoding="latin1").splitlines() if line.startswith("v ")
+    ]
+    if len(rows) != VERTICES:
+        raise ValueError(f"{len(rows)} vertices, {VERTICES} are MANO's")
+    vertices = np.array(rows, dtype=np.float64) * [-1000, 1000, 1000]
+    if not np.isfinite(vertices).all():
+        raise ValueError("vertices with NaN or infinity")
+    return torch.from_numpy(vertices.astype(np.float32))
+
+
+def _read_faces(path: Path) -> Tensor:
+    """(F, 3) int64; of `f a/b/c` the first number counts.
+
+    Raises:
+        ValueError: other than triangles of the mesh's vertices.
+    """
+    lines = [
+        line.split()[1:] for line in path.read_text(encoding="latin1").splitlines() if line.startswith("f ")
+    ]
+    if not lines or {len(line) for line in lines} != {3}:
+        raise ValueError("no faces, or others than triangles")
+    faces = torch.tensor([[int(corner.split("/")[0]) - 1 for corner in line] for line in lines])
+    if faces.min() < 0 or faces.max() >= VERTICES:
+        raise ValueError(f"faces of vertices {int(faces.min()) + 1} to {int(faces.max()) + 1}, of {VERTICES}")
+    return faces

@@ -1,0 +1,87 @@
+"""What is wrong with a data set's files, gathered and told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+SHOWN = 5  # of many alike, such as missing pictures
+
+
+class DatasetFaults(ValueError):
+    """A data set's files cannot be used; `faults` says why, one sentence for each file or kind of fault."""
+
+    def __init__(self, name: str, folder: Path, page: str, faults: Sequence[str]) -> None:
+        super().__init__(name, folder, page, tuple(faults))
+        self.faults = tuple(faults)
+        self._head = f"{name} in {folder} cannot be used, {len(faults)} fault(s):"
+        self._foot = f"{name} and what its files should look like: {page}, docs/datasets.md"
+
+    def __str__(self) -> str:
+        return "\n".join([self._head, *(f"  - {fault}" for fault in self.faults), self._foot])
+
+
+class Faults:
+    """Gathers the faults of one folder.
+
+    Args:
+        name: of the data set.
+        folder: that was opened; files in it are named relative to it.
+        page: where the data set is described and downloaded.
+    """
+
+    def __init__(self, name: str, folder: Path, page: str) -> None:
+        self.name, self.folder, self.page = name, folder, page
+        self._found: list[str] = []
+
+    def add(self, path: Path, came: str, wanted: str) -> None:
+        """One fault: what came and what was wanted."""
+        self._found.append(f"{self._short(path)}: {came}; wanted {wanted}")
+
+    def add_many(self, path: Path, kind: str, cases: Sequence[str], wanted: str) -> None:
+        """Alike faults as one, with their number and the first few; no fault where there are no cases."""
+        if cases:
+            more = f" and {len(cases) - SHOWN} more" if len(cases) > SHOWN else ""
+            self.add(path, f"{len(cases)} {kind}: {', '.join(cases[:SHOWN])}{more}", wanted)
+
+    def extend(self, faults: Sequence[str]) -> None:
+        """Those of another file, already told."""
+        self._found.extend(faults)
+
+    def add_lengths(self, lengths: Mapping[Path, int], of: Path) -> None:
+        """Lists that are not as long as the one in `of`."""
+        for path, length in lengths.items():
+            if of in lengths and length != lengths[of]:
+                self.add(path, f"{length} entries", f"{lengths[of]}, as {self._short(of)} has")
+
+    def check_place(self, marks: Sequence[str]) -> None:
+        """That the folder is there and holds one of `marks`; says where these are, one level up or down.
+
+        Raises:
+            DatasetFaults: it is not the data set's own folder. Nothing else can be said about it then.
+        """
+        wanted = f"the folder that holds {' or '.join(marks)}"
+        if not self.folder.is_dir():
+            self.add(self.folder, "no such folder", wanted)
+        elif not _holds(self.folder, marks):
+            near = [self.folder.parent, *sorted(path for path in self.folder.iterdir() if path.is_dir())]
+            right = [path for path in near if _holds(path, marks)]
+            self.add(self.folder, "a folder without them", f"{wanted}{f': {right[0]}' if right else ''}")
+        self.check()
+
+    def check(self) -> None:
+        """Ends the opening where something was found.
+
+        Raises:
+            DatasetFaults: with everything that was found.
+        """
+        if self._found:
+            raise DatasetFaults(self.name, self.folder, self.page, self._found)
+
+    def _short(self, path: Path) -> str:
+        inside = path != self.folder and path.is_relative_to(self.folder)
+        return str(path.relative_to(self.folder) if inside else path)
+
+
+def _holds(folder: Path, marks: Sequence[str]) -> bool:
+    return any((folder / mark).exists() for mark in marks)

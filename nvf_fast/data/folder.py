@@ -1,0 +1,99 @@
+"""What the data sets that are read from a folder have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from nvf_fast.data.faults import Faults
+from nvf_fast.data.mano import VERTICES
+from nvf_fast.data.sample import HandSample
+from nvf_fast.data.surfaces import MeshHands
+
+
+class FolderDataset:
+    """A data set in a folder, checked when it was opened.
+
+    Attributes:
+        name, split: which data set.
+        folder: where it is.
+        ids: of its samples, in order.
+        expected: how many samples the official release has.
+        why_no_surfaces: why its samples have no closed surface, or None where they have one.
+    """
+
+    name: str
+    split: str
+    folder: Path
+    ids: Sequence[str]
+    expected: int
+    why_no_surfaces: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has as many samples as the official release."""
+        return len(self) == self.expected
+
+    @property
+    def has_surfaces(self) -> bool:
+        return self.why_no_surfaces is None
+
+    def describe(self) -> str:
+        """One line: how many samples of how many, and whether they have surfaces."""
+        count = f"{len(self)} samples" + ("" if self.complete else f" of the official {self.expected}")
+        surfaces = "closed surfaces" if self.has_surfaces else f"no surfaces ({self.why_no_surfaces})"
+        return f"{self.name} {self.split} in {self.folder}: {count}, {surfaces}"
+
+    def _check_official(self, official: bool, faults: Faults) -> None:
+        if official and not self.complete:
+            faults.add(self.folder, f"{len(self)} samples", f"the official {self.expected}")
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} {self.split} has samples 0 to {len(self) - 1}, got index {index}")
+        return index
+
+
+def mesh_of(vertices: Tensor | None, joints: Tensor | None, faces: Tensor | None) -> MeshHands | None:
+    """The closed surface, a batch of one, of a hand's vertices (V, 3) and joints (21, 3), if all is known."""
+    if vertices is None or joints is None or faces is None:
+        return None
+    return MeshHands(vertices[None], faces, joints[None])
+
+
+def bone_mm(joints: Tensor) -> float:
+    """The hand scale of joints (21, 3): the length in mm of the bone between joints 9 and 10."""
+    return float((joints[10] - joints[9]).norm())
+
+
+def joints_m(sample: HandSample) -> np.ndarray:
+    """(21, 3) float64 m, as the data sets' files hold them.
+
+    Raises:
+        ValueError: the sample has no joints, or a left hand, which none of the files can say.
+    """
+    if sample.side != "right":
+        raise ValueError(
+            f"{sample.id} must be a right hand (mirror picture and joints first), got a {sample.side} one"
+        )
+    if sample.joints is None:
+        raise ValueError(f"{sample.id} must have joints, got None")
+    return sample.joints.double().numpy() / 1000
+
+
+def vertices_m(sample: HandSample) -> np.ndarray:
+    """(778, 3) float64 m.
+
+    Raises:
+        ValueError: the sample has no vertices, or others than MANO's.
+    """
+    shape = None if sample.vertices is None else tuple(sample.vertices.shape)
+    if sample.vertices is None or shape != (VERTICES, 3):
+        raise ValueError(f"{sample.id} must have MANO's vertices, ({VERTICES}, 3), got {shape}")
+    return sample.vertices.double().numpy() / 1000

@@ -1,0 +1,253 @@
+"""FreiHAND v2: C. Zimmermann et al., "FreiHAND", ICCV 2019. Right hands, one per picture of 224 x 224 px.
+
+The files hold metres, in our camera frame and our joint order; docs/datasets.md tells what they look like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvf_fast.data.faults import Faults
+from nvf_fast.data.folder import FolderDataset, bone_mm, joints_m, mesh_of, vertices_m
+from nvf_fast.data.mano import VERTICES, Mano, open_mano, place_freihand
+from nvf_fast.data.sample import HandSample
+from nvf_fast.data.tables import (
+    check_intrinsics,
+    check_points,
+    listed,
+    read_picture,
+    read_table,
+    write_picture,
+    write_table,
+)
+
+PAGE = "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html"
+VERSIONS = ("gs", "hom", "sample", "auto")
+"""Four pictures of each training hand: before the green screen, and with three kinds of other background."""
+FORMS: dict[str, tuple[tuple[int, ...], float, type]] = {
+    "K": ((3, 3), 1.0, np.float64),
+    "xyz": ((21, 3), 1000.0, np.float32),
+    "verts": ((VERTICES, 3), 1000.0, np.float32),
+    "mano": ((1, 61), 1.0, np.float64),
+    "scale": ((), 1000.0, np.float32),
+}
+"""An entry's shape in each list, its unit in ours, and how it is kept."""
+OFFICIAL = {"training": 32_560, "evaluation": 3_960}
+
+
+class FreiHAND(FolderDataset):
+    """FreiHAND's pictures, all those of the first version, then those of the next.
+
+    Args:
+        folder: FreiHAND_pub_v2, the folder that holds `training_K.json` and `training/rgb`.
+        split: "training" or "evaluation".
+        versions: which of "gs", "hom", "sample", "auto"; evaluation has "gs" only.
+        evaluation_folder: FreiHAND_pub_v2_eval, with the released annotations of the evaluation split.
+            Without it they are read from `folder`; where they are not there either, samples have no joints.
+        mano: MANO's model or its file, whose faces make closed surfaces; and the vertices, where there is no
+            `*_verts.json` but a `*_mano.json`.
+        cache: folder that keeps the long lists as arrays; without it, reading those of all 32 560 hands takes
+            a minute or two each time.
+        official: whether another number of samples than the official one is a fault.
+
+    Raises:
+        DatasetFaults: whatever is wrong with the files, all at once.
+    """
+
+    name = "FreiHAND"
+
+    def __init__(
+        self,
+        folder: Path | str,
+        split: str = "training",
+        versions: Sequence[str] = VERSIONS,
+        evaluation_folder: Path | str | None = None,
+        mano: Mano | Path | str | None = None,
+        *,
+        cache: Path | str | None = None,
+        official: bool = False,
+    ) -> None:
+        if split not in OFFICIAL:
+            raise ValueError(f'split must be "training" or "evaluation", got {split!r}')
+        self.versions = _read_versions(versions, split)
+        self.folder, self.split = Path(folder), split
+        self.expected = OFFICIAL[split] * len(self.versions)
+        faults = Faults(self.name, self.folder, PAGE)
+        faults.check_place([f"{split}_K.json", f"{split}/rgb"])
+        model = open_mano(mano, faults)
+        self._read_annotations(evaluation_folder, faults, None if cache is None else Path(cache))
+        self._check_pictures(faults)
+        self._check_official(official, faults)
+        faults.check()
+        self._mano = model
+        self._faces = None if model is None else model.closed_faces
+        self.why_no_surfaces = self._missing_for_surfaces()
+
+    def __getitem__(self, index: int) -> HandSample:
+        """One sample.
+
+        Raises:
+            DamagedPicture: its picture cannot be read.
+        """
+        hand = self._checked(index) % len(self._intrinsics)
+        joints = None if self._joints is None else self._joints[hand].clone()
+        vertices = self._vertices_of(hand)
+        return HandSample(
+            id=self.ids[index],
+            image=read_picture(self.folder / self.split / "rgb" / f"{self.ids[index].split('/')[1]}.jpg"),
+            intrinsics=self._intrinsics[hand].numpy().copy(),
+            root=None if joints is None else joints[0],
+            joints=joints,
+            surface=mesh_of(vertices, joints, self._faces),
+            vertices=vertices,
+            hand_scale=self._scale_of(hand) if joints is None else bone_mm(joints),
+        )
+
+    def _read_annotations(self, other: Path | str | None, faults: Faults, cache: Path | None) -> None:
+        """Sets intrinsics, and joints, vertices, MANO's parameters and scale where they are there."""
+        truth = Path(other) if other is not None else self.folder
+        paths = {
+            "K": self.folder / f"{self.split}_K.json",
+            **{name: truth / f"{self.split}_{name}.json" for name in ("xyz", "verts", "mano")},
+            "scale": self.folder / f"{self.split}_scale.json",
+        }
+        needed = {"K", "xyz" if self.split == "training" or other is not None else "scale"}
+        if paths["xyz"].exists():
+            needed.discard("scale")
+        tables = {
+            name: read_table(path, faults, *FORMS[name], cache)
+            for name, path in paths.items()
+            if name in needed or (path.exists() and not (name == "mano" and paths["verts"].exists()))
+        }
+        found = {name: table for name, table in tables.items() if table is not None}
+        faults.add_lengths({paths[name]: len(table) for name, table in found.items()}, paths["K"])
+        if "K" in found:
+            check_intrinsics(paths["K"], found["K"], faults)
+            again = truth / paths["K"].name
+            if truth != self.folder and again.exists():
+                _check_same(again, found["K"], read_table(again, faults, *FORMS["K"]), faults)
+        for name in ("xyz", "verts"):
+            if name in found:
+                check_points(paths[name], found[name], faults)
+        if "scale" in found:
+            short = [f"entry {i}" for i in np.flatnonzero(found["scale"] <= 0)]
+            faults.add_many(paths["scale"], "lengths that are not positive", short, "metres above 0")
+        self._intrinsics = torch.from_numpy(found.get("K", np.zeros((0, 3, 3))))
+        self._joints, self._vertices, self._parameters, self._scale = (
+            torch.from_numpy(found[name]) if name in found else None
+            for name in ("xyz", "verts", "mano", "scale")
+        )
+
+    def _check_pictures(self, faults: Faults) -> None:
+        """Sets the samples' ids, and sees that each has a picture and that no picture has no annotation."""
+        count = len(self._intrinsics)
+        numbers = [VERSIONS.index(version) * count + i for version in self.versions for i in range(count)]
+        self.ids = [f"{self.split}/{number:08d}" for number in numbers]
+        pictures = self.folder / self.split / "rgb"
+        present = listed(pictures)
+        if not count:
+            return
+        wanted = [f"{number:08d}.jpg" for number in numbers]
+        missing = [name for name in wanted if name not in present]
+        faults.add_many(
+            pictures, "pictures missing", missing, f"{count} of each version of {', '.join(self.versions)}"
+        )  # fmt: skip
+        last = f"{count * len(VERSIONS if self.split == 'training' else self.versions) - 1:08d}.jpg"
+        extra = sorted(name for name in present if name > last and name.endswith(".jpg"))
+        # Versions are told apart by number, so that a shortened list would give pictures wrong annotations.
+        faults.add_many(pictures, "pictures too many", extra, f"none past {last} for {count} annotations")
+
+    def _missing_for_surfaces(self) -> str | None:
+        if self._joints is None:
+            return f"{self.split}_xyz.json is missing: FreiHAND_pub_v2_eval has it"
+        if self._mano is None:
+            return "faces need MANO's file: mano=MANO_RIGHT.pkl"
+        if self._vertices is None and self._parameters is None:
+            return f"{self.split}_verts.json and {self.split}_mano.json are missing"
+        return None
+
+    def _scale_of(self, hand: int) -> float | None:
+        return None if self._scale is None else float(self._scale[hand])
+
+    def _vertices_of(self, hand: int) -> Tensor | None:
+        if self._vertices is not None:
+            return self._vertices[hand].clone()
+        if self._mano is None or self._parameters is None:
+            return None
+        return place_freihand(self._mano, self._parameters[hand], self._intrinsics[None, hand])[0][0].float()
+
+
+def write_freihand(
+    folder: Path | str,
+    samples: Sequence[HandSample],
+    split: str = "training",
+    versions: Sequence[str] = ("gs",),
+    evaluation_folder: Path | str | None = None,
+) -> None:
+    """Writes hands of one's own as FreiHAND's files.
+
+    Args:
+        folder: to write to.
+        samples: right hands with joints, all with MANO's 778 vertices or all without. As `FreiHAND` gives
+            them: all of the first version, then the same hands in the next.
+        split: "training" or "evaluation".
+        versions: which pictures the samples are.
+        evaluation_folder: where joints and vertices of the evaluation split go; without it, to `folder`.
+
+    Raises:
+        ValueError: samples that these files cannot hold.
+    """
+    if split not in OFFICIAL:
+        raise ValueError(f'split must be "training" or "evaluation", got {split!r}')
+    versions = _read_versions(versions, split)
+    count, rest = divmod(len(samples), len(versions))
+    if rest or not count:
+        raise ValueError(f"samples must be the same hands in {len(versions)} version(s), got {len(samples)}")
+    folder = Path(folder)
+    truth = Path(evaluation_folder) if evaluation_folder is not None and split == "evaluation" else folder
+    joints: list[np.ndarray] = []
+    vertices: list[np.ndarray] = []
+    cameras: list[np.ndarray] = []
+    for index, sample in enumerate(samples):
+        version, hand = divmod(index, count)
+        number = VERSIONS.index(versions[version]) * count + hand
+        if version == 0:
+            joints.append(joints_m(sample))
+            cameras.append(sample.intrinsics)
+            if sample.vertices is not None:
+                vertices.append(vertices_m(sample))
+        elif not np.array_equal(joints_m(sample), joints[hand]):
+            raise ValueError(f"{sample.id} must show the hand of sample {hand}, its joints differ")
+        write_picture(folder / split / "rgb" / f"{number:08d}.jpg", sample.image)
+    if len(vertices) not in (0, count):
+        raise ValueError(f"all samples must have vertices, or none, got {len(vertices)} of {count}")
+    bones = np.stack(joints)
+    write_table(folder / f"{split}_K.json", cameras)
+    write_table(folder / f"{split}_scale.json", np.linalg.norm(bones[:, 10] - bones[:, 9], axis=-1))
+    write_table(truth / f"{split}_xyz.json", bones)
+    if vertices:
+        write_table(truth / f"{split}_verts.json", vertices)
+
+
+def _read_versions(versions: Sequence[str], split: str) -> tuple[str, ...]:
+    if isinstance(versions, str) or not versions or not set(versions) <= set(VERSIONS):
+        raise ValueError(f"versions must be some of {VERSIONS}, got {versions!r}")
+    if len(set(versions)) != len(versions):
+        raise ValueError(f"versions must differ, got {versions!r}")
+    if split == "training":
+        return tuple(versions)
+    if tuple(versions) not in (VERSIONS, ("gs",)):
+        raise ValueError(f'evaluation has version "gs" only, got {versions!r}')
+    return ("gs",)
+
+
+def _check_same(path: Path, ours: np.ndarray, theirs: np.ndarray | None, faults: Faults) -> None:
+    if theirs is not None and not (ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-3)):
+        faults.add(
+            path, "other cameras", "those of the data set's own folder: the two must be of one release"
+        )

@@ -1,0 +1,247 @@
+"""MANO's hand model from the user's own file: shape and pose to vertices and joints.
+
+Linear blend skinning as published: M. Loper et al., "SMPL: A Skinned Multi-Person Linear Model", SIGGRAPH
+Asia 2015, equations 2 to 10; J. Romero et al., "Embodied Hands", SIGGRAPH Asia 2017. The model itself comes
+from https://mano.is.tue.mpg.de: `models/MANO_RIGHT.pkl` of `mano_v1_2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvf_fast.data.faults import DatasetFaults, Faults
+from nvf_fast.data.hand import rotation_about
+from nvf_fast.data.joint_orders import FINGERTIPS, HO3D_TO_FREIHAND
+from nvf_fast.data.pickles import dense, load_pickle
+
+PAGE = "https://mano.is.tue.mpg.de"
+VERTICES = 778
+SHAPES = {
+    "v_template": (VERTICES, 3),
+    "shapedirs": (VERTICES, 3, 10),
+    "posedirs": (VERTICES, 3, 135),
+    "J_regressor": (16, VERTICES),
+    "weights": (VERTICES, 16),
+    "kintree_table": (2, 16),
+    "f": (1538, 3),
+    "hands_mean": (45,),
+}
+"""What is read of MANO's file."""
+
+
+@dataclass(frozen=True)
+class Mano:
+    """MANO's right hand, lengths in mm, all float64 but the faces.
+
+    Attributes:
+        template: (778, 3) the mean hand.
+        shape_blend: (778, 3, 10) per unit of shape.
+        pose_blend: (778, 3, 135) per entry of the 15 joints' rotation matrices less the identity.
+        joint_regressor: (16, 778).
+        weights: (778, 16) of each joint on each vertex.
+        parents: (16,) int64, each joint's parent; a parent comes before its children.
+        faces: (1538, 3) int64, open at the wrist.
+        mean_pose: (45,) axis-angle of the mean hand's 15 joints.
+    """
+
+    template: Tensor
+    shape_blend: Tensor
+    pose_blend: Tensor
+    joint_regressor: Tensor
+    weights: Tensor
+    parents: Tensor
+    faces: Tensor
+    mean_pose: Tensor
+
+    @classmethod
+    def load(cls, path: Path | str) -> Mano:
+        """Reads `MANO_RIGHT.pkl`, without chumpy and without running anything that the file holds.
+
+        Raises:
+            DatasetFaults: the file is missing, cannot be read, or does not hold MANO's arrays.
+        """
+        path = Path(path)
+        faults = Faults("MANO", path, PAGE)
+        if not path.is_file():
+            faults.add(path, "no such file", "MANO_RIGHT.pkl")
+        faults.check()
+        try:
+            content = load_pickle(path)
+        except (ValueError, OSError) as error:
+            faults.add(path, f"cannot be read ({error})", "the pickle MANO_RIGHT.pkl")
+            faults.check()
+        arrays = _arrays(path, content, faults)
+        faults.check()
+        parents = arrays["kintree_table"][0].astype(np.int64)
+        parents[0] = -1  # the file has 2^32 - 1
+        if not ((parents[1:] >= 0) & (parents[1:] < np.arange(1, 16))).all():
+            faults.add(path, f"kintree_table has parents {parents.tolist()}", "parents before their children")
+        if not ((arrays["f"] >= 0) & (arrays["f"] < VERTICES)).all():
+            faults.add(path, "f has other vertices", f"0 to {VERTICES - 1}")
+        faults.check()
+        model = cls(
+            template=torch.from_numpy(arrays["v_template"] * 1000),
+            shape_blend=torch.from_numpy(arrays["shapedirs"] * 1000),
+            pose_blend=torch.from_numpy(arrays["posedirs"] * 1000),
+            joint_regressor=torch.from_numpy(arrays["J_regressor"]),
+            weights=torch.from_numpy(arrays["weights"]),
+            parents=torch.from_numpy(parents),
+            faces=torch.from_numpy(arrays["f"].astype(np.int64)),
+            mean_pose=torch.from_numpy(arrays["hands_mean"]),
+        )
+        try:
+            _ = model.closed_faces
+        except ValueError as error:
+            faults.add(path, f"f cannot be closed ({error})", "MANO's faces, open at the wrist")
+        faults.check()
+        return model
+
+    def __call__(self, pose: Tensor, shape: Tensor, *, flat_hand_mean: bool) -> tuple[Tensor, Tensor]:
+        """Poses hands.
+
+        Args:
+            pose: (B, 48) axis-angle in radians, the whole hand's rotation about its wrist first.
+            shape: (B, 10).
+            flat_hand_mean: whether `pose` counts from the flat hand (HO-3D) or from the mean pose (FreiHAND).
+
+        Returns:
+            vertices (B, 778, 3) and MANO's joints (B, 16, 3), mm, float64.
+        """
+        pose, shape = pose.double().reshape(-1, 16, 3), shape.double()
+        if not flat_hand_mean:
+            pose = pose + torch.cat([torch.zeros(3), self.mean_pose]).reshape(16, 3)
+        angle = pose.norm(dim=-1)
+        turns = rotation_about(pose / angle.clamp_min(1e-12)[..., None], angle)
+        shaped = self.template + torch.einsum("vck,bk->bvc", self.shape_blend, shape)
+        rest = self.joint_regressor @ shaped
+        bent = (turns[:, 1:] - torch.eye(3)).flatten(1)
+        posed = shaped + torch.einsum("vck,bk->bvc", self.pose_blend, bent)
+
+        rotations, joints = [turns[:, 0]], [rest[:, 0]]
+        for joint, parent in enumerate(self.parents.tolist()[1:], 1):
+            bone = rest[:, joint] - rest[:, parent]
+            joints.append(joints[parent] + (rotations[parent] @ bone[..., None])[..., 0])
+            rotations.append(rotations[parent] @ turns[:, joint])
+        rotation, moved = torch.stack(rotations, 1), torch.stack(joints, 1)
+        offset = moved - (rotation @ rest[..., None])[..., 0]
+        blended = torch.einsum("vj,bjcd->bvcd", self.weights, rotation)
+        vertices = (blended @ posed[..., None])[..., 0] + self.weights @ offset
+        return vertices, moved
+
+    def regress(self, vertices: Tensor, fingertips: str) -> Tensor:
+        """Joints of posed vertices (B, 778, 3): (B, 21, 3), FreiHAND's order.
+
+        Args:
+            vertices: any unit.
+            fingertips: whose vertices the tips are: "freihand", "ho3d" or "complement".
+        """
+        joints = self.joint_regressor.to(vertices.dtype) @ vertices
+        return torch.cat([joints, vertices[:, FINGERTIPS[fingertips]]], 1)[:, HO3D_TO_FREIHAND]
+
+    @cached_property
+    def closed_faces(self) -> Tensor:
+        """(1552, 3) int64: the faces and a cap over the wrist, outward, see `close_surface`."""
+        return close_surface(self.faces, self.template)
+
+
+def open_mano(mano: Mano | Path | str | None, faults: Faults) -> Mano | None:
+    """The model that a data set was given, its faults beside those of the data set."""
+    if mano is None or isinstance(mano, Mano):
+        return mano
+    try:
+        return Mano.load(mano)
+    except DatasetFaults as error:
+        faults.extend(error.faults)
+        return None
+
+
+def place_freihand(mano: Mano, parameters: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """Hands of FreiHAND's `*_mano.json` in the camera's frame.
+
+    Args:
+        mano: the model.
+        parameters: (B, 61): 48 of pose, from the mean pose; 10 of shape; where joint 9 is seen, px; and the
+            scale: joint 9 is `focal / scale` metres deep.
+        intrinsics: (B, 3, 3) px.
+
+    Returns:
+        vertices (B, 778, 3) and joints (B, 21, 3), mm, float64, as `*_verts.json` and `*_xyz.json` have them.
+    """
+    pose, shape, seen, scale = parameters.double().split([48, 10, 2, 1], -1)
+    intrinsics = intrinsics.double()
+    vertices, _ = mano(pose, shape, flat_hand_mean=False)
+    joints = mano.regress(vertices, "freihand")
+    focal = (intrinsics[:, 0, 0] + intrinsics[:, 1, 1])[:, None] / 2
+    root = 1000 * torch.cat([seen - intrinsics[:, :2, 2], focal], -1) / scale
+    offset = (root - joints[:, 9])[:, None]
+    return vertices + offset, joints + offset
+
+
+def close_surface(faces: Tensor, vertices: Tensor) -> Tensor:
+    """Closes a hand's surface at its one opening, the wrist, by a fan over the opening's own vertices.
+
+    Args:
+        faces: (F, 3) int64, all turned the same way.
+        vertices: (V, 3) of one such hand, which tell inside from outside.
+
+    Returns:
+        (F + boundary - 2, 3) int64, every edge shared by two faces, outward by the right-hand rule.
+
+    Raises:
+        ValueError: the surface is not one sheet with one opening.
+    """
+    loop = _opening(faces)
+    fan = torch.stack([loop[0].expand(len(loop) - 2), loop[2:], loop[1:-1]], -1)
+    closed = torch.cat([faces, fan])
+    first, second, third = (vertices.double() - vertices.double().mean(0))[closed].unbind(1)
+    volume = (torch.linalg.cross(first, second) * third).sum() / 6
+    return closed if volume > 0 else closed.flip(-1)
+
+
+def _opening(faces: Tensor) -> Tensor:
+    """(L,) vertices around the one opening, in the order in which the faces there pass them."""
+    edges = {
+        (start, end) for face in faces.tolist() for start, end in zip(face, face[1:] + face[:1], strict=True)
+    }
+    if len(edges) != 3 * len(faces):
+        raise ValueError("two faces pass an edge in the same direction: no surface with one outside")
+    after = {start: end for start, end in edges if (end, start) not in edges}
+    open_edges = sum((end, start) not in edges for start, end in edges)
+    if open_edges < 3:
+        raise ValueError(f"the surface must be open at the wrist, its opening has {open_edges} edges")
+    loop = [min(after)]
+    while (vertex := after.get(loop[-1])) is not None and vertex != loop[0] and len(loop) <= open_edges:
+        loop.append(vertex)
+    if len(loop) != open_edges:
+        raise ValueError(f"the surface must have one opening; one has {len(loop)} of {open_edges} open edges")
+    return torch.tensor(loop)
+
+
+def _arrays(path: Path, content: Any, faults: Faults) -> dict[str, np.ndarray]:
+    if not isinstance(content, Mapping):
+        faults.add(path, f"holds {type(content).__name__}", "MANO's dictionary")
+        return {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, shape in SHAPES.items():
+        if name not in content:
+            faults.add(path, f"no {name}", f"{name} {shape}")
+            continue
+        try:
+            array = dense(content[name])
+        except ValueError as error:
+            faults.add(path, f"{name} cannot be read ({error})", f"{name} {shape}")
+            continue
+        if array.shape != shape:
+            faults.add(path, f"{name} is {array.shape}", f"{shape}")
+        elif not np.isfinite(array).all():
+            faults.add(path, f"{name} holds NaN or infinity", "finite numbers")
+        arrays[name] = array
+    return arrays

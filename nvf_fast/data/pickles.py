@@ -1,0 +1,176 @@
+"""Pickles that others made, read without running anything they hold.
+
+Numbers, strings and containers come back as they are. Arrays, sparse matrices and objects of chumpy come back
+as their bare state, of which `dense` makes arrays. Any other class is refused.
+
+numpy's own classes are not used to read: given a damaged state, they can take the process down.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FAILURES = (
+    pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError,
+    KeyError, MemoryError, OverflowError, TypeError, ValueError,
+)  # fmt: skip
+"""What damaged pickles make of the unpickler: Python's manual names the first line, and hints at more."""
+
+
+def load_pickle(path: Path) -> Any:
+    """Reads a pickle of Python 2 or 3 that holds nothing but data.
+
+    Raises:
+        ValueError: the file cannot be read as a pickle, or holds something else than data, which was not run.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _DataOnly(file, encoding="latin1").load()
+    except FAILURES as error:
+        raise ValueError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+
+
+def dense(value: Any) -> np.ndarray:
+    """A float64 array of what a pickle held: numbers, an array, a sparse matrix, or a chumpy object.
+
+    Raises:
+        ValueError: it is none of these, or damaged.
+    """
+    try:
+        return value.dense() if isinstance(value, Inert) else np.array(value, dtype=np.float64)
+    except (IndexError, MemoryError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"wanted an array of numbers, came {type(value).__name__}: {error}") from error
+
+
+class Inert:
+    """Stands for an object whose class is not imported; keeps what it was given and does nothing."""
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def dense(self) -> np.ndarray:
+        raise ValueError("no numbers")
+
+    def _part(self, *names: str) -> Any:
+        for name in names:
+            if isinstance(self.state, dict) and name in self.state:
+                return self.state[name]
+        raise ValueError(f"no {' or '.join(names)}")
+
+
+class Kind(Inert):
+    """numpy's dtype: given its code; its state holds the byte order."""
+
+    def numpy(self) -> np.dtype:
+        code, order = self.given[0], "=" if self.state is None else self.state[1]
+        if not re.fullmatch(r"(b1|[iu][1248]|f[248])", code) or order not in ("<", ">", "=", "|"):
+            raise ValueError(f"numbers of kind {order!r} {code!r}")
+        return np.dtype(order.replace("|", "=") + code)
+
+
+class Array(Inert):
+    """numpy's array: its state is its version, shape, kind, order and bytes."""
+
+    def dense(self) -> np.ndarray:
+        shape, kind, fortran, data = self.state[-4:]
+        data = data.encode("latin1") if isinstance(data, str) else data
+        return (
+            np.frombuffer(data, kind.numpy()).reshape(shape, order="F" if fortran else "C").astype(np.float64)
+        )
+
+
+class SparseMatrix(Inert):
+    """scipy's compressed sparse column matrix."""
+
+    def dense(self) -> np.ndarray:
+        rows, columns = self._part("_shape", "shape")
+        starts, row = (dense(self._part(name)).astype(np.int64) for name in ("indptr", "indices"))
+        matrix = np.zeros((rows, columns))
+        np.add.at(matrix, (row, np.repeat(np.arange(columns), np.diff(starts))), dense(self._part("data")))
+        return matrix
+
+
+class Chumpy(Inert):
+    """chumpy's array, or a selection from one: the two kinds that MANO's file holds."""
+
+    def dense(self) -> np.ndarray:
+        if isinstance(self.state, dict) and "x" in self.state:
+            return dense(self.state["x"])
+        chosen = dense(self._part("idxs")).astype(np.int64)
+        return dense(self._part("a")).reshape(-1)[chosen].reshape(self._part("preferred_shape"))
+
+
+def _array(*given: Any) -> Array:
+    """An array without its state, which follows."""
+    return Array()
+
+
+def _scalar(kind: Kind, data: bytes | str) -> Array:
+    """One number."""
+    return _from_buffer(data, kind, (), "C")
+
+
+def _from_buffer(buffer: bytes | str, kind: Kind, shape: tuple[int, ...], order: str) -> Array:
+    """How protocol 5 spells arrays."""
+    array = Array()
+    array.state = (shape, kind, order == "F", buffer)
+    return array
+
+
+def _object(kind: type, base: type, state: Any) -> Any:
+    """How protocols 0 and 1 spell objects; here only inert ones."""
+    if not issubclass(kind, Inert):
+        raise pickle.UnpicklingError(f"an object of {kind.__name__} is not data")
+    return kind()
+
+
+def _encoded(text: str, encoding: str = "latin1") -> bytes:
+    """How protocol 2 spells bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes spelled in {encoding!r}, wanted latin1")
+    return text.encode("latin1")
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): Array,
+    ("numpy", "dtype"): Kind,
+    ("_codecs", "encode"): _encoded,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("copy_reg", "_reconstructor"): _object,
+    ("copyreg", "_reconstructor"): _object,
+    **{
+        (f"{core}.{module}", name): stand_in
+        for core in ("numpy.core", "numpy._core")
+        for module, name, stand_in in (
+            ("multiarray", "_reconstruct", _array),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+    **{
+        (module, kind.__name__): kind
+        for module in ("builtins", "__builtin__")
+        for kind in (set, frozenset, list, tuple, dict, object, complex, int, float, bool, str)
+    },
+}
+
+
+class _DataOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if module.split(".")[0] == "chumpy":
+            return Chumpy
+        if module.startswith("scipy.sparse") and name == "csc_matrix":
+            return SparseMatrix
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data; nothing was run")

@@ -1,0 +1,78 @@
+"""What every data set yields: one picture of one hand, in our units, frame and joint order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from nvf_fast.data.surfaces import HandSurfaces
+
+
+@dataclass(frozen=True)
+class HandSample:
+    """One picture and what is known about the hand in it.
+
+    Attributes:
+        id: names the picture within its data set, such as "training/00032560".
+        image: (H, W, 3) uint8 RGB.
+        intrinsics: (3, 3) float64 px, the first pixel of a row centred at 0.
+        root: (3,) float32 mm, the wrist in the camera's frame, or None.
+        joints: (21, 3) float32 mm in the camera's frame, FreiHAND's order; None where they are not released.
+        surface: the hand's closed surface, a batch of one in the camera's frame; None where the data set has
+            no mesh, or has one without faces and nobody gave them.
+        vertices: (V, 3) float32 mm, the data set's own (778 in MANO's order where it has those), or None.
+        hand_scale: mm, length of the bone between joints 9 and 10, or None where it is unknown.
+        side: "right" or "left".
+        box: (4,) float32 px, (x0, y0, x1, y1) around the hand where the data set gives one, or None.
+    """
+
+    id: str
+    image: np.ndarray
+    intrinsics: np.ndarray
+    root: Tensor | None = None
+    joints: Tensor | None = None
+    surface: HandSurfaces | None = None
+    vertices: Tensor | None = None
+    hand_scale: float | None = None
+    side: str = "right"
+    box: Tensor | None = None
+
+
+class HandDataset(Protocol):
+    """A map-style data set of `HandSample`s; `name` and `split` say which.
+
+    An index raises `DamagedPicture` where its picture cannot be read. `why_no_surfaces` is None where samples
+    have surfaces.
+    """
+
+    name: str
+    split: str
+
+    @property
+    def why_no_surfaces(self) -> str | None: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> HandSample: ...
+
+
+class FirstSamples:
+    """The first samples of a data set, `count` or all there are."""
+
+    def __init__(self, dataset: HandDataset, count: int) -> None:
+        self.dataset, self.name, self.split = dataset, dataset.name, dataset.split
+        self.why_no_surfaces = dataset.why_no_surfaces
+        self._indices = range(min(count, len(dataset)))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> HandSample:
+        return self.dataset[self._indices[index]]
+
+
+class DamagedPicture(ValueError):
+    """A picture's file is missing or cannot be decoded; training skips and counts it."""

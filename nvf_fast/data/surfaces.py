@@ -1,0 +1,132 @@
+"""Surfaces of hands as training asks them: distance, surface points, what a ray meets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from nvf_fast import ops
+
+
+class HandSurfaces(Protocol):
+    """A batch of B right hands in one frame, mm; `nvf_fast.data.hand.Hands` and `MeshHands` are such."""
+
+    @property
+    def joints(self) -> Tensor:
+        """(B, 21, 3) mm, FreiHAND's order."""
+        ...
+
+    @property
+    def hand_scale(self) -> Tensor:
+        """(B,) mm: length of the bone between joints 9 and 10."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def rotated(self, rotation: Tensor) -> Self:
+        """Turned about the frame's origin by rotation (B, 3, 3)."""
+        ...
+
+    def scaled(self, factor: Tensor) -> Self:
+        """Hand and distance grown together by factor (B,)."""
+        ...
+
+    def translated(self, offset: Tensor) -> Self:
+        """Moved by offset (B, 3) mm."""
+        ...
+
+    def signed_distance(self, points: Tensor) -> Tensor:
+        """(B, N) mm of points (B, N, 3), negative inside."""
+        ...
+
+    def sample_surface(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """(B, count, 3) mm, points on the surface, uniform by area."""
+        ...
+
+    def first_hit(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """(B, R) t, where rays origins + t * directions, both (B, R, 3), first meet it; +inf: nowhere."""
+        ...
+
+    @classmethod
+    def stack(cls, hands: Sequence[Self]) -> Self:
+        """One batch of several."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeshHands:
+    """Hands given as closed triangle meshes of one topology.
+
+    vertices: (B, V, 3) float32 mm.
+    faces: (F, 3) int64, outward by the right-hand rule, every edge shared by two faces.
+    joints: (B, 21, 3) float32 mm.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    joints: Tensor
+
+    def __len__(self) -> int:
+        return len(self.vertices)
+
+    def __getitem__(self, index: slice | Tensor) -> MeshHands:
+        return replace(self, vertices=self.vertices[index], joints=self.joints[index])
+
+    @property
+    def hand_scale(self) -> Tensor:
+        return (self.joints[:, 10] - self.joints[:, 9]).norm(dim=-1)
+
+    def to(self, device: torch.device | str) -> MeshHands:
+        return MeshHands(self.vertices.to(device), self.faces.to(device), self.joints.to(device))
+
+    def rotated(self, rotation: Tensor) -> MeshHands:
+        turn = rotation.transpose(1, 2)
+        return replace(self, vertices=self.vertices @ turn, joints=self.joints @ turn)
+
+    def scaled(self, factor: Tensor) -> MeshHands:
+        factor = factor[:, None, None]
+        return replace(self, vertices=self.vertices * factor, joints=self.joints * factor)
+
+    def translated(self, offset: Tensor) -> MeshHands:
+        offset = offset[:, None]
+        return replace(self, vertices=self.vertices + offset, joints=self.joints + offset)
+
+    def signed_distance(self, points: Tensor) -> Tensor:
+        """(B, N) mm of points (B, N, 3), negative inside."""
+        return ops.mesh_distance(self.vertices, self.faces, points)
+
+    def first_hit(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """(B, R) multiples of directions (B, R, 3) from origins (B, R, 3); +inf where a ray misses."""
+        return ops.ray_mesh(self.vertices, self.faces, origins, directions)[0]
+
+    def sample_surface(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """(B, count, 3) mm: triangles drawn by area, and a uniform point in each."""
+        corners = self.vertices[:, self.faces]
+        edges = corners[:, :, 1:] - corners[:, :, :1]
+        area = torch.linalg.cross(edges[:, :, 0], edges[:, :, 1]).norm(dim=-1)
+        face = torch.multinomial(area, count, replacement=True, generator=generator)
+        shape = (len(self), count, 2)
+        share = torch.rand(shape, generator=generator, device=area.device, dtype=area.dtype)
+        share = torch.where(share.sum(-1, keepdim=True) > 1, 1 - share, share)  # folded into the triangle
+        index = face[..., None, None].expand(-1, -1, 2, 3)
+        start = corners[:, :, 0].gather(1, face[..., None].expand(-1, -1, 3))
+        return start + (share[..., None] * edges.gather(1, index)).sum(2)
+
+    @classmethod
+    def stack(cls, hands: Sequence[MeshHands]) -> MeshHands:
+        """One batch of several that share their faces.
+
+        Raises:
+            ValueError: the faces differ.
+        """
+        faces = hands[0].faces
+        if any(hand.faces is not faces and not torch.equal(hand.faces, faces) for hand in hands):
+            raise ValueError("meshes of one batch must share their faces, got different ones")
+        vertices, joints = (torch.cat([getattr(h, name) for h in hands]) for name in ("vertices", "joints"))
+        return cls(vertices, faces, joints)

@@ -1,0 +1,190 @@
+"""Lists of numbers in JSON files, one entry per picture, and the pictures themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nvf_fast.data.faults import Faults
+from nvf_fast.data.sample import DamagedPicture
+
+BLOCK = 1 << 22  # characters; the longest of these files have more than 10^9
+# No hand is so far; where a file has mm, the nearest ones, at 150 mm, seem to be at 150 m.
+FARTHEST_MM = 20_000.0
+_DECODER, _CLOSING = json.JSONDecoder(), re.compile(r"\s*([,\]])\s*")
+
+
+def read_table(
+    path: Path,
+    faults: Faults,
+    shape: tuple[int, ...],
+    unit: float = 1.0,
+    dtype: type = np.float32,
+    cache: Path | None = None,
+) -> np.ndarray | None:
+    """A JSON list of N arrays of one shape.
+
+    Args:
+        path: the file.
+        faults: takes what is wrong with the file.
+        shape: of an entry; () for plain numbers.
+        unit: the file's unit in ours; 1000 for metres.
+        dtype: of the answer.
+        cache: folder that keeps the list as an array for the next time, until the file changes.
+
+    Returns:
+        (N, *shape), or None where the file has a fault.
+    """
+    if not path.is_file():
+        faults.add(path, "no such file", "a JSON list with one entry per picture")
+        return None
+    kept = cache and cache / f"{_state_of(path, unit, dtype)}.npy"
+    if kept and kept.exists():
+        return np.load(kept)
+    rows: list[np.ndarray] = []
+    wrong: list[str] = []
+    infinite: list[str] = []
+    try:
+        for index, entry in enumerate(_entries(path)):
+            row = _array(entry)
+            if row is None or row.shape != shape:
+                wrong.append(f"entry {index} is {_form(row)}")
+            elif not np.isfinite(row).all():
+                infinite.append(f"entry {index}")
+            else:
+                rows.append((row * unit).astype(dtype))
+    except (ValueError, OSError, RecursionError) as error:
+        faults.add(path, str(error), "a JSON list with one entry per picture")
+        return None
+    faults.add_many(path, "entries of another shape", wrong, _form(np.zeros(shape)))
+    faults.add_many(path, "entries with NaN or infinity", infinite, "finite numbers")
+    if not rows and not wrong and not infinite:
+        faults.add(path, "an empty list", "one entry per picture")
+    if wrong or infinite or not rows:
+        return None
+    table = np.stack(rows)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, table)
+        temporary.replace(kept)
+    return table
+
+
+def write_table(path: Path, rows: np.ndarray | list) -> None:
+    """Writes a JSON list that `read_table` reads, every number in full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(np.asarray(rows, dtype=np.float64).tolist()))
+
+
+def check_intrinsics(
+    path: Path, intrinsics: np.ndarray, faults: Faults, names: Sequence[str] | None = None
+) -> None:
+    """Cameras (N, 3, 3) px, [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive fx and fy."""
+    focal = (intrinsics[:, 0, 0] > 0) & (intrinsics[:, 1, 1] > 0)
+    form = (intrinsics[:, 2] == [0, 0, 1]).all(-1) & (intrinsics[:, 1, 0] == 0)
+    faults.add_many(
+        path, "cameras without a positive focal length", _named(~focal, names), "fx > 0 and fy > 0 px"
+    )
+    faults.add_many(
+        path, "cameras of another form", _named(~form, names), "[[fx, s, cx], [0, fy, cy], [0, 0, 1]]"
+    )
+
+
+def check_points(path: Path, points: np.ndarray, faults: Faults, names: Sequence[str] | None = None) -> None:
+    """Points (N, P, 3) mm in our frame that lie before the camera, and not where a file in mm has them."""
+    depth = points[..., 2]
+    behind, far = _named((depth <= 0).any(1), names), _named((depth > FARTHEST_MM).any(1), names)
+    faults.add_many(path, "entries behind the camera", behind, "depths in front of it")
+    faults.add_many(path, f"entries farther than {FARTHEST_MM / 1000:g} m", far, "lengths in metres")
+
+
+def listed(folder: Path) -> set[str]:
+    """Names of the files in a folder; none where there is no such folder."""
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 RGB.
+
+    Raises:
+        DamagedPicture: the file is missing, no JPEG or PNG, cannot be decoded to its end, or is not RGB.
+    """
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as picture:
+            picture.load()
+    # What Pillow raises on damaged files: truncation is an OSError, a bad PNG chunk a SyntaxError.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DamagedPicture(f"{path} cannot be read: {error}") from error
+    if picture.mode != "RGB":
+        raise DamagedPicture(f"{path} has mode {picture.mode}; wanted RGB")
+    return np.array(picture)
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Writes (H, W, 3) uint8 RGB: as PNG exactly, as JPEG at quality 95 with full chroma."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=95, subsampling=0)  # PNG heeds neither
+
+
+def _entries(path: Path) -> Iterator[object]:
+    """The entries of a JSON list one by one: all at once, the longest lists take GBs as Python's objects."""
+    with open(path, encoding="utf-8") as file:
+        text, count = file.read(BLOCK).lstrip(), 0
+        if text[:1] != "[":
+            raise ValueError("holds no list" if text else "is empty")
+        more = not re.fullmatch(r"\[\s*\]\s*", text)
+        text, position = text[1:].lstrip(), 0
+        while more:
+            entry, closing = _next_entry(text, position)
+            while closing is None and len(text) - position < 2 * BLOCK and (block := file.read(BLOCK)):
+                text, position = (text[position:] + block).lstrip(), 0
+                entry, closing = _next_entry(text, position)
+            if closing is None:
+                raise ValueError(f"is cut off or no JSON in entry {count}")
+            position, count, more = closing.end(), count + 1, closing[1] == ","
+            yield entry
+        if count and (text[position:] + file.read(BLOCK)).strip():
+            raise ValueError(f"goes on after the list of {count} entries")
+
+
+def _next_entry(text: str, position: int) -> tuple[object, re.Match[str] | None]:
+    """An entry and what closes it, a comma or the list's end; without that, the entry may not be whole."""
+    try:
+        entry, end = _DECODER.raw_decode(text, position)
+    except json.JSONDecodeError:
+        return None, None
+    return entry, _CLOSING.match(text, end)
+
+
+def _array(entry: object) -> np.ndarray | None:
+    """float64, or None of what is no array of numbers."""
+    try:
+        array = np.array(entry)
+    except ValueError:
+        return None
+    return array.astype(np.float64) if array.dtype.kind in "if" else None
+
+
+def _form(array: np.ndarray | None) -> str:
+    if array is None:
+        return "no array of numbers"
+    return " x ".join(map(str, array.shape)) if array.ndim else "one number"
+
+
+def _named(wrong: Any, names: Sequence[str] | None) -> list[str]:
+    return [names[index] if names else f"entry {index}" for index in np.flatnonzero(wrong).tolist()]
+
+
+def _state_of(path: Path, unit: float, dtype: type) -> str:
+    state = path.stat()
+    facts = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {unit} {np.dtype(dtype)}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:24]

@@ -1,0 +1,227 @@
+"""Small trees in the formats of the paper's data sets, of a hand model of our own in MANO's file format."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from nvf_fast.data.complement import INTRINSICS, SIZE, write_complement
+from nvf_fast.data.freihand import VERSIONS, write_freihand
+from nvf_fast.data.ho3d import HO3DPose, write_ho3d
+from nvf_fast.data.joint_orders import FINGERTIPS, HO3D_TO_FREIHAND
+from nvf_fast.data.mano import Mano
+from nvf_fast.data.sample import HandSample
+
+HANDS = 3
+PARENTS = [2**32 - 1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14]
+RING, RINGS = 16, 48
+FLIP = torch.tensor([1.0, -1.0, -1.0])
+
+
+def mano_arrays() -> dict[str, np.ndarray]:
+    """What MANO's file holds, for a bent tube (m): 778 vertices, 1538 faces, 16 edges round its open end."""
+    random = np.random.default_rng(0)
+    along, around = np.meshgrid(np.arange(RINGS), np.arange(RING) * 2 * np.pi / RING, indexing="ij")
+    height = 0.18 * along / (RINGS - 1)
+    tube = np.stack([0.04 * np.cos(around) + 0.2 * height**2, height, 0.015 * np.sin(around)], -1)
+    vertices = [*tube.reshape(-1, 3), tube[-1].mean(0) + [0, 0.005, 0]]
+    at = np.arange(RINGS * RING).reshape(RINGS, RING)
+    low, high = at[:-1], at[1:]
+    after = [np.roll(part, -1, axis=1) for part in (low, high)]
+    faces = [tuple(f) for f in np.stack([low, high, after[0]], -1).reshape(-1, 3)]
+    faces += [tuple(f) for f in np.stack([high, after[1], after[0]], -1).reshape(-1, 3)]
+    faces += [(at[-1, i], len(vertices) - 1, at[-1, (i + 1) % RING]) for i in range(RING)]
+    for _ in range(9):  # a vertex in the middle of a face makes three of it
+        first, second, third = faces.pop(0)
+        vertices.append((vertices[first] + vertices[second] + vertices[third]) / 3)
+        middle = len(vertices) - 1
+        faces += [(first, second, middle), (second, third, middle), (third, first, middle)]
+    points = np.array(vertices)
+    regressor = np.zeros((16, len(points)))
+    for joint in range(16):
+        regressor[joint, random.choice(at[2 + 2 * joint : 12 + 2 * joint].ravel(), 12, replace=False)] = (
+            1 / 12
+        )
+    distance = np.linalg.norm(points[:, None] - regressor @ points, axis=-1)
+    weights = np.exp(-distance / 0.02)
+    return {
+        "v_template": points,
+        "shapedirs": 1e-3 * random.standard_normal((len(points), 3, 10)),
+        "posedirs": 1e-4 * random.standard_normal((len(points), 3, 135)),
+        "J_regressor": regressor,
+        "weights": weights / weights.sum(1, keepdims=True),
+        "kintree_table": np.array([PARENTS, range(16)], dtype=np.int64),
+        "f": np.array(faces, dtype=np.uint32),
+        "hands_mean": 0.1 * random.standard_normal(45),
+        "hands_components": np.eye(45),
+    }
+
+
+def write_mano(path: Path, arrays: dict[str, np.ndarray] | None = None) -> Path:
+    """A file as Python 2 wrote MANO_RIGHT.pkl: str for bytes, objects of chumpy and scipy, old names."""
+    arrays = mano_arrays() if arrays is None else arrays
+    with _classes_of_old() as (array, select, sparse), open(path, "wb") as file:
+        content: dict[str, Any] = {"bs_style": "lbs", "bs_type": "lrotmin", **arrays}
+        directions = array(x=np.concatenate([arrays["shapedirs"], arrays["shapedirs"] + 1], -1))
+        chosen = np.arange(directions.x.size).reshape(directions.x.shape)[..., :10]
+        content["shapedirs"] = select(a=directions, idxs=chosen.ravel(), preferred_shape=chosen.shape)
+        content["v_template"] = array(x=arrays["v_template"], _dirty_vars={"x"})
+        row, column = np.nonzero(arrays["J_regressor"])
+        order = np.argsort(column, kind="stable")
+        content["J_regressor"] = sparse(
+            _shape=arrays["J_regressor"].shape,
+            data=arrays["J_regressor"][row, column][order],
+            indices=row[order].astype(np.int32),
+            indptr=np.searchsorted(column[order], np.arange(arrays["J_regressor"].shape[1] + 1)).astype(
+                np.int32
+            ),
+            maxprint=50,
+        )
+        _Python2Pickler(file, protocol=2, fix_imports=True).dump(content)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    return path
+
+
+@cache
+def mano() -> Mano:
+    with TemporaryDirectory() as folder:
+        return Mano.load(write_mano(Path(folder) / "MANO_RIGHT.pkl"))
+
+
+def picture(seed: int, width: int = 224, height: int = 224) -> np.ndarray:
+    """(height, width, 3) uint8, smooth, so that JPEG keeps it well."""
+    phases = np.random.default_rng(seed).uniform(0, 6, 3)
+    y, x = np.mgrid[:height, :width]
+    waves = np.sin(x[..., None] / 23 + phases) + np.cos(y[..., None] / 31 - phases)
+    return (127 + 60 * waves).astype(np.uint8)
+
+
+def posed(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """MANO's parameters (1, 48) and (1, 10) of some hand."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 48, generator=generator) * 0.2, torch.randn(1, 10, generator=generator)
+
+
+def freihand_samples(count: int = HANDS, versions: int = 1) -> list[HandSample]:
+    samples = []
+    for index in range(count * versions):
+        hand = index % count
+        vertices, _ = mano()(*posed(hand), flat_hand_mean=False)
+        vertices = vertices + torch.tensor([5.0 * hand, -80.0, 500.0 + 40 * hand])
+        joints = mano().regress(vertices, "freihand")[0].float()
+        camera = np.array([[480.5 + hand, 0, 112], [0, 480.25, 111.5], [0, 0, 1]])
+        samples.append(
+            HandSample(
+                f"hand {index}", picture(index), camera, joints[0], joints, vertices=vertices[0].float()
+            )
+        )
+    return samples
+
+
+def ho3d_sequences(count: int = HANDS) -> tuple[dict[str, list[HandSample]], dict[str, list[HO3DPose]]]:
+    """Two sequences, and MANO's parameters of their frames."""
+    sequences: dict[str, list[HandSample]] = {}
+    poses: dict[str, list[HO3DPose]] = {}
+    for number, name in enumerate(("ABF10", "SM1")):
+        sequences[name], poses[name] = [], []
+        for frame in range(count):
+            pose, shape = posed(10 * number + frame + 100)
+            translation = torch.tensor([10.0 * frame, 20.0, -600.0])
+            vertices, kinematic = mano()(pose, shape, flat_hand_mean=True)
+            joints = torch.cat([kinematic, vertices[:, FINGERTIPS["ho3d"]]], 1)[0, HO3D_TO_FREIHAND]
+            joints, vertices = (((part + translation) * FLIP).float() for part in (joints, vertices[0]))
+            camera = np.array([[617.343, 0, 312.42], [0, 617.343, 241.42], [0, 0, 1]])
+            box = torch.tensor([100.5, 120.25, 300.0, 330.0])
+            image = picture(frame + 50, 96, 64)
+            sequences[name].append(
+                HandSample(f"{name} {frame}", image, camera, joints[0], joints, vertices=vertices, box=box)
+            )
+            poses[name].append(HO3DPose(pose[0], shape[0], translation))
+    return sequences, poses
+
+
+def complement_samples(count: int = 4) -> list[HandSample]:
+    samples = []
+    for index in range(count):
+        vertices, _ = mano()(*posed(index + 200), flat_hand_mean=True)
+        vertices = vertices + torch.tensor([0.0, -90.0, 450.0 + index])
+        joints = mano().regress(vertices, "complement")[0].float()
+        image = picture(index + 80, SIZE, SIZE)
+        samples.append(
+            HandSample(f"view {index}", image, INTRINSICS, joints[0], joints, vertices=vertices[0].float())
+        )
+    return samples
+
+
+def write_trees(folder: Path) -> None:
+    """`freihand`, `freihand_eval`, `v2`, `v3`, `complement` and MANO_RIGHT.pkl in one folder."""
+    write_mano(folder / "MANO_RIGHT.pkl")
+    write_freihand(folder / "freihand", freihand_samples(versions=4), "training", VERSIONS)
+    write_freihand(
+        folder / "freihand", freihand_samples(), "evaluation", evaluation_folder=folder / "freihand_eval"
+    )
+    sequences, poses = ho3d_sequences()
+    for version in ("v2", "v3"):
+        write_ho3d(folder / version, sequences, "train", version, poses)
+        write_ho3d(folder / version, sequences, "evaluation", version)
+    write_complement(folder / "complement", complement_samples(), mano().faces, views=2)
+
+
+def edit_json(path: Path, change: Any) -> None:
+    """Loads a JSON file, lets `change` alter the content or answer another one, and writes it."""
+    content = json.loads(path.read_text())
+    answer = change(content)
+    path.write_text(json.dumps(content if answer is None else answer))
+
+
+def edit_pickle(path: Path, **values: Any) -> None:
+    """Sets entries of a pickled dictionary."""
+    content = pickle.loads(path.read_bytes()) | values
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes str and bytes as Python 2 wrote its str."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def _save_string(self, value: str | bytes) -> None:
+        data = value.encode("latin1") if isinstance(value, str) else value
+        self.write(b"T" + struct.pack("<i", len(data)) + data)
+
+    dispatch[str] = dispatch[bytes] = _save_string
+
+
+@contextmanager
+def _classes_of_old() -> Iterator[tuple[Any, Any, Any]]:
+    """chumpy.ch.Ch, chumpy.reordering.Select and scipy.sparse.csc.csc_matrix as a pickler sees them."""
+    places = [("chumpy.ch", "Ch"), ("chumpy.reordering", "Select"), ("scipy.sparse.csc", "csc_matrix")]
+    before = {name: sys.modules.get(name) for name in ("chumpy", *(module for module, _ in places))}
+    classes = []
+    for module, name in (("chumpy", ""), *places):
+        sys.modules[module] = ModuleType(module)
+        if name:
+            kind = type(name, (), {"__init__": lambda self, **state: self.__dict__.update(state)})
+            kind.__module__ = module
+            setattr(sys.modules[module], name, kind)
+            classes.append(kind)
+    try:
+        yield tuple(classes)
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module

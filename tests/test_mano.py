@@ -1,0 +1,311 @@
+"""MANO's layer against a plain implementation, its file's format, and what a file may not do."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from nvf_fast.data.faults import DatasetFaults
+from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D, HO3D_TO_FREIHAND
+from nvf_fast.data.mano import Mano, close_surface, place_freihand
+from nvf_fast.data.pickles import dense, load_pickle
+from tests.dataset_trees import PARENTS, mano, mano_arrays, posed, write_mano
+
+FINGERS = {"index": 1, "middle": 4, "little": 7, "ring": 10, "thumb": 13}
+"""First joint of each finger in MANO's order."""
+
+
+class Payload:
+    """Pickles as a call that would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+def plain_rotation(vector: np.ndarray) -> np.ndarray:
+    """exp of the cross product matrix, by its series."""
+    x, y, z = vector
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    term, total = np.eye(3), np.eye(3)
+    for order in range(1, 40):
+        term = term @ cross / order
+        total = total + term
+    return total
+
+
+def plain_skinning(
+    arrays: dict[str, np.ndarray], pose: np.ndarray, shape: np.ndarray
+) -> tuple[np.ndarray, Any]:
+    """One hand in metres, vertex by vertex, with 4 x 4 matrices."""
+    rotations = [plain_rotation(pose[3 * joint : 3 * joint + 3]) for joint in range(16)]
+    shaped = arrays["v_template"].copy()
+    for number, amount in enumerate(shape):
+        shaped += amount * arrays["shapedirs"][:, :, number]
+    rest = arrays["J_regressor"] @ shaped
+    feature = np.concatenate([(rotation - np.eye(3)).ravel() for rotation in rotations[1:]])
+    for number, amount in enumerate(feature):
+        shaped = shaped + amount * arrays["posedirs"][:, :, number]
+    world: list[np.ndarray] = []
+    for joint, rotation in enumerate(rotations):
+        local = np.eye(4)
+        local[:3, :3] = rotation
+        local[:3, 3] = rest[joint] - (rest[PARENTS[joint]] if joint else 0)
+        world.append(world[PARENTS[joint]] @ local if joint else local)
+    vertices = np.zeros_like(shaped)
+    for vertex, point in enumerate(shaped):
+        for joint, weight in enumerate(arrays["weights"][vertex]):
+            moved = world[joint] @ np.append(point - rest[joint], 1)
+            vertices[vertex] += weight * moved[:3]
+    return vertices, np.array([matrix[:3, 3] for matrix in world])
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_skinning_is_the_published_one(flat: bool) -> None:
+    arrays = mano_arrays()
+    parameters = [posed(seed) for seed in range(3)]
+    pose, shape = (torch.cat(part) for part in zip(*parameters, strict=True))
+    vertices, joints = mano()(pose, shape, flat_hand_mean=flat)
+    for row in range(3):
+        angles = pose[row].double().numpy()
+        angles = angles if flat else angles + np.concatenate([np.zeros(3), arrays["hands_mean"]])
+        wanted, wanted_joints = plain_skinning(arrays, angles, shape[row].double().numpy())
+        np.testing.assert_allclose(vertices[row], 1000 * wanted, atol=1e-9)
+        np.testing.assert_allclose(joints[row], 1000 * wanted_joints, atol=1e-9)
+
+
+def test_the_flat_hand_is_the_shaped_template() -> None:
+    shape = posed(3)[1]
+    wanted = mano().template + (mano().shape_blend @ shape[0].double())
+    vertices, joints = mano()(torch.zeros(1, 48), shape, flat_hand_mean=True)
+    torch.testing.assert_close(vertices[0], wanted, atol=1e-9, rtol=0)
+    torch.testing.assert_close(joints[0], mano().joint_regressor @ wanted, atol=1e-9, rtol=0)
+    pose = torch.cat([torch.zeros(3), -mano().mean_pose])[None]
+    again, _ = mano()(pose, shape, flat_hand_mean=False)
+    torch.testing.assert_close(again[0], wanted, atol=1e-9, rtol=0)
+
+
+def test_the_first_rotation_turns_the_hand_about_its_wrist() -> None:
+    pose, shape = posed(4)
+    pose[:, :3] = 0
+    still, joints = mano()(pose, shape, flat_hand_mean=True)
+    pose[:, :3] = torch.tensor([0.3, -1.1, 0.7])
+    turned, turned_joints = mano()(pose, shape, flat_hand_mean=True)
+    rotation = torch.from_numpy(plain_rotation(pose[0, :3].double().numpy()))
+    wrist = joints[:, :1]
+    torch.testing.assert_close(turned, (still - wrist) @ rotation.T + wrist, atol=1e-9, rtol=0)
+    torch.testing.assert_close(turned_joints[:, 0], joints[:, 0], atol=1e-9, rtol=0)
+
+
+def test_joint_orders_go_by_the_fingers_names() -> None:
+    ours = ["wrist"] + [f"{f}{i}" for f in ("thumb", "index", "middle", "ring", "little") for i in range(4)]
+    theirs = ["wrist"] + [f"{finger}{i}" for finger in FINGERS for i in range(3)]
+    theirs += [f"{finger}3" for finger in ("thumb", "index", "middle", "ring", "little")]
+    assert [theirs[i] for i in HO3D_TO_FREIHAND] == ours
+    assert [ours[i] for i in FREIHAND_TO_HO3D] == theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "tips"),
+    [
+        ("freihand", (744, 320, 443, 555, 672)),
+        ("ho3d", (744, 333, 444, 555, 672)),
+        ("complement", (744, 333, 444, 555, 672)),
+    ],
+)
+def test_regressed_joints_are_mano_s_and_the_tips_of_the_data_set(name: str, tips: tuple[int, ...]) -> None:
+    vertices = torch.randn(2, 778, 3)
+    joints = mano().regress(vertices, name)
+    regressed = mano().joint_regressor.float() @ vertices
+    for finger, (label, tip) in enumerate(
+        zip(("thumb", "index", "middle", "ring", "little"), tips, strict=True)
+    ):
+        wanted = regressed[:, FINGERS[label] : FINGERS[label] + 3]
+        torch.testing.assert_close(joints[:, 1 + 4 * finger : 4 + 4 * finger], wanted)
+        torch.testing.assert_close(joints[:, 4 + 4 * finger], vertices[:, tip])
+    torch.testing.assert_close(joints[:, 0], regressed[:, 0])
+
+
+def test_freihand_hands_stand_where_their_root_is_seen() -> None:
+    pose, shape = posed(5)
+    seen, scale = torch.tensor([[100.25, 131.5]]), torch.tensor([[960.0]])
+    camera = torch.tensor([[[480.0, 0, 112], [0, 500, 110], [0, 0, 1]]])
+    vertices, joints = place_freihand(mano(), torch.cat([pose, shape, seen, scale], 1), camera)
+    # uv_root less the principal point, and the mean focal length, over the scale: metres.
+    wanted = torch.tensor([-11.75, 21.5, 490.0]).double() / 960 * 1000
+    torch.testing.assert_close(joints[0, 9], wanted, atol=1e-9, rtol=0)
+    centred, _ = mano()(pose, shape, flat_hand_mean=False)
+    torch.testing.assert_close(vertices - vertices[:, :1], centred - centred[:, :1], atol=1e-9, rtol=0)
+    torch.testing.assert_close(joints, mano().regress(vertices, "freihand"), atol=1e-9, rtol=0)
+
+
+def test_the_closed_surface_is_watertight_and_outward() -> None:
+    faces = mano().closed_faces
+    mesh = trimesh.Trimesh(mano().template.numpy(), faces.numpy(), process=False)
+    assert len(faces) == 1552
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0
+    assert torch.equal(faces[:1538], mano().faces)
+    assert set(faces[1538:].flatten().tolist()) == set(range(16))  # the tube's first ring, no new vertex
+    inside_out = close_surface(mano().faces.flip(-1), mano().template)
+    assert trimesh.Trimesh(mano().template.numpy(), inside_out.numpy(), process=False).volume > 0
+
+
+def test_only_a_sheet_with_one_opening_is_closed() -> None:
+    faces, template = mano().faces, mano().template
+    with pytest.raises(ValueError, match="its opening has 0 edges"):
+        close_surface(mano().closed_faces, template)
+    inner = (faces > 400).all(1).nonzero()[0, 0]
+    with pytest.raises(ValueError, match="one opening; one has 16 of 19"):
+        close_surface(torch.cat([faces[:inner], faces[inner + 1 :]]), template)
+    turned = faces.clone()
+    turned[100] = turned[100].flip(0)
+    with pytest.raises(ValueError, match="same direction"):
+        close_surface(turned, template)
+
+
+def test_the_file_of_python_2_is_read(tmp_path: Path) -> None:
+    arrays = mano_arrays()
+    path = write_mano(tmp_path / "MANO_RIGHT.pkl")
+    assert b"chumpy.reordering\nSelect" in path.read_bytes() and b"numpy.core." in path.read_bytes()
+    assert b"scipy.sparse.csc\ncsc_matrix" in path.read_bytes() and b"_codecs" not in path.read_bytes()
+    before = set(sys.modules)
+    model = Mano.load(path)
+    assert not {name for name in set(sys.modules) - before if name.split(".")[0] in ("chumpy", "scipy")}
+    np.testing.assert_array_equal(model.template, 1000 * arrays["v_template"])
+    np.testing.assert_array_equal(model.shape_blend, 1000 * arrays["shapedirs"])
+    np.testing.assert_array_equal(model.pose_blend, 1000 * arrays["posedirs"])
+    np.testing.assert_array_equal(model.joint_regressor, arrays["J_regressor"])
+    np.testing.assert_array_equal(model.faces, arrays["f"])
+    assert model.parents.tolist() == [-1, *PARENTS[1:]]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_pickles_of_any_protocol_and_numpy_are_read(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "data.pkl"
+    content = {
+        "array": np.arange(6.0).reshape(2, 3),
+        "turned": np.asfortranarray(np.arange(6.0).reshape(2, 3)).astype(">f4"),
+        "counts": np.arange(5, dtype=np.uint8),
+        "number": np.float32(2.5),
+        "names": ["a", None, 3, {"set"}],
+        "bytes": b"\x00\xff",
+    }
+    for core in (b"numpy._core", b"numpy.core"):
+        data = pickle.dumps(content, protocol)
+        if protocol < 4:  # later ones give a string's length before it
+            data = data.replace(b"numpy._core", core)
+        path.write_bytes(data)
+        read = load_pickle(path)
+        for name in ("array", "turned", "number", "counts"):
+            np.testing.assert_array_equal(dense(read[name]), content[name])
+        assert read["names"] == content["names"] and read["bytes"] == content["bytes"]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_pickle_cannot_run_anything(tmp_path: Path, protocol: int) -> None:
+    path, made = tmp_path / "MANO_RIGHT.pkl", tmp_path / "made"
+    path.write_bytes(pickle.dumps({"v_template": Payload(made)}, protocol))
+    with pytest.raises(DatasetFaults, match=r"it asks for (posix|os|nt)\.system, which is not data"):
+        Mano.load(path)
+    assert not made.exists()
+    pickle.loads(path.read_bytes())
+    assert made.exists(), "the payload must work where it is not stopped"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cbuiltins\ngetattr\n(S'1'\nS'upper'\ntR.",
+        b"\x80\x04\x8c\x08builtins\x8c\x0ddict.fromkeys\x93.",
+        b"cnumpy\nload\n(S'x'\ntR.",
+        b"cscipy.sparse\nload_npz\n.",
+        b"ccopyreg\n_reconstructor\n(cbuiltins\ndict\ncbuiltins\nobject\nNtR.",
+        b"c_codecs\nencode\n(S'1'\nS'zip'\ntR.",
+    ],
+    ids=["eval", "getattr", "attribute", "numpy.load", "scipy", "reconstructor", "codec"],
+)
+def test_nothing_but_data_is_taken_from_a_pickle(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "data.pkl"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"not data|wanted latin1"):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_damaged_bytes_give_no_other_error(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "data.pkl"
+    sound = pickle.dumps({"array": np.eye(3), "number": np.float32(2)}, protocol)
+    random = np.random.default_rng(0)
+    told = 0
+    for _ in range(100):
+        data = bytearray(sound)
+        for place in random.integers(0, len(data), 3):
+            data[place] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            content = load_pickle(path)
+            for value in content.values() if isinstance(content, dict) else ():
+                dense(value)
+        except ValueError:
+            told += 1
+    assert told > 30
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        ({"v_template": None}, ["no v_template; wanted v_template (778, 3)"]),
+        ({"weights": np.zeros((778, 24))}, ["weights is (778, 24); wanted (778, 16)"]),
+        ({"posedirs": np.full((778, 3, 135), np.nan)}, ["posedirs holds NaN or infinity; wanted finite"]),
+        (
+            {"hands_mean": "flat"},
+            ["hands_mean cannot be read (wanted an array of numbers, came str: could not"],
+        ),
+        (
+            {"f": None, "J_regressor": np.zeros((21, 778))},
+            ["J_regressor is (21, 778); wanted (16, 778)", "no f; wanted f (1538, 3)"],
+        ),
+        ({"f": np.full((1538, 3), 778)}, ["f has other vertices; wanted 0 to 777"]),
+        ({"f": np.tile([0, 1, 2], (1538, 1))}, ["f cannot be closed (two faces pass an edge in the same"]),
+        ({"kintree_table": np.full((2, 16), 15)}, ["wanted parents before their children"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_faults_of_the_file_are_told_at_once(tmp_path: Path, change: dict, faults: list[str]) -> None:
+    path = tmp_path / "MANO_RIGHT.pkl"
+    content = {name: value for name, value in (mano_arrays() | change).items() if value is not None}
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(DatasetFaults) as caught:
+        Mano.load(path)
+    assert len(caught.value.faults) == len(faults)
+    for found, wanted in zip(caught.value.faults, faults, strict=True):
+        assert wanted in found
+    assert "mano.is.tue.mpg.de" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [(b"", "EOFError"), (b"\x80\x02}q\x00(U", "cannot be read"), (pickle.dumps([1]), "holds list")],
+    ids=["empty", "cut off", "a list"],
+)
+def test_a_file_that_is_no_model_is_told(tmp_path: Path, data: bytes, fault: str) -> None:
+    path = tmp_path / "MANO_RIGHT.pkl"
+    path.write_bytes(data)
+    with pytest.raises(DatasetFaults, match=fault) as caught:
+        Mano.load(path)
+    assert len(caught.value.faults) == 1
+    with pytest.raises(DatasetFaults, match="no such file"):
+        Mano.load(tmp_path / "absent.pkl")
+    again = pickle.loads(pickle.dumps(caught.value))  # as a worker process hands it over
+    assert str(again) == str(caught.value) and again.faults == caught.value.faults
