@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
+
+Method = Literal["nvf", "holistic", "dense"]
+Task = Literal["camera-space", "root-relative"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class NVFConfig:
         hidden: channels of the MLP's hidden layers.
         hand_scale: whether the MLP takes the hand scale.
         scale_optional: trained with the hand scale dropped at random, so that None is a fair input.
+        method: "nvf", the field; or a baseline of Sec. 4.1 that shares encoder and MLP: "holistic" regresses
+            the joints from the pooled features, "dense" votes from the hand's pixels.
+        task: "camera-space" (CS-NVF), or "root-relative" (RS-NVF, joints relative to a known wrist).
 
     Raises:
         TypeError: a value is not of its field's type.
@@ -37,11 +43,16 @@ class NVFConfig:
     hidden: tuple[int, ...] = (1024, 512, 256, 128)
     hand_scale: bool = True
     scale_optional: bool = False
+    method: Method = "nvf"
+    task: Task = "camera-space"
 
     def __post_init__(self) -> None:
         for name in ("hand_scale", "scale_optional"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name, known in (("method", get_args(Method)), ("task", get_args(Task))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if not isinstance(self.hidden, tuple) or not self.hidden:
             raise TypeError(f"hidden must be a non-empty tuple of channels, got {self.hidden!r}")
         for name in ("input_size", "stem", "width", "widen", "stacks", "depth", "groups"):

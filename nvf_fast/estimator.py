@@ -78,6 +78,10 @@ class PoseEstimator:
         dtype: torch.dtype | None = None,
         backend: ops.Backend | None = None,
     ) -> None:
+        if model.config.task != "camera-space":
+            raise ValueError(
+                f"wanted a camera-space network, got a {model.config.task} one: see RootRelativeEstimator"
+            )
         if not surface_mm > 0:
             raise ValueError(f"surface_mm must be a positive number of mm, got {surface_mm}")
         if not 0 < fraction <= 1:
@@ -298,6 +302,8 @@ def load(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, _ = load_checkpoint(name, device)
+    if not isinstance(model, NVF):
+        raise ValueError(f"{name} holds a {model.config.method!r} baseline: nvf_fast.baselines runs it")
     return PoseEstimator(model, dtype=dtype, **options)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu, linear
 
 from nvf_fast.config import NVFConfig
 
@@ -24,28 +25,44 @@ SDF_BIAS = 0.3
 class FieldMLP(nn.Module):
     """Weights and biases of (s, V) = f(x), Eq. 4 and Sec. 3.1; `nvf_fast.ops.query_field` evaluates it.
 
+    The baselines of Sec. 4.1 share it, without the input of depth.
+
     Attributes:
         weights: matrices (out, in); in = X for the first layer and previous out + X for the others, hidden
-            first, with x = [features, depth(, hand scale)] of X = width + 1 (+ 1).
-        biases: vectors (out,); the last out is 1 + 21 * 4: sdf, then (weight, direction xyz) per joint.
+            first, with x = [features(, depth)(, hand scale)]. The last out is 1 + 21 * 4 for the field: sdf,
+            then (weight, direction xyz) per joint; so for "dense": hand or not, then (weight, joint xyz) per
+            joint; and 21 * 3 for "holistic".
+        biases: vectors (out,).
     """
 
     def __init__(self, config: NVFConfig) -> None:
         super().__init__()
-        inputs = config.width + 1 + config.hand_scale
-        outs = (*config.hidden, 1 + 4 * JOINTS)
+        field = config.method == "nvf"
+        inputs = config.width + field + config.hand_scale
+        outs = (*config.hidden, 3 * JOINTS if config.method == "holistic" else 1 + 4 * JOINTS)
         ins = (inputs, *(channels + inputs for channels in config.hidden))
         self.weights = nn.ParameterList(torch.empty(shape) for shape in zip(outs, ins, strict=True))
         self.biases = nn.ParameterList(torch.zeros(out) for out in outs)
-        self._initialise(depth=config.width - inputs)
+        self._initialise(depth=config.width - inputs if field else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last layer's raw output (..., out) of inputs x (..., X), layer by layer as in the paper."""
+        output = x
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer > 0:
+                output = torch.cat([leaky_relu(output, 0.01), x], -1)
+            output = linear(output, weight.to(x.dtype), bias.to(x.dtype))
+        return output
 
     @torch.no_grad()
-    def _initialise(self, depth: int) -> None:
+    def _initialise(self, depth: int | None) -> None:
         """He et al. 2015 for LeakyReLU(0.01), with a steep dependence on depth."""
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             nn.init.kaiming_normal_(weight, a=0.01)
-            weight[:, depth].normal_(std=DEPTH_GAIN)
-            # Each unit's kink lies at a depth of its own, so that together they resolve the whole range.
-            bias.copy_(-weight[:, depth] * torch.empty_like(bias).uniform_(*DEPTH_RANGE))
+            if depth is not None:
+                weight[:, depth].normal_(std=DEPTH_GAIN)
+                # Each unit's kink lies at a depth of its own, so that together they resolve the whole range.
+                bias.copy_(-weight[:, depth] * torch.empty_like(bias).uniform_(*DEPTH_RANGE))
         nn.init.normal_(self.weights[-1], std=LAST_STD)
-        self.biases[-1][0] = SDF_BIAS
+        if depth is not None:
+            self.biases[-1][0] = SDF_BIAS

@@ -85,6 +85,18 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | 
     return scale.expand(count).float()
 
 
+def read_roots(root: Any, count: int) -> Tensor:
+    """Wrists (count, 3) float64 mm on the CPU."""
+    roots = _numbers("root", root, "(3,) or (B, 3) mm, the wrist in the camera's frame")
+    if roots.shape not in ((3,), (count, 3)):
+        raise ValueError(
+            f"root must be (3,), or ({count}, 3) for {count} image(s), got shape {tuple(roots.shape)}"
+        )
+    if not (roots.isfinite().all() and (roots[..., 2] > 0).all()):
+        raise ValueError(f"root must be finite and before the camera (z > 0 mm), got {roots.tolist()}")
+    return roots.expand(count, 3)
+
+
 def read_box_middles(box: Any, intrinsics: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
     """Where to look: the boxes' middles, (B, 2) float64 px on the CPU. Warns of boxes too wide.
 

@@ -39,6 +39,8 @@ class NVF(nn.Module):
     def __init__(self, config: NVFConfig | None = None) -> None:
         super().__init__()
         self.config = config or NVFConfig()
+        if self.config.method != "nvf":
+            raise ValueError(f"NVF is the field; nvf_fast.baselines makes a {self.config.method!r} network")
         self.encoder = HourglassEncoder(self.config)
         self.field = FieldMLP(self.config)
 

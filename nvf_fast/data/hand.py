@@ -15,6 +15,7 @@ For a right hand this frame is right-handed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -86,6 +87,7 @@ def _capsules() -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
 
 CAPSULES, CAPSULE_RADII = _capsules()
 BLEND_MM = 2.0  # smoothness of the union
+MARCHES, HIT_MM = 64, 0.01  # of `first_hit`; a ray that still marches then grazes the surface and misses
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,17 @@ class Hands:
             self.nodes * factor[:, None, None], self.radii * factor[:, None, None], self.dorsal, self.palm
         )
 
+    def translated(self, offset: Tensor) -> Hands:
+        """Moves each hand by offset (B, 3) mm."""
+        return Hands(self.nodes + offset[:, None], self.radii, self.dorsal, self.palm)
+
+    @classmethod
+    def stack(cls, hands: Sequence[Hands]) -> Hands:
+        """One batch of several."""
+        return cls(
+            **{field.name: torch.cat([getattr(h, field.name) for h in hands]) for field in fields(cls)}
+        )
+
     def signed_distance(self, points: Tensor) -> Tensor:
         """Signed distance of points (B, N, 3) to the surface, (B, N) mm, negative inside.
 
@@ -195,6 +208,28 @@ class Hands:
         normal = normal - weight @ start - (weight * along) @ axis
         value = -BLEND_MM * torch.logsumexp(distances * (-1 / BLEND_MM), -1)
         return value, torch.nn.functional.normalize(normal, dim=-1)
+
+    def first_hit(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """Where rays origins + t * directions, both (B, R, 3), first meet the surface (sphere tracing).
+
+        Returns:
+            (B, R) t, to `HIT_MM` mm; +inf where a ray misses. A ray that starts inside hits at 0.
+        """
+        length = directions.norm(dim=-1)
+        unit = directions / length[..., None]
+        # The ray's part inside a sphere about the hand: elsewhere there is nothing to meet.
+        middle = self.nodes.mean(1, keepdim=True)
+        reach = (self.nodes - middle).norm(dim=-1).amax(1) + self.radii.amax((1, 2))
+        along = ((middle - origins) * unit).sum(-1)
+        aside = (origins + along[..., None] * unit - middle).square().sum(-1)
+        half = (reach[:, None].square() - aside).clamp_min(0).sqrt()
+        travelled, end = (along - half).clamp_min(0), along + half
+        for _ in range(MARCHES):
+            distance = self.signed_distance(origins + travelled[..., None] * unit)
+            travelled = travelled + torch.where(distance > HIT_MM, distance, 0.0)
+        distance = self.signed_distance(origins + travelled[..., None] * unit)
+        hit = (distance <= HIT_MM) & (travelled <= end) & (half > 0)
+        return torch.where(hit, travelled / length, math.inf)
 
     def sample_surface(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws `count` points on each hand's surface, (B, count, 3) mm, roughly uniform by area."""

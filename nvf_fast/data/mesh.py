@@ -1,46 +1,84 @@
-"""The surface of a synthetic hand as a triangle mesh."""
+"""Surfaces as triangle meshes, extracted from signed distances."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .hand import Hands
+from nvf_fast.data.hand import Hands
+
+REACH_MM = 22.0  # how far a hand's surface lies from its skeleton at most
+OUTSIDE_MM = 50.0  # the largest distance a network knows; outside its view there is no finite one
+ASKED = 65_536  # points at a time
+
+Distance = Callable[[Tensor], Tensor]
 
 
-def hand_mesh(hand: Hands, spacing_mm: float = 2.5) -> tuple[np.ndarray, np.ndarray]:
-    """Extracts the watertight zero level of one hand's signed distance by marching cubes.
+class Mesh(NamedTuple):
+    """A surface.
+
+    Attributes:
+        vertices: (V, 3) float64 mm.
+        faces: (F, 3) int64, outward by the right-hand rule.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+
+
+NOTHING = Mesh(np.empty((0, 3)), np.empty((0, 3), np.int64))
+
+
+def hand_mesh(hand: Hands, spacing_mm: float = 2.5) -> Mesh:
+    """Extracts the watertight surface of one synthetic hand.
 
     Args:
         hand: a batch of exactly one hand, camera frame, mm.
         spacing_mm: lattice spacing; the vertices lie on the surface to about spacing² / (8 * radius).
-
-    Returns:
-        vertices (V, 3) float64 mm in the camera frame and faces (F, 3) int64, outward by the right-hand rule.
 
     Raises:
         ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
     """
     if len(hand) != 1:
         raise ValueError(f"hand_mesh takes one hand at a time, got a batch of {len(hand)}")
+    low, high = hand.nodes[0].amin(0) - REACH_MM, hand.nodes[0].amax(0) + REACH_MM
+    return level_mesh(lambda points: hand.signed_distance(points[None])[0], low, high, spacing_mm)
+
+
+def level_mesh(distance: Distance, low: Tensor, high: Tensor, spacing_mm: float = 4.0) -> Mesh:
+    """The zero level of a signed distance within a box, by marching cubes (Sec. D of the supplement).
+
+    Args:
+        distance: of points (N, 3) float32 mm to (N,) mm, negative inside, +inf where nothing is known; it is
+            asked for a part of the lattice at a time.
+        low: (3,) float32 mm, the box's lower corner.
+        high: (3,) float32 mm, which the box reaches at least.
+        spacing_mm: mm, of the lattice.
+
+    Returns:
+        The mesh in the frame of the points, empty where no surface passes through the box.
+
+    Raises:
+        ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
+    """
     try:
         from skimage.measure import marching_cubes
     except ImportError as error:
         raise ImportError("meshes need scikit-image: pip install 'nvf-fast[viz]'") from error
-    low = hand.nodes[0].amin(0) - 22
-    steps = ((hand.nodes[0].amax(0) + 22 - low) / spacing_mm).ceil().int().tolist()
-    axes = [torch.arange(count + 1) * spacing_mm for count in steps]
-    lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) + low
-    volume = torch.cat([_signed_distance(hand, part) for part in lattice.split(65_536)])
+    counts = (((high - low) / spacing_mm).ceil().int() + 1).tolist()
+    axes = [
+        start + spacing_mm * torch.arange(n, device=low.device) for start, n in zip(low, counts, strict=True)
+    ]
+    points = torch.cartesian_prod(*axes)
+    known = torch.cat([distance(part) for part in points.split(ASKED)]).clamp(-OUTSIDE_MM, OUTSIDE_MM)
+    volume = known.reshape(counts).double().numpy(force=True)
+    if not volume.min() < 0 < volume.max():
+        return NOTHING
     vertices, faces, _, _ = marching_cubes(
-        volume.reshape([count + 1 for count in steps]).double().numpy(),
-        0.0,
-        spacing=(spacing_mm,) * 3,
-        gradient_direction="descent",
+        volume, 0.0, spacing=(spacing_mm,) * 3, gradient_direction="descent"
     )
-    return vertices.astype(np.float64) + low.double().numpy(), faces.astype(np.int64)
-
-
-def _signed_distance(hand: Hands, points: Tensor) -> Tensor:
-    return hand.signed_distance(points[None])[0]
+    return Mesh(vertices + low.double().numpy(force=True), faces.astype(np.int64))

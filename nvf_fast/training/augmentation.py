@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from nvf_fast.data.hand import Hands, rotation_about
-from nvf_fast.training.points import VIEW_SLOPE
+from nvf_fast.data.hand import rotation_about
+from nvf_fast.data.surfaces import HandSurfaces
+from nvf_fast.views import View
 
 ABSENT_SCALE_MM = 15.0  # what the network is fed where the hand scale is unknown: 0 after normalisation
 
@@ -23,6 +24,7 @@ class Augmentation:
         roll_deg: rotation of picture and hand about the optical axis, degrees either way. An image keeps its
             orientation where the rotation would push one more joint out of the picture.
         size_range: hand and distance grow together by a factor 1 plus or minus this share; the picture stays.
+            Camera-space only.
         brightness: gain of the picture, share either way.
         contrast: gain about its mean, share either way.
         colour: gain per channel, share either way.
@@ -57,13 +59,14 @@ class Augmentation:
 
 
 def augment(
-    images: Tensor, hands: Hands, augmentation: Augmentation, generator: torch.Generator
-) -> tuple[Tensor, Hands, Tensor]:
+    images: Tensor, hands: HandSurfaces, view: View, augmentation: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, HandSurfaces, Tensor]:
     """Draws one changed version of each picture.
 
     Args:
-        images: (B, 3, S, S) uint8 RGB, reference camera of S px.
-        hands: the B hands in them.
+        images: (B, 3, S, S) uint8 RGB, the network's pictures.
+        hands: the B hands in them, in the task's frame.
+        view: the task's volume.
         augmentation: ranges.
         generator: source of every random number, on the images' device.
 
@@ -73,7 +76,7 @@ def augment(
     """
     pictures = images.float() / 255
     if augmentation.roll_deg:
-        angle = _roll_angles(hands, math.radians(augmentation.roll_deg), generator)
+        angle = _roll_angles(hands, view, math.radians(augmentation.roll_deg), generator)
         pictures = _roll_pictures(pictures, angle)
         hands = hands.rotated(_about_optical_axis(angle))
     if augmentation.size_range:
@@ -96,18 +99,16 @@ def _about_optical_axis(angle: Tensor) -> Tensor:
     return rotation_about(axis.expand(len(angle), 3), angle)
 
 
-def _visible_joints(joints: Tensor) -> Tensor:
-    return (joints[..., :2].abs() <= joints[..., 2:] * VIEW_SLOPE).all(-1).sum(-1)
-
-
-def _roll_angles(hands: Hands, limit: float, generator: torch.Generator, tries: int = 4) -> Tensor:
+def _roll_angles(
+    hands: HandSurfaces, view: View, limit: float, generator: torch.Generator, tries: int = 4
+) -> Tensor:
     """(B,) radians: of a few draws the first that loses no joint from the picture, else 0."""
     angles = _range(limit, (tries, len(hands.joints)), hands.joints, generator)
     result = torch.zeros_like(angles[0])
-    before = _visible_joints(hands.joints)
+    before = view.contains(hands.joints).sum(-1)
     for angle in angles.flip(0):
         rotated = hands.joints @ _about_optical_axis(angle).transpose(1, 2)
-        result = torch.where(_visible_joints(rotated) >= before, angle, result)
+        result = torch.where(view.contains(rotated).sum(-1) >= before, angle, result)
     return result
 
 

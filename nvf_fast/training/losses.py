@@ -1,9 +1,9 @@
-"""Training losses (Eqs. 5-7), in sdf / 50 mm, and the switchable additions to them."""
+"""The field's training losses (Eqs. 5-7), in sdf / 50 mm, and the switchable additions to them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.functional import relu, smooth_l1_loss
 
 from nvf_fast.model import Field
 from nvf_fast.training.labels import voting_labels
-from nvf_fast.training.points import VIEW_SLOPE
+from nvf_fast.views import VIEW_SLOPE
 
 SDF_UNIT_MM = 50.0
 
@@ -57,8 +57,7 @@ class LossConfig:
             )
 
 
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """What the field should answer at N points of B images.
 
     sdf (B, N) mm; near (B, N) bool; weight (B, N, J); direction (B, N, J, 3).

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# The frustum of the reference camera, cut to the box that inference fills (mm).
-HALF_WIDTH_MM = 250.0
-NEAREST_MM, FARTHEST_MM = 150.0, 1200.0
-VIEW_SLOPE = 112 / 480  # half the view's width at depth 1, for every input size
-# A point on the very edge may round to either side of it; points keep this much of the half view clear.
-EDGE = 1e-4
+from nvf_fast.data.surfaces import HandSurfaces
+from nvf_fast.views import View
 
 SPHERE_JOINT = 9
-
-
-class HandSurfaces(Protocol):
-    """What sampling asks of a batch of B hands; `nvf_fast.data.hand.Hands` is one."""
-
-    @property
-    def joints(self) -> Tensor: ...
-
-    def signed_distance(self, points: Tensor) -> Tensor: ...
-
-    def sample_surface(self, count: int, generator: torch.Generator | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -39,12 +23,13 @@ class PointSampling:
         surface_sigma_mm: that Gaussian's standard deviation, per axis.
         sphere: points uniform in the ball about joint 9.
         sphere_radius_mm: that ball's radius.
-        frustum: points uniform in the camera frustum.
+        frustum: points uniform in the task's volume, the camera frustum or the cube about the root.
         inside: points inside the hand to keep out of all these; None keeps every drawn point instead.
         outside: points outside the hand to keep; None together with `inside`.
         ray_points: addition to the paper, on top of the above: points on camera rays through the surface, in
             front of it and behind it, without which a short training answers "surface" along whole rays.
-        ray_log_depth: half of them at the surface's depth times exp(u), u uniform in plus or minus this.
+        ray_log_depth: half of them at the surface's depth times exp(u), u uniform in plus or minus this; on
+            the parallel rays of root-relative training, anywhere in the cube.
         ray_sigma_mm: the other half at the surface's depth plus a Gaussian of this standard deviation.
     """
 
@@ -83,16 +68,17 @@ class PointSampling:
 
 
 def sample_points(
-    hands: HandSurfaces, sampling: PointSampling, generator: torch.Generator | None = None
+    hands: HandSurfaces, view: View, sampling: PointSampling, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draws the query points of a batch of hands.
 
-    Every point lies inside the reference view. Where an image has fewer points of a kind than asked for (a
-    hand half out of the picture), that kind's points are repeated, and where it has none, any point of the
-    image stands in, so the shape never varies.
+    Every point lies inside the view. Where an image has fewer points of a kind than asked for (a hand half
+    out of the picture), that kind's points are repeated, and where it has none, any point of the image stands
+    in, so the shape never varies.
 
     Args:
-        hands: B hands in the camera frame.
+        hands: B hands in the task's frame.
+        view: the task's volume.
         sampling: counts and ranges; N = `sampling.total`.
         generator: source of every random number, on the hands' device.
 
@@ -101,15 +87,9 @@ def sample_points(
     """
     surface = hands.sample_surface(sampling.surface, generator)
     moved = surface + sampling.surface_sigma_mm * _normal(surface.shape, surface, generator)
-    drawn = torch.cat(
-        [
-            moved,
-            _in_sphere(hands.joints, sampling, generator),
-            _in_frustum(surface, sampling.frustum, generator),
-        ],
-        1,
-    )
-    visible = _in_view(drawn)
+    anywhere = _uniform((len(surface), sampling.frustum, 3), surface, generator)
+    drawn = torch.cat([moved, _in_sphere(hands.joints, sampling, generator), view.spread(anywhere)], 1)
+    visible = view.contains(drawn)
     if sampling.inside is None or sampling.outside is None:
         points = _take(drawn, _choose(visible, visible, drawn.shape[1], generator))
         distance = hands.signed_distance(points)
@@ -124,10 +104,10 @@ def sample_points(
         )
         points, distance = _take(drawn, chosen), distance.gather(1, chosen)
     if sampling.ray_points:
-        seen = torch.cat([_in_view(surface), torch.zeros_like(visible[:, sampling.surface :])], 1)
+        seen = torch.cat([view.contains(surface), torch.zeros_like(visible[:, sampling.surface :])], 1)
         start = torch.cat([surface, drawn[:, sampling.surface :]], 1)
         start = _take(start, _choose(seen, visible, sampling.ray_points, generator))
-        on_rays = _along_rays(start, sampling, generator)
+        on_rays = _along_rays(start, view, sampling, generator)
         points = torch.cat([points, on_rays], 1)
         distance = torch.cat([distance, hands.signed_distance(on_rays)], 1)
     return points, distance
@@ -141,13 +121,6 @@ def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | N
     return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
-def _in_view(points: Tensor) -> Tensor:
-    """(B, N) bool: in front of the camera and inside the picture."""
-    x, y, z = points.unbind(-1)
-    limit = z * (VIEW_SLOPE * (1 - EDGE))
-    return (z > 0) & (x.abs() <= limit) & (y.abs() <= limit)
-
-
 def _in_sphere(joints: Tensor, sampling: PointSampling, generator: torch.Generator | None) -> Tensor:
     shape = (joints.shape[0], sampling.sphere, 3)
     direction = normalize(_normal(shape, joints, generator), dim=-1)
@@ -155,34 +128,16 @@ def _in_sphere(joints: Tensor, sampling: PointSampling, generator: torch.Generat
     return joints[:, SPHERE_JOINT, None] + radius * direction
 
 
-def _in_frustum(like: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Uniform by volume: the cross-section grows with depth squared until the box's sides cut it off."""
-    uniform = _uniform((like.shape[0], count, 3), like, generator)
-    slope = VIEW_SLOPE * (1 - EDGE)
-    cut = HALF_WIDTH_MM / slope
-    widening = (cut**3 - NEAREST_MM**3) / (3 * cut**2)  # volumes in units of the full cross-section
-    volume = uniform[..., 2] * (widening + FARTHEST_MM - cut)
-    depth = torch.where(
-        volume < widening,
-        (NEAREST_MM**3 + 3 * cut**2 * volume.clamp_max(widening)).pow(1 / 3),
-        cut + volume - widening,
-    )
-    half = (depth * slope).clamp_max(HALF_WIDTH_MM)
-    return torch.cat([(2 * uniform[..., :2] - 1) * half[..., None], depth[..., None]], -1)
-
-
-def _along_rays(start: Tensor, sampling: PointSampling, generator: torch.Generator | None) -> Tensor:
-    """Slides points (B, N, 3) along their camera rays, inside the frustum's depths."""
-    depth = start[..., 2].clamp(NEAREST_MM, FARTHEST_MM)
+def _along_rays(
+    start: Tensor, view: View, sampling: PointSampling, generator: torch.Generator | None
+) -> Tensor:
+    """Slides points (B, N, 3) along their rays, inside the volume."""
+    depth = start[..., 2]
     half = depth.shape[1] // 2
-    low = (NEAREST_MM / depth[:, :half]).log().clamp_min(-sampling.ray_log_depth)
-    high = (FARTHEST_MM / depth[:, :half]).log().clamp_max(sampling.ray_log_depth)
-    factor = low + (high - low) * _uniform((depth.shape[0], half), depth, generator)
-    offset = sampling.ray_sigma_mm * _normal((depth.shape[0], depth.shape[1] - half), depth, generator)
-    moved = torch.cat([depth[:, :half] * factor.exp(), depth[:, half:] + offset], 1).clamp(
-        NEAREST_MM, FARTHEST_MM
-    )
-    return start * (moved / start[..., 2])[..., None]
+    anywhere = _uniform((len(depth), half), depth, generator)
+    offset = sampling.ray_sigma_mm * _normal((len(depth), depth.shape[1] - half), depth, generator)
+    other = view.other_depths(depth[:, :half], anywhere, sampling.ray_log_depth)
+    return view.moved_to(start, torch.cat([other, depth[:, half:] + offset], 1))
 
 
 def _choose(wanted: Tensor, otherwise: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

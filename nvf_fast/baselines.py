@@ -1,0 +1,135 @@
+"""The two baselines of Sec. 4.1, which share the encoder and the MLP with the field."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nvf_fast.config import NVFConfig
+from nvf_fast.encoder import HourglassEncoder
+from nvf_fast.field import JOINTS, FieldMLP
+from nvf_fast.model import NVF
+from nvf_fast.views import view_of
+
+
+class Baseline(nn.Module):
+    """What both baselines are: an encoder, an MLP, and joints normalised by the task's volume.
+
+    Joints are regressed as (joint - centre) / half-extent of the volume's box, so that the baselines start
+    from its middle and see all axes alike.
+    """
+
+    def __init__(self, config: NVFConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = HourglassEncoder(config)
+        self.field = FieldMLP(config)
+        view = view_of(config.task)
+        self.register_buffer("centre", torch.tensor(view.centre_mm), persistent=False)
+        self.register_buffer("extent", torch.tensor(view.half_mm), persistent=False)
+
+    centre: Tensor
+    extent: Tensor
+
+    def encode_all(self, images: Tensor) -> list[Tensor]:
+        """Features (B, width, S/4, S/4) after every stack, of images (B, 3, S, S) as `NVF.encode` takes."""
+        return self.encoder(images)
+
+    def normalised(self, joints: Tensor) -> Tensor:
+        """Joints (..., 3) mm as the MLP answers them."""
+        return (joints - self.centre) / self.extent
+
+    def in_mm(self, normalised: Tensor) -> Tensor:
+        """The inverse of `normalised`."""
+        return normalised * self.extent + self.centre
+
+    def _answer(self, x: Tensor, hand_scale: Tensor | None) -> Tensor:
+        """The MLP's raw output, float32, for inputs (B, ..., width) and hand scales (B,) mm or None."""
+        if self.config.hand_scale:
+            if hand_scale is None and not self.config.scale_optional:
+                raise ValueError(
+                    "hand_scale must be (B,) mm, got None: this model was trained with it always given"
+                )
+            scale = x.new_zeros(len(x)) if hand_scale is None else ((hand_scale - 15) / 25).to(x.dtype)
+            x = torch.cat([x, scale.view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:-1], 1)], -1)
+        elif hand_scale is not None:
+            raise ValueError("hand_scale must be None: this model takes no hand scale")
+        return self.field(x).float()
+
+
+class HolisticBaseline(Baseline):
+    """Baseline-Holistic: joints from the globally averaged features (Eq. 10)."""
+
+    def regress(self, features: Tensor, hand_scale: Tensor | None = None) -> Tensor:
+        """Normalised joints (B, 21, 3) of features (B, width, H, W) and hand scales (B,) mm or None."""
+        return self._answer(features.mean((2, 3)), hand_scale).unflatten(-1, (JOINTS, 3))
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Joints in the task's frame.
+
+        Args:
+            images: (B, 3, S, S) as `NVF.encode` takes them.
+            hand_scale: (B,) float32 mm, or None.
+
+        Returns:
+            joints (B, 21, 3) mm and votes (B,) int, always 1: there is always an answer.
+        """
+        joints = self.in_mm(self.regress(self.encoder.last_features(images), hand_scale))
+        return joints, torch.ones(len(joints), dtype=torch.int64, device=joints.device)
+
+
+class PixelVotes(NamedTuple):
+    """What `DenseBaseline` says at the L texels of B feature maps, row by row.
+
+    Attributes:
+        hand: (B, L) float32 logit of e, the probability that the hand is there.
+        weight: (B, L, 21) float32, closeness of the hand's first point on the ray to each joint.
+        joints: (B, L, 21, 3) float32, normalised.
+    """
+
+    hand: Tensor
+    weight: Tensor
+    joints: Tensor
+
+
+class DenseBaseline(Baseline):
+    """Baseline-2D-Dense: every texel says whether it shows the hand, and votes for the joints (Eqs. 11-12).
+
+    The paper's pixels are the texels of the feature map here, where features need no interpolation.
+    """
+
+    def ask(self, features: Tensor, hand_scale: Tensor | None = None) -> PixelVotes:
+        """The answers at every texel of features (B, width, H, W), for hand scales (B,) mm or None."""
+        raw = self._answer(features.flatten(2).mT, hand_scale)
+        votes = raw[..., 1:].unflatten(-1, (JOINTS, 4))
+        return PixelVotes(raw[..., 0], votes[..., 0], votes[..., 1:])
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Joints in the task's frame, by a weighted mean over the texels with e > 0.5 (as in Eq. 9).
+
+        Args:
+            images: (B, 3, S, S) as `NVF.encode` takes them.
+            hand_scale: (B,) float32 mm, or None.
+
+        Returns:
+            joints (B, 21, 3) mm, NaN where no texel shows the hand or none of those votes for a joint; and
+            votes (B,) int, the texels that voted.
+        """
+        votes = self.ask(self.encoder.last_features(images), hand_scale)
+        voting = votes.hand > 0
+        weight = votes.weight.clamp_min(0) * voting[..., None]
+        joints = (weight[..., None] * votes.joints).sum(1) / weight.sum(1)[..., None]
+        return self.in_mm(joints), voting.sum(1)
+
+
+Network = NVF | HolisticBaseline | DenseBaseline
+
+
+def build(config: NVFConfig) -> Network:
+    """The network of a configuration, freshly initialised."""
+    classes: dict[str, type[Network]] = {"nvf": NVF, "holistic": HolisticBaseline, "dense": DenseBaseline}
+    return classes[config.method](config)

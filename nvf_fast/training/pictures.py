@@ -1,0 +1,108 @@
+"""A data set's samples as the network's pictures, with their hands in the task's frame."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvf_fast.camera import remap
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.sample import DamagedPicture, HandDataset, HandSample
+from nvf_fast.data.surfaces import HandSurfaces, MeshHands
+from nvf_fast.views import View, view_of
+
+
+class PictureBatch(NamedTuple):
+    """Pictures and their hands.
+
+    images (B, 3, S, S) uint8; hands: B in the task's frame; damaged: what is said of pictures that could not
+    be read, in whose place others stand.
+    """
+
+    images: Tensor
+    hands: HandSurfaces
+    damaged: tuple[str, ...] = ()
+
+
+class TaskPictures:
+    """What a training asks of a data set: batches by index, cut and remapped as the task wants them.
+
+    A picture that cannot be read is replaced by the next one that can, always the same, and named.
+
+    Args:
+        dataset: samples of right hands with joints, and with surfaces where `needs_surface`.
+        view: the task's volume.
+        size: px, side of the network's pictures.
+        needs_surface: whether joints alone do not suffice.
+    """
+
+    def __init__(self, dataset: HandDataset, view: View, size: int, needs_surface: bool = True) -> None:
+        self.dataset, self.view, self.size, self.needs_surface = dataset, view, size, needs_surface
+        self.fingerprint = f"{dataset.name} {dataset.split} {getattr(dataset, 'fingerprint', '')}".strip()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> PictureBatch:
+        """The pictures of these indices; the name is the one by which torch's loader fetches a batch.
+
+        Raises:
+            DamagedPicture: none of the data set's pictures can be read.
+            ValueError: a sample has no joints, no surface where one is needed, or a left hand.
+        """
+        images, hands = [], []
+        damaged: list[str] = []
+        for index in indices:
+            image, hand = self._picture(self._readable(index, damaged))
+            images.append(image)
+            hands.append(hand)
+        return PictureBatch(torch.stack(images), type(hands[0]).stack(hands), tuple(damaged))
+
+    def _readable(self, index: int, damaged: list[str]) -> HandSample:
+        last: DamagedPicture | None = None
+        for step in range(len(self)):
+            try:
+                return self.dataset[(index + step) % len(self)]
+            except DamagedPicture as error:
+                last = error
+                damaged.append(str(error))
+        raise DamagedPicture(f"none of the {len(self)} pictures can be read; the last: {last}")
+
+    def _picture(self, sample: HandSample) -> tuple[Tensor, Any]:
+        """(3, S, S) uint8, and the hand in the task's frame."""
+        if sample.joints is None or sample.side != "right":
+            raise ValueError(f"{sample.id}: training wants right hands with joints, got {_kind(sample)}")
+        hand = sample.surface
+        if hand is None:
+            if self.needs_surface:
+                raise ValueError(f"{sample.id}: no surface; this method learns from one")
+            hand = MeshHands(torch.zeros(1, 0, 3), torch.zeros(0, 3, dtype=torch.int64), sample.joints[None])
+        roots = sample.joints[None, 0].double()
+        intrinsics = torch.as_tensor(sample.intrinsics, dtype=torch.float64)[None]
+        homography = self.view.homographies(intrinsics, roots, self.size)
+        image = torch.from_numpy(sample.image).permute(2, 0, 1)
+        if image.shape[1:] != (self.size, self.size) or not _is_identity(homography):
+            image = remap(image[None], homography, self.size)[0].round_().clamp_(0, 255).to(torch.uint8)
+        return image, hand.translated(-self.view.origins(roots).float())
+
+
+def task_pictures(dataset: HandDataset, config: NVFConfig) -> TaskPictures:
+    """What a network learns from.
+
+    Raises:
+        ValueError: the method needs surfaces and the data set has none; the message says why.
+    """
+    needs_surface = config.method != "holistic"
+    if needs_surface and dataset.why_no_surfaces:
+        raise ValueError(f"{dataset.name}: {dataset.why_no_surfaces}; {config.method!r} learns from surfaces")
+    return TaskPictures(dataset, view_of(config.task), config.input_size, needs_surface)
+
+
+def _is_identity(homography: Tensor) -> bool:
+    return torch.allclose(homography, torch.eye(3, dtype=homography.dtype), rtol=0, atol=1e-9)
+
+
+def _kind(sample: HandSample) -> str:
+    return f"a {sample.side} hand {'without' if sample.joints is None else 'with'} joints"

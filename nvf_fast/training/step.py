@@ -1,0 +1,81 @@
+"""One step's work: from pictures and hands to a batch, and from a batch to losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvf_fast.baselines import Network
+from nvf_fast.training.augmentation import augment
+from nvf_fast.training.config import TrainingConfig
+from nvf_fast.training.losses import AuxiliaryHead
+from nvf_fast.training.objectives import Objective, objective_of
+from nvf_fast.training.pictures import PictureBatch
+from nvf_fast.views import View, view_of
+
+
+class Batch(NamedTuple):
+    """What one step works on.
+
+    images (B, 3, S, S) normalised; hand_scale (B,) mm to feed; labels of the objective; joints (B, 21, 3) mm
+    in the task's frame; true_scale (B,) mm.
+    """
+
+    images: Tensor
+    hand_scale: Tensor
+    labels: Any
+    joints: Tensor
+    true_scale: Tensor
+
+
+class Step:
+    """The arithmetic of a training step, apart from who fetches pictures and who moves the weights.
+
+    Args:
+        config: every number of the training.
+        device: where to compute.
+        layout: memory format of the pictures.
+    """
+
+    def __init__(self, config: TrainingConfig, device: torch.device, layout: torch.memory_format) -> None:
+        self.config, self.device, self.layout = config, device, layout
+        self.view: View = view_of(config.model.task)
+        self.objective: Objective = objective_of(config.model, config.sampling, config.losses, self.view)
+
+    @torch.no_grad()
+    def batch(self, parts: Iterable[tuple[PictureBatch, torch.Generator]]) -> Batch:
+        """Joins parts of a batch, each augmented and labelled with random numbers of its own.
+
+        Args:
+            parts: pictures on any device, and a generator on the step's.
+        """
+        made = []
+        for pictures, generator in parts:
+            images, hands = pictures.images.to(self.device), pictures.hands.to(self.device)
+            images, hands, hand_scale = augment(images, hands, self.view, self.config.augmentation, generator)
+            labels = self.objective.labels(hands, generator)
+            made.append((images, hand_scale, labels, hands.joints, hands.hand_scale))
+        every_image, every_scale, every_label, every_joint, every_true_scale = zip(*made, strict=True)
+        return Batch(
+            torch.cat(every_image).contiguous(memory_format=self.layout),
+            torch.cat(every_scale),
+            type(every_label[0])(*(torch.cat(each) for each in zip(*every_label, strict=True))),
+            torch.cat(every_joint),
+            torch.cat(every_true_scale),
+        )
+
+    def losses(self, model: Network, auxiliary: AuxiliaryHead | None, batch: Batch) -> dict[str, Tensor]:
+        """() tensors by name, unweighted, and "loss", their weighted sum, to be minimised."""
+        bfloat16 = self.config.optimisation.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            every_features = model.encode_all(batch.images)
+        scale = batch.hand_scale if self.config.model.hand_scale else None
+        terms = self.objective.losses(model, every_features, batch.labels, scale)
+        if auxiliary is not None:
+            extra = auxiliary.losses(every_features[-1], batch.joints, batch.true_scale)
+            weighted = self.config.losses.auxiliary_weight * torch.stack([*extra.values()]).sum()
+            terms = {**terms, **extra, "loss": terms["loss"] + weighted}
+        return terms

@@ -1,0 +1,132 @@
+"""What each method is told, and what it loses by answering otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from nvf_fast.baselines import build
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.hand import Hands, sample_hands
+from nvf_fast.training.config import TrainingConfig
+from nvf_fast.training.losses import LossConfig
+from nvf_fast.training.objectives import DenseObjective, FieldObjective, objective_of
+from nvf_fast.training.pictures import PictureBatch
+from nvf_fast.training.points import PointSampling
+from nvf_fast.training.step import Step
+from nvf_fast.views import CameraView, RootView, View
+
+TINY = NVFConfig(input_size=64, stem=8, width=16, groups=4, stacks=2, hidden=(32, 16), hand_scale=False)
+POINTS = PointSampling(surface=200, sphere=20, frustum=20, inside=60, outside=60)
+
+
+@pytest.fixture(scope="module")
+def hands() -> Hands:
+    return sample_hands(3, torch.Generator().manual_seed(4))
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def in_frame(hands: Hands, view: View) -> Hands:
+    return hands.translated(-view.origins(hands.joints[:, 0]))
+
+
+@pytest.mark.parametrize("view", [CameraView(), RootView()], ids=["camera", "root"])
+def test_field_points_lie_in_the_volume_half_of_them_inside(hands: Hands, view: View) -> None:
+    placed = in_frame(hands, view)
+    labels = FieldObjective(view, POINTS, LossConfig()).labels(placed, seeded())
+    assert labels.points.shape == (3, 120, 3) and view.contains(labels.points).all()
+    torch.testing.assert_close(labels.sdf, placed.signed_distance(labels.points), rtol=0, atol=2e-3)
+    assert (labels.sdf[:, :60] < 0).all() and (labels.sdf[:, 60:] >= 0).all()
+    assert torch.equal(labels.near, labels.sdf.abs() < 5)
+
+
+@pytest.mark.parametrize("view", [CameraView(), RootView()], ids=["camera", "root"])
+def test_dense_labels_are_the_first_hits(hands: Hands, view: View) -> None:
+    placed = in_frame(hands, view)
+    labels = DenseObjective(view, 32, LossConfig()).labels(placed, seeded())
+    assert 20 < labels.hand.sum() < 3 * 32 * 32
+    origins, directions = view.rays(32)
+    for index in range(3):
+        for texel in labels.hand[index].nonzero()[:, 0][::15].tolist():
+            along = torch.linspace(0, 1300, 20_001)[:, None]
+            walk = origins[texel] + along * directions[texel]
+            inside = placed[index : index + 1].signed_distance(walk[None])[0] <= 0.02
+            point = walk[inside.nonzero()[0, 0]]
+            wanted = (1 - (placed.joints[index] - point).norm(dim=-1) / 80).clamp_min(0)
+            # Steps of the walk are up to 0.07 mm long.
+            torch.testing.assert_close(labels.weight[index, texel], wanted, rtol=0, atol=5e-3)
+    assert not labels.weight[~labels.hand].any()
+
+
+def test_dense_loss_is_equation_12(hands: Hands) -> None:
+    model = build(replace(TINY, method="dense"))
+    config = LossConfig(vote_weight=0.3)
+    objective = DenseObjective(CameraView(), 16, config)
+    labels = objective.labels(hands, seeded())
+    features = torch.randn(3, 16, 16, 16)
+    terms = objective.losses(model, [features], labels, None)
+    votes = model.ask(features)
+    huber = torch.zeros(())
+    for image in range(3):
+        for texel in range(256):
+            if labels.hand[image, texel]:
+                wanted = torch.cat(
+                    [labels.weight[image, texel, :, None], model.normalised(hands.joints[image])], 1
+                )
+                got = torch.cat([votes.weight[image, texel, :, None], votes.joints[image, texel]], 1)
+                off = (got - wanted).abs()
+                huber = huber + torch.where(off < 1, off * off / 2, off - 0.5).sum()
+    mask = binary_cross_entropy_with_logits(votes.hand, labels.hand.float())
+    torch.testing.assert_close(terms["loss"], mask + 0.3 * huber / (3 * 256 * 21 * 4))
+
+
+def test_each_method_learns_a_batch_by_heart(hands: Hands) -> None:
+    # Every method and task: the loss of one fixed batch falls by its own gradients.
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    for method in ("nvf", "holistic", "dense"):
+        for task in ("camera-space", "root-relative"):
+            config = TrainingConfig(
+                "test", model=replace(TINY, method=method, task=task), sampling=POINTS,
+                losses=LossConfig(clamp_mm=50.0, vote_beta=0.2),
+            )  # fmt: skip
+            step = Step(config, torch.device("cpu"), torch.contiguous_format)
+            placed = in_frame(hands, step.view)
+            batch = step.batch([(PictureBatch(images, placed), seeded())])
+            model = build(config.model)
+            optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+            losses = []
+            for _ in range(25):
+                loss = step.losses(model, None, batch)["loss"]
+                losses.append(float(loss.detach()))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), method
+            assert losses[-1] < 0.7 * losses[0], (method, task, losses[0], losses[-1])
+
+
+def test_parts_draw_from_their_own_generators(hands: Hands) -> None:
+    config = TrainingConfig("test", model=TINY, sampling=POINTS)
+    step = Step(config, torch.device("cpu"), torch.contiguous_format)
+    images = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
+
+    def part(rows: slice, seed: int) -> tuple[PictureBatch, torch.Generator]:
+        return PictureBatch(images[rows], hands[rows]), torch.Generator().manual_seed(seed)
+
+    whole = step.batch([part(slice(0, 1), 1), part(slice(1, 3), 2)])
+    alone = step.batch([part(slice(1, 3), 2)])
+    assert torch.equal(whole.labels.points[1:], alone.labels.points)
+    assert torch.equal(whole.joints, hands.joints) and torch.equal(whole.true_scale, hands.hand_scale)
+
+
+def test_objective_follows_the_method() -> None:
+    for method, name in (("nvf", "Field"), ("holistic", "Holistic"), ("dense", "Dense")):
+        made = objective_of(replace(TINY, method=method), POINTS, LossConfig(), CameraView())
+        assert type(made).__name__ == f"{name}Objective"
+        assert made.needs_surface == (method != "holistic")

@@ -1,0 +1,117 @@
+"""RS-NVF at inference: the cube about the wrist, its crop, and the way back into the camera's frame."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nvf_fast.baselines import build
+from nvf_fast.camera import project, remap
+from nvf_fast.config import NVFConfig
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.kernels.cast_votes_ref import cast_votes
+from nvf_fast.model import NVF
+from nvf_fast.root_relative import RootRelativeEstimator
+from nvf_fast.views import RootView
+
+CONFIG = NVFConfig(
+    input_size=32, stem=8, width=16, stacks=1, groups=4, hidden=(32, 16), scale_optional=True,
+    task="root-relative",
+)  # fmt: skip
+K = np.array([[500.0, 0, 160], [0, 520.0, 120], [0, 0, 1]])
+ROOT = np.array([30.0, -20.0, 600.0])
+
+
+@pytest.fixture
+def model() -> NVF:
+    """A network with some hundred voters whose weights are positive."""
+    model = build(CONFIG)
+    assert isinstance(model, NVF)
+    with torch.no_grad():
+        torch.nn.init.normal_(model.field.weights[-1], std=0.3)
+        model.field.weights[-1][1::4] *= 0.1
+        model.field.biases[-1][1::4] = 0.7
+    return model
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    # 324 px hold whole squares of the 9 px that the crop averages, from either side.
+    return np.random.default_rng(0).integers(0, 256, (240, 324, 3), dtype=np.uint8)
+
+
+def test_answer_is_field_and_vote_over_the_cube_plus_the_root(model: NVF, image: np.ndarray) -> None:
+    estimator = RootRelativeEstimator(model, step_mm=34.0)
+    pose = estimator(image, K, ROOT, hand_scale=41.0, return_votes=True)
+    view = RootView()
+    homography = view.homographies(torch.from_numpy(K)[None], torch.from_numpy(ROOT)[None], 32)
+    crop = remap(torch.from_numpy(image).permute(2, 0, 1)[None], homography, 32) / 127.5 - 1
+    points = view.grid(34.0)
+    with torch.no_grad():
+        features, scale = estimator.model.encode(crop), torch.tensor([41.0])
+        field = model.query(features, view.asked_at(points), model.reference_intrinsics, scale)
+    voting = field.sdf[0].abs() < 5.0
+    count = int(voting.sum())
+    assert pose.voters == count > 10 and pose.valid and pose.points_evaluated == 1000
+    votes = torch.cat([field.weight[..., None], field.direction], -1)[:, voting]
+    joints, *_ = cast_votes(
+        points[voting][None].double(),
+        votes.double(),
+        torch.arange(count)[None],
+        torch.tensor([count]),
+        fraction=0.5,
+    )
+    np.testing.assert_allclose(pose.joints - ROOT, joints[0], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(
+        pose.joints_2d, project(torch.tensor(pose.joints), torch.from_numpy(K).float()), atol=1e-3
+    )
+    np.testing.assert_allclose(pose.votes.points - ROOT, points[voting], atol=1e-3)
+
+
+def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray) -> None:
+    estimator = RootRelativeEstimator(model, step_mm=34.0)
+    right = estimator(image, K, ROOT)
+    mirrored_K = K.copy()
+    mirrored_K[0, 2] = image.shape[1] - 1 - K[0, 2]
+    left = estimator(image[:, ::-1].copy(), mirrored_K, ROOT * [-1, 1, 1], side="left", return_votes=True)
+    np.testing.assert_allclose(left.joints * [-1, 1, 1], right.joints, rtol=0, atol=0.05)
+    again = estimator(image, K, ROOT, return_votes=True)
+    np.testing.assert_allclose(left.votes.points * [-1, 1, 1], again.votes.points, atol=1e-3)
+    np.testing.assert_allclose(left.votes.directions * [-1, 1, 1], again.votes.directions, atol=0.02)
+
+
+def test_batches_are_their_members(model: NVF, image: np.ndarray) -> None:
+    estimator = RootRelativeEstimator(model, step_mm=34.0)
+    other = image[:200, :250]
+    roots = np.stack([ROOT, [0.0, 10.0, 450.0]])
+    both = estimator([image, other], K, roots, hand_scale=[40.0, 50.0])
+    for index, picture in enumerate([image, other]):
+        alone = estimator(picture, K, roots[index], hand_scale=[40.0, 50.0][index])
+        np.testing.assert_allclose(both[index].joints, alone.joints, rtol=0, atol=2e-3)
+    assert torch.is_tensor(estimator(torch.from_numpy(image), K, ROOT).joints)
+
+
+def test_no_voter_is_said(model: NVF, image: np.ndarray) -> None:
+    with torch.no_grad():
+        model.field.weights[-1].zero_()
+        model.field.biases[-1][0] = 2.0
+    pose = RootRelativeEstimator(model)(image, K, ROOT)
+    assert not pose.valid and pose.voters == 0 and np.isnan(pose.joints).all() and not pose.scores.any()
+
+
+def test_refuses_what_does_not_fit(model: NVF, image: np.ndarray) -> None:
+    estimator = RootRelativeEstimator(model)
+    for root, message in (
+        ([0.0, 0.0], r"root must be \(3,\), or \(1, 3\)"),
+        ([0.0, 0.0, -5.0], "before the camera"),
+        ([0.0, np.nan, 500.0], "before the camera"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            estimator(image, K, root)
+    with pytest.raises(ValueError, match="a root-relative one: see RootRelativeEstimator"):
+        PoseEstimator(model)
+    with pytest.raises(ValueError, match="wanted a root-relative network, got a camera-space one"):
+        RootRelativeEstimator(NVF(replace(CONFIG, task="camera-space")))
