@@ -45,7 +45,7 @@ searches: $(VENV)/dev
 	$(BIN)/python -m benchmarks.searches
 
 accuracy: $(VENV)/dev
-	$(BIN)/nvf-fast eval --record --out benchmarks/results/accuracy.json
+	$(BIN)/nvf-fast eval synthetic --record --out benchmarks/results/accuracy.json
 
 readme: $(VENV)/dev
 	$(BIN)/python benchmarks/readme.py

@@ -23,11 +23,25 @@ def draw_pose(image: np.ndarray, pose: HandPose) -> Image.Image:
     Returns:
         An RGB picture of the same size.
     """
-    picture = Image.fromarray(image)
     if not pose.valid:
-        return picture
-    pixels = np.asarray(pose.joints_2d, dtype=np.float64) + 0.5  # Pillow counts from the pixel's corner
-    depth = np.asarray(pose.joints, dtype=np.float64)[:, 2]
+        return Image.fromarray(image)
+    return draw_joints(image, pose.joints_2d, pose.joints[:, 2])
+
+
+def draw_joints(image: np.ndarray, joints_2d: np.ndarray, depth: np.ndarray) -> Image.Image:
+    """`draw_pose` for joints that come alone.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        joints_2d: (21, 2) px of the picture, the first pixel of a row centred at 0.
+        depth: (21,) of the joints, any unit.
+
+    Returns:
+        An RGB picture of the same size.
+    """
+    picture = Image.fromarray(image)
+    pixels = np.asarray(joints_2d, dtype=np.float64) + 0.5  # Pillow counts from the pixel's corner
+    depth = np.asarray(depth, dtype=np.float64)
     thickness = max(2.0, float(np.ptp(pixels, 0).max()) / 60)
 
     margin = 3 * thickness

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,21 @@ import torch
 from PIL import Image
 
 import nvf_fast
-from nvf_fast import tuning
+from nvf_fast import metrics, tuning
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import COMMANDS, main
 from nvf_fast.cli.predict import read_picture
 from nvf_fast.config import NVFConfig
+from nvf_fast.data.complement import write_complement
+from nvf_fast.data.freihand import write_freihand
+from nvf_fast.data.ho3d import write_ho3d
 from nvf_fast.estimator import load
+from nvf_fast.evaluation import constant
+from nvf_fast.evaluation.submission import read_submission
 from nvf_fast.model import NVF
 from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import HandPose
+from tests import dataset_trees
 
 K = [[500.0, 0, 79.5], [0, 500.0, 59.5], [0, 0, 1]]
 Run = Callable[..., tuple[int, str, str]]
@@ -239,7 +247,8 @@ def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path
     copy, out = tmp_path / "copy", tmp_path / "results/accuracy.json"
     shutil.copytree(checkpoint, copy)
     status, table, _ = run(
-        *("eval", "--checkpoint", copy, "--count", 2, "--size", 64, "--step", 32, "--out", out, "--record")
+        *("eval", "synthetic", "--checkpoint", copy, "--count", 2, "--size", 64, "--step", 32),
+        *("--out", out, "--record"),
     )
     assert status == 0 and table.count("best constant pose") == 2
     result = json.loads(out.read_text())
@@ -249,6 +258,99 @@ def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path
     facts = dict(re.split("  +", line, maxsplit=1) for line in run("info", copy)[1].splitlines())
     name = "training.scores.any orientation.without_hand_scale.cs_mje"
     assert float(facts[name]) == measured["cs_mje"] and facts["training.data.pictures"] == "12"
+
+
+def test_eval_of_seeded_pictures_is_for_one_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = run("eval", "synthetic")
+    assert status == 2 and "eval synthetic runs in one process" in err
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures in the form of each data set."""
+    folder = tmp_path_factory.mktemp("trees")
+    samples = dataset_trees.freihand_samples()
+    write_freihand(folder / "freihand", samples, "evaluation", evaluation_folder=folder / "truth")
+    write_ho3d(folder / "ho3d", {"SM1": dataset_trees.ho3d_sequences()[0]["SM1"]}, "evaluation", "v3")
+    dataset_trees.write_mano(folder / "MANO_RIGHT.pkl")
+    views = dataset_trees.complement_samples()
+    write_complement(folder / "complement", views, dataset_trees.mano().faces, views=2)
+    return folder
+
+
+@pytest.fixture
+def evaluate(run: Run, checkpoint: Path, trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`nvf-fast eval NAME` of one of the trees, into `tmp_path / "out"`."""
+    monkeypatch.setattr(constant, "other_hands", partial(constant.other_hands, count=16))  # 4096 take seconds
+
+    def evaluate(name: str, *options: Any) -> tuple[int, str, str]:
+        asked = ["--checkpoint", checkpoint, "--step", 32, "--batch", 2, "--data", trees / name]
+        return run("eval", name, *asked, "--out", tmp_path / "out", *options)
+
+    return evaluate
+
+
+@pytest.mark.slow
+def test_eval_measures_freihand_and_goes_on(evaluate: Run, trees: Path, tmp_path: Path) -> None:
+    status, table, _ = evaluate("freihand", "--evaluation-data", trees / "truth")
+    assert status == 0 and "constant pose" in table and "CS-MJE mm" in table
+    assert "The submission holds 3 pictures, the official split 3960: the server will refuse it." in table
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["context"]["data set"] == "FreiHAND" and report["counts"]["scored"] == 3
+    truth = 1000 * np.array(json.loads((trees / "truth/evaluation_xyz.json").read_text()))
+    for setting, found in report["settings"].items():
+        joints, vertices = read_submission(tmp_path / f"out/{setting}/pred.zip", "freihand")
+        assert not vertices.any()
+        assert found["scores"]["cs_mje"] == pytest.approx(metrics.mpjpe(joints, truth), abs=1e-3)
+        assert found["server"] == pytest.approx(metrics.freihand_scores(joints, truth), abs=1e-3)
+
+    before = (tmp_path / "out/predictions.safetensors").read_bytes()
+    assert evaluate("freihand", "--evaluation-data", trees / "truth")[0] == 0
+    assert (tmp_path / "out/predictions.safetensors").read_bytes() == before
+    status, _, err = evaluate("freihand", "--evaluation-data", trees / "truth", "--step", 30)
+    assert status == 2 and "of another run (step: '32 mm' there, '30 mm' now)" in err
+
+
+def test_eval_without_released_joints_submits(evaluate: Run, tmp_path: Path) -> None:
+    status, out, _ = evaluate("freihand")
+    assert status == 0 and "No joints are released for this split" in out and "CS-MJE" not in out
+    for setting in ("with_hand_scale", "without_hand_scale"):  # FreiHAND gives the scale without the joints
+        assert read_submission(tmp_path / f"out/{setting}/pred.zip", "freihand")[0].shape == (3, 21, 3)
+
+
+def test_eval_measures_ho3d(evaluate: Run, trees: Path, tmp_path: Path) -> None:
+    status, out, _ = evaluate("ho3d", "--version", "v3")
+    assert status == 0 and "the official split 20137" in out
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    server = report["settings"]["without_hand_scale"]["server"]
+    with zipfile.ZipFile(tmp_path / "out/without_hand_scale/pred.zip") as archive:
+        submitted = np.array(json.loads(archive.read("pred.json"))[0])
+    truth = np.array(json.loads((trees / "ho3d/evaluation_xyz.json").read_text()))
+    assert server == pytest.approx(metrics.ho3d_scores(1000 * submitted, 1000 * truth), abs=1e-3)
+
+
+def test_eval_measures_complement(evaluate: Run, trees: Path, tmp_path: Path) -> None:
+    status, _, _ = evaluate("complement", "--mano", trees / "MANO_RIGHT.pkl")
+    assert status == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"report.json", "report.md", "predictions.safetensors", "shards"} <= names
+    assert not names & {"with_hand_scale", "without_hand_scale"}, "no server, no submission"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--evaluation-data", "nowhere"], "nowhere"),
+        (["--device", "gpu0"], "no device is called 'gpu0'"),
+        (["--step", -1], "step_mm must be a positive number of mm"),
+        (["--batch", 0], "multiple of batch"),
+        (["--checkpoint", "nowhere/at-all/x"], "nowhere"),
+    ],
+)
+def test_eval_refuses_what_cannot_be(evaluate: Run, options: list, message: str) -> None:
+    status, _, err = evaluate("freihand", *options)
+    assert status == 2 and message in err and err.startswith("nvf-fast eval: ")
 
 
 def test_tune_needs_a_gpu(run: Run) -> None:

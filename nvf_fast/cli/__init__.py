@@ -28,9 +28,16 @@ def user_errors() -> Iterator[None]:
 
 def load_estimator(checkpoint: str | None, device: str | None, **options: Any) -> PoseEstimator:
     """`nvf_fast.load`, where whatever is not there is the user's error."""
-    import torch
-
     from nvf_fast.estimator import load
+
+    check_device(device)
+    with user_errors():
+        return load(checkpoint, device=device, **options)
+
+
+def check_device(device: str | None) -> None:
+    """Refuses a device that is none, or is not here."""
+    import torch
 
     try:
         wanted = None if device is None else torch.device(device)
@@ -38,5 +45,3 @@ def load_estimator(checkpoint: str | None, device: str | None, **options: Any) -
         raise UserError(f"--device: no device is called {device!r}; cpu, cuda or cuda:1 are") from error
     if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device: no {device} here, CUDA devices found: {torch.cuda.device_count()}")
-    with user_errors():
-        return load(checkpoint, device=device, **options)

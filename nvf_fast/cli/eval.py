@@ -1,17 +1,28 @@
-"""`nvf-fast eval`: scores of a checkpoint on seeded synthetic pictures."""
+"""`nvf-fast eval`: scores of a checkpoint on a data set."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import platform
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from nvf_fast import __version__
-from nvf_fast.cli import load_estimator, user_errors
+import tyro
+
+from nvf_fast.cli import UserError, check_device, user_errors
+from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
+from nvf_fast.data.hand import UNIFORM, HandDistribution
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.search import Search
+
+if TYPE_CHECKING:
+    from nvf_fast.evaluation.predictors import Predictor
+    from nvf_fast.evaluation.report import Submit
+    from nvf_fast.evaluation.submission import Layout
 
 COLUMNS = (
     "pictures",
@@ -28,78 +39,330 @@ ANSWERS = {"with_hand_scale": "given", "without_hand_scale": "not given"}
 
 
 @dataclass(frozen=True)
-class Eval:
-    """Measure a checkpoint on unseen synthetic pictures, beside the best constant pose.
-
-    Twice: hands as the checkpoint was trained on (palm to the camera within 60 degrees, fingers up within
-    60), and hands turned uniformly over the sphere. "score vs error" is Spearman's rank correlation of a
-    joint's score with its error. Pictures without an answer count with the constant pose.
+class Asked:
+    """What is asked, and how.
 
     Attributes:
-        checkpoint: an embedded checkpoint's name or a checkpoint folder; the embedded default when absent.
+        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
+        step: mm, spacing of the query points.
+        search: which of them are asked: "dense" all, "octree" (for steps up to 8 mm) and "guided" a fraction.
+        precision: of the network; float16 on a GPU and float32 on a CPU when absent.
+        device: where to compute, for example cpu or cuda:1; the GPU where there is one, under torchrun the
+            one of the process's local rank.
+        threads: CPU threads of each process; PyTorch's choice when absent.
+    """
+
+    checkpoint: str | None = None
+    step: float = 16.0
+    search: Search = "dense"
+    precision: Literal["float32", "float16", "bfloat16"] | None = None
+    device: str | None = None
+    threads: int | None = None
+
+    def load(self) -> tuple[Predictor, dict[str, Any]]:
+        """The predictor, and the facts that its answers depend on."""
+        import torch
+
+        from nvf_fast import __version__
+        from nvf_fast.checkpoint import load_checkpoint
+        from nvf_fast.evaluation.predictors import predictor_of
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        check_device(device)
+        kind = torch.device(device).type
+        precision = self.precision or ("float16" if kind == "cuda" else "float32")
+        with user_errors():
+            model, info = load_checkpoint(self.checkpoint, device)
+            predictor = predictor_of(
+                model, step_mm=self.step, search=self.search, dtype=getattr(torch, precision)
+            )
+        return predictor, {
+            "checkpoint": info["sha256"],
+            "step": f"{self.step:g} mm",
+            "search": self.search,
+            "precision": precision,
+            "device": kind,
+            "nvf_fast": __version__,
+        }
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the report goes, and how the data set is gone through.
+
+    Attributes:
+        out: folder for report.md, report.json, pck.png, predictions.safetensors and submissions. Its shards/
+            keeps what is done, so that the same command goes on where it was stopped.
+        batch: pictures asked at once.
+        workers: processes that read pictures ahead.
+        wait_minutes: how long the first of several processes waits for the shards of the others.
+    """
+
+    out: Path
+    batch: int = 16
+    workers: int = 0
+    wait_minutes: float = 30.0
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Measure on unseen synthetic pictures, beside the best constant pose.
+
+    Twice: hands as the embedded checkpoint was trained on (palm to the camera within 60 degrees, fingers up
+    within 60), and hands turned uniformly over the sphere. "score vs error" is Spearman's rank correlation of
+    a joint's score with its error. Pictures without an answer count with the constant pose.
+
+    Attributes:
+        asked: the checkpoint and how it is asked.
         count: pictures of each kind.
         seed: seed of the pictures; trainings use others.
         size: side of the pictures in px.
-        step: spacing of the query points in mm.
-        search: which of them are asked: "dense" all, "octree" (for steps up to 8 mm) and "guided" a fraction.
         data_cache: folder that keeps rendered pictures.
-        device: where to compute, for example cpu or cuda:1; the GPU where there is one.
         out: JSON file for the table and the whole report.
         record: whether to keep the scores in the checkpoint, where `nvf-fast info` shows them.
     """
 
-    checkpoint: str | None = None
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
     count: int = 500
     seed: int = 9_000_001
     size: int = 224
-    step: float = 16.0
-    search: Search = "dense"
     data_cache: Path | None = None
-    device: str | None = None
     out: Path | None = None
     record: bool = False
 
     def run(self) -> None:
         from nvf_fast.checkpoint import record_scores
-        from nvf_fast.data.hand import UNIFORM, HandDistribution
-        from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+        from nvf_fast.evaluation.report import finite, surroundings
         from nvf_fast.evaluation.synthetic import evaluate
+        from nvf_fast.files import whole_file
 
-        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError("eval synthetic runs in one process; eval synthetic-v1 in several")
+        predictor, facts = self.asked.load()
+        if predictor.task != "camera-space":
+            raise UserError(f"eval synthetic is for camera-space networks, this is a {predictor.task} one")
         report: dict[str, Any] = {}
         for name, distribution in (("palm within 60°", HandDistribution()), ("any orientation", UNIFORM)):
             config = SyntheticConfig(
                 count=self.count, seed=self.seed, size=self.size, distribution=distribution
             )
-            report[name] = evaluate(estimator, SyntheticHands(config, self.data_cache), progress=True)
+            report[name] = finite(evaluate(predictor, SyntheticHands(config, self.data_cache), progress=True))
+        around = surroundings()
         result = {
             "columns": COLUMNS,
             "rows": [row for name, scores in report.items() for row in _rows(name, scores)],
             "context": {
-                "checkpoint": self.checkpoint or "embedded default",
+                "checkpoint": self.asked.checkpoint or "embedded default",
                 "images": self.count,
                 "seed": self.seed,
-                "step": f"{self.step:g} mm",
-                "search": self.search,
-                "device": str(estimator.device),
-                "precision": str(estimator.dtype).removeprefix("torch."),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "nvf_fast": __version__,
+                **{name: facts[name] for name in ("step", "search", "device", "precision")},
+                **{name: around[name] for name in ("machine", "nvf_fast")},
             },
             "report": report,
         }
-        for line in (COLUMNS, *result["rows"]):
-            print("  ".join(f"{_text(value):>16}" for value in line))
+        _print_table(COLUMNS, result["rows"])
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(result, indent=1) + "\n")
+            with user_errors(), whole_file(self.out) as file:
+                file.write((json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         if self.record:
             measured = {
                 name: {setting: scores for setting, scores in answers.items() if setting != "data"}
                 for name, answers in report.items()
             }
             with user_errors():
-                record_scores(self.checkpoint, {"images": self.count, "seed": self.seed, **measured})
+                record_scores(self.asked.checkpoint, {"images": self.count, "seed": self.seed, **measured})
+
+
+@dataclass(frozen=True)
+class SyntheticV1:
+    """Measure on the fixed synthetic set.
+
+    Attributes:
+        output: where the report goes.
+        asked: the checkpoint and how it is asked.
+        split: which part.
+        data_cache: folder that keeps rendered pictures.
+    """
+
+    output: Annotated[Output, tyro.conf.arg(name="")]
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    split: Split = "evaluation"
+    data_cache: Path | None = None
+
+    def run(self) -> None:
+        _evaluate(
+            self.asked, self.output, DataConfig("synthetic-v1"), self.split, Folders(cache=self.data_cache)
+        )
+
+
+@dataclass(frozen=True)
+class FreiHAND:
+    """Measure on FreiHAND, and write the submission of its evaluation split.
+
+    Attributes:
+        output: where the report goes.
+        data: folder of FreiHAND_pub_v2.
+        asked: the checkpoint and how it is asked.
+        split: which part.
+        evaluation_data: folder of FreiHAND_pub_v2_eval, the released joints; without them the evaluation
+            split gets its submission only.
+        cache: folder that keeps long annotation files as arrays.
+    """
+
+    output: Annotated[Output, tyro.conf.arg(name="")]
+    data: Path
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    split: Split = "evaluation"
+    evaluation_data: Path | None = None
+    cache: Path | None = None
+
+    def run(self) -> None:
+        folders = Folders(data=self.data, evaluation=self.evaluation_data, cache=self.cache)
+        _evaluate(self.asked, self.output, DataConfig("freihand"), self.split, folders, "freihand")
+
+
+@dataclass(frozen=True)
+class HO3D:
+    """Measure on HO-3D, and write the submission of its evaluation split.
+
+    Attributes:
+        output: where the report goes.
+        data: folder of HO-3D, where evaluation.txt lies, and evaluation_xyz.json if it is there.
+        asked: the checkpoint and how it is asked.
+        version: of the data set.
+        split: which part.
+    """
+
+    output: Annotated[Output, tyro.conf.arg(name="")]
+    data: Path
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    version: Literal["v2", "v3"] = "v2"
+    split: Split = "evaluation"
+
+    def run(self) -> None:
+        config = DataConfig("ho3d", ho3d_version=self.version)
+        _evaluate(self.asked, self.output, config, self.split, Folders(data=self.data), "ho3d")
+
+
+@dataclass(frozen=True)
+class Complement:
+    """Measure on the Complement set, all of it; joints come from its meshes through MANO.
+
+    Attributes:
+        output: where the report goes.
+        data: folder of the set.
+        mano: the user's MANO_RIGHT.pkl.
+        asked: the checkpoint and how it is asked.
+    """
+
+    output: Annotated[Output, tyro.conf.arg(name="")]
+    data: Path
+    mano: Path
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+
+    def run(self) -> None:
+        folders = Folders(data=self.data, mano=self.mano)
+        _evaluate(self.asked, self.output, DataConfig("complement"), "training", folders)
+
+
+@tyro.conf.configure(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.DisallowNone)
+@dataclass(frozen=True)
+class Eval:
+    """Measure a checkpoint on a data set, lengths in mm.
+
+    All but `synthetic` share the pictures under torchrun:
+    torchrun --nproc-per-node 2 --no-python nvf-fast eval ...
+    """
+
+    data: Annotated[
+        Annotated[Synthetic, tyro.conf.subcommand("synthetic")]
+        | Annotated[SyntheticV1, tyro.conf.subcommand("synthetic-v1")]
+        | Annotated[FreiHAND, tyro.conf.subcommand("freihand")]
+        | Annotated[HO3D, tyro.conf.subcommand("ho3d")]
+        | Annotated[Complement, tyro.conf.subcommand("complement")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> None:
+        self.data.run()
+
+
+def _evaluate(
+    asked: Asked,
+    output: Output,
+    config: DataConfig,
+    split: Split,
+    folders: Folders,
+    layout: Layout | None = None,
+) -> None:
+    """Asks about every picture and writes the report; of several processes the first one does."""
+    from nvf_fast.evaluation.constant import constant_pose, other_hands
+    from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
+    from nvf_fast.evaluation.run import Options, predict
+
+    rank, processes = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
+    predictor, facts = asked.load()
+    with user_errors():
+        dataset = open_dataset(config, split, folders)
+        options = Options(
+            batch=output.batch,
+            shard=8 * output.batch,
+            workers=output.workers,
+            rank=rank,
+            processes=processes,
+            wait_seconds=60 * output.wait_minutes,
+            progress=True,
+        )
+        given = {"data": folders.data, "evaluation data": folders.evaluation, "MANO": folders.mano}
+        facts |= {name: str(path.resolve()) for name, path in given.items() if path is not None}
+        answers = predict(predictor, dataset, output.out / "shards", facts, options)
+    if answers is None:
+        return
+    context = {
+        "from": asked.checkpoint or "embedded default",
+        "fallback": "the best constant pose of the synthetic hands",
+        "processes": processes,
+        **surroundings(),
+    }
+    fallback = constant_pose(other_hands())
+    report = report_on(answers, fallback, context, layout)
+    submit = None
+    if layout is not None and split == "evaluation":
+        submit, note = _submission(config, len(dataset))
+        report["notes"] += note
+    with user_errors():
+        files = write_report(output.out, report, answers, fallback, submit)
+    if "settings" in report:
+        _print_table(*score_table(report))
+    for note in report["notes"]:
+        print(note)
+    print("wrote " + ", ".join(map(str, files)))
+
+
+def _submission(config: DataConfig, pictures: int) -> tuple[Submit, list[str]]:
+    """What writes a data set's submission, and what has to be said of it."""
+    from nvf_fast.evaluation import submission
+
+    freihand = config.dataset == "freihand"
+    wanted = submission.FREIHAND_PICTURES if freihand else submission.HO3D_PICTURES[config.ho3d_version]
+    official = pictures == wanted
+    if freihand:
+        submit: Submit = partial(submission.write_freihand_submission, official=official)
+    else:
+        submit = partial(submission.write_ho3d_submission, version=config.ho3d_version, official=official)
+    note = (
+        f"The submission holds {pictures} pictures, the official split {wanted}: the server will refuse it."
+    )
+    return submit, [] if official else [note]
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    for line in (columns, *rows):
+        print("  ".join(f"{_text(value):>18}" for value in line))
 
 
 def _rows(name: str, scores: dict[str, Any]) -> list[list[Any]]:
@@ -107,12 +370,13 @@ def _rows(name: str, scores: dict[str, Any]) -> list[list[Any]]:
     for key, given in ANSWERS.items():
         if key in scores:
             measured = scores[key]
+            correlation = measured["score_correlation"]
             rows.append(
                 [
                     name,
                     given,
                     *_numbers(measured),
-                    round(measured["score_correlation"], 3),
+                    None if correlation is None else round(correlation, 3),
                     measured["invalid"],
                 ]
             )
@@ -124,4 +388,6 @@ def _numbers(scores: dict[str, float]) -> list[float]:
 
 
 def _text(value: Any) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}" if math.isfinite(value) else "-"
+    return "-" if value is None else str(value)

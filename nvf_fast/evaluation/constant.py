@@ -1,0 +1,45 @@
+"""The best answers that look at no picture, which every method must beat."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nvf_fast import metrics
+from nvf_fast.data.hand import HandDistribution, sample_hands
+
+FITTED_ON, SEED = 4096, 123
+
+
+def constant_pose(truth: np.ndarray) -> np.ndarray:
+    """The pose (21, 3) mm of least mean joint error to truth (N, 21, 3): each joint's geometric median."""
+    centre = truth.mean(0)
+    for _ in range(100):  # Weiszfeld's iteration
+        weight = 1 / np.maximum(np.linalg.norm(truth - centre, axis=-1, keepdims=True), 1e-6)
+        centre = (truth * weight).sum(0) / weight.sum(0)
+    return centre
+
+
+def constant_shape(truth: np.ndarray) -> np.ndarray:
+    """The pose (21, 3) mm best after similarity alignment: the mean of all poses aligned to it, iterated."""
+    shape = truth[0]
+    for _ in range(10):
+        aligned = metrics.rigid_align(truth, np.broadcast_to(shape, truth.shape))
+        shape = aligned.mean(0)
+        shape = shape * np.linalg.norm(truth[0] - truth[0].mean(0)) / np.linalg.norm(shape - shape.mean(0))
+    return shape
+
+
+def other_hands(
+    distribution: HandDistribution | None = None, count: int = FITTED_ON, seed: int = SEED
+) -> np.ndarray:
+    """Joints (count, 21, 3) float64 mm of synthetic hands that no data set holds, to fit constants on."""
+    generator = torch.Generator().manual_seed(seed)
+    hands = sample_hands(count, generator, distribution or HandDistribution())
+    return hands.joints.double().numpy()
+
+
+def constant_scores(pose: np.ndarray, shape: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Camera-space scores against truth (N, 21, 3) mm of answering `pose` always, and `shape` if aligned."""
+    scores = metrics.camera_space_scores(np.broadcast_to(pose, truth.shape), truth)
+    return scores | {"pa_mpjpe": metrics.pa_mpjpe(np.broadcast_to(shape, truth.shape), truth)}

@@ -1,0 +1,123 @@
+"""What a qualitative row shows, asked of an estimator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvf_fast.camera import look_at_rotation, reference_homography, remap, view_frame
+from nvf_fast.data.mesh import NOTHING, Distance, Mesh, level_mesh
+from nvf_fast.data.sample import HandSample
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.evaluation.figures.qualitative import QualitativeRow
+from nvf_fast.pose import HandPose, Votes
+from nvf_fast.root_relative import RootRelativeEstimator
+from nvf_fast.views import CameraView
+
+MARGIN_MM = 40.0  # between the joints and the sides of the box in which the surface is sought
+
+
+def nvf_row(
+    estimator: PoseEstimator | RootRelativeEstimator,
+    sample: HandSample,
+    use_scale: bool = False,
+    method: str = "",
+    spacing_mm: float = 4.0,
+    window: tuple[int, int, int, int] | None = None,
+) -> QualitativeRow:
+    """An estimator's answer about a sample.
+
+    Args:
+        estimator: a camera-space one looks along the axis, or towards the sample's box; a root-relative one
+            is given the sample's root, and its answer is moved there.
+        sample: the picture and what is known about it.
+        use_scale: whether the sample's hand scale is given.
+        method: stands beside the row.
+        spacing_mm: mm, of the lattice on which the surface is sought, from 40 mm about the joints.
+        window: as in `QualitativeRow`.
+
+    Raises:
+        ValueError: the sample lacks the root that the estimator needs, or the estimator refuses it.
+        ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
+    """
+    scale = sample.hand_scale if use_scale else None
+    pose = _pose(estimator, sample, scale)
+    valid, votes = bool(pose.valid), pose.votes
+    assert isinstance(votes, Votes)
+    return QualitativeRow(
+        id=sample.id,
+        method=method,
+        picture=sample.image,
+        intrinsics=sample.intrinsics,
+        hand=_surface(asked_field(estimator, sample, scale), pose.joints, spacing_mm) if valid else NOTHING,
+        voters=votes.points,
+        weights=votes.weights,
+        joints=pose.joints,
+        valid=valid,
+        window=window,
+    )
+
+
+class AskedField(NamedTuple):
+    """One picture's field; a point p of the camera's frame is frame @ (p - origin) in the field's."""
+
+    distance: Distance
+    frame: Tensor  # (3, 3) float64, orthogonal; mirrors for a left hand
+    origin: Tensor  # (3,) float64 mm
+    device: torch.device
+
+
+@torch.no_grad()
+def asked_field(
+    estimator: PoseEstimator | RootRelativeEstimator, sample: HandSample, scale: float | None
+) -> AskedField:
+    """The field that the estimator asks about a sample, with its hand scale in mm if that is given."""
+    model, device = estimator.model, estimator.device
+    size = model.config.input_size
+    intrinsics, left = torch.from_numpy(sample.intrinsics), torch.tensor(sample.side == "left")
+    if isinstance(estimator, RootRelativeEstimator):
+        assert sample.root is not None
+        origin, frame = sample.root.double(), view_frame(torch.eye(3, dtype=torch.float64), left)
+        homography = estimator.view.homographies(intrinsics[None], origin[None], size)[0]
+        if left:  # the view's middle column, the root's, stays
+            homography = homography.new_tensor([[-1, 0, size], [0, 1, 0], [0, 0, 1]]) @ homography
+        asked_at = estimator.view.asked_at
+    else:
+        middle = intrinsics[:2, 2] if sample.box is None else (sample.box[:2] + sample.box[2:]).double() / 2
+        origin, frame = intrinsics.new_zeros(3), view_frame(look_at_rotation(middle, intrinsics), left)
+        homography = reference_homography(intrinsics, size, frame)
+        asked_at = CameraView().asked_at
+    picture = torch.tensor(sample.image, device=device).permute(2, 0, 1)[None]
+    view = remap(picture, homography[None], size).div_(127.5).sub_(1)
+    features = model.encode(view.to(estimator.dtype))
+    scales = None if scale is None else torch.tensor([scale], device=device, dtype=torch.float32)
+
+    @torch.no_grad()
+    def distance(points: Tensor) -> Tensor:
+        return model.query(features, asked_at(points), model.reference_intrinsics, scales).sdf[0]
+
+    return AskedField(distance, frame, origin, device)
+
+
+def _pose(
+    estimator: PoseEstimator | RootRelativeEstimator, sample: HandSample, scale: float | None
+) -> HandPose:
+    given = (sample.image, sample.intrinsics)
+    if isinstance(estimator, RootRelativeEstimator):
+        if sample.root is None:
+            raise ValueError(f"{sample.id}: a root-relative pose needs the root, and the data set has none")
+        return estimator(*given, sample.root, scale, sample.side, return_votes=True)
+    return estimator(*given, scale, sample.box, sample.side, return_votes=True)
+
+
+def _surface(field: AskedField, joints: np.ndarray, spacing_mm: float) -> Mesh:
+    """The surface about joints (21, 3), both in the camera's frame."""
+    seen = ((torch.from_numpy(joints).double() - field.origin) @ field.frame.mT).float().to(field.device)
+    low, high = seen.amin(0) - MARGIN_MM, seen.amax(0) + MARGIN_MM
+    mesh = level_mesh(field.distance, low, high, spacing_mm)
+    # A mirrored surface is turned inside out.
+    faces = mesh.faces if torch.linalg.det(field.frame) > 0 else mesh.faces[:, ::-1]
+    return Mesh(mesh.vertices @ field.frame.numpy() + field.origin.numpy(), faces)

@@ -1,0 +1,296 @@
+"""What an evaluation says: report.json, report.md, pck.png, predictions.safetensors and the submissions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+
+from nvf_fast import __version__
+from nvf_fast.config import Task
+from nvf_fast.evaluation.predictors import Predictions
+from nvf_fast.evaluation.run import Answers, Times, save_answers
+from nvf_fast.evaluation.scores import (
+    completed,
+    curve_of,
+    curves,
+    joint_statistics,
+    score_predictions,
+    server_scores,
+)
+from nvf_fast.evaluation.submission import Layout
+from nvf_fast.files import whole_file
+from nvf_fast.metrics import KeypointScores
+
+SHOWN_FAULTS = 20
+TABLE = {
+    "cs_mje": "CS-MJE mm",
+    "cs_auc": "CS-AUC",
+    "te": "TE mm",
+    "de": "DE mm",
+    "pa_mpjpe": "PA-MPJPE mm",
+    "mje": "MJE mm",
+    "auc": "AUC",
+    "rs_mje": "RS-MJE mm",
+    "score_correlation": "score vs error",
+    "invalid": "no answer",
+}
+Submit = Callable[[Path, np.ndarray], None]
+"""Writes joints (N, 21, 3) mm as a submission into a .zip file."""
+
+
+def report_on(
+    answers: Answers, fallback: np.ndarray, context: Mapping[str, Any], layout: Layout | None = None
+) -> dict[str, Any]:
+    """Everything that is said about answers, JSON-ready.
+
+    Args:
+        answers: of `run.predict`.
+        fallback: (21, 3) mm, the constant pose that counts where there is no valid answer; of root-relative
+            answers it is moved onto the true wrist.
+        context: under what conditions they were made, beside their own facts.
+        layout: whose server's scores to add.
+
+    Returns:
+        context, counts, damaged, times, notes; and where joints are released constant (scores of the constant
+        pose) and settings: by setting scores, server, joints and curves.
+    """
+    task: Task = answers.facts["task"]
+    scored = answers.released & ~answers.damaged
+    notes = []
+    damaged = {id: fault for id, fault in zip(answers.ids, answers.faults, strict=True) if fault}
+    if damaged:
+        notes.append(f"{len(damaged)} damaged picture(s) were skipped; no score counts them.")
+    invalid = {
+        setting: int((~predictions.valid & ~answers.damaged).sum())
+        for setting, predictions in answers.predictions.items()
+    }
+    notes += [
+        f"{setting}: {count} picture(s) without a valid answer count with the constant pose."
+        for setting, count in invalid.items()
+        if count
+    ]
+    result: dict[str, Any] = {
+        "context": {**answers.facts, **context},
+        "counts": {
+            "pictures": len(answers),
+            "damaged": len(damaged),
+            "scored": int(scored.sum()),
+            "invalid": invalid,
+        },
+        "damaged": dict(list(damaged.items())[:SHOWN_FAULTS]),
+        "times": _times(answers.times),
+        "notes": notes,
+    }
+    if not scored.any():
+        notes.append("No joints are released for this split: nothing is scored.")
+        return result
+    if scored.sum() + len(damaged) < len(answers):
+        notes.append(f"Scores cover the {int(scored.sum())} picture(s) whose joints are released.")
+    truth = answers.truth[scored].astype(np.float64)
+    constants = _fallbacks(answers, fallback, task)[scored]
+    result["constant"] = score_predictions(_always(constants), truth, constants, task)
+    result["settings"] = {}
+    for setting, predictions in answers.predictions.items():
+        chosen = Predictions(**{name: array[scored] for name, array in vars(predictions).items()})
+        joints = completed(chosen, constants)
+        result["settings"][setting] = {
+            "scores": score_predictions(chosen, truth, constants, task),
+            "server": {} if layout is None else server_scores(joints, truth, layout),
+            "joints": joint_statistics(joints, truth),
+            "curves": {
+                name: {key: value.tolist() if isinstance(value, np.ndarray) else value
+                       for key, value in vars(curve).items()}
+                for name, curve in curves(joints, truth, task).items()
+            },
+        }  # fmt: skip
+    return result
+
+
+def write_report(
+    folder: Path,
+    report: dict[str, Any],
+    answers: Answers,
+    fallback: np.ndarray,
+    submit: Submit | None = None,
+) -> list[Path]:
+    """Writes an evaluation's files.
+
+    Args:
+        folder: made when missing.
+        report: of `report_on`; its notes are added to.
+        answers: what it is about.
+        fallback: as in `report_on`; it stands for damaged pictures in a submission as well.
+        submit: writes SETTING/pred.zip; None where there is no server.
+
+    Returns:
+        The files.
+    """
+    files = [folder / "predictions.safetensors"]
+    save_answers(files[0], answers, with_times=False)
+    if submit is not None:
+        constants = _fallbacks(answers, fallback, answers.facts["task"])
+        for setting, predictions in answers.predictions.items():
+            files.append(folder / setting / "pred.zip")
+            submit(files[-1], completed(predictions, constants))
+        report["notes"].append("The submissions' vertices are zeros: their mesh scores mean nothing.")
+    if "settings" in report:
+        if importlib.util.find_spec("matplotlib"):
+            from nvf_fast.evaluation.figures.pck import pck_figure
+
+            files.append(folder / "pck.png")
+            pck_figure(_drawn(report["settings"]), files[-1])
+        else:
+            report["notes"].append("No pck.png: it needs matplotlib (pip install 'nvf-fast[viz]').")
+    for name, text in {"report.json": _json(report), "report.md": markdown(report)}.items():
+        files.append(folder / name)
+        with whole_file(files[-1]) as file:
+            file.write(text.encode())
+    return files
+
+
+def score_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the scores of the constant pose and of each setting."""
+    rows = {"constant pose": report["constant"]}
+    rows |= {_words(setting): found["scores"] for setting, found in report["settings"].items()}
+    names = [name for name in TABLE if name in report["constant"]]
+    return ["answers", *(TABLE[name] for name in names)], [
+        [row, *(scores[name] for name in names)] for row, scores in rows.items()
+    ]
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report to be read: scores beside the constant pose's, the server's, the joints', times, context."""
+    context, counts, times = (report[name] for name in ("context", "counts", "times"))
+    numbers = f"{counts['pictures']} pictures, {counts['damaged']} damaged, {counts['scored']} scored"
+    lines = [f"# {context['data set']}, {context['split']}", "", f"{numbers}. Errors are mm.", ""]
+    lines += [f"- {note}" for note in report["notes"]]
+    if "settings" in report:
+        lines += ["", "## Scores", *_table(*score_table(report))]
+    for setting, found in report.get("settings", {}).items():
+        if found["server"]:
+            rows = [list(item) for item in found["server"].items()]
+            lines += ["", f"## Scores as the data set's server names them, {_words(setting)}"]
+            lines += _table(["score", "value"], rows)
+        columns = ["joint", "mean", "median", "root-relative mean", "root-relative median"]
+        rows = [[name, *errors.values()] for name, errors in found["joints"].items()]
+        lines += ["", f"## Joints, {_words(setting)}", *_table(columns, rows)]
+    lines += ["", "## Times"]
+    for columns, key in ((["asking", "pictures/s"], "pictures_per_s"), (["stage", "ms"], "ms_per_picture")):
+        lines += _table(columns, [list(item) for item in times[key].items()])
+    lines += ["", times["what"], "", "## Context", ""]
+    lines += [f"- {name}: {value}" for name, value in context.items()]
+    if report["damaged"]:
+        lines += ["", "## Damaged pictures", ""]
+        lines += [f"- {id}: {fault}" for id, fault in report["damaged"].items()]
+        more = counts["damaged"] - len(report["damaged"])
+        lines += [f"- and {more} more"] * (more > 0)
+    return "\n".join(lines) + "\n"
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, the machine, and the commit where the package lies in a git checkout."""
+    return {
+        "nvf_fast": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _fallbacks(answers: Answers, fallback: np.ndarray, task: Task) -> np.ndarray:
+    """(N, 21, 3) mm."""
+    poses = np.broadcast_to(fallback, answers.truth.shape)
+    if task == "camera-space":
+        return poses
+    moved = poses - poses[:, :1] + answers.roots[:, None]
+    return np.where(np.isfinite(moved), moved, poses)
+
+
+def _always(poses: np.ndarray) -> Predictions:
+    """Poses (N, 21, 3) mm as the answers of a method that always answers."""
+    count = len(poses)
+    return Predictions(poses, np.zeros((count, 21)), np.ones(count, bool), np.zeros(count, int))
+
+
+def _times(times: Times) -> dict[str, Any]:
+    rates = {
+        name: times.pictures / seconds
+        for name, seconds in times.seconds.items()
+        if times.pictures and seconds
+    }
+    per_picture = {name: value / times.staged for name, value in times.milliseconds.items() if times.staged}
+    return {
+        "pictures_per_s": rates,
+        "ms_per_picture": per_picture,
+        "what": f"Pictures/s of one process, over {times.pictures} pictures after its first batch; 'read' is "
+        f"waiting for pictures. Stages over {times.staged} pictures, the last batch of each shard, each "
+        "stage waiting for the device.",
+    }
+
+
+def _drawn(settings: Mapping[str, Any]) -> dict[str, KeypointScores]:
+    """The first curve of each setting, and the others of the first."""
+    chosen = {}
+    for number, (setting, found) in enumerate(settings.items()):
+        for place, (name, curve) in enumerate(found["curves"].items()):
+            if number == 0 or place == 0:
+                label = f"{name}, {_words(setting)}" if len(settings) > 1 else name
+                chosen[label] = curve_of(curve)
+    return chosen
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    head = git("rev-parse", "HEAD")[:10]
+    return head + " with changes" if head and git("status", "--porcelain") else head or None
+
+
+def _json(report: Mapping[str, Any]) -> str:
+    return json.dumps(finite(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _words(setting: str) -> str:
+    return setting.replace("_", " ")
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> list[str]:
+    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    return ["", *(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if math.isfinite(value) else "–"
+    return str(value)

@@ -1,0 +1,124 @@
+"""The scores of a set of answers: of whole poses, of each joint, and as curves over the error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nvf_fast import metrics
+from nvf_fast.config import Task
+from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D
+from nvf_fast.evaluation.predictors import Predictions
+from nvf_fast.evaluation.submission import Layout
+from nvf_fast.metrics import Floats, KeypointScores
+from nvf_fast.pose import JOINT_NAMES
+
+CAMERA_SPACE_ONLY = ("cs_mje", "cs_auc", "te", "de")
+
+
+def completed(predictions: Predictions, fallback: np.ndarray) -> Floats:
+    """Joints (N, 21, 3) mm, those of `fallback` (21, 3) or (N, 21, 3) mm where there is no valid answer."""
+    return np.where(predictions.valid[:, None, None], predictions.joints, fallback).astype(np.float64)
+
+
+def score_predictions(
+    predictions: Predictions, truth: np.ndarray, fallback: np.ndarray, task: Task = "camera-space"
+) -> dict[str, float]:
+    """Scores of answers, under the names of `nvf_fast.metrics`, and how far their scores can be trusted.
+
+    A picture without a valid answer counts with the pose `fallback`, and `invalid` says how many there were,
+    so that refusing to answer is never an advantage. `rs_mje` is the root-relative mean error, the wrist
+    moved onto the true one. `score_correlation` is Spearman's rank correlation of a joint's score with its
+    error, `frame_score_correlation` that of their means over a hand (negative: higher scores, smaller
+    errors), both over valid answers and NaN where there is none.
+
+    Args:
+        predictions: of N pictures.
+        truth: (N, 21, 3) mm.
+        fallback: (21, 3) or (N, 21, 3) mm.
+        task: of the answers; root-relative ones know the true wrist and get no camera-space scores.
+
+    Returns:
+        Errors in mm; areas and correlations; `voters`, the median; `invalid` and `images`.
+    """
+    valid = predictions.valid.astype(bool)
+    joints = completed(predictions, fallback)
+    errors = metrics.joint_errors(joints, truth)
+    camera = metrics.camera_space_scores(joints, truth)
+    if task == "root-relative":
+        camera = {name: value for name, value in camera.items() if name not in CAMERA_SPACE_ONLY}
+    scores = predictions.scores[valid]
+    return {
+        **camera,
+        **metrics.root_relative_scores(joints, truth),
+        "median_joint_error": float(np.median(errors)),
+        "score_correlation": rank_correlation(scores.ravel(), errors[valid].ravel()),
+        "frame_score_correlation": rank_correlation(scores.mean(1), errors[valid].mean(1)),
+        "voters": float(np.median(predictions.voters)),
+        "invalid": int((~valid).sum()),
+        "images": len(valid),
+    }
+
+
+def server_scores(joints: np.ndarray, truth: np.ndarray, layout: Layout) -> dict[str, float]:
+    """What a data set's server would say of joints (N, 21, 3) mm against truth, in mm; no mesh scores."""
+    if layout == "freihand":
+        return metrics.freihand_scores(joints, truth)
+    return metrics.ho3d_scores(joints[:, FREIHAND_TO_HO3D], truth[:, FREIHAND_TO_HO3D])
+
+
+def joint_statistics(joints: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float]]:
+    """For each joint by name the mean and the median of its error, mm, in place and with the wrist moved."""
+    errors = metrics.joint_errors(joints, truth)
+    moved = metrics.joint_errors(metrics.root_align(joints, truth), truth)
+    return {
+        name: {
+            "mean": float(errors[:, index].mean()),
+            "median": float(np.median(errors[:, index])),
+            "root_relative_mean": float(moved[:, index].mean()),
+            "root_relative_median": float(np.median(moved[:, index])),
+        }
+        for index, name in enumerate(JOINT_NAMES)
+    }
+
+
+def curves(joints: np.ndarray, truth: np.ndarray, task: Task) -> dict[str, KeypointScores]:
+    """PCK curves by alignment: none, the wrist moved, scale and wrist, and the best proper similarity."""
+    aligned = {
+        "camera space": joints,
+        "root-relative": metrics.root_align(joints, truth),
+        "scale and root aligned": metrics.scale_translation_align(joints, truth),
+        "Procrustes aligned": metrics.rigid_align(joints, truth),
+    }
+    if task == "root-relative":
+        del aligned["camera space"]
+    return {
+        name: metrics.keypoint_scores(metrics.joint_errors(moved, truth)) for name, moved in aligned.items()
+    }
+
+
+def curve_of(document: Mapping[str, Any]) -> KeypointScores:
+    """A curve as JSON holds it, an entry for each field."""
+    return KeypointScores(
+        mean=document["mean"],
+        median=document["median"],
+        auc=document["auc"],
+        pck=np.array(document["pck"]),
+        thresholds=np.array(document["thresholds"]),
+    )
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's correlation of two equally long samples; NaN where either is constant."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks with ties sharing their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]

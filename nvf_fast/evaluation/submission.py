@@ -1,0 +1,212 @@
+"""Files for the servers of FreiHAND and HO-3D: pred.json = [joints, vertices] of every picture, zipped.
+
+Lengths are mm, axes OpenCV's and joints in FreiHAND's order on our side, whatever the file holds. Numbers are
+written as float64 in their shortest form that reads back the same: nothing is rounded.
+
+Sources: FreiHAND's and HO-3D's public `pred.py` and `eval.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D, OPENGL_TO_OPENCV
+from nvf_fast.files import whole_file
+from nvf_fast.metrics import MANO_VERTICES, Floats
+
+Layout = Literal["freihand", "ho3d"]
+MEMBER = "pred.json"
+FREIHAND_PICTURES = 3960
+HO3D_PICTURES = {"v2": 11_524, "v3": 20_137}
+
+_METRE_MM = 1000.0
+_JOINTS = 21
+
+
+@dataclass(frozen=True)
+class _Server:
+    """How one server's file differs from ours."""
+
+    order: Sequence[int]
+    axes: Floats
+
+
+_SERVERS: dict[Layout, _Server] = {
+    "freihand": _Server(range(_JOINTS), np.ones(3)),
+    "ho3d": _Server(FREIHAND_TO_HO3D, np.array(OPENGL_TO_OPENCV)),
+}
+
+
+def write_freihand_submission(
+    path: Path | str,
+    joints_mm: ArrayLike,
+    vertices_mm: Iterable[ArrayLike] | None = None,
+    *,
+    official: bool = True,
+) -> None:
+    """Writes a submission for FreiHAND: metres, OpenCV's axes, FreiHAND's joint order.
+
+    Args:
+        path: .zip file, which gets the one member pred.json; it appears whole or not at all.
+        joints_mm: (N, 21, 3) mm, camera frame, in the order of the evaluation split.
+        vertices_mm: N times (778, 3) mm, in MANO's order, taken one by one; None writes zeros, as the release
+            of Neural Voting Field does. The server's mesh scores then mean nothing.
+        official: N must be 3960, the evaluation split; False takes any number.
+
+    Raises:
+        ValueError: a shape, a number, the unit or the side of the camera is not as above; the message says
+            what came.
+        OSError: the file cannot be written.
+    """
+    _write(Path(path), "freihand", joints_mm, vertices_mm, FREIHAND_PICTURES if official else None)
+
+
+def write_ho3d_submission(
+    path: Path | str,
+    joints_mm: ArrayLike,
+    vertices_mm: Iterable[ArrayLike] | None = None,
+    *,
+    version: Literal["v2", "v3"],
+    official: bool = True,
+) -> None:
+    """Writes a submission for HO-3D: metres, OpenGL's axes (hands at negative z), HO-3D's joint order.
+
+    Args:
+        path: .zip file, which gets the one member pred.json; it appears whole or not at all.
+        joints_mm: (N, 21, 3) mm, camera frame with OpenCV's axes, FreiHAND's joint order, in the order of
+            evaluation.txt.
+        vertices_mm: as in `write_freihand_submission`, with OpenCV's axes.
+        version: of the data set.
+        official: N must be the version's evaluation split, 11 524 or 20 137; False takes any number.
+
+    Raises:
+        ValueError: as in `write_freihand_submission`.
+        OSError: the file cannot be written.
+    """
+    if version not in HO3D_PICTURES:
+        raise ValueError(f"version must be one of {', '.join(HO3D_PICTURES)}, got {version!r}")
+    _write(Path(path), "ho3d", joints_mm, vertices_mm, HO3D_PICTURES[version] if official else None)
+
+
+def read_submission(path: Path | str, layout: Layout) -> tuple[Floats, Floats]:
+    """Reads a submission back, whoever wrote it.
+
+    The whole file is parsed at once: some 2 GB of memory for HO-3D v3 with vertices.
+
+    Args:
+        path: .zip file.
+        layout: whose server it is for.
+
+    Returns:
+        Joints (N, 21, 3) mm and vertices (N, V, 3) mm, OpenCV's axes, joints in FreiHAND's order.
+
+    Raises:
+        ValueError: it is no zip, holds something else than pred.json, or that is not two equally long lists.
+        OSError: the file cannot be read.
+    """
+    server = _SERVERS[layout]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if names != [MEMBER]:
+                raise ValueError(f"{path}: must hold {MEMBER} at its top and nothing else, holds {names}")
+            content = json.loads(archive.read(MEMBER))
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: not a zip file, or a damaged one ({error})") from error
+    if not isinstance(content, list) or len(content) != 2 or len(content[0]) != len(content[1]):
+        raise ValueError(f"{path}: {MEMBER} must be [joints, vertices], two lists of one length")
+    joints, vertices = (np.array(part, np.float64) * server.axes * _METRE_MM for part in content)
+    if joints.shape[1:] != (_JOINTS, 3) or vertices.ndim != 3:
+        raise ValueError(
+            f"{path}: joints must be (N, 21, 3), vertices (N, V, 3), got {joints.shape} and {vertices.shape}"
+        )
+    return joints[:, np.argsort(server.order)], vertices
+
+
+def _write(
+    path: Path,
+    layout: Layout,
+    joints_mm: ArrayLike,
+    vertices_mm: Iterable[ArrayLike] | None,
+    wanted: int | None,
+) -> None:
+    if path.suffix != ".zip":
+        raise ValueError(f"a submission is a .zip file, got {path}")
+    server = _SERVERS[layout]
+    joints = _checked_joints(joints_mm, wanted)
+    with (
+        whole_file(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        # Without a date, equal answers are equal files.
+        archive.open(_member(), "w", force_zip64=True) as member,
+    ):
+        member.write(b"[")
+        _write_list(member, map(_text, joints[:, list(server.order)] * server.axes / _METRE_MM))
+        member.write(b", ")
+        if vertices_mm is None:
+            zeros = _text(np.zeros((MANO_VERTICES, 3)))
+            _write_list(member, (zeros for _ in joints))
+        else:
+            meshes = _checked_meshes(vertices_mm, len(joints))
+            _write_list(member, (_text(mesh * server.axes / _METRE_MM) for mesh in meshes))
+        member.write(b"]")
+
+
+def _checked_joints(joints_mm: ArrayLike, wanted: int | None) -> Floats:
+    joints = np.asarray(joints_mm, np.float64)
+    if joints.ndim != 3 or joints.shape[1:] != (_JOINTS, 3) or len(joints) == 0:
+        raise ValueError(f"joints must be (N, 21, 3) mm, got shape {joints.shape}")
+    if wanted is not None and len(joints) != wanted:
+        raise ValueError(
+            f"the evaluation split has {wanted} pictures, got {len(joints)} poses; official=False takes any"
+        )
+    if not np.isfinite(joints).all():
+        raise ValueError("joints hold values that are not finite: every picture needs a pose")
+    if (joints[..., 2] < 0).all():
+        raise ValueError(
+            "every joint lies behind the camera: joints must have OpenCV's axes, z away from the camera"
+        )
+    size = float(np.ptp(joints, axis=1).max())
+    if size < 1.0:
+        raise ValueError(f"the largest hand measures {size:.3g} mm: joints must be mm, not metres")
+    return joints
+
+
+def _checked_meshes(vertices_mm: Iterable[ArrayLike], count: int) -> Iterator[Floats]:
+    number = 0
+    for number, mesh in enumerate(vertices_mm, start=1):
+        vertices = np.asarray(mesh, np.float64)
+        if vertices.shape != (MANO_VERTICES, 3) or not np.isfinite(vertices).all():
+            raise ValueError(
+                f"vertices of picture {number - 1} must be ({MANO_VERTICES}, 3) finite mm, "
+                f"got shape {vertices.shape}"
+            )
+        yield vertices
+    if number != count:
+        raise ValueError(f"{count} poses need as many meshes, got {number}")
+
+
+def _member() -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(MEMBER)
+    member.compress_type = zipfile.ZIP_DEFLATED
+    member.external_attr = 0o644 << 16
+    return member
+
+
+def _text(points: Floats) -> bytes:
+    return json.dumps(points.tolist(), allow_nan=False).encode()
+
+
+def _write_list(file: IO[bytes], texts: Iterable[bytes]) -> None:
+    file.write(b"[")
+    for number, text in enumerate(texts):
+        file.write(b", " * (number > 0) + text)
+    file.write(b"]")
