@@ -32,7 +32,14 @@ from triton.runtime import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nvf_fast.kernels import cast_votes, group_norm_relu, query_field, select_voters
+from nvf_fast.kernels import (
+    cast_votes,
+    group_norm_relu,
+    mesh_distance,
+    query_field,
+    ray_mesh,
+    select_voters,
+)
 
 BUDGET = Path(__file__).with_suffix(".json")
 TARGETS = {
@@ -120,6 +127,13 @@ def variants() -> list[Variant]:
                 "vote", target, cast_votes.vote, pointers, constants, cast_votes._WARPS, False, ("ball_mm",)
             )
         )
+        constants = {"POINTS": mesh_distance._POINTS, "FACES": mesh_distance._FACES}
+        kernel, warps = mesh_distance.measure_distance, mesh_distance._WARPS
+        found.append(Variant(kernel.__name__, target, kernel, {}, constants, warps, False))
+        pointers = {"face_ptr": "i64"}
+        constants = {"RAYS": ray_mesh._RAYS, "FACES": ray_mesh._FACES}
+        kernel, warps = ray_mesh.find_hits, ray_mesh._WARPS
+        found.append(Variant(kernel.__name__, target, kernel, pointers, constants, warps, False))
         # The full network's widest norm, and the embedded one's widest that needs padding.
         for channels, groups, dtype_name in ((256, 32, "fp16"), (256, 32, "fp32"), (208, 8, "fp32")):
             pointers = dict.fromkeys(("x_ptr", "y_ptr", "weight_ptr", "bias_ptr"), dtype_name)

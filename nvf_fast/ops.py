@@ -1,4 +1,5 @@
-"""The accelerated operations: normalise feature maps, query the field, select the voters, cast their votes.
+"""The accelerated operations: normalise feature maps, query the field, select the voters, cast their votes;
+and for training and evaluation, the distance to a mesh and where rays meet it.
 
 Each takes tensors and runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"`
 or `backend="torch"` forces one, and a backend that cannot run says why. The definitions are the references
@@ -17,6 +18,8 @@ from torch import Tensor
 from nvf_fast import query_torch
 from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as _group_norm_relu_torch
 from nvf_fast.kernels.select_voters_ref import select_voters as _select_voters_torch
+from nvf_fast.mesh_torch import mesh_distance as _mesh_distance_torch
+from nvf_fast.mesh_torch import ray_mesh as _ray_mesh_torch
 from nvf_fast.query_torch import query_field as _query_field_torch
 from nvf_fast.vote_torch import cast_votes as _cast_votes_torch
 
@@ -278,6 +281,79 @@ def cast_votes(
     return _cast_votes_op(points, votes, indices, counts, ball_mm, fraction)
 
 
+def mesh_distance(
+    vertices: Tensor, faces: Tensor, points: Tensor, *, backend: Backend | None = None
+) -> Tensor:
+    """Signed Euclidean distance of points to closed triangle meshes of one topology, negative inside.
+
+    Inside is where the mesh winds around the point, however often: also where parts of it overlap. Edges and
+    vertices are watertight. An answer is as exact as float32 coordinates are, so subtract a centre first
+    where they were made from finer ones. No gradient is computed.
+
+    Args:
+        vertices: (B, V, 3) float32 mm.
+        faces: (F, 3) int64 indices of vertices, F of 1 or more, shared by the batch; every edge is shared by
+            two faces that run along it in opposite ways. A face may have no area.
+        points: (B, N, 3) float32 mm.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        (B, N) float32 mm; NaN for a point that is not finite.
+
+    Raises:
+        ValueError: a shape does not fit, or, on a CPU, a face names no vertex; CUDA itself asserts that,
+            since reading it would wait for the device.
+        TypeError: a dtype does not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    _check_mesh("mesh_distance", vertices, faces, points=points)
+    _check_backend("mesh_distance", backend, points)
+    if backend == "torch":
+        return _mesh_distance_torch(vertices, faces, points)
+    if backend == "triton":
+        return _mesh_distance_triton(vertices, faces, points)
+    return _mesh_distance_op(vertices, faces, points)
+
+
+def ray_mesh(
+    vertices: Tensor,
+    faces: Tensor,
+    origins: Tensor,
+    directions: Tensor,
+    *,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Where rays origin + t * direction, t > 0, first meet triangle meshes of one topology, from either side.
+
+    No ray slips between two faces that share an edge; among faces met at equal t the lowest index wins. A
+    face seen edge-on is not met, and a direction of zero meets nothing. No gradient is computed.
+
+    Args:
+        vertices: (B, V, 3) float32 mm.
+        faces: (F, 3) int64 indices of vertices, F of 1 or more, shared by the batch.
+        origins: (B, R, 3) float32 mm.
+        directions: (B, R, 3) float32 mm, of any length.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        t (B, R) float32 in multiples of the direction, +inf where a ray meets nothing; face (B, R) int64, -1
+        there.
+
+    Raises:
+        ValueError: a shape does not fit, or, on a CPU, a face names no vertex; CUDA itself asserts that,
+            since reading it would wait for the device.
+        TypeError: a dtype does not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    _check_mesh("ray_mesh", vertices, faces, origins=origins, directions=directions)
+    _check_backend("ray_mesh", backend, origins)
+    if backend == "torch":
+        return _ray_mesh_torch(vertices, faces, origins, directions)
+    if backend == "triton":
+        return _ray_mesh_triton(vertices, faces, origins, directions)
+    return _ray_mesh_op(vertices, faces, origins, directions)
+
+
 @torch.library.custom_op("nvf_fast::group_norm_relu", mutates_args=())
 def _group_norm_relu_op(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
     return _group_norm_relu_laid_out(x, weight, bias, groups, eps)
@@ -411,6 +487,47 @@ def _cast_votes_shapes(
     return votes.new_empty(batch, joints, 3), votes.new_empty(batch, joints), votes.new_empty(batch, joints)
 
 
+@torch.library.custom_op("nvf_fast::mesh_distance", mutates_args=())
+def _mesh_distance_op(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
+    return _mesh_distance_torch(vertices, faces, points)
+
+
+@_mesh_distance_op.register_kernel("cuda")
+def _mesh_distance_triton(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
+    from nvf_fast.kernels.mesh_distance import mesh_distance as kernel
+
+    return kernel(vertices, faces, points)
+
+
+@_mesh_distance_op.register_fake
+def _mesh_distance_shape(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
+    return points.new_empty(points.shape[:2])
+
+
+@torch.library.custom_op("nvf_fast::ray_mesh", mutates_args=())
+def _ray_mesh_op(
+    vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _ray_mesh_torch(vertices, faces, origins, directions)
+
+
+@_ray_mesh_op.register_kernel("cuda")
+def _ray_mesh_triton(
+    vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor]:
+    from nvf_fast.kernels.ray_mesh import ray_mesh as kernel
+
+    return kernel(vertices, faces, origins, directions)
+
+
+@_ray_mesh_op.register_fake
+def _ray_mesh_shapes(
+    vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor]:
+    shape = origins.shape[:2]
+    return origins.new_empty(shape), origins.new_empty(shape, dtype=torch.int64)
+
+
 def _check_backend(name: str, backend: str | None, tensor: Tensor) -> None:
     if backend not in (None, "triton", "torch"):
         raise ValueError(f'{name}: backend must be None, "triton" or "torch", got {backend!r}')
@@ -540,3 +657,29 @@ def _check_votes(points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor,
     if not 0 < fraction <= 1:
         raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction}")
     _check_devices("cast_votes", points=points, votes=votes, indices=indices, counts=counts)
+
+
+def _check_mesh(name: str, vertices: Tensor, faces: Tensor, **queries: Tensor) -> None:
+    if vertices.ndim != 3 or vertices.shape[-1] != 3:
+        raise ValueError(f"{name}: vertices must be (B, V, 3) mm, got {tuple(vertices.shape)}")
+    if faces.ndim != 2 or faces.shape[-1] != 3 or len(faces) < 1:
+        raise ValueError(f"{name}: faces must be (F, 3) with F of 1 or more, got {tuple(faces.shape)}")
+    if faces.dtype != torch.int64:
+        raise TypeError(f"{name}: faces must be int64, got {faces.dtype}")
+    for key, tensor in queries.items():
+        if tensor.ndim != 3 or tensor.shape[::2] != (len(vertices), 3):
+            raise ValueError(f"{name}: {key} must be ({len(vertices)}, N, 3), got {tuple(tensor.shape)}")
+    shapes = [tuple(tensor.shape) for tensor in queries.values()]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"{name}: {' and '.join(queries)} must have one shape, got {shapes}")
+    for key, tensor in {"vertices": vertices, **queries}.items():
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"{name}: {key} must be float32 mm, got {tensor.dtype}")
+    _check_devices(name, vertices=vertices, faces=faces, **queries)
+    # On CUDA reading the indices would wait for the device, and compiled code has no values to read.
+    if faces.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (bound.item() for bound in faces.aminmax())
+        if low < 0 or high >= vertices.shape[1]:
+            raise ValueError(
+                f"{name}: faces must name vertices 0 to {vertices.shape[1] - 1}, got {low} to {high}"
+            )

@@ -34,6 +34,20 @@ def vote_arguments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(9, 3), torch.rand(2, 9, 5, 4), indices, torch.tensor([3, 6], dtype=torch.int32)
 
 
+def mesh_arguments(device: str = "cpu") -> tuple[Tensor, Tensor]:
+    vertices = torch.tensor([[0.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4]], device=device)
+    faces = torch.tensor([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]], device=device)
+    return torch.stack([vertices, vertices + 1]), faces
+
+
+def distance_arguments(device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    return *mesh_arguments(device), 3 * torch.rand(2, 20, 3, device=device)
+
+
+def ray_arguments(device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *mesh_arguments(device), *torch.randn(2, 2, 20, 3, device=device)
+
+
 def field_argument(name: str, value: object) -> Callable[[], object]:
     """A call of query_field with one argument replaced."""
     names = ("features", "points", "intrinsics", "hand_scale", "weights", "biases")
@@ -52,6 +66,18 @@ def vote_argument(name: str, value: object) -> Callable[[], object]:
     return lambda: ops.cast_votes(**(dict(zip(names, vote_arguments(), strict=True)) | {name: value}))
 
 
+def distance_argument(name: str, value: object) -> Callable[[], object]:
+    """A call of mesh_distance with one argument replaced."""
+    names = ("vertices", "faces", "points")
+    return lambda: ops.mesh_distance(**(dict(zip(names, distance_arguments(), strict=True)) | {name: value}))
+
+
+def ray_argument(name: str, value: object) -> Callable[[], object]:
+    """A call of ray_mesh with one argument replaced."""
+    names = ("vertices", "faces", "origins", "directions")
+    return lambda: ops.ray_mesh(**(dict(zip(names, ray_arguments(), strict=True)) | {name: value}))
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_opcheck(device: str) -> None:
     """PyTorch's own checks of schema, fake tensors, autograd registration and AOT dispatch."""
@@ -63,6 +89,8 @@ def test_opcheck(device: str) -> None:
     torch.library.opcheck(torch.ops.nvf_fast.select_voters, (torch.randn(3, 50, device=device), 0.5, 10))
     votes = (argument.to(device) for argument in vote_arguments())
     torch.library.opcheck(torch.ops.nvf_fast.cast_votes, (*votes, 80.0, 0.5))
+    torch.library.opcheck(torch.ops.nvf_fast.mesh_distance, distance_arguments(device))
+    torch.library.opcheck(torch.ops.nvf_fast.ray_mesh, ray_arguments(device))
 
 
 def test_compiles_into_one_graph() -> None:
@@ -78,6 +106,16 @@ def test_compiles_into_one_graph() -> None:
     with torch.no_grad():
         compiled = torch.compile(pose, fullgraph=True, backend="aot_eager")(*arguments)
         torch.testing.assert_close(compiled, pose(*arguments))
+
+
+def test_meshes_compile_into_one_graph() -> None:
+    def both(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        t, _ = ops.ray_mesh(vertices, faces, origins, directions)
+        return t, ops.mesh_distance(vertices, faces, origins)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")(*(arguments := ray_arguments()))
+    for got, wanted in zip(compiled, both(*arguments), strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_exports() -> None:
@@ -109,6 +147,7 @@ def test_gradient_takes_the_differentiable_form() -> None:
         ops.group_norm_relu(x, weight, *rest, backend="triton")
 
 
+@pytest.mark.filterwarnings("ignore:.*(divide by zero|invalid value).*:RuntimeWarning")  # the interpreter's
 def test_forced_backends_agree() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for function, arguments in (
@@ -116,6 +155,8 @@ def test_forced_backends_agree() -> None:
         (ops.query_field, field_arguments(device)),
         (ops.select_voters, (torch.randn(2, 70, device=device), 0.4, 20)),
         (ops.cast_votes, tuple(argument.to(device) for argument in vote_arguments())),
+        (lambda *given, backend: (ops.mesh_distance(*given, backend=backend),), distance_arguments(device)),
+        (ops.ray_mesh, ray_arguments(device)),
     ):
         answers = [function(*arguments, backend=backend) for backend in (None, "torch", "triton")]
         for first, second, third in zip(*answers, strict=True):
@@ -174,6 +215,22 @@ except RuntimeError as error:
         (vote_argument("counts", torch.zeros(1).int()), ValueError, r"counts must be \(2,\)"),
         (vote_argument("fraction", 0.0), ValueError, r"fraction must be in \(0, 1\], got 0.0"),
         (vote_argument("backend", "numpy"), ValueError, "got 'numpy'"),
+        (distance_argument("vertices", torch.zeros(4, 3)), ValueError, r"\(B, V, 3\) mm, got \(4, 3\)"),
+        (distance_argument("vertices", torch.zeros(2, 4, 3).half()), TypeError, "vertices must be float32"),
+        (distance_argument("faces", torch.zeros(2, 4, 3).long()), ValueError, r"faces must .* \(2, 4, 3\)"),
+        (distance_argument("faces", torch.zeros(0, 3).long()), ValueError, r"F of 1 or more, got \(0, 3\)"),
+        (distance_argument("faces", torch.zeros(4, 3).int()), TypeError, "int64, got torch.int32"),
+        (distance_argument("faces", torch.tensor([[0, 1, 4]])), ValueError, "vertices 0 to 3, got 0 to 4"),
+        (distance_argument("faces", torch.tensor([[-1, 1, 2]])), ValueError, "vertices 0 to 3, got -1 to 2"),
+        (distance_argument("points", torch.zeros(3, 5, 3)), ValueError, r"\(2, N, 3\), got \(3, 5, 3\)"),
+        (distance_argument("points", torch.zeros(5, 3)), ValueError, r"\(2, N, 3\), got \(5, 3\)"),
+        (distance_argument("points", torch.zeros(2, 5, 3).double()), TypeError, "points must be float32 mm"),
+        (distance_argument("backend", "numpy"), ValueError, "got 'numpy'"),
+        (ray_argument("origins", torch.zeros(2, 20, 2)), ValueError, r"\(2, N, 3\), got \(2, 20, 2\)"),
+        (ray_argument("directions", torch.zeros(2, 9, 3)), ValueError, r"one shape, got .*\(2, 9, 3\)"),
+        (ray_argument("directions", torch.zeros(2, 20, 3).double()), TypeError, "directions must be float32"),
+        (ray_argument("faces", torch.zeros(4, 2).long()), ValueError, r"ray_mesh: faces .* got \(4, 2\)"),
+        (ray_argument("backend", "numpy"), ValueError, "got 'numpy'"),
     ],
 )  # fmt: skip
 def test_errors_say_what_came(call: Callable[[], object], error: type[Exception], message: str) -> None:
@@ -192,6 +249,9 @@ def test_devices_must_agree() -> None:
     features, *rest = field_arguments()
     with pytest.raises(ValueError, match="one device, got features on meta, points on cpu"):
         ops.query_field(features.to("meta"), *rest)
+    vertices, *rest = ray_arguments()
+    with pytest.raises(ValueError, match="one device, got vertices on meta, faces on cpu, origins on cpu"):
+        ops.ray_mesh(vertices.to("meta"), *rest)
     x, *rest = norm_arguments()
     with pytest.raises(ValueError, match="one device, got x on meta, weight on cpu"):
         ops.group_norm_relu(x.to("meta"), *rest)

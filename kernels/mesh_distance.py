@@ -1,0 +1,166 @@
+"""Signed distance to a closed triangle mesh: a program holds a block of points and goes over all faces.
+
+Faces lie along the lanes, so what a face needs is computed once for all the program's points, and the lanes
+meet only at the end.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_POINTS = 16
+_FACES = 32
+_WARPS = 4
+
+
+@triton.jit
+def _load_corner(ptr, face, face_count):
+    """x, y and z of one corner of each face; see the launcher for the layout."""
+    step = tl.cast(face_count, tl.int64) * 3
+    face = face.to(tl.int64)
+    return tl.load(ptr + face), tl.load(ptr + step + face), tl.load(ptr + 2 * step + face)
+
+
+@triton.jit
+def _dot(ax, ay, az, bx, by, bz):
+    return ax * bx + ay * by + az * bz
+
+
+@triton.jit
+def _rotate(a, b, c, from_b, from_c):
+    first = tl.where(from_b, b, tl.where(from_c, c, a))
+    second = tl.where(from_b, c, tl.where(from_c, a, b))
+    return first, second, tl.where(from_b, a, tl.where(from_c, b, c))
+
+
+@triton.jit
+def _to_edge(x, y, z, ex, ey, ez):
+    """mm², squared distance from the origin to the edge (ex, ey, ez) that starts at (x, y, z)."""
+    length = tl.maximum(_dot(ex, ey, ez, ex, ey, ez), 1.1754944e-38)  # 0 / tiny = 0, no NaN
+    along = -_dot(x, y, z, ex, ey, ez) * (1.0 / length)
+    along = tl.minimum(tl.maximum(along, 0.0), 1.0)
+    x, y, z = x + along * ex, y + along * ey, z + along * ez
+    return _dot(x, y, z, x, y, z)
+
+
+@triton.jit
+def _turn(x, y, x_next, y_next):
+    """1 or -1 where an edge passes the origin's right from below or above, by half-open ends; else 0.
+
+    The products are compared, not subtracted: nothing can be fused, and seen from the other face the edge
+    gives exactly the opposite.
+    """
+    above, above_next = y > 0, y_next > 0
+    one, other = x * y_next, y * x_next
+    up = (above_next & (one > other)) & (above == 0)
+    down = (above & (one < other)) & (above_next == 0)
+    return up.to(tl.int32) - down.to(tl.int32)
+
+
+@triton.jit
+def measure_distance(
+    corners_ptr, points_ptr, distance_ptr, face_count, point_count, POINTS: tl.constexpr, FACES: tl.constexpr
+):
+    image = tl.program_id(1).to(tl.int64)
+    corners_ptr += image * face_count * 9
+    points_ptr += image * point_count * 3
+    distance_ptr += image * point_count
+    point = tl.program_id(0) * POINTS + tl.arange(0, POINTS)
+    wanted = point < point_count
+    px = tl.load(points_ptr + point.to(tl.int64) * 3, mask=wanted, other=0.0)[:, None]
+    py = tl.load(points_ptr + point.to(tl.int64) * 3 + 1, mask=wanted, other=0.0)[:, None]
+    pz = tl.load(points_ptr + point.to(tl.int64) * 3 + 2, mask=wanted, other=0.0)[:, None]
+    nearest = tl.full((POINTS, FACES), float("inf"), tl.float32)
+    winding = tl.zeros((POINTS, FACES), tl.int32)
+
+    first = 0
+    while first < face_count:
+        face = first + tl.arange(0, FACES)
+        # The last faces are taken again where a tile goes past them; only the distance may count them twice.
+        there = (face < face_count)[None, :]
+        face = tl.minimum(face, face_count - 1)[None, :]
+        ax, ay, az = _load_corner(corners_ptr, face, face_count)
+        bx, by, bz = _load_corner(corners_ptr + face_count, face, face_count)
+        cx, cy, cz = _load_corner(corners_ptr + 2 * tl.cast(face_count, tl.int64), face, face_count)
+        # The first corner faces the longest edge: of a sliver's it is the one that says most about the plane.
+        ab = _dot(bx - ax, by - ay, bz - az, bx - ax, by - ay, bz - az)
+        bc = _dot(cx - bx, cy - by, cz - bz, cx - bx, cy - by, cz - bz)
+        ca = _dot(ax - cx, ay - cy, az - cz, ax - cx, ay - cy, az - cz)
+        from_b, from_c = (ca > ab) & (ca > bc), (ab >= bc) & (ab >= ca)
+        ax, bx, cx = _rotate(ax, bx, cx, from_b, from_c)
+        ay, by, cy = _rotate(ay, by, cy, from_b, from_c)
+        az, bz, cz = _rotate(az, bz, cz, from_b, from_c)
+        abx, aby, abz = bx - ax, by - ay, bz - az
+        bcx, bcy, bcz = cx - bx, cy - by, cz - bz
+        cax, cay, caz = ax - cx, ay - cy, az - cz
+        nx, ny, nz = cay * abz - caz * aby, caz * abx - cax * abz, cax * aby - cay * abx
+        per_area = 1.0 / _dot(nx, ny, nz, nx, ny, nz)  # of a face without area: inside then is never true
+        vx, vy, vz = (
+            (cay * nz - caz * ny) * per_area,
+            (caz * nx - cax * nz) * per_area,
+            (cax * ny - cay * nx) * per_area,
+        )
+        wx, wy, wz = (
+            (aby * nz - abz * ny) * per_area,
+            (abz * nx - abx * nz) * per_area,
+            (abx * ny - aby * nx) * per_area,
+        )
+
+        # Seen from the point: the difference of nearby numbers is exact.
+        ax, ay, az = ax - px, ay - py, az - pz
+        bx, by, bz = bx - px, by - py, bz - pz
+        cx, cy, cz = cx - px, cy - py, cz - pz
+        turns = _turn(ax, ay, bx, by) + _turn(bx, by, cx, cy) + _turn(cx, cy, ax, ay)
+        # Where all corners agree they decide: on a vertical face's plane rounding could place it anywhere.
+        higher = turns.to(tl.float32) * _dot(ax, ay, az, nx, ny, nz) > 0
+        low, high = tl.minimum(tl.minimum(az, bz), cz), tl.maximum(tl.maximum(az, bz), cz)
+        winding += tl.where(there & ((low > 0) | ((high > 0) & higher)), turns, 0)
+
+        # The foot on the plane from its barycentric coordinates, as the reference has it.
+        v, w = _dot(ax, ay, az, vx, vy, vz), _dot(ax, ay, az, wx, wy, wz)
+        fx, fy, fz = ax + v * abx - w * cax, ay + v * aby - w * cay, az + v * abz - w * caz
+        inside = (v >= 0) & (w >= 0) & (v + w <= 1)
+        squared = tl.where(inside, _dot(fx, fy, fz, fx, fy, fz), float("inf"))
+        squared = tl.minimum(squared, _to_edge(ax, ay, az, abx, aby, abz))
+        squared = tl.minimum(squared, _to_edge(bx, by, bz, bcx, bcy, bcz))
+        squared = tl.minimum(squared, _to_edge(cx, cy, cz, cax, cay, caz))
+        nearest = tl.minimum(nearest, squared)
+
+        first += FACES
+
+    distance = tl.sqrt(tl.min(nearest, 1))[:, None]
+    distance = tl.where(tl.sum(winding, 1)[:, None] != 0, -distance, distance)
+    # Infinity and NaN less themselves are NaN, which the minimum may have passed over.
+    distance += (px - px) + (py - py) + (pz - pz)
+    tl.store(distance_ptr + point.to(tl.int64)[:, None], distance, mask=wanted[:, None])
+
+
+def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
+    """Distance to the nearest face, negative inside; see `mesh_distance_ref`.
+
+    Args:
+        vertices: (B, V, 3) float32 mm.
+        faces: (F, 3) int64, closed.
+        points: (B, N, 3) float32 mm.
+
+    Returns:
+        (B, N) float32 mm.
+    """
+    batch, point_count, _ = points.shape
+    distance = points.new_empty(batch, point_count)
+    if distance.numel() > 0:
+        # (B, xyz, corner, F) as (B, 3, 3 F); where an index is out of range CUDA asserts, and nobody waits.
+        corners = vertices.mT.index_select(2, faces.T.flatten())
+        measure_distance[(triton.cdiv(point_count, _POINTS), batch)](
+            corners,
+            points.contiguous(),
+            distance,
+            len(faces),
+            point_count,
+            POINTS=_POINTS,
+            FACES=_FACES,
+            num_warps=_WARPS,
+        )
+    return distance

@@ -1,0 +1,146 @@
+"""Where rays first meet a triangle mesh: a program holds a block of rays and goes over all faces.
+
+Faces lie along the lanes, which meet only at the end.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_RAYS = 16
+_FACES = 32
+_WARPS = 4
+
+
+@triton.jit
+def _load_rows(ptr, row, mask):
+    """x, y and z, each (n, 1), of rows of three."""
+    ptr += row.to(tl.int64)[:, None] * 3
+    x = tl.load(ptr, mask=mask[:, None], other=0.0)
+    y = tl.load(ptr + 1, mask=mask[:, None], other=0.0)
+    z = tl.load(ptr + 2, mask=mask[:, None], other=0.0)
+    return x, y, z
+
+
+@triton.jit
+def _load_corner(ptr, face, face_count):
+    """x, y and z of one corner of each face; see the launcher for the layout."""
+    step = tl.cast(face_count, tl.int64) * 3
+    face = face.to(tl.int64)
+    return tl.load(ptr + face), tl.load(ptr + step + face), tl.load(ptr + 2 * step + face)
+
+
+@triton.jit
+def _project(x, y, z, row_x, row_y, row_z):
+    """Fused as it is written: a vertex comes out the same in each of its faces, whatever the compiler."""
+    return tl.fma(z, row_z, tl.fma(y, row_y, x * row_x))
+
+
+@triton.jit
+def _shear(x, y, z, ux, uy, uz, vx, vy, vz, tx, ty, tz):
+    u = _project(x, y, z, ux, uy, uz)
+    v = _project(x, y, z, vx, vy, vz)
+    return u, v, _project(x, y, z, tx, ty, tz)
+
+
+@triton.jit
+def find_hits(
+    corners_ptr,
+    origins_ptr,
+    directions_ptr,
+    t_ptr,
+    face_ptr,
+    face_count,
+    ray_count,
+    RAYS: tl.constexpr,
+    FACES: tl.constexpr,
+):
+    image = tl.program_id(1).to(tl.int64)
+    corners_ptr += image * face_count * 9
+    ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
+    wanted = ray < ray_count
+    ox, oy, oz = _load_rows(origins_ptr + image * ray_count * 3, ray, wanted)
+    dx, dy, dz = _load_rows(directions_ptr + image * ray_count * 3, ray, wanted)
+
+    # Rows that turn a corner seen from the origin into u and v across the ray, and t along it: a shear along
+    # the direction's longest axis. Without a direction they are NaN, and no face is met.
+    along_x = (tl.abs(dx) >= tl.abs(dy)) & (tl.abs(dx) >= tl.abs(dz))
+    along_y = (tl.abs(dy) >= tl.abs(dz)) & (along_x == 0)
+    along_z = (along_x | along_y) == 0
+    scale = 1.0 / tl.where(along_x, dx, tl.where(along_y, dy, dz))
+    tx, ty, tz = tl.where(along_x, scale, 0.0), tl.where(along_y, scale, 0.0), tl.where(along_z, scale, 0.0)
+    ux = tl.where(along_x, -dy * scale, 1.0)
+    uy = tl.where(along_x, 1.0, tl.where(along_y, -dx * scale, 0.0))
+    uz = tl.where(along_z, -dx * scale, 0.0)
+    vx = tl.where(along_x, -dz * scale, 0.0)
+    vy = tl.where(along_z, 1.0, tl.where(along_y, -dz * scale, 0.0))
+    vz = tl.where(along_z, -dy * scale, 1.0)
+
+    nearest = tl.full((RAYS, FACES), float("inf"), tl.float32)
+    met = tl.full((RAYS, FACES), -1, tl.int32)
+    first = 0
+    while first < face_count:
+        # The last face is taken again where a tile goes past it.
+        face = tl.minimum(first + tl.arange(0, FACES), face_count - 1)[None, :]
+        x, y, z = _load_corner(corners_ptr, face, face_count)
+        au, av, at = _shear(x - ox, y - oy, z - oz, ux, uy, uz, vx, vy, vz, tx, ty, tz)
+        x, y, z = _load_corner(corners_ptr + face_count, face, face_count)
+        bu, bv, bt = _shear(x - ox, y - oy, z - oz, ux, uy, uz, vx, vy, vz, tx, ty, tz)
+        x, y, z = _load_corner(corners_ptr + 2 * tl.cast(face_count, tl.int64), face, face_count)
+        cu, cv, ct = _shear(x - ox, y - oy, z - oz, ux, uy, uz, vx, vy, vz, tx, ty, tz)
+
+        # The products are compared, not subtracted: nothing can be fused, and seen from the other face the
+        # edge gives exactly the opposite.
+        ab, ba = au * bv, av * bu
+        bc, cb = bu * cv, bv * cu
+        ca, ac = cu * av, cv * au
+        within = ((ab >= ba) & (bc >= cb) & (ca >= ac)) | ((ab <= ba) & (bc <= cb) & (ca <= ac))
+        a_share, b_share, c_share = tl.abs(bc - cb), tl.abs(ca - ac), tl.abs(ab - ba)
+        t = (a_share * at + b_share * bt + c_share * ct) / (a_share + b_share + c_share)  # edge-on: NaN
+        closer = within & (t > 0) & (t < nearest)
+        nearest = tl.where(closer, t, nearest)
+        met = tl.where(closer, face, met)
+        first += FACES
+
+    t = tl.min(nearest, 1)
+    face = tl.min(tl.where((nearest == t[:, None]) & (met >= 0), met, face_count), 1)
+    tl.store(t_ptr + image * ray_count + ray, t, mask=wanted)
+    tl.store(
+        face_ptr + image * ray_count + ray, tl.where(face < face_count, face, -1).to(tl.int64), mask=wanted
+    )
+
+
+def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest t > 0 with origin + t * direction on a face, and that face; see `ray_mesh_ref`.
+
+    Args:
+        vertices: (B, V, 3) float32 mm.
+        faces: (F, 3) int64.
+        origins: (B, R, 3) float32 mm.
+        directions: (B, R, 3) float32 mm.
+
+    Returns:
+        t (B, R) float32 in multiples of the direction, +inf for none; face (B, R) int64, -1 for none.
+    """
+    batch, ray_count, _ = origins.shape
+    t = origins.new_empty(batch, ray_count)
+    face = torch.empty_like(t, dtype=torch.int64)
+    if t.numel() > 0:
+        # (B, xyz, corner, F) as (B, 3, 3 F); where an index is out of range CUDA asserts, and nobody waits.
+        corners = vertices.mT.index_select(2, faces.T.flatten())
+        find_hits[(triton.cdiv(ray_count, _RAYS), batch)](
+            corners,
+            origins.contiguous(),
+            directions.contiguous(),
+            t,
+            face,
+            len(faces),
+            ray_count,
+            RAYS=_RAYS,
+            FACES=_FACES,
+            num_warps=_WARPS,
+        )
+    return t, face
