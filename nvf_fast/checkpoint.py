@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
 
+from nvf_fast.baselines import Network, build
 from nvf_fast.config import NVFConfig
-from nvf_fast.model import NVF, check_entries
+from nvf_fast.files import remove_unfinished, sync_folder, whole_file
+from nvf_fast.model import check_entries
 
 SCHEMA_VERSION = 1
 EMBEDDED = Path(__file__).resolve().parent / "weights"
@@ -26,12 +27,12 @@ CONFIG_FILE = "config.json"
 
 
 def save_checkpoint(
-    model: NVF, path: str | Path, training: dict[str, Any], dtype: torch.dtype = torch.float16
+    model: Network, path: str | Path, training: dict[str, Any], dtype: torch.dtype = torch.float16
 ) -> None:
-    """Write a checkpoint folder; each file appears whole or not at all.
+    """Write a checkpoint folder; a process killed at any moment leaves the older checkpoint or the new.
 
-    Where an older checkpoint is overwritten and the process dies between the two files, the old config.json
-    does not fit the new weights, and `load_checkpoint` says so.
+    New weights stand beside the old under a name with their hash until config.json, which tells the hash of
+    the weights that count, has been replaced; `load_checkpoint` knows that name.
 
     Args:
         model: the network.
@@ -49,17 +50,23 @@ def save_checkpoint(
         if not state[name].isfinite().all():
             raise ValueError(f"checkpoint: {name} has values that are not finite in {dtype}")
     weights = bytes_from_tensors(state)
+    digest = hashlib.sha256(weights).hexdigest()
     config = {
         "schema_version": SCHEMA_VERSION,
         "model": model.config.to_dict(),
-        "sha256": hashlib.sha256(weights).hexdigest(),
+        "sha256": digest,
         "training": training,
     }
     document = _document(config)
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS_FILE, weights)
-    _replace(folder / CONFIG_FILE, document)
+    fresh = _fresh(folder, digest)
+    _write(fresh, weights)
+    _write(folder / CONFIG_FILE, document)
+    fresh.replace(folder / WEIGHTS_FILE)
+    sync_folder(folder)
+    for leftover in folder.glob(_fresh(folder, "*").name):
+        leftover.unlink()
+    remove_unfinished(folder)
 
 
 def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
@@ -77,12 +84,12 @@ def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
     file = resolve(path) / CONFIG_FILE
     info = _read_config(file)
     info["training"] = info["training"] | {"scores": scores}
-    _replace(file, _document(info))
+    _write(file, _document(info))
 
 
 def load_checkpoint(
     path: str | Path | None, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> tuple[NVF, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     """Read a checkpoint.
 
     Args:
@@ -92,7 +99,8 @@ def load_checkpoint(
             parameters stay float32: its dependence on depth needs them.
 
     Returns:
-        The network in evaluation mode, and config.json: schema_version, model, sha256, training.
+        The network in evaluation mode, an `NVF` or a baseline of it, and config.json: schema_version, model,
+        sha256, training.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or a file of it is missing.
@@ -101,24 +109,28 @@ def load_checkpoint(
             name, shape or dtype is not as it should be; the message names it.
     """
     folder = resolve(path)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"no checkpoint at {folder}: {name} is missing")
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"no checkpoint at {folder}: {CONFIG_FILE} is missing")
     info = _read_config(folder / CONFIG_FILE)
-    weights = (folder / WEIGHTS_FILE).read_bytes()
+    file = _fresh(folder, str(info["sha256"]))  # there only where a save was interrupted
+    if not file.is_file():
+        file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {folder}: {WEIGHTS_FILE} is missing")
+    weights = file.read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
     if digest != info["sha256"]:
-        raise ValueError(f"{folder / WEIGHTS_FILE}: sha256 is {digest}, config.json wants {info['sha256']}")
+        raise ValueError(f"{file}: sha256 is {digest}, config.json wants {info['sha256']}")
     try:
         state = tensors_from_bytes(weights)
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({error})") from error
-    model = NVF(NVFConfig.from_dict(info["model"]))
+        raise ValueError(f"{file}: not a safetensors file ({error})") from error
+    model = build(NVFConfig.from_dict(info["model"]))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    check_entries(shapes, state, str(folder / WEIGHTS_FILE))
+    check_entries(shapes, state, str(file))
     for name, tensor in state.items():
         if not tensor.is_floating_point():
-            raise ValueError(f"{folder / WEIGHTS_FILE}: {name} must be floating point, got {tensor.dtype}")
+            raise ValueError(f"{file}: {name} must be floating point, got {tensor.dtype}")
     model.load_state_dict(state)
     model.encoder.to(dtype or torch.float32)
     return model.to(device or "cpu").eval(), info
@@ -187,13 +199,11 @@ def _document(config: dict[str, Any]) -> bytes:
     return json.dumps(config, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def _fresh(folder: Path, digest: str) -> Path:
+    """Where new weights stand until config.json speaks of them."""
+    return folder / f"weights.{digest[:16]}.safetensors"

@@ -35,7 +35,7 @@ class Pictures:
     """
 
     name, split = "pictures", "evaluation"
-    why_no_surfaces = "they are noise"
+    why_no_surfaces, fingerprint = "they are noise", "noise"
 
     def __init__(self, count: int = 12, damaged: tuple[int, ...] = (), released: bool = True) -> None:
         self.count, self.damaged, self.released = count, damaged, released

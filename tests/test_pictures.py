@@ -21,7 +21,7 @@ K = np.array([[700.0, 0, 150], [0, 690.0, 130], [0, 0, 1]])
 class Crosses:
     """Pictures of 300 x 260 px, black but for a bright spot on joint 9; those in `broken` cannot be read."""
 
-    name, split = "crosses", "training"
+    name, split, fingerprint, why_no_surfaces = "crosses", "training", "crosses", None
 
     def __init__(self, broken: tuple[int, ...] = (), **changes: object) -> None:
         self.hands = sample_hands(6, torch.Generator().manual_seed(0)).translated(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class UserError(Exception):
-    """What the user can put right: `main` prints it as one line and ends with status 2."""
+    """What the user can put right: `main` prints it, without a traceback, and ends with status 2."""
 
 
 @contextmanager

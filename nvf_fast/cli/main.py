@@ -12,8 +12,9 @@ from nvf_fast.cli import UserError
 COMMANDS = {
     "demo": "run the model on the picture that comes with it",
     "predict": "find the hand in pictures",
-    "train": "train a network on synthetic hands",
-    "eval": "measure a checkpoint on synthetic hands",
+    "train": "train a network on a data set",
+    "eval": "measure a checkpoint on a data set",
+    "reproduce": "make a table or a figure of the paper",
     "tune": "find the fastest block shapes of the field kernel on this device",
     "info": "say what a checkpoint is and how it was trained",
 }
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `nvf-fast ARGUMENTS`, by default those of the process. Ends with status 2 where the user erred."""
     name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if name in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {key:8} {text}" for key, text in COMMANDS.items())), end="")
+        commands = "\n".join(f"  {key:10} {text}" for key, text in COMMANDS.items())
+        print(USAGE.format(commands=commands), end="")
         return
     if name == "--version":
         print(nvf_fast.__version__)
@@ -52,5 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _end(command: str, message: str) -> None:
-    print(f"nvf-fast{command}: {' '.join(message.split())}", file=sys.stderr)
+    lines = [line.rstrip() for line in message.splitlines() if line.strip()]
+    print(f"nvf-fast{command}: " + "\n".join(lines), file=sys.stderr)
     raise SystemExit(2)

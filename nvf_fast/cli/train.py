@@ -1,23 +1,17 @@
-"""`nvf-fast train`: trains a network on synthetic hands."""
+"""`nvf-fast train`: trains a network on a data set."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
-import torch.distributed
 import tyro
 
-from nvf_fast.cli import UserError
+from nvf_fast.cli import UserError, check_device, user_errors
+from nvf_fast.data.catalogue import Folders, open_dataset
 from nvf_fast.training.config import PRESETS, TrainingConfig
-
-EVALUATION_SEED = 1_000_003  # pictures that no training on a smaller seed sees
-EVALUATED = ("cs_mje", "te", "de", "pa_mpjpe", "voters", "invalid")
 
 
 @dataclass(frozen=True)
@@ -26,64 +20,88 @@ class Run:
 
     Attributes:
         config: every number of the training.
-        out: folder for the state, the log and the checkpoint.
-        minutes: minutes of wall time after which to save and stop; the same command later goes on.
+        out: folder for the states, the log and the checkpoint.
+        data: folder of FreiHAND, HO-3D or Complement; synthetic pictures are made on demand.
+        evaluation_data: FreiHAND's released evaluation annotations, for evaluate_every.
+        mano: the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement.
         data_cache: folder that keeps rendered pictures; without one they are made anew and kept in memory.
-        initial: checkpoint folder whose weights to begin from.
+        initial: checkpoint folder whose weights to begin from, of either task.
+        minutes: minutes of wall time after which to save and stop; the same command later goes on.
         device: where to train, for example cpu or cuda:1; the GPU where there is one.
         threads: CPU threads of each process.
+        workers: further processes that read pictures ahead, for each process.
+        tensorboard: whether to write TensorBoard's files beside log.jsonl (extra `train`).
+        timeout_s: seconds after which a process that waits for another one gives up.
+        inexact: go on although PyTorch, the device, or the number of processes or threads has changed, and
+            results are equal up to rounding only.
     """
 
     config: Annotated[TrainingConfig, tyro.conf.arg(name="")]
     out: Path
-    minutes: float | None = None
+    data: Path | None = None
+    evaluation_data: Path | None = None
+    mano: Path | None = None
     data_cache: Path | None = None
     initial: Path | None = None
+    minutes: float | None = None
     device: str | None = None
     threads: int = 1
+    workers: int = 0
+    tensorboard: bool = False
+    timeout_s: float = 600.0
+    inexact: bool = False
 
     def run(self) -> None:
-        from nvf_fast.data.synthetic import SyntheticHands
-        from nvf_fast.training.loop import CannotStart, NonFiniteLoss, train
+        from nvf_fast.training.loop import NonFiniteLoss, train
+        from nvf_fast.training.pictures import task_pictures
+        from nvf_fast.training.processes import ProcessLost, process_group
+        from nvf_fast.training.validation import validation
 
         config = self.config
         torch.set_num_threads(self.threads)
-        with _process_group(self.device) as device:
-            dataset = SyntheticHands(config.data, self.data_cache)
-            first = int(os.environ.get("RANK", 0)) == 0
-            evaluate = _evaluation(config, self.data_cache) if first and config.evaluate_every else None
-            try:
-                result = train(
-                    config,
-                    dataset,
-                    self.out,
-                    minutes=self.minutes,
-                    evaluate=evaluate,
-                    start=self.initial,
-                    device=device,
-                )
-            except (CannotStart, NonFiniteLoss) as error:
-                raise UserError(str(error)) from error
+        folders = Folders(self.data, self.evaluation_data, self.mano, self.data_cache)
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(device)
+        with process_group(device, self.timeout_s) as place:
+            first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+            with user_errors():
+                pictures = task_pictures(open_dataset(config.data, "training", folders), config.model)
+                measured = first and config.evaluate_every > 0
+                evaluate = validation(config.data, folders, config.evaluation_images) if measured else None
+                try:
+                    result = train(
+                        config,
+                        pictures,
+                        self.out,
+                        minutes=self.minutes,
+                        evaluate=evaluate,
+                        start=self.initial,
+                        device=place,
+                        workers=self.workers,
+                        tensorboard=self.tensorboard,
+                        timeout_s=self.timeout_s,
+                        inexact=self.inexact,
+                    )
+                except (NonFiniteLoss, ProcessLost) as error:
+                    raise UserError(str(error)) from error
         if first:
             state = "finished" if result.finished else "stopped; the same command goes on"
             print(f"{state}: step {result.step}, {result.minutes:.1f} minutes, {self.out / 'checkpoint'}")
 
 
 if TYPE_CHECKING:
-    from nvf_fast.training.loop import Evaluate
-
     Presets = Run
 else:
     Presets = tyro.extras.subcommand_type_from_defaults(
-        {name: Run(make(), out=tyro.MISSING) for name, make in PRESETS.items()}
+        {name.replace("_", "-"): Run(make(), out=tyro.MISSING) for name, make in PRESETS.items()}
     )
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train on synthetic hands, or go on where the folder's training stopped.
+    """Train on FreiHAND, HO-3D, Complement or synthetic hands, or go on where the folder's training stopped.
 
-    Several processes share each batch under torchrun:
+    Several processes share each batch under torchrun, on one machine or several:
     torchrun --nproc-per-node 2 --no-python nvf-fast train ...
     """
 
@@ -92,45 +110,3 @@ class Train:
 
     def run(self) -> None:
         self.preset.run()
-
-
-def _evaluation(config: TrainingConfig, cache: Path | None) -> Evaluate:
-    """Scores on pictures of their own, with the hand scale and without it where the network takes both."""
-    from nvf_fast.data.synthetic import SyntheticHands
-    from nvf_fast.estimator import PoseEstimator
-    from nvf_fast.evaluation.synthetic import constant_scores, predict_set, score_predictions
-    from nvf_fast.model import NVF
-
-    data = SyntheticHands(replace(config.data, seed=EVALUATION_SEED, count=config.evaluation_images), cache)
-    truth = data.hands(range(len(data))).joints.double().numpy()
-    constant = constant_scores(config.data.distribution, truth)
-    settings = {"with_scale": True} if config.model.hand_scale else {}
-    if config.model.scale_optional or not config.model.hand_scale:
-        settings["without_scale"] = False
-
-    def scores(model: NVF) -> dict[str, float]:
-        estimator = PoseEstimator(model)
-        numbers: dict[str, float] = {}
-        for setting, given in settings.items():
-            found = score_predictions(predict_set(estimator, data, given), constant["pose"])
-            numbers |= {f"{setting}_{name}": found[name] for name in EVALUATED}
-        return numbers
-
-    return scores
-
-
-@contextmanager
-def _process_group(device: str | None) -> Iterator[str]:
-    """Joins the processes that torchrun started, if it did; gives the device of this one."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield device
-        return
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield device
-    finally:
-        torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class FolderDataset:
     @property
     def has_surfaces(self) -> bool:
         return self.why_no_surfaces is None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the samples' names."""
+        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
         """One line: how many samples of how many, and whether they have surfaces."""

@@ -45,7 +45,7 @@ class HandDataset(Protocol):
     """A map-style data set of `HandSample`s; `name` and `split` say which.
 
     An index raises `DamagedPicture` where its picture cannot be read. `why_no_surfaces` is None where samples
-    have surfaces.
+    have surfaces; sets with different samples have different `fingerprint`s.
     """
 
     name: str
@@ -53,6 +53,9 @@ class HandDataset(Protocol):
 
     @property
     def why_no_surfaces(self) -> str | None: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -64,7 +67,7 @@ class FirstSamples:
 
     def __init__(self, dataset: HandDataset, count: int) -> None:
         self.dataset, self.name, self.split = dataset, dataset.name, dataset.split
-        self.why_no_surfaces = dataset.why_no_surfaces
+        self.why_no_surfaces, self.fingerprint = dataset.why_no_surfaces, dataset.fingerprint
         self._indices = range(min(count, len(dataset)))
 
     def __len__(self) -> int:

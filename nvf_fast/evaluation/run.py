@@ -484,6 +484,7 @@ def _facts(
         "data set": dataset.name,
         "split": dataset.split,
         "samples": len(dataset),
+        "fingerprint": dataset.fingerprint,
         "method": predictor.method,
         "task": predictor.task,
         "settings": [SETTINGS[use_scale] for use_scale in settings],

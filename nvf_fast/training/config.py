@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from nvf_fast.config import NVFConfig
+from nvf_fast.config import NVFConfig, Task
+from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.data.hand import HandDistribution
 from nvf_fast.data.synthetic import SyntheticConfig
 from nvf_fast.training.augmentation import Augmentation
@@ -36,6 +37,7 @@ class Optimisation:
         ema: decay per step of the averaged weights that are evaluated and exported; None: the last are.
         precision: arithmetic of the encoder and the field; weights and losses stay float32. On a CPU,
             "bfloat16" pays where the processor has it, and is many times slower where it does not.
+        compile: whether torch.compile makes the encoder and the losses one program; minutes at the start.
     """
 
     optimiser: Literal["rmsprop", "adamw"] = "rmsprop"
@@ -52,6 +54,7 @@ class Optimisation:
     clip_norm: float | None = None
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.optimiser not in ("rmsprop", "adamw") or self.schedule not in ("milestones", "cosine"):
@@ -110,7 +113,7 @@ class TrainingConfig:
         preset: name kept in the checkpoint's facts.
         seed: of weights, order, augmentation and points.
         model: the network.
-        data: the synthetic pictures.
+        data: the pictures.
         sampling: query points.
         losses: losses.
         augmentation: changes to the pictures.
@@ -124,7 +127,7 @@ class TrainingConfig:
     preset: str
     seed: int = 0
     model: NVFConfig = field(default_factory=NVFConfig)
-    data: SyntheticConfig = field(default_factory=SyntheticConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     sampling: PointSampling = field(default_factory=PointSampling)
     losses: LossConfig = field(default_factory=LossConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -135,27 +138,46 @@ class TrainingConfig:
     evaluation_images: int = 64
 
     def __post_init__(self) -> None:
-        if self.data.size != self.model.input_size:
-            raise ValueError(
-                f"pictures of {self.data.size} px do not fit a network of {self.model.input_size} px"
-            )
+        relative = self.model.task == "root-relative"
         if self.augmentation.scale_dropout and not (self.model.hand_scale and self.model.scale_optional):
             raise ValueError("scale_dropout needs a model with hand_scale and scale_optional")
         if self.model.scale_optional and not self.augmentation.scale_dropout:
             raise ValueError("a model whose scale is optional must be trained with scale_dropout above 0")
+        if relative and self.augmentation.size_range:
+            raise ValueError("size_range is camera-space: about a root, a larger hand looks larger")
+        if self.losses.auxiliary_weight and (relative or self.model.method != "nvf"):
+            raise ValueError("the auxiliary regression (auxiliary_weight) is the camera-space field's")
         if min(self.log_every, self.save_every, self.evaluation_images) < 1 or self.evaluate_every < 0:
             raise ValueError(
                 "log_every, save_every and evaluation_images must be at least 1, evaluate_every at least 0"
             )
 
 
-def paper_camera_space() -> TrainingConfig:
-    """CS-NVF as the paper trains it, without hand scale (supplement A)."""
-    return TrainingConfig(
-        preset="paper_camera_space",
-        model=NVFConfig(hand_scale=False),
-        data=SyntheticConfig(count=32_560),  # as many pictures as FreiHAND's training set has poses
-    )
+def camera_space() -> TrainingConfig:
+    """CS-NVF from scratch on FreiHAND, without hand scale or other data (supplement A)."""
+    return TrainingConfig("camera_space", model=NVFConfig(hand_scale=False), data=DataConfig("freihand"))
+
+
+def camera_space_finetune() -> TrainingConfig:
+    """CS-NVF on FreiHAND after relative pre-training, whose checkpoint `--initial` names (supplement A)."""
+    return replace(camera_space(), preset="camera_space_finetune", optimisation=_finetuning())
+
+
+def relative_freihand() -> TrainingConfig:
+    """Relative pre-training on FreiHAND (supplement A)."""
+    schedule = Optimisation(batch=64, epochs=600, learning_rate=5e-4, milestones=(250, 350, 450))
+    return _relative("relative_freihand", DataConfig("freihand"), schedule)
+
+
+def relative_complement() -> TrainingConfig:
+    """Relative pre-training on Complement, the extra data of tables 2, 3, 7 and 8 (supplement A)."""
+    schedule = Optimisation(batch=64, epochs=700, learning_rate=5e-4, milestones=(500, 600))
+    return _relative("relative_complement", DataConfig("complement"), schedule)
+
+
+def relative_ho3d_finetune() -> TrainingConfig:
+    """RS-NVF on HO-3D after relative pre-training, whose checkpoint `--initial` names (supplement A)."""
+    return _relative("relative_ho3d_finetune", DataConfig("ho3d"), _finetuning())
 
 
 def small() -> TrainingConfig:
@@ -170,7 +192,9 @@ def small() -> TrainingConfig:
             input_size=128, stem=32, width=64, widen=48, stacks=1, depth=4, groups=8,
             hidden=(256, 128, 64, 64), hand_scale=True, scale_optional=True,
         ),
-        data=SyntheticConfig(count=25_600, seed=1, size=128, distribution=HandDistribution()),
+        data=DataConfig(
+            "synthetic", SyntheticConfig(count=25_600, seed=1, size=128, distribution=HandDistribution())
+        ),
         sampling=PointSampling(
             surface=208, sphere=48, sphere_radius_mm=130.0, frustum=48, ray_points=400,
             inside=None, outside=None,
@@ -192,4 +216,30 @@ def small() -> TrainingConfig:
     )  # fmt: skip
 
 
-PRESETS = {"paper_camera_space": paper_camera_space, "small": small}
+PRESETS = {
+    make.__name__: make
+    for make in (
+        camera_space,
+        camera_space_finetune,
+        relative_freihand,
+        relative_complement,
+        relative_ho3d_finetune,
+        small,
+    )
+}
+
+
+def _relative(preset: str, data: DataConfig, optimisation: Optimisation) -> TrainingConfig:
+    """A root-relative training on crops of 128 px, with λ = 10."""
+    task: Task = "root-relative"
+    return TrainingConfig(
+        preset,
+        model=NVFConfig(input_size=128, hand_scale=False, task=task),
+        data=data,
+        losses=LossConfig(vote_weight=10.0),
+        optimisation=optimisation,
+    )
+
+
+def _finetuning() -> Optimisation:
+    return Optimisation(epochs=60, milestones=(25, 50))

@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
-import hashlib
 import json
 import math
-import os
 import platform
-import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from nvf_fast.baselines import Network, build
 from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
-from nvf_fast.data.hand import Hands
-from nvf_fast.model import NVF
-from nvf_fast.training.augmentation import augment
+from nvf_fast.model import check_entries
 from nvf_fast.training.config import TrainingConfig
-from nvf_fast.training.losses import AuxiliaryHead, Targets, field_losses, mean_terms
-from nvf_fast.training.points import sample_points
+from nvf_fast.training.feed import Order, Pictures, fetched, mixed_seed
+from nvf_fast.training.log import TrainingLog
+from nvf_fast.training.losses import AuxiliaryHead
+from nvf_fast.training.pictures import PictureBatch
+from nvf_fast.training.processes import TIMEOUT_S, Processes, stop_requests
+from nvf_fast.training.state import CannotStart, StateFiles, differences
+from nvf_fast.training.step import Batch, Step
+from nvf_fast.training.transfer import transfer
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
-Evaluate = Callable[[NVF], dict[str, float]]
-SHOWN = ("loss", "sdf", "weight", "direction")  # of the losses, beside the progress bar
+Evaluate = Callable[[Network], dict[str, float]]
 # Fields of the configuration that may change when a training goes on.
 WITHOUT_INFLUENCE = ("log_every", "save_every", "evaluate_every", "evaluation_images")
-
-
-class HandPictures(Protocol):
-    """What the loop asks of a data set; `nvf_fast.data.synthetic.SyntheticHands` is one."""
-
-    def __len__(self) -> int: ...
-
-    def images(self, indices: Tensor) -> Tensor: ...
-
-    def hands(self, indices: Tensor) -> Hands: ...
 
 
 @dataclass(frozen=True)
@@ -57,27 +46,7 @@ class TrainingResult:
     step: int
     minutes: float
     finished: bool
-    model: NVF
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step works on.
-
-    images (B, 3, S, S) normalised; hand_scale (B,) mm to feed; points (B, N, 3) mm and their labels; joints
-    (B, 21, 3) mm; true_scale (B,) mm.
-    """
-
-    images: Tensor
-    hand_scale: Tensor
-    points: Tensor
-    targets: Targets
-    joints: Tensor
-    true_scale: Tensor
-
-
-class CannotStart(ValueError):
-    """The directory, the starting checkpoint or the processes do not fit the configuration."""
+    model: Network
 
 
 class NonFiniteLoss(RuntimeError):
@@ -86,46 +55,62 @@ class NonFiniteLoss(RuntimeError):
 
 def train(
     config: TrainingConfig,
-    dataset: HandPictures,
+    pictures: Pictures,
     directory: Path | str,
     *,
     minutes: float | None = None,
     evaluate: Evaluate | None = None,
     start: Path | str | None = None,
     device: torch.device | str = "cpu",
+    workers: int = 0,
+    timeout_s: float = TIMEOUT_S,
+    inexact: bool = False,
     progress: bool = True,
+    tensorboard: bool = False,
 ) -> TrainingResult:
     """Trains a network, or goes on where an earlier call in the same directory stopped.
 
-    Every random number is drawn from (config.seed, step, part), so a training that is stopped and resumed
-    equals one that is not, bit for bit, on the same machine. The directory receives `state.pt` (and the one
-    before it), `log.jsonl` and `checkpoint/`. SIGTERM and Ctrl-C save and return. Where torch.distributed is
-    initialised, its processes share each batch.
+    Every random number of a batch is drawn from (config.seed, step, part), so a training that is stopped and
+    resumed equals one that is not, bit for bit, where software, processor and processes are the same.
+    PyTorch's global generators are seeded too, and restored. The directory receives the last two states,
+    `log.jsonl` and `checkpoint/`; whenever the process is killed, both the state and the checkpoint can be
+    read. SIGTERM and Ctrl-C save and return. Where torch.distributed is initialised, its processes share each
+    batch; all of them see the directory, and the first writes to it.
 
     Args:
         config: every number of the training.
-        dataset: pictures of `config.model.input_size` px and their hands.
+        pictures: pictures of `config.model.input_size` px and their hands, in the task's frame.
         directory: the run's folder, made when missing.
         minutes: wall-clock minutes after which this call saves and returns; None runs to the end.
         evaluate: called with the exported network every `config.evaluate_every` steps; its numbers are kept.
-        start: checkpoint whose weights the training begins from; ignored when resuming.
+        start: checkpoint whose weights the training begins from, of the same task or another, see
+            `nvf_fast.training.transfer`; ignored when resuming.
         device: where to train.
+        workers: processes that fetch pictures ahead; the batches are the same for any number of them.
+        timeout_s: how long to wait for a worker that fetches.
+        inexact: go on although PyTorch, the device, or the number of processes or threads is another than
+            before, so that results are equal up to rounding only.
         progress: show a progress bar.
+        tensorboard: write for TensorBoard too, which the extra `train` installs.
 
     Returns:
         Steps and minutes done, and the exported model.
 
     Raises:
-        CannotStart: the directory holds a training of another configuration, `start` another network, or the
-            processes do not divide the batch's parts.
+        CannotStart: the directory holds a training of another configuration, of other pictures or in another
+            environment, or damaged states alone; `start` is another network; or the processes do not divide
+            the batch's parts or do not agree on where to start.
         NonFiniteLoss: a loss became NaN or infinite.
+        ProcessLost: another process ended or did not answer.
+        ImportError: TensorBoard is wanted and not installed.
     """
     _keep_freed_memory()
-    trainer = Trainer(config, dataset, Path(directory), torch.device(device))
-    if not trainer.load() and start is not None:
+    trainer = Trainer(config, pictures, Path(directory), torch.device(device))
+    if not trainer.load(inexact) and start is not None:
         trainer.start_from(start)
-    with _stop_requests() as stop:
-        trainer.run(minutes, evaluate, stop, progress)
+    log = trainer.log(progress, tensorboard)
+    with log, stop_requests() as stop, closing(trainer.upcoming(workers, timeout_s)) as upcoming:
+        trainer.run(upcoming, minutes, evaluate, stop, log)
     return TrainingResult(trainer.step, trainer.seconds / 60, trainer.finished, trainer.exported())
 
 
@@ -133,39 +118,42 @@ class Trainer:
     """One process's share of a training: weights, averaged weights, optimiser, and the step they reached."""
 
     def __init__(
-        self, config: TrainingConfig, dataset: HandPictures, directory: Path, device: torch.device
+        self, config: TrainingConfig, pictures: Pictures, directory: Path, device: torch.device
     ) -> None:
-        self.config, self.dataset, self.directory, self.device = config, dataset, directory, device
-        self.options = config.optimisation
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if distributed else 0
-        self.processes = torch.distributed.get_world_size() if distributed else 1
-        if self.options.parts % self.processes:
+        self.config, self.pictures, self.directory, self.device = config, pictures, directory, device
+        self.options, self.processes = config.optimisation, Processes.joined()
+        if self.options.parts % self.processes.count:
             raise CannotStart(
-                f"{self.processes} processes do not divide the {self.options.parts} parts of a batch"
+                f"{self.processes.count} processes do not divide the {self.options.parts} parts of a batch"
             )
         if self.options.precision == "bfloat16" and device.type == "cpu" and not _has_bfloat16():
             # The small preset on one core without: 1.2 s an image in bfloat16, 0.08 s in float32.
             warnings.warn("this processor emulates bfloat16; precision 'float32' is many times faster here")
-        self.total = self.options.total_steps(len(dataset))
+        self.total = self.options.total_steps(len(pictures))
+        self.order = Order(config.seed, len(pictures), self.options.batch, self.options.parts)
+        self.own = range(self.processes.rank, self.options.parts, self.processes.count)
+        self.files = StateFiles(directory)
         self.step, self.seconds = 0, 0.0
         self.started_from: dict[str, Any] | None = None  # the training of the checkpoint it began from
+        self.damaged, self.damaged_names = 0, dict[str, None]()  # how often met; which, in that order
+        self._newly_damaged: list[str] = []
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mixed_seed(config.seed, "weights"))
-            model = NVF(config.model)
-            averaged = NVF(config.model)
-            self.auxiliary = (
-                AuxiliaryHead(config.model.width).to(device) if config.losses.auxiliary_weight else None
-            )
-        averaged.load_state_dict(model.state_dict())
+        torch.manual_seed(mixed_seed(config.seed, "weights"))
+        model = build(config.model)
+        averaged = copy.deepcopy(model)
+        self.auxiliary = (
+            AuxiliaryHead(config.model.width).to(device) if config.losses.auxiliary_weight else None
+        )
         # GroupNorm's backward on a CPU is 4 to 12 times as slow with channels last as without, in bfloat16.
-        self.layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
-        self.model = model.to(device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.averaged = averaged.to(device, memory_format=self.layout).eval()  # type: ignore[call-overload]
+        layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+        self.model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.averaged = averaged.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.parameters = [*self.model.parameters(), *(self.auxiliary.parameters() if self.auxiliary else ())]
         self.optimiser = _optimiser(self.parameters, config)
-        self._order: tuple[int, Tensor] | None = None
+        self.arithmetic = Step(config, device, layout)
+        self._losses = (
+            torch.compile(self.arithmetic.losses) if self.options.compile else self.arithmetic.losses
+        )
 
     @property
     def finished(self) -> bool:
@@ -173,150 +161,120 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        return self.options.learning_rate_at(self.step, len(self.dataset))
+        return self.options.learning_rate_at(self.step, len(self.pictures))
 
-    def exported(self) -> NVF:
+    def exported(self) -> Network:
         """The weights that are evaluated and stored."""
         return self.averaged if self.options.ema is not None else self.model
 
+    def log(self, progress: bool = False, tensorboard: bool = False) -> TrainingLog:
+        """The run's log, less what it says of steps still to come."""
+        return TrainingLog(
+            self.directory, self.step, self.total,
+            silent=self.processes.rank > 0, progress=progress, tensorboard=tensorboard,
+        )  # fmt: skip
+
+    def upcoming(self, workers: int = 0, timeout_s: float = TIMEOUT_S) -> Generator[list[PictureBatch]]:
+        """This process's parts of every step from the next one on, fetched ahead by workers."""
+        steps, pinned = range(self.step, self.total), self.device.type == "cuda"
+        return fetched(self.pictures, self.order, self.own, steps, workers, pinned, timeout_s)
+
     def run(
-        self, minutes: float | None, evaluate: Evaluate | None, stop: threading.Event, progress: bool
+        self,
+        upcoming: Iterator[list[PictureBatch]],
+        minutes: float | None,
+        evaluate: Evaluate | None,
+        stop: threading.Event,
+        log: TrainingLog,
     ) -> None:
         """Steps until the end, the minutes or a request to stop; saves every so often and at the end."""
         began, earlier = time.perf_counter(), self.seconds
         window: dict[str, Tensor] = {}
-        steps, busy = 0, 0.0
+        steps, busy, damaged, known = 0, 0.0, self.damaged, len(self.damaged_names)
         stopping = self.finished
-        hidden = not progress or self.rank > 0
-        with tqdm(
-            total=self.total, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True
-        ) as bar:
-            while not stopping:
-                before = time.perf_counter()
-                late = minutes is not None and before - began >= 60 * minutes
-                terms, stopping = self.update(stop.is_set() or late)
-                stopping |= self.finished
-                window = {name: value + window.get(name, 0) for name, value in terms.items()}
-                steps += 1
-                self.seconds = earlier + time.perf_counter() - began
-                if self.step % self.config.log_every == 0 or stopping:
-                    means = self._means(window, steps)
-                    busy += time.perf_counter() - before
-                    rate = steps * self.options.batch / busy
-                    self._write_log({"images_per_second": rate, "learning_rate": self.learning_rate, **means})
-                    bar.set_postfix({"img/s": rate, **{name: means[name] for name in SHOWN}}, refresh=False)
-                    window, steps, busy = {}, 0, 0.0
-                else:
-                    busy += time.perf_counter() - before
-                bar.update()
-                if stopping or self.step % self.config.save_every == 0:
-                    self._means(window, steps)
-                    self.save()
-                if evaluate is not None and self._evaluation_due():
+        while not stopping:
+            before = time.perf_counter()
+            late = minutes is not None and before - began >= 60 * minutes
+            terms, stopping = self.update(next(upcoming), stop.is_set() or late)
+            stopping |= self.finished
+            window = {name: value + window.get(name, 0) for name, value in terms.items()}
+            steps += 1
+            logging = stopping or self.step % self.config.log_every == 0
+            saving = stopping or self.step % self.config.save_every == 0
+            if logging or saving:
+                means = self._means(window, steps)
+                self._gather_damaged()
+            busy += time.perf_counter() - before
+            self.seconds = earlier + time.perf_counter() - began
+            if logging:
+                rate = steps * self.options.batch / busy
+                names = [*self.damaged_names][known:]
+                facts = {
+                    "images_per_second": rate,
+                    "learning_rate": self.learning_rate,
+                    "damaged_pictures": self.damaged - damaged,
+                    "damaged_pictures_total": self.damaged,
+                    **({"newly_damaged": names} if names else {}),
+                    **means,
+                }
+                log.write(self.step, self.seconds / 60, facts)
+                shown = {"img/s": rate, **{name: means[name] for name in self.arithmetic.objective.shown}}
+                log.show(shown | ({"damaged": self.damaged} if self.damaged else {}))
+                window = {}
+                steps, busy, damaged, known = 0, 0.0, self.damaged, len(self.damaged_names)
+            log.advance()
+            if saving:
+                self.save()
+            if evaluate is not None and self._evaluation_due():
+                with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                     numbers = evaluate(self.exported())
-                    self._write_log({"evaluation": numbers})
-                    if not hidden:
-                        bar.write(_sentence(self.step, numbers))
+                log.write(self.step, self.seconds / 60, {"evaluation": numbers})
+                log.say(_sentence(self.step, numbers))
 
-    def update(self, stop: bool) -> tuple[dict[str, Tensor], bool]:
+    def update(self, pictures: list[PictureBatch], stop: bool) -> tuple[dict[str, Tensor], bool]:
         """One step. Returns the losses and whether any process wants to stop after it."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        terms = self.losses()
+        terms = self._losses(self.model, self.auxiliary, self.batch(pictures))
         self.optimiser.zero_grad(set_to_none=True)
         terms["loss"].backward()
         terms = {name: value.detach() for name, value in terms.items()}
-        if self.processes > 1:
+        if self.processes.count > 1:
             stop = self._average_over_processes(terms, stop)
         if self.options.clip_norm is not None:
             terms["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
         self.optimiser.step()
         self.step += 1
+        self._newly_damaged += [name for part in pictures for name in part.damaged]
         if self.options.ema is not None:
-            decay = min(
-                self.options.ema, self.step / (self.step + 20)
-            )  # the first weights are soon forgotten
+            # The first weights are soon forgotten.
+            decay = min(self.options.ema, self.step / (self.step + 20))
             averaged, latest = list(self.averaged.parameters()), list(self.model.parameters())
             with torch.no_grad():
                 torch._foreach_lerp_(averaged, latest, 1 - decay)
         return terms, stop
 
-    def losses(self) -> dict[str, Tensor]:
-        """The losses of this process's share of the next batch."""
-        batch, config = self.batch(), self.config.losses
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
-            every_features = self.model.encode_all(batch.images)
-        intrinsics = self.model.reference_intrinsics
-        scale = batch.hand_scale if self.config.model.hand_scale else None
-        answers = [self.model.query(features, batch.points, intrinsics, scale) for features in every_features]
-        terms = mean_terms([field_losses(answer, batch.targets, config) for answer in answers])
-        if self.auxiliary is not None:
-            extra = self.auxiliary.losses(every_features[-1], batch.joints, batch.true_scale)
-            loss = terms["loss"] + config.auxiliary_weight * torch.stack([*extra.values()]).sum()
-            terms = {**terms, **extra, "loss": loss}
-        return terms
-
-    @torch.no_grad()
-    def batch(self) -> Batch:
-        """This process's share of the next batch."""
-        indices = self._indices().chunk(self.options.parts)
-        parts = []
-        for part in range(self.rank, self.options.parts, self.processes):
-            generator = torch.Generator(self.device).manual_seed(
-                _mixed_seed(self.config.seed, self.step, part)
-            )
-            images = self.dataset.images(indices[part]).to(self.device)
-            hands = self.dataset.hands(indices[part]).to(self.device)
-            images, hands, hand_scale = augment(images, hands, self.config.augmentation, generator)
-            points, sdf = sample_points(hands, self.config.sampling, generator)
-            parts.append((images, hand_scale, points, sdf, hands.joints, hands.hand_scale))
-        images, hand_scale, points, sdf, joints, true_scale = (
-            torch.cat(each) for each in zip(*parts, strict=True)
-        )
-        images = images.contiguous(memory_format=self.layout)
-        targets = Targets.build(points, sdf, joints, self.config.losses)
-        return Batch(images, hand_scale, points, targets, joints, true_scale)
+    def batch(self, pictures: list[PictureBatch]) -> Batch:
+        """This process's share of the next batch, of its parts' pictures."""
+        seeds = (mixed_seed(self.config.seed, self.step, part) for part in self.own)
+        generators = (torch.Generator(self.device).manual_seed(seed) for seed in seeds)
+        return self.arithmetic.batch(zip(pictures, generators, strict=True))
 
     def save(self) -> None:
-        """Writes the state and the checkpoint; a crash at any moment leaves a whole state behind."""
-        if self.rank > 0:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        state = {
-            "version": STATE_VERSION,
-            "config": self._determining(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "started_from": json.dumps(self.started_from),
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "auxiliary": self.auxiliary.state_dict() if self.auxiliary else {},
-            "optimiser": self.optimiser.state_dict(),
-        }
-        path = self._state_path()
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            path.replace(path.with_suffix(".previous.pt"))
-        temporary.replace(path)
-        save_checkpoint(self.exported(), self.directory / "checkpoint", self.facts())
+        """Writes the checkpoint and the state; a crash at any moment leaves a whole one of each behind."""
+        if self.processes.rank == 0:
+            save_checkpoint(self.exported(), self.directory / "checkpoint", self.facts())
+            self.files.write(self.step, self._state())
 
-    def load(self) -> bool:
+    def load(self, inexact: bool = False) -> bool:
         """Takes up the directory's state. Returns whether there was one."""
-        path = self._state_path()
-        if not path.exists():
-            path = path.with_suffix(".previous.pt")  # stopped between the two renames of `save`
-        if not path.exists():
+        found = self.files.newest()
+        self.processes.agree("state to go on from", found and found.name)
+        self.processes.agree("training", self._identity())
+        if found is None:
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["version"] != STATE_VERSION:
-            raise CannotStart(f"{path} has version {state['version']}, this library reads {STATE_VERSION}")
-        changed = _differences(json.loads(state["config"]), json.loads(self._determining()))
-        if changed:
-            raise CannotStart(f"{self.directory} holds another training; differing: " + "; ".join(changed))
+        self._check(found.state, inexact)
+        state = found.state
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         if self.auxiliary:
@@ -324,16 +282,24 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.started_from = json.loads(state["started_from"])
-        self._forget_later_log()
+        self.damaged, self.damaged_names = state["damaged"], dict.fromkeys(state["damaged_names"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and len(state["random"]["cuda"]):
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        if found.damaged:
+            with self.log() as log:
+                log.write(self.step, self.seconds / 60, {"damaged_states": found.damaged})
         return True
 
     def start_from(self, checkpoint: Path | str) -> None:
         """Begins from a checkpoint's weights."""
         weights, info = load_checkpoint(checkpoint, device=self.device, dtype=torch.float32)
-        if replace(weights.config, scale_optional=False) != replace(self.config.model, scale_optional=False):
-            raise CannotStart(f"{checkpoint} holds {weights.config}, the training wants {self.config.model}")
-        self.model.load_state_dict(weights.state_dict())
-        self.averaged.load_state_dict(weights.state_dict())
+        self.processes.agree("starting checkpoint", info["sha256"])
+        try:
+            transfer(weights, self.model)
+        except ValueError as error:
+            raise CannotStart(f"{checkpoint}: {error}") from error
+        self.averaged.load_state_dict(self.model.state_dict())
         self.started_from = info["training"]
 
     def facts(self) -> dict[str, Any]:
@@ -343,36 +309,102 @@ class Trainer:
             "steps": self.step,
             "total_steps": self.total,
             "images_seen": self.step * self.options.batch,
+            "damaged_pictures": self.damaged,
             "minutes": round(self.seconds / 60, 2),
-            "processes": self.processes,
+            "processes": self.processes.count,
             "config": asdict(self.config),
             "started_from": self.started_from,
         }
 
-    def _determining(self) -> str:
-        """The configuration as JSON, less what has no influence on the weights."""
-        facts = asdict(self.config)
-        return json.dumps({name: value for name, value in facts.items() if name not in WITHOUT_INFLUENCE})
+    def _state(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return {
+            "version": STATE_VERSION,
+            "identity": self._identity(),
+            "environment": self._environment(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "started_from": json.dumps(self.started_from),
+            "damaged": self.damaged,
+            "damaged_names": [*self.damaged_names],
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if cuda else torch.empty(0, dtype=torch.uint8),
+            },
+            **self._weights(),
+            "optimiser": self.optimiser.state_dict(),
+        }
 
-    def _state_path(self) -> Path:
-        return self.directory / "state.pt"
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "auxiliary": self.auxiliary.state_dict() if self.auxiliary else {},
+        }
 
-    def _indices(self) -> Tensor:
-        """The pictures of the next batch: each epoch is a permutation, its incomplete last batch left out."""
-        per_epoch = self.options.steps_per_epoch(len(self.dataset))
-        epoch, position = divmod(self.step, per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(_mixed_seed(self.config.seed, "order", epoch))
-            self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
-        return self._order[1][position * self.options.batch : (position + 1) * self.options.batch]
+    def _identity(self) -> str:
+        """What determines the weights, as JSON: the data, and what influences them in the configuration."""
+        config = asdict(self.config)
+        for name in WITHOUT_INFLUENCE:
+            del config[name]
+        fingerprint = getattr(self.pictures, "fingerprint", None)
+        return json.dumps(
+            {"config": config, "pictures": {"count": len(self.pictures), "fingerprint": fingerprint}}
+        )
+
+    def _environment(self) -> str:
+        """What the last bits depend on besides, as JSON."""
+        cpu = self.device.type == "cpu"
+        return json.dumps(
+            {
+                "torch": torch.__version__,
+                "device": torch.backends.cpu.get_cpu_capability()
+                if cpu
+                else torch.cuda.get_device_name(self.device),
+                "threads": torch.get_num_threads() if cpu else None,
+                "processes": self.processes.count,
+            }
+        )
+
+    def _check(self, state: dict[str, Any], inexact: bool) -> None:
+        """Refuses a state that the training cannot go on from exactly."""
+        if state["version"] != STATE_VERSION:
+            version = f"version {state['version']}, this library reads {STATE_VERSION}"
+            raise CannotStart(f"{self.directory} holds a state of {version}")
+        missing = sorted(self._state().keys() - state.keys())
+        if missing:
+            raise CannotStart(f"{self.directory} holds a state without {', '.join(missing)}")
+        changed = differences(json.loads(state["identity"]), json.loads(self._identity()))
+        for name, tensors in self._weights().items():
+            try:
+                shapes = {entry: tensor.shape for entry, tensor in tensors.items()}
+                check_entries(shapes, state[name], name)
+            except ValueError as error:
+                changed.append(str(error))
+        moved = differences(json.loads(state["environment"]), json.loads(self._environment()))
+        if changed:
+            raise CannotStart(
+                f"{self.directory} holds another training; differing: {'; '.join(changed + moved)}"
+            )
+        if moved and not inexact:
+            raise CannotStart(
+                f"{self.directory} would not go on bit for bit, but equal up to rounding, if told to "
+                f"go on inexactly: {'; '.join(moved)}"
+            )
+
+    def _gather_damaged(self) -> None:
+        """Learns of the pictures that any process could not read."""
+        for names in self.processes.gather(self._newly_damaged):
+            self.damaged += len(names)
+            self.damaged_names |= dict.fromkeys(names)
+        self._newly_damaged = []
 
     def _average_over_processes(self, terms: dict[str, Tensor], stop: bool) -> bool:
         """Averages gradients and losses, and learns of requests to stop, in one message."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         losses = torch.stack([*terms.values(), terms["loss"].new_tensor(float(stop))])
         message = torch.cat([*(gradient.flatten() for gradient in gradients), losses])
-        torch.distributed.all_reduce(message)
-        message /= self.processes
+        self.processes.average(message)
         pieces = message.split([*(gradient.numel() for gradient in gradients), len(losses)])
         for gradient, piece in zip(gradients, pieces, strict=False):
             gradient.copy_(piece.view_as(gradient))
@@ -381,7 +413,7 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         every = self.config.evaluate_every
-        return self.rank == 0 and every > 0 and (self.step % every == 0 or self.finished)
+        return self.processes.rank == 0 and every > 0 and (self.step % every == 0 or self.finished)
 
     def _means(self, window: dict[str, Tensor], steps: int) -> dict[str, float]:
         """Mean losses of a window of steps; raises where one is not finite."""
@@ -390,19 +422,6 @@ class Trainer:
         if bad:
             raise NonFiniteLoss(f"not finite in the {steps} steps up to step {self.step}: {', '.join(bad)}")
         return means
-
-    def _forget_later_log(self) -> None:
-        """Drops lines of steps after the state, which a crash left behind and which come again."""
-        log = self.directory / "log.jsonl"
-        if self.rank == 0 and log.exists():
-            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            log.write_text("".join(line + "\n" for line in lines))
-
-    def _write_log(self, facts: dict[str, Any]) -> None:
-        if self.rank == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with open(self.directory / "log.jsonl", "a") as file:
-                file.write(json.dumps({"step": self.step, "minutes": self.seconds / 60, **facts}) + "\n")
 
 
 def _optimiser(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -420,46 +439,6 @@ def _optimiser(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.
 
 def _sentence(step: int, numbers: dict[str, float]) -> str:
     return f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-
-
-def _mixed_seed(*facts: int | str) -> int:
-    """A 63-bit seed from several numbers, unrelated for unlike ones."""
-    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:8], "big") >> 1
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Readable list of the fields in which two configurations differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [
-            line
-            for key in keys
-            for line in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set; a second one of them acts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    before: dict[signal.Signals, Any] = {}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for stopper in (signal.SIGTERM, signal.SIGINT):
-        before[stopper] = signal.signal(stopper, request)
-    try:
-        yield event
-    finally:
-        for stopper, handler in before.items():
-            signal.signal(stopper, handler)
 
 
 def _has_bfloat16() -> bool:

@@ -40,7 +40,7 @@ class TaskPictures:
 
     def __init__(self, dataset: HandDataset, view: View, size: int, needs_surface: bool = True) -> None:
         self.dataset, self.view, self.size, self.needs_surface = dataset, view, size, needs_surface
-        self.fingerprint = f"{dataset.name} {dataset.split} {getattr(dataset, 'fingerprint', '')}".strip()
+        self.fingerprint = f"{dataset.name} {dataset.split} {dataset.fingerprint}"
 
     def __len__(self) -> int:
         return len(self.dataset)

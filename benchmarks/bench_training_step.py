@@ -1,0 +1,111 @@
+"""One training step, batch to moved weights, beside the same step in plain eager float32 (`plain_step.py`).
+
+Timed: augmentation, query points, labels, forward, backward, clipping, optimiser and averaged weights, host
+to finished device, on pictures that were fetched before. On a CPU a small configuration; on CUDA also the
+paper's camera-space training, batch 24 with 5 000 points each. Before they are timed, both sides give the
+same loss in float32. `times_the_plain_step_20_50_80` are percentiles of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.paired import time_in_turn
+from benchmarks.plain_step import PlainStep
+from nvf_fast.data.hand import sample_hands
+from nvf_fast.training.config import PRESETS, Optimisation, TrainingConfig
+from nvf_fast.training.loop import Trainer
+from nvf_fast.training.pictures import PictureBatch
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+
+
+def small() -> TrainingConfig:
+    """The embedded model's training, with half its batch."""
+    config = PRESETS["small"]()
+    return replace(config, optimisation=replace(config.optimisation, batch=8))
+
+
+def paper() -> TrainingConfig:
+    """CS-NVF's, with the small preset's optimiser, which the peer has too."""
+    adamw = Optimisation(optimiser="adamw", batch=24, parts=4, clip_norm=1.0, ema=0.999)
+    return replace(PRESETS["camera_space"](), optimisation=adamw)
+
+
+CASES = [(small, "float32", False)]
+if CUDA or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    CASES.append((small, "bfloat16", False))
+if CUDA:
+    CASES += [(paper, "float32", False), (paper, "bfloat16", False), (paper, "bfloat16", True)]
+
+
+class Noise:
+    """Hands on pictures of noise; a step takes as long as on any other."""
+
+    def __init__(self, count: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.hands = sample_hands(count, generator)
+        self.images = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> PictureBatch:
+        return PictureBatch(self.images[indices], self.hands[torch.tensor(indices)])
+
+
+def now() -> float:
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@pytest.mark.parametrize(
+    ("make", "precision", "compiled"),
+    CASES,
+    ids=[f"{make.__name__}-{precision}{'-compiled' * on}" for make, precision, on in CASES],
+)
+def bench_training_step(benchmark: Any, tmp_path: Path, make: Any, precision: str, compiled: bool) -> None:
+    config = make()
+    data = Noise(config.optimisation.batch, config.model.input_size)
+
+    def trainer(**options: Any) -> Trainer:
+        changed = replace(config, optimisation=replace(config.optimisation, **options))
+        return Trainer(changed, data, tmp_path, DEVICE)
+
+    exact = trainer(precision="float32")
+    pictures = next(exact.upcoming())
+    plain = PlainStep(exact)
+    terms = exact.arithmetic.losses(exact.model, exact.auxiliary, exact.batch(pictures))
+    assert plain.loss(pictures).item() == pytest.approx(terms["loss"].item(), rel=1e-4)
+
+    ours = trainer(precision=precision, compile=compiled)
+
+    def step() -> None:
+        ours.update(pictures, stop=False)
+        now()
+
+    def plain_step() -> float:
+        began = now()
+        plain.update(pictures)
+        return now() - began
+
+    paired = time_in_turn(benchmark, step, plain_step, rounds=20 if CUDA else 7)
+    benchmark.group = f"training step, {make.__name__}"
+    benchmark.extra_info.update(
+        device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
+        torch=torch.__version__,
+        dtype=precision,
+        compiled=compiled,
+        batch=config.optimisation.batch,
+        points=config.sampling.total,
+        ms_20_50_80=[1e3 * value for value in paired.seconds],
+        times_the_plain_step_20_50_80=paired.ratios,
+    )

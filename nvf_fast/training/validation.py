@@ -1,0 +1,52 @@
+"""Scores of a network while it trains, on pictures that it does not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from nvf_fast.baselines import Network
+from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
+from nvf_fast.data.sample import FirstSamples
+from nvf_fast.evaluation.constant import constant_pose, other_hands
+from nvf_fast.evaluation.predictors import predictor_of
+from nvf_fast.evaluation.report import report_on
+from nvf_fast.evaluation.run import predict
+
+SYNTHETIC_SEED = 1_000_003  # pictures that no training on a smaller seed sees
+SHOWN = ("cs_mje", "te", "de", "rs_mje", "pa_mpjpe", "voters", "invalid")
+
+
+def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Network], dict[str, float]]:
+    """What measures a network on the first pictures of a data set's evaluation part.
+
+    Args:
+        config: the training's data set; of a seeded synthetic one, pictures of another seed are taken.
+        folders: where it lies.
+        count: pictures.
+
+    Returns:
+        From a network to its scores (`SHOWN`), with and without hand scale where it can be asked both ways.
+
+    Raises:
+        ValueError: their joints are not released, or there is no such part.
+    """
+    synthetic = replace(config.synthetic, seed=SYNTHETIC_SEED, count=count)
+    dataset = FirstSamples(open_dataset(replace(config, synthetic=synthetic), "evaluation", folders), count)
+    if dataset[0].joints is None:
+        raise ValueError(f"{dataset.name}: without the evaluation part's joints evaluate_every must be 0")
+    seeded = config.dataset == "synthetic"
+    fallback = constant_pose(other_hands(config.synthetic.distribution if seeded else None))
+
+    def scores(model: Network) -> dict[str, float]:
+        answers = predict(predictor_of(model), dataset)
+        assert answers is not None
+        found = report_on(answers, fallback, {})["settings"]
+        return {
+            f"{setting}_{name}": measured["scores"][name]
+            for setting, measured in found.items()
+            for name in SHOWN
+            if name in measured["scores"]
+        }
+
+    return scores

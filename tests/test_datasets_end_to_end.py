@@ -1,0 +1,106 @@
+"""From a data set on disk to a trained, measured checkpoint, by the command line, for every data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dataset_trees import write_trees
+
+from nvf_fast.checkpoint import load_checkpoint
+from nvf_fast.cli.main import main
+
+TINY = {
+    "model.stem": 8, "model.width": 16, "model.stacks": 1, "model.groups": 4, "model.input-size": 32,
+    "sampling.surface": 60, "sampling.sphere": 10, "sampling.frustum": 10,
+    "sampling.inside": 20, "sampling.outside": 20,
+    "optimisation.epochs": 1, "optimisation.batch": 2, "optimisation.parts": 2, "log-every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trees")
+    write_trees(folder)
+    return folder
+
+
+def options(**values: object) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def train(preset: str, out: Path, *more: str) -> dict:
+    numbers = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
+    main(["train", preset, "--out", str(out), *numbers, "--model.hidden", "32", "16", *more])
+    model, info = load_checkpoint(out / "checkpoint")
+    assert model.config.width == 16 and info["training"]["preset"] == preset.replace("-", "_")
+    return info["training"]
+
+
+@pytest.mark.slow
+def test_pre_training_fine_tuning_and_evaluation(trees: Path, tmp_path: Path) -> None:
+    mano = options(mano=trees / "MANO_RIGHT.pkl")
+    freihand = options(data=trees / "freihand", evaluation_data=trees / "freihand_eval")
+    relative = train("relative-freihand", tmp_path / "relative", *mano, *options(data=trees / "freihand"))
+    assert relative["config"]["losses"]["vote_weight"] == 10
+    tuned = train(
+        "camera-space-finetune", tmp_path / "tuned", *mano, *freihand, "--model.hand-scale",
+        *options(initial=tmp_path / "relative/checkpoint", workers=1), "--evaluate-every", "1",
+    )  # fmt: skip
+    assert tuned["started_from"]["preset"] == "relative_freihand"
+    lines = [json.loads(line) for line in (tmp_path / "tuned/log.jsonl").read_text().splitlines()]
+    assert lines[-1]["evaluation"]["with_hand_scale_invalid"] >= 0
+    checkpoint = options(checkpoint=tmp_path / "tuned/checkpoint", out=tmp_path / "report")
+    main(["eval", "freihand", *freihand, *checkpoint])
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert report["counts"]["scored"] > 0
+    assert (tmp_path / "report/with_hand_scale/pred.zip").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["nvf", "dense"])
+def test_root_relative_on_ho3d(trees: Path, tmp_path: Path, method: str) -> None:
+    mano = options(mano=trees / "MANO_RIGHT.pkl")
+    train(
+        "relative-ho3d-finetune",
+        tmp_path / "run",
+        *mano,
+        *options(data=trees / "v2"),
+        "--model.method",
+        method,
+    )
+    main(
+        [
+            "eval",
+            "ho3d",
+            *options(data=trees / "v2", checkpoint=tmp_path / "run/checkpoint", out=tmp_path / "report"),
+        ]
+    )
+    scores = json.loads((tmp_path / "report/report.json").read_text())["settings"]["without_hand_scale"][
+        "scores"
+    ]
+    assert {"mje", "auc", "rs_mje"} <= scores.keys() and "cs_mje" not in scores
+
+
+@pytest.mark.slow
+def test_complement_and_v3_train(trees: Path, tmp_path: Path) -> None:
+    mano = options(mano=trees / "MANO_RIGHT.pkl")
+    train("relative-complement", tmp_path / "complement", *mano, *options(data=trees / "complement"))
+    v3 = ("--data.ho3d-version", "v3", *options(data=trees / "v3"))
+    train("relative-ho3d-finetune", tmp_path / "v3", *mano, *v3)
+
+
+def test_what_cannot_be_trained_on_is_said(
+    trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for preset, more, message in (
+        ("camera-space", [], "the data set 'freihand' needs its folder (--data)"),
+        ("small", options(data=trees), "the data set 'synthetic' is made on demand and has no folder"),
+        ("camera-space", options(data=trees / "freihand"), "'nvf' learns from surfaces"),
+        ("camera-space", options(data=trees / "v2"), "FreiHAND in"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", preset, "--out", str(tmp_path / "run"), *more])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err

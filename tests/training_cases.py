@@ -1,0 +1,157 @@
+"""Trainings small enough for a test: pictures that cost nothing, a tiny network, states side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.catalogue import DataConfig
+from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.training.config import TrainingConfig, small
+from nvf_fast.training.pictures import PictureBatch
+from nvf_fast.training.points import PointSampling
+from nvf_fast.views import VIEW_SLOPE
+
+SIZE = 32
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Dots:
+    """Hands with pictures that cost nothing: each joint a dot whose colour tells which one.
+
+    damaged: indices of pictures that are told to be damaged.
+    """
+
+    def __init__(self, count: int = 12, damaged: tuple[int, ...] = ()) -> None:
+        self.hands = sample_hands(count, torch.Generator().manual_seed(1))
+        self.pictures = draw_dots(self.hands.joints, SIZE)
+        self.damaged = damaged
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.pictures.numpy().tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, indices: list[int]) -> PictureBatch:
+        names = tuple(f"picture {index} is torn" for index in indices if index in self.damaged)
+        return PictureBatch(self.pictures[indices], self.hands[torch.tensor(indices)], names)
+
+
+def draw_dots(joints: Tensor, size: int) -> Tensor:
+    """(B, 3, size, size) uint8; integer coordinates are pixel centres, the principal point is size / 2."""
+    pixels = (joints[..., :2] / joints[..., 2:] / VIEW_SLOPE + 1) * size / 2
+    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    distance = (column - pixels[..., 0, None, None]) ** 2 + (row - pixels[..., 1, None, None]) ** 2
+    colours = torch.linspace(0.3, 1, joints.shape[1])[:, None] * torch.eye(3).repeat(7, 1)
+    dots = torch.einsum("bjhw,jc->bchw", torch.exp(-distance / 2), colours)
+    return (255 * dots.clamp(0, 1)).to(torch.uint8)
+
+
+def tiny(steps: int = 6, **changes: object) -> TrainingConfig:
+    """The small preset, small enough for a test."""
+    preset = small()
+    config = replace(
+        preset,
+        model=NVFConfig(
+            input_size=SIZE, stem=8, width=16, stacks=2, depth=2, groups=4, hidden=(32, 16),
+            scale_optional=True,
+        ),
+        data=DataConfig("synthetic", SyntheticConfig(count=12, size=SIZE)),
+        sampling=PointSampling(surface=40, sphere=10, frustum=10, inside=None, outside=None, ray_points=30),
+        optimisation=replace(preset.optimisation, batch=4, parts=2, steps=steps, warmup_steps=2),
+        log_every=2, save_every=2, evaluate_every=0,
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+def state_of(directory: Path) -> dict:
+    """The newest state."""
+    return torch.load(max(directory.glob("state-*.pt")), weights_only=True)
+
+
+def assert_same_state(first: object, second: object, name: str = "state", **tolerance: float) -> None:
+    """Everything but the seconds that it took is equal, bit for bit unless there is a tolerance."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), name
+        for key in first.keys() - {"seconds"}:
+            assert_same_state(first[key], second[key], f"{name}.{key}", **tolerance)
+    elif isinstance(first, list):
+        assert len(first) == len(second), name
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same_state(*pair, f"{name}[{index}]", **tolerance)
+    elif isinstance(first, Tensor) and tolerance:
+        torch.testing.assert_close(first, second, **tolerance, msg=lambda text: f"{name}: {text}")
+    elif isinstance(first, Tensor):
+        assert torch.equal(first, second), name
+    else:
+        assert first == second, name
+
+
+SCRIPT = """
+import json, multiprocessing, os, random, signal, sys, time
+import torch
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from tests.training_cases import Dots, tiny
+from nvf_fast.checkpoint import load_checkpoint
+from nvf_fast.training import loop
+from nvf_fast.training.processes import process_group
+
+torch.set_num_threads(1)
+loop.Trainer(tiny(), Dots(), Path(), torch.device("cpu"))  # what is imported at first use, once for all forks
+
+def launch(run, port):
+    # Two processes of run(rank), as torchrun would start them; by rank, the status and time of its end.
+    def main(rank):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        run(rank)
+    both = [multiprocessing.get_context("fork").Process(target=main, args=(rank,)) for rank in range(2)]
+    for process in both:
+        process.start()
+    ended = {}
+    while len(ended) < 2:
+        wait([process.sentinel for rank, process in enumerate(both) if rank not in ended])
+        ended |= {
+            rank: (process.exitcode, time.monotonic())
+            for rank, process in enumerate(both) if process.exitcode is not None and rank not in ended
+        }
+    return ended
+"""
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """A process of one thread that runs code, for which a training's names are imported."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT + code, *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def output_of(code: str, *arguments: object) -> str:
+    """What such a process prints; it must end well and within two minutes."""
+    process = python(code, *arguments)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
