@@ -23,7 +23,9 @@ from nvf_fast.data.render import render_hand
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nvf_fast"
 PUBLIC_NAMES = ["HandPose", "NVF", "NVFConfig", "PoseEstimator", "__version__", "load", "metrics", "ops"]
-NOT_FOR_INFERENCE = ("nvf_fast.data", "nvf_fast.evaluation", "nvf_fast.metrics", "nvf_fast.training")
+NOT_FOR_INFERENCE = tuple(
+    f"nvf_fast.{name}" for name in ("data", "evaluation", "metrics", "reproduce", "training")
+)
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

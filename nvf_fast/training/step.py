@@ -54,7 +54,8 @@ class Step:
         """
         made = []
         for pictures, generator in parts:
-            images, hands = pictures.images.to(self.device), pictures.hands.to(self.device)
+            images = pictures.images.to(self.device, non_blocking=True)
+            hands = pictures.hands.to(self.device)
             images, hands, hand_scale = augment(images, hands, self.view, self.config.augmentation, generator)
             labels = self.objective.labels(hands, generator)
             made.append((images, hand_scale, labels, hands.joints, hands.hand_scale))

@@ -1,0 +1,158 @@
+"""`nvf-fast reproduce`: the paper's tables and figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from nvf_fast.cli import UserError, check_device, load_estimator, user_errors
+
+if TYPE_CHECKING:
+    from nvf_fast.reproduce.cells import Workshop
+    from nvf_fast.reproduce.recipes import Role
+    from nvf_fast.reproduce.results import Result
+
+Target = Literal[
+    "table2", "table3", "table4", "table5", "table6", "table7", "table8",
+    "figure3", "figure4", "figure5", "figure6", "figure7", "figure8",
+]  # fmt: skip
+EMBEDDED_SEED = 9_000_001  # of pictures like those that the embedded network was trained on
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Make a table or figure of the paper: train what it needs, measure, write Markdown, JSON and plots.
+
+    Data sets that are not given are replaced by synthetic pictures, and the result says so. What was trained
+    stays in the folder of runs; other tables share it, and the same command goes on where it was stopped.
+    Table 6 and figure 8 train nothing where a checkpoint is given, or none of the data.
+
+    Attributes:
+        target: which.
+        smoke: tiny networks and trainings of a minute or two on a CPU, to see that everything runs.
+        freihand: folder of FreiHAND_pub_v2.
+        freihand_evaluation: folder of FreiHAND_pub_v2_eval, the released joints.
+        complement: folder of Complement.
+        ho3d: folder of HO-3D v2, with the released evaluation_xyz.json.
+        mano: the user's MANO_RIGHT.pkl, which FreiHAND, Complement and HO-3D need.
+        checkpoint: of table 6 and figure 8, a camera-space checkpoint to take; the embedded one when absent.
+        trained: table 6 with networks trained as the paper's, RS-NVF's included.
+        predictions: of figures 3 and 5, other methods' pred.json by name.
+        photographs: of figure 8, a folder of photographs with an intrinsics.json.
+        samples: of figures 4 to 7, which evaluation pictures.
+        pictures: of table 6 without training, how many evaluation pictures.
+        runs: folder that keeps trainings, answers and rendered pictures.
+        out: folder for the results.
+        seed: of all trainings.
+        device: where to compute, for example cpu or cuda:1; the GPU where there is one.
+        workers: processes that read pictures ahead.
+        precision: of the trainings; the paper's is float32.
+        compile: whether torch.compile makes the training steps.
+    """
+
+    target: Annotated[Target, tyro.conf.Positional]
+    smoke: bool = False
+    freihand: Path | None = None
+    freihand_evaluation: Path | None = None
+    complement: Path | None = None
+    ho3d: Path | None = None
+    mano: Path | None = None
+    checkpoint: str | None = None
+    trained: bool = False
+    predictions: dict[str, Path] = field(default_factory=dict)
+    photographs: Path | None = None
+    samples: tuple[int, ...] = (0, 1, 2)
+    pictures: int = 100
+    runs: Path = Path("runs/reproduce")
+    out: Path = Path("benchmarks/results")
+    seed: int = 0
+    device: str | None = None
+    workers: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+
+    def run(self) -> None:
+        import torch
+
+        from nvf_fast.reproduce import recipes
+        from nvf_fast.reproduce.cells import Stopped, Workshop, described
+        from nvf_fast.reproduce.results import write_result
+
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(device)
+        size = (
+            recipes.SMOKE
+            if self.smoke
+            else replace(recipes.PAPER, precision=self.precision, compile=self.compile)
+        )
+        given: dict[Role, Path | None] = {
+            "freihand": self.freihand,
+            "complement": self.complement,
+            "ho3d": self.ho3d,
+        }
+        workshop = Workshop(
+            self.runs / size.name.replace(" ", "_"),
+            size,
+            {role: path for role, path in given.items() if path is not None},
+            self.freihand_evaluation,
+            self.mano,
+            self.seed,
+            device,
+            self.workers,
+        )
+        with user_errors():
+            try:
+                result, context = self._made(workshop), described(workshop)
+            except Stopped as stopped:
+                raise UserError(str(stopped)) from stopped
+            if self._untrained:
+                context |= {"size": "paper", "checkpoint": self.checkpoint or "embedded default"}
+            files = write_result(self.out, result, context)
+        print("wrote " + ", ".join(map(str, [*files, *(self.out / name for name in result.pictures)])))
+
+    @property
+    def _untrained(self) -> bool:
+        """Whether a trained network is taken as it is."""
+        return self.target == "figure8" or (self.target == "table6" and not self.trained)
+
+    def _made(self, workshop: Workshop) -> Result:
+        from nvf_fast.reproduce import figures
+        from nvf_fast.reproduce.results import file_stem
+        from nvf_fast.reproduce.tables import TABLES
+
+        if self.target == "table6" and not self.trained:
+            return self._steps(workshop)
+        if self.target in TABLES:
+            return TABLES[self.target](workshop)
+        size = "paper" if self._untrained else workshop.size.name
+        picture = self.out / f"{file_stem(self.target, size)}.png"
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.target == "figure3":
+            return figures.figure3(workshop, picture, self.predictions)
+        if self.target == "figure5":
+            return figures.figure5(workshop, picture, self.samples, self.predictions)
+        if self.target == "figure8":
+            if self.photographs is None:
+                raise UserError("figure8 needs photographs: --photographs FOLDER, with an intrinsics.json")
+            estimator = load_estimator(self.checkpoint, workshop.device)
+            return figures.figure8(estimator, self.photographs, picture)
+        make = {"figure4": figures.figure4, "figure6": figures.figure6, "figure7": figures.figure7}
+        return make[self.target](workshop, picture, self.samples)
+
+    def _steps(self, workshop: Workshop) -> Result:
+        """Table 6 of a network as it is: the embedded one on pictures like those it was trained on."""
+        from nvf_fast.data.sample import FirstSamples, HandDataset
+        from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+        from nvf_fast.reproduce.tables import step_sizes
+
+        network = load_estimator(self.checkpoint, workshop.device).model
+        dataset: HandDataset
+        if self.freihand is None and self.checkpoint is None:
+            config = SyntheticConfig(count=self.pictures, seed=EMBEDDED_SEED)
+            dataset = SyntheticHands(config, workshop.runs / "pictures")
+        else:
+            dataset = FirstSamples(workshop.dataset("freihand", "evaluation"), self.pictures)
+        return step_sizes(network, dataset, use_scale=network.config.hand_scale)

@@ -1,0 +1,191 @@
+"""What has to be trained for the tables: a variant of the method, and the trainings that lead to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+from nvf_fast.config import Method, NVFConfig, Task
+from nvf_fast.data.catalogue import DataConfig
+from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.training.config import (
+    TrainingConfig,
+    camera_space,
+    camera_space_finetune,
+    relative_complement,
+    relative_freihand,
+    relative_ho3d_finetune,
+)
+from nvf_fast.training.points import PointSampling
+
+Role = Literal["freihand", "complement", "ho3d"]
+FINETUNING_EPOCHS = 60
+EXTRA_SEED = 77  # of the synthetic pictures that stand for Complement
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One trained network of the tables.
+
+    Attributes:
+        method: NVF or a baseline.
+        task: camera-space, on FreiHAND; or root-relative, on HO-3D.
+        hand_scale: whether it takes the hand scale.
+        extra: whether it was pre-trained on Complement.
+        surface_mm: the clamping distance δ, in training and when asked.
+        nearest: K, the neighbours per joint that carry votes in training.
+    """
+
+    method: Method = "nvf"
+    task: Task = "camera-space"
+    hand_scale: bool = False
+    extra: bool = False
+    surface_mm: float = 5.0
+    nearest: int = 1024
+
+    @property
+    def name(self) -> str:
+        """Of its folders, such as "nvf-camera-space-scale-extra"."""
+        parts: list[str] = [self.method, self.task]
+        parts += ["scale"] * self.hand_scale + ["extra"] * self.extra
+        parts += [f"surface{self.surface_mm:g}"] * (self.surface_mm != 5.0)
+        parts += [f"nearest{self.nearest}"] * (self.nearest != 1024)
+        return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training.
+
+    Attributes:
+        name: of its folder.
+        role: of its data set.
+        config: its numbers.
+        after: the stage whose checkpoint it begins from, if any.
+    """
+
+    name: str
+    role: Role
+    config: TrainingConfig
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the trainings and evaluations are.
+
+    Attributes:
+        name: "paper", or what a reader is told of a smaller one.
+        steps: of a training from scratch, of which fine-tuning takes a third; None trains the paper's epochs.
+        batch: images of a step; None is the paper's.
+        network: network's sizes; None is the paper's. Its picture serves both tasks.
+        sampling: query points; None is the paper's.
+        pictures: for training, of each set; None is all.
+        evaluated: pictures; None is all.
+        learning_rate: peak of a cosine schedule of AdamW; None keeps the paper's RMSprop and milestones.
+        additions: whether the field's losses have those that make a short training learn anything.
+        precision: of the trainings.
+        compile: whether torch.compile makes the steps.
+    """
+
+    name: str
+    steps: int | None = None
+    batch: int | None = None
+    network: NVFConfig | None = None
+    sampling: PointSampling | None = None
+    pictures: int | None = None
+    evaluated: int | None = None
+    learning_rate: float | None = None
+    additions: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+
+
+PAPER = Size("paper")
+
+# A minute or two a training on two cores: enough to run every line, and far too little to rank methods.
+SMOKE = Size(
+    "smoke run",
+    steps=240,
+    batch=16,
+    network=NVFConfig(
+        input_size=64, stem=24, width=48, widen=24, stacks=1, depth=3, groups=8, hidden=(128, 64, 64, 64)
+    ),
+    sampling=PointSampling(surface=160, sphere=40, frustum=40, inside=None, outside=None, ray_points=160),
+    pictures=1024,
+    evaluated=128,
+    learning_rate=1.5e-3,
+    additions=True,
+)
+
+
+def stages(variant: Variant, size: Size, real: frozenset[Role], seed: int = 0) -> list[Stage]:
+    """The trainings that lead to a variant, the last one its own.
+
+    Args:
+        variant: what is wanted.
+        size: how large.
+        real: data sets that are at hand; synthetic pictures stand for the others.
+        seed: of all trainings.
+    """
+    presets = [camera_space()]
+    if variant.task == "root-relative":
+        presets = [relative_freihand(), relative_ho3d_finetune()]
+    elif variant.extra:
+        presets = [relative_complement(), camera_space_finetune()]
+    names = [f"{variant.name}-pretrained", variant.name][-len(presets) :]
+    return [
+        Stage(name, role, _trained(preset, role, variant, size, real, seed), after)
+        for name, preset, after in zip(names, presets, [None, *names], strict=False)
+        for role in [cast(Role, preset.data.dataset)]
+    ]
+
+
+def data_for(role: Role, size: Size, real: frozenset[Role]) -> DataConfig:
+    """The data set of a role, or the synthetic one that stands for it."""
+    if role in real:
+        return DataConfig(role)
+    if role == "complement":
+        return DataConfig("synthetic", SyntheticConfig(count=size.pictures or 20_000, seed=EXTRA_SEED))
+    return DataConfig("synthetic-v1")
+
+
+def _trained(
+    preset: TrainingConfig, role: Role, variant: Variant, size: Size, real: frozenset[Role], seed: int
+) -> TrainingConfig:
+    """A preset with a variant's network and losses, cut down to a size."""
+    task = preset.model.task
+    network = preset.model if size.network is None else replace(size.network, task=task)
+    options = replace(preset.optimisation, precision=size.precision, compile=size.compile)
+    if size.steps is not None:
+        # Of the paper's fine-tuning, 60 epochs of 650, next to nothing would be left.
+        finetuning = preset.optimisation.epochs == FINETUNING_EPOCHS
+        options = replace(options, epochs=None, steps=math.ceil(size.steps / 3) if finetuning else size.steps)
+    if size.batch is not None:
+        options = replace(options, batch=size.batch, parts=math.gcd(size.batch, options.parts))
+    if size.learning_rate is not None:
+        options = replace(
+            options, optimiser="adamw", learning_rate=size.learning_rate, schedule="cosine",
+            warmup_steps=min(30, options.steps or 30), clip_norm=1.0,
+        )  # fmt: skip
+    losses = replace(
+        preset.losses,
+        clamp_mm=variant.surface_mm,
+        surface_mm=variant.surface_mm,
+        nearest=variant.nearest,
+    )
+    if size.additions:
+        losses = replace(losses, vote_beta=0.2)
+        if variant.method == "nvf":
+            losses = replace(losses, vote_weight=0.5, vote_normalisation="near", wide_weight=0.2)
+    return replace(
+        preset,
+        seed=seed,
+        model=replace(network, method=variant.method, hand_scale=variant.hand_scale, scale_optional=False),
+        data=data_for(role, size, real),
+        sampling=size.sampling or preset.sampling,
+        losses=losses,
+        optimisation=options,
+        save_every=min(preset.save_every, options.steps or preset.save_every),
+    )

@@ -1,0 +1,99 @@
+"""What a reproduction leaves: a table or figure to read, and the same as JSON with where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nvf_fast.evaluation.report import finite, surroundings
+from nvf_fast.files import whole_file
+
+SMALLER = (
+    "**A {size}: networks far smaller and trainings far shorter than the paper's. It shows that every step "
+    "runs, and says nothing about how the methods compare.**"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A reproduced table, or a figure's numbers.
+
+    Attributes:
+        name: such as "table2".
+        title: one line.
+        columns: their names, units included; those that end in "paper" are printed there.
+        rows: a value for each column; None where there is none.
+        notes: sentences that a reader must know.
+        pictures: files that belong to it, in the folder of the results.
+        details: whatever else JSON is to hold.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+    notes: Sequence[str] = ()
+    pictures: Sequence[str] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[Path]:
+    """Writes NAME.md and NAME.json into a folder; of a size that is not the paper's, NAME_SIZE.
+
+    Args:
+        folder: made when missing.
+        result: what was found.
+        context: size, data, seed and device, as `described` tells them.
+
+    Returns:
+        The files.
+    """
+    context = {**context, **surroundings()}
+    notes = list(result.notes)
+    if context["size"] != "paper":
+        notes.insert(0, SMALLER.format(size=context["size"]))
+    document = {
+        "title": result.title,
+        "columns": list(result.columns),
+        "rows": [list(row) for row in result.rows],
+        "notes": notes,
+        "pictures": list(result.pictures),
+        "context": context,
+        "details": result.details,
+    }
+    texts = {
+        ".md": _markdown(result, notes, context),
+        ".json": json.dumps(finite(document), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+    }
+    files = [folder / (file_stem(result.name, context["size"]) + suffix) for suffix in texts]
+    for path, text in zip(files, texts.values(), strict=True):
+        with whole_file(path) as file:
+            file.write(text.encode())
+    return files
+
+
+def file_stem(name: str, size: str) -> str:
+    """Of a result's files: "table2", or "table2_smoke_run" where the size is another than the paper's."""
+    return name if size == "paper" else f"{name}_{size.replace(' ', '_')}"
+
+
+def _markdown(result: Result, notes: list[str], context: dict[str, Any]) -> str:
+    lines = [f"# {result.title}", ""]
+    for note in notes:
+        lines += [note, ""]
+    if result.rows:
+        table = [result.columns, ["---"] * len(result.columns), *result.rows]
+        lines += [f"| {' | '.join(map(_cell, row))} |" for row in table] + [""]
+    for picture in result.pictures:
+        lines += [f"![{result.title}]({picture})", ""]
+    lines += [f"- {name}: {value}" for name, value in context.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.4g}"
+    return "–" if value is None else str(value)

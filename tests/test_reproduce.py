@@ -1,0 +1,177 @@
+"""The paper's tables and figures as commands: every one runs, at a size that teaches a network nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvf_fast.cli.main import main
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.catalogue import DataConfig
+from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.reproduce import cells, published, recipes
+from nvf_fast.reproduce.recipes import PAPER, SMOKE, Size, Variant, stages
+from nvf_fast.reproduce.tables import METHODS
+from nvf_fast.training.points import PointSampling
+
+COUNT = 8
+TINY = Size(
+    "test run",
+    steps=2,
+    batch=4,
+    network=NVFConfig(input_size=32, stem=8, width=16, stacks=1, depth=2, groups=4, hidden=(32, 16)),
+    sampling=PointSampling(surface=40, sphere=10, frustum=10, inside=None, outside=None, ray_points=20),
+    pictures=COUNT,
+    evaluated=3,
+    learning_rate=1e-3,
+    additions=True,
+)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders that all tables share, so that no network is trained twice."""
+    return tmp_path_factory.mktemp("reproduce")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smoke run made smaller, on few small pictures instead of synthetic-v1."""
+    pictures = DataConfig("synthetic", SyntheticConfig(count=COUNT, size=64))
+    monkeypatch.setattr(recipes, "SMOKE", TINY)
+    for module in (recipes, cells):
+        monkeypatch.setattr(module, "data_for", lambda role, size, real: pictures)
+
+
+def reproduce(workshop: Path, target: str, *options: str) -> dict:
+    main(["reproduce", target, "--smoke", "--runs", str(workshop / "runs"), "--out", str(workshop), *options])
+    stem = f"{target}_test_run"
+    document = json.loads((workshop / f"{stem}.json").read_text())
+    text = (workshop / f"{stem}.md").read_text()
+    assert text.startswith(f"# {document['title']}\n\n**A test run: ")
+    assert {"commit", "torch", "seed", "device", "size", "data"} <= document["context"].keys()
+    for row in document["rows"]:
+        assert len(row) == len(document["columns"])
+    for picture in document["pictures"]:
+        with Image.open(workshop / picture) as image:
+            assert np.asarray(image.convert("L")).std() > 5  # not an empty sheet
+    return document
+
+
+@pytest.mark.slow
+def test_absolute_pose(workshop: Path) -> None:
+    rows = {}
+    for target, ours in (("table2", 8), ("table7", 12), ("table3", 12), ("table8", 12)):
+        rows[target] = reproduce(workshop, target)["rows"]
+        measured = [row for row in rows[target] if row[0] in METHODS.values()]
+        assert len(measured) == ours
+        assert all(isinstance(row[-2], float) for row in measured)
+    assert rows["table3"] == rows["table8"]
+    assert [row for row in rows["table7"] if row in rows["table2"]] == rows["table2"]
+    # The same network's error, told by both tables.
+    translation = {tuple(row[:3]): row[-1] for row in rows["table3"]}
+    assert all(row[4] == translation[tuple(row[:3])] for row in rows["table7"] if row[0] in METHODS.values())
+    trainings = {path.name for path in (workshop / "runs/test_run/trainings").iterdir()}
+    assert len(trainings) == 18  # six from scratch, six pre-trained and six after it
+
+
+@pytest.mark.slow
+def test_root_relative_pose_and_ablations(workshop: Path) -> None:
+    table = reproduce(workshop, "table4")
+    assert [row[0] for row in table["rows"] if row[4] is not None] == ["RS-NVF"]
+    table = reproduce(workshop, "table5")
+    assert len(table["rows"]) == 12
+    assert all(isinstance(value, float) for row in table["rows"] for value in row[-4:])
+    defaults = [
+        row[-4:] for row in table["rows"] if row[1] in (50, 1024) or (row[1] == 5 and "clamp" in row[0])
+    ]
+    assert len(defaults) == 3 and defaults[0] == defaults[1] == defaults[2]
+    table = reproduce(workshop, "table6", "--trained")
+    assert [row[1] for row in table["rows"]] == [4, 8, 16, 24, 32, 4, 8, 16]
+    assert [row[6] for row in table["rows"][:5]] == [1_882_292, 230_475, 28_351, 7_742, 3_183]
+
+
+@pytest.mark.slow
+def test_figures(workshop: Path) -> None:
+    joints = [[[0.0, 0.0, 0.5]] * 21] * 3
+    (workshop / "other.json").write_text(json.dumps([joints, [[]] * 3]))
+    other = ("--predictions", "Other", str(workshop / "other.json"))
+    curves = reproduce(workshop, "figure3", *other)["rows"]
+    assert [row[0] for row in curves if row[2] is not None] == ["Other", *METHODS.values()]
+    for target, rows in (("figure4", 4), ("figure6", 2), ("figure7", 2)):
+        assert len(reproduce(workshop, target, "--samples", "0", "2")["rows"]) == rows
+    reproduce(workshop, "figure5", "--samples", "1", *other)
+
+
+def test_photographs_and_steps_of_the_embedded_network(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workshop / "photographs"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(
+        folder / "a.png"
+    )
+    (folder / "intrinsics.json").write_text(
+        json.dumps({"a.png": {"K": [[200, 0, 60], [0, 200, 45], [0, 0, 1]]}})
+    )
+    main(["reproduce", "figure8", "--photographs", str(folder), "--out", str(workshop)])
+    document = json.loads((workshop / "figure8.json").read_text())
+    assert document["rows"][0][0] == "a.png" and document["context"]["checkpoint"] == "embedded default"
+    assert "says nothing about" not in (workshop / "figure8.md").read_text()
+    monkeypatch.setattr(published, "STEPS", {step: published.STEPS[step] for step in (24, 32)})
+    common = ["--runs", str(workshop / "runs"), "--out", str(workshop), "--pictures", "2"]
+    main(["reproduce", "table6", *common])
+    rows = json.loads((workshop / "table6.json").read_text())["rows"]
+    assert [row[1] for row in rows] == [24, 32] and all(row[-1] > 0 for row in rows)
+
+
+def test_what_is_missing_is_said(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["figure8"], "figure8 needs photographs: --photographs FOLDER"),
+        (["figure6", "--samples", "7"], r"samples must lie in [0, 3), got [7]"),
+        (["table9"], "invalid choice"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(
+                ["reproduce", *arguments, "--smoke", "--runs", str(workshop / "runs"), "--out", str(workshop)]
+            )
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_stages_follow_the_supplement() -> None:
+    real = frozenset({"freihand", "complement", "ho3d"})
+    [scratch] = stages(Variant("dense"), PAPER, real)
+    assert scratch.config.optimisation.epochs == 650 and scratch.config.model.method == "dense"
+    assert scratch.config.data.dataset == scratch.role == "freihand" and scratch.after is None
+    first, last = stages(Variant(extra=True, hand_scale=True), PAPER, real)
+    assert (first.role, first.config.model.task, first.config.losses.vote_weight) == (
+        "complement",
+        "root-relative",
+        10,
+    )
+    assert (last.role, last.config.optimisation.epochs, last.after) == ("freihand", 60, first.name)
+    assert first.config.model.hand_scale and last.config.model.hand_scale
+    first, last = stages(Variant(task="root-relative", surface_mm=10.0, nearest=256), PAPER, real)
+    assert (first.role, last.role) == ("freihand", "ho3d")
+    for stage in (first, last):
+        assert stage.config.losses.clamp_mm == stage.config.losses.surface_mm == 10
+        assert stage.config.losses.nearest == 256 and stage.config.model.input_size == 128
+
+
+def test_smoke_runs_are_short_and_synthetic() -> None:
+    stage = stages(Variant(), SMOKE, frozenset())[0]
+    assert stage.config.optimisation.steps == SMOKE.steps and stage.config.model.input_size == 64
+    assert replace(stage.config.model, method="nvf", hand_scale=True) == SMOKE.network
+
+
+def test_every_printed_cell_has_its_variant() -> None:
+    names = {
+        Variant(method, extra=extra, hand_scale=scale).name for method, extra, scale in published.CAMERA_SPACE
+    }
+    assert len(names) == len(published.CAMERA_SPACE) == 12
