@@ -1,20 +1,21 @@
 """Renders synthetic hands with their truth: pictures NAME.png beside NAME.json (K, hand scale, joints).
 
-    python examples/render_hands.py --out hands --count 8 --size 320 --seed 24
+    python examples/render_hands.py --out hands --count 8 --size 320 --seed 24 --scene full
 
-The demonstration picture in `nvf_fast/assets/` is the first of these, an open hand about half a metre away.
+The demonstration picture in `nvf_fast/assets/` is one in a plain scene.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from nvf_fast.camera import reference_intrinsics
-from nvf_fast.data.hand import HandDistribution, sample_hands
-from nvf_fast.data.render import render_hand
+from nvf_fast.data.hand import HandDistribution
+from nvf_fast.data.scenes import SceneDistribution
+from nvf_fast.data.synthetic import V1, SyntheticConfig, SyntheticHands
+
+SCENES = {"plain": SceneDistribution(), "full": V1.scene}
 
 
 def main() -> None:
@@ -26,20 +27,28 @@ def main() -> None:
     parser.add_argument(
         "--facing", choices=["palm", "back", "any"], default="palm", help="side turned to the camera"
     )
+    parser.add_argument(
+        "--scene", choices=list(SCENES), default="plain", help="full: objects, clutter, shadows, blur, noise"
+    )
     arguments = parser.parse_args()
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    hands = sample_hands(arguments.count, generator, HandDistribution(facing=arguments.facing))
-    for index in range(arguments.count):
-        hand = hands[index : index + 1]
-        picture = render_hand(hand, arguments.size, generator).permute(1, 2, 0).numpy()
-        Image.fromarray(picture).save(arguments.out / f"{index:04d}.png")
+    config = SyntheticConfig(
+        count=arguments.count,
+        seed=arguments.seed,
+        size=arguments.size,
+        distribution=HandDistribution(facing=arguments.facing),
+        scene=SCENES[arguments.scene],
+    )
+    data = SyntheticHands(config)
+    for index in range(len(data)):
+        sample = data[index]
+        Image.fromarray(sample.image).save(arguments.out / f"{index:04d}.png")
         truth = {
-            "K": reference_intrinsics(arguments.size).tolist(),
-            "hand_scale": round(float(hand.hand_scale[0]), 3),
-            "side": "right",
-            "joints": [[round(value, 3) for value in joint] for joint in hand.joints[0].tolist()],
+            "K": sample.intrinsics.tolist(),
+            "hand_scale": round(sample.hand_scale, 3),
+            "side": sample.side,
+            "joints": [[round(value, 3) for value in joint] for joint in sample.joints.tolist()],
         }
         (arguments.out / f"{index:04d}.json").write_text(json.dumps(truth) + "\n")
 

@@ -39,7 +39,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reproduce")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke run made smaller, on few small pictures instead of synthetic-v1."""
     pictures = DataConfig("synthetic", SyntheticConfig(count=COUNT, size=64))
@@ -64,6 +64,7 @@ def reproduce(workshop: Path, target: str, *options: str) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_absolute_pose(workshop: Path) -> None:
     rows = {}
     for target, ours in (("table2", 8), ("table7", 12), ("table3", 12), ("table8", 12)):
@@ -81,6 +82,7 @@ def test_absolute_pose(workshop: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_root_relative_pose_and_ablations(workshop: Path) -> None:
     table = reproduce(workshop, "table4")
     assert [row[0] for row in table["rows"] if row[4] is not None] == ["RS-NVF"]
@@ -97,6 +99,7 @@ def test_root_relative_pose_and_ablations(workshop: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_figures(workshop: Path) -> None:
     joints = [[[0.0, 0.0, 0.5]] * 21] * 3
     (workshop / "other.json").write_text(json.dumps([joints, [[]] * 3]))
@@ -108,6 +111,7 @@ def test_figures(workshop: Path) -> None:
     reproduce(workshop, "figure5", "--samples", "1", *other)
 
 
+@pytest.mark.usefixtures("small")
 def test_photographs_and_steps_of_the_embedded_network(
     workshop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +134,7 @@ def test_photographs_and_steps_of_the_embedded_network(
     assert [row[1] for row in rows] == [24, 32] and all(row[-1] > 0 for row in rows)
 
 
+@pytest.mark.usefixtures("small")
 def test_what_is_missing_is_said(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["figure8"], "figure8 needs photographs: --photographs FOLDER"),

@@ -1,13 +1,14 @@
 """Rendered sets: determinism, agreement of picture and labels, the cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from nvf_fast.data import synthetic
-from nvf_fast.data.hand import HandDistribution, sample_hands
-from nvf_fast.data.render import _march, _rays, render_hand
+from nvf_fast.data.scenes import SceneDistribution
 from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 
 
@@ -47,30 +48,33 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
         SyntheticHands(config, tmp_path).images([0])
 
 
-def test_the_outline_agrees_with_the_distance() -> None:
-    """A pixel is covered where its ray comes within the surface, uncovered where it stays away."""
-    hand = sample_hands(3, torch.Generator().manual_seed(2), HandDistribution())[1:2]
-    size = 64
-    rays = _rays(size)
-    index, points, coverage = _march(hand, rays, size)
-    assert (hand.signed_distance(points[None])[0].abs() < 0.6 * points[:, 2] * 224 / 480 / size + 0.3).all()
-    depths = torch.linspace(float(hand.nodes[..., 2].min()) - 25, float(hand.nodes[..., 2].max()) + 25, 300)
-    along = rays[:, None] * depths[:, None]
-    nearest = hand.signed_distance(along.reshape(1, -1, 3)).reshape(size * size, -1).amin(-1)
-    width = 224 / 480 / size * hand.joints[0, :, 2].mean()
-    covered = torch.zeros(size * size)
-    covered[index] = coverage
-    assert (covered[nearest < -0.6 * width] == 1).all() and (covered[nearest > 0.75 * width] == 0).all()
+def test_a_sample_is_picture_camera_and_labels() -> None:
+    data = SyntheticHands(SyntheticConfig(count=6, seed=3, size=64), split="evaluation")
+    sample = data[5]
+    assert (data.name, sample.id, sample.side) == ("synthetic", "evaluation/00000005", "right")
+    assert sample.image.shape == (64, 64, 3) and sample.image.dtype == np.uint8
+    assert torch.equal(torch.from_numpy(sample.image).permute(2, 0, 1), data.images([5])[0])
+    assert sample.intrinsics.dtype == np.float64
+    np.testing.assert_allclose(sample.intrinsics[0], [480 * 64 / 224, 0, 32])
+    assert sample.joints is not None and sample.root is not None and sample.surface is not None
+    assert torch.equal(sample.joints, data.hands([5]).joints[0]) and torch.equal(
+        sample.root, sample.joints[0]
+    )
+    assert sample.hand_scale == pytest.approx(float((sample.joints[10] - sample.joints[9]).norm()))
+    assert torch.equal(sample.surface.joints[0], sample.joints)
 
 
-def test_pictures_are_varied_and_well_formed() -> None:
-    generator = torch.Generator().manual_seed(0)
-    hands = sample_hands(4, generator)
-    pictures = torch.stack([render_hand(hands[i : i + 1], 48, generator) for i in range(4)])
-    assert pictures.shape == (4, 3, 48, 48) and pictures.dtype == torch.uint8
-    assert pictures.float().std() > 20
-    with pytest.raises(ValueError, match="one hand"):
-        render_hand(hands, 48, generator)
+def test_pictures_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SyntheticConfig(count=6, seed=3, size=32)
+    in_fours = SyntheticHands(config).images(range(6))
+    monkeypatch.setattr(synthetic, "CHUNK", 3)
+    assert torch.equal(SyntheticHands(config).images(range(6)), in_fours)
+
+
+def test_the_fingerprint_tells_scenes_apart_and_lengths_not() -> None:
+    plain = SyntheticConfig()
+    assert replace(plain, count=3).fingerprint == plain.fingerprint
+    assert replace(plain, scene=SceneDistribution(objects=0.5)).fingerprint != plain.fingerprint
 
 
 def test_indices_outside_the_set_are_refused() -> None:

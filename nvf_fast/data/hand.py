@@ -17,9 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from nvf_fast.data.draws import Draws
 
 FINGERS = ("thumb", "index", "middle", "ring", "little")
 
@@ -45,6 +48,7 @@ FINGER_SPLAY = (5.0, 0.0, -5.0, -11.0)
 
 # Nodes beyond the 21 joints: carpal ends of the metacarpals, two wrist corners, the heel of the palm,
 # two ends of the forearm's stump, and the centres of the five fingertip caps.
+ORIGIN = slice(9, 10)  # distances are computed from this knuckle, in the hand's middle, for precision
 BASES, CORNERS, HEEL, STUMP, CAPS = range(21, 25), range(25, 27), 27, range(28, 30), range(30, 35)
 NODES = 35
 
@@ -87,6 +91,9 @@ def _capsules() -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
 
 CAPSULES, CAPSULE_RADII = _capsules()
 BLEND_MM = 2.0  # smoothness of the union
+
+POSES, PLACES = 13, 40  # tries of each hand
+DEEPEST_OVERLAP = 0.35  # of fingers, as a share of their radii's sum
 MARCHES, HIT_MM = 64, 0.01  # of `first_hit`; a ray that still marches then grazes the surface and misses
 
 
@@ -204,7 +211,7 @@ class Hands:
         start, axis = self._cones()
         # A cone's gradient is (p - q) / |p - q|, q = start + along * axis on its axis; the blend is a matmul.
         weight = share / gap
-        normal = weight.sum(-1, keepdim=True) * (points - self.nodes[:, :1])
+        normal = weight.sum(-1, keepdim=True) * (points - self.nodes[:, ORIGIN])
         normal = normal - weight @ start - (weight * along) @ axis
         value = -BLEND_MM * torch.logsumexp(distances * (-1 / BLEND_MM), -1)
         return value, torch.nn.functional.normalize(normal, dim=-1)
@@ -251,7 +258,7 @@ class Hands:
         direction = torch.nn.functional.normalize(
             direction - 0.9 * (direction * cone_axis).sum(-1, True) * cone_axis, dim=-1
         )
-        points = self.nodes[:, :1] + pick(start) + along * pick(axis)
+        points = self.nodes[:, ORIGIN] + pick(start) + along * pick(axis)
         points = points + direction * (radius[..., :1] + along * (radius[..., 1:] - radius[..., :1]))
         for _ in range(4):  # out of the other cones and onto the blended surface
             distance, normal = self.distance_and_normal(points)
@@ -259,15 +266,15 @@ class Hands:
         return points
 
     def _cones(self) -> tuple[Tensor, Tensor]:
-        """Start (relative to the wrist, for precision) and axis of each cone, both (B, C, 3)."""
+        """Start, relative to the origin, and axis of each cone, both (B, C, 3)."""
         index = torch.tensor(CAPSULES, device=self.nodes.device)
         start = self.nodes[:, index[:, 0]]
-        return start - self.nodes[:, :1], self.nodes[:, index[:, 1]] - start
+        return start - self.nodes[:, ORIGIN], self.nodes[:, index[:, 1]] - start
 
     def _cone_distances(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per cone, all (B, N, C): distance, nearest axis point in [0, 1], distance to that axis point."""
         start, axis = self._cones()
-        points = points - self.nodes[:, :1]
+        points = points - self.nodes[:, ORIGIN]
         squared_length = (axis * axis).sum(-1)
         difference = self.radii[..., 0] - self.radii[..., 1]
         slope = (
@@ -298,71 +305,88 @@ def sample_hands(
 
     Args:
         count: number of hands B.
-        generator: source of every random number (CPU).
+        generator: its next number names the hands (CPU).
         distribution: orientations and distances; `HandDistribution()` when absent.
 
     Returns:
         B right hands in the camera frame, mm. Poses whose fingers run through each other are drawn again.
     """
-    distribution = distribution or HandDistribution()
-    shape = _sample_shapes(count, generator)
-    hands = _pose(shape, _sample_angles(count, generator))
-    for _ in range(12):
-        bad = torch.nonzero(_self_intersection(hands) > 0.35)[:, 0]
+    return draw_hands(Draws.from_generator(generator, "hand", count), distribution)[0]
+
+
+def draw_hands(draws: Draws, distribution: HandDistribution | None = None) -> tuple[Hands, Tensor]:
+    """Draws one hand per stream, in float64, so that machines agree on which tries are rejected.
+
+    Args:
+        draws: B streams.
+        distribution: orientations and distances; `HandDistribution()` when absent.
+
+    Returns:
+        B hands, float32, and (B, 2) int64: which of its poses and which of its places each hand has.
+    """
+    shape, angles = _sample_shapes(draws), _sample_angles(draws)
+    hands = _pose(shape, {name: value[:, 0] for name, value in angles.items()})
+    tries = torch.zeros(len(draws), 2, dtype=torch.int64)
+    for attempt in range(1, POSES):
+        bad = torch.nonzero(_self_intersection(hands) > DEEPEST_OVERLAP)[:, 0]
         if not len(bad):
             break
+        tries[bad, 0] = attempt
         again = _pose(
-            {name: value[bad] for name, value in shape.items()}, _sample_angles(len(bad), generator)
+            {name: value[bad] for name, value in shape.items()},
+            {name: value[bad, attempt] for name, value in angles.items()},
         )
         for field in fields(hands):
             getattr(hands, field.name)[bad] = getattr(again, field.name)
-    return _place(hands, generator, distribution)
+    hands, tries[:, 1] = _place(hands, draws, distribution or HandDistribution())
+    return Hands(**{field.name: getattr(hands, field.name).float() for field in fields(hands)}), tries
 
 
-def _uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-    return low + (high - low) * torch.rand(*shape, generator=generator)
-
-
-def _sample_shapes(count: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _sample_shapes(draws: Draws) -> dict[str, Tensor]:
     """People: size, bone lengths, thickness."""
-    size = (1 + SIZE_SPREAD * torch.randn(count, generator=generator)).clamp(0.8, 1.22)
+    size = (1 + SIZE_SPREAD * draws.normal()).clamp(0.8, 1.22)
 
     def spread(*shape: int) -> Tensor:
-        return 1 + BONE_SPREAD * torch.randn(count, *shape, generator=generator).clamp(-2.5, 2.5)
+        return 1 + BONE_SPREAD * draws.normal(*shape).clamp(-2.5, 2.5)
 
-    thickness = 1 + 0.07 * torch.randn(count, 1, 1, generator=generator).clamp(-2, 2)
+    thickness = 1 + 0.07 * draws.normal(1, 1).clamp(-2, 2)
     return {
         "size": size,
-        "thumb": torch.tensor(THUMB_BONES) * spread(3),
-        "metacarpals": torch.tensor(FINGER_METACARPALS) * spread(4),
-        "phalanges": torch.tensor(FINGER_PHALANGES) * spread(4, 3),
+        "thumb": _constant(THUMB_BONES) * spread(3),
+        "metacarpals": _constant(FINGER_METACARPALS) * spread(4),
+        "phalanges": _constant(FINGER_PHALANGES) * spread(4, 3),
         "palm_width": spread(1),
-        "radii": torch.tensor(CAPSULE_RADII) * thickness * spread(len(CAPSULE_RADII), 1),
+        "radii": _constant(CAPSULE_RADII) * thickness * spread(len(CAPSULE_RADII), 1),
     }
 
 
-def _sample_angles(count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Poses inside the joints' ranges of motion, in radians. Curl 0 is a stretched finger, 1 a closed one."""
-    together = _uniform(generator, count, 1) ** 1.3
-    alone = _uniform(generator, count, 4) ** 1.3
-    mixing = _uniform(generator, count, 1)
+def _sample_angles(draws: Draws) -> dict[str, Tensor]:
+    """Poses inside the joints' ranges of motion, (B, POSES, ...) radians. Curl 0 is a stretched finger, 1 a
+    closed one."""
+    together = draws.uniform(0, 1, POSES, 1) ** 1.3
+    alone = draws.uniform(0, 1, POSES, 4) ** 1.3
+    mixing = draws.uniform(0, 1, POSES, 1)
     curl = mixing * together + (1 - mixing) * alone
-    flexion = curl + 0.35 * (_uniform(generator, count, 4) - 0.5) * (1 - mixing)
-    bend = curl + 0.35 * (_uniform(generator, count, 4) - 0.5)
+    flexion = curl + 0.35 * draws.uniform(-0.5, 0.5, POSES, 4) * (1 - mixing)
+    bend = curl + 0.35 * draws.uniform(-0.5, 0.5, POSES, 4)
     degrees = {
         "mcp": (-18 + 103 * flexion).clamp(-22, 88),
         "pip": (105 * bend).clamp(0, 108),
-        "dip": (70 * bend + 14 * torch.randn(count, 4, generator=generator)).clamp(-6, 78),
-        "abduction": 7 * torch.randn(count, 4, generator=generator).clamp(-2, 2)
-        + torch.tensor(FINGER_SPLAY) * _uniform(generator, count, 1, low=-0.3, high=2.0),
-        "thumb_abduction": _uniform(generator, count, low=-12, high=28),
-        "thumb_opposition": _uniform(generator, count, low=-15, high=48),
-        "thumb_mcp": _uniform(generator, count, low=-8, high=52),
-        "thumb_ip": _uniform(generator, count, low=-12, high=72),
+        "dip": (70 * bend + 14 * draws.normal(POSES, 4)).clamp(-6, 78),
+        "abduction": 7 * draws.normal(POSES, 4).clamp(-2, 2)
+        + _constant(FINGER_SPLAY) * draws.uniform(-0.3, 2, POSES, 1),
+        "thumb_abduction": draws.uniform(-12, 28, POSES),
+        "thumb_opposition": draws.uniform(-15, 48, POSES),
+        "thumb_mcp": draws.uniform(-8, 52, POSES),
+        "thumb_ip": draws.uniform(-12, 72, POSES),
     }
     # Fingers cannot spread when the knuckles are bent.
     degrees["abduction"] = degrees["abduction"] * torch.cos(torch.deg2rad(degrees["mcp"].clamp(0, 88)))
     return {name: torch.deg2rad(value) for name, value in degrees.items()}
+
+
+def _constant(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
@@ -371,32 +395,32 @@ def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*axis.shape, 3)
     sine, cosine = torch.sin(angle)[..., None, None], torch.cos(angle)[..., None, None]
-    return torch.eye(3, device=axis.device) + sine * cross + (1 - cosine) * (cross @ cross)
+    return torch.eye(3, device=axis.device, dtype=sine.dtype) + sine * cross + (1 - cosine) * (cross @ cross)
 
 
 def _axis_rotation(axis: tuple[float, float, float], angle: Tensor) -> Tensor:
-    return rotation_about(torch.tensor(axis).expand(*angle.shape, 3), angle)
+    return rotation_about(torch.tensor(axis, dtype=angle.dtype).expand(*angle.shape, 3), angle)
 
 
 def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
     """Forward kinematics in the hand frame."""
     count = len(shape["size"])
-    nodes = torch.zeros(count, NODES, 3)
-    dorsal = torch.zeros(count, 5, 3)
+    nodes = torch.zeros(count, NODES, 3, dtype=torch.float64)
+    dorsal = torch.zeros(count, 5, 3, dtype=torch.float64)
     bases = (
-        torch.tensor(METACARPAL_BASES).expand(count, 4, 3)
-        * torch.cat([shape["palm_width"], torch.ones(count, 2)], 1)[:, None]
+        _constant(METACARPAL_BASES).expand(count, 4, 3)
+        * torch.cat([shape["palm_width"], torch.ones(count, 2, dtype=torch.float64)], 1)[:, None]
     )
-    ahead = torch.tensor([0.0, 1.0, 0.0])
+    ahead = _constant([0.0, 1.0, 0.0])
     radius_tip = shape["radii"]
 
-    palm_angle = -torch.deg2rad(torch.tensor(METACARPAL_ANGLES)).expand(count, 4)
+    palm_angle = -torch.deg2rad(_constant(METACARPAL_ANGLES)).expand(count, 4)
     palm_direction = (_axis_rotation((0, 0, 1), palm_angle) @ ahead) * shape["palm_width"][:, None]
     nodes[:, list(BASES)] = bases
     for finger in range(4):
         joint = 5 + 4 * finger
         knuckle = bases[:, finger] + shape["metacarpals"][:, finger, None] * palm_direction[:, finger]
-        knuckle = knuckle + torch.tensor([0.0, 0.0, (0.0, -2.0, -0.5, 3.0)[finger]])
+        knuckle = knuckle + _constant([0.0, 0.0, (0.0, -2.0, -0.5, 3.0)[finger]])
         turn = _axis_rotation((0, 0, 1), -angles["abduction"][:, finger])
         nodes[:, joint] = knuckle
         for phalanx, name in enumerate(("mcp", "pip", "dip")):
@@ -406,11 +430,11 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
             ] * (turn @ ahead)
         cap = radius_tip[:, 3 * (finger + 1) + 2, 1, None]
         nodes[:, CAPS[finger + 1]] = nodes[:, joint + 3] - 0.9 * cap * (turn @ ahead)
-        dorsal[:, finger + 1] = turn @ torch.tensor([0.0, 0.0, -1.0])
+        dorsal[:, finger + 1] = turn @ _constant([0.0, 0.0, -1.0])
 
-    nodes[:, 1] = torch.tensor(THUMB_BASE)
-    rest = torch.nn.functional.normalize(torch.tensor([0.66, 0.62, 0.42]), dim=0)
-    across = torch.tensor([-0.75, 0.35, 0.55])  # where flexion carries the thumb
+    nodes[:, 1] = _constant(THUMB_BASE)
+    rest = torch.nn.functional.normalize(_constant([0.66, 0.62, 0.42]), dim=0)
+    across = _constant([-0.75, 0.35, 0.55])  # where flexion carries the thumb
     across = torch.nn.functional.normalize(across - (across @ rest) * rest, dim=0)
     hinge = torch.linalg.cross(rest, across)
     turn = _axis_rotation((0, 1, 0), -angles["thumb_opposition"]) @ _axis_rotation(
@@ -423,19 +447,19 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
     nodes[:, CAPS[0]] = nodes[:, 4] - 0.9 * radius_tip[:, 2, 1, None] * (turn @ rest)
     dorsal[:, 0] = -(turn @ across)
 
-    nodes[:, CORNERS[0]] = torch.tensor([9.0, 5.0, 1.0])
-    nodes[:, CORNERS[1]] = torch.tensor([-9.0, 5.0, 1.0])
-    nodes[:, HEEL] = torch.tensor([-16.0, 18.0, 6.0])
-    nodes[:, STUMP[0]] = torch.tensor([9.0, -12.0, -1.0])
-    nodes[:, STUMP[1]] = torch.tensor([-9.0, -12.0, -1.0])
+    nodes[:, CORNERS[0]] = _constant([9.0, 5.0, 1.0])
+    nodes[:, CORNERS[1]] = _constant([-9.0, 5.0, 1.0])
+    nodes[:, HEEL] = _constant([-16.0, 18.0, 6.0])
+    nodes[:, STUMP[0]] = _constant([9.0, -12.0, -1.0])
+    nodes[:, STUMP[1]] = _constant([-9.0, -12.0, -1.0])
     size = shape["size"][:, None, None]
-    return Hands(nodes * size, shape["radii"] * size, dorsal, torch.tensor([0.0, 0.0, 1.0]).repeat(count, 1))
+    return Hands(nodes * size, shape["radii"] * size, dorsal, _constant([0.0, 0.0, 1.0]).repeat(count, 1))
 
 
 def _self_intersection(hands: Hands) -> Tensor:
     """(B,) deepest overlap of two fingers, or of fingertip and palm, as a share of their radii's sum."""
     index = torch.tensor(CAPSULES)
-    at = torch.linspace(0, 1, 5)[:, None]
+    at = torch.linspace(0, 1, 5, dtype=hands.nodes.dtype)[:, None]
     ends = hands.nodes[:, index]
     centres = ends[:, :, None, 0] + at * (ends[:, :, None, 1] - ends[:, :, None, 0])
     radii = hands.radii[:, :, None, 0] + at[:, 0] * (hands.radii[:, :, None, 1] - hands.radii[:, :, None, 0])
@@ -462,33 +486,34 @@ def _self_intersection(hands: Hands) -> Tensor:
     return overlap.masked_fill(ignored | knuckles, 0).amax((1, 2))
 
 
-def _place(hands: Hands, generator: torch.Generator, distribution: HandDistribution) -> Hands:
+def _place(hands: Hands, draws: Draws, distribution: HandDistribution) -> tuple[Hands, Tensor]:
+    """Turns and moves hands in the hand frame before the camera; also which try (B,) each place is."""
     count = len(hands)
-    if distribution.facing == "any":
-        facing = torch.where(_uniform(generator, count) < 0.5, 1.0, -1.0)
-    else:
-        facing = torch.full((count,), 1.0 if distribution.facing == "palm" else -1.0)
-    upright = torch.diag_embed(torch.stack([facing, -torch.ones(count), -facing], -1))
+    towards_camera = draws.chance(0.5)
+    if distribution.facing != "any":
+        towards_camera = torch.full((count,), distribution.facing == "palm")
+    facing = torch.where(towards_camera, 1.0, -1.0).double()
+    upright = torch.diag_embed(torch.stack([facing, -torch.ones_like(facing), -facing], -1))
     tilt_limit = math.radians(
         min(distribution.tilt_deg, 90.0) if distribution.facing == "any" else distribution.tilt_deg
     )
-    tilt = torch.acos(_uniform(generator, count, low=math.cos(tilt_limit), high=1.0))
-    towards = _uniform(generator, count, high=2 * math.pi)
-    axis = torch.stack([torch.cos(towards), torch.sin(towards), torch.zeros(count)], -1)
-    roll = math.radians(distribution.roll_deg) * _uniform(generator, count, low=-1.0, high=1.0)
+    tilt = torch.acos(draws.uniform(math.cos(tilt_limit), 1.0))
+    towards = draws.uniform(0, 2 * math.pi)
+    axis = torch.stack([torch.cos(towards), torch.sin(towards), torch.zeros_like(towards)], -1)
+    roll = math.radians(distribution.roll_deg) * draws.uniform(-1, 1)
     hands = hands.rotated(_axis_rotation((0, 0, 1), roll) @ rotation_about(axis, tilt) @ upright)
 
     centred = hands.nodes - hands.joints.mean(1, keepdim=True)
-    depth = _uniform(generator, count, low=distribution.nearest_mm, high=distribution.farthest_mm)
-    tries = 40
-    reach = torch.linspace(1, 0, tries)[None, :, None]
-    pixels = 112 * reach * _uniform(generator, count, tries, 2, low=-1.0, high=1.0)
-    depths = depth[:, None].repeat(1, tries)
+    depth = draws.uniform(distribution.nearest_mm, distribution.farthest_mm)
+    reach = torch.linspace(1, 0, PLACES, dtype=depth.dtype)[:, None]
+    pixels = 112 * reach * draws.uniform(-1, 1, PLACES, 2)
+    depths = depth[:, None].repeat(1, PLACES)
     depths[:, -1] = distribution.farthest_mm  # near the camera a spread hand may not fit: then farther off
     places = torch.cat([pixels * depths[..., None] / 480, depths[..., None]], -1)
     joints = centred[:, None, :21] + places[:, :, None]
     inside = ((480 * joints[..., :2] / joints[..., 2:]).abs() <= 112).all(-1).sum(
         -1
     ) >= distribution.visible_joints
-    first = torch.where(inside, torch.arange(tries), tries - 1).amin(1)
-    return Hands(centred + places[torch.arange(count), first][:, None], hands.radii, hands.dorsal, hands.palm)
+    first = torch.where(inside, torch.arange(PLACES), PLACES - 1).amin(1)
+    placed = centred + places[torch.arange(count), first][:, None]
+    return Hands(placed, hands.radii, hands.dorsal, hands.palm), first

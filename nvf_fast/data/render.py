@@ -1,317 +1,316 @@
-"""Pictures of synthetic hands: sphere tracing of the same surface that the labels come from.
+"""Pictures of synthetic hands: the surface that the labels come from, lit, before and behind other things.
 
-One hand at a time, since the rays that still march differ from picture to picture. Everything is drawn from
-one generator, so a seed gives one picture.
+`render` is a pure function of hands and scenes, batched, for any device; see `tracing` for why every machine
+draws the same picture.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from .hand import CAPSULES, Hands
+from nvf_fast.data.camera_effects import develop
+from nvf_fast.data.draws import Draws
+from nvf_fast.data.hand import Hands
+from nvf_fast.data.scenes import Backgrounds, Forearms, Lights, Scenes, Shapes, Skins, draw_scenes
+from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.data.textures import cells, texture
+from nvf_fast.data.things import ThingSolid
+from nvf_fast.data.tracing import ConeSolid, Layer, pixel_width, trace_layers, trace_mesh
 
-MARCHES = 40
-OUTSIDE, INSIDE = 0.5, -0.2  # in pixel widths: nearest approach of a ray that sees none, or only, hand
+CELLS = (2, 5, 13, 40)  # of the background's layers, on a side
+AT_ONCE = {"cpu": 1, "cuda": 32}  # pictures drawn together
+SHADOW_STEPS_MM = (5.0, 10.0, 18.0, 30.0, 48.0)
+PALM_DEPTH_MM = 12.0
+
+Distance = Callable[[Tensor], Tensor]
 
 
-def render_hand(hand: Hands, size: int, generator: torch.Generator) -> Tensor:
-    """Draws one hand as the reference camera of `size` pixels sees it.
+@torch.no_grad()
+def render(hands: Hands | MeshHands, scenes: Scenes, size: int) -> Tensor:
+    """Draws hands as the reference camera of `size` pixels sees them.
+
+    The same hands and scenes give the same picture on every machine, give or take one grey level, where
+    float32 matrix products are exact (PyTorch's default).
 
     Args:
-        hand: a batch of exactly one hand, camera frame, mm.
-        size: side of the square picture in pixels; the focal length is 480 * size / 224.
-        generator: source of skin, light, background, occluders and noise (CPU).
+        hands: B hands, camera frame, mm.
+        scenes: B scenes on the same device.
+        size: side of the square pictures in pixels; the focal length is 480 * size / 224.
 
     Returns:
-        (3, size, size) uint8, RGB.
+        (B, 3, size, size) uint8, RGB, on the same device.
     """
+    if len(hands) != len(scenes):
+        raise ValueError(f"each hand needs a scene, got {len(hands)} hands and {len(scenes)} scenes")
+    device = hands.joints.device
+    pictures = torch.empty(len(hands), 3, size, size, dtype=torch.uint8, device=device)
+    step = AT_ONCE.get(device.type, 1)
+    # Pictures of like size together, since rays are padded to the most of any picture.
+    order = hands.joints[..., 2].mean(1).argsort()
+    for start in range(0, len(hands), step):
+        rows = order[start : start + step]
+        pictures[rows] = _render(hands[rows], scenes[rows], size)
+    return pictures
+
+
+def render_hand(hand: Hands | MeshHands, size: int, generator: torch.Generator) -> Tensor:
+    """One hand in a plain scene that the next number of `generator` names; (3, size, size) uint8, RGB."""
     if len(hand) != 1:
         raise ValueError(f"render_hand draws one hand at a time, got a batch of {len(hand)}")
-    random = _Random(generator)
-    picture = _background(size, random)
-    skin, sleeve = _skin(random), random.colour()
-    light = _lights(random)
-    picture = _draw_forearm(picture, hand, skin if random.chance(0.6) else sleeve, light, random)
-    picture = _draw_hand(picture, hand, skin, light, random)
-    if random.chance(0.25):
-        picture = _occlude(picture, random)
-    return _expose(picture, random)
+    scenes = draw_scenes(Draws.from_generator(generator, "scene", 1)).to(hand.joints.device)
+    return render(hand, scenes, size)[0]
 
 
-class _Random:
-    """Short names for the draws of one picture."""
+def _render(hands: Hands | MeshHands, scenes: Scenes, size: int) -> Tensor:
+    light = scenes.light
+    picture = _background(scenes.background, size)
+    picture = _draw_shapes(picture, scenes.behind)
+    grey = picture.mean(1, keepdim=True)
+    picture = grey + scenes.background.saturation[:, None, None, None] * (picture - grey)
+    picture = _draw_forearm(picture, hands, scenes.forearm, light).flatten(2)
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=self.generator)
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
-
-    def number(self, low: float, high: float) -> float:
-        return float(self.uniform(low, high))
-
-    def chance(self, probability: float) -> bool:
-        return self.number(0, 1) < probability
-
-    def colour(self) -> Tensor:
-        return (self.number(0.05, 0.95) + self.uniform(-0.35, 0.35, 3)).clamp(0.02, 0.98)
-
-
-def _rays(size: int) -> Tensor:
-    """(size * size, 3) directions through the pixels' centres, z = 1."""
-    focal, centre = 480 * size / 224, size / 2
-    line = (torch.arange(size) - centre) / focal
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    return torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3)
+    if isinstance(hands, MeshHands):
+        layers, distance = trace_mesh(hands, size), hands.signed_distance
+    else:
+        solid = ConeSolid.of(hands)
+        layers, distance = trace_layers(solid, size), solid.distance
+    frame = _frame(hands.joints)
+    thing = None
+    if (scenes.thing.kind > 0).any():
+        thing = _held(hands, scenes, frame, distance)
+    shades = [_hand_colour(hands, frame[:, 2], each, scenes, distance, thing) for each in layers]
+    picture = _compose(picture, layers, shades, thing, scenes, distance, size)
+    picture = _draw_shapes(picture.unflatten(2, (size, size)), scenes.before)
+    return develop(picture, scenes.camera)
 
 
-def _skin(random: _Random) -> Tensor:
-    """Albedo between very fair and very dark, with some variation of hue."""
-    fair, dark = torch.tensor([0.93, 0.75, 0.66]), torch.tensor([0.24, 0.14, 0.10])
-    share = random.number(0, 1) ** 1.3
-    return (fair * (1 - share) + dark * share) * (1 + random.uniform(-0.07, 0.07, 3))
-
-
-def _lights(random: _Random) -> tuple[Tensor, Tensor, float]:
-    """Two directions towards the light (2, 3), their colours (2, 3) and the ambient share."""
-    directions = random.normal(2, 3)
-    directions[:, 2] = -directions[:, 2].abs() - 0.2
-    colours = (1 + random.uniform(-0.12, 0.12, 2, 3)) * torch.tensor([[1.0], [random.number(0, 0.6)]])
-    return F.normalize(directions, dim=-1), colours, random.number(0.2, 0.55)
-
-
-def _shade(
-    albedo: Tensor,
-    normal: Tensor,
-    view: Tensor,
-    openness: Tensor,
-    light: tuple[Tensor, Tensor, float],
-    gloss: Tensor,
-) -> Tensor:
-    directions, colours, ambient = light
-    facing = (normal @ directions.T).clamp_min(0)
-    half = F.normalize(directions[None] - view[:, None], dim=-1)
-    highlight = (normal[:, None] * half).sum(-1).clamp_min(0) ** 24
-    lit = ambient + (1.15 - ambient) * facing @ colours
-    return albedo * lit * openness[:, None] + gloss[:, None] * (highlight @ colours) * openness[:, None]
-
-
-def _march(hand: Hands, rays: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rays meet the hand: their index, the point (M, 3) and how much of the pixel is covered (M,)."""
-    index = _silhouette(hand, size)
-    unit = F.normalize(rays[index], dim=-1)
-    depths = hand.nodes[0, :, 2]
-    stretch = 1 / unit[:, 2]
-    travelled, end = (float(depths.min()) - 18) * stretch, (float(depths.max()) + 18) * stretch
-    pixel = 224 / 480 / size  # width of a pixel at unit depth
-    closest = torch.full_like(travelled, math.inf)
-    best = travelled.clone()
-    alive = torch.arange(len(index))
-    for _ in range(MARCHES):
-        if not len(alive):
-            break
-        at = travelled[alive]
-        width = at * pixel
-        distance = hand.signed_distance((unit[alive] * at[:, None])[None])[0]
-        share = distance / width
-        nearer = share < closest[alive]
-        closest[alive] = torch.where(nearer, share, closest[alive])
-        best[alive] = torch.where(nearer, at, best[alive])
-        travelled[alive] = at + distance.clamp_min(0.25 * width)
-        alive = alive[(share > INSIDE) & (travelled[alive] < end[alive])]
-    coverage = ((OUTSIDE - closest) / (OUTSIDE - INSIDE)).clamp(0, 1)
-    hit = torch.nonzero(coverage > 0)[:, 0]
-    return index[hit], unit[hit] * best[hit, None], coverage[hit]
-
-
-def _silhouette(hand: Hands, size: int) -> Tensor:
-    """Pixels that may show the hand: a cheap outline with a margin, before any ray marches."""
-    ends = hand.nodes[0, torch.tensor(CAPSULES)]
-    focal, centre = 480 * size / 224, size / 2
-    pixels = focal * ends[..., :2] / ends[..., 2:] + centre
-    radii = 1.2 * focal * hand.radii[0] / ends[..., 2] + 2
-    low = (pixels - radii[..., None]).amin((0, 1)).floor().clamp(0, size - 1).int().tolist()
-    high = (pixels + radii[..., None]).amax((0, 1)).ceil().clamp(0, size - 1).int().tolist()
-    y, x = torch.meshgrid(torch.arange(low[1], high[1] + 1), torch.arange(low[0], high[0] + 1), indexing="ij")
-    grid = torch.stack([x, y], -1).reshape(-1, 2).float()
-    axis = pixels[:, 1] - pixels[:, 0]
-    offset = grid @ axis.T - (pixels[:, 0] * axis).sum(-1)
-    squared_length = axis.square().sum(-1).clamp_min(1e-6)
-    along = (offset / squared_length).clamp(0, 1)
-    squared = grid.square().sum(-1, keepdim=True) - 2 * grid @ pixels[:, 0].T + pixels[:, 0].square().sum(-1)
-    squared = squared - 2 * along * offset + along.square() * squared_length
-    reach = radii[:, 0] + along * (radii[:, 1] - radii[:, 0])
-    inside = (squared < reach.square()).any(-1)
-    return (y * size + x).reshape(-1)[inside]
-
-
-def _draw_hand(
-    picture: Tensor, hand: Hands, skin: Tensor, light: tuple[Tensor, Tensor, float], random: _Random
-) -> Tensor:
-    size = picture.shape[-1]
-    index, points, coverage = _march(hand, _rays(size), size)
-    if not len(index):
-        return picture
-    _, normal = hand.distance_and_normal(points[None])
-    normal = normal[0]
-    near, far = (hand.signed_distance((points + step * normal)[None])[0] / step for step in (3.0, 11.0))
-    openness = (0.25 + 0.4 * near + 0.35 * far).clamp(0.25, 1)
-
-    albedo = skin.expand(len(index), 3)
-    palmar = (normal @ hand.palm[0]).clamp(-1, 1)[:, None]
-    albedo = albedo * (1 + (0.10 + 0.25 * (1 - skin.mean())) * palmar * torch.tensor([1.0, 0.92, 0.9]))
-    relative = points - hand.nodes[0, 0]
-    waves = random.normal(6, 3) * torch.tensor([0.03, 0.05, 0.08, 0.13, 0.2, 0.3])[:, None]
-    mottle = torch.sin(relative @ waves.T + random.uniform(0, 6.3, 6)).mean(-1, keepdim=True)
-    albedo = albedo * (1 + random.number(0.02, 0.14) * mottle)
-    albedo = albedo * _creases(hand, points, random.number(0.05, 0.3))[:, None]
-    nail = _nails(hand, points, normal)
-    pink = (0.5 * skin + 0.5 * torch.tensor([0.85, 0.62, 0.58])) if random.chance(0.85) else random.colour()
-    albedo = albedo * (1 - nail[:, None]) + pink * nail[:, None]
-    gloss = random.number(0, 0.12) + 0.25 * nail
-    colour = _shade(albedo, normal, F.normalize(points, dim=-1), openness, light, gloss)
-    return _blend(picture, index, colour, coverage)
-
-
-def _creases(hand: Hands, points: Tensor, strength: float) -> Tensor:
-    """Darkening along the folds at the finger joints, (M,)."""
-    inner = [2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15, 17, 18, 19]
-    joints = hand.nodes[0, inner]
-    bones = F.normalize(hand.nodes[0, [joint + 1 for joint in inner]] - joints, dim=-1)
-    offset = points[:, None] - joints
-    along = (offset * bones).sum(-1)
-    close = (offset.square().sum(-1) < 14**2).float()
-    return 1 - strength * (torch.exp(-((along / 0.9) ** 2)) * close).amax(-1)
-
-
-def _nails(hand: Hands, points: Tensor, normal: Tensor) -> Tensor:
-    """Share of nail at each point, (M,): an oval on the back of every fingertip."""
-    caps = hand.nodes[0, 30:35]
-    radius = hand.radii[0, [2, 5, 8, 11, 14], 1]
-    centre = caps + 0.75 * radius[:, None] * hand.dorsal[0]
-    reach = (points[:, None] - centre).norm(dim=-1) / (0.95 * radius)
-    facing = normal @ hand.dorsal[0].T
-    return (torch.sigmoid(12 * (1 - reach)) * (facing > 0.45)).amax(-1)
-
-
-def _draw_forearm(
-    picture: Tensor, hand: Hands, albedo: Tensor, light: tuple[Tensor, Tensor, float], random: _Random
-) -> Tensor:
-    """A sleeve or bare forearm behind the wrist: one tapered stroke, shaded as a cylinder."""
-    size = picture.shape[-1]
-    wrist, stump = hand.nodes[0, 0], hand.nodes[0, 28:30].mean(0)
-    bend = F.normalize(stump - wrist, dim=0) + 0.35 * random.normal(3)
-    elbow = stump + 260 * F.normalize(bend, dim=0)
-    if float(elbow[2]) < 120:  # an arm that would end behind the camera
-        return picture
-    focal, centre = 480 * size / 224, size / 2
-    ends = torch.stack([stump, elbow])
-    pixels = focal * ends[:, :2] / ends[:, 2:] + centre
-    scale = float(hand.hand_scale[0]) / 44.6
-    radii = focal * scale * torch.tensor([25.0, random.number(36, 46)]) / ends[:, 2]
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    grid = torch.stack([x, y], -1).reshape(-1, 2).float()
-    axis = pixels[1] - pixels[0]
-    along = ((grid - pixels[0]) @ axis / axis.square().sum().clamp_min(1)).clamp(0, 1)
-    offset = grid - pixels[0] - along[:, None] * axis
-    radius = radii[0] + along * (radii[1] - radii[0])
-    across = offset.norm(dim=-1) / radius
-    index = torch.nonzero(across < 1 + 1 / radius)[:, 0]
-    if not len(index):
-        return picture
-    side = offset[index] / radius[index, None]
-    normal = F.normalize(
-        torch.cat([side, -(1 - across[index].clamp(max=1) ** 2).sqrt()[:, None]], -1), dim=-1
-    )
-    folds = 1 + random.number(0, 0.15) * torch.sin(along[index] * random.number(10, 60) + 3 * side[:, 0])
-    colour = _shade(
-        albedo * folds[:, None],
-        normal,
-        torch.tensor([[0.0, 0.0, 1.0]]),
-        torch.full((len(index),), 0.9),
-        light,
-        torch.zeros(len(index)),
-    )
-    return _blend(picture, index, colour, ((1 - across[index]) * radius[index] + 0.5).clamp(0, 1))
-
-
-def _blend(picture: Tensor, index: Tensor, colour: Tensor, coverage: Tensor) -> Tensor:
-    flat = picture.reshape(3, -1).clone()
-    flat[:, index] = flat[:, index] * (1 - coverage) + colour.T * coverage
-    return flat.reshape(picture.shape)
-
-
-def _background(size: int, random: _Random) -> Tensor:
-    """Blurred rooms, hard-edged shapes and fine texture in random proportions, (3, size, size)."""
-    picture = random.colour()[:, None, None] + torch.zeros(3, size, size)
-    for cells in (2, 5, 13, 40):
-        mode = "bilinear" if random.chance(0.7) else "nearest"
-        layer = random.uniform(-0.5, 0.5, 1, 3, cells, cells)
-        layer = layer + 2 * random.uniform(-0.5, 0.5, 1, 1, cells, cells) * random.number(0, 1)
-        picture = (
-            picture
-            + random.number(0, 0.6) / cells**0.3 * F.interpolate(layer, size=(size, size), mode=mode)[0]
-        )
-    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
-    for _ in range(int(random.number(0, 7))):
-        angle, centre, reach = (
-            random.number(0, math.pi),
-            random.uniform(-1, 1, 2),
-            random.uniform(0.05, 0.7, 2),
-        )
-        picture = _shape_over(picture, x, y, angle, centre, reach, random)
-    grey = picture.mean(0, keepdim=True)
-    return grey + random.number(0.05, 1) * (picture - grey)
-
-
-def _shape_over(
-    picture: Tensor, x: Tensor, y: Tensor, angle: float, centre: Tensor, reach: Tensor, random: _Random
-) -> Tensor:
-    """A turned rectangle or ellipse, flat or striped; some are skin-coloured, so that colour is no proof."""
-    across = ((x - centre[0]) * math.cos(angle) + (y - centre[1]) * math.sin(angle)) / reach[0]
-    along = ((y - centre[1]) * math.cos(angle) - (x - centre[0]) * math.sin(angle)) / reach[1]
-    extent = (
-        (across.square() + along.square()).sqrt()
-        if random.chance(0.5)
-        else torch.maximum(across.abs(), along.abs())
-    )
-    mask = ((1 - extent) * float(reach.min()) * picture.shape[-1] / 2 + 0.5).clamp(0, 1)
-    colour = (_skin(random) if random.chance(0.25) else random.colour())[:, None, None]
-    stripes = 1 + random.number(0, 0.5) * torch.sin(across * random.number(2, 30)) * (
-        random.number(0, 1) < 0.4
-    )
-    shading = 1 + random.number(-0.4, 0.4) * along
-    return picture * (1 - mask) + colour * stripes * shading * mask
-
-
-def _occlude(picture: Tensor, random: _Random) -> Tensor:
-    """One or two things between the camera and the hand."""
-    size = picture.shape[-1]
-    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
-    for _ in range(1 + random.chance(0.3)):
-        angle, centre = random.number(0, math.pi), random.uniform(-0.9, 0.9, 2)
-        picture = _shape_over(picture, x, y, angle, centre, random.uniform(0.05, 0.28, 2), random)
+def _background(background: Backgrounds, size: int) -> Tensor:
+    """Blurred rooms and hard-edged cells in random proportions, (B, 3, size, size)."""
+    picture = background.tone[:, :, None, None].expand(-1, -1, size, size)
+    for layer, count in enumerate(CELLS):
+        seed, sharp, grey = background.seed + layer, background.sharp[:, layer], background.grey[:, layer]
+        strength = (background.strength[:, layer] / count**0.3)[:, None, None, None]
+        picture = picture + strength * cells(seed, count, size, sharp, grey)
     return picture
 
 
-def _expose(picture: Tensor, random: _Random) -> Tensor:
-    """White balance, exposure, gamma, slight defocus, sensor noise; to uint8."""
-    picture = (
-        picture.clamp(0, 1.3) * random.number(0.65, 1.2) * (1 + random.uniform(-0.08, 0.08, 3))[:, None, None]
-    )
-    picture = picture.clamp(1e-4, 1) ** random.number(0.8, 1.25)
-    if random.chance(0.3):
-        spread = random.number(0.3, 0.9)
-        taps = torch.exp(-0.5 * (torch.arange(-2, 3) / spread) ** 2)
-        taps = (taps / taps.sum()).reshape(1, 1, 1, 5)
-        padded = F.pad(picture[:, None], (2, 2, 2, 2), mode="replicate")
-        picture = F.conv2d(F.conv2d(padded, taps), taps.transpose(2, 3))[:, 0]
-    picture = picture + random.number(0, 0.03) * random.normal(*picture.shape)
-    return (picture.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+def _draw_shapes(picture: Tensor, shapes: Shapes) -> Tensor:
+    size = picture.shape[-1]
+    line = torch.linspace(-1, 1, size, device=picture.device, dtype=picture.dtype)
+    for slot in range(int(shapes.count.max())):
+        in_use = (shapes.count > slot)[:, None, None]
+        turn = shapes.angle[:, slot, None, None]
+        (cosine, sine), reach = (turn.cos(), turn.sin()), shapes.reach[:, slot, :, None, None]
+        x = line - shapes.centre[:, slot, 0, None, None]
+        y = line[:, None] - shapes.centre[:, slot, 1, None, None]
+        across = (x * cosine + y * sine) / reach[:, 0]
+        along = (y * cosine - x * sine) / reach[:, 1]
+        extent = torch.where(
+            shapes.ellipse[:, slot, None, None], across.hypot(along), torch.maximum(across.abs(), along.abs())
+        )
+        mask = ((1 - extent) * reach.amin(1) * size / 2 + 0.5).clamp(0, 1) * in_use
+        wave = torch.sin(across * shapes.stripe_frequency[:, slot, None, None])
+        shade = 1 + shapes.stripes[:, slot, None, None] * wave
+        shade = shade * (1 + shapes.shading[:, slot, None, None] * along)
+        colour = shapes.colour[:, slot, :, None, None]
+        if (shapes.texture.kind[:, slot] > 0).any():
+            pattern = shapes.texture
+            periods = pattern.periods[:, slot, None, None]
+            kind, seed = pattern.kind[:, slot, None, None], pattern.seed[:, slot, None, None]
+            share = texture(kind, seed, periods * across * reach[:, 0], periods * along * reach[:, 1])
+            colour = torch.lerp(colour, pattern.colour[:, slot, :, None, None], share[:, None])
+        picture = torch.lerp(picture, colour * shade[:, None], mask[:, None])
+    return picture
+
+
+def _shade(
+    albedo: Tensor, normals: Tensor, view: Tensor, openness: Tensor, lit: Tensor, light: Lights, gloss: Tensor
+) -> Tensor:
+    """(B, N, 3) of albedo, normals, view (B, N, 3), openness, gloss and lit (B, N), the first lamp's share
+    that arrives."""
+    facing = (normals @ light.direction.transpose(1, 2)).clamp_min(0)
+    half = normalize(light.direction[:, None] - view[:, :, None], dim=-1)
+    highlight = (normals[:, :, None] * half).sum(-1).clamp_min(0) ** 24
+    arriving = torch.stack([lit, torch.ones_like(lit)], -1)
+    diffuse = light.ambient[:, None] + (1.15 - light.ambient[:, None]) * ((facing * arriving) @ light.colour)
+    shine = gloss[..., None] * ((highlight * arriving) @ light.colour)
+    return (albedo * diffuse + shine) * openness[..., None]
+
+
+def _lit(
+    points: Tensor, normals: Tensor, light: Lights, distance: Distance, thing: ThingSolid | None
+) -> Tensor:
+    """Share of the first lamp's light, (B, N): a soft shadow by the nearest pass of the ray to the lamp."""
+    if not (light.shadow > 0).any():
+        return torch.ones_like(points[..., 0])
+    clear = torch.ones_like(points[..., 0])
+    for step in SHADOW_STEPS_MM:
+        at = points + normals + step * light.direction[:, :1]
+        beside = distance(at)
+        if thing is not None:
+            beside = torch.minimum(beside, thing.distance(at))
+        clear = torch.minimum(clear, 0.5 + beside / (0.35 * step))
+    clear = clear.clamp(0, 1)
+    return 1 - light.shadow[:, None] * (1 - clear * clear * (3 - 2 * clear))
+
+
+def _hand_colour(
+    hands: Hands | MeshHands,
+    palm: Tensor,
+    layer: Layer,
+    scenes: Scenes,
+    distance: Distance,
+    thing: ThingSolid | None,
+) -> Tensor:
+    skin, points, normals = scenes.skin, layer.points, layer.normals
+    near, far = (distance(points + step * normals) / step for step in (3.0, 11.0))
+    openness = (0.25 + 0.4 * near + 0.35 * far).clamp(0.25, 1)
+
+    colour = skin.colour[:, None]
+    palmar = (normals @ palm[..., None]) * colour.new_tensor([1.0, 0.92, 0.9])
+    albedo = colour * (1 + (0.10 + 0.25 * (1 - colour.mean(-1, keepdim=True))) * palmar)
+    mottle = torch.sin(
+        (points - hands.joints[:, :1]) @ skin.waves.transpose(1, 2) + skin.phases[:, None]
+    ).mean(-1, keepdim=True)
+    albedo = albedo * (1 + skin.mottle[:, None, None] * mottle)
+    albedo = albedo * _creases(hands.joints, points, skin)[..., None]
+    gloss = skin.gloss[:, None].expand_as(openness)
+    if isinstance(hands, Hands):
+        nail = _nails(hands, points, normals)
+        albedo = torch.lerp(albedo, skin.nail[:, None], nail[..., None])
+        gloss = gloss + 0.25 * nail
+    lit = _lit(points, normals, scenes.light, distance, thing)
+    return _shade(albedo, normals, normalize(points, dim=-1), openness, lit, scenes.light, gloss)
+
+
+def _creases(joints: Tensor, points: Tensor, skin: Skins) -> Tensor:
+    """Darkening along the folds at the finger joints, (B, N)."""
+    inner = [2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15, 17, 18, 19]
+    at = joints[:, inner]
+    bones = normalize(joints[:, [joint + 1 for joint in inner]] - at, dim=-1)
+    relative, at = points - joints[:, :1], at - joints[:, :1]
+    along = relative @ bones.transpose(1, 2) - (at * bones).sum(-1)[:, None]
+    close = ((15 - torch.cdist(relative, at, compute_mode="donot_use_mm_for_euclid_dist")) / 2).clamp(0, 1)
+    fold = torch.exp(-((along / 0.9) ** 2)) * close
+    return 1 - skin.crease[:, None] * fold.amax(-1)
+
+
+def _nails(hands: Hands, points: Tensor, normals: Tensor) -> Tensor:
+    """Share of nail, (B, N): an oval on the back of every fingertip."""
+    radius = hands.radii[:, [2, 5, 8, 11, 14], 1]
+    centre = hands.nodes[:, 30:35] + 0.75 * radius[..., None] * hands.dorsal
+    gap = torch.cdist(points, centre, compute_mode="donot_use_mm_for_euclid_dist")
+    facing = (normals @ hands.dorsal.transpose(1, 2) - 0.4) / 0.1
+    return (torch.sigmoid(12 * (1 - gap / (0.95 * radius[:, None]))) * facing.clamp(0, 1)).amax(-1)
+
+
+def _frame(joints: Tensor) -> Tensor:
+    """(B, 3, 3) rows: towards the thumb's side, towards the fingers, out of the palm; from joints alone."""
+    ahead = normalize(joints[:, 9] - joints[:, 0], dim=-1)
+    palm = normalize(torch.linalg.cross(joints[:, 5] - joints[:, 17], ahead), dim=-1)
+    return torch.stack([torch.linalg.cross(ahead, palm), ahead, palm], 1)
+
+
+def _held(hands: Hands | MeshHands, scenes: Scenes, frame: Tensor, distance: Distance) -> ThingSolid:
+    things, joints = scenes.thing, hands.joints
+    middle = 0.35 * joints[:, 0] + 0.65 * joints[:, [5, 9, 13, 17]].mean(1)
+    middle = middle + things.place[:, :1] * frame[:, 1] + things.place[:, 1:] * frame[:, 0]
+    centre = middle + (PALM_DEPTH_MM + things.reach[:, None]) * frame[:, 2]
+    return ThingSolid.held(things, distance(centre[:, None])[:, 0], frame, centre)
+
+
+def _compose(
+    picture: Tensor,
+    layers: list[Layer],
+    shades: list[Tensor],
+    thing: ThingSolid | None,
+    scenes: Scenes,
+    distance: Distance,
+    size: int,
+) -> Tensor:
+    """Lays hand and thing over the picture (B, 3, P), each before the other where it is nearer."""
+    images = [_image(layer, shade, size) for layer, shade in zip(layers, shades, strict=True)]
+    if thing is None:
+        for image in reversed(images):
+            picture = _over(picture, image)
+        return picture
+    held = _image(*_thing_colour(thing, scenes, distance, size), size)
+    softness = pixel_width(size) * thing.centre.norm(dim=-1)[:, None]
+    before = torch.ones_like(held[:, 4])  # share of the thing that is not yet drawn
+    for image in reversed(images):
+        # Where the two meet neither hides the other at once: a pixel's width of depth lies between.
+        nearer = 0.5 + (image[:, 3] / image[:, 4] - held[:, 3] / held[:, 4]) / softness
+        nearer = torch.where(image[:, 4] * held[:, 4] > 0, nearer.clamp(0, 1), 1.0).minimum(before)
+        picture = _over(_over(picture, held, before - nearer), image)
+        before = nearer
+    return _over(picture, held, before)
+
+
+def _image(layer: Layer, shade: Tensor, size: int) -> Tensor:
+    """(B, 5, P): colour and distance from the camera, both times coverage, and coverage."""
+    values = torch.cat([shade, layer.along[..., None], torch.ones_like(shade[..., :1])], -1)
+    values = (values * layer.coverage[..., None]).transpose(1, 2)
+    index = layer.pixel[:, None].expand_as(values)
+    return values.new_zeros(len(values), 5, size * size).scatter_add(2, index, values)
+
+
+def _over(picture: Tensor, image: Tensor, share: Tensor | None = None) -> Tensor:
+    if share is not None:
+        image = image * share[:, None]
+    return picture * (1 - image[:, 4:]) + image[:, :3]
+
+
+def _thing_colour(thing: ThingSolid, scenes: Scenes, distance: Distance, size: int) -> tuple[Layer, Tensor]:
+    """What shows of the things, and its colour (B, R, 3)."""
+    layer = trace_layers(thing, size)[0]
+    points, normals = layer.points, layer.normals
+    openness = (0.45 + 0.55 * distance(points + 6 * normals) / 6).clamp(0.25, 1)
+    lit = _lit(points, normals, scenes.light, distance, thing)
+    gloss = scenes.thing.gloss[:, None].expand_as(openness)
+    view = normalize(points, dim=-1)
+    return layer, _shade(thing.albedo(points), normals, view, openness, lit, scenes.light, gloss)
+
+
+def _draw_forearm(picture: Tensor, hands: Hands | MeshHands, arm: Forearms, light: Lights) -> Tensor:
+    """A sleeve or bare forearm behind the wrist: one tapered stroke, shaded as a cylinder."""
+    size, joints = picture.shape[-1], hands.joints
+    scale = (hands.hand_scale / 44.6)[:, None]
+    back = normalize(joints[:, 0] - joints[:, 9], dim=-1)
+    stump = joints[:, 0] + 12 * scale * back
+    elbow = stump + 260 * normalize(back + arm.bend, dim=-1)
+    ends = torch.stack([stump, elbow], 1)
+    # An arm that would end behind the camera is not drawn; one that nearly does fades.
+    visible = ((elbow[:, 2] - 110) / 20).clamp(0, 1)[:, None, None]
+    depth = ends[..., 2].clamp_min(100)
+    pixels = ends[..., :2] / depth[..., None] / pixel_width(size) + size / 2
+    radii = scale * torch.stack([torch.full_like(arm.radius, 25), arm.radius], 1) / depth / pixel_width(size)
+    axis = pixels[:, 1] - pixels[:, 0]
+    line = torch.arange(size, device=picture.device, dtype=picture.dtype)
+    x = line - pixels[:, 0, 0, None, None]
+    y = line[:, None] - pixels[:, 0, 1, None, None]
+    axis_x, axis_y = axis[:, 0, None, None], axis[:, 1, None, None]
+    along = ((x * axis_x + y * axis_y) / axis.square().sum(-1).clamp_min(1)[:, None, None]).clamp(0, 1)
+    radius = radii[:, 0, None, None] + along * (radii[:, 1] - radii[:, 0])[:, None, None]
+    side_x, side_y = (x - along * axis_x) / radius, (y - along * axis_y) / radius
+    across = side_x.hypot(side_y)
+    mask = ((1 - across) * radius + 0.5).clamp(0, 1) * visible
+    normals = torch.stack([side_x, side_y, -(1 - across.square()).clamp_min(0).sqrt()], -1)
+    normals = normalize(normals, dim=-1).flatten(1, 2)
+    wave = torch.sin(along * arm.fold_frequency[:, None, None] + 3 * side_x)
+    folds = 1 + arm.folds[:, None, None] * wave
+    colour = arm.colour[:, None]
+    if (arm.texture.kind > 0).any():
+        pattern = arm.texture
+        periods = pattern.periods[:, None, None]
+        kind, seed = pattern.kind[:, None, None], pattern.seed[:, None, None]
+        share = texture(kind, seed, 260 * periods * along, 40 * periods * side_x).flatten(1)[..., None]
+        colour = torch.lerp(colour, pattern.colour[:, None], share)
+    albedo = colour * folds.flatten(1)[..., None]
+    openness, lit = torch.full_like(folds, 0.9).flatten(1), torch.ones_like(folds).flatten(1)
+    view = albedo.new_tensor([[[0.0, 0.0, 1.0]]])
+    shade = _shade(albedo, normals, view, openness, lit, light, torch.zeros_like(lit))
+    return torch.lerp(picture, shade.transpose(1, 2).unflatten(2, (size, size)), mask[:, None])

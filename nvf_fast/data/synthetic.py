@@ -7,10 +7,12 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
+from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -18,11 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .hand import HandDistribution, Hands, sample_hands
-from .render import render_hand
+from nvf_fast.camera import reference_intrinsics
+from nvf_fast.data.draws import Draws
+from nvf_fast.data.hand import UNIFORM, HandDistribution, Hands, draw_hands
+from nvf_fast.data.render import render
+from nvf_fast.data.sample import HandSample
+from nvf_fast.data.scenes import SceneDistribution, Scenes, draw_scenes
 
-CHUNK = 128  # pictures drawn from one seed and kept in one file
-RECIPE = 1  # raise when the same seed would give other pictures
+CHUNK = 128  # pictures kept in one file
+RECIPE = 2  # raise when the same seed would give other pictures
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,14 @@ class SyntheticConfig:
     seed: sets of different seeds share no picture.
     size: side of the pictures in pixels, seen by the reference camera (f = 480 * size / 224).
     distribution: which hands, seen how.
+    scene: how often there is what around them.
     """
 
     count: int = 16_384
     seed: int = 0
     size: int = 224
     distribution: HandDistribution = field(default_factory=HandDistribution)
+    scene: SceneDistribution = field(default_factory=SceneDistribution)
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 16:
@@ -49,30 +57,66 @@ class SyntheticConfig:
     @property
     def fingerprint(self) -> str:
         """Names the stream of pictures (not how many of them are used)."""
-        facts = {
-            "recipe": RECIPE,
-            "seed": self.seed,
-            "size": self.size,
-            "distribution": asdict(self.distribution),
-        }
+        facts = {"recipe": RECIPE, **asdict(replace(self, count=1))}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+V1 = SyntheticConfig(
+    count=20_000,
+    seed=100_001,
+    size=224,
+    distribution=UNIFORM,
+    scene=SceneDistribution(
+        objects=0.3, clutter=0.4, textures=0.3, coloured_lights=0.3, shadows=0.5,
+        motion_blur=0.2, defocus=0.2, sensor_noise=0.25, exposure=0.25, compression=0.25,
+    ),
+)  # fmt: skip
+V1_PARTS = {"train": V1, "test": replace(V1, count=2_000, seed=100_002)}
+
+
 class SyntheticHands:
-    """Pictures and their hands, by index.
+    """Pictures and their hands, by index: a data set of `HandSample`s.
 
     Args:
         config: which set.
         cache: folder that keeps rendered pictures between runs; without one they are kept in memory only.
+        name, split: what the set is called.
+        checksums: of every chunk's parameters, which are then checked when pictures are made.
     """
 
-    def __init__(self, config: SyntheticConfig, cache: Path | str | None = None) -> None:
-        self.config = config
+    why_no_surfaces: str | None = None
+
+    def __init__(
+        self,
+        config: SyntheticConfig,
+        cache: Path | str | None = None,
+        *,
+        name: str = "synthetic",
+        split: str = "training",
+        checksums: list[str] | None = None,
+    ) -> None:
+        self.config, self.name, self.split, self.checksums = config, name, split, checksums
         self.folder = None if cache is None else Path(cache) / config.fingerprint
         self._chunk = lru_cache(maxsize=None)(self._load_chunk)
 
     def __len__(self) -> int:
         return self.config.count
+
+    @property
+    def fingerprint(self) -> str:
+        return self.config.fingerprint
+
+    def __getitem__(self, index: int) -> HandSample:
+        hand = self.hands([index])
+        return HandSample(
+            id=f"{self.split}/{index:08d}",
+            image=self.images([index])[0].permute(1, 2, 0).contiguous().numpy(),
+            intrinsics=reference_intrinsics(self.config.size).double().numpy(),
+            root=hand.joints[0, 0],
+            joints=hand.joints[0],
+            surface=hand,
+            hand_scale=float(hand.hand_scale),
+        )
 
     def images(self, indices: Iterable[int] | Tensor) -> Tensor:
         """(B, 3, size, size) uint8 RGB pictures of these indices."""
@@ -90,24 +134,32 @@ class SyntheticHands:
             }
         )
 
-    def render(self, processes: int = 1, progress: bool = True) -> None:
-        """Makes every picture that the cache lacks, in parallel processes, with a progress bar."""
+    def render(
+        self,
+        processes: int = 1,
+        progress: bool = True,
+        device: torch.device | str = "cpu",
+        count: int | None = None,
+    ) -> None:
+        """Makes the pictures, or the first `count`, that the cache lacks, in processes or on a GPU."""
         if self.folder is None:
             raise ValueError("rendering ahead needs a cache folder: SyntheticHands(config, cache=FOLDER)")
-        missing = [chunk for chunk in range(-(-len(self) // CHUNK)) if not self._path(chunk).exists()]
+        chunks = range(-(-min(count or len(self), len(self)) // CHUNK))
+        missing = [chunk for chunk in chunks if not self._path(chunk).exists()]
         bar = tqdm(
             total=len(missing) * CHUNK, unit="img", desc="rendering", disable=not progress or not missing
         )
         with bar, ExitStack() as stack:
-            done: Iterable[None] = map(self._store_chunk, missing)
+            store = partial(self._store_chunk, device=device)
+            done: Iterable[None] = map(store, missing)
             if processes > 1:
                 pool = stack.enter_context(get_context("spawn").Pool(processes, torch.set_num_threads, (1,)))
-                done = pool.imap_unordered(self._store_chunk, missing)
+                done = pool.imap_unordered(store, missing)
             for _ in done:
                 bar.update(CHUNK)
 
     def __getstate__(self) -> dict:
-        return {"config": self.config, "folder": self.folder}
+        return {name: value for name, value in vars(self).items() if name != "_chunk"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -137,25 +189,51 @@ class SyntheticHands:
                 f"{self._path(chunk)} is damaged ({error}); delete it and it is rendered again"
             ) from error
 
-    def _store_chunk(self, chunk: int) -> None:
+    def _store_chunk(self, chunk: int, device: torch.device | str = "cpu") -> None:
         path = self._path(chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(self._make_chunk(chunk), temporary)
+        save_file(self._make_chunk(chunk, device), temporary)
         temporary.replace(path)
 
-    @torch.inference_mode()
-    def _make_chunk(self, chunk: int) -> dict[str, Tensor]:
-        digest = hashlib.sha256(f"nvf_fast synthetic {self.config.seed} {chunk}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        hands = sample_hands(CHUNK, generator, self.config.distribution)
-        pictures = torch.stack(
-            [render_hand(hands[i : i + 1], self.config.size, generator) for i in range(CHUNK)]
-        )
-        return {
-            "images": pictures,
-            "nodes": hands.nodes.clone(),
-            "radii": hands.radii.clone(),
-            "dorsal": hands.dorsal.clone(),
-            "palm": hands.palm.clone(),
-        }
+    @torch.no_grad()
+    def _make_chunk(self, chunk: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        hands, scenes, checksum = draw_chunk(self.config, chunk)
+        if self.checksums is not None and checksum != self.checksums[chunk]:
+            raise ValueError(
+                f"chunk {chunk} of {self.name} {self.split} is drawn differently here: the SHA-256 of its "
+                f"parameters is {checksum}, not {self.checksums[chunk]}; no picture of it is made, since "
+                "results on it would not compare"
+            )
+        pictures = render(hands.to(device), scenes.to(device), self.config.size).cpu()
+        return {"images": pictures, **{name: value.clone() for name, value in vars(hands).items()}}
+
+
+def synthetic_v1(part: Literal["train", "test"], cache: Path | str | None = None) -> SyntheticHands:
+    """The fixed benchmark `synthetic-v1`: 20 000 pictures to train on and 2 000 to test on, 224 px.
+
+    Hands are turned uniformly over the sphere, palms and backs alike; `V1.scene` says how often there is what
+    around them. Parameters are drawn from counted integers and their checksums are kept beside this file, so
+    that every machine makes the same set: labels to 0.001 mm, pixels to one grey level.
+
+    Args:
+        part: which.
+        cache: folder for the pictures, 3.0 GB for "train"; `render(processes)` fills it ahead.
+    """
+    if part not in V1_PARTS:
+        raise ValueError(f"synthetic-v1 has the parts 'train' and 'test', got {part!r}")
+    kept = json.loads((files("nvf_fast.data") / "synthetic_v1.json").read_text())
+    split = {"train": "training", "test": "evaluation"}[part]
+    return SyntheticHands(
+        V1_PARTS[part], cache, name="synthetic-v1", split=split, checksums=kept["sha256"][part]
+    )
+
+
+def draw_chunk(config: SyntheticConfig, chunk: int) -> tuple[Hands, Scenes, str]:
+    """Hands, scenes and SHA-256 of one chunk: of every word drawn for it and of which tries were taken."""
+    indices = range(chunk * CHUNK, (chunk + 1) * CHUNK)
+    for_hands, for_scenes = (Draws(config.seed, purpose, indices) for purpose in ("hand", "scene"))
+    hands, tries = draw_hands(for_hands, config.distribution)
+    scenes = draw_scenes(for_scenes, config.scene)
+    facts = for_hands.digest + for_scenes.digest + tries.numpy().astype("<i8").tobytes()
+    return hands, scenes, hashlib.sha256(facts).hexdigest()

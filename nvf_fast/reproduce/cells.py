@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from nvf_fast.baselines import Network
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.data.catalogue import Folders, Split, open_dataset
 from nvf_fast.data.sample import FirstSamples, HandDataset
+from nvf_fast.data.synthetic import SyntheticHands
 from nvf_fast.evaluation.constant import constant_pose, other_hands
 from nvf_fast.evaluation.predictors import predictor_of
 from nvf_fast.evaluation.report import report_on
@@ -65,6 +67,9 @@ class Workshop:
         )
         dataset = open_dataset(data_for(role, self.size, frozenset(self.data)), split, folders)
         count = self.size.pictures if split == "training" else self.size.evaluated
+        if isinstance(dataset, SyntheticHands):
+            processes = 1 if torch.device(self.device).type == "cuda" else os.cpu_count() or 1
+            dataset.render(processes, device=self.device, count=count)
         return dataset if count is None else FirstSamples(dataset, count)
 
     def network(self, variant: Variant) -> tuple[Network, dict[str, Any]]:

@@ -1,0 +1,73 @@
+"""Random numbers that are the same on every machine: made from integers, and counted, not remembered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 512  # words fetched at a time
+
+
+class Draws:
+    """The random numbers of B things; each thing has a stream of its own, named by key, purpose and index.
+
+    A stream is 64-bit words of the counter-based generator Philox (J. Salmon et al., "Parallel random
+    numbers: as easy as 1, 2, 3", SC 2011). Numbers are made from words in float64; which words a number is
+    made from depends on nothing but the order of the calls. So thing i is the same alone and among others.
+
+    Args:
+        key: names the set of streams.
+        purpose: names what is drawn, so that the hand and the scene of one picture share no word.
+        indices: the things.
+    """
+
+    def __init__(self, key: int | str, purpose: str, indices: Sequence[int]) -> None:
+        digest = hashlib.sha256(f"nvf_fast {purpose} {key}".encode()).digest()
+        name = np.frombuffer(digest[:16], "<u8")
+        # The lowest of the counter's four words counts within a stream, the next one tells streams apart.
+        self._streams = [np.random.Philox(key=name, counter=[0, int(index), 0, 0]) for index in indices]
+        self._words = np.empty((len(self._streams), 0), np.uint64)
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @classmethod
+    def from_generator(cls, generator: torch.Generator, purpose: str, count: int) -> Draws:
+        """Streams that the next number of a CPU generator names."""
+        return cls(int(torch.randint(2**62, (), generator=generator)), purpose, range(count))
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of every word taken so far."""
+        return hashlib.sha256(self._words[:, : self._taken].astype("<u8").tobytes()).digest()
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """(B, *shape) float64, uniform in (low, high)."""
+        return low + (high - low) * self._open(*shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape) float64, standard normal, by the inverse of its distribution."""
+        return torch.special.ndtri(self._open(*shape))
+
+    def chance(self, probability: float, *shape: int) -> Tensor:
+        """(B, *shape) bool."""
+        return self._open(*shape) < probability
+
+    def below(self, count: int, *shape: int) -> Tensor:
+        """(B, *shape) int64, uniform over 0, 1, ..., count - 1."""
+        return (count * self._open(*shape)).long()
+
+    def _open(self, *shape: int) -> Tensor:
+        """Uniform in (0, 1), ends excluded: odd multiples of 2^-53."""
+        count = int(np.prod(shape, dtype=int))
+        while self._taken + count > self._words.shape[1]:
+            more = np.stack([stream.random_raw(BLOCK) for stream in self._streams])
+            self._words = np.concatenate([self._words, more], 1)
+        words = self._words[:, self._taken : self._taken + count]
+        self._taken += count
+        return torch.from_numpy(((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53).reshape(-1, *shape)
