@@ -70,8 +70,8 @@ def cases() -> list[Case]:
 @cache
 def picture() -> tuple[np.ndarray, np.ndarray, float, Hands]:
     """An open hand half a metre away, wholly in view: its picture, camera, scale and truth."""
-    generator = torch.Generator().manual_seed(24)
-    hand = sample_hands(8, generator)[:1]
+    generator = torch.Generator().manual_seed(562)
+    hand = sample_hands(1, generator)
     image = render_hand(hand, 224, generator).permute(1, 2, 0).numpy()
     return image, reference_intrinsics(224).numpy(), float(hand.hand_scale), hand
 
