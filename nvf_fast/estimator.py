@@ -26,6 +26,7 @@ from nvf_fast.camera import (
 )
 from nvf_fast.frame import Answers, Frame, unpacked
 from nvf_fast.inputs import (
+    check_voting,
     read_box_middles,
     read_hand_scale,
     read_images,
@@ -82,10 +83,7 @@ class PoseEstimator:
             raise ValueError(
                 f"wanted a camera-space network, got a {model.config.task} one: see RootRelativeEstimator"
             )
-        if not surface_mm > 0:
-            raise ValueError(f"surface_mm must be a positive number of mm, got {surface_mm}")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+        check_voting(surface_mm, fraction)
         if search not in get_args(Search):
             raise ValueError(f"search must be one of {get_args(Search)}, got {search!r}")
         self.device = torch.device(device) if device is not None else model.reference_intrinsics.device

@@ -19,6 +19,14 @@ VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SIZE / 2 / REFERENCE_FOCAL))
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
 
 
+def check_voting(surface_mm: float, fraction: float) -> None:
+    """Refuses what no vote can be selected by."""
+    if not surface_mm > 0:
+        raise ValueError(f"surface_mm must be a positive number of mm, got {surface_mm}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+
+
 def read_images(image: Any) -> tuple[list[Any], bool]:
     """Pictures as uint8 arrays (B, H, W, 3), all numpy or all torch; and whether it was one picture."""
     several = isinstance(image, list | tuple)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,14 @@ from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.camera import project, remap
-from nvf_fast.inputs import read_hand_scale, read_images, read_intrinsics, read_left, read_roots
+from nvf_fast.inputs import (
+    check_voting,
+    read_hand_scale,
+    read_images,
+    read_intrinsics,
+    read_left,
+    read_roots,
+)
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes, joint_scores
 from nvf_fast.stages import Stages
@@ -53,10 +60,7 @@ class RootRelativeEstimator:
             raise ValueError(
                 f"wanted a root-relative network, got a {model.config.task} one: see PoseEstimator"
             )
-        if not surface_mm > 0:
-            raise ValueError(f"surface_mm must be a positive number of mm, got {surface_mm}")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+        check_voting(surface_mm, fraction)
         self.device = torch.device(device) if device is not None else model.reference_intrinsics.device
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         self.step_mm, self.surface_mm, self.fraction, self.backend = step_mm, surface_mm, fraction, backend
@@ -109,41 +113,21 @@ class RootRelativeEstimator:
             intrinsics = read_intrinsics(K, len(pictures))
             scale = read_hand_scale(hand_scale, len(pictures), self.model.config)
             roots = read_roots(root, len(pictures))
-            mirror = torch.where(
-                read_left(side, len(pictures))[:, None], torch.tensor(MIRROR, dtype=torch.float64), 1.0
-            )
-            homographies = _mirrored(
-                self.view.homographies(intrinsics, roots, self._size), mirror, self._size
-            )
+            left = read_left(side, len(pictures))
+            homographies = _mirrored(self.view.homographies(intrinsics, roots, self._size), left, self._size)
         with self._stages("remap"):
-            views = torch.cat(
-                [
-                    remap(picture.permute(2, 0, 1)[None].to(self.device), homography[None], self._size)
-                    for picture, homography in zip(pictures, homographies, strict=True)
-                ]
-            )
-            views = views.div_(127.5).sub_(1).to(dtype=self.dtype, memory_format=torch.channels_last)
+            views = [
+                remap(picture.permute(2, 0, 1)[None].to(self.device), homography[None], self._size)
+                for picture, homography in zip(pictures, homographies, strict=True)
+            ]
+            seen = torch.cat(views).div_(127.5).sub_(1)
+            seen = seen.to(dtype=self.dtype, memory_format=torch.channels_last)
         with self._stages("encode"):
-            features = self.model.encode(views)
-        joints, scores, counts, votes = self._ask(features, scale, return_votes)
+            features = self.model.encode(seen)
+        found = self._ask(features, scale)
         with self._stages("read"):
-            offset, turn = roots.float()[:, None], mirror.float()[:, None]
-            joints = joints.cpu() * turn + offset
-            pose = HandPose(
-                joints=joints,
-                joints_2d=project(joints, intrinsics.float()),
-                scores=scores.cpu(),
-                voters=counts.cpu(),
-                valid=counts.cpu() > 0,
-                points_evaluated=torch.full_like(counts.cpu(), len(self.points)),
-                votes=tuple(
-                    Votes(points.cpu() * mirror[i].float() + offset[i], vote[..., 0].cpu(),
-                          vote[..., 1:].cpu() * mirror[i].float())
-                    for i, (points, vote) in enumerate(votes)
-                ) if return_votes else None,
-            )  # fmt: skip
-            numpy = isinstance(groups[0], np.ndarray)
-            pose = pose.numpy() if numpy else pose.to(groups[0].device)
+            pose = self._pose(found, roots.float(), left, intrinsics.float(), return_votes)
+            pose = pose.numpy() if isinstance(groups[0], np.ndarray) else pose.to(groups[0].device)
         return pose[0] if single else pose
 
     @property
@@ -154,10 +138,7 @@ class RootRelativeEstimator:
         """Measures the calls made inside, as `PoseEstimator.timed` does."""
         return self._stages.timed()
 
-    def _ask(
-        self, features: Tensor, scale: Tensor | None, return_votes: bool
-    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Relative joints (B, 21, 3) mm, scores (B, 21), voters (B,), and per image the votes if wanted."""
+    def _ask(self, features: Tensor, scale: Tensor | None) -> _Found:
         with self._stages("query"):
             scale = None if scale is None else scale.to(self.device)
             maps = self._query.project(features, scale)
@@ -174,15 +155,41 @@ class RootRelativeEstimator:
             joints, weight, spread = ops.cast_votes(
                 points, votes, everyone, counts, fraction=self.fraction, backend=self.backend
             )
-        each = []
-        if return_votes:
-            each = [(points[i, :n], votes[i, :n]) for i, n in enumerate(counts.tolist())]
-        return joints, joint_scores(weight, spread), counts, each
+        return _Found(joints, joint_scores(weight, spread), counts, points, votes)
+
+    def _pose(
+        self, found: _Found, roots: Tensor, left: Tensor, intrinsics: Tensor, return_votes: bool
+    ) -> HandPose:
+        """What was found relative to roots (B, 3), mirrored where `left` (B,), in the cameras' frames."""
+        joints, scores, counts, points, votes = (each.cpu() for each in found)
+        turn = torch.where(left[:, None], torch.tensor(MIRROR), 1.0)[:, None]
+        joints, points = joints * turn + roots[:, None], points * turn + roots[:, None]
+        weights, directions = votes[..., 0], votes[..., 1:] * turn[:, None]
+        each = [
+            Votes(points[i, :n], weights[i, :n], directions[i, :n]) for i, n in enumerate(counts.tolist())
+        ]
+        return HandPose(
+            joints=joints,
+            joints_2d=project(joints, intrinsics),
+            scores=scores,
+            voters=counts,
+            valid=counts > 0,
+            points_evaluated=torch.full_like(counts, len(self.points)),
+            votes=tuple(each) if return_votes else None,
+        )
 
 
-def _mirrored(homographies: Tensor, mirror: Tensor, size: int) -> Tensor:
-    """Views about the root, mirrored where `mirror` (B, 3) is: x of the view becomes size - x."""
-    flip = torch.eye(3, dtype=torch.float64).repeat(len(mirror), 1, 1)
-    flip[:, 0, 0] = mirror[:, 0]
-    flip[:, 0, 2] = torch.where(mirror[:, 0] < 0, float(size), 0.0)
-    return flip @ homographies
+class _Found(NamedTuple):
+    """On the device, relative to the roots; of B images, V at least the voters of each."""
+
+    joints: Tensor  # (B, 21, 3) mm
+    scores: Tensor  # (B, 21)
+    counts: Tensor  # (B,)
+    points: Tensor  # (B, V, 3) mm
+    votes: Tensor  # (B, V, 21, 4)
+
+
+def _mirrored(homographies: Tensor, left: Tensor, size: int) -> Tensor:
+    """Views about the root, mirrored for left hands: x of the view becomes size - x."""
+    mirror = homographies.new_tensor([[-1.0, 0.0, size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    return torch.where(left[:, None, None], mirror @ homographies, homographies)

@@ -80,3 +80,16 @@ def test_the_fingerprint_tells_scenes_apart_and_lengths_not() -> None:
 def test_indices_outside_the_set_are_refused() -> None:
     with pytest.raises(IndexError, match=r"\[0, 2\)"):
         SyntheticHands(SyntheticConfig(count=2, size=32)).images([2])
+
+
+def test_rendering_ahead_makes_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = SyntheticHands(SyntheticConfig(count=5 * CHUNK, size=16), tmp_path)
+    made: list[int] = []
+    monkeypatch.setattr(data, "_store_chunk", lambda chunk, device: made.append(chunk))
+    data.render(progress=False, count=2 * CHUNK + 1)
+    assert made == [0, 1, 2]
+    made.clear()
+    data.render(progress=False, share=(1, 2))
+    assert made == [1, 3]
+    with pytest.raises(ValueError, match="needs a cache folder"):
+        SyntheticHands(SyntheticConfig(count=8, size=16)).render()

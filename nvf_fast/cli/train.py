@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.data.catalogue import Folders, open_dataset
+from nvf_fast.data.synthetic import SyntheticHands
 from nvf_fast.training.config import PRESETS, TrainingConfig
 
 
@@ -65,7 +67,10 @@ class Run:
         with process_group(device, self.timeout_s) as place:
             first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
             with user_errors():
-                pictures = task_pictures(open_dataset(config.data, "training", folders), config.model)
+                dataset = open_dataset(config.data, "training", folders)
+                if isinstance(dataset, SyntheticHands) and self.data_cache is not None:
+                    _render_ahead(dataset, place)
+                pictures = task_pictures(dataset, config.model)
                 measured = first and config.evaluate_every > 0
                 evaluate = validation(config.data, folders, config.evaluation_images) if measured else None
                 try:
@@ -87,6 +92,14 @@ class Run:
         if first:
             state = "finished" if result.finished else "stopped; the same command goes on"
             print(f"{state}: step {result.step}, {result.minutes:.1f} minutes, {self.out / 'checkpoint'}")
+
+
+def _render_ahead(dataset: SyntheticHands, device: torch.device) -> None:
+    """Makes the pictures that the cache lacks, each process its share, on all cores or the GPUs."""
+    rank, processes = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
+    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    workers = cores if device.type == "cpu" else 1
+    dataset.render(workers, progress=rank == 0, device=device, share=(rank, processes))
 
 
 if TYPE_CHECKING:

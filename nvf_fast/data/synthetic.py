@@ -140,11 +140,20 @@ class SyntheticHands:
         progress: bool = True,
         device: torch.device | str = "cpu",
         count: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Makes the pictures, or the first `count`, that the cache lacks, in processes or on a GPU."""
+        """Makes the pictures that the cache lacks.
+
+        Args:
+            processes: how many work at once; 1 on a GPU.
+            progress: shows a bar.
+            device: where to draw.
+            count: only so many of the first; None is all.
+            share: (i, n) makes the i-th of n equal shares, where n callers divide the work.
+        """
         if self.folder is None:
             raise ValueError("rendering ahead needs a cache folder: SyntheticHands(config, cache=FOLDER)")
-        chunks = range(-(-min(count or len(self), len(self)) // CHUNK))
+        chunks = range(share[0], -(-min(count or len(self), len(self)) // CHUNK), share[1])
         missing = [chunk for chunk in chunks if not self._path(chunk).exists()]
         bar = tqdm(
             total=len(missing) * CHUNK, unit="img", desc="rendering", disable=not progress or not missing
