@@ -10,6 +10,7 @@ import torch
 from nvf_fast.data import synthetic
 from nvf_fast.data.scenes import SceneDistribution
 from nvf_fast.data.synthetic import CHUNK, SyntheticConfig, SyntheticHands
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +84,10 @@ def test_indices_outside_the_set_are_refused() -> None:
 
 
 def test_rendering_ahead_makes_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = SyntheticHands(SyntheticConfig(count=5 * CHUNK, size=16), tmp_path)
+    data = SyntheticHands(SyntheticConfig(count=5 * 4, size=16), tmp_path)
     made: list[int] = []
     monkeypatch.setattr(data, "_store_chunk", lambda chunk, device: made.append(chunk))
-    data.render(progress=False, count=2 * CHUNK + 1)
+    data.render(progress=False, count=2 * 4 + 1)
     assert made == [0, 1, 2]
     made.clear()
     data.render(progress=False, share=(1, 2))
