@@ -9,7 +9,6 @@ import torch
 
 from nvf_fast.data import synthetic
 from nvf_fast.data.scenes import SceneDistribution
-from nvf_fast.data.synthetic import CHUNK, SyntheticConfig, SyntheticHands
 from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 
 
