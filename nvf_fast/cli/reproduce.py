@@ -109,6 +109,7 @@ class Reproduce:
             except Stopped as stopped:
                 raise UserError(str(stopped)) from stopped
             if self._untrained:
+                del context["data"]
                 context |= {"size": "paper", "checkpoint": self.checkpoint or "embedded default"}
             files = write_result(self.out, result, context)
         print("wrote " + ", ".join(map(str, [*files, *(self.out / name for name in result.pictures)])))
@@ -153,6 +154,11 @@ class Reproduce:
         if self.freihand is None and self.checkpoint is None:
             config = SyntheticConfig(count=self.pictures, seed=EMBEDDED_SEED)
             dataset = SyntheticHands(config, workshop.runs / "pictures")
+            what = f"synthetic hands as it was trained on, palm within 60°, seed {EMBEDDED_SEED}"
         else:
             dataset = FirstSamples(workshop.dataset("freihand", "evaluation"), self.pictures)
-        return step_sizes(network, dataset, use_scale=network.config.hand_scale)
+            what = f"{dataset.name}, {dataset.split}"
+        result = step_sizes(network, dataset, use_scale=network.config.hand_scale)
+        return replace(
+            result, notes=[f"The network was not trained for this table. Pictures: {what}.", *result.notes]
+        )

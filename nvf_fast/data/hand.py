@@ -45,6 +45,8 @@ METACARPAL_BASES = ((11.0, 26.0, 1.0), (2.0, 27.0, 0.0), (-7.0, 25.0, 0.0), (-14
 METACARPAL_ANGLES = (8.0, 0.0, -8.0, -17.0)
 THUMB_BASE = (17.0, 20.0, 7.0)
 FINGER_SPLAY = (5.0, 0.0, -5.0, -11.0)
+# Where the unturned thumb points, and where its flexion carries it.
+THUMB_AHEAD, THUMB_ACROSS = (0.66, 0.62, 0.42), (-0.75, 0.35, 0.55)
 
 # Nodes beyond the 21 joints: carpal ends of the metacarpals, two wrist corners, the heel of the palm,
 # two ends of the forearm's stump, and the centres of the five fingertip caps.
@@ -324,7 +326,7 @@ def draw_hands(draws: Draws, distribution: HandDistribution | None = None) -> tu
     Returns:
         B hands, float32, and (B, 2) int64: which of its poses and which of its places each hand has.
     """
-    shape, angles = _sample_shapes(draws), _sample_angles(draws)
+    shape, angles = _sample_shapes(draws), draw_angles(draws)
     hands = _pose(shape, {name: value[:, 0] for name, value in angles.items()})
     tries = torch.zeros(len(draws), 2, dtype=torch.int64)
     for attempt in range(1, POSES):
@@ -338,7 +340,8 @@ def draw_hands(draws: Draws, distribution: HandDistribution | None = None) -> tu
         )
         for field in fields(hands):
             getattr(hands, field.name)[bad] = getattr(again, field.name)
-    hands, tries[:, 1] = _place(hands, draws, distribution or HandDistribution())
+    rotation, offset, tries[:, 1] = draw_places(hands.joints, draws, distribution or HandDistribution())
+    hands = hands.rotated(rotation).translated(offset)
     return Hands(**{field.name: getattr(hands, field.name).float() for field in fields(hands)}), tries
 
 
@@ -360,9 +363,9 @@ def _sample_shapes(draws: Draws) -> dict[str, Tensor]:
     }
 
 
-def _sample_angles(draws: Draws) -> dict[str, Tensor]:
-    """Poses inside the joints' ranges of motion, (B, POSES, ...) radians. Curl 0 is a stretched finger, 1 a
-    closed one."""
+def draw_angles(draws: Draws) -> dict[str, Tensor]:
+    """Poses inside the joints' ranges of motion, in radians: (B, POSES, 4) of the fingers' joints and
+    (B, POSES) of the thumb's. Curl 0 is a stretched finger, 1 a closed one."""
     together = draws.uniform(0, 1, POSES, 1) ** 1.3
     alone = draws.uniform(0, 1, POSES, 4) ** 1.3
     mixing = draws.uniform(0, 1, POSES, 1)
@@ -433,8 +436,8 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
         dorsal[:, finger + 1] = turn @ _constant([0.0, 0.0, -1.0])
 
     nodes[:, 1] = _constant(THUMB_BASE)
-    rest = torch.nn.functional.normalize(_constant([0.66, 0.62, 0.42]), dim=0)
-    across = _constant([-0.75, 0.35, 0.55])  # where flexion carries the thumb
+    rest = torch.nn.functional.normalize(_constant(THUMB_AHEAD), dim=0)
+    across = _constant(THUMB_ACROSS)
     across = torch.nn.functional.normalize(across - (across @ rest) * rest, dim=0)
     hinge = torch.linalg.cross(rest, across)
     turn = _axis_rotation((0, 1, 0), -angles["thumb_opposition"]) @ _axis_rotation(
@@ -458,11 +461,22 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
 
 def _self_intersection(hands: Hands) -> Tensor:
     """(B,) deepest overlap of two fingers, or of fingertip and palm, as a share of their radii's sum."""
-    index = torch.tensor(CAPSULES)
-    at = torch.linspace(0, 1, 5, dtype=hands.nodes.dtype)[:, None]
-    ends = hands.nodes[:, index]
+    return deepest_overlap(hands.nodes[:, torch.tensor(CAPSULES)], hands.radii)
+
+
+def deepest_overlap(ends: Tensor, radii: Tensor) -> Tensor:
+    """How deep fingers run into each other or into the palm.
+
+    Args:
+        ends: (B, C, 2, 3) mm, of round cones: three from base to tip of each finger, thumb first, then the palm's.
+        radii: (B, C, 2) mm.
+
+    Returns:
+        (B,) the deepest overlap as a share of the two radii's sum.
+    """
+    at = torch.linspace(0, 1, 5, dtype=ends.dtype)[:, None]
     centres = ends[:, :, None, 0] + at * (ends[:, :, None, 1] - ends[:, :, None, 0])
-    radii = hands.radii[:, :, None, 0] + at[:, 0] * (hands.radii[:, :, None, 1] - hands.radii[:, :, None, 0])
+    radii = radii[:, :, None, 0] + at[:, 0] * (radii[:, :, None, 1] - radii[:, :, None, 0])
     phalanges = list(range(15))
     moving = centres[:, phalanges].flatten(1, 2)
     moving_radii = radii[:, phalanges].flatten(1, 2)
@@ -472,7 +486,7 @@ def _self_intersection(hands: Hands) -> Tensor:
     owner = torch.tensor([cone // 3 for cone in phalanges]).repeat_interleave(5)
     # Palm cones touch the first phalanges they carry: only middle and last phalanges are tested against them.
     other_owner = torch.tensor(
-        [cone // 3 if cone < 15 else -1 for cone in range(len(CAPSULES))]
+        [cone // 3 if cone < 15 else -1 for cone in range(ends.shape[1])]
     ).repeat_interleave(5)
     first = torch.tensor([cone % 3 == 0 for cone in phalanges]).repeat_interleave(5)
     thumb_second = torch.tensor([cone == 1 for cone in phalanges]).repeat_interleave(5)
@@ -486,9 +500,21 @@ def _self_intersection(hands: Hands) -> Tensor:
     return overlap.masked_fill(ignored | knuckles, 0).amax((1, 2))
 
 
-def _place(hands: Hands, draws: Draws, distribution: HandDistribution) -> tuple[Hands, Tensor]:
-    """Turns and moves hands in the hand frame before the camera; also which try (B,) each place is."""
-    count = len(hands)
+def draw_places(
+    joints: Tensor, draws: Draws, distribution: HandDistribution
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Places hands before the reference camera.
+
+    Args:
+        joints: (B, 21, 3) float64 mm, hand frame.
+        draws: B streams.
+        distribution: orientations and distances.
+
+    Returns:
+        Rotation (B, 3, 3), then offset (B, 3) mm, that bring the hands into the camera frame, and which try
+        (B,) each place is.
+    """
+    count = len(joints)
     towards_camera = draws.chance(0.5)
     if distribution.facing != "any":
         towards_camera = torch.full((count,), distribution.facing == "palm")
@@ -501,19 +527,19 @@ def _place(hands: Hands, draws: Draws, distribution: HandDistribution) -> tuple[
     towards = draws.uniform(0, 2 * math.pi)
     axis = torch.stack([torch.cos(towards), torch.sin(towards), torch.zeros_like(towards)], -1)
     roll = math.radians(distribution.roll_deg) * draws.uniform(-1, 1)
-    hands = hands.rotated(_axis_rotation((0, 0, 1), roll) @ rotation_about(axis, tilt) @ upright)
+    rotation = _axis_rotation((0, 0, 1), roll) @ rotation_about(axis, tilt) @ upright
 
-    centred = hands.nodes - hands.joints.mean(1, keepdim=True)
+    joints = joints @ rotation.transpose(1, 2)
+    middle = joints.mean(1)
     depth = draws.uniform(distribution.nearest_mm, distribution.farthest_mm)
     reach = torch.linspace(1, 0, PLACES, dtype=depth.dtype)[:, None]
     pixels = 112 * reach * draws.uniform(-1, 1, PLACES, 2)
     depths = depth[:, None].repeat(1, PLACES)
     depths[:, -1] = distribution.farthest_mm  # near the camera a spread hand may not fit: then farther off
     places = torch.cat([pixels * depths[..., None] / 480, depths[..., None]], -1)
-    joints = centred[:, None, :21] + places[:, :, None]
-    inside = ((480 * joints[..., :2] / joints[..., 2:]).abs() <= 112).all(-1).sum(
+    seen = (joints - middle[:, None])[:, None] + places[:, :, None]
+    inside = ((480 * seen[..., :2] / seen[..., 2:]).abs() <= 112).all(-1).sum(
         -1
     ) >= distribution.visible_joints
     first = torch.where(inside, torch.arange(PLACES), PLACES - 1).amin(1)
-    placed = centred + places[torch.arange(count), first][:, None]
-    return Hands(placed, hands.radii, hands.dorsal, hands.palm), first
+    return rotation, places[torch.arange(count), first] - middle, first
