@@ -386,7 +386,7 @@ class Trainer:
             raise CannotStart(
                 f"{self.directory} holds another training; differing: {'; '.join(changed + moved)}"
             )
-        if moved and not inexact:
+        if moved and not inexact and state["step"] < self.total:
             raise CannotStart(
                 f"{self.directory} would not go on bit for bit, but equal up to rounding, if told to "
                 f"go on inexactly: {'; '.join(moved)}"
