@@ -1,6 +1,7 @@
 """Renders synthetic hands with their truth: pictures NAME.png beside NAME.json (K, hand scale, joints).
 
     python examples/render_hands.py --out hands --count 8 --size 320 --seed 24 --scene full
+    python examples/render_hands.py --out hands --glb right.glb
 
 The demonstration picture in `nvf_fast/assets/` is one in a plain scene.
 """
@@ -11,9 +12,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from nvf_fast.data.hand import HandDistribution
-from nvf_fast.data.scenes import SceneDistribution
-from nvf_fast.data.synthetic import V1, SyntheticConfig, SyntheticHands
+from nvf_fast.camera import reference_intrinsics
+from nvf_fast.data.draws import Draws
+from nvf_fast.data.glb import RiggedHand
+from nvf_fast.data.hand import HandDistribution, Hands, draw_hands
+from nvf_fast.data.render import render
+from nvf_fast.data.scenes import SceneDistribution, draw_scenes
+from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.data.synthetic import V1
 
 SCENES = {"plain": SceneDistribution(), "full": V1.scene}
 
@@ -30,25 +36,26 @@ def main() -> None:
     parser.add_argument(
         "--scene", choices=list(SCENES), default="plain", help="full: objects, clutter, shadows, blur, noise"
     )
+    parser.add_argument("--glb", type=Path, help="draw this rigged hand (docs/synthetic.md), not our own")
     arguments = parser.parse_args()
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    config = SyntheticConfig(
-        count=arguments.count,
-        seed=arguments.seed,
-        size=arguments.size,
-        distribution=HandDistribution(facing=arguments.facing),
-        scene=SCENES[arguments.scene],
-    )
-    data = SyntheticHands(config)
-    for index in range(len(data)):
-        sample = data[index]
-        Image.fromarray(sample.image).save(arguments.out / f"{index:04d}.png")
+    indices, distribution = range(arguments.count), HandDistribution(facing=arguments.facing)
+    draws = Draws(arguments.seed, "hand", indices)
+    hands: Hands | MeshHands
+    if arguments.glb is None:
+        hands, _ = draw_hands(draws, distribution)
+    else:
+        hands = RiggedHand.load(arguments.glb).draw(draws, distribution)
+    scenes = draw_scenes(Draws(arguments.seed, "scene", indices), SCENES[arguments.scene])
+    pictures = render(hands, scenes, arguments.size).permute(0, 2, 3, 1).contiguous().numpy()
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(arguments.out / f"{index:04d}.png")
         truth = {
-            "K": sample.intrinsics.tolist(),
-            "hand_scale": round(sample.hand_scale, 3),
-            "side": sample.side,
-            "joints": [[round(value, 3) for value in joint] for joint in sample.joints.tolist()],
+            "K": reference_intrinsics(arguments.size).double().tolist(),
+            "hand_scale": round(float(hands.hand_scale[index]), 3),
+            "side": "right",
+            "joints": [[round(value, 3) for value in joint] for joint in hands.joints[index].tolist()],
         }
         (arguments.out / f"{index:04d}.json").write_text(json.dumps(truth) + "\n")
 

@@ -468,7 +468,8 @@ def deepest_overlap(ends: Tensor, radii: Tensor) -> Tensor:
     """How deep fingers run into each other or into the palm.
 
     Args:
-        ends: (B, C, 2, 3) mm, of round cones: three from base to tip of each finger, thumb first, then the palm's.
+        ends: (B, C, 2, 3) mm, of round cones: three from base to tip of each finger, thumb first, then the
+            palm's.
         radii: (B, C, 2) mm.
 
     Returns:

@@ -200,10 +200,14 @@ def close_surface(faces: Tensor, vertices: Tensor) -> Tensor:
     """
     loop = _opening(faces)
     fan = torch.stack([loop[0].expand(len(loop) - 2), loop[2:], loop[1:-1]], -1)
-    closed = torch.cat([faces, fan])
-    first, second, third = (vertices.double() - vertices.double().mean(0))[closed].unbind(1)
+    return outward(torch.cat([faces, fan]), vertices)
+
+
+def outward(faces: Tensor, vertices: Tensor) -> Tensor:
+    """Faces (F, 3) of a closed surface with vertices (V, 3), turned outward by the right-hand rule."""
+    first, second, third = (vertices.double() - vertices.double().mean(0))[faces].unbind(1)
     volume = (torch.linalg.cross(first, second) * third).sum() / 6
-    return closed if volume > 0 else closed.flip(-1)
+    return faces if volume > 0 else faces.flip(-1)
 
 
 def _opening(faces: Tensor) -> Tensor:

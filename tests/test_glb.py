@@ -1,0 +1,587 @@
+"""Hands from a rigged GLB file: skinning against a plain one, angles and lengths, closed skins, faults."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image, ImageDraw
+from trimesh import transformations
+
+from nvf_fast.data import hand as model
+from nvf_fast.data.draws import Draws
+from nvf_fast.data.faults import DatasetFaults
+from nvf_fast.data.glb import OURS, RiggedHand
+from nvf_fast.data.glb_file import CHAINS, JOINTS
+from nvf_fast.data.hand import UNIFORM, HandDistribution, draw_angles
+from nvf_fast.data.mesh import level_mesh
+from nvf_fast.data.render import render
+from nvf_fast.data.scenes import draw_scenes
+
+FILE_FRAME = transformations.euler_matrix(0.4, -1.2, 2.0) + np.array(
+    [[0, 0, 0, p] for p in (0.3, -0.1, 0.2, 0)]
+)
+PARENTS = {name: JOINTS[index - 1] for index, name in enumerate(JOINTS) if "metacarpal" not in name and index}
+PARENTS |= {name: "wrist" for name in JOINTS if "metacarpal" in name}
+
+
+class Source(NamedTuple):
+    """A hand in metres in its file's frame: (V, 3), (F, 3), (V, 25) of each joint, and (25, 4, 4)."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    weights: np.ndarray
+    joints: np.ndarray
+
+
+@cache
+def source() -> Source:
+    """Our own hand, a little bent, cut open at the wrist; every joint is turned in a way of its own."""
+    draws = Draws(0, "hand", [0])
+    degrees = {
+        name: torch.full((1, 4), value) for name, value in (("mcp", 12.0), ("pip", 18.0), ("dip", 9.0))
+    }
+    degrees |= {
+        "abduction": torch.tensor([[11.0, 1.0, -10.0, -21.0]]),
+        "thumb_abduction": torch.tensor([-5.0]),
+    }
+    degrees |= {"thumb_opposition": torch.tensor([8.0]), "thumb_mcp": torch.tensor([14.0])}
+    degrees |= {"thumb_ip": torch.tensor([10.0])}
+    angles = {name: torch.deg2rad(value.double()) for name, value in degrees.items()}
+    hand = model._pose(model._sample_shapes(draws), angles)
+    single = model.Hands(**{name: value.float() for name, value in vars(hand).items()})
+    low, high = hand.nodes[0].amin(0).float() - 22, hand.nodes[0].amax(0).float() + 22
+    low[1] = -4  # the wrist stays open where the box ends
+    cut = level_mesh(lambda points: single.signed_distance(points[None])[0], low, high)
+    nodes = hand.nodes[0].numpy()
+    points = [nodes[0], *nodes[1:5]]
+    for finger in range(4):
+        points += [nodes[21 + finger], *nodes[5 + 4 * finger : 9 + 4 * finger]]
+    ends = {index: JOINTS.index(PARENTS[name]) for index, name in enumerate(JOINTS) if index}
+    distances = np.full((len(cut.vertices), 25), 1e3)
+    for end, start in ends.items():  # a bone moves with the joint it begins at
+        axis = points[end] - points[start]
+        along = np.clip((cut.vertices - points[start]) @ axis / (axis @ axis), 0, 1)
+        gap = np.linalg.norm(cut.vertices - points[start] - along[:, None] * axis, axis=1)
+        distances[:, start] = np.minimum(distances[:, start], gap)
+    weights = np.exp((distances.min(1, keepdims=True) - distances) / 3)
+    np.put_along_axis(weights, np.argsort(-weights, 1)[:, 4:], 0, 1)
+    joints = np.stack([transformations.euler_matrix(0.3 * k, 0.2 * k, -0.5 * k) for k in range(25)])
+    joints[:, :3, 3] = np.array(points) / 1000
+    vertices = trimesh.transform_points(cut.vertices / 1000, FILE_FRAME)
+    return Source(vertices, cut.faces, weights / weights.sum(1, keepdims=True), FILE_FRAME @ joints)
+
+
+def moved(joints: np.ndarray) -> np.ndarray:
+    """The joints (25, 4, 4) with the index finger bent and the whole hand elsewhere: a pose that is not the
+    one in which the skin was hung."""
+    joints = joints.copy()
+    for joint in (7, 8, 9):
+        about = transformations.rotation_matrix(0.5, joints[6, :3, 0], joints[7, :3, 3])
+        joints[joint] = about @ joints[joint]
+    return transformations.rotation_matrix(0.7, [1, 2, 0], [0.1, 0, 0]) @ joints
+
+
+class Writer:
+    """glTF 2.0 by hand, so that the reader is not tested against its own library."""
+
+    def __init__(self) -> None:
+        self.binary = b""
+        self.document: dict[str, Any] = {"asset": {"version": "2.0"}, "bufferViews": [], "accessors": []}
+
+    def accessor(self, array: np.ndarray, normalized: bool = False) -> int:
+        component = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 5126}[
+            array.dtype.str[1:]
+        ]
+        kind = {1: "SCALAR", 3: "VEC3", 4: "VEC4", 16: "MAT4"}[array.shape[1]]
+        rows = array.tobytes()
+        width = len(rows) // len(array)
+        view: dict[str, Any] = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": len(rows)}
+        if kind == "VEC3":  # rows with a gap behind each
+            rows = b"".join(rows[at : at + width] + b"gap." for at in range(0, len(rows), width))
+            view |= {"byteStride": width + 4, "byteLength": len(rows)}
+        self.binary += rows + b"\0" * (-len(rows) % 4)
+        self.document["bufferViews"].append(view)
+        view_number = len(self.document["bufferViews"]) - 1
+        entry: dict[str, Any] = {"bufferView": view_number, "componentType": component}
+        entry |= {"count": len(array), "type": kind, "normalized": normalized}
+        self.document["accessors"].append(entry)
+        return len(self.document["accessors"]) - 1
+
+    def save(self, path: Path) -> Path:
+        self.document["buffers"] = [{"byteLength": len(self.binary)}]
+        text = json.dumps(self.document).encode()
+        text += b" " * (-len(text) % 4)
+        parts = [
+            struct.pack("<I4s", len(text), b"JSON"),
+            text,
+            struct.pack("<I4s", len(self.binary), b"BIN\0"),
+        ]
+        body = b"".join([*parts, self.binary])
+        path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body)
+        return path
+
+
+def glb(hand: Source, posed: np.ndarray | None = None, types: tuple[str, str] = ("u1", "f4")) -> Writer:
+    """The file's parts: one primitive with indices, one without; joints in a chain below an armature.
+
+    Args:
+        hand: what to write.
+        posed: (25, 4, 4) the joints as the file's nodes have them; `hand.joints` when absent.
+        types: of joints and weights.
+    """
+    file = Writer()
+    most = np.argsort(-hand.weights, 1)[:, :4]
+    shares = np.take_along_axis(hand.weights, most, 1)
+    if types[1] != "f4":
+        shares = shares * np.iinfo(types[1]).max
+    shares = shares.round().astype(types[1]) if types[1] != "f4" else shares.astype("f4")
+    primitives: list[dict[str, Any]] = []
+    right = hand.vertices[hand.faces].mean(1)[:, 0] > np.median(hand.vertices[:, 0])
+    for faces, indexed in ((hand.faces[right], True), (hand.faces[~right], False)):
+        used, corners = np.unique(faces, return_inverse=True)
+        rows = used if indexed else faces.reshape(-1)
+        attributes = {"POSITION": file.accessor(hand.vertices[rows].astype("f4"))}
+        attributes["JOINTS_0"] = file.accessor(most[rows].astype(types[0]))
+        attributes["WEIGHTS_0"] = file.accessor(shares[rows], types[1] != "f4")
+        primitives.append({"attributes": attributes, "mode": 4})
+        if indexed:
+            primitives[-1]["indices"] = file.accessor(corners.reshape(-1, 1).astype("u2"))
+    inverse = np.linalg.inv(hand.joints).transpose(0, 2, 1).reshape(25, 16).astype("f4")
+    world = dict(zip(JOINTS, hand.joints if posed is None else posed, strict=True))
+    armature = transformations.euler_matrix(0.1, 0.2, 0.3) @ np.diag([2.0, 2.0, 2.0, 1.0])
+    nodes: list[dict[str, Any]] = []
+    for index, name in enumerate(JOINTS):
+        local = np.linalg.inv(world[PARENTS[name]] if index else armature) @ world[name]
+        scale = np.linalg.norm(local[:3, 0])
+        quaternion = transformations.quaternion_from_matrix(local / [[scale, scale, scale, 1]])
+        node = {"translation": local[:3, 3].tolist(), "scale": [scale] * 3}
+        node |= {"rotation": [*quaternion[1:].tolist(), quaternion[0]]}
+        node = {"matrix": local.T.flatten().tolist()} if index % 3 else node
+        children = [JOINTS.index(child) for child, parent in PARENTS.items() if parent == name]
+        nodes.append({"name": name, **node, **({"children": children} if children else {})})
+    nodes.append({"name": "skin", "mesh": 0, "skin": 0, "translation": [5.0, 0.0, 0.0]})  # which glTF ignores
+    nodes.append({"name": "armature", "matrix": armature.T.flatten().tolist(), "children": [0, 25]})
+    file.document |= {"nodes": nodes, "meshes": [{"primitives": primitives}]}
+    file.document["skins"] = [{"joints": list(range(25)), "inverseBindMatrices": file.accessor(inverse)}]
+    return file
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return glb(source()).save(tmp_path_factory.mktemp("glb") / "right.glb")
+
+
+@pytest.fixture(scope="module")
+def rigged(path: Path) -> RiggedHand:
+    return RiggedHand.load(path, tips="skeleton")
+
+
+def hand_frame(joints: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (N, 3), and joints (25, 3), in metres, as mm in the frame that the joints span."""
+    ahead = joints[11] - joints[0]
+    out = np.cross(joints[6] - joints[21], ahead)
+    rows = np.stack([np.cross(ahead, out), ahead, out])
+    return 1000 * (points - joints[0]) @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
+
+
+def plain_skinning(hand: RiggedHand, turns: np.ndarray, size: float, stretch: np.ndarray) -> Any:
+    """One hand vertex by vertex, with 4 x 4 matrices that map bone by bone from the wrist on."""
+    rest, maps = hand.rest.numpy(), [np.eye(4)] * 25
+    positions = [rest[0]] * 25
+    for index, name in enumerate(JOINTS):
+        if index:
+            parent = JOINTS.index(PARENTS[name])
+            step = turns[parent] @ (rest[index] - rest[parent])
+            positions[index] = positions[parent] + stretch[index] * step
+        longer = np.eye(3)
+        if index and not name.endswith("tip"):
+            bone = rest[index + 1] - rest[index]
+            longer += (stretch[index + 1] - 1) * np.outer(bone, bone) / (bone @ bone)
+        about = np.eye(4)
+        about[:3, :3] = turns[index] @ longer
+        about[:3, 3] = positions[index] - about[:3, :3] @ rest[index]
+        maps[index] = about @ hand.bind[index].numpy()
+    vertices = []
+    for point, weights in zip(hand.vertices.numpy(), hand.weights.numpy(), strict=True):
+        vertices.append(sum(w * (m @ np.append(point, 1))[:3] for w, m in zip(weights, maps, strict=True)))
+    return size * np.array(vertices), size * np.array(positions)
+
+
+def nearest(first: np.ndarray, second: np.ndarray) -> float:
+    """The largest distance from a point of either set to the other."""
+    gaps = torch.cdist(
+        torch.from_numpy(first), torch.from_numpy(second), compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    return float(torch.maximum(gaps.amin(1).amax(), gaps.amin(0).amax()))
+
+
+def mesh_of(vertices: torch.Tensor, faces: torch.Tensor) -> trimesh.Trimesh:
+    return trimesh.Trimesh(vertices.double().numpy(), faces.numpy(), process=False)
+
+
+def test_the_files_own_pose_is_the_files_own_surface(rigged: RiggedHand) -> None:
+    hand = source()
+    assert len(rigged.vertices) == len(hand.vertices), "split vertices are one again"
+    posed = rigged.pose(rigged.angles)
+    wanted = hand_frame(hand.joints[:, :3, 3], hand.vertices)
+    assert nearest(posed.vertices[0].double().numpy(), wanted) < 1e-3
+    joints = hand_frame(hand.joints[:, :3, 3], hand.joints[:, :3, 3])[OURS]
+    np.testing.assert_allclose(posed.joints[0], joints, atol=1e-3)
+
+
+def test_the_nodes_pose_counts_not_the_one_the_skin_was_hung_in(tmp_path: Path) -> None:
+    hand = source()
+    joints = moved(hand.joints)
+    posed = RiggedHand.load(glb(hand, joints).save(tmp_path / "right.glb"), tips="skeleton")
+    maps = joints @ np.linalg.inv(hand.joints)
+    points = np.concatenate([hand.vertices, np.ones((len(hand.vertices), 1))], 1)
+    vertices = np.einsum("vj,jcd,vd->vc", hand.weights, maps, points)[:, :3]
+    wanted = hand_frame(joints[:, :3, 3], vertices)
+    assert nearest(posed.pose(posed.angles).vertices[0].double().numpy(), wanted) < 1e-3
+    assert nearest(wanted, hand_frame(hand.joints[:, :3, 3], hand.vertices)) > 5
+
+
+def test_skinning_is_the_plain_one(rigged: RiggedHand) -> None:
+    draws = Draws(1, "hand", range(2))
+    angles = {name: value[:, 0] for name, value in draw_angles(draws).items()}
+    size, stretch = draws.uniform(0.8, 1.2), draws.uniform(0.9, 1.1, 25)
+    posed, turns = rigged.pose(angles, size, stretch), rigged._turns(angles)
+    for row in range(2):
+        vertices, joints = plain_skinning(rigged, turns[row].numpy(), float(size[row]), stretch[row].numpy())
+        np.testing.assert_allclose(posed.vertices[row], vertices, atol=1e-4)
+        np.testing.assert_allclose(posed.joints[row], joints[OURS], atol=1e-4)
+
+
+@pytest.mark.parametrize(("types", "tolerance"), [(("u2", "u1"), 0.4), (("u2", "u2"), 2e-3)])
+def test_weights_of_whole_numbers(
+    types: tuple[str, str], tolerance: float, rigged: RiggedHand, tmp_path: Path
+) -> None:
+    rounded = RiggedHand.load(glb(source(), types=types).save(tmp_path / "right.glb"), tips="skeleton")
+    angles = {name: value[:, 0] for name, value in draw_angles(Draws(2, "hand", [0])).items()}
+    first, second = (hand.pose(angles).vertices[0].double().numpy() for hand in (rigged, rounded))
+    assert nearest(first, second) < tolerance
+    torch.testing.assert_close(rounded.weights.sum(1), torch.ones(len(rounded.vertices)).double())
+
+
+def test_joints_are_bent_as_asked(rigged: RiggedHand) -> None:
+    angles = {name: value[:, 0] for name, value in draw_angles(Draws(3, "hand", range(20))).items()}
+    bones = torch.diff(rigged._joints(rigged._turns(angles), torch.ones(20, 25).double())[:, CHAINS], dim=2)
+    bones = torch.nn.functional.normalize(bones, dim=-1)
+    bend = torch.linalg.vecdot(bones[:, :, :-1], bones[:, :, 1:]).clamp(-1, 1).acos()
+    for index, names in ((0, ("thumb_mcp", "pip")), (1, ("thumb_ip", "dip"))):
+        wanted = torch.cat([angles[names[0]][:, None], angles[names[1]]], 1).abs()
+        # Hinges lean a little towards the palm, so a finger leaves its plane; 0.7 degrees measured.
+        torch.testing.assert_close(bend[:, :, index], wanted, rtol=0, atol=math.radians(1))
+    elevation = bones[:, 1:, 0, 2].asin()
+    assert (elevation - angles["mcp"]).abs().max() < math.radians(0.5)  # 0.24 measured
+    direct = angles["mcp"].cos() > 0.5
+    heading = torch.atan2(bones[:, 1:, 0, 0], bones[:, 1:, 0, 1])
+    assert (heading - angles["abduction"]).abs()[direct].max() < math.radians(4)  # 3.0 measured
+    # The thumb's first bone points where that of our own hand does.
+    own = (
+        model._pose(model._sample_shapes(Draws(3, "hand", range(20))), angles).nodes[:, 1:3].diff(dim=1)[:, 0]
+    )
+    torch.testing.assert_close(bones[:, 0, 0], torch.nn.functional.normalize(own, dim=-1))
+
+
+def test_bones_keep_their_lengths(rigged: RiggedHand) -> None:
+    draws = Draws(4, "hand", range(30))
+    angles = {name: value[:, 0] for name, value in draw_angles(draws).items()}
+    size, stretch = draws.uniform(0.8, 1.2), draws.uniform(0.9, 1.1, 25)
+    joints = rigged.pose(angles, size, stretch).joints
+    at_rest = rigged.rest[CHAINS].diff(dim=1).norm(dim=-1)
+    lengths = joints[:, 1:].unflatten(1, (5, 4)).diff(dim=2).norm(dim=-1)
+    torch.testing.assert_close(lengths, (size[:, None, None] * stretch[:, CHAINS[:, 1:]] * at_rest).float())
+
+
+def test_skins_are_closed_and_outward(rigged: RiggedHand) -> None:
+    hands = rigged.draw(Draws(5, "hand", range(8)))
+    for vertices in hands.vertices:
+        mesh = mesh_of(vertices, hands.faces)
+        assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 1e5
+    opening = trimesh.Trimesh(source().vertices, source().faces, process=False)
+    assert not opening.is_watertight, "the file's own is open"
+    assert len(hands.faces) > len(source().faces)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_skin_that_is_inside_out_is_turned(closed: bool, rigged: RiggedHand, tmp_path: Path) -> None:
+    hand = source()
+    if closed:
+        parts = (rigged.vertices.numpy(), rigged.faces.numpy(), rigged.weights.numpy())
+        hand = Source(*parts, hand.joints)
+    file = glb(hand._replace(faces=hand.faces[:, ::-1])).save(tmp_path / "right.glb")
+    turned = RiggedHand.load(file)
+    mesh = mesh_of(turned.pose(turned.angles).vertices[0], turned.faces)
+    assert mesh.is_watertight and mesh.volume > 1e5 and len(turned.faces) == len(rigged.faces)
+
+
+def test_joints_lie_in_the_hand(path: Path, rigged: RiggedHand) -> None:
+    hands = rigged.draw(Draws(6, "hand", range(6)))
+    deep = [joint for joint in range(21) if joint % 4 or joint == 0]
+    assert hands.signed_distance(hands.joints)[:, deep].max() < -2
+    on_skin = RiggedHand.load(path)
+    tips = on_skin.pose(on_skin.angles).signed_distance(on_skin.pose(on_skin.angles).joints[:, 4::4])
+    assert tips.abs().max() < 1
+    with pytest.raises(ValueError, match="'skeleton' or 'skin', got 'nails'"):
+        RiggedHand.load(path, tips="nails")  # type: ignore[arg-type]
+
+
+def test_draws_are_named_by_their_seed_alone(rigged: RiggedHand) -> None:
+    many = rigged.draw(Draws(7, "hand", range(6)), UNIFORM)
+    alone = rigged.draw(Draws(7, "hand", [4]), UNIFORM)
+    torch.testing.assert_close(many.vertices[4:5], alone.vertices, rtol=0, atol=1e-3)
+    other = rigged.draw(Draws(8, "hand", [4]), UNIFORM)
+    assert (other.vertices - alone.vertices).abs().max() > 10
+    assert many.vertices.dtype == many.joints.dtype == torch.float32
+
+
+def test_places_are_those_of_the_distribution(rigged: RiggedHand) -> None:
+    wanted = HandDistribution(facing="back", tilt_deg=20, nearest_mm=400, farthest_mm=800, visible_joints=21)
+    hands = rigged.draw(Draws(9, "hand", range(60)), wanted)
+    depth = hands.joints[..., 2].mean(1)
+    assert depth.min() >= 400 - 1e-2 and depth.max() <= 800 + 1e-2
+    assert (480 * hands.joints[..., :2] / hands.joints[..., 2:]).abs().max() <= 112 + 1e-2
+    out = torch.linalg.cross(
+        hands.joints[:, 5] - hands.joints[:, 17], hands.joints[:, 9] - hands.joints[:, 0]
+    )
+    assert torch.nn.functional.normalize(out, dim=-1)[:, 2].min() > math.cos(math.radians(20 + 1))
+    sizes = hands.hand_scale / float((rigged.rest[12] - rigged.rest[11]).norm())
+    assert 0.05 < sizes.std() < 0.13 and (sizes.mean() - 1).abs() < 0.05
+
+
+def test_fingers_do_not_run_through_each_other(rigged: RiggedHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the tries there are poses with fingers in each other, with them nearly none."""
+    deepest = []
+    monkeypatch.setattr("nvf_fast.data.glb.POSES", 1)
+    first = rigged.draw(Draws(10, "hand", range(100)))
+    monkeypatch.undo()
+    for hands in (first, rigged.draw(Draws(10, "hand", range(100)))):
+        ends = hands.joints[:, 1:].unflatten(1, (5, 4))
+        cones = torch.stack([ends[:, :, :-1], ends[:, :, 1:]], 3).flatten(1, 2)
+        radii = rigged._radii[:15].float().expand(len(hands), 15, 2)
+        deepest.append(model.deepest_overlap(cones, radii) > model.DEEPEST_OVERLAP + 0.1)
+    assert deepest[0].sum() > 5 and deepest[1].sum() <= 1
+
+
+def test_the_picture_shows_the_hand_where_it_is(rigged: RiggedHand) -> None:
+    size = 96
+    near = HandDistribution(nearest_mm=350, farthest_mm=420, visible_joints=21)
+    hands = rigged.draw(Draws(11, "hand", [0]), near)
+    scenes = draw_scenes(Draws(11, "scene", [0]))
+    scenes = replace(scenes, before=replace(scenes.before, count=torch.zeros_like(scenes.before.count)))
+    light, dark = (
+        render(
+            hands, replace(scenes, skin=replace(scenes.skin, colour=torch.full((1, 3), share))), size
+        ).int()
+        for share in (0.7, 0.3)
+    )
+    shown = ((light - dark).abs().amax(1)[0] > 8).numpy()
+    outline = Image.new("1", (size, size))
+    pixels = (480 * hands.vertices[0, :, :2] / hands.vertices[0, :, 2:] + 112) * size / 224
+    for corners in pixels[hands.faces].tolist():
+        ImageDraw.Draw(outline).polygon([tuple(corner) for corner in corners], fill=1, outline=1)
+    covered = np.asarray(outline)
+    assert covered.sum() > 400
+    assert (shown & covered).sum() / (shown | covered).sum() > 0.9
+
+
+def broken(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        file = glb(source())
+        change(file.document)
+        return file.save(path)
+
+    return write
+
+
+def rewritten(**parts: Any) -> Callable[[Path], Path]:
+    return lambda path: glb(source()._replace(**{name: make() for name, make in parts.items()})).save(path)
+
+
+def without_a_file(path: Path) -> Path:
+    return path
+
+
+def with_text(path: Path) -> Path:
+    path.write_text("no GLB file at all")
+    return path
+
+
+def cut_short(path: Path) -> Path:
+    glb(source()).save(path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    return path
+
+
+def mirrored(points: np.ndarray) -> np.ndarray:
+    return points * np.array([-1.0, 1.0, 1.0])
+
+
+def mirrored_joints() -> np.ndarray:
+    joints = source().joints.copy()
+    joints[:, :3, 3] = mirrored(joints[:, :3, 3])
+    return joints
+
+
+def in_millimetres() -> np.ndarray:
+    joints = source().joints.copy()
+    joints[:, :3, 3] *= 1000
+    return joints
+
+
+def first_primitive(document: dict[str, Any]) -> dict[str, Any]:
+    return document["meshes"][0]["primitives"][0]
+
+
+def accessor(document: dict[str, Any], attribute: str) -> dict[str, Any]:
+    return document["accessors"][first_primitive(document)["attributes"][attribute]]
+
+
+def rename(document: dict[str, Any]) -> None:
+    document["nodes"][4]["name"], document["nodes"][7]["name"] = "thumb-end", "bone"
+
+
+def on_another_joint(document: dict[str, Any]) -> None:
+    document["nodes"].append({"name": "wrist-copy", "translation": [0, 0, 0]})
+    document["skins"][0]["joints"] += [27]
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "no file": (without_a_file, "no such file; wanted a GLB file"),
+    "no GLB": (with_text, "cannot be read"),
+    "cut short": (cut_short, r"end at byte \d+ of \d+; wanted a whole file"),
+    "joints missing": (
+        broken(rename),
+        "joints are missing: thumb-tip, index-finger-phalanx-intermediate; wanted",
+    ),
+    "joint twice": (
+        broken(lambda d: d["nodes"][25].update(name="wrist") or d["skins"][0]["joints"].append(25)),
+        "joints come twice: wrist",
+    ),
+    "no skin": (broken(lambda d: d.pop("skins") and d["nodes"][25].pop("skin")), "no skin; wanted one skin"),
+    "mesh beside": (
+        broken(lambda d: d["nodes"][25].pop("skin")),
+        "1 nodes with a mesh but no skin: skin; wanted",
+    ),
+    "two skins": (broken(lambda d: d["skins"].append(d["skins"][0])), "2 skins; wanted one skin"),
+    "no mesh": (broken(lambda d: d["nodes"][25].pop("mesh")), "no mesh; wanted a mesh in the skin"),
+    "lines": (
+        broken(lambda d: first_primitive(d).update(mode=1)),
+        "no triangles but glTF's mode 1; wanted mode 4",
+    ),
+    "no weights": (
+        broken(lambda d: first_primitive(d)["attributes"].pop("WEIGHTS_0")),
+        "has no WEIGHTS_0; wanted",
+    ),
+    "few weights": (
+        broken(lambda d: accessor(d, "WEIGHTS_0").update(count=7)),
+        r", 7\] positions, joints and weights",
+    ),
+    "two corners": (
+        broken(lambda d: d["accessors"][first_primitive(d)["indices"]].update(count=32)),
+        "32 indices",
+    ),
+    "few positions": (
+        broken(lambda d: [accessor(d, a).update(count=50) for a in ("POSITION", "JOINTS_0", "WEIGHTS_0")]),
+        "faces on further vertices; wanted 50 of them",
+    ),
+    "vectors": (
+        broken(lambda d: accessor(d, "POSITION").update(type="VEC2")),
+        "are VEC2 of component type 5126",
+    ),
+    "sparse": (
+        broken(lambda d: accessor(d, "POSITION").update(sparse={"count": 1})),
+        "are sparse; wanted plain",
+    ),
+    "few matrices": (
+        broken(lambda d: d["accessors"][-1].update(count=24)),
+        "24 inverse bind matrices; wanted 25",
+    ),
+    "packed": (
+        broken(lambda d: d.update(extensionsRequired=["KHR_draco_mesh_compression"])),
+        "compressed by KHR_draco",
+    ),
+    "loop": (broken(lambda d: d["nodes"][4].update(children=[26])), "their own ancestors; wanted a tree"),
+    "no such part": (
+        broken(lambda d: d["nodes"][25].update(mesh=3)),
+        r"its parts do not fit together \(list index",
+    ),
+    "sums": (
+        rewritten(weights=lambda: 0.5 * source().weights),
+        "vertices with weights such as .*; wanted none negative",
+    ),
+    "still joint": (
+        rewritten(weights=lambda: np.eye(25)[np.zeros(len(source().vertices), int)]),
+        "15 joints move no vertex: thumb-metacarpal, .* and 10 more",
+    ),
+    "not a number": (
+        rewritten(vertices=lambda: np.where(np.arange(3) > 1, np.nan, source().vertices)),
+        "NaN",
+    ),
+    "left hand": (
+        rewritten(vertices=lambda: mirrored(source().vertices), joints=mirrored_joints),
+        "a left hand; wanted a right hand",
+    ),
+    "millimetres": (
+        rewritten(vertices=lambda: 1000 * source().vertices, joints=in_millimetres),
+        r"wrist and middle knuckle lie .* mm apart; wanted 40 to 160 mm in a file in metres",
+    ),
+    "hole": (rewritten(faces=lambda: source().faces[5:]), "the skin cannot be closed"),
+    "two pieces": (
+        rewritten(faces=lambda: np.concatenate([source().faces, [[0, 1, 2]]])),
+        "the skin cannot be closed",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_faults_are_told(case: str, tmp_path: Path) -> None:
+    write, message = FAULTS[case]
+    with pytest.raises(DatasetFaults, match=message):
+        RiggedHand.load(write(tmp_path / "right.glb"))
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        rename(document)
+        document["meshes"][0]["primitives"][1]["mode"] = 0
+
+    file = glb(source()._replace(weights=0.5 * source().weights))
+    change(file.document)
+    with pytest.raises(DatasetFaults) as caught:
+        RiggedHand.load(file.save(tmp_path / "right.glb"))
+    assert len(caught.value.faults) == 3
+    for part in ("joints are missing", "weights such as", "glTF's mode 0"):
+        assert part in str(caught.value)
+
+
+def test_joints_beyond_the_25_may_move_nothing(tmp_path: Path) -> None:
+    file = glb(source())
+    on_another_joint(file.document)
+    matrices = np.tile(np.eye(4, dtype="f4").reshape(1, 16), (26, 1))
+    matrices[:25] = np.linalg.inv(source().joints).transpose(0, 2, 1).reshape(25, 16)
+    file.document["skins"][0]["inverseBindMatrices"] = file.accessor(matrices)
+    RiggedHand.load(file.save(tmp_path / "right.glb"))
+    joints = file.document["skins"][0]["joints"]
+    joints[25], joints[3] = joints[3], joints[25]
+    with pytest.raises(DatasetFaults, match="1 further joints move vertices: wrist-copy; wanted the 25"):
+        RiggedHand.load(file.save(tmp_path / "right.glb"))
+
+
+def test_without_the_library_it_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygltflib", None)
+    with pytest.raises(ImportError, match=r"GLB files need pygltflib: pip install 'nvf-fast\[train\]'"):
+        RiggedHand.load(path)
