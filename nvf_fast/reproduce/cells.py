@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -136,7 +136,7 @@ def described(workshop: Workshop) -> dict[str, Any]:
     kind = torch.device(workshop.device).type
     return {
         "size": workshop.size.name,
-        "data": {role: "real" if role in workshop.data else "synthetic" for role in EVALUATED_ON.values()},
+        "data": {role: "real" if role in workshop.data else "synthetic" for role in get_args(Role)},
         "seed": workshop.seed,
         "device": torch.cuda.get_device_name(workshop.device) if kind == "cuda" else "CPU",
     }
