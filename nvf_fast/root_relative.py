@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.camera import project, remap
+from nvf_fast.frame import VOTE_BYTES
 from nvf_fast.inputs import (
     check_voting,
     read_hand_scale,
@@ -124,9 +125,16 @@ class RootRelativeEstimator:
             seen = seen.to(dtype=self.dtype, memory_format=torch.channels_last)
         with self._stages("encode"):
             features = self.model.encode(seen)
-        found = self._ask(features, scale)
+        together = max(1, VOTE_BYTES // (len(self.points) * 21 * 4 * 4))
+        poses = []
+        for start in range(0, len(pictures), together):
+            part = slice(start, start + together)
+            found = self._ask(features[part], None if scale is None else scale[part])
+            with self._stages("read"):
+                given = roots[part].float(), left[part], intrinsics[part].float()
+                poses.append(self._pose(found, *given, return_votes))
         with self._stages("read"):
-            pose = self._pose(found, roots.float(), left, intrinsics.float(), return_votes)
+            pose = _joined(poses)
             pose = pose.numpy() if isinstance(groups[0], np.ndarray) else pose.to(groups[0].device)
         return pose[0] if single else pose
 
@@ -187,6 +195,14 @@ class _Found(NamedTuple):
     counts: Tensor  # (B,)
     points: Tensor  # (B, V, 3) mm
     votes: Tensor  # (B, V, 21, 4)
+
+
+def _joined(poses: list[HandPose]) -> HandPose:
+    """One batch of several."""
+    names = ("joints", "joints_2d", "scores", "voters", "valid", "points_evaluated")
+    arrays = {name: torch.cat([getattr(pose, name) for pose in poses]) for name in names}
+    votes = tuple(vote for pose in poses for vote in pose.votes or ())
+    return HandPose(**arrays, votes=votes if poses[0].votes is not None else None)
 
 
 def _mirrored(homographies: Tensor, left: Tensor, size: int) -> Tensor:

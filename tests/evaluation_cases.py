@@ -71,7 +71,7 @@ def predictor(**config: bool) -> CameraSpaceNVF:
         model.field.biases[-1][0] = 0.0
         model.field.biases[-1][1::4] = 0.5
         model.field.weights[-1][0] *= 0.01
-    return CameraSpaceNVF(PoseEstimator(model, step_mm=32))
+    return CameraSpaceNVF(PoseEstimator(model, step_mm=32, fraction=1.0))
 
 
 def evaluate(folder: Path, rank: int = 0, processes: int = 1) -> None:

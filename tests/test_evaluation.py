@@ -336,7 +336,11 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     completed = np.where(np.isnan(joints), FALLBACK, joints)[kept]
     found = written["settings"]["without_hand_scale"]
     assert found["scores"]["cs_mje"] == pytest.approx(metrics.mpjpe(completed, true), abs=1e-4)
-    assert found["server"] == pytest.approx(server_scores(completed, true, "ho3d"), abs=1e-4)
+    # Areas count errors below thresholds; errors that are 0 but for float32 rounding lie beside one of them.
+    wanted = server_scores(completed, true, "ho3d")
+    assert found["server"].keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found["server"][name] == pytest.approx(value, abs=2e-3 if "auc" in name else 1e-4), name
     assert found["server"]["xyz_mean3d"] == pytest.approx(found["scores"]["cs_mje"])
     # Six answers 5 mm off, the seventh is the constant pose.
     errors = metrics.joint_errors(completed, true)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from nvf_fast import root_relative
 from nvf_fast.baselines import build
 from nvf_fast.camera import project, remap
 from nvf_fast.config import NVFConfig
@@ -83,7 +84,7 @@ def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray)
     np.testing.assert_allclose(left.votes.directions * [-1, 1, 1], again.votes.directions, atol=0.02)
 
 
-def test_batches_are_their_members(model: NVF, image: np.ndarray) -> None:
+def test_batches_are_their_members(model: NVF, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     estimator = RootRelativeEstimator(model, step_mm=34.0)
     other = image[:200, :250]
     roots = np.stack([ROOT, [0.0, 10.0, 450.0]])
@@ -92,6 +93,10 @@ def test_batches_are_their_members(model: NVF, image: np.ndarray) -> None:
         alone = estimator(picture, K, roots[index], hand_scale=[40.0, 50.0][index])
         np.testing.assert_allclose(both[index].joints, alone.joints, rtol=0, atol=2e-3)
     assert torch.is_tensor(estimator(torch.from_numpy(image), K, ROOT).joints)
+    monkeypatch.setattr(root_relative, "VOTE_BYTES", 1)  # as many at a time as fit into memory: here one
+    apart = estimator([image, other], K, roots, hand_scale=[40.0, 50.0], return_votes=True)
+    np.testing.assert_allclose(apart.joints, both.joints, rtol=0, atol=2e-3)
+    assert [len(votes.points) for votes in apart.votes] == apart.voters.tolist()
 
 
 def test_no_voter_is_said(model: NVF, image: np.ndarray) -> None:

@@ -114,7 +114,7 @@ SMOKE = Size(
     ),
     sampling=PointSampling(surface=160, sphere=40, frustum=40, inside=None, outside=None, ray_points=160),
     pictures=1024,
-    evaluated=128,
+    evaluated=32,
     learning_rate=1.5e-3,
     additions=True,
 )
