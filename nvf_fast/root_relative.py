@@ -201,8 +201,9 @@ def _joined(poses: list[HandPose]) -> HandPose:
     """One batch of several."""
     names = ("joints", "joints_2d", "scores", "voters", "valid", "points_evaluated")
     arrays = {name: torch.cat([getattr(pose, name) for pose in poses]) for name in names}
-    votes = tuple(vote for pose in poses for vote in pose.votes or ())
-    return HandPose(**arrays, votes=votes if poses[0].votes is not None else None)
+    every = [pose.votes for pose in poses]
+    votes = tuple(vote for part in every if isinstance(part, tuple) for vote in part)
+    return HandPose(**arrays, votes=None if every[0] is None else votes)
 
 
 def _mirrored(homographies: Tensor, left: Tensor, size: int) -> Tensor:
