@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast import ops
-from nvf_fast.camera import project, remap
+from nvf_fast.camera import project
 from nvf_fast.frame import VOTE_BYTES
 from nvf_fast.inputs import (
     check_voting,
@@ -23,7 +23,7 @@ from nvf_fast.inputs import (
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes, joint_scores
 from nvf_fast.stages import Stages
-from nvf_fast.views import RootView
+from nvf_fast.views import RootView, mirrored, seen
 
 MIRROR = (-1.0, 1.0, 1.0)
 
@@ -115,16 +115,15 @@ class RootRelativeEstimator:
             scale = read_hand_scale(hand_scale, len(pictures), self.model.config)
             roots = read_roots(root, len(pictures))
             left = read_left(side, len(pictures))
-            homographies = _mirrored(self.view.homographies(intrinsics, roots, self._size), left, self._size)
+            homographies = mirrored(self.view.homographies(intrinsics, roots, self._size), left, self._size)
         with self._stages("remap"):
             views = [
-                remap(picture.permute(2, 0, 1)[None].to(self.device), homography[None], self._size)
+                seen(picture.to(self.device), homography, self._size)
                 for picture, homography in zip(pictures, homographies, strict=True)
             ]
-            seen = torch.cat(views).div_(127.5).sub_(1)
-            seen = seen.to(dtype=self.dtype, memory_format=torch.channels_last)
+            images = torch.cat(views).to(dtype=self.dtype, memory_format=torch.channels_last)
         with self._stages("encode"):
-            features = self.model.encode(seen)
+            features = self.model.encode(images)
         together = max(1, VOTE_BYTES // (len(self.points) * 21 * 4 * 4))
         poses = []
         for start in range(0, len(pictures), together):
@@ -204,9 +203,3 @@ def _joined(poses: list[HandPose]) -> HandPose:
     every = [pose.votes for pose in poses]
     votes = tuple(vote for part in every if isinstance(part, tuple) for vote in part)
     return HandPose(**arrays, votes=None if every[0] is None else votes)
-
-
-def _mirrored(homographies: Tensor, left: Tensor, size: int) -> Tensor:
-    """Views about the root, mirrored for left hands: x of the view becomes size - x."""
-    mirror = homographies.new_tensor([[-1.0, 0.0, size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    return torch.where(left[:, None, None], mirror @ homographies, homographies)

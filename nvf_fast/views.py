@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE, reference_homography
+from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE, reference_homography, remap
 from nvf_fast.config import Task
 from nvf_fast.grid import BOX_MM
 
@@ -189,6 +189,26 @@ class RootView:
         count = int(2 * self.half_side_mm / step_mm)
         axis = ((torch.arange(count, device=device) + 0.5) * (2 / count) - 1) * self.half_side_mm
         return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).flatten(0, 2)
+
+
+def seen(picture: Tensor, homography: Tensor, size: int) -> Tensor:
+    """A picture as the network takes it.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB, on the device of the answer.
+        homography: (3, 3) float64 from the picture's px to the network's.
+        size: px, side of the network's picture.
+
+    Returns:
+        (1, 3, size, size) float32, (x / 255 - 0.5) / 0.5.
+    """
+    return remap(picture.permute(2, 0, 1)[None], homography[None], size).div_(127.5).sub_(1)
+
+
+def mirrored(homographies: Tensor, left: Tensor, size: int) -> Tensor:
+    """Views about the root (B, 3, 3), mirrored where `left` (B,): x of the view becomes size - x."""
+    mirror = homographies.new_tensor([[-1.0, 0.0, size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    return torch.where(left[:, None, None], mirror @ homographies, homographies)
 
 
 def view_of(task: Task) -> CameraView | RootView:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
-from nvf_fast.camera import remap
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.root_relative import RootRelativeEstimator
 from nvf_fast.stages import Stages
-from nvf_fast.views import view_of
+from nvf_fast.views import seen, view_of
 
 
 @dataclass(frozen=True)
@@ -153,14 +152,12 @@ class BaselinePredictor:
             intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples])).double()
             homographies = self._view.homographies(intrinsics, wrists.double(), size)
             views = [
-                remap(
-                    torch.from_numpy(sample.image).permute(2, 0, 1)[None].to(device), homography[None], size
-                )
+                seen(torch.from_numpy(sample.image).to(device), homography, size)
                 for sample, homography in zip(samples, homographies, strict=True)
             ]
             scale = torch.tensor(hand_scales(samples), device=device) if use_scale else None
         with self._stages("regress"):
-            joints, votes = self.model.predict((torch.cat(views) / 127.5 - 1).to(self._dtype), scale)
+            joints, votes = self.model.predict(torch.cat(views).to(self._dtype), scale)
         with self._stages("read"):
             joints = joints.cpu() + self._view.origins(wrists)[:, None]
             valid = joints.isfinite().all(-1)

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from nvf_fast.baselines import DenseBaseline
-from nvf_fast.camera import remap
 from nvf_fast.data.sample import HandSample
 from nvf_fast.evaluation.figures.qualitative import QualitativeRow
-from nvf_fast.views import CameraView
+from nvf_fast.views import CameraView, seen
 
 
 @torch.no_grad()
@@ -32,8 +31,7 @@ def dense_row(
     view, size, device = CameraView(), model.config.input_size, model.centre.device
     intrinsics = torch.from_numpy(sample.intrinsics).double()
     homography = view.homographies(intrinsics[None], torch.zeros(1, 3, dtype=torch.float64), size)
-    picture = torch.tensor(sample.image, device=device).permute(2, 0, 1)[None]
-    images = remap(picture, homography, size) / 127.5 - 1
+    images = seen(torch.tensor(sample.image, device=device), homography[0], size)
     scale = torch.tensor([sample.hand_scale], device=device) if use_scale else None
     joints, _ = model.predict(images, scale)
     votes = model.ask(model.encode_all(images)[-1], scale)

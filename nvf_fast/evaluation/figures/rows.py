@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import look_at_rotation, reference_homography, remap, view_frame
+from nvf_fast.camera import look_at_rotation, reference_homography, view_frame
 from nvf_fast.data.mesh import NOTHING, Distance, Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.figures.qualitative import QualitativeRow
 from nvf_fast.pose import HandPose, Votes
 from nvf_fast.root_relative import RootRelativeEstimator
-from nvf_fast.views import CameraView
+from nvf_fast.views import CameraView, mirrored, seen
 
 MARGIN_MM = 40.0  # between the joints and the sides of the box in which the surface is sought
 
@@ -81,17 +81,15 @@ def asked_field(
     if isinstance(estimator, RootRelativeEstimator):
         assert sample.root is not None
         origin, frame = sample.root.double(), view_frame(torch.eye(3, dtype=torch.float64), left)
-        homography = estimator.view.homographies(intrinsics[None], origin[None], size)[0]
-        if left:  # the view's middle column, the root's, stays
-            homography = homography.new_tensor([[-1, 0, size], [0, 1, 0], [0, 0, 1]]) @ homography
+        homographies = estimator.view.homographies(intrinsics[None], origin[None], size)
+        homography = mirrored(homographies, left[None], size)[0]
         asked_at = estimator.view.asked_at
     else:
         middle = intrinsics[:2, 2] if sample.box is None else (sample.box[:2] + sample.box[2:]).double() / 2
         origin, frame = intrinsics.new_zeros(3), view_frame(look_at_rotation(middle, intrinsics), left)
         homography = reference_homography(intrinsics, size, frame)
         asked_at = CameraView().asked_at
-    picture = torch.tensor(sample.image, device=device).permute(2, 0, 1)[None]
-    view = remap(picture, homography[None], size).div_(127.5).sub_(1)
+    view = seen(torch.tensor(sample.image, device=device), homography, size)
     features = model.encode(view.to(estimator.dtype))
     scales = None if scale is None else torch.tensor([scale], device=device, dtype=torch.float32)
 
