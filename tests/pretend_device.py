@@ -1,0 +1,262 @@
+"""A device that exists in name only, for machines without a GPU: it computes on the CPU, but keeps apart.
+
+As on a GPU, an operation refuses tensors of the CPU among those of the device (numbers in tensors without
+dimensions, and indices, may come from the CPU), and new tensors are the CPU's unless they say otherwise. What
+needs CUDA itself, such as pinned memory, graphs and generators, is not there.
+
+    python tests/pretend_device.py     every rehearsal, as JSON: its name and what went wrong, or null
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils import backend_registration
+
+from nvf_fast.baselines import build
+from nvf_fast.checkpoint import load_checkpoint
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.mesh import hand_mesh
+from nvf_fast.data.render import render
+from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.data.synthetic import V1, SyntheticConfig, SyntheticHands, draw_chunk
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.evaluation.predictors import predictor_of
+from nvf_fast.evaluation.run import predict
+from nvf_fast.training.config import PRESETS
+from nvf_fast.training.losses import AuxiliaryHead
+from nvf_fast.training.pictures import PictureBatch
+from nvf_fast.training.step import Step
+
+THERE = "pretend:0"
+FROM_ANYWHERE = {"aten::_to_copy", "aten::copy_", "aten::_copy_from"}
+CPU_INDICES = {"aten::index", "aten::_unsafe_index", "aten::index_put_", "aten::_index_put_impl_"}
+
+
+class There(Tensor):
+    """A tensor of the device; `here` holds its values."""
+
+    here: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls: type[There], here: Tensor) -> There:
+        there = Tensor._make_wrapper_subclass(
+            cls,
+            here.size(),
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
+            device=THERE,
+        )
+        there.here = here
+        return there
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(op, args, kwargs or {})
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(_without_lists(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(_without_lists(index), value)
+
+
+def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An operation on the values, its results on the device that they belong to."""
+    name = op.name().split(".")[0]
+    flat, structure = pytree.tree_flatten((args, kwargs))
+    there = [value for value in flat if isinstance(value, There)]
+    if there and name not in FROM_ANYWHERE | CPU_INDICES:
+        for value in flat:
+            if isinstance(value, Tensor) and not isinstance(value, There) and value.dim():
+                raise RuntimeError(f"{op}: a tensor {tuple(value.shape)} of the CPU among the device's")
+    values = [value.here if isinstance(value, There) else value for value in flat]
+    args, kwargs = pytree.tree_unflatten(values, structure)
+    if name == "aten::_copy_from":
+        args[1].copy_(args[0])
+        return next(value for value in flat if getattr(value, "here", value) is args[1])
+    stays = bool(there)
+    if kwargs.get("device") is not None:
+        stays = torch.device(kwargs["device"]).type == "pretend"
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    if name == "aten::copy_":
+        stays = isinstance(flat[0], There)
+    kwargs.pop("pin_memory", None)
+    result = op(*args, **kwargs)
+    if name == "aten::_to_copy" and result.data_ptr() == args[0].data_ptr():
+        result = result.clone()
+    known = {id(value.here): value for value in there}
+
+    def placed(value: Any) -> Any:
+        if id(value) in known:
+            return known[id(value)]
+        return There(value) if stays and isinstance(value, Tensor) else value
+
+    return pytree.tree_map(placed, result)
+
+
+def install() -> torch.library.Library:
+    """Makes the device known to PyTorch for the rest of the process, while the library lives."""
+
+    class Module(backend_registration._DummyBackendModule):
+        def get_amp_supported_dtype(self) -> list[torch.dtype]:
+            return [torch.bfloat16, torch.float16]
+
+    backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=Module())
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(lambda op, *args, **kwargs: run(op, args, kwargs), "PrivateUse1")
+    # What PyTorch makes of lists and ranges in C++ goes by way of the CPU.
+    for name in ("tensor", "arange", "linspace", "eye"):
+        setattr(torch, name, _by_way_of_the_cpu(getattr(torch, name)))
+    as_tensor = torch.as_tensor
+
+    def as_tensor_by_way_of_the_cpu(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        made = data if isinstance(data, Tensor) else as_tensor(data)
+        return made.to(device=device or made.device, dtype=dtype or made.dtype)
+
+    def new_tensor(self: Tensor, data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        return torch.tensor(data, dtype=dtype or self.dtype).to(device or self.device)
+
+    torch.as_tensor, Tensor.new_tensor = as_tensor_by_way_of_the_cpu, new_tensor
+    return library
+
+
+def rehearsals() -> dict[str, Callable[[], None]]:
+    """What is run on the device, each beside the same on the CPU."""
+    found: dict[str, Callable[[], None]] = {"render": _render, "meshes": _meshes}
+    for search, step in (("dense", 16.0), ("guided", 16.0), ("octree", 8.0)):
+        found[f"estimator {search}"] = lambda search=search, step=step: _estimator(search, step)
+    for method in ("nvf", "holistic", "dense"):
+        for task in ("camera-space", "root-relative"):
+            found[f"evaluation {method} {task}"] = lambda method=method, task=task: _evaluate(method, task)
+        for preset in ("camera_space", "relative_freihand", "small")[: 3 if method == "nvf" else 2]:
+            found[f"training {method} {preset}"] = lambda method=method, preset=preset: _train(method, preset)
+    found["refusal"] = _refusal
+    return found
+
+
+def _refusal() -> None:
+    with pytest.raises(RuntimeError, match="of the CPU among"):
+        torch.ones(3, device=THERE) + torch.ones(3)
+
+
+def _render() -> None:
+    hands, scenes, _ = draw_chunk(V1, 0)
+    hands, scenes = hands[:3], scenes[:3]
+    pictures = render(hands.to(THERE), scenes.to(THERE), 64)
+    assert pictures.device.type == "pretend"
+    assert torch.equal(pictures.cpu(), render(hands, scenes, 64))
+
+
+def _meshes() -> None:
+    mesh = hand_mesh(sample_hands(1, torch.Generator().manual_seed(0)), 9.5)
+    vertices, faces = torch.tensor(mesh.vertices, dtype=torch.float32)[None], torch.tensor(mesh.faces)
+    hands = MeshHands(vertices, faces, torch.zeros(1, 21, 3))
+    points = vertices[:, ::40] + 3
+    rays = torch.zeros_like(points), points / points.norm(dim=-1, keepdim=True)
+    there = hands.to(THERE)
+    assert there.sample_surface(20).device.type == "pretend"
+    assert torch.equal(there.signed_distance(points.to(THERE)).cpu(), hands.signed_distance(points))
+    assert torch.equal(there.first_hit(*(ray.to(THERE) for ray in rays)).cpu(), hands.first_hit(*rays))
+
+
+def _estimator(search: Any, step: float) -> None:
+    model, _ = load_checkpoint(None)
+    hands, scenes, _ = draw_chunk(V1, 1)
+    pictures = [*render(hands[:2], scenes[:2], 224).permute(0, 2, 3, 1).numpy()]
+    camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
+    poses = [
+        PoseEstimator(model, step, search=search, device=device)(pictures, camera, hands[:2].hand_scale)
+        for device in ("cpu", THERE)
+    ]
+    np.testing.assert_array_equal(poses[0].joints, poses[1].joints)
+
+
+def _evaluate(method: Any, task: Any) -> None:
+    torch.manual_seed(0)
+    network = build(_tiny(NVFConfig(hand_scale=False, method=method, task=task)))
+    pictures = _seen()
+    here = predict(predictor_of(network), pictures)
+    there = predict(predictor_of(network.to(THERE)), pictures)
+    assert here is not None and there is not None
+    for setting, predictions in here.predictions.items():
+        np.testing.assert_array_equal(predictions.joints, there.predictions[setting].joints)
+
+
+@cache
+def _seen() -> SyntheticHands:
+    return SyntheticHands(SyntheticConfig(3, seed=5, size=64))
+
+
+def _train(method: Any, preset: str) -> None:
+    config = PRESETS[preset]()
+    config = replace(config, model=_tiny(replace(config.model, method=method)))
+    pictures = PictureBatch(
+        torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),
+        sample_hands(2, torch.Generator().manual_seed(0)),
+    )
+    if config.model.task == "root-relative":
+        pictures = pictures._replace(hands=pictures.hands.translated(-pictures.hands.joints[:, 0]))
+    losses = []
+    for device in ("cpu", THERE):
+        torch.manual_seed(0)
+        network = build(config.model).to(device)
+        auxiliary = AuxiliaryHead(config.model.width).to(device) if config.losses.auxiliary_weight else None
+        step = Step(config, torch.device(device), torch.channels_last)
+        batch = step.batch([(pictures, torch.Generator().manual_seed(1))])
+        terms = step.losses(network, auxiliary, batch)
+        terms["loss"].backward()
+        assert {p.grad.device for p in network.parameters() if p.grad is not None} == {torch.device(device)}
+        losses.append(terms["loss"].item())
+    assert losses[0] == losses[1] > 0, losses
+
+
+def _tiny(config: NVFConfig) -> NVFConfig:
+    return replace(
+        config, input_size=64, stem=16, width=32, widen=16, stacks=1, depth=2, groups=8, hidden=(32, 16)
+    )
+
+
+def _without_lists(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(map(_without_lists, index))
+    return torch.tensor(index) if isinstance(index, list | range) else index
+
+
+def _by_way_of_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def made(*args: Any, device: Any = None, **options: Any) -> Tensor:
+        tensor = function(*args, **options)
+        return tensor if device is None else tensor.to(device)
+
+    return made
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    library = install()
+    told: dict[str, str | None] = {}
+    for name, rehearse in rehearsals().items():
+        try:
+            rehearse()
+            told[name] = None
+        except Exception:
+            told[name] = traceback.format_exc(limit=-6)
+    del library
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
