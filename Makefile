@@ -2,12 +2,15 @@ PYTHON ?= python3
 SHARED ?= ../shared
 WORKERS ?= 2
 TESTS ?= tests
+DEVICE ?= cuda
+BENCHMARKS ?= benchmarks
+RUN ?= runs/full
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test lint wheel bench searches accuracy readme gpu clean
+.PHONY: help demo test lint wheel bench searches accuracy readme gpu gpu-tests gpu-sanitize gpu-bench gpu-train gpu-there clean
 
 help:
 	@echo "make demo    install into .venv and run the model on the picture that comes with it"
@@ -18,7 +21,10 @@ help:
 	@echo "make searches  compare the searches with the dense grid, into benchmarks/results/"
 	@echo "make accuracy  measure the embedded model on synthetic pictures, into its config.json and benchmarks/results/"
 	@echo "make readme  fill the README's tables from benchmarks/results/"
-	@echo "make gpu     tests and speed on a CUDA device, with $(PYTHON) as it is"
+	@echo "make gpu     on a CUDA device, with $(PYTHON) as it is: gpu-tests, gpu-sanitize and gpu-bench; make -k gpu"
+	@echo "             goes on after a failure, DEVICE=cpu rehearses, BENCHMARKS=FILE runs some"
+	@echo "make gpu-train  train the paper's network there, or go on where RUN=DIR stopped; measure it beside the small"
+	@echo "             one; TRAIN=... and EVAL=... are further options of nvf-fast train and nvf-fast eval synthetic"
 	@echo "make clean   remove everything made here"
 
 demo: $(VENV)/run
@@ -38,8 +44,10 @@ wheel: $(VENV)/dev
 
 bench: $(VENV)/dev
 	mkdir -p build
+	$(BIN)/python benchmarks/ceilings.py
 	$(BIN)/python -m pytest benchmarks --benchmark-json build/benchmarks.json
-	$(BIN)/python benchmarks/readme.py build/benchmarks.json
+	$(BIN)/python benchmarks/tables.py build/benchmarks.json
+	$(BIN)/python benchmarks/readme.py
 
 searches: $(VENV)/dev
 	$(BIN)/python -m benchmarks.searches
@@ -50,15 +58,35 @@ accuracy: $(VENV)/dev
 readme: $(VENV)/dev
 	$(BIN)/python benchmarks/readme.py
 
-gpu:
-	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('make gpu needs a CUDA device')"
-	$(PYTHON) -m pytest -p no:benchmark --shared $(SHARED) $(TESTS)
-	for network in small released; do \
-		$(PYTHON) -c "from nvf_fast.cli.main import main; main(['tune', '$$network'])" || exit 1; done
-	$(PYTHON) benchmarks/floors.py
+gpu: gpu-tests gpu-sanitize gpu-bench
+
+gpu-tests: gpu-there
+	$(PYTHON) -m pytest -p no:benchmark --shared $(SHARED) -m cuda $(TESTS)
+	$(PYTHON) -m pytest -p no:benchmark --shared $(SHARED) -m "not cuda" -n $(WORKERS) $(TESTS)
+
+gpu-sanitize: gpu-there
+	$(PYTHON) tests/sanitize.py || [ $$? -eq 2 ]  # goes on where there is no compute-sanitizer
+
+gpu-bench: gpu-there
 	mkdir -p build
-	$(PYTHON) -m pytest benchmarks --benchmark-json build/benchmarks.json
-	$(PYTHON) benchmarks/readme.py build/benchmarks.json
+	for network in small released; do [ $(DEVICE) = cpu ] || $(PYTHON) -m nvf_fast tune $$network || exit 1; done
+	$(PYTHON) benchmarks/ceilings.py
+	$(PYTHON) benchmarks/floors.py
+	$(PYTHON) -m pytest $(BENCHMARKS) --benchmark-json build/benchmarks.json
+	$(PYTHON) benchmarks/tables.py build/benchmarks.json
+	$(PYTHON) benchmarks/readme.py
+
+gpu-train: gpu-there
+	$(PYTHON) -m nvf_fast train full --device $(DEVICE) --out $(RUN) --data-cache $(RUN)/pictures \
+		$(if $(wildcard nvf_fast/weights/full),--initial nvf_fast/weights/full) $(TRAIN)
+	$(PYTHON) benchmarks/curves.py $(RUN) --out $(RUN)/curves.png
+	$(PYTHON) -m nvf_fast eval synthetic --device $(DEVICE) --data-cache $(RUN)/pictures \
+		--checkpoint small --out $(RUN)/small.json $(EVAL)
+	$(PYTHON) -m nvf_fast eval synthetic --device $(DEVICE) --data-cache $(RUN)/pictures \
+		--checkpoint $(RUN)/checkpoint --record --out $(RUN)/accuracy.json $(EVAL)
+
+gpu-there:
+	@[ $(DEVICE) = cpu ] || $(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA device')"
 
 clean:
 	rm -rf $(VENV) build dist nvf_demo.png *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,44 +1,37 @@
 """group_norm_relu on the encoders' maps, beside PyTorch's norm and ReLU, in one run.
 
-Timed: one call, host to finished device; the maps lie on the device, channels-last. Before every timed round
-`F.relu(F.group_norm(...))` runs on the same inputs; `times_pytorch_20_50_80` are percentiles of the rounds'
-ratios.
+Timed: one call, host to finished device; the maps lie on the device, channels-last. The definition it is
+compared with is what one would write: `F.relu(F.group_norm(...))` on the same inputs.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
 from benchmarks.paired import time_in_turn
 from nvf_fast import ops
 from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as reference
 from tests.kernel_cases import rms
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 # Channels, side of the map and groups: some of the embedded encoder's 62 norms and of the released one's 112.
 EMBEDDED = [(32, 64, 8), (64, 32, 8), (112, 16, 8), (208, 4, 8)]
 RELEASED = [(64, 112, 32), (256, 56, 32), (64, 56, 32), (256, 28, 32), (64, 14, 32)]
 
 
-def now() -> float:
-    if CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-@pytest.mark.parametrize("backend", ["triton", "torch"] if CUDA else ["torch"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16] if CUDA else [torch.float32], ids=str)
+@pytest.mark.parametrize("form", ["triton", "torch"] if CUDA else ["torch"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16] if CUDA else [torch.float32], ids=str
+)
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize(("channels", "side", "groups"), EMBEDDED + RELEASED)
 @torch.no_grad()
 def bench_group_norm_relu(
-    benchmark: Any, channels: int, side: int, groups: int, batch: int, dtype: torch.dtype, backend: str
+    benchmark: Any, channels: int, side: int, groups: int, batch: int, dtype: torch.dtype, form: ops.Backend
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(batch, channels, side, side).to(DEVICE, dtype, memory_format=torch.channels_last)
@@ -46,7 +39,7 @@ def bench_group_norm_relu(
 
     # Correct before timed.
     exact = reference(x.double(), weight.double(), bias.double(), groups)
-    found = ops.group_norm_relu(x, weight, bias, groups, backend=backend)
+    found = ops.group_norm_relu(x, weight, bias, groups, backend=form)
     assert rms(found - exact) <= 2 * rms(reference(x, weight, bias, groups) - exact)
 
     def pytorch() -> float:
@@ -55,16 +48,10 @@ def bench_group_norm_relu(
         return now() - began
 
     def run() -> None:
-        ops.group_norm_relu(x, weight, bias, groups, backend=backend)
+        ops.group_norm_relu(x, weight, bias, groups, backend=form)
         now()
 
     paired = time_in_turn(benchmark, run, pytorch, rounds=50)
-    benchmark.group = f"group_norm_relu {channels} x {side} x {side}, batch {batch}, {dtype}"
-    benchmark.extra_info.update(
-        device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
-        torch=torch.__version__,
-        dtype=str(dtype),
-        batch=batch,
-        us_20_50_80=[1e6 * value for value in paired.seconds],
-        times_pytorch_20_50_80=paired.ratios,
-    )
+    case = f"{channels} x {side} x {side}"
+    work = Work(0, tensor_bytes(x, found))
+    record(benchmark, "group_norm_relu", case, form, dtype, batch, paired, work)

@@ -1,4 +1,4 @@
-"""mesh_distance: kernel, PyTorch form, its definition (every point with every face) and trimesh, in one run.
+"""mesh_distance: beside its definition (every point with every face) in the same run; on a CPU trimesh too.
 
 Timed: one call, host to finished device; vertices, faces and points lie on the device (trimesh: numpy, its
 search tree included). A hand of about as many faces as MANO's; 14 500 points per image as training asks them:
@@ -7,17 +7,19 @@ half within some mm of the surface, half in a cube around it. Batch 24 on a GPU 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import trimesh
 from torch import Tensor
 
+from benchmarks.measured import CUDA, DEVICE, now, record
+from benchmarks.paired import time_in_turn
 from nvf_fast import ops
 from nvf_fast.kernels.mesh_distance_ref import mesh_distance as definition
 from tests.kernel_cases import hand_of_mano_size, mesh_tensors
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 POINTS = 14_500
 
 
@@ -26,11 +28,9 @@ def by_trimesh(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
     return torch.tensor(-trimesh.proximity.signed_distance(mesh, points[0].double().cpu().numpy()))[None]
 
 
-@pytest.mark.parametrize(
-    "form", ["definition", "torch", "triton"] if CUDA else ["definition", "torch", "trimesh"]
-)
+@pytest.mark.parametrize("form", ["triton", "torch"] if CUDA else ["torch", "trimesh"])
 @pytest.mark.parametrize("batch", [1, 24] if CUDA else [1])
-def bench_mesh_distance(benchmark, batch: int, form: str) -> None:
+def bench_mesh_distance(benchmark: Any, batch: int, form: str) -> None:
     torch.manual_seed(0)
     vertices, faces = mesh_tensors(hand_of_mano_size(), device=DEVICE)
     vertices = vertices.expand(batch, -1, -1).contiguous()
@@ -39,25 +39,24 @@ def bench_mesh_distance(benchmark, batch: int, form: str) -> None:
     points = torch.cat([near, 340 * (torch.rand(near.shape, device=DEVICE) - 0.5)], 1)
 
     def run() -> Tensor:
-        if form == "definition":
-            distance = definition(vertices, faces, points)
-        elif form == "trimesh":
+        if form == "trimesh":
             distance = by_trimesh(vertices, faces, points)
         else:
             distance = ops.mesh_distance(vertices, faces, points, backend=form)
-        if CUDA:
-            torch.cuda.synchronize()
+        now()
         return distance
 
     few = points[:1, ::50]
     exact = definition(vertices[:1].double(), faces, few.double())
     # Measured: 2e-5 mm, as float32 rounds coordinates of some 200 mm.
     torch.testing.assert_close(run()[:1, ::50].double(), exact, rtol=0, atol=1e-4)
-    benchmark.group = f"mesh_distance {len(faces)} faces, {POINTS} points, batch {batch}"
-    benchmark.extra_info.update(
-        device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
-        torch=torch.__version__,
-        dtype="torch.float32",
-        batch=batch,
+
+    def run_definition() -> float:
+        began = now()
+        definition(vertices, faces, points)
+        return now() - began
+
+    paired = time_in_turn(benchmark, run, run_definition, rounds=20 if CUDA else 3)
+    record(
+        benchmark, "mesh_distance", f"{len(faces)} faces, {POINTS} points", form, torch.float32, batch, paired
     )
-    benchmark.pedantic(run, rounds=20 if CUDA else 3, warmup_rounds=2 if CUDA else 0)

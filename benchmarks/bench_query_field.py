@@ -1,27 +1,28 @@
 """query_field over the grid of the frustum, beside the reference in chunks of 150 000 points.
 
 Timed: one call, host to finished device; features, points and weights lie on the device. About one point in
-300 is near the surface, as with a hand. Before every timed round the reference runs on the same inputs;
-`times_the_reference_20_50_80` are percentiles of the rounds' ratios.
+300 is near the surface, as with a hand. The form "frame" is how a frame asks: points located and weights
+packed before, and room for one vote in 100.
 """
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.floors import query_work
+from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
 from benchmarks.paired import time_in_turn
 from nvf_fast import ops
+from nvf_fast.config import NVFConfig
 from nvf_fast.grid import frustum_grid
+from nvf_fast.kernels.query_field import tilings
 from nvf_fast.kernels.query_field_ref import query_field as reference
 from tests.kernel_cases import FULL_NETWORK, SMALL_NETWORK, FieldCase, field_inputs, rms
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.float32]
 if CUDA or torch.ops.mkldnn._is_mkldnn_bf16_supported():
     DTYPES.append(torch.bfloat16)
@@ -33,25 +34,20 @@ if CUDA:
 CHUNK = 150_000
 
 
-def now() -> float:
-    if CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-@pytest.mark.parametrize("backend", ["triton", "torch"] if CUDA else ["torch"])
+@pytest.mark.parametrize("form", ["frame", "triton", "torch"] if CUDA else ["frame", "torch"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("name", "case", "step"), CASES, ids=[f"{name} {step} mm" for name, _, step in CASES]
 )
 @torch.no_grad()
 def bench_query_field(
-    benchmark: Any, name: str, case: FieldCase, step: int, dtype: torch.dtype, backend: str
+    benchmark: Any, name: str, case: FieldCase, step: int, dtype: torch.dtype, form: str
 ) -> None:
     torch.manual_seed(0)
     inputs = field_inputs(case._replace(batch=1), dtype, DEVICE)
     points = frustum_grid(step, DEVICE)
     arguments = inputs._replace(points=points)._asdict()
+    backend: ops.Backend = "torch" if form == "torch" or not CUDA else "triton"
     call = partial(ops.query_field, **arguments, backend=backend)
 
     # Correct before timed.
@@ -69,18 +65,31 @@ def bench_query_field(
             reference(**arguments | {"points": chunk}, surface_mm=surface_mm)
         return now() - began
 
+    if form == "frame":
+        query = ops.FieldQuery(
+            inputs.weights,
+            inputs.biases,
+            channels=case.channels,
+            image_size=case.image_size,
+            dtype=dtype,
+            backend=backend,
+        )
+        places = query.locate(points, inputs.intrinsics, case.map_size)
+        capacity = len(points) // 100
+
+        def call(surface_mm: float) -> object:
+            return query(query.project(inputs.features, inputs.hand_scale), places, surface_mm, capacity)
+
+        assert torch.equal(call(surface_mm)[0], ops.query_field(**arguments, backend=backend)[0])
+
     def run() -> None:
         call(surface_mm=surface_mm)
         now()
 
     paired = time_in_turn(benchmark, run, whole_reference, rounds=20 if CUDA else 9)
-    benchmark.group = f"query_field {name} {step} mm {dtype}"
-    benchmark.extra_info.update(
-        device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
-        torch=torch.__version__,
-        dtype=str(dtype),
-        batch=1,
-        points=len(points),
-        ms_20_50_80=[1e3 * value for value in paired.seconds],
-        times_the_reference_20_50_80=paired.ratios,
-    )
+    config = NVFConfig(input_size=case.image_size, width=case.channels, hidden=case.hidden)
+    assert (config.feature_size, config.feature_size) == case.map_size
+    near_votes = len(points) / 300 * 21 * 4 * 4
+    moved = tensor_bytes(inputs.features, points, *inputs.weights) + 4 * len(points) + near_votes
+    flops = query_work(config, len(points), tilings(dtype, "cuda", 90)[0]).least
+    record(benchmark, "query_field", f"{name}, {step} mm", form, dtype, 1, paired, Work(flops, moved))

@@ -1,4 +1,4 @@
-"""ray_mesh: kernel, PyTorch form, its definition (every ray with every face) and trimesh, in one run.
+"""ray_mesh: beside its definition (every ray with every face) in the same run; on a CPU trimesh too.
 
 Timed: one call, host to finished device; vertices, faces and rays lie on the device (trimesh: numpy, its
 search tree included). A hand of about as many faces as MANO's, 400 mm before a camera whose square picture
@@ -8,6 +8,7 @@ is twice as wide as the hand. Batch 24 and 224 x 224 px on a GPU only.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,11 @@ import torch
 import trimesh
 from torch import Tensor
 
+from benchmarks.measured import CUDA, DEVICE, now, record
+from benchmarks.paired import time_in_turn
 from nvf_fast import ops
 from nvf_fast.kernels.ray_mesh_ref import ray_mesh as definition
 from tests.kernel_cases import hand_of_mano_size, mesh_tensors
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 
 
 def by_trimesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,12 +33,10 @@ def by_trimesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Ten
     return torch.tensor(t)[None], torch.tensor(met)[None]
 
 
-@pytest.mark.parametrize(
-    "form", ["definition", "torch", "triton"] if CUDA else ["definition", "torch", "trimesh"]
-)
+@pytest.mark.parametrize("form", ["triton", "torch"] if CUDA else ["torch", "trimesh"])
 @pytest.mark.parametrize("batch", [1, 24] if CUDA else [1])
 @pytest.mark.parametrize("side", [56, 224] if CUDA else [56])
-def bench_ray_mesh(benchmark, side: int, batch: int, form: str) -> None:
+def bench_ray_mesh(benchmark: Any, side: int, batch: int, form: str) -> None:
     vertices, faces = mesh_tensors(hand_of_mano_size(), device=DEVICE)
     vertices = vertices.expand(batch, -1, -1) + torch.tensor([0, 0, 400.0], device=DEVICE)
     across = torch.linspace(-0.4, 0.4, side, device=DEVICE)
@@ -48,14 +46,11 @@ def bench_ray_mesh(benchmark, side: int, batch: int, form: str) -> None:
     origins = torch.zeros_like(directions)
 
     def run() -> tuple[Tensor, Tensor]:
-        if form == "definition":
-            answer = definition(vertices, faces, origins, directions)
-        elif form == "trimesh":
+        if form == "trimesh":
             answer = by_trimesh(vertices, faces, origins, directions)
         else:
             answer = ops.ray_mesh(vertices, faces, origins, directions, backend=form)
-        if CUDA:
-            torch.cuda.synchronize()
+        now()
         return answer
 
     exact, face = definition(vertices[:1].double(), faces, origins[:1].double(), directions[:1].double())
@@ -63,11 +58,13 @@ def bench_ray_mesh(benchmark, side: int, batch: int, form: str) -> None:
     assert torch.equal(met >= 0, face >= 0)
     # In mm of 400; most where a ray grazes. Measured: 2e-4.
     torch.testing.assert_close(t.double(), exact, rtol=0, atol=1e-2)
-    benchmark.group = f"ray_mesh {len(faces)} faces, {side} x {side} rays, batch {batch}"
-    benchmark.extra_info.update(
-        device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
-        torch=torch.__version__,
-        dtype="torch.float32",
-        batch=batch,
+
+    def run_definition() -> float:
+        began = now()
+        definition(vertices, faces, origins, directions)
+        return now() - began
+
+    paired = time_in_turn(benchmark, run, run_definition, rounds=20 if CUDA else 3)
+    record(
+        benchmark, "ray_mesh", f"{len(faces)} faces, {side} x {side} rays", form, torch.float32, batch, paired
     )
-    benchmark.pedantic(run, rounds=20 if CUDA else 3, warmup_rounds=2 if CUDA else 0)

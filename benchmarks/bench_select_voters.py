@@ -1,43 +1,44 @@
-"""select_voters: the kernel and the reference, in one run.
+"""select_voters, beside its definition in the same run.
 
 Timed: one call, host to finished device; the distances lie on the device. One point in 300 is near.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
+from benchmarks.paired import time_in_turn
 from nvf_fast import ops
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
+from nvf_fast.kernels.select_voters_ref import select_voters as definition
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"] if CUDA else ["torch"])
+@pytest.mark.parametrize("form", ["triton", "torch"] if CUDA else ["torch"])
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("count", [28_351, 230_475, 1_882_292] if CUDA else [28_351, 230_475])
-def bench_select_voters(benchmark, count: int, batch: int, backend: str) -> None:
+def bench_select_voters(benchmark: Any, count: int, batch: int, form: ops.Backend) -> None:
     torch.manual_seed(0)
     sdf = 100 * torch.rand(batch, count, device=DEVICE)
     surface_mm, capacity = 1 / 3, max(256, count // 100)
-    for got, wanted in zip(
-        ops.select_voters(sdf, surface_mm, capacity, backend=backend),
-        ops.select_voters(sdf, surface_mm, capacity, backend="torch"),
-        strict=True,
-    ):
-        assert torch.equal(got, wanted)
+    found, wanted = (
+        ops.select_voters(sdf, surface_mm, capacity, backend=form),
+        definition(sdf, surface_mm, capacity),
+    )
+    for got, expected in zip(found, wanted, strict=True):
+        assert torch.equal(got, expected)
 
     def run() -> None:
-        ops.select_voters(sdf, surface_mm, capacity, backend=backend)
-        if CUDA:
-            torch.cuda.synchronize()
+        ops.select_voters(sdf, surface_mm, capacity, backend=form)
+        now()
 
-    benchmark.group = f"select_voters {count} points, batch {batch}"
-    benchmark.extra_info.update(
-        device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
-        torch=torch.__version__,
-        dtype="torch.float32",
-        batch=batch,
-    )
-    benchmark.pedantic(run, rounds=50, warmup_rounds=2)
+    def run_definition() -> float:
+        began = now()
+        definition(sdf, surface_mm, capacity)
+        return now() - began
+
+    paired = time_in_turn(benchmark, run, run_definition, rounds=50)
+    work = Work(0, tensor_bytes(sdf, *found))
+    record(benchmark, "select_voters", f"{count} points", form, sdf.dtype, batch, paired, work)

@@ -3,12 +3,11 @@
 Timed: augmentation, query points, labels, forward, backward, clipping, optimiser and averaged weights, host
 to finished device, on pictures that were fetched before. On a CPU a small configuration; on CUDA also the
 paper's camera-space training, batch 24 with 5 000 points each. Before they are timed, both sides give the
-same loss in float32. `times_the_plain_step_20_50_80` are percentiles of the rounds' ratios.
+same loss in float32.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.measured import CUDA, DEVICE, now
 from benchmarks.paired import time_in_turn
 from benchmarks.plain_step import PlainStep
 from nvf_fast.data.hand import sample_hands
 from nvf_fast.training.config import PRESETS, Optimisation, TrainingConfig
 from nvf_fast.training.loop import Trainer
 from nvf_fast.training.pictures import PictureBatch
-
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
 def small() -> TrainingConfig:
@@ -61,12 +58,6 @@ class Noise:
         return PictureBatch(self.images[indices], self.hands[torch.tensor(indices)])
 
 
-def now() -> float:
-    if CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 @pytest.mark.parametrize(
     ("make", "precision", "compiled"),
     CASES,
@@ -78,7 +69,7 @@ def bench_training_step(benchmark: Any, tmp_path: Path, make: Any, precision: st
 
     def trainer(**options: Any) -> Trainer:
         changed = replace(config, optimisation=replace(config.optimisation, **options))
-        return Trainer(changed, data, tmp_path, DEVICE)
+        return Trainer(changed, data, tmp_path, torch.device(DEVICE))
 
     exact = trainer(precision="float32")
     pictures = next(exact.upcoming())
@@ -100,12 +91,11 @@ def bench_training_step(benchmark: Any, tmp_path: Path, make: Any, precision: st
     paired = time_in_turn(benchmark, step, plain_step, rounds=20 if CUDA else 7)
     benchmark.group = f"training step, {make.__name__}"
     benchmark.extra_info.update(
-        device=torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads",
-        torch=torch.__version__,
+        preset=make.__name__,
         dtype=precision,
         compiled=compiled,
         batch=config.optimisation.batch,
         points=config.sampling.total,
         ms_20_50_80=[1e3 * value for value in paired.seconds],
-        times_the_plain_step_20_50_80=paired.ratios,
+        times_the_peer_20_50_80=paired.ratios,
     )

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
-import platform
 import subprocess
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.measured import device_name
+
+# Float32 is compared with float32, and timed against it: convolutions would otherwise take TF32.
+torch.backends.cudnn.allow_tf32 = False
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     cuda = torch.cuda.is_available()
-    processor = machine_info.get("cpu", {}).get("brand_raw", platform.machine())
-    machine_info["device"] = torch.cuda.get_device_name() if cuda else processor
+    machine_info["device"] = device_name()
     machine_info["kind"] = "gpu" if cuda else "cpu"
-    machine_info["threads"] = torch.get_num_threads()
     machine_info["torch"] = torch.__version__
     machine_info["triton"] = importlib.metadata.version("triton")
     if cuda:

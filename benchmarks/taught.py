@@ -54,7 +54,8 @@ class _TaughtQuery:
         sdf = self._sdf[rows]
         near = sdf.abs() < within_mm
         slots = (near.cumsum(0) - 1).int()
-        votes = self._votes.new_empty(1, capacity, *self._votes.shape[1:])
-        kept = near & (slots < capacity)
-        votes[0, slots[kept].long()] = self._votes[rows[kept]]
-        return sdf[None], votes, slots[None]
+        # Without looking at what is near, so that a frame can be captured: one more row takes all the rest.
+        votes = self._votes.new_empty(capacity + 1, *self._votes.shape[1:])
+        places = torch.where(near, slots, capacity).clamp(max=capacity).long()
+        votes.index_copy_(0, places, self._votes[rows])
+        return sdf[None], votes[None, :capacity], slots[None]

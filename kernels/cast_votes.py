@@ -10,6 +10,7 @@ from torch import Tensor
 _BLOCK = 1024
 _DIGIT_BITS = 8
 _WARPS = 8
+_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
@@ -168,6 +169,20 @@ def cast_votes(
         joints (B, J, 3) mm; weight (B, J); spread (B, J) mm; all float32.
     """
     batch, point_count, joint_count, _ = votes.shape
+    if batch > _IMAGES:
+        parts = [
+            cast_votes(
+                points[some] if points.ndim == 3 else points,
+                votes[some],
+                indices[some],
+                counts[some],
+                ball_mm=ball_mm,
+                fraction=fraction,
+            )
+            for some in (slice(first, first + _IMAGES) for first in range(0, batch, _IMAGES))
+        ]
+        joints, weight, spread = (torch.cat(some) for some in zip(*parts, strict=True))
+        return joints, weight, spread
     points, votes, indices = points.contiguous(), votes.contiguous(), indices.contiguous()
     voters = counts.clamp(max=indices.shape[1])
     selected = (

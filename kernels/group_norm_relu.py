@@ -10,6 +10,7 @@ from torch import Tensor
 _TILE = 8192  # values per program
 _MEANS = tl.constexpr(2048)  # that a program combines at a time
 _WARPS = 8
+_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
@@ -22,7 +23,7 @@ def _tile(
     GROUP_LANES: tl.constexpr,
     CHANNEL_LANES: tl.constexpr,
 ):
-    """Of a block of whole texels (TEXELS, lanes): offsets, what is there, and the lanes' channels."""
+    """Of a block of whole texels (TEXELS, lanes): offsets in it, what is there, and the lanes' channels."""
     PER_GROUP: tl.constexpr = CHANNELS // GROUPS
     lane = tl.arange(0, GROUP_LANES * CHANNEL_LANES)
     if PER_GROUP == CHANNEL_LANES:
@@ -31,9 +32,9 @@ def _tile(
     else:
         channel = lane // CHANNEL_LANES * PER_GROUP + lane % CHANNEL_LANES
         used = (lane // CHANNEL_LANES < GROUPS) & (lane % CHANNEL_LANES < PER_GROUP)
-    texel = block * TEXELS + tl.arange(0, TEXELS)
+    texel = tl.arange(0, TEXELS)
     offsets = texel[:, None] * CHANNELS + channel[None, :]
-    return offsets, (texel < texel_count)[:, None] & used[None, :], channel, used
+    return offsets, (texel < texel_count - block * TEXELS)[:, None] & used[None, :], channel, used
 
 
 @triton.jit
@@ -60,10 +61,10 @@ def measure_blocks(
     CHANNEL_LANES: tl.constexpr,
 ):
     """Each group's mean and sum of squared deviations over one block: moments (B, blocks, 2, GROUPS)."""
-    block = tl.program_id(0)
+    block = tl.program_id(0).to(tl.int64)
     image = tl.program_id(1).to(tl.int64)
     offsets, there, _, _ = _tile(block, texel_count, CHANNELS, GROUPS, TEXELS, GROUP_LANES, CHANNEL_LANES)
-    x_ptr += image * texel_count * CHANNELS
+    x_ptr += (image * texel_count + block * TEXELS) * CHANNELS
     x = tl.load(x_ptr + offsets, mask=there, other=0.0).to(tl.float32)
     count = tl.minimum(texel_count - block * TEXELS, TEXELS) * (CHANNELS // GROUPS)
     mean = _sum_groups(x, TEXELS, GROUP_LANES, CHANNEL_LANES) / count
@@ -95,14 +96,14 @@ def normalise_blocks(
     CHANNEL_LANES: tl.constexpr,
 ):
     """Every program combines the moments of all blocks, in one order, and applies them to its own."""
-    block = tl.program_id(0)
+    block = tl.program_id(0).to(tl.int64)
     image = tl.program_id(1).to(tl.int64)
     blocks = tl.num_programs(0)
     offsets, there, channel, used = _tile(
         block, texel_count, CHANNELS, GROUPS, TEXELS, GROUP_LANES, CHANNEL_LANES
     )
-    x_ptr += image * texel_count * CHANNELS
-    y_ptr += image * texel_count * CHANNELS
+    x_ptr += (image * texel_count + block * TEXELS) * CHANNELS
+    y_ptr += (image * texel_count + block * TEXELS) * CHANNELS
     x = tl.load(x_ptr + offsets, mask=there, other=0.0).to(tl.float32)
 
     # Chan et al. 1983, for BLOCKS blocks at a time. Means are summed as differences from the mean so far: far
@@ -116,7 +117,7 @@ def normalise_blocks(
     total = tl.zeros((), tl.float32)
     first = 0
     while first < blocks:
-        some = first + tl.arange(0, BLOCKS)
+        some = first + tl.arange(0, BLOCKS).to(tl.int64)
         known = (some < blocks)[:, None] & (group < GROUPS)[None, :]
         rows = moments_ptr + some[:, None] * (2 * GROUPS) + group[None, :]
         counts = tl.maximum(tl.minimum(texel_count - some * TEXELS, TEXELS), 0).to(tl.float32) * PER_GROUP
@@ -161,6 +162,9 @@ def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
     if x.is_contiguous(memory_format=torch.channels_last):
         memory_format = torch.channels_last
     x = x.contiguous(memory_format=torch.channels_last)
+    if batch > _IMAGES:
+        y = torch.cat([group_norm_relu(part, weight, bias, groups, eps) for part in x.split(_IMAGES)])
+        return y.contiguous(memory_format=memory_format)
     y = torch.empty_like(x)
     if x.numel() > 0:
         constants = tiling(channels, groups)

@@ -6,6 +6,7 @@ meet only at the end.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 _POINTS = 16
 _FACES = 32
 _WARPS = 4
+_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
@@ -67,11 +69,11 @@ def measure_distance(
     corners_ptr += image * face_count * 9
     points_ptr += image * point_count * 3
     distance_ptr += image * point_count
-    point = tl.program_id(0) * POINTS + tl.arange(0, POINTS)
+    point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     wanted = point < point_count
-    px = tl.load(points_ptr + point.to(tl.int64) * 3, mask=wanted, other=0.0)[:, None]
-    py = tl.load(points_ptr + point.to(tl.int64) * 3 + 1, mask=wanted, other=0.0)[:, None]
-    pz = tl.load(points_ptr + point.to(tl.int64) * 3 + 2, mask=wanted, other=0.0)[:, None]
+    px = tl.load(points_ptr + point * 3, mask=wanted, other=0.0)[:, None]
+    py = tl.load(points_ptr + point * 3 + 1, mask=wanted, other=0.0)[:, None]
+    pz = tl.load(points_ptr + point * 3 + 2, mask=wanted, other=0.0)[:, None]
     nearest = tl.full((POINTS, FACES), float("inf"), tl.float32)
     winding = tl.zeros((POINTS, FACES), tl.int32)
 
@@ -134,7 +136,7 @@ def measure_distance(
     distance = tl.where(tl.sum(winding, 1)[:, None] != 0, -distance, distance)
     # Infinity and NaN less themselves are NaN, which the minimum may have passed over.
     distance += (px - px) + (py - py) + (pz - pz)
-    tl.store(distance_ptr + point.to(tl.int64)[:, None], distance, mask=wanted[:, None])
+    tl.store(distance_ptr + point[:, None], distance, mask=wanted[:, None])
 
 
 def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
@@ -149,6 +151,9 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
         (B, N) float32 mm.
     """
     batch, point_count, _ = points.shape
+    if batch > _IMAGES:
+        parts = zip(vertices.split(_IMAGES), points.split(_IMAGES), strict=True)
+        return torch.cat([mesh_distance(some, faces, asked) for some, asked in parts])
     distance = points.new_empty(batch, point_count)
     if distance.numel() > 0:
         # (B, xyz, corner, F) as (B, 3, 3 F); where an index is out of range CUDA asserts, and nobody waits.

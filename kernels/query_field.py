@@ -29,6 +29,7 @@ EXTRA_ROWS = tl.constexpr(3)  # of the maps, after the texels: depth column, con
 
 # Tiles per pass: bounds the hidden activations in memory to 262 144 points at 128 per tile.
 _TILES_PER_PASS = 2048
+_IMAGES = 2**15  # that share their tiles, per launch: CUDA takes 65535 programs along the third axis
 
 
 class Tiling(NamedTuple):
@@ -111,8 +112,10 @@ def locate_points(
     BLOCK: tl.constexpr,
 ):
     """Sort key of each point: image, then strip, then column of its cell; `outside` if out of view."""
-    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    image = tl.program_id(1).to(tl.int64)
+    # Blocks and images along one axis: the others take 65535 programs.
+    blocks = tl.cdiv(point_count, BLOCK)
+    point = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
     there = point < point_count
     u, v, _, inside = _project(
         points_ptr + image * points_stride,
@@ -125,7 +128,7 @@ def locate_points(
     )
     column = tl.minimum(tl.where(inside, u, 0.0).to(tl.int32), width - 2)
     row = tl.minimum(tl.where(inside, v, 0.0).to(tl.int32), height - 2)
-    strip = tl.program_id(1) * _strips(height) + row // (WINDOW_ROWS - 1)
+    strip = tl.program_id(0) // blocks * _strips(height) + row // (WINDOW_ROWS - 1)
     key = tl.where(inside, strip * width + column, outside)
     tl.store(keys_ptr + image * point_count + point, key, mask=there)
 
@@ -440,7 +443,7 @@ def locate(
     points = (points if points.ndim == 3 else points[None]).contiguous()
     intrinsics = (intrinsics if intrinsics.ndim == 3 else intrinsics[None]).contiguous()
     batch, point_count, device = max(len(points), len(intrinsics)), points.shape[1], points.device
-    if max(batch, layers.outputs) * point_count >= 2**31:
+    if max(batch, layers.outputs) * point_count > 2**31 - 2**16:  # programs count past the last point
         raise ValueError(
             f"query_field: {batch} x {point_count} points x {layers.outputs} channels pass 32-bit positions"
         )
@@ -456,7 +459,7 @@ def locate(
     keys = torch.empty(batch * point_count, dtype=torch.int32, device=device)
     block = 1024
     if len(keys) > 0:
-        locate_points[(triton.cdiv(point_count, block), batch)](
+        locate_points[(triton.cdiv(point_count, block) * batch,)](
             points, intrinsics, keys, *geometry, strips * width, BLOCK=block
         )
     keys, order = keys.sort(stable=True)
@@ -509,6 +512,11 @@ def evaluate(
         that holds a near point's, in no particular order. A slot past the capacity was not written. Without a
         capacity `votes` are in the points' order, zero where a point is not near, and `slots` is empty.
     """
+    shared = max(len(tiles.points), len(tiles.intrinsics)) == 1
+    if shared and len(maps) > _IMAGES:
+        parts = [evaluate(some, tiles, layers, surface_mm, capacity) for some in maps.split(_IMAGES)]
+        sdf, votes, slots = (torch.cat(some) for some in zip(*parts, strict=True))
+        return sdf, votes, slots
     batch, outputs, tiling = len(maps), layers.outputs, layers.tiling
     point_count, joints = tiles.geometry[2], (outputs - 1) // 4
     sdf = maps.new_full((batch, point_count), math.inf, dtype=torch.float32)
@@ -520,7 +528,7 @@ def evaluate(
         slots = sdf.new_empty(batch, point_count, dtype=torch.int32)
     row_counts = sdf.new_zeros(batch, dtype=torch.int32)
     # Images that share their tiles are the third axis of the grid.
-    images = batch if max(len(tiles.points), len(tiles.intrinsics)) == 1 else 1
+    images = batch if shared else 1
     tile_capacity = len(tiles.tiles) if point_count > 0 else 0
     tiles_per_pass = max(1, min(tile_capacity, _TILES_PER_PASS // images))
     workspaces = [

@@ -13,12 +13,13 @@ from torch import Tensor
 _RAYS = 16
 _FACES = 32
 _WARPS = 4
+_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
 def _load_rows(ptr, row, mask):
     """x, y and z, each (n, 1), of rows of three."""
-    ptr += row.to(tl.int64)[:, None] * 3
+    ptr += row[:, None] * 3
     x = tl.load(ptr, mask=mask[:, None], other=0.0)
     y = tl.load(ptr + 1, mask=mask[:, None], other=0.0)
     z = tl.load(ptr + 2, mask=mask[:, None], other=0.0)
@@ -60,7 +61,7 @@ def find_hits(
 ):
     image = tl.program_id(1).to(tl.int64)
     corners_ptr += image * face_count * 9
-    ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
+    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
     wanted = ray < ray_count
     ox, oy, oz = _load_rows(origins_ptr + image * ray_count * 3, ray, wanted)
     dx, dy, dz = _load_rows(directions_ptr + image * ray_count * 3, ray, wanted)
@@ -126,6 +127,11 @@ def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tenso
         t (B, R) float32 in multiples of the direction, +inf for none; face (B, R) int64, -1 for none.
     """
     batch, ray_count, _ = origins.shape
+    if batch > _IMAGES:
+        splits = zip(*(a.split(_IMAGES) for a in (vertices, origins, directions)), strict=True)
+        parts = [ray_mesh(some, faces, *rays) for some, *rays in splits]
+        t, face = (torch.cat(some) for some in zip(*parts, strict=True))
+        return t, face
     t = origins.new_empty(batch, ray_count)
     face = torch.empty_like(t, dtype=torch.int64)
     if t.numel() > 0:

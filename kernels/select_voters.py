@@ -8,20 +8,23 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
+_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
-def _near(sdf_ptr, block, point_count, surface_mm, BLOCK: tl.constexpr):
-    point = block * BLOCK + tl.arange(0, BLOCK)
-    sdf = tl.load(sdf_ptr + point, mask=point < point_count, other=float("inf"))
-    return point, tl.abs(sdf) < surface_mm  # false for NaN and infinity
+def _near(sdf_ptr, first, point_count, surface_mm, BLOCK: tl.constexpr):
+    """Which points of a block are near; `first`, its first one, takes 64 bits where there are many."""
+    lane = tl.arange(0, BLOCK)
+    there = lane < tl.minimum(point_count - first, BLOCK).to(tl.int32)
+    sdf = tl.load(sdf_ptr + first + lane, mask=there, other=float("inf"))
+    return tl.abs(sdf) < surface_mm  # false for NaN and infinity
 
 
 @triton.jit
 def count_near(sdf_ptr, block_counts_ptr, point_count, surface_mm, BLOCK: tl.constexpr):
     block = tl.program_id(0)
     image = tl.program_id(1).to(tl.int64)
-    _, near = _near(sdf_ptr + image * point_count, block, point_count, surface_mm, BLOCK)
+    near = _near(sdf_ptr + image * point_count, block.to(tl.int64) * BLOCK, point_count, surface_mm, BLOCK)
     tl.store(block_counts_ptr + image * tl.num_programs(0) + block, tl.sum(near.to(tl.int32), 0))
 
 
@@ -31,11 +34,13 @@ def write_indices(
 ):
     block = tl.program_id(0)
     image = tl.program_id(1).to(tl.int64)
-    point, near = _near(sdf_ptr + image * point_count, block, point_count, surface_mm, BLOCK)
+    start = block.to(tl.int64) * BLOCK
+    near = _near(sdf_ptr + image * point_count, start, point_count, surface_mm, BLOCK)
     ones = near.to(tl.int32)
     first = tl.load(block_ends_ptr + image * tl.num_programs(0) + block) - tl.sum(ones, 0)
     slot = first + tl.cumsum(ones, 0) - ones
-    tl.store(indices_ptr + image * capacity + slot, point.to(tl.int64), mask=near & (slot < capacity))
+    point = start + tl.arange(0, BLOCK)
+    tl.store(indices_ptr + image * capacity + slot, point, mask=near & (slot < capacity))
 
 
 def select_voters(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,6 +55,10 @@ def select_voters(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor
         indices (B, capacity) int64, -1 in unused slots; counts (B,) int32; overflow (B,) bool.
     """
     batch, point_count = sdf.shape
+    if batch > _IMAGES:
+        parts = [select_voters(part, surface_mm, capacity) for part in sdf.split(_IMAGES)]
+        indices, counts, overflow = (torch.cat(some) for some in zip(*parts, strict=True))
+        return indices, counts, overflow
     sdf = sdf.contiguous()
     indices = torch.full((batch, capacity), -1, dtype=torch.int64, device=sdf.device)
     blocks = triton.cdiv(point_count, _BLOCK)

@@ -21,6 +21,7 @@ from nvf_fast.files import remove_unfinished, sync_folder, whole_file
 from nvf_fast.model import check_entries
 
 SCHEMA_VERSION = 1
+DEFAULTS = ("full", "small")  # the first of these that comes with the library is the default
 EMBEDDED = Path(__file__).resolve().parent / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
@@ -147,7 +148,7 @@ def resolve(source: str | Path | None = None) -> Path:
     Args:
         source: an embedded name; else a folder; else a Hugging Face hub id "owner/name" or
             "owner/name@revision", which is downloaded to the hub's own cache (extra `hub`). None is the
-            embedded checkpoint, where there is only one.
+            embedded default: the first of `DEFAULTS` that is there, or the only one that is.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -155,9 +156,10 @@ def resolve(source: str | Path | None = None) -> Path:
     """
     names = embedded_names()
     if source is None:
-        if len(names) != 1:
+        only = names[0] if len(names) == 1 else None
+        source = next((name for name in DEFAULTS if name in names), only)
+        if source is None:
             raise FileNotFoundError(f"say which checkpoint: the library comes with {names}")
-        source = names[0]
     if source in names:
         return EMBEDDED / source
     if Path(source).is_dir():

@@ -107,9 +107,9 @@ class Lattice:
 
     def mask(self, nodes: Tensor) -> Tensor:
         """(nodes,) bool of nodes (...), `nowhere` left out."""
-        mask = torch.zeros_like(self.seen)
-        mask[nodes] = True
-        mask[self.nowhere] = False
+        # `index_fill_` takes a number as it is; `mask[nodes] = True` would copy it from the host.
+        mask = torch.zeros_like(self.seen).index_fill_(0, nodes.flatten(), True)
+        mask[self.nowhere : self.nowhere + 1] = False
         return mask
 
     def _nearest(self, points: Tensor) -> Tensor:

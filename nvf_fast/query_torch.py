@@ -180,7 +180,9 @@ def evaluate(
                 votes[image, near_points] = raw
                 continue
             taken = range(rows, rows + len(near_points))
-            slots[image, near_points] = torch.arange(taken.start, taken.stop, dtype=torch.int32)
+            slots[image, near_points] = torch.arange(
+                taken.start, taken.stop, dtype=torch.int32, device=slots.device
+            )
             kept = raw[: max(0, capacity - rows)]
             votes[image, rows : rows + len(kept)] = kept
             rows = taken.stop

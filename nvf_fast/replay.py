@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 import torch
@@ -101,13 +101,32 @@ class CudaRecorder:
                 run()
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            # Only this thread's launches belong to the graph; others go on meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                output = run()
+            try:
+                with self._capturing(graph):
+                    output = run()
+            except BaseException:
+                self._end_broken_capture()
+                raise
         current.wait_stream(self._stream)
         return graph.replay, output
+
+    def _capturing(self, graph: torch.cuda.CUDAGraph) -> AbstractContextManager[None]:
+        # Only this thread's launches belong to the graph; others go on meanwhile.
+        return torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+
+    def _end_broken_capture(self) -> None:
+        """PyTorch leaves a pool that is still being recorded to, and generators that wait for a graph's seed.
+
+        A new pool takes the old one's place, and a capture of next to nothing ends the generators' waiting.
+        """
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        with suppress(RuntimeError):  # newer ones, from 2.13 on, have ended that themselves and say so
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
+        with self._capturing(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=self._device)
 
     @contextmanager
     def in_order(self) -> Iterator[None]:

@@ -195,7 +195,8 @@ class _Asked:
         nearest = distance.argsort(stable=True)
         if self._sizes is None:
             nearest = nearest[:count]
-        return cast(self._lattice.points(nodes[nearest]), votes[slots[nearest].long()], count[None])[0]
+        rows = slots.masked_fill(sdf.isinf(), 0)[nearest].long()  # out of view there is no row
+        return cast(self._lattice.points(nodes[nearest]), votes[rows], count[None])[0]
 
     def list_of(self, chosen: Tensor, values: Tensor | None = None, size: int | None = None) -> Tensor:
         """The positions where `chosen` (N,) bool, or the values (N,) there, ascending.
@@ -251,7 +252,8 @@ class _Asked:
             slots = (near.cumsum(0) - 1).int()
         else:
             self._doubt = self._doubt | (near.sum() > len(votes))
-        self.sdf[nodes], self._open[nodes] = sdf, False
+        self.sdf[nodes] = sdf
+        self._open.index_fill_(0, nodes, False)
         self._slots[nodes] = (slots + rows).masked_fill(~near, 0)
         self._votes.append(votes)
         self._evaluated = self._evaluated + (nodes != self._lattice.nowhere).sum()

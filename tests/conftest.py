@@ -18,6 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+torch.backends.cudnn.allow_tf32 = False  # references in float32 are float32
+
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 

@@ -79,8 +79,9 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = op.name().split(".")[0]
     flat, structure = pytree.tree_flatten((args, kwargs))
     there = [value for value in flat if isinstance(value, There)]
-    if there and name not in FROM_ANYWHERE | CPU_INDICES:
-        for value in flat:
+    if there and name not in FROM_ANYWHERE:
+        indexing = name in CPU_INDICES
+        for value in [args[0], *args[2:3]] if indexing else flat:
             if isinstance(value, Tensor) and not isinstance(value, There) and value.dim():
                 raise RuntimeError(f"{op}: a tensor {tuple(value.shape)} of the CPU among the device's")
     values = [value.here if isinstance(value, There) else value for value in flat]

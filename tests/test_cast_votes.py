@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvf_fast.kernels import cast_votes as kernel_file
 from nvf_fast.kernels.cast_votes import cast_votes as kernel
 from nvf_fast.kernels.cast_votes_ref import cast_votes as reference
 from nvf_fast.kernels.select_voters_ref import select_voters
@@ -162,6 +163,66 @@ def test_equal_bits_from_run_to_run() -> None:
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_launches_of_few_images_change_nothing(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, *rest = voting(63, 0.9, batch=5)
+    points = points[0] if shared else points
+    wanted = kernel(points, *rest)
+    monkeypatch.setattr(kernel_file, "_IMAGES", 2)
+    for got, whole in zip(kernel(points, *rest), wanted, strict=True):
+        assert torch.equal(got, whole)
+
+
+def assert_within_rounding(found: tuple[Tensor, ...], inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """At most twice the errors of PyTorch, and a rounding of the result."""
+    exact = reference(inputs[0].double(), inputs[1].double(), *inputs[2:])
+    for got, torch_got, wanted in zip(found, reference(*inputs), exact, strict=True):
+        assert torch.equal(got.isnan(), wanted.isnan())
+        rounding = torch.finfo(torch.float32).eps * rms(wanted)
+        assert rms(got - wanted) <= 2 * rms(torch_got - wanted) + rounding
+
+
+@pytest.mark.cuda
+def test_more_images_than_a_grid_takes() -> None:
+    points, votes, _, _ = voting(5, 2.0, batch=70_000, joints=1)
+    indices = torch.arange(5, device="cuda").expand(70_000, -1)
+    counts = torch.full((70_000,), 5, dtype=torch.int32, device="cuda")
+    found = kernel(points, votes, indices, counts)
+    few = torch.tensor([0, 1, 32_767, 32_768, 65_535, 65_536, 69_999], device="cuda")
+    assert_within_rounding(tuple(a[few] for a in found), (points[few], votes[few], indices[few], counts[few]))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("batch", "count", "joints"),
+    [(1, 180_000_000, 3), (2, 13_000_000, 21), (3, 8_600_001, 21)],
+    ids=["one image", "two images", "three images"],
+)
+def test_more_votes_than_32_bits_count(batch: int, count: int, joints: int) -> None:
+    """Voters at both ends, about the 2^31st vote and anywhere; other votes are NaN, and no voter's."""
+    assert batch * count * joints * 4 > 2**31
+    voters = torch.cat(
+        [
+            torch.tensor([0, 1, count - 2, count - 1]),
+            (2**31 // (joints * 4) + torch.arange(-2, 3)) % count,
+            torch.randint(count, (2000,)),
+        ]
+    )
+    voters = torch.unique(voters).cuda()
+    points = torch.full((batch, count, 3), torch.nan, device="cuda")
+    votes = torch.full((batch, count, joints, 4), torch.nan, device="cuda")
+    few_points, few_votes, _, _ = voting(len(voters), 2.0, batch, joints)
+    for few, place in enumerate(voters.tolist()):
+        points[:, place], votes[:, place] = few_points[:, few], few_votes[:, few]
+    indices = voters.expand(batch, -1)
+    counts = (len(voters) - 7 * torch.arange(batch, device="cuda")).int()
+    found = kernel(points, votes, indices, counts)
+    for first, second in zip(found, kernel(points, votes, indices, counts), strict=True):
+        assert torch.equal(first, second)
+    own = torch.arange(len(voters), device="cuda").expand(batch, -1)
+    assert_within_rounding(found, (few_points, few_votes, own, counts))
+
+
 @pytest.mark.cuda
 def test_many_voters_without_synchronising() -> None:
     inputs = voting(300_000, 0.9, batch=3, joints=21)
@@ -171,6 +232,6 @@ def test_many_voters_without_synchronising() -> None:
         found = kernel(*inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    exact = reference(inputs[0].double(), inputs[1].double(), *inputs[2:])
-    for got, torch_got, wanted in zip(found, reference(*inputs), exact, strict=True):
-        assert rms(got - wanted) <= 2 * rms(torch_got - wanted) + torch.finfo(torch.float32).eps * rms(wanted)
+    assert_within_rounding(found, inputs)
+    for first, second in zip(found, kernel(*inputs), strict=True):
+        assert torch.equal(first, second)

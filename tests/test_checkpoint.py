@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -185,7 +186,17 @@ def test_a_name_that_is_nothing_is_told_with_what_there_is(
             resolve(source)
 
 
-def test_none_is_refused_where_there_is_not_exactly_one(
+def test_the_larger_network_is_the_default_where_it_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "EMBEDDED", folder.parent)
+    for name in ("small", "full"):
+        shutil.copytree(folder, folder.parent / name)
+        assert resolve() == folder.parent / name
+    assert resolve("small") == folder.parent / "small"
+
+
+def test_none_is_refused_where_nothing_is_the_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(checkpoint, "EMBEDDED", tmp_path)

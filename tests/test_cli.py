@@ -121,6 +121,7 @@ def test_predict_writes_the_estimators_poses(
     out = tmp_path / "results/poses.json"
     camera = ["--fx", 500, "--fy", 510, "--cx", 70, "--box", 40, 30, 100, 90, "--side", "left"]
     options = ["--step", 32, "--hand-scale", 35, "--checkpoint", checkpoint, "--overlay", tmp_path / "drawn"]
+    options += ["--device", "cpu"]
     status, stdout, _ = run("predict", *pictures, *camera, *options, "--out", out)
     assert status == 0 and stdout == ""
     assert [path.name for path in out.parent.iterdir()] == ["poses.json"]
@@ -379,7 +380,8 @@ def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (assets / "demo.json").write_text(json.dumps(facts))
     monkeypatch.setattr("nvf_fast.cli.demo.files", lambda package: tmp_path / "package")
     overlay = tmp_path / "overlay.png"
-    status, out, _ = run("demo", "--checkpoint", checkpoint, "--overlay", overlay, "--step", 32)
+    options = ["--checkpoint", checkpoint, "--overlay", overlay, "--step", 32, "--device", "cpu"]
+    status, out, _ = run("demo", *options)
     assert status == 0 and Image.open(overlay).size == (224, 224)
     row = next(line.split() for line in out.splitlines() if line.startswith("INDEX_FINGER_TIP"))
     x, y, z, error = map(float, row[1:5])

@@ -23,11 +23,15 @@ MAP_SIZE = (SMALL.feature_size, SMALL.feature_size)
 
 
 class NothingFromTheHost(TorchFunctionMode):
-    """Refuses tensors made of Python's lists: on a device that copies from pageable memory."""
+    """Refuses what copies from pageable memory: tensors made of Python's lists, numbers put at indices."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
         assert name not in ("tensor", "as_tensor", "from_numpy", "new_tensor", "tolist", "item"), name
+        if name == "__setitem__":
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            sliced = all(isinstance(index, slice) for index in indices)
+            assert isinstance(args[2], Tensor) or sliced, "a number is put at indices"
         return function(*args, **kwargs or {})
 
 
@@ -79,6 +83,8 @@ def test_looking_is_noticed() -> None:
         lambda x: x[x > 0],
         lambda x: x.sum().item(),
         lambda x: torch.tensor([1.0]),
+        lambda x: x.__setitem__(torch.zeros(2, dtype=torch.int64), 1.0),
+        lambda x: x.__setitem__(1, 1.0),
     ]
     for look in looks:
         with pytest.raises((RuntimeError, AssertionError)), nothing_read_back():

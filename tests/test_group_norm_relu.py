@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast import ops
+from nvf_fast.kernels import group_norm_relu as kernel_file
 from nvf_fast.kernels.group_norm_relu import group_norm_relu as kernel
 from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as reference
 from tests.kernel_cases import rms
@@ -187,6 +188,42 @@ def test_same_bits_again_without_synchronising() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(y, wanted) for y in again)
+
+
+@FORMATS
+def test_launches_of_few_images_change_nothing(
+    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = inputs(Case((5, 28, 17, 25), 7), memory_format=memory_format)
+    wanted = kernel(*arguments)
+    monkeypatch.setattr(kernel_file, "_IMAGES", 2)
+    y = kernel(*arguments)
+    assert torch.equal(y, wanted) and y.stride() == wanted.stride()
+
+
+@pytest.mark.cuda
+def test_more_images_than_a_grid_takes() -> None:
+    x, weight, bias, groups = inputs(Case((1, 24, 2, 3), 3))
+    y = kernel(x.repeat(70_000, 1, 1, 1), weight, bias, groups)
+    assert torch.equal(y, kernel(x, weight, bias, groups).expand_as(y))
+
+
+@pytest.mark.cuda
+def test_more_values_in_a_map_than_32_bits_count() -> None:
+    """Rows that repeat have the mean and deviation of one of them, but for the order of the sums.
+
+    One group: every program combines the moments of all 262 400.
+    """
+    x, weight, bias, groups = inputs(Case((1, 64, 1, 4096), 1), torch.float16)
+    rows = 8200
+    many = x.expand(-1, -1, rows, -1).contiguous(memory_format=torch.channels_last)
+    assert many.numel() > 2**31
+    y, wanted = kernel(many, weight, bias, groups), reference(*double((x, weight, bias, groups)))
+    boundary = 2**31 // (64 * 4096)
+    for row in (0, 1, boundary // 2, boundary - 1, boundary, rows - 1):
+        # float16 rounds by 5e-4 at most.
+        torch.testing.assert_close(y[:, :, row].double(), wanted[:, :, 0], rtol=1e-3, atol=1e-4)
+    assert torch.equal(kernel(many, weight, bias, groups), y)
 
 
 @pytest.mark.cuda

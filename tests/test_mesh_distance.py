@@ -143,12 +143,58 @@ def check_kernel(mesh: trimesh.Trimesh, count: int) -> None:
     vertices, faces = mesh_tensors(mesh, device=DEVICE)
     vertices = torch.cat([vertices, vertices * 1.3 + 5])
     points = 40 * torch.randn(2, count, 3, device=DEVICE)
+    check_answer(kernel(vertices, faces, points), vertices, faces, points)
+
+
+def check_answer(found: Tensor, vertices: Tensor, faces: Tensor, points: Tensor) -> None:
     exact = reference(vertices.double(), faces, points.double())
-    expected, found = reference(vertices, faces, points), kernel(vertices, faces, points)
+    expected = reference(vertices, faces, points)
     assert torch.equal(found.sign(), exact.sign().float())
     # A rounding of the coordinates is allowed where PyTorch happens to make none.
     rounding = torch.finfo(torch.float32).eps * rms(points)
     assert rms(found - exact) <= max(2 * rms(expected - exact), rounding)
+
+
+def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vertices, faces = mesh_tensors(TETRAHEDRON, device=DEVICE)
+    vertices, points = (
+        vertices * torch.rand(5, 1, 1, device=DEVICE),
+        40 * torch.randn(5, 21, 3, device=DEVICE),
+    )
+    wanted = kernel(vertices, faces, points)
+    monkeypatch.setattr(kernel_file, "_IMAGES", 2)
+    assert torch.equal(kernel(vertices, faces, points), wanted)
+
+
+@pytest.mark.cuda
+def test_more_images_than_a_grid_takes() -> None:
+    vertices, faces = mesh_tensors(TETRAHEDRON, device="cuda")
+    vertices = vertices * (0.5 + torch.rand(70_000, 1, 1, device="cuda"))
+    points = 40 * torch.randn(70_000, 5, 3, device="cuda")
+    found = kernel(vertices, faces, points)
+    few = torch.tensor([0, 1, 32_767, 32_768, 65_535, 65_536, 69_999], device="cuda")
+    check_answer(found[few], vertices[few], faces, points[few])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("batch", "count"), [(1, 2**31 + 17), (3, 240_000_001)], ids=["one image", "three images"]
+)
+def test_more_points_than_32_bits_count(batch: int, count: int) -> None:
+    """Both ends, about the 2^31st coordinate and the 2^31st point; equal bits from run to run."""
+    assert batch * count * 3 > 2**31
+    vertices, faces = mesh_tensors(TETRAHEDRON, device="cuda")
+    vertices = vertices * torch.linspace(1, 2, batch, device="cuda")[:, None, None]
+    points = torch.full((batch, count, 3), 200.0, device="cuda")
+    starts = (0, 1000, 2**31 // 3 % count - 32, (2**31 - 47) % count, count - 64)
+    asked = [slice(start, start + 64) for start in starts]
+    for some in asked:
+        points[:, some] = 40 * torch.randn(batch, 64, 3, device="cuda")
+    found = kernel(vertices, faces, points)
+    assert not found.isnan().any()
+    assert torch.equal(found, kernel(vertices, faces, points))
+    for some in asked:
+        check_answer(found[:, some], vertices, faces, points[:, some])
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 17])
@@ -232,5 +278,6 @@ def test_a_training_batch_without_synchronising() -> None:
         found = kernel(vertices, faces, points)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, kernel(vertices, faces, points))
     exact = reference(vertices[:1].double(), faces, points[:1].double())
     assert rms(found[:1] - exact) <= 2 * rms(reference(vertices[:1], faces, points[:1]) - exact)

@@ -156,14 +156,64 @@ def check_kernel(mesh: trimesh.Trimesh, count: int) -> None:
     vertices, faces = mesh_tensors(mesh, device=DEVICE)
     vertices = torch.cat([vertices, vertices * 1.3 + 5])
     rays = [torch.cat([a, a + 1]) for a in aimed(mesh, count, 0)]
+    check_answer(*kernel(vertices, faces, *rays), vertices, faces, *rays)
+
+
+def check_answer(found: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, *rays: Tensor) -> None:
     exact, exact_face = reference(vertices.double(), faces, *(a.double() for a in rays))
-    expected, found, face = reference(vertices, faces, *rays)[0], *kernel(vertices, faces, *rays)
+    expected, _ = reference(vertices, faces, *rays)
     assert torch.equal(face, exact_face)
     there = exact_face >= 0
     rounding = torch.finfo(torch.float32).eps * rms(exact[there])
     assert torch.equal(found < math.inf, there)
     if there.any():
         assert rms((found - exact)[there]) <= max(2 * rms((expected - exact)[there]), rounding)
+
+
+def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = trimesh.creation.torus(40, 15, 6, 5)
+    vertices, faces = mesh_tensors(mesh, device=DEVICE)
+    vertices = vertices * (0.5 + torch.rand(5, 1, 1, device=DEVICE))
+    rays = [a.view(5, 20, 3) for a in aimed(mesh, 100, 0)]
+    wanted = kernel(vertices, faces, *rays)
+    monkeypatch.setattr(kernel_file, "_IMAGES", 2)
+    for got, whole in zip(kernel(vertices, faces, *rays), wanted, strict=True):
+        assert torch.equal(got, whole)
+
+
+@pytest.mark.cuda
+def test_more_images_than_a_grid_takes() -> None:
+    mesh = trimesh.creation.torus(40, 15, 6, 5)
+    vertices, faces = mesh_tensors(mesh, device="cuda")
+    vertices = vertices * (0.5 + torch.rand(70_000, 1, 1, device="cuda"))
+    rays = [a.view(70_000, 5, 3) for a in aimed(mesh, 350_000, 0)]
+    found = kernel(vertices, faces, *rays)
+    few = torch.tensor([0, 1, 32_767, 32_768, 65_535, 65_536, 69_999], device="cuda")
+    check_answer(*(a[few] for a in found), vertices[few], faces, *(a[few] for a in rays))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("batch", [1, 3], ids=["one image", "three images"])
+def test_more_rays_than_32_bits_count(batch: int) -> None:
+    """Both ends and about the 2^31st coordinate; the others miss. Equal bits from run to run."""
+    count = 720_000_003 // batch
+    assert batch * count * 3 > 2**31
+    mesh = trimesh.creation.torus(40, 15, 6, 5)
+    vertices, faces = mesh_tensors(mesh, device="cuda")
+    vertices = vertices * torch.linspace(1, 2, batch, device="cuda")[:, None, None]
+    rays = [torch.full((batch, count, 3), value, device="cuda") for value in (200.0, 1.0)]
+    asked = [slice(start, start + 64) for start in (0, 1000, 2**31 // 3 % count - 32, count - 64)]
+    for seed, some in enumerate(asked):
+        for whole, part in zip(rays, aimed(mesh, 64 * batch, seed), strict=True):
+            whole[:, some] = part.view(batch, 64, 3)
+    t, face = kernel(vertices, faces, *rays)
+    met = face >= 0
+    assert torch.equal(t < math.inf, met) and not t.isnan().any()
+    assert met.sum() == sum(met[:, some].sum() for some in asked) > 0
+    for got, wanted in zip(kernel(vertices, faces, *rays), (t, face), strict=True):
+        assert torch.equal(got, wanted)
+    for some in asked:
+        check_answer(t[:, some], face[:, some], vertices, faces, *(a[:, some] for a in rays))
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 17])
@@ -201,6 +251,8 @@ def test_a_picture_without_synchronising() -> None:
         t, face = kernel(*arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    for got, again in zip((t, face), kernel(*arguments), strict=True):
+        assert torch.equal(got, again)
     wanted, wanted_face = reference(*arguments)
     assert (face == wanted_face).float().mean() >= 0.999
     same = (face == wanted_face) & (face >= 0)

@@ -125,3 +125,16 @@ def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> Non
     refused = Replay(lambda key, tensor: tensor * tensor.sum().item(), CudaRecorder(device))
     assert torch.equal(refused(0, torch.ones(3, device=device)), torch.full((3,), 3.0, device=device))
     assert "no CUDA graph for 0" in caplog.text
+    # What broke leaves nothing broken behind: random numbers, and the next capture in the same pool.
+    assert torch.rand(3, device=device).isfinite().all()
+    caplog.clear()
+    broken = [True]
+
+    def once(key: int, tensor: Tensor) -> Tensor:
+        return tensor * (tensor.sum().item() if broken[0] else 2)
+
+    replay = Replay(once, CudaRecorder(device))
+    replay(0, torch.ones(3, device=device))
+    broken[0] = False
+    assert replay(1, torch.ones(3, device=device)).tolist() == [2, 2, 2]
+    assert "for 0" in caplog.text and "for 1" not in caplog.text

@@ -219,8 +219,9 @@ def test_embedded_model_finds_the_dense_pose(search: str, step: float) -> None:
     hand = sample_hands(3, generator)
     images = [render_hand(hand[i : i + 1], 224, generator).permute(1, 2, 0).numpy() for i in range(3)]
     K = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
-    dense = load(step_mm=step)(images, K, hand.hand_scale)
-    sparse = load(step_mm=step, search=search)(images, K, hand.hand_scale, return_votes=True)
+    # On a CPU: elsewhere a point's last bits depend on which points are asked with it.
+    dense = load(step_mm=step, device="cpu")(images, K, hand.hand_scale)
+    sparse = load(step_mm=step, search=search, device="cpu")(images, K, hand.hand_scale, return_votes=True)
     assert (dense.points_evaluated == len(Lattice(step))).all()
     assert np.median(sparse.points_evaluated) < len(Lattice(step)) / 3
     assert [len(votes.points) for votes in sparse.votes] == sparse.voters.tolist()

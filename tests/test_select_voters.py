@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvf_fast.kernels import select_voters as kernel_file
 from nvf_fast.kernels.select_voters import select_voters as kernel
 from nvf_fast.kernels.select_voters_ref import select_voters as reference
 
@@ -52,6 +53,38 @@ def test_strided_input() -> None:
     assert_same(torch.randn(1500, 2, device=DEVICE).T, 0.5, 1000)
 
 
+def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_file, "_IMAGES", 2)
+    assert_same(10 * torch.randn(5, 1500, device=DEVICE), 2.0, 200)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("poisoned_memory")
+def test_more_images_than_a_grid_takes() -> None:
+    assert_same(10 * torch.randn(70_000, 33, device="cuda"), 2.0, 5)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("batch", [1, 3], ids=["one image", "three images"])
+def test_more_points_than_32_bits_count(batch: int) -> None:
+    """Of one image, whose last point's index takes 64 bits, and of a batch; equal bits from run to run."""
+    capacity, count = 1000, 2**31 // batch + 1025
+    sdf = torch.full((batch, count), 9.0, device="cuda")
+    near = torch.unique(torch.cat([torch.randint(count, (500,)), torch.tensor([0, 1023, count - 1])])).cuda()
+    for place in near.tolist():
+        sdf[:, place] = 0.5
+    sdf[-1, 7] = -0.5
+    indices, counts, overflow = kernel(sdf, 1.0, capacity)
+    again = kernel(sdf, 1.0, capacity)
+    assert torch.equal(indices, again[0]) and torch.equal(counts, again[1])
+    for image in range(batch):
+        wanted = near if image < batch - 1 else torch.unique(torch.cat([near, near.new_tensor([7])]))
+        assert torch.equal(indices[image, : len(wanted)], wanted)
+        assert (indices[image, len(wanted) :] == -1).all() and counts[image] == len(wanted)
+    assert not overflow.any()
+
+
 @pytest.mark.cuda
 def test_large_grid_without_synchronising() -> None:
     sdf = 10 * torch.randn(3, 1_882_292, device="cuda")
@@ -63,3 +96,5 @@ def test_large_grid_without_synchronising() -> None:
         torch.cuda.set_sync_debug_mode("default")
     assert_same(sdf, 1.0, 8192)
     assert_same(sdf, 1.0, 300_000)
+    for first, second in zip(kernel(sdf, 1.0, 8192), kernel(sdf, 1.0, 8192), strict=True):
+        assert torch.equal(first, second)

@@ -121,7 +121,8 @@ class Synthetic:
         count: pictures of each kind.
         seed: seed of the pictures; trainings use others.
         size: side of the pictures in px.
-        data_cache: folder that keeps rendered pictures.
+        data_cache: folder that keeps rendered pictures, which are drawn where the network runs; without one
+            the CPU draws them.
         out: JSON file for the table and the whole report.
         record: whether to keep the scores in the checkpoint, where `nvf-fast info` shows them.
     """
@@ -150,7 +151,10 @@ class Synthetic:
             config = SyntheticConfig(
                 count=self.count, seed=self.seed, size=self.size, distribution=distribution
             )
-            report[name] = finite(evaluate(predictor, SyntheticHands(config, self.data_cache), progress=True))
+            pictures = SyntheticHands(config, self.data_cache)
+            if self.data_cache is not None:
+                pictures.render(device=facts["device"])
+            report[name] = finite(evaluate(predictor, pictures, progress=True))
         around = surroundings()
         result = {
             "columns": COLUMNS,
@@ -308,6 +312,8 @@ def _evaluate(
     predictor, facts = asked.load()
     with user_errors():
         dataset = open_dataset(config, split, folders)
+        if isinstance(dataset, SyntheticHands) and folders.cache is not None:
+            dataset.render(device=facts["device"], share=(rank, processes), progress=rank == 0)
         options = Options(
             batch=output.batch,
             shard=8 * output.batch,

@@ -15,6 +15,8 @@ from nvf_fast.data.catalogue import Folders, open_dataset
 from nvf_fast.data.synthetic import SyntheticHands
 from nvf_fast.training.config import PRESETS, TrainingConfig
 
+RENDERERS_ON_A_GPU = 6
+
 
 @dataclass(frozen=True)
 class Run:
@@ -72,7 +74,9 @@ class Run:
                     _render_ahead(dataset, place)
                 pictures = task_pictures(dataset, config.model)
                 measured = first and config.evaluate_every > 0
-                evaluate = validation(config.data, folders, config.evaluation_images) if measured else None
+                evaluate = None
+                if measured:
+                    evaluate = validation(config.data, folders, config.evaluation_images, place)
                 try:
                     result = train(
                         config,
@@ -95,10 +99,13 @@ class Run:
 
 
 def _render_ahead(dataset: SyntheticHands, device: torch.device) -> None:
-    """Makes the pictures that the cache lacks, each process its share, on all cores or the GPUs."""
+    """Makes the pictures that the cache lacks, each process its share, on all cores.
+
+    On a GPU it takes some to draw hands and scenes at the rate at which it renders them.
+    """
     rank, processes = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    workers = cores if device.type == "cpu" else 1
+    workers = cores if device.type == "cpu" else min(cores, RENDERERS_ON_A_GPU)
     dataset.render(workers, progress=rank == 0, device=device, share=(rank, processes))
 
 

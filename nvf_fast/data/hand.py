@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,6 +94,7 @@ def _capsules() -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
 
 CAPSULES, CAPSULE_RADII = _capsules()
 BLEND_MM = 2.0  # smoothness of the union
+CPU_POINTS = 2048  # measured at once on a CPU, so that what lies between stays in its caches
 
 POSES, PLACES = 13, 40  # tries of each hand
 DEEPEST_OVERLAP = 0.35  # of fingers, as a share of their radii's sum
@@ -204,6 +206,8 @@ class Hands:
         Exact for each round cone; where cones blend (`BLEND_MM`) it is a lower bound that is off by a
         fraction of a millimetre at the surface.
         """
+        if points.device.type == "cpu" and points.shape[1] > CPU_POINTS:
+            return torch.cat([self.signed_distance(part) for part in points.split(CPU_POINTS, 1)], 1)
         return -BLEND_MM * torch.logsumexp(self._cone_distances(points)[0] * (-1 / BLEND_MM), -1)
 
     def distance_and_normal(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,9 +273,9 @@ class Hands:
 
     def _cones(self) -> tuple[Tensor, Tensor]:
         """Start, relative to the origin, and axis of each cone, both (B, C, 3)."""
-        index = torch.tensor(CAPSULES, device=self.nodes.device)
-        start = self.nodes[:, index[:, 0]]
-        return start - self.nodes[:, ORIGIN], self.nodes[:, index[:, 1]] - start
+        first, second = capsule_ends(self.nodes.device)
+        start = self.nodes[:, first]
+        return start - self.nodes[:, ORIGIN], self.nodes[:, second] - start
 
     def _cone_distances(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per cone, all (B, N, C): distance, nearest axis point in [0, 1], distance to that axis point."""
@@ -298,6 +302,12 @@ class Hands:
         )
         distance = gap - self.radii[:, None, :, 0] + along * difference[:, None]
         return distance, along, gap
+
+
+@cache
+def capsule_ends(device: torch.device) -> Tensor:
+    """(2, C) int64, the nodes at both ends of each cone; made once, since a GPU would wait for it."""
+    return torch.tensor(CAPSULES, device=device).T.contiguous()
 
 
 def sample_hands(
@@ -461,7 +471,7 @@ def _pose(shape: dict[str, Tensor], angles: dict[str, Tensor]) -> Hands:
 
 def _self_intersection(hands: Hands) -> Tensor:
     """(B,) deepest overlap of two fingers, or of fingertip and palm, as a share of their radii's sum."""
-    return deepest_overlap(hands.nodes[:, torch.tensor(CAPSULES)], hands.radii)
+    return deepest_overlap(hands.nodes[:, capsule_ends(hands.nodes.device).T], hands.radii)
 
 
 def deepest_overlap(ends: Tensor, radii: Tensor) -> Tensor:

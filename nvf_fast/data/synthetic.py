@@ -145,7 +145,7 @@ class SyntheticHands:
         """Makes the pictures that the cache lacks.
 
         Args:
-            processes: how many work at once; 1 on a GPU.
+            processes: how many work at once. On a GPU a few: drawing hands and scenes is the CPU's work.
             progress: shows a bar.
             device: where to draw.
             count: only so many of the first; None is all.
@@ -161,6 +161,7 @@ class SyntheticHands:
         with bar, ExitStack() as stack:
             store = partial(self._store_chunk, device=device)
             done: Iterable[None] = map(store, missing)
+            processes = min(processes, len(missing))
             if processes > 1:
                 pool = stack.enter_context(get_context("spawn").Pool(processes, torch.set_num_threads, (1,)))
                 done = pool.imap_unordered(store, missing)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast import ops
-from nvf_fast.data.hand import BLEND_MM, CAPSULES, ORIGIN, Hands
+from nvf_fast.data.hand import BLEND_MM, ORIGIN, Hands, capsule_ends
 from nvf_fast.data.surfaces import MeshHands
 
 OUTSIDE, INSIDE = 0.5, -0.2  # in pixel widths: nearest approach of a ray that sees none, or only, surface
@@ -82,7 +82,7 @@ class ConeSolid:
     @classmethod
     def of(cls, hands: Hands) -> ConeSolid:
         origin = hands.nodes[:, ORIGIN]
-        ends = (hands.nodes - origin)[:, torch.tensor(CAPSULES, device=origin.device)]
+        ends = (hands.nodes - origin)[:, capsule_ends(origin.device).T]
         start, axis = ends[:, :, 0], ends[:, :, 1] - ends[:, :, 0]
         length = axis.norm(dim=-1)
         axis = axis / length[..., None]

@@ -9,7 +9,7 @@ from typing import Literal
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.data.hand import HandDistribution
-from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.data.synthetic import V1, SyntheticConfig
 from nvf_fast.training.augmentation import Augmentation
 from nvf_fast.training.losses import LossConfig
 from nvf_fast.training.points import PointSampling
@@ -216,6 +216,31 @@ def small() -> TrainingConfig:
     )  # fmt: skip
 
 
+def full() -> TrainingConfig:
+    """The paper's network for a GPU and hands turned any way, amid what synthetic-v1 has around them.
+
+    It learns as `small` does, from more points a picture, in bfloat16.
+    """
+    return replace(
+        small(),
+        preset="full",
+        model=NVFConfig(hand_scale=True, scale_optional=True),
+        data=DataConfig("synthetic", replace(V1, count=96_000, seed=2)),
+        sampling=PointSampling(
+            surface=1024, sphere=192, sphere_radius_mm=130.0, frustum=192, ray_points=1600,
+            inside=None, outside=None,
+        ),
+        optimisation=Optimisation(
+            optimiser="adamw", learning_rate=1e-3, weight_decay=0.02, batch=48, parts=4,
+            epochs=None, steps=6_000, schedule="cosine", warmup_steps=200,
+            clip_norm=1.0, ema=0.999, precision="bfloat16",
+        ),
+        save_every=500,
+        evaluate_every=2000,
+        evaluation_images=256,
+    )  # fmt: skip
+
+
 PRESETS = {
     make.__name__: make
     for make in (
@@ -225,6 +250,7 @@ PRESETS = {
         relative_complement,
         relative_ho3d_finetune,
         small,
+        full,
     )
 }
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from nvf_fast.baselines import Network
 from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
 from nvf_fast.data.sample import FirstSamples
+from nvf_fast.data.synthetic import SyntheticHands
 from nvf_fast.evaluation.constant import constant_pose, other_hands
 from nvf_fast.evaluation.predictors import predictor_of
 from nvf_fast.evaluation.report import report_on
@@ -17,13 +20,16 @@ SYNTHETIC_SEED = 1_000_003  # pictures that no training on a smaller seed sees
 SHOWN = ("cs_mje", "te", "de", "rs_mje", "pa_mpjpe", "voters", "invalid")
 
 
-def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Network], dict[str, float]]:
+def validation(
+    config: DataConfig, folders: Folders, count: int, device: torch.device | str = "cpu"
+) -> Callable[[Network], dict[str, float]]:
     """What measures a network on the first pictures of a data set's evaluation part.
 
     Args:
         config: the training's data set; of a seeded synthetic one, pictures of another seed are taken.
         folders: where it lies.
         count: pictures.
+        device: draws synthetic ones ahead, where there is a folder for them.
 
     Returns:
         From a network to its scores (`SHOWN`), with and without hand scale where it can be asked both ways.
@@ -32,7 +38,10 @@ def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Ne
         ValueError: their joints are not released, or there is no such part.
     """
     synthetic = replace(config.synthetic, seed=SYNTHETIC_SEED, count=count)
-    dataset = FirstSamples(open_dataset(replace(config, synthetic=synthetic), "evaluation", folders), count)
+    whole = open_dataset(replace(config, synthetic=synthetic), "evaluation", folders)
+    if isinstance(whole, SyntheticHands) and folders.cache is not None:
+        whole.render(progress=False, device=device, count=count)
+    dataset = FirstSamples(whole, count)
     if dataset[0].joints is None:
         raise ValueError(f"{dataset.name}: without the evaluation part's joints evaluate_every must be 0")
     seeded = config.dataset == "synthetic"

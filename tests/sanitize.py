@@ -1,0 +1,312 @@
+"""Every kernel at small awkward sizes under NVIDIA's compute-sanitizer, which comes with CUDA's toolkit.
+
+    python tests/sanitize.py                      memcheck, racecheck and initcheck of the six operations
+    python tests/sanitize.py --tool synccheck --operation cast_votes
+    TRITON_INTERPRET=1 python tests/sanitize.py --inside    what runs under it, here on a CPU
+
+Prints a table and the first reports; exits 1 on any error, and on whatever could not run; 2 where nothing
+can, for want of a device or of compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import trimesh
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+ERRORS_FOUND = 9  # what compute-sanitizer then exits with
+TIME_LIMIT = 900  # seconds per tool
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def launched_kernels(operation: str) -> list[str]:
+    """The kernels that kernels/OPERATION.py launches, as name[grid](...)."""
+    calls = ast.walk(ast.parse((ROOT / f"kernels/{operation}.py").read_text()))
+    launches = (call.func.value for call in calls if _is_launch(call))
+    return list(dict.fromkeys(name.id for name in launches if isinstance(name, ast.Name)))
+
+
+def _is_launch(node: Any) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+
+
+class Launches:
+    """A kernel that counts how often it is launched."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.count = kernel, 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
+        self.count += 1
+        return self.kernel[grid]
+
+
+class Verdict(NamedTuple):
+    """What a tool says of one operation: its errors, or why there is no answer; neither is clean."""
+
+    errors: int = 0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.errors:
+            return f"{self.errors} error{'s' if self.errors > 1 else ''}"
+        return f"could not run ({self.reason})" if self.reason else "clean"
+
+
+class Answer(NamedTuple):
+    """Of one tool: a verdict for each operation, reports of our kernels, and what is to be said beside."""
+
+    verdicts: dict[str, Verdict]
+    reports: list[str]
+    notes: list[str]
+    failed: bool
+
+
+def command(tool: str, operations: Sequence[str]) -> list[str]:
+    """How the tool runs this file inside itself."""
+    # A faulty kernel ends, and those after it still run. Compilers, which are other processes, are let alone.
+    options = [
+        "--tool",
+        tool,
+        "--error-exitcode",
+        str(ERRORS_FOUND),
+        "--target-processes",
+        "application-only",
+    ]
+    options += ["--launch-timeout", "300", "--destroy-on-device-error", "kernel"]
+    options += ["--show-backtrace", "device", "--print-limit", "10000"]
+    if tool == "memcheck":
+        options += ["--report-api-errors", "no"]  # PyTorch tries calls that may fail
+    if tool == "initcheck":
+        # No choice of kernels: until release 2026.4 it misses what kernels outside of it have written.
+        options += ["--check-api-memory-access", "no"]
+    else:
+        kernels = [kernel for operation in operations for kernel in launched_kernels(operation)]
+        options += [word for kernel in kernels for word in ("--kernel-name", f"kernel_substring={kernel}")]
+    chosen = [word for operation in operations for word in ("--operation", operation)]
+    return ["compute-sanitizer", *options, sys.executable, str(Path(__file__).resolve()), "--inside", *chosen]
+
+
+def answer(tool: str, operations: Sequence[str], output: str, code: int) -> Answer:
+    """What a tool's output and exit code say."""
+    kernels = {kernel: name for name in OPERATIONS for kernel in launched_kernels(name)}
+    owners = "|".join(
+        [rf"\b(?P<file>{'|'.join(OPERATIONS)})\.py:\d", rf"\b(?P<kernel>{'|'.join(kernels)})\b"]
+    )
+    counts, ours, foreign = dict.fromkeys(operations, 0), [], 0
+    for report in _reports(output):
+        if match := re.search(owners, report):
+            counts[match["file"] or kernels[match["kernel"]]] += 1
+            ours.append(report)
+        else:
+            foreign += 1
+    summary = re.search(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: .*\((\d+) error", output)
+    total = int(summary[1] or summary[2]) if summary else 0
+    reason = ""
+    if summary is None:
+        reason = f"no summary, exit code {code}"
+    elif code not in (0, ERRORS_FOUND):
+        reason = f"exit code {code}"
+    verdicts = {}
+    for name, errors in counts.items():
+        finished = re.search(rf"^{name}: finished", output, re.MULTILINE)
+        why = reason or ("" if finished else "it did not finish")
+        verdicts[name] = Verdict(errors, "" if errors else why)
+    notes = []
+    if foreign:
+        notes.append(f"{tool}: {foreign} reports of kernels that are not ours")
+    # PyTorch's kernels may read what they do not use; the other tools look at ours alone.
+    unexplained = total - len(ours) - (foreign if tool == "initcheck" else 0)
+    if unexplained > 0:
+        notes.append(f"{tool}: {unexplained} errors of {total} cannot be assigned to a kernel of ours")
+    failed = unexplained > 0 or any(verdict != Verdict() for verdict in verdicts.values())
+    return Answer(verdicts, ours, notes, failed)
+
+
+def _reports(output: str) -> list[str]:
+    """Errors with a place in a kernel: a line, and the indented ones after it."""
+    lines = (line.removeprefix("=========") for line in output.splitlines() if line.startswith("========="))
+    found: list[str] = []
+    for line in lines:
+        if line.startswith("     ") and found:
+            found[-1] += "\n" + line
+        else:
+            found.append(line)
+    return [r for r in found if re.search(r"\+0x[0-9a-f]+", r) and not r.startswith(" Warning")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tool", choices=TOOLS, help="one of them; else the first three")
+    parser.add_argument("--operation", choices=OPERATIONS, action="append", help="else all; may be repeated")
+    parser.add_argument("--inside", action="store_true", help="run the operations, without a tool")
+    options = parser.parse_args(arguments)
+    operations = options.operation or list(OPERATIONS)
+    if options.inside:
+        return inside(operations)
+    if not shutil.which("compute-sanitizer"):
+        print("sanitize: compute-sanitizer is not on the PATH; it comes with CUDA's toolkit", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print("sanitize: there is no CUDA device", file=sys.stderr)
+        return 2
+    answers = {tool: ask(tool, operations) for tool in ([options.tool] if options.tool else TOOLS[:3])}
+    width = max(len(name) for name in OPERATIONS) + 2
+    print(" " * 11 + "".join(f"{name:<{width}}" for name in operations))
+    for tool, found in answers.items():
+        print(f"{tool:<11}" + "".join(f"{found.verdicts[name]!s:<{width}}" for name in operations))
+    for found in answers.values():
+        print(*found.notes, *found.reports[:5], sep="\n")
+    return int(any(found.failed for found in answers.values()))
+
+
+def ask(tool: str, operations: Sequence[str]) -> Answer:
+    """Run a tool; what it printed is shown where it did not end as it should."""
+    # Without PyTorch's cache every tensor is an allocation, whose bounds memcheck knows.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        run = subprocess.run(
+            command(tool, operations),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=TIME_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        late = Verdict(reason=f"more than {TIME_LIMIT} s")
+        return Answer(dict.fromkeys(operations, late), [], [], True)
+    found = answer(tool, operations, run.stdout, run.returncode)
+    if any(verdict.reason for verdict in found.verdicts.values()):
+        print(*run.stdout.splitlines()[-40:], sep="\n", file=sys.stderr)
+    return found
+
+
+def inside(operations: Sequence[str]) -> int:
+    """Run the operations and say which kernels they launched; each must launch all of its own."""
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        print("sanitize: without a CUDA device --inside needs TRITON_INTERPRET=1", file=sys.stderr)
+        return 2
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the interpreter: 0 / 0 is wanted
+    torch.manual_seed(0)
+    never = []
+    for name in operations:
+        module = import_module(f"nvf_fast.kernels.{name}")
+        kernels = {kernel: Launches(getattr(module, kernel)) for kernel in launched_kernels(name)}
+        for kernel, launches in kernels.items():
+            setattr(module, kernel, launches)
+        with torch.no_grad():
+            OPERATIONS[name]()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        counted = ", ".join(f"{kernel} {launches.count}" for kernel, launches in kernels.items())
+        print(f"{name}: finished; {counted}", flush=True)
+        never += [kernel for kernel, launches in kernels.items() if launches.count == 0]
+    if never:
+        print(f"sanitize: never launched: {', '.join(never)}", file=sys.stderr)
+    return int(bool(never))
+
+
+def run_query_field() -> None:
+    from nvf_fast.kernels import query_field as kernel
+    from tests.kernel_cases import FIELD_CASES, field_inputs
+    from tests.test_query_field import DEVICE, SHORT
+
+    for dtype in DTYPES:
+        for case in (*list(FIELD_CASES.values())[:2], SHORT._replace(hidden=(40, 48, 32))):
+            inputs = field_inputs(case, dtype, DEVICE)
+            map_size = inputs.features.shape[2:]
+            layers = kernel.pack_layers(inputs.weights, inputs.biases, case.channels, dtype)
+            # initcheck may miss what a library's product writes; a copy it sees.
+            maps = kernel.project_maps(inputs.features, inputs.hand_scale, layers).clone()
+            for points, capacity in ((inputs.points, None), (inputs.points[0], 10)):
+                tiles = kernel.locate(points, inputs.intrinsics, inputs.image_size, map_size, layers)
+                kernel.evaluate(maps, tiles, layers, 9.0, capacity)
+
+
+def run_select_voters() -> None:
+    from nvf_fast.kernels.select_voters import select_voters
+    from tests.test_select_voters import DEVICE
+
+    for count in (1, 63, 1024, 2049):
+        sdf = 10 * torch.randn(4, count, device=DEVICE)
+        sdf[1:3] = torch.tensor([[3.0], [1.0]], device=DEVICE)  # none and all
+        for capacity in (1, 100, 6000):
+            select_voters(sdf, 2.0, capacity)
+
+
+def run_cast_votes() -> None:
+    from nvf_fast.kernels.cast_votes import cast_votes
+    from tests.test_cast_votes import voting
+
+    for count, share in ((1, 2.0), (63, 0.0), (63, 0.3), (1025, 2.0)):
+        points, *rest = voting(count, share, joints=5)
+        for some in (points, points[0]):
+            cast_votes(some, *rest)
+
+
+def run_group_norm_relu() -> None:
+    from nvf_fast.kernels.group_norm_relu import group_norm_relu
+    from tests.test_group_norm_relu import CASES, inputs
+
+    for dtype in DTYPES:
+        for case in CASES.values():
+            group_norm_relu(*inputs(case, dtype))
+
+
+def run_mesh_distance() -> None:
+    from nvf_fast.kernels.mesh_distance import mesh_distance
+    from tests.kernel_cases import mesh_tensors
+    from tests.test_mesh_distance import DEVICE, TETRAHEDRON
+
+    for mesh in (TETRAHEDRON, trimesh.creation.torus(40, 15, 6, 5)):
+        vertices, faces = mesh_tensors(mesh, device=DEVICE)
+        for count in (1, 17, 63):
+            mesh_distance(vertices.repeat(2, 1, 1), faces, 40 * torch.randn(2, count, 3, device=DEVICE))
+
+
+def run_ray_mesh() -> None:
+    from nvf_fast.kernels.ray_mesh import ray_mesh
+    from tests.kernel_cases import mesh_tensors
+    from tests.test_ray_mesh import DEVICE, aimed
+
+    mesh = trimesh.creation.torus(40, 15, 6, 5)
+    vertices, faces = mesh_tensors(mesh, device=DEVICE)
+    for count in (1, 17, 63):
+        rays = [a.view(2, count, 3) for a in aimed(mesh, 2 * count, 0)]
+        ray_mesh(vertices.repeat(2, 1, 1), faces, *rays)
+
+
+OPERATIONS: dict[str, Callable[[], None]] = {
+    "query_field": run_query_field,
+    "select_voters": run_select_voters,
+    "cast_votes": run_cast_votes,
+    "group_norm_relu": run_group_norm_relu,
+    "mesh_distance": run_mesh_distance,
+    "ray_mesh": run_ray_mesh,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Runs of the benchmarks become tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import ceilings, tables
+from benchmarks.ceilings import Ceilings, read_ceilings
+
+DEVICE = Ceilings("a GPU", 2e12, 5e12, {"float16": 500e12})
+TIMES = {"ms_20_50_80": [39.0, 40.0, 50.0], "times_the_peer_20_50_80": [2.9, 3.0, 3.1]}
+PIPELINE = {
+    "network": "embedded",
+    "step_mm": 16,
+    "search": "guided",
+    "dtype": "float32",
+    "points_evaluated": 4321,
+    "peer_estimated": False,
+    "stages_ms": {"encode": 9.0, "query": 3.0, "vote": 0.5},
+    "cs_mje_mm": 30.5,
+} | TIMES
+OPERATION = {
+    "operation": "query_field",
+    "case": "full, 16 mm",
+    "batch": 1,
+    "dtype": "float16",
+    "form": "frame",
+    "ms_20_50_80": [0.19, 0.2, 0.21],
+    "times_the_definition_20_50_80": [4.0, 5.0, 6.0],
+    "work": {"flops": 50e9, "moved_bytes": 2e6},
+}
+
+
+def run(*benchmarks: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "machine_info": {"device": "a GPU", "kind": "gpu", "torch": "2.11"},
+        "commit_info": {"id": "0123456789abcdef", "dirty": True},
+        "datetime": "2026-01-02T03:04:05",
+        "benchmarks": [{"name": f"{name}[some-case]", "extra_info": facts} for name, facts in benchmarks],
+    }
+
+
+def test_every_kind_of_benchmark_has_its_table() -> None:
+    found = tables.results(
+        run(
+            ("bench_pipeline", PIPELINE),
+            ("bench_pipeline", PIPELINE | {"peer_estimated": True}),
+            ("bench_batches", TIMES | {"network": "released", "batch": 8, "dtype": "float16"}),
+            ("bench_compiled_peer", TIMES | {"step_mm": 4, "dtype": "float32"}),
+            (
+                "bench_training_step",
+                TIMES
+                | {"preset": "paper", "batch": 24, "points": 5000, "dtype": "bfloat16", "compiled": True},
+            ),
+            ("bench_query_field", OPERATION),
+        ),
+        DEVICE,
+    )
+    assert found.keys() == {*tables.TABLES, "operations"}
+    row = ["embedded", 16, "guided", "float32", 4321, 40.0, "39 to 50", 25.0, 3.0, 30.5]
+    assert found["speed"]["rows"] == [row, [*row[:8], "3 (estimated)", 30.5]]
+    assert found["stages"]["rows"][0][4:] == [None, None, 9.0, 3.0, None, 0.5, None, None]
+    assert found["batches"]["rows"] == [["released", 8, "float16", 40.0, "39 to 50", 200.0, 3.0]]
+    assert found["compiled_peer"]["rows"] == [[4, "float32", 40.0, "39 to 50", 3.0]]
+    assert found["training_step"]["rows"][0][4:] == ["yes", 40.0, "39 to 50", 600.0, 3.0]
+    # 50 GFLOP at 500 TFLOP/s are 0.1 ms of 0.2; 2 MB at 2 TB/s are less.
+    assert found["operations"]["rows"][0][5:] == [200.0, "190 to 210", 50.0, 2e6 / 2**20, 50.0, 5.0]
+    for result in found.values():
+        assert all(len(row) == len(result["columns"]) for row in result["rows"])
+        assert result["context"]["commit"] == "0123456789 with changes"
+
+
+def test_what_was_not_run_leaves_no_table() -> None:
+    assert tables.results(run(("bench_query_field", OPERATION)), None).keys() == {"operations"}
+    with pytest.raises(ValueError, match="none of our benchmarks"):
+        tables.results(run(), None)
+
+
+def test_shares_want_the_ceilings_of_the_same_device() -> None:
+    (row,) = tables.results(run(("bench_query_field", OPERATION)), None)["operations"]["rows"]
+    assert row[9] is None
+    with pytest.raises(ValueError, match="those of another, the run is of a GPU"):
+        tables.results(run(("bench_query_field", OPERATION)), DEVICE._replace(device="another"))
+
+
+def test_ceilings_are_measured_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "RESULTS", tmp_path)
+    monkeypatch.setattr(ceilings, "SIZES", {ceilings.DEVICE: (2**24, 2**16, 512)})
+    ceilings.main()
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["columns"] == ceilings.COLUMNS
+    found = read_ceilings(path)
+    assert 1e7 < found.memory < 1e14 and 1e7 < found.products["float32"] < 1e15
+    assert found.floor_seconds(0, "float32", found.memory) == pytest.approx(1)
+    assert found.floor_seconds(3 * found.products["float32"], "float32", found.memory) == pytest.approx(3)
