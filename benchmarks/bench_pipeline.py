@@ -163,7 +163,8 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
     def run() -> None:
         estimator(image, intrinsics, hand_scale)
 
-    paired = time_in_turn(benchmark, run, run_peer, rounds=15 if case.network == "embedded" else 7)
+    rounds = 5 if CUDA and case.step == 4 else 15 if case.network == "embedded" else 7
+    paired = time_in_turn(benchmark, run, run_peer, rounds)
     with estimator.timed() as stages:
         for _ in range(5):
             estimator(image, intrinsics, hand_scale)

@@ -1,15 +1,15 @@
 """From a run of pytest-benchmark to the tables of speed in benchmarks/results/.
 
-    python benchmarks/tables.py RUN.json    # what `pytest benchmarks --benchmark-json RUN.json` wrote
+    python benchmarks/tables.py RUN.json [RUN.json ...]    # what `pytest benchmarks --benchmark-json` wrote
 
-A table that the run holds nothing for is left as it is.
+Several runs are taken for parts of one. A table that they hold nothing for is left as it is.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,19 +176,35 @@ def results(run: dict[str, Any], ceilings: Ceilings | None) -> dict[str, dict[st
     return tables
 
 
+def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Parts of one run as one.
+
+    Raises:
+        ValueError: they are of several devices or commits.
+    """
+    for what, of in (
+        ("devices", lambda run: run["machine_info"]["device"]),
+        ("commits", lambda run: run["commit_info"]["id"]),
+    ):
+        if len(found := {of(run) for run in runs}) > 1:
+            raise ValueError(f"the runs are of several {what}: {', '.join(sorted(found))}")
+    return runs[0] | {"benchmarks": [benchmark for run in runs for benchmark in run["benchmarks"]]}
+
+
 def _times(facts: Facts) -> tuple[float, str]:
     low, median, high = facts["ms_20_50_80"]
     return median, f"{low:.3g} to {high:.3g}"
 
 
 def main() -> None:
-    for name in sys.argv[1:]:
-        run = json.loads(Path(name).read_text())
-        kind = run["machine_info"]["kind"]
-        measured = RESULTS / f"ceilings_{kind}.json"
-        RESULTS.mkdir(exist_ok=True)
-        for table, result in results(run, read_ceilings(measured) if measured.exists() else None).items():
-            (RESULTS / f"{table}_{kind}.json").write_text(json.dumps(result, indent=1) + "\n")
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    run = joined([json.loads(Path(name).read_text()) for name in sys.argv[1:]])
+    kind = run["machine_info"]["kind"]
+    measured = RESULTS / f"ceilings_{kind}.json"
+    RESULTS.mkdir(exist_ok=True)
+    for table, result in results(run, read_ceilings(measured) if measured.exists() else None).items():
+        (RESULTS / f"{table}_{kind}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

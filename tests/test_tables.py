@@ -80,6 +80,15 @@ def test_what_was_not_run_leaves_no_table() -> None:
         tables.results(run(), None)
 
 
+def test_parts_of_a_run_are_joined() -> None:
+    one, other = run(("bench_pipeline", PIPELINE)), run(("bench_query_field", OPERATION))
+    assert tables.results(tables.joined([one, other]), None).keys() == {"speed", "stages", "operations"}
+    with pytest.raises(ValueError, match="several commits: 0123456789abcdef, f00"):
+        tables.joined([one, other | {"commit_info": {"id": "f00", "dirty": False}}])
+    with pytest.raises(ValueError, match="several devices: a GPU, another"):
+        tables.joined([one, other | {"machine_info": {"device": "another"}}])
+
+
 def test_shares_want_the_ceilings_of_the_same_device() -> None:
     (row,) = tables.results(run(("bench_query_field", OPERATION)), None)["operations"]["rows"]
     assert row[9] is None

@@ -1,0 +1,92 @@
+"""Where a frame's time goes: what the device ran, how often and for how long, from PyTorch's profiler.
+
+    python benchmarks/profile_frame.py                                     the released network, 16 mm, dense
+    python benchmarks/profile_frame.py --network embedded --search guided --trace frame.json
+
+On a GPU kernels, by their time on the device, replayed as a frame is; on a CPU PyTorch's operations, by the
+time spent in each itself. The gap between their sum and the frame is launches and waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.bench_pipeline import network, picture
+from benchmarks.measured import CUDA, device_name, now
+from nvf_fast.estimator import PoseEstimator
+
+FRAMES = 20 if CUDA else 3
+NAME = 72  # characters of a kernel's name that are shown
+
+
+class Part(NamedTuple):
+    """What one kernel or operation takes of a frame."""
+
+    name: str
+    launches: float
+    microseconds: float
+
+
+def profiled(estimator: PoseEstimator, trace: Path | None = None) -> tuple[list[Part], float]:
+    """The parts of a frame, the longest first, and the frame's microseconds without the profiler."""
+    image, intrinsics, hand_scale, _ = picture()
+    for _ in range(3):
+        estimator(image, intrinsics, hand_scale)
+    seconds = []
+    for _ in range(FRAMES):
+        began = now()
+        estimator(image, intrinsics, hand_scale)
+        seconds.append(now() - began)
+    kind = torch.profiler.ProfilerActivity.CUDA if CUDA else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profiler:
+        for _ in range(FRAMES):
+            estimator(image, intrinsics, hand_scale)
+        now()
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
+    parts = [
+        Part(each.key, each.count / FRAMES, _own_time(each) / FRAMES) for each in profiler.key_averages()
+    ]
+    parts.sort(key=lambda part: -part.microseconds)
+    return parts, 1e6 * statistics.median(seconds)
+
+
+def _own_time(event: Any) -> float:
+    return float(event.self_device_time_total if CUDA else event.self_cpu_time_total)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", choices=("released", "embedded"), default="released")
+    parser.add_argument("--step", type=float, default=16.0, help="mm")
+    parser.add_argument("--search", choices=("dense", "octree", "guided"), default="dense")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--rows", type=int, default=25, help="how many of the longest are shown")
+    parser.add_argument("--trace", type=Path, help="file for a trace that browsers can show")
+    options = parser.parse_args(arguments)
+    model, surface_mm = network(options.network)
+    dtype = options.dtype and getattr(torch, options.dtype)
+    estimator = PoseEstimator(model, options.step, surface_mm, search=options.search, dtype=dtype)
+    parts, frame = profiled(estimator, options.trace)
+    total = sum(part.microseconds for part in parts)
+    print(f"{device_name()}, {options.network}, {options.step:g} mm, {options.search}, {estimator.dtype}")
+    print(f"frame {frame:,.0f} us; {sum(part.launches for part in parts):,.0f} launches, {total:,.0f} us")
+    print(f"{'us':>10}{'share':>8}{'launches':>10}  name")
+    for part in parts[: options.rows]:
+        share = part.microseconds / total
+        print(f"{part.microseconds:>10,.1f}{share:>8.1%}{part.launches:>10,.1f}  {part.name[:NAME]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The programs beside the benchmarks: curves of trainings, the profile of a frame."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import curves, profile_frame
+from nvf_fast.checkpoint import embedded_names
+
+
+def test_curves_show_losses_and_scores(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [
+        {
+            "step": 50,
+            "minutes": 0.5,
+            "images_per_second": 9.0,
+            "learning_rate": 1e-3,
+            "loss": 0.9,
+            "sdf": 0.1,
+        },
+        {"step": 100, "minutes": 1.0, "evaluation": {"with_hand_scale_cs_mje": 80.0, "invalid": 0}},
+        {"step": 100, "minutes": 1.0, "images_per_second": 9.0, "loss": 0.5, "sdf": 0.05},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    losses, scores = curves.read_curves(run)
+    assert losses == {"loss": [(50, 0.9), (100, 0.5)], "sdf": [(50, 0.1), (100, 0.05)]}
+    assert scores == {"with_hand_scale_cs_mje": [(100, 80.0)]}
+    curves.main([str(run), str(run), "--out", str(tmp_path / "curves.png")])
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+
+
+def test_curves_say_what_is_missing_or_torn(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no training's folder: log\.jsonl is missing"):
+        curves.main([str(tmp_path)])
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2"):
+        curves.read_curves(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the profiler
+def test_a_frame_s_time_is_shown_by_part(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if not embedded_names():
+        pytest.skip("no checkpoint is embedded")
+    trace = tmp_path / "frame.json"
+    profile_frame.main(["--network", "embedded", "--step", "32", "--rows", "5", "--trace", str(trace)])
+    lines = capfd.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("frame "))
+    rows = lines[first + 2 : first + 7]
+    times = [float(row.split()[0].replace(",", "")) for row in rows]
+    assert len(times) == 5 and times == sorted(times, reverse=True) and times[-1] > 0
+    assert json.loads(trace.read_text())["traceEvents"]
