@@ -58,7 +58,8 @@ class PoseEstimator:
             pose. The last two ask image by image, and may miss voters; see `nvf_fast.search`.
         device: where to compute; None is where the model is.
         dtype: torch.float32, float16 or bfloat16, precision of the encoder and of the field's matrix
-            products; sums, depths and votes stay float32. None is float32 on a CPU, float16 on CUDA.
+            products; sums, depths and votes stay float32. None is float32 on a CPU, float16 on CUDA, where
+            float32 convolutions are TF32 unless `torch.backends.cudnn.allow_tf32` is off.
         backend: of asking, selecting and voting (`nvf_fast.ops`); None chooses by device, "triton" or "torch"
             forces one. The encoder's norms go by the device.
 
