@@ -54,7 +54,9 @@ def _table(path: Path) -> str:
 def _cell(value: float | str | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def main() -> None:

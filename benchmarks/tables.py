@@ -53,7 +53,7 @@ def operation_row(facts: Facts, ceilings: Ceilings | None) -> Row:
     return [
         *(facts[name] for name in ("operation", "case", "batch", "dtype", "form")),
         1e3 * median,
-        f"{1e3 * low:.3g} to {1e3 * high:.3g}",
+        _range(1e3 * low, 1e3 * high),
         None if work is None else work["flops"] / 1e9,
         None if work is None else work["moved_bytes"] / 2**20,
         share,
@@ -193,7 +193,11 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _times(facts: Facts) -> tuple[float, str]:
     low, median, high = facts["ms_20_50_80"]
-    return median, f"{low:.3g} to {high:.3g}"
+    return median, _range(low, high)
+
+
+def _range(low: float, high: float) -> str:
+    return " to ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (low, high))
 
 
 def main() -> None:
