@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import nvf_fast
-from benchmarks.measured import CUDA, DEVICE, device_name
+from benchmarks.measured import CUDA, DEVICE, device_name, dtype_name
 from benchmarks.paired import time_in_turn
 from benchmarks.peer import Peer
 from benchmarks.tables import TABLES, speed_row
@@ -52,7 +52,7 @@ class Case(NamedTuple):
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        return f"{self.network}-{self.step}-{self.search}-{str(self.dtype).removeprefix('torch.')}"
+        return f"{self.network}-{self.step}-{self.search}-{dtype_name(self.dtype)}"
 
 
 def cases() -> list[Case]:
@@ -172,10 +172,9 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         "network": case.network,
         "step_mm": case.step,
         "search": case.search,
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "dtype": dtype_name(case.dtype),
         "points_evaluated": int(pose.points_evaluated),
-        "ms_20_50_80": [1e3 * value for value in paired.seconds],
-        "times_the_peer_20_50_80": paired.ratios,
+        **paired.facts(),
         "peer_estimated": estimated,
         "asked_again": estimator.redone,
         "stages_ms": {name: total / 5 for name, total in stages.items()},
@@ -212,8 +211,7 @@ def bench_compiled_peer(benchmark: Any, step: int) -> None:
     benchmark.extra_info.update(
         step_mm=step,
         dtype="float32",
-        ms_20_50_80=[1e3 * value for value in paired.seconds],
-        times_the_peer_20_50_80=paired.ratios,
+        **paired.facts(),
     )
 
 
@@ -238,7 +236,6 @@ def bench_batches(benchmark: Any, name: str, batch: int) -> None:
     benchmark.extra_info.update(
         network=name,
         batch=batch,
-        dtype=str(estimator.dtype).removeprefix("torch."),
-        ms_20_50_80=[1e3 * value for value in paired.seconds],
-        times_the_peer_20_50_80=paired.ratios,
+        dtype=dtype_name(estimator.dtype),
+        **paired.facts(),
     )

@@ -96,6 +96,5 @@ def bench_training_step(benchmark: Any, tmp_path: Path, make: Any, precision: st
         compiled=compiled,
         batch=config.optimisation.batch,
         points=config.sampling.total,
-        ms_20_50_80=[1e3 * value for value in paired.seconds],
-        times_the_peer_20_50_80=paired.ratios,
+        **paired.facts(),
     )

@@ -22,7 +22,7 @@ import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measured import CUDA, DEVICE, device_name
+from benchmarks.measured import CUDA, DEVICE, device_name, dtype_name
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["what", "unit", "reached"]
@@ -80,8 +80,7 @@ def measure() -> list[list[Any]]:
     if CUDA:
         rows.append([CACHE, "TB/s", _read(cached) / 1e12])
     for dtype in (torch.bfloat16, torch.float16, torch.float32) if CUDA else (torch.float32,):
-        name = str(dtype).removeprefix("torch.")
-        rows.append([PRODUCT + name, "TFLOP/s", _product(side, dtype) / 1e12])
+        rows.append([PRODUCT + dtype_name(dtype), "TFLOP/s", _product(side, dtype) / 1e12])
     return rows
 
 

@@ -58,7 +58,7 @@ def record(
         benchmark: the fixture of pytest-benchmark, after `time_in_turn`.
         operation, case, form: which, at what size, and which of its implementations.
         dtype, batch: of the inputs.
-        paired: its times, and how many times as long its definition took.
+        paired: its times beside its definition's.
         work: None where neither bytes nor products of the matrix unit say how fast it could be.
     """
     benchmark.group = f"{operation} {case}, batch {batch}, {dtype}"
@@ -66,12 +66,16 @@ def record(
         operation=operation,
         case=case,
         form=form,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         batch=batch,
-        ms_20_50_80=[1e3 * seconds for seconds in paired.seconds],
-        times_the_definition_20_50_80=paired.ratios,
         work=None if work is None else work._asdict(),
+        **paired.facts(),
     )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Without PyTorch's prefix."""
+    return str(dtype).removeprefix("torch.")
 
 
 def tensor_bytes(*tensors: torch.Tensor) -> float:

@@ -57,7 +57,7 @@ def operation_row(facts: Facts, ceilings: Ceilings | None) -> Row:
         None if work is None else work["flops"] / 1e9,
         None if work is None else work["moved_bytes"] / 2**20,
         share,
-        facts["times_the_definition_20_50_80"][1],
+        facts["times_the_peer_20_50_80"][1],
     ]
 
 

@@ -30,7 +30,7 @@ OPERATION = {
     "dtype": "float16",
     "form": "frame",
     "ms_20_50_80": [0.19, 0.2, 0.21],
-    "times_the_definition_20_50_80": [4.0, 5.0, 6.0],
+    "times_the_peer_20_50_80": [4.0, 5.0, 6.0],
     "work": {"flops": 50e9, "moved_bytes": 2e6},
 }
 

@@ -16,7 +16,7 @@ import tyro
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
 from nvf_fast.data.hand import UNIFORM, HandDistribution
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands, render_ahead
 from nvf_fast.search import Search
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ class Synthetic:
                 count=self.count, seed=self.seed, size=self.size, distribution=distribution
             )
             pictures = SyntheticHands(config, self.data_cache)
-            if self.data_cache is not None:
-                pictures.render(device=facts["device"])
+            render_ahead(pictures, facts["device"])
             report[name] = finite(evaluate(predictor, pictures, progress=True))
         around = surroundings()
         result = {
@@ -312,8 +311,7 @@ def _evaluate(
     predictor, facts = asked.load()
     with user_errors():
         dataset = open_dataset(config, split, folders)
-        if isinstance(dataset, SyntheticHands) and folders.cache is not None:
-            dataset.render(device=facts["device"], share=(rank, processes), progress=rank == 0)
+        render_ahead(dataset, facts["device"], share=(rank, processes), progress=rank == 0)
         options = Options(
             batch=output.batch,
             shard=8 * output.batch,

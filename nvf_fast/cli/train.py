@@ -12,7 +12,7 @@ import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.data.catalogue import Folders, open_dataset
-from nvf_fast.data.synthetic import SyntheticHands
+from nvf_fast.data.synthetic import render_ahead
 from nvf_fast.training.config import PRESETS, TrainingConfig
 
 RENDERERS_ON_A_GPU = 6
@@ -70,8 +70,7 @@ class Run:
             first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
             with user_errors():
                 dataset = open_dataset(config.data, "training", folders)
-                if isinstance(dataset, SyntheticHands) and self.data_cache is not None:
-                    _render_ahead(dataset, place)
+                _render_ahead(dataset, place)
                 pictures = task_pictures(dataset, config.model)
                 measured = first and config.evaluate_every > 0
                 evaluate = None
@@ -98,15 +97,15 @@ class Run:
             print(f"{state}: step {result.step}, {result.minutes:.1f} minutes, {self.out / 'checkpoint'}")
 
 
-def _render_ahead(dataset: SyntheticHands, device: torch.device) -> None:
-    """Makes the pictures that the cache lacks, each process its share, on all cores.
+def _render_ahead(dataset: object, device: torch.device) -> None:
+    """Each process draws its share of what a cache of pictures lacks, on all cores.
 
     On a GPU it takes some to draw hands and scenes at the rate at which it renders them.
     """
     rank, processes = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     workers = cores if device.type == "cpu" else min(cores, RENDERERS_ON_A_GPU)
-    dataset.render(workers, progress=rank == 0, device=device, share=(rank, processes))
+    render_ahead(dataset, device, progress=rank == 0, share=(rank, processes), processes=workers)
 
 
 if TYPE_CHECKING:

@@ -239,6 +239,25 @@ def synthetic_v1(part: Literal["train", "test"], cache: Path | str | None = None
     )
 
 
+def render_ahead(
+    dataset: object,
+    device: torch.device | str,
+    *,
+    progress: bool = True,
+    count: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    processes: int = 1,
+) -> None:
+    """Draws what the cache of a synthetic set lacks; other sets, and one without a cache, are let be.
+
+    Args:
+        dataset: of any kind.
+        device, progress, count, share, processes: as in `SyntheticHands.render`.
+    """
+    if isinstance(dataset, SyntheticHands) and dataset.folder is not None:
+        dataset.render(processes, progress, device, count, share)
+
+
 def draw_chunk(config: SyntheticConfig, chunk: int) -> tuple[Hands, Scenes, str]:
     """Hands, scenes and SHA-256 of one chunk: of every word drawn for it and of which tries were taken."""
     indices = range(chunk * CHUNK, (chunk + 1) * CHUNK)

@@ -10,7 +10,7 @@ import torch
 from nvf_fast.baselines import Network
 from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
 from nvf_fast.data.sample import FirstSamples
-from nvf_fast.data.synthetic import SyntheticHands
+from nvf_fast.data.synthetic import render_ahead
 from nvf_fast.evaluation.constant import constant_pose, other_hands
 from nvf_fast.evaluation.predictors import predictor_of
 from nvf_fast.evaluation.report import report_on
@@ -39,8 +39,7 @@ def validation(
     """
     synthetic = replace(config.synthetic, seed=SYNTHETIC_SEED, count=count)
     whole = open_dataset(replace(config, synthetic=synthetic), "evaluation", folders)
-    if isinstance(whole, SyntheticHands) and folders.cache is not None:
-        whole.render(progress=False, device=device, count=count)
+    render_ahead(whole, device, progress=False, count=count)
     dataset = FirstSamples(whole, count)
     if dataset[0].joints is None:
         raise ValueError(f"{dataset.name}: without the evaluation part's joints evaluate_every must be 0")
