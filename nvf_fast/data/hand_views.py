@@ -1,0 +1,54 @@
+"""Labelled hand views: the training samples of networks that look through the hand view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+VIEW_SIZE = 128  # px, side of a hand view
+VIEW_POINTS = 192  # query points labelled in each view
+VIEW_HANDS = 2  # hands labelled in one view, at most
+
+
+@dataclass(frozen=True)
+class HandViews:
+    """A batch of B square views of pinhole cameras and the hands they show.
+
+    A view of S px has intrinsics [[f, 0, S/2], [0, f, S/2], [0, 0, 1]]. Millimetres are those of the unit
+    hand, in the view's camera frame. The first hand is the one that the pose labels describe.
+
+    Attributes:
+        images: (B, S, S, 3) uint8 RGB.
+        focal: (B,) float32 px.
+        joints: (B, 21, 3) float32 mm, FreiHAND's order and definition; NaN where no hand is labelled in 3D.
+        points: (B, P, 3) float32 mm, query points; NaN where `joints` is.
+        distances: (B, P) float32 mm, signed distance of the points to the surface, negative inside.
+        boxes: (B, 2, 4) float32 px, (x0, y0, x1, y1) around the joints of each hand; NaN beyond the hands.
+        left: (B, 2) bool, whether a hand is a left one.
+        trust: (B,) float32, weight of the pose losses: 0 for left hands and for hands too small to pose.
+    """
+
+    images: np.ndarray
+    focal: np.ndarray
+    joints: np.ndarray
+    points: np.ndarray
+    distances: np.ndarray
+    boxes: np.ndarray
+    left: np.ndarray
+    trust: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> HandViews:
+        return HandViews(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[HandViews]) -> HandViews:
+        """Join several batches into one."""
+        return cls(
+            **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        )
