@@ -134,6 +134,14 @@ def test_missing_tensors_and_entries_are_told(trained: tuple[TrainingConfig, Pat
             loop.Trainer(config, Dots(), directory, CPU).load()
 
 
+def test_the_later_of_two_states_of_one_step_is_newest(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path)
+    for value in range(12):  # digests come in any order, so one of the twelve would be taken by chance
+        files.write(9, {"value": value})
+        found = StateFiles(tmp_path).newest()
+        assert found is not None and found.state["value"] == value
+
+
 def test_global_random_numbers_are_restored(trained: tuple[TrainingConfig, Path]) -> None:
     config, directory = trained
     trainer = loop.Trainer(config, Dots(), directory, CPU)

@@ -28,9 +28,10 @@ class Found(NamedTuple):
 
 
 class StateFiles:
-    """The states in a folder, `state-STEP-DIGEST.pt`; the digest is of the contents, and tells damage.
+    """The states in a folder, `state-STEP-SERIAL-DIGEST.pt`; the digest of the contents reveals damage.
 
-    Two are kept: the newest, and the one before it that is known to have been whole.
+    The serial number grows with every write, so that two states of one step have an order. Two states are
+    kept: the newest, and the one before it that is known to have been whole.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -42,7 +43,8 @@ class StateFiles:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
-        path = self.directory / f"state-{step:09d}-{_digest(content)}.pt"
+        serial = 1 + max((_serial(other) for other in self.directory.glob(PATTERN)), default=0)
+        path = self.directory / f"state-{step:09d}-{serial:09d}-{_digest(content)}.pt"
         with whole_file(path) as file:
             file.write(content)
         for other in self.directory.glob(PATTERN):
@@ -60,7 +62,7 @@ class StateFiles:
             CannotStart: all there are are damaged.
         """
         damaged: list[str] = []
-        for path in sorted(self.directory.glob(PATTERN), reverse=True):
+        for path in sorted(self.directory.glob(PATTERN), key=_age, reverse=True):
             content = path.read_bytes()
             if _digest(content) != path.stem.rpartition("-")[2]:
                 damaged.append(path.name)
@@ -88,6 +90,17 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
             for line in differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
         ]
     return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
+
+
+def _age(path: Path) -> tuple[int, str]:
+    """Sorting key of a state, the newest last."""
+    return _serial(path), path.name
+
+
+def _serial(path: Path) -> int:
+    """When a state was written, counted in writes; 0 for one without a readable number."""
+    parts = path.stem.split("-")
+    return int(parts[2]) if len(parts) == 4 and parts[2].isdigit() else 0
 
 
 def _digest(content: bytes | memoryview) -> str:
