@@ -1,9 +1,9 @@
 """The definition of the 21 joints, and the size of the unit hand.
 
-FreiHAND's definition is MANO's: the wrist and the three joints of each finger are the pivots of MANO's skeleton,
-the fingertips are points on its skin. The figures below are those of MANO's mean shape (all shape coefficients
-zero) in its flat pose: J. Romero, D. Tzionas and M. J. Black, "Embodied Hands", ACM Transactions on Graphics
-36(6), 2017, measured between the mean joint positions that public users of MANO quote.
+FreiHAND's definition is MANO's: the wrist and the three joints of each finger are the pivots of MANO's
+skeleton, the fingertips are points on its skin. The figures below are those of MANO's mean shape (all shape
+coefficients zero) in its flat pose: J. Romero, D. Tzionas and M. J. Black, "Embodied Hands", ACM Transactions
+on Graphics 36(6), 2017, measured between the mean joint positions that public users of MANO quote.
 """
 
 from __future__ import annotations
