@@ -352,6 +352,7 @@ def query_field(
     *,
     image_size: int = 224,
     surface_mm: float = math.inf,
+    centres: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes of camera-space points; see `query_field_ref`.
 
@@ -372,7 +373,7 @@ def query_field(
         count.
     """
     layers = pack_layers(weights, biases, features.shape[1], features.dtype)
-    tiles = locate(points, intrinsics, image_size, features.shape[2:], layers)
+    tiles = locate(points, intrinsics, image_size, features.shape[2:], layers, centres)
     maps = project_maps(features, hand_scale, layers)
     sdf, votes, _ = evaluate(maps, tiles, layers, surface_mm)
     return sdf, votes
@@ -430,7 +431,12 @@ def pack_layers(
 
 
 def locate(
-    points: Tensor, intrinsics: Tensor, image_size: int, map_size: Sequence[int], layers: Layers
+    points: Tensor,
+    intrinsics: Tensor,
+    image_size: int,
+    map_size: Sequence[int],
+    layers: Layers,
+    centres: Tensor | None = None,
 ) -> Tiles:
     """Tiles of points (B, N, 3) or (N, 3) under intrinsics (B, 3, 3) or (3, 3), made on the device.
 
@@ -439,6 +445,8 @@ def locate(
     Raises:
         ValueError: there are more points than 32-bit positions can count.
     """
+    if centres is not None:
+        raise NotImplementedError("query_field: the kernel does not take centres yet")
     height, width = map_size
     points = (points if points.ndim == 3 else points[None]).contiguous()
     intrinsics = (intrinsics if intrinsics.ndim == 3 else intrinsics[None]).contiguous()
@@ -474,7 +482,9 @@ def locate(
     return Tiles(points, intrinsics, order, tiles, tile_count, geometry)
 
 
-def project_maps(features: Tensor, hand_scale: Tensor | None, layers: Layers) -> Tensor:
+def project_maps(
+    features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Sequence[Tensor] | None = None
+) -> Tensor:
     """Features (B, C, H, W) through every layer's columns for x.
 
     Returns:

@@ -15,7 +15,7 @@ from nvf_fast.data.mesh import hand_mesh
 
 
 class FieldCase(NamedTuple):
-    """A field and where it is asked; the points cover `spread` of the view's side, more than 1 leaves it."""
+    """A field and its points, which cover `spread` of the view's side; more than 1 leaves it."""
 
     batch: int
     count: int
@@ -25,10 +25,11 @@ class FieldCase(NamedTuple):
     hand_scale: bool = True
     image_size: int = 224
     spread: float = 1.2
+    centred: bool = False  # positions relative to a centre, and biases of each image
 
 
 class FieldInputs(NamedTuple):
-    """The tensor arguments of `query_field`, and its image_size."""
+    """The arguments of `query_field` that a case decides, by name."""
 
     features: Tensor
     points: Tensor
@@ -37,6 +38,7 @@ class FieldInputs(NamedTuple):
     weights: list[Tensor]
     biases: list[Tensor]
     image_size: int
+    centres: Tensor | None = None
 
     def double(self) -> FieldInputs:
         return FieldInputs(
@@ -47,33 +49,45 @@ class FieldInputs(NamedTuple):
             [weight.double() for weight in self.weights],
             [bias.double() for bias in self.biases],
             self.image_size,
+            None if self.centres is None else self.centres.double(),
         )
 
 
 SMALL_NETWORK = FieldCase(2, 200, 64, (32, 32), (256, 128, 64, 64), image_size=128, spread=0.2)
+DEFAULT_NETWORK = SMALL_NETWORK._replace(hand_scale=False, centred=True)
 FULL_NETWORK = FieldCase(1, 60, 256, (56, 56), (1024, 512, 256, 128), spread=0.04)
 FIELD_CASES = {
     "one point": FieldCase(1, 1, 8, (9, 7), (40, 24), spread=0.9),
     "63 points, one hidden layer, no scale": FieldCase(3, 63, 30, (16, 16), (64,), hand_scale=False),
     "1000 points, small map": FieldCase(1, 1000, 20, (10, 12), (64, 48, 32), image_size=128),
     "small network": SMALL_NETWORK,
+    "default network": DEFAULT_NETWORK,
+    "257 centred points, one hidden layer": FieldCase(3, 257, 30, (9, 12), (64,), False, centred=True),
     "full network": FULL_NETWORK,
 }
 
 
 def field_inputs(case: FieldCase, dtype: torch.dtype = torch.float32, device: str = "cpu") -> FieldInputs:
-    """Random inputs, the network exact in `dtype`: every implementation starts from the same numbers."""
+    """Random inputs, the network exact in `dtype`: every implementation starts from the same numbers.
+
+    The images of a centred case also have intrinsics of their own.
+    """
     batch, count, size = case.batch, case.count, case.image_size
     focal = 480 * size / 224
     intrinsics = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
     depth = 300 + 500 * torch.rand(batch, count, 1)
     offsets = (torch.rand(batch, count, 2) - 0.5) * case.spread * size
     points = torch.cat([offsets * depth / focal, depth], -1)
-    inputs = case.channels + 1 + case.hand_scale
+    inputs = case.channels + (3 if case.centred else 1 + case.hand_scale)
+    centres = None
+    if case.centred:
+        intrinsics = intrinsics.repeat(batch, 1, 1)
+        intrinsics[:, [0, 1], [0, 1]] *= torch.linspace(1, 1.3, batch)[:, None]
+        centres = points.mean(1) + 20 * torch.randn(batch, 3)
     weights, biases, hidden = [], [], 0
     for width in (*case.hidden, 85):
         weights.append(torch.randn(width, hidden + inputs) * math.sqrt(2 / (hidden + inputs)))
-        biases.append(0.05 * torch.randn(width))
+        biases.append(0.05 * torch.randn((batch, width) if case.centred else (width,)))
         hidden = width
     weights[-1][0] *= 0.1  # a few points come near the surface
     features = torch.randn(batch, case.channels, *case.map_size)
@@ -85,6 +99,7 @@ def field_inputs(case: FieldCase, dtype: torch.dtype = torch.float32, device: st
         [weight.to(dtype).to(device, torch.float32) for weight in weights],
         [bias.to(dtype).to(device, torch.float32) for bias in biases],
         size,
+        None if centres is None else centres.to(device),
     )
 
 

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from nvf_fast import ops
-from tests.kernel_cases import FieldCase, field_inputs
+from tests.kernel_cases import FieldCase, FieldInputs, field_inputs
 
 CASE = FieldCase(2, 40, 12, (6, 8), (48, 32))
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def field_arguments(device: str = "cpu") -> tuple:
-    return tuple(field_inputs(CASE, device=device))[:-1]
+    return tuple(field_inputs(CASE, device=device))[:6]
+
+
+def centred_inputs(device: str = "cpu") -> FieldInputs:
+    return field_inputs(CASE._replace(hand_scale=False, centred=True), device=device)
 
 
 def norm_arguments(device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, int]:
@@ -52,6 +56,11 @@ def field_argument(name: str, value: object) -> Callable[[], object]:
     """A call of query_field with one argument replaced."""
     names = ("features", "points", "intrinsics", "hand_scale", "weights", "biases")
     return lambda: ops.query_field(**(dict(zip(names, field_arguments(), strict=True)) | {name: value}))
+
+
+def centred_argument(**changes: object) -> Callable[[], object]:
+    """A call of query_field for a network with centres, with some arguments replaced."""
+    return lambda: ops.query_field(**(centred_inputs()._asdict() | changes))
 
 
 def norm_argument(name: str, value: object) -> Callable[[], object]:
@@ -85,7 +94,10 @@ def test_opcheck(device: str) -> None:
     for maps in (x, x.contiguous(), x.transpose(2, 3)):
         torch.library.opcheck(torch.ops.nvf_fast.group_norm_relu, (maps, *rest, 1e-5))
     for surface_mm in (math.inf, 3.0):
-        torch.library.opcheck(torch.ops.nvf_fast.query_field, (*field_arguments(device), 224, surface_mm))
+        query = torch.ops.nvf_fast.query_field
+        torch.library.opcheck(query, (*field_arguments(device), 224, surface_mm))
+        centred = centred_inputs(device)
+        torch.library.opcheck(query, (*centred[:6], 224, surface_mm, centred.centres))
     torch.library.opcheck(torch.ops.nvf_fast.select_voters, (torch.randn(3, 50, device=device), 0.5, 10))
     votes = (argument.to(device) for argument in vote_arguments())
     torch.library.opcheck(torch.ops.nvf_fast.cast_votes, (*votes, 80.0, 0.5))
@@ -138,6 +150,9 @@ def test_gradient_takes_the_differentiable_form() -> None:
     assert sdf.requires_grad and votes.requires_grad
     with torch.no_grad():
         assert not ops.query_field(features, *rest)[0].requires_grad
+    centred = centred_inputs(device)
+    centred.biases[0].requires_grad_()
+    assert ops.query_field(**centred._asdict())[0].requires_grad
     with pytest.raises(RuntimeError, match="no backward"):
         ops.query_field(features, *rest, backend="triton")
     x, weight, *rest = norm_arguments(device)
@@ -203,6 +218,15 @@ except RuntimeError as error:
         (field_argument("hand_scale", torch.zeros(2).half()), TypeError, "hand_scale must be float32"),
         (field_argument("weights", [torch.zeros(48, 14)] * 3), ValueError, r"layer 1 must .*\(out, 62\)"),
         (field_argument("biases", []), ValueError, "got 3 and 0"),
+        (field_argument("biases", [torch.zeros(3, n) for n in (48, 32, 85)]), ValueError,
+         r"layer 0 must .* \(2, out\) in all layers, got \(48, 14\) and \(3, 48\)"),
+        (field_argument("biases", [torch.zeros(2, 48), torch.zeros(32), torch.zeros(85)]), ValueError,
+         r"layer 1 must .* got \(32, 62\) and \(32,\)"),
+        (field_argument("centres", torch.zeros(2, 3)), ValueError, r"C \+ 3 = 15 inputs .* got \(48, 14\)"),
+        (centred_argument(centres=None), ValueError, r"so centres must be \(2, 3\) mm, got None"),
+        (centred_argument(centres=torch.zeros(3)), ValueError, r"centres must be \(2, 3\) mm, got \(3,\)"),
+        (centred_argument(centres=torch.zeros(2, 3).double()), TypeError, "centres must be float32 mm"),
+        (centred_argument(hand_scale=torch.full((2,), 20.0)), ValueError, "no input for it"),
         (field_argument("surface_mm", 0.0), ValueError, "surface_mm must be positive, got 0.0"),
         (field_argument("image_size", 0), ValueError, "at least 1 px"),
         (field_argument("backend", "cuda"), ValueError, "got 'cuda'"),
@@ -241,8 +265,20 @@ def test_errors_say_what_came(call: Callable[[], object], error: type[Exception]
         call()
 
 
+def test_field_query_checks_centres() -> None:
+    for case, centres, message in (
+        (CASE, torch.zeros(2, 3), r"must be None, got \(2, 3\)"),
+        (CASE._replace(hand_scale=False, centred=True), None, r"must be \(B, 3\) mm, got None"),
+    ):
+        inputs = field_inputs(case)
+        biases = [torch.zeros(len(weight)) for weight in inputs.weights]
+        query = ops.FieldQuery(inputs.weights, biases, channels=case.channels)
+        with pytest.raises(ValueError, match=message):
+            query.locate(inputs.points, inputs.intrinsics, case.map_size, centres)
+
+
 def test_scale_for_weights_without_one() -> None:
-    features, points, intrinsics, scale, weights, biases = field_inputs(CASE._replace(hand_scale=False))[:-1]
+    features, points, intrinsics, scale, weights, biases = field_inputs(CASE._replace(hand_scale=False))[:6]
     with pytest.raises(ValueError, match="no input for it"):
         ops.query_field(features, points, intrinsics, torch.tensor([20.0, 20]), weights, biases)
     assert scale is None

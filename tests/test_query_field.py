@@ -27,6 +27,7 @@ from tests.kernel_cases import (
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.cuda)]
 SHORT = FieldCase(2, 100, 12, (6, 8), (48, 32))
+CENTRED = SHORT._replace(hand_scale=False, centred=True)
 # The interpreter divides by the depth of what lies in the camera's plane too.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning"),
@@ -36,7 +37,7 @@ pytestmark = [
 
 def run(function: Callable, inputs: FieldInputs, **options: object) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return function(*inputs[:-1], image_size=inputs.image_size, **options)
+        return function(**inputs._asdict(), **options)
 
 
 def errors(function: Callable, case: FieldCase, dtype: torch.dtype) -> tuple[list[float], list[float]]:
@@ -90,6 +91,21 @@ def test_reference_by_hand() -> None:
     depth = 600 / 480
     assert sdf.item() == pytest.approx(50 * math.tanh(0.25 - 0.01 * depth), rel=1e-6)
     assert votes.flatten().tolist() == pytest.approx([2.5, 2.0, depth, 0.2], rel=1e-6)
+
+
+def test_centred_reference_by_hand() -> None:
+    """The position about the centre in 60 mm takes the depth's place, and each image has its biases."""
+    features = torch.arange(12.0).view(2, 1, 2, 3)
+    intrinsics = torch.tensor([[480.0, 0, 112], [0, 480.0, 112], [0, 0, 1]])
+    points = torch.tensor([[[-70.0, 0.0, 600.0]]]).repeat(2, 1, 1)
+    centres = torch.tensor([[-100.0, 15, 570], [-70, 0, 660]])
+    weight = torch.zeros(5, 4)
+    weight[0, 3], weight[1, 0], weight[2, 1], weight[3, 2], weight[4, 3] = 0.5, 1, 1, 1, 1
+    bias = torch.tensor([[0.25, 0, 0, 0, 0], [0, 1, 0, 0, 0]])
+    sdf, votes = reference(features, points, intrinsics, None, [weight], [bias], centres=centres)
+    assert sdf[:, 0].tolist() == pytest.approx([50 * math.tanh(0.5), 50 * math.tanh(-0.5)], rel=1e-6)
+    assert votes[0].flatten().tolist() == pytest.approx([2, 0.5, -0.25, 0.5], rel=1e-6)
+    assert votes[1].flatten().tolist() == pytest.approx([9, 0, 0, -1], rel=1e-6)
 
 
 @pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
@@ -219,9 +235,7 @@ def test_prepared_query_gives_the_same_in_rows(backend: ops.Backend) -> None:
     inputs = field_inputs(SHORT, device=DEVICE)
     inputs = inputs._replace(points=torch.cat([inputs.points[0], inputs.points[1]]))
     with torch.no_grad():
-        sdf, dense = ops.query_field(
-            *inputs[:-1], image_size=inputs.image_size, surface_mm=3.0, backend=backend
-        )
+        sdf, dense = ops.query_field(**inputs._asdict(), surface_mm=3.0, backend=backend)
         query = ops.FieldQuery(
             inputs.weights,
             inputs.biases,
@@ -269,15 +283,16 @@ def test_no_points(function: Callable) -> None:
     assert sdf.shape == (2, 0) and votes.shape == (2, 0, 21, 4)
 
 
+@pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
 @pytest.mark.parametrize("surface_mm", [math.inf, 3.0])
-def test_gradients_are_the_references(surface_mm: float) -> None:
-    inputs = field_inputs(SHORT)
+def test_gradients_are_the_references(surface_mm: float, case: FieldCase) -> None:
+    inputs = field_inputs(case)
     leaves = [inputs.features, *inputs.weights, *inputs.biases]
     gradients = []
     for function in (ops.query_field, reference):
         for leaf in leaves:
             leaf.requires_grad_().grad = None
-        sdf, votes = function(*inputs[:-1], image_size=inputs.image_size, surface_mm=surface_mm)
+        sdf, votes = function(**inputs._asdict(), surface_mm=surface_mm)
         (sdf[sdf.isfinite()].square().sum() + votes.square().sum()).backward()
         gradients.append([leaf.grad for leaf in leaves])
     for got, wanted in zip(*gradients, strict=True):
