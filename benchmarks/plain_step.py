@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peer import PlainNormReLU
-from nvf_fast.camera import REFERENCE_FOCAL
+from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SLOPE
 from nvf_fast.encoder import BicubicUpsample, NormReLU
 from nvf_fast.model import NVF, Field
 from nvf_fast.training.augmentation import augment
@@ -24,7 +24,6 @@ from nvf_fast.training.loop import Trainer
 from nvf_fast.training.losses import Targets, field_losses, mean_terms
 from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.points import sample_points
-from nvf_fast.views import VIEW_SLOPE
 
 
 class PlainStep:
@@ -33,7 +32,7 @@ class PlainStep:
     def __init__(self, trainer: Trainer) -> None:
         assert isinstance(trainer.model, NVF)
         self.config, self.device, self.own = trainer.config, trainer.device, trainer.own
-        self.view = trainer.arithmetic.view
+        self.volume = trainer.arithmetic.volume
         self.model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.auxiliary = copy.deepcopy(trainer.auxiliary)
         for parent in list(self.model.encoder.modules()):
@@ -84,12 +83,12 @@ class PlainStep:
         seed = mixed_seed(self.config.seed, self.step, number)
         generator = torch.Generator(self.device).manual_seed(seed)
         images, hands = pictures.images.to(self.device), pictures.hands.to(self.device)
-        images, hands, fed = augment(images, hands, self.view, self.config.augmentation, generator)
-        points, sdf = sample_points(hands, self.view, self.config.sampling, generator)
+        images, hands, fed = augment(images, hands, self.volume, self.config.augmentation, generator)
+        points, sdf = sample_points(hands, self.volume, self.config.sampling, generator)
         return images, fed, points, sdf, hands.joints, hands.hand_scale
 
     def _field(self, features: Tensor, points: Tensor, hand_scale: Tensor | None) -> Field:
-        uv = points[..., :2] / points[..., 2:] / VIEW_SLOPE
+        uv = points[..., :2] / points[..., 2:] / REFERENCE_SLOPE
         inputs = [
             F.grid_sample(features, uv[:, :, None], align_corners=True)[..., 0],
             points[:, None, :, 2] / REFERENCE_FOCAL,

@@ -11,7 +11,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import HourglassEncoder
 from nvf_fast.field import JOINTS, FieldMLP
 from nvf_fast.model import NVF
-from nvf_fast.views import view_of
+from nvf_fast.volumes import volume_of
 
 
 class Baseline(nn.Module):
@@ -26,9 +26,9 @@ class Baseline(nn.Module):
         self.config = config
         self.encoder = HourglassEncoder(config)
         self.field = FieldMLP(config)
-        view = view_of(config.task)
-        self.register_buffer("centre", torch.tensor(view.centre_mm), persistent=False)
-        self.register_buffer("extent", torch.tensor(view.half_mm), persistent=False)
+        volume = volume_of(config)
+        self.register_buffer("centre", torch.tensor(volume.centre_mm), persistent=False)
+        self.register_buffer("extent", torch.tensor(volume.half_mm), persistent=False)
 
     centre: Tensor
     extent: Tensor

@@ -14,6 +14,7 @@ from torch import Tensor
 
 REFERENCE_SIZE = 224  # px, side of the released model's view
 REFERENCE_FOCAL = 480.0  # px at that size
+REFERENCE_SLOPE = REFERENCE_SIZE / 2 / REFERENCE_FOCAL  # half the view's width at depth 1, whatever its size
 
 
 def reference_intrinsics(
@@ -125,6 +126,20 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
         cuts = images[start : start + part, :, rows, columns]
         views.append(sample_views(cuts, matrices[start : start + part], size, factor))
     return torch.cat(views)
+
+
+def network_view(image: Tensor, homography: Tensor, size: int) -> Tensor:
+    """The view of an image that a network takes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, on the device of the result.
+        homography: (3, 3) float64 from image px to view px.
+        size: px, side of the view.
+
+    Returns:
+        (1, 3, size, size) float32, (x / 255 - 0.5) / 0.5.
+    """
+    return remap(image.permute(2, 0, 1)[None], homography[None], size).div_(127.5).sub_(1)
 
 
 class ViewPlan(NamedTuple):

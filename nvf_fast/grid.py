@@ -1,4 +1,4 @@
-"""The grid of query points that fills the reference camera's frustum (Sec. 3.4 of the paper)."""
+"""Lattices of query points that fill a volume, and the reference camera's grid (Sec. 3.4 of the paper)."""
 
 from __future__ import annotations
 
@@ -7,48 +7,65 @@ import math
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE
+from nvf_fast.camera import REFERENCE_SLOPE
 
-BOX_MM = ((-250.0, 250.0), (-250.0, 250.0), (150.0, 1200.0))  # x, y, z
+Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # lowest and highest x, y and z
+BOX_MM: Box = ((-250.0, 250.0), (-250.0, 250.0), (150.0, 1200.0))
 FAR_MM = 1e6  # beyond the box
 RIM, RIM_MM = 4, 16.0  # nodes about the box, at least, and how far they reach
 
 
 class Lattice:
-    """A regular grid over `BOX_MM`, whose nodes are numbered with x outermost and z innermost.
+    """A regular grid over a box, whose nodes are numbered with x outermost and z innermost.
 
-    Each axis has int(length / step) cells and a node at each cell's lower corner, so that the spacing is a
-    little more than the step where the step does not divide the length. A rim of nodes that are never seen
-    surrounds the box, so that whoever steps from a seen node to a near one stays among the nodes.
+    Each axis has int(length / step) cells and one node per cell, so that the spacing is a little more than
+    the step where the step does not divide the length. A rim of nodes that are never visible surrounds the
+    box, so that every neighbour of a visible node is a node.
+
+    Args:
+        step_mm: mm, spacing of the nodes.
+        device: of all tensors that come and go.
+        box: mm, extents along x, y and z; by default those of the reference camera's grid.
+        slope: a node is visible where abs(x) and abs(y) are at most slope * z; None where all of the box is.
+        centred: whether nodes are the cells' centres instead of their lower corners.
 
     Attributes:
-        step_mm: mm, the step asked for.
+        step_mm: mm, the requested step.
         shape: nodes along x, y and z, without the rim.
         rim: nodes about the box on each side.
-        seen: (nodes,) bool, whether the reference camera sees a node of the box.
+        seen: (nodes,) bool, whether a node of the box is visible.
         device: of all tensors that come and go.
+
+    Raises:
+        ValueError: the step is no positive number, or no node is visible.
     """
 
     nowhere = 0  # a node of the rim, for the unused slots of a list of nodes
 
-    def __init__(self, step_mm: float, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        step_mm: float,
+        device: torch.device | str | None = None,
+        box: Box = BOX_MM,
+        slope: float | None = REFERENCE_SLOPE,
+        centred: bool = False,
+    ) -> None:
         if not (math.isfinite(step_mm) and step_mm > 0):
             raise ValueError(f"step_mm must be a positive number of mm, got {step_mm}")
         self.step_mm = step_mm
-        lengths = [high - low for low, high in BOX_MM]
+        lengths = [high - low for low, high in box]
         self.shape = tuple(int(length / step_mm) for length in lengths)
         if min(self.shape) == 0:
             raise _no_point(step_mm)
         self.rim = rim = max(RIM, math.ceil(RIM_MM / step_mm))
         self._spacings = [length / n for length, n in zip(lengths, self.shape, strict=True)]
+        offset = 0.5 if centred else 0.0
+        first = [low + offset * spacing for (low, _), spacing in zip(box, self._spacings, strict=True)]
         axes = [
             low + torch.arange(-rim, n + rim, dtype=torch.float64) * spacing
-            for (low, _), n, spacing in zip(BOX_MM, self.shape, self._spacings, strict=True)
+            for low, n, spacing in zip(first, self.shape, self._spacings, strict=True)
         ]
-        # abs(uv) <= 1 where uv = (f x / z + c) / c - 1.
-        reach = axes[2] * (REFERENCE_SIZE / 2 / REFERENCE_FOCAL)
-        across, down = (axis.abs()[:, None] <= reach for axis in axes[:2])
-        seen = (across[:, None] & down[None]).to(device)
+        seen = _visible(axes, slope).to(device)
         for axis in range(3):
             seen.narrow(axis, 0, rim).fill_(False)
             seen.narrow(axis, seen.shape[axis] - rim, rim).fill_(False)
@@ -57,7 +74,7 @@ class Lattice:
         if self._seen_count == 0:
             raise _no_point(step_mm)
         self._sublattices: dict[int, Tensor] = {}
-        self._low = torch.tensor([low for low, _ in BOX_MM], device=device, dtype=torch.float64)
+        self._low = torch.tensor(first, device=device, dtype=torch.float64)
         self._spacing = torch.tensor(self._spacings, device=device, dtype=torch.float64)
         self._axes = [axis.to(self.device, torch.float32) for axis in axes]
         self._strides = (len(axes[1]) * len(axes[2]), len(axes[2]), 1)
@@ -65,7 +82,7 @@ class Lattice:
         self._stride_row = torch.tensor(self._strides, device=device)
 
     def __len__(self) -> int:
-        """Nodes that are seen."""
+        """Number of visible nodes."""
         return self._seen_count
 
     def points(self, nodes: Tensor) -> Tensor:
@@ -150,5 +167,14 @@ def frustum_grid(step_mm: float = 16.0, device: torch.device | str | None = None
     return lattice.points(lattice.every(1))
 
 
+def _visible(axes: list[Tensor], slope: float | None) -> Tensor:
+    """(nodes along x, y, z) bool of the nodes at these coordinates, rim included."""
+    if slope is None:
+        return torch.ones([len(axis) for axis in axes], dtype=torch.bool)
+    reach = axes[2] * slope
+    across, down = (axis.abs()[:, None] <= reach for axis in axes[:2])
+    return across[:, None] & down[None]
+
+
 def _no_point(step_mm: float) -> ValueError:
-    return ValueError(f"step_mm = {step_mm} leaves no point in the camera's view; 16 mm is the usual step")
+    return ValueError(f"step_mm = {step_mm} leaves no point in the volume; 16 mm is the usual step")

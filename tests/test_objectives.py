@@ -17,7 +17,7 @@ from nvf_fast.training.objectives import DenseObjective, FieldObjective, objecti
 from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.points import PointSampling
 from nvf_fast.training.step import Step
-from nvf_fast.views import CameraView, RootView, View
+from nvf_fast.volumes import FrustumVolume, RootCube, Volume
 
 TINY = NVFConfig(input_size=64, stem=8, width=16, groups=4, stacks=2, hidden=(32, 16), hand_scale=False)
 POINTS = PointSampling(surface=200, sphere=20, frustum=20, inside=60, outside=60)
@@ -32,26 +32,28 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def in_frame(hands: Hands, view: View) -> Hands:
-    return hands.translated(-view.origins(hands.joints[:, 0]))
+def in_frame(hands: Hands, volume: Volume) -> Hands:
+    roots = hands.joints[:, 0].double()
+    placement = volume.place(torch.eye(3).double().expand(len(roots), 3, 3), 32, roots=roots)
+    return hands.translated(-placement.origins.float())
 
 
-@pytest.mark.parametrize("view", [CameraView(), RootView()], ids=["camera", "root"])
-def test_field_points_lie_in_the_volume_half_of_them_inside(hands: Hands, view: View) -> None:
-    placed = in_frame(hands, view)
-    labels = FieldObjective(view, POINTS, LossConfig()).labels(placed, seeded())
-    assert labels.points.shape == (3, 120, 3) and view.contains(labels.points).all()
+@pytest.mark.parametrize("volume", [FrustumVolume(), RootCube()], ids=["frustum", "cube"])
+def test_field_points_lie_in_the_volume_half_of_them_inside(hands: Hands, volume: Volume) -> None:
+    placed = in_frame(hands, volume)
+    labels = FieldObjective(volume, POINTS, LossConfig()).labels(placed, seeded())
+    assert labels.points.shape == (3, 120, 3) and volume.contains(labels.points).all()
     torch.testing.assert_close(labels.sdf, placed.signed_distance(labels.points), rtol=0, atol=2e-3)
     assert (labels.sdf[:, :60] < 0).all() and (labels.sdf[:, 60:] >= 0).all()
     assert torch.equal(labels.near, labels.sdf.abs() < 5)
 
 
-@pytest.mark.parametrize("view", [CameraView(), RootView()], ids=["camera", "root"])
-def test_dense_labels_are_the_first_hits(hands: Hands, view: View) -> None:
-    placed = in_frame(hands, view)
-    labels = DenseObjective(view, 32, LossConfig()).labels(placed, seeded())
+@pytest.mark.parametrize("volume", [FrustumVolume(), RootCube()], ids=["frustum", "cube"])
+def test_dense_labels_are_the_first_hits(hands: Hands, volume: Volume) -> None:
+    placed = in_frame(hands, volume)
+    labels = DenseObjective(volume, 32, LossConfig()).labels(placed, seeded())
     assert 20 < labels.hand.sum() < 3 * 32 * 32
-    origins, directions = view.rays(32)
+    origins, directions = volume.rays(32)
     for index in range(3):
         for texel in labels.hand[index].nonzero()[:, 0][::15].tolist():
             along = torch.linspace(0, 1300, 20_001)[:, None]
@@ -67,7 +69,7 @@ def test_dense_labels_are_the_first_hits(hands: Hands, view: View) -> None:
 def test_dense_loss_is_equation_12(hands: Hands) -> None:
     model = build(replace(TINY, method="dense"))
     config = LossConfig(vote_weight=0.3)
-    objective = DenseObjective(CameraView(), 16, config)
+    objective = DenseObjective(FrustumVolume(), 16, config)
     labels = objective.labels(hands, seeded())
     features = torch.randn(3, 16, 16, 16)
     terms = objective.losses(model, [features], labels, None)
@@ -96,7 +98,7 @@ def test_each_method_learns_a_batch_by_heart(hands: Hands) -> None:
                 losses=LossConfig(clamp_mm=50.0, vote_beta=0.2),
             )  # fmt: skip
             step = Step(config, torch.device("cpu"), torch.contiguous_format)
-            placed = in_frame(hands, step.view)
+            placed = in_frame(hands, step.volume)
             batch = step.batch([(PictureBatch(images, placed), seeded())])
             model = build(config.model)
             optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -127,6 +129,6 @@ def test_parts_draw_from_their_own_generators(hands: Hands) -> None:
 
 def test_objective_follows_the_method() -> None:
     for method, name in (("nvf", "Field"), ("holistic", "Holistic"), ("dense", "Dense")):
-        made = objective_of(replace(TINY, method=method), POINTS, LossConfig(), CameraView())
+        made = objective_of(replace(TINY, method=method), POINTS, LossConfig(), FrustumVolume())
         assert type(made).__name__ == f"{name}Objective"
         assert made.needs_surface == (method != "holistic")

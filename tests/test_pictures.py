@@ -13,7 +13,7 @@ from nvf_fast.camera import project, reference_intrinsics
 from nvf_fast.data.hand import sample_hands
 from nvf_fast.data.sample import DamagedPicture, HandSample
 from nvf_fast.training.pictures import TaskPictures
-from nvf_fast.views import CameraView, RootView
+from nvf_fast.volumes import FrustumVolume, RootCube
 
 K = np.array([[700.0, 0, 150], [0, 690.0, 130], [0, 0, 1]])
 
@@ -60,7 +60,7 @@ def centroid(image: Tensor) -> Tensor:
 
 def test_camera_space_pictures_are_remapped_and_hands_stay() -> None:
     dataset = Crosses()
-    images, hands, damaged = TaskPictures(dataset, CameraView(), 128).__getitems__([3, 0])
+    images, hands, damaged = TaskPictures(dataset, FrustumVolume(), 128).__getitems__([3, 0])
     assert images.shape == (2, 3, 128, 128) and images.dtype == torch.uint8 and damaged == ()
     assert torch.equal(hands.joints, dataset.hands.joints[[3, 0]])
     for image, joints in zip(images, hands.joints, strict=True):
@@ -70,7 +70,7 @@ def test_camera_space_pictures_are_remapped_and_hands_stay() -> None:
 
 def test_root_relative_pictures_are_cut_about_the_wrist() -> None:
     dataset = Crosses()
-    images, hands, _ = TaskPictures(dataset, RootView(), 128).__getitems__([1, 2])
+    images, hands, _ = TaskPictures(dataset, RootCube(), 128).__getitems__([1, 2])
     torch.testing.assert_close(hands.joints[:, 0], torch.zeros(2, 3), rtol=0, atol=1e-3)
     for index, image, joints in zip([1, 2], images, hands.joints, strict=True):
         root = dataset.hands.joints[index, 0].double()
@@ -82,18 +82,18 @@ def test_root_relative_pictures_are_cut_about_the_wrist() -> None:
 def test_pictures_that_fit_are_not_touched() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     dataset = Crosses(image=image, intrinsics=reference_intrinsics(64, dtype=torch.float64).numpy())
-    images = TaskPictures(dataset, CameraView(), 64).__getitems__([0]).images
+    images = TaskPictures(dataset, FrustumVolume(), 64).__getitems__([0]).images
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), image)
 
 
 def test_damaged_pictures_are_replaced_always_alike_and_named() -> None:
-    pictures = TaskPictures(Crosses(broken=(2, 3)), CameraView(), 64)
+    pictures = TaskPictures(Crosses(broken=(2, 3)), FrustumVolume(), 64)
     images, hands, damaged = pictures.__getitems__([1, 2])
     assert damaged == ("2.jpg is cut short", "3.jpg is cut short")
-    whole = TaskPictures(Crosses(), CameraView(), 64).__getitems__([1, 4])
+    whole = TaskPictures(Crosses(), FrustumVolume(), 64).__getitems__([1, 4])
     assert torch.equal(images, whole.images) and torch.equal(hands.joints, whole.hands.joints)
     with pytest.raises(DamagedPicture, match=r"none of the 6 pictures can be read; the last: 1.jpg"):
-        TaskPictures(Crosses(broken=tuple(range(6))), CameraView(), 64).__getitems__([2])
+        TaskPictures(Crosses(broken=tuple(range(6))), FrustumVolume(), 64).__getitems__([2])
 
 
 def test_refuses_what_cannot_be_learned_from() -> None:
@@ -103,6 +103,6 @@ def test_refuses_what_cannot_be_learned_from() -> None:
         ({"surface": None}, "picture/0: no surface"),
     ):
         with pytest.raises(ValueError, match=message):
-            TaskPictures(Crosses(**changes), CameraView(), 64).__getitems__([0])
-    alone = TaskPictures(Crosses(surface=None), CameraView(), 64, needs_surface=False)
+            TaskPictures(Crosses(**changes), FrustumVolume(), 64).__getitems__([0])
+    alone = TaskPictures(Crosses(surface=None), FrustumVolume(), 64, needs_surface=False)
     assert alone.__getitems__([0, 5]).hands.joints.shape == (2, 21, 3)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.data.hand import Hands, sample_hands
 from nvf_fast.training.points import PointSampling, sample_points
-from nvf_fast.views import VIEW_SLOPE, CameraView
+from nvf_fast.volumes import FrustumVolume
 
-VIEW = CameraView()
+VOLUME = FrustumVolume()
 SMALL_PAPER = PointSampling(surface=500, sphere=100, frustum=300, inside=200, outside=200)
 
 
@@ -40,44 +41,44 @@ def beside_the_picture(hands: Hands) -> Hands:
 )
 def test_shape_view_and_distance(hands: Hands, sampling: PointSampling) -> None:
     for some in (hands, beside_the_picture(hands)):
-        points, sdf = sample_points(some, VIEW, sampling, seeded())
+        points, sdf = sample_points(some, VOLUME, sampling, seeded())
         assert points.shape == (6, sampling.total, 3)
-        uv = points[..., :2] / points[..., 2:] / VIEW_SLOPE
+        uv = points[..., :2] / points[..., 2:] / REFERENCE_SLOPE
         assert (points[..., 2] > 0).all()
         assert uv.abs().max() <= 1
         torch.testing.assert_close(sdf, some.signed_distance(points), atol=2e-3, rtol=0)
 
 
 def test_half_inside_half_outside(hands: Hands) -> None:
-    _, sdf = sample_points(hands, VIEW, SMALL_PAPER, seeded())
+    _, sdf = sample_points(hands, VOLUME, SMALL_PAPER, seeded())
     assert (sdf[:, :200] < 0).all()
     assert (sdf[:, 200:] >= 0).all()
 
 
 def test_draws_without_repeats_while_they_last(hands: Hands) -> None:
-    points, _ = sample_points(hands, VIEW, SMALL_PAPER, seeded())
+    points, _ = sample_points(hands, VOLUME, SMALL_PAPER, seeded())
     assert len(points[0, 200:].unique(dim=0)) == 200
     scarce = PointSampling(surface=20, sphere=0, frustum=5, inside=100, outside=100)
-    points, sdf = sample_points(hands, VIEW, scarce, seeded())
+    points, sdf = sample_points(hands, VOLUME, scarce, seeded())
     assert (sdf[:, :100] < 0).all()
     assert len(points[0, :100].unique(dim=0)) < 100
 
 
 def test_surface_points_spread_by_sigma(hands: Hands) -> None:
     near = PointSampling(surface=4000, surface_sigma_mm=3.0, sphere=0, frustum=1, inside=None, outside=None)
-    distance = torch.cat([sample_points(hands, VIEW, near, seeded(seed))[1] for seed in range(2)])
+    distance = torch.cat([sample_points(hands, VOLUME, near, seeded(seed))[1] for seed in range(2)])
     assert (
         2.4 < distance[distance.abs() < 30].std() < 3.3
     )  # fingers thinner than the spread cut its inner side
     exact = PointSampling(surface=400, surface_sigma_mm=0.0, sphere=0, frustum=1, inside=None, outside=None)
-    assert sample_points(hands, VIEW, exact, seeded())[1].abs().median() < 0.1
+    assert sample_points(hands, VOLUME, exact, seeded())[1].abs().median() < 0.1
 
 
 def test_sphere_is_about_joint_nine(hands: Hands) -> None:
     sampling = PointSampling(
         surface=1, sphere=3000, sphere_radius_mm=20.0, frustum=1, inside=None, outside=None
     )
-    points, _ = sample_points(hands, VIEW, sampling, seeded())
+    points, _ = sample_points(hands, VOLUME, sampling, seeded())
     distance = (points - hands.joints[:, 9, None]).norm(dim=-1)
     inside = distance <= 20.001
     assert inside.float().mean() > 0.99
@@ -86,11 +87,11 @@ def test_sphere_is_about_joint_nine(hands: Hands) -> None:
 
 def test_frustum_is_filled_evenly(hands: Hands) -> None:
     sampling = PointSampling(surface=1, sphere=0, frustum=20_000, inside=None, outside=None)
-    points, _ = sample_points(hands[:1], VIEW, sampling, seeded())
+    points, _ = sample_points(hands[:1], VOLUME, sampling, seeded())
     box = torch.rand(400_000, 3, generator=seeded(1)) * torch.tensor([500.0, 500.0, 1050.0]) + torch.tensor(
         [-250, -250, 150.0]
     )
-    wanted = box[(box[:, :2].abs() <= box[:, 2:] * VIEW_SLOPE).all(-1)]
+    wanted = box[(box[:, :2].abs() <= box[:, 2:] * REFERENCE_SLOPE).all(-1)]
     levels = torch.linspace(0.1, 0.9, 9)
     for axis in range(3):
         measured = torch.quantile(points[0, :, axis], levels)
@@ -109,10 +110,10 @@ def test_ray_points_lie_behind_and_before_the_surface(hands: Hands) -> None:
         ray_log_depth=0.7,
         ray_sigma_mm=40.0,
     )
-    points, sdf = sample_points(hands, VIEW, sampling, seeded())
+    points, sdf = sample_points(hands, VOLUME, sampling, seeded())
     rays = points[:, -400:]
-    assert rays[..., 2].min() >= VIEW.nearest_mm - 1e-3
-    assert rays[..., 2].max() <= VIEW.farthest_mm + 1e-3
+    assert rays[..., 2].min() >= VOLUME.nearest_mm - 1e-3
+    assert rays[..., 2].max() <= VOLUME.farthest_mm + 1e-3
     pixels = hands.joints[..., :2] / hands.joints[..., 2:]
     beside = (rays[..., :2] / rays[..., 2:])[:, :, None] - pixels[:, None]
     assert (
@@ -126,9 +127,9 @@ def test_ray_points_lie_behind_and_before_the_surface(hands: Hands) -> None:
 
 
 def test_same_seed_same_points(hands: Hands) -> None:
-    first, _ = sample_points(hands, VIEW, SMALL_PAPER, seeded(5))
-    again, _ = sample_points(hands, VIEW, SMALL_PAPER, seeded(5))
-    other, _ = sample_points(hands, VIEW, SMALL_PAPER, seeded(6))
+    first, _ = sample_points(hands, VOLUME, SMALL_PAPER, seeded(5))
+    again, _ = sample_points(hands, VOLUME, SMALL_PAPER, seeded(5))
+    other, _ = sample_points(hands, VOLUME, SMALL_PAPER, seeded(6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -148,7 +149,7 @@ def test_refuses_nonsense(wrong: dict) -> None:
 
 @pytest.mark.cuda
 def test_runs_on_the_gpu(hands: Hands) -> None:
-    points, sdf = sample_points(hands.to("cuda"), VIEW, SMALL_PAPER, torch.Generator("cuda").manual_seed(0))
+    points, sdf = sample_points(hands.to("cuda"), VOLUME, SMALL_PAPER, torch.Generator("cuda").manual_seed(0))
     assert points.shape == (6, 400, 3)
     assert points.is_cuda
     assert (sdf[:, :200] < 0).all()

@@ -21,7 +21,7 @@ from nvf_fast.training import loop
 from nvf_fast.training.augmentation import ABSENT_SCALE_MM, Augmentation, augment
 from nvf_fast.training.config import PRESETS, small
 from nvf_fast.training.step import Batch
-from nvf_fast.views import CameraView
+from nvf_fast.volumes import FrustumVolume
 from tests.training_cases import (
     SIZE,
     Dots,
@@ -302,7 +302,7 @@ def test_rolled_picture_shows_the_rolled_hand() -> None:
     hands = sample_hands(16, torch.Generator().manual_seed(2))
     pictures = draw_dots(hands.joints, 96)
     rolled, turned, _ = augment(
-        pictures, hands, CameraView(), Augmentation(roll_deg=90.0), torch.Generator().manual_seed(0)
+        pictures, hands, FrustumVolume(), Augmentation(roll_deg=90.0), torch.Generator().manual_seed(0)
     )
     wanted = draw_dots(turned.joints, 96).float() / 127.5 - 1
     assert (turned.joints - hands.joints).abs().amax((1, 2)).count_nonzero() >= 8
@@ -316,7 +316,7 @@ def test_sizes_change_hand_and_distance_alone() -> None:
     hands = sample_hands(8, torch.Generator().manual_seed(2))
     pictures = draw_dots(hands.joints, SIZE)
     images, scaled, scale = augment(
-        pictures, hands, CameraView(), Augmentation(size_range=0.1), torch.Generator().manual_seed(0)
+        pictures, hands, FrustumVolume(), Augmentation(size_range=0.1), torch.Generator().manual_seed(0)
     )
     factor = scaled.joints / hands.joints
     torch.testing.assert_close(factor, factor[:, :1, :1].expand_as(factor), rtol=1e-3, atol=0)
@@ -329,7 +329,7 @@ def test_scale_is_dropped_as_often_as_asked() -> None:
     hands = sample_hands(200, torch.Generator().manual_seed(2))
     pictures = torch.zeros(200, 3, 8, 8, dtype=torch.uint8)
     _, _, scale = augment(
-        pictures, hands, CameraView(), Augmentation(scale_dropout=0.3), torch.Generator().manual_seed(0)
+        pictures, hands, FrustumVolume(), Augmentation(scale_dropout=0.3), torch.Generator().manual_seed(0)
     )
     dropped = scale == ABSENT_SCALE_MM
     assert 0.2 < dropped.float().mean() < 0.4
@@ -340,7 +340,7 @@ def test_photometric_changes_stay_in_range_and_change() -> None:
     hands = sample_hands(4, torch.Generator().manual_seed(2))
     pictures = draw_dots(hands.joints, SIZE)
     strong = Augmentation(brightness=0.5, contrast=0.5, colour=0.3, noise=0.1, blur=1.0)
-    images, _, _ = augment(pictures, hands, CameraView(), strong, torch.Generator().manual_seed(0))
+    images, _, _ = augment(pictures, hands, FrustumVolume(), strong, torch.Generator().manual_seed(0))
     assert images.abs().max() <= 1
     assert (images - (pictures.float() / 127.5 - 1)).abs().mean() > 0.01
 

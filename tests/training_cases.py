@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.data.hand import sample_hands
@@ -20,7 +21,6 @@ from nvf_fast.data.synthetic import SyntheticConfig
 from nvf_fast.training.config import TrainingConfig, small
 from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.points import PointSampling
-from nvf_fast.views import VIEW_SLOPE
 
 SIZE = 32
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ class Dots:
 
 def draw_dots(joints: Tensor, size: int) -> Tensor:
     """(B, 3, size, size) uint8; integer coordinates are pixel centres, the principal point is size / 2."""
-    pixels = (joints[..., :2] / joints[..., 2:] / VIEW_SLOPE + 1) * size / 2
+    pixels = (joints[..., :2] / joints[..., 2:] / REFERENCE_SLOPE + 1) * size / 2
     row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     distance = (column - pixels[..., 0, None, None]) ** 2 + (row - pixels[..., 1, None, None]) ** 2
     colours = torch.linspace(0.3, 1, joints.shape[1])[:, None] * torch.eye(3).repeat(7, 1)

@@ -11,7 +11,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from nvf_fast.data.hand import rotation_about
 from nvf_fast.data.surfaces import HandSurfaces
-from nvf_fast.views import View
+from nvf_fast.volumes import Volume
 
 ABSENT_SCALE_MM = 15.0  # what the network is fed where the hand scale is unknown: 0 after normalisation
 
@@ -59,14 +59,18 @@ class Augmentation:
 
 
 def augment(
-    images: Tensor, hands: HandSurfaces, view: View, augmentation: Augmentation, generator: torch.Generator
+    images: Tensor,
+    hands: HandSurfaces,
+    volume: Volume,
+    augmentation: Augmentation,
+    generator: torch.Generator,
 ) -> tuple[Tensor, HandSurfaces, Tensor]:
     """Draws one changed version of each picture.
 
     Args:
         images: (B, 3, S, S) uint8 RGB, the network's pictures.
         hands: the B hands in them, in the task's frame.
-        view: the task's volume.
+        volume: the region that the network is queried in.
         augmentation: ranges.
         generator: source of every random number, on the images' device.
 
@@ -76,7 +80,7 @@ def augment(
     """
     pictures = images.float() / 255
     if augmentation.roll_deg:
-        angle = _roll_angles(hands, view, math.radians(augmentation.roll_deg), generator)
+        angle = _roll_angles(hands, volume, math.radians(augmentation.roll_deg), generator)
         pictures = _roll_pictures(pictures, angle)
         hands = hands.rotated(_about_optical_axis(angle))
     if augmentation.size_range:
@@ -100,15 +104,15 @@ def _about_optical_axis(angle: Tensor) -> Tensor:
 
 
 def _roll_angles(
-    hands: HandSurfaces, view: View, limit: float, generator: torch.Generator, tries: int = 4
+    hands: HandSurfaces, volume: Volume, limit: float, generator: torch.Generator, tries: int = 4
 ) -> Tensor:
     """(B,) radians: of a few draws the first that loses no joint from the picture, else 0."""
     angles = _range(limit, (tries, len(hands.joints)), hands.joints, generator)
     result = torch.zeros_like(angles[0])
-    before = view.contains(hands.joints).sum(-1)
+    before = volume.contains(hands.joints).sum(-1)
     for angle in angles.flip(0):
         rotated = hands.joints @ _about_optical_axis(angle).transpose(1, 2)
-        result = torch.where(view.contains(rotated).sum(-1) >= before, angle, result)
+        result = torch.where(volume.contains(rotated).sum(-1) >= before, angle, result)
     return result
 
 

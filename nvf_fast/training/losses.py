@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, smooth_l1_loss
 
+from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.model import Field
 from nvf_fast.training.labels import voting_labels
-from nvf_fast.views import VIEW_SLOPE
 
 SDF_UNIT_MM = 50.0
 
@@ -197,7 +197,7 @@ class AuxiliaryHead(nn.Module):
         """
         log_depth, uv, relative = self(features)
         depth = joints[..., 2].mean(1)
-        target_uv = joints[..., :2] / joints[..., 2:].clamp_min(1.0) / VIEW_SLOPE
+        target_uv = joints[..., :2] / joints[..., 2:].clamp_min(1.0) / REFERENCE_SLOPE
         visible = (target_uv.abs() <= 1).all(-1, keepdim=True) & (joints[..., 2:] > 0)
         target_relative = (joints[..., 2] - depth[:, None]) / hand_scale[:, None]
         per_image = ((uv - target_uv).abs() * visible).sum((1, 2)) / (2 * visible.sum((1, 2))).clamp_min(1)

@@ -15,7 +15,7 @@ from nvf_fast.model import NVF
 from nvf_fast.training.labels import voting_labels
 from nvf_fast.training.losses import LossConfig, Targets, field_losses, mean_terms
 from nvf_fast.training.points import PointSampling, sample_points
-from nvf_fast.views import View
+from nvf_fast.volumes import Volume
 
 
 class Objective(Protocol):
@@ -42,12 +42,12 @@ class Objective(Protocol):
         ...
 
 
-def objective_of(config: NVFConfig, sampling: PointSampling, losses: LossConfig, view: View) -> Objective:
+def objective_of(config: NVFConfig, sampling: PointSampling, losses: LossConfig, volume: Volume) -> Objective:
     """The objective of a network."""
     if config.method == "nvf":
-        return FieldObjective(view, sampling, losses)
+        return FieldObjective(volume, sampling, losses)
     if config.method == "dense":
-        return DenseObjective(view, config.feature_size, losses)
+        return DenseObjective(volume, config.feature_size, losses)
     return HolisticObjective(losses)
 
 
@@ -67,17 +67,17 @@ class FieldObjective:
     needs_surface = True
     shown = ("loss", "sdf", "weight", "direction")
 
-    def __init__(self, view: View, sampling: PointSampling, losses: LossConfig) -> None:
-        self.view, self.sampling, self.config = view, sampling, losses
+    def __init__(self, volume: Volume, sampling: PointSampling, losses: LossConfig) -> None:
+        self.volume, self.sampling, self.config = volume, sampling, losses
 
     def labels(self, hands: HandSurfaces, generator: torch.Generator) -> FieldLabels:
-        points, sdf = sample_points(hands, self.view, self.sampling, generator)
+        points, sdf = sample_points(hands, self.volume, self.sampling, generator)
         return FieldLabels(points, *Targets.build(points, sdf, hands.joints, self.config))
 
     def losses(
         self, model: NVF, every_features: list[Tensor], labels: FieldLabels, scale: Tensor | None
     ) -> dict[str, Tensor]:
-        points, targets = self.view.asked_at(labels.points), Targets(*labels[1:])
+        points, targets = self.volume.network_points(labels.points), Targets(*labels[1:])
         answers = [
             model.query(features, points, model.reference_intrinsics, scale) for features in every_features
         ]
@@ -132,11 +132,11 @@ class DenseObjective:
     needs_surface = True
     shown = ("loss", "mask", "weight", "joints")
 
-    def __init__(self, view: View, side: int, losses: LossConfig) -> None:
-        self.view, self.side, self.config = view, side, losses
+    def __init__(self, volume: Volume, side: int, losses: LossConfig) -> None:
+        self.volume, self.side, self.config = volume, side, losses
 
     def labels(self, hands: HandSurfaces, generator: torch.Generator) -> DenseLabels:
-        rays = self.view.rays(self.side, hands.joints.device)
+        rays = self.volume.rays(self.side, hands.joints.device)
         origins, directions = (each.expand(len(hands), -1, -1) for each in rays)
         along = hands.first_hit(origins, directions)
         hand = along.isfinite()

@@ -11,7 +11,7 @@ from nvf_fast.camera import remap
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.sample import DamagedPicture, HandDataset, HandSample
 from nvf_fast.data.surfaces import HandSurfaces, MeshHands
-from nvf_fast.views import View, view_of
+from nvf_fast.volumes import Volume, volume_of
 
 
 class PictureBatch(NamedTuple):
@@ -33,13 +33,13 @@ class TaskPictures:
 
     Args:
         dataset: samples of right hands with joints, and with surfaces where `needs_surface`.
-        view: the task's volume.
+        volume: the region that the network is queried in.
         size: px, side of the network's pictures.
         needs_surface: whether joints alone do not suffice.
     """
 
-    def __init__(self, dataset: HandDataset, view: View, size: int, needs_surface: bool = True) -> None:
-        self.dataset, self.view, self.size, self.needs_surface = dataset, view, size, needs_surface
+    def __init__(self, dataset: HandDataset, volume: Volume, size: int, needs_surface: bool = True) -> None:
+        self.dataset, self.volume, self.size, self.needs_surface = dataset, volume, size, needs_surface
         self.fingerprint = f"{dataset.name} {dataset.split} {dataset.fingerprint}"
 
     def __len__(self) -> int:
@@ -81,11 +81,12 @@ class TaskPictures:
             hand = MeshHands(torch.zeros(1, 0, 3), torch.zeros(0, 3, dtype=torch.int64), sample.joints[None])
         roots = sample.joints[None, 0].double()
         intrinsics = torch.as_tensor(sample.intrinsics, dtype=torch.float64)[None]
-        homography = self.view.homographies(intrinsics, roots, self.size)
+        placement = self.volume.place(intrinsics, self.size, roots=roots)
         image = torch.from_numpy(sample.image).permute(2, 0, 1)
-        if image.shape[1:] != (self.size, self.size) or not _is_identity(homography):
-            image = remap(image[None], homography, self.size)[0].round_().clamp_(0, 255).to(torch.uint8)
-        return image, hand.translated(-self.view.origins(roots).float())
+        if image.shape[1:] != (self.size, self.size) or not _is_identity(placement.homographies):
+            image = remap(image[None], placement.homographies, self.size)[0]
+            image = image.round_().clamp_(0, 255).to(torch.uint8)
+        return image, hand.translated(-placement.origins.float())
 
 
 def task_pictures(dataset: HandDataset, config: NVFConfig) -> TaskPictures:
@@ -97,7 +98,7 @@ def task_pictures(dataset: HandDataset, config: NVFConfig) -> TaskPictures:
     needs_surface = config.method != "holistic"
     if needs_surface and dataset.why_no_surfaces:
         raise ValueError(f"{dataset.name}: {dataset.why_no_surfaces}; {config.method!r} learns from surfaces")
-    return TaskPictures(dataset, view_of(config.task), config.input_size, needs_surface)
+    return TaskPictures(dataset, volume_of(config), config.input_size, needs_surface)
 
 
 def _is_identity(homography: Tensor) -> bool:

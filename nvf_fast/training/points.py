@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast.data.surfaces import HandSurfaces
-from nvf_fast.views import View
+from nvf_fast.volumes import Volume
 
 SPHERE_JOINT = 9
 
@@ -68,17 +68,17 @@ class PointSampling:
 
 
 def sample_points(
-    hands: HandSurfaces, view: View, sampling: PointSampling, generator: torch.Generator | None = None
+    hands: HandSurfaces, volume: Volume, sampling: PointSampling, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draws the query points of a batch of hands.
 
-    Every point lies inside the view. Where an image has fewer points of a kind than asked for (a hand half
-    out of the picture), that kind's points are repeated, and where it has none, any point of the image stands
-    in, so the shape never varies.
+    Every point lies inside the network's view. Where an image has fewer points of a kind than requested (a
+    hand half out of the image), that kind's points are repeated, and where it has none, any point of the
+    image replaces them, so that the shape never varies.
 
     Args:
         hands: B hands in the task's frame.
-        view: the task's volume.
+        volume: the region that the network is queried in.
         sampling: counts and ranges; N = `sampling.total`.
         generator: source of every random number, on the hands' device.
 
@@ -88,8 +88,8 @@ def sample_points(
     surface = hands.sample_surface(sampling.surface, generator)
     moved = surface + sampling.surface_sigma_mm * _normal(surface.shape, surface, generator)
     anywhere = _uniform((len(surface), sampling.frustum, 3), surface, generator)
-    drawn = torch.cat([moved, _in_sphere(hands.joints, sampling, generator), view.spread(anywhere)], 1)
-    visible = view.contains(drawn)
+    drawn = torch.cat([moved, _in_sphere(hands.joints, sampling, generator), volume.spread(anywhere)], 1)
+    visible = volume.contains(drawn)
     if sampling.inside is None or sampling.outside is None:
         points = _take(drawn, _choose(visible, visible, drawn.shape[1], generator))
         distance = hands.signed_distance(points)
@@ -104,10 +104,10 @@ def sample_points(
         )
         points, distance = _take(drawn, chosen), distance.gather(1, chosen)
     if sampling.ray_points:
-        seen = torch.cat([view.contains(surface), torch.zeros_like(visible[:, sampling.surface :])], 1)
+        seen = torch.cat([volume.contains(surface), torch.zeros_like(visible[:, sampling.surface :])], 1)
         start = torch.cat([surface, drawn[:, sampling.surface :]], 1)
         start = _take(start, _choose(seen, visible, sampling.ray_points, generator))
-        on_rays = _along_rays(start, view, sampling, generator)
+        on_rays = _along_rays(start, volume, sampling, generator)
         points = torch.cat([points, on_rays], 1)
         distance = torch.cat([distance, hands.signed_distance(on_rays)], 1)
     return points, distance
@@ -129,15 +129,15 @@ def _in_sphere(joints: Tensor, sampling: PointSampling, generator: torch.Generat
 
 
 def _along_rays(
-    start: Tensor, view: View, sampling: PointSampling, generator: torch.Generator | None
+    start: Tensor, volume: Volume, sampling: PointSampling, generator: torch.Generator | None
 ) -> Tensor:
     """Slides points (B, N, 3) along their rays, inside the volume."""
     depth = start[..., 2]
     half = depth.shape[1] // 2
     anywhere = _uniform((len(depth), half), depth, generator)
     offset = sampling.ray_sigma_mm * _normal((len(depth), depth.shape[1] - half), depth, generator)
-    other = view.other_depths(depth[:, :half], anywhere, sampling.ray_log_depth)
-    return view.moved_to(start, torch.cat([other, depth[:, half:] + offset], 1))
+    other = volume.other_depths(depth[:, :half], anywhere, sampling.ray_log_depth)
+    return volume.moved_to(start, torch.cat([other, depth[:, half:] + offset], 1))
 
 
 def _choose(wanted: Tensor, otherwise: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

@@ -14,7 +14,7 @@ from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.losses import AuxiliaryHead
 from nvf_fast.training.objectives import Objective, objective_of
 from nvf_fast.training.pictures import PictureBatch
-from nvf_fast.views import View, view_of
+from nvf_fast.volumes import Volume, volume_of
 
 
 class Batch(NamedTuple):
@@ -42,8 +42,8 @@ class Step:
 
     def __init__(self, config: TrainingConfig, device: torch.device, layout: torch.memory_format) -> None:
         self.config, self.device, self.layout = config, device, layout
-        self.view: View = view_of(config.model.task)
-        self.objective: Objective = objective_of(config.model, config.sampling, config.losses, self.view)
+        self.volume: Volume = volume_of(config.model)
+        self.objective: Objective = objective_of(config.model, config.sampling, config.losses, self.volume)
 
     @torch.no_grad()
     def batch(self, parts: Iterable[tuple[PictureBatch, torch.Generator]]) -> Batch:
@@ -56,7 +56,9 @@ class Step:
         for pictures, generator in parts:
             images = pictures.images.to(self.device, non_blocking=True)
             hands = pictures.hands.to(self.device)
-            images, hands, hand_scale = augment(images, hands, self.view, self.config.augmentation, generator)
+            images, hands, hand_scale = augment(
+                images, hands, self.volume, self.config.augmentation, generator
+            )
             labels = self.objective.labels(hands, generator)
             made.append((images, hand_scale, labels, hands.joints, hands.hand_scale))
         every_image, every_scale, every_label, every_joint, every_true_scale = zip(*made, strict=True)

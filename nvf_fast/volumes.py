@@ -1,0 +1,261 @@
+"""The volumes that networks are queried in: where they lie before a camera, and which points fill them.
+
+A camera-space network is queried in the reference camera's frustum, a root-relative one in a cube about the
+wrist that is seen along parallel rays. Points of the cube are moved to where the reference camera projects
+them alike, so that one field and one kernel serve both.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from nvf_fast.camera import (
+    REFERENCE_FOCAL,
+    REFERENCE_SLOPE,
+    look_at_rotation,
+    reference_homography,
+    view_frame,
+)
+from nvf_fast.config import NVFConfig
+from nvf_fast.grid import BOX_MM, Lattice
+
+# A point on the very edge may round to either side of it; points keep this much of the half view clear.
+EDGE = 1e-4
+
+
+class Placement(NamedTuple):
+    """A volume before each of B cameras.
+
+    A point p of a camera's frame is frame @ (p - origin) in the volume's frame.
+
+    Attributes:
+        homographies: (B, 3, 3) float64, from image px to px of the network's view.
+        frames: (B, 3, 3) float64, orthogonal; a left hand's mirrors x.
+        origins: (B, 3) float64 mm, origin of the volume's frame in the camera's.
+    """
+
+    homographies: Tensor
+    frames: Tensor
+    origins: Tensor
+
+
+class Volume(Protocol):
+    """One kind of volume. Points are mm in the volume's frame, (B, N, 3) unless said otherwise."""
+
+    needs_root: bool  # whether the wrist places it, instead of a box
+
+    @property
+    def centre_mm(self) -> tuple[float, ...]:
+        """Centre of the volume's bounding box."""
+        ...
+
+    @property
+    def half_mm(self) -> tuple[float, ...]:
+        """Half-extent of the volume's bounding box."""
+        ...
+
+    def place(
+        self,
+        intrinsics: Tensor,
+        size: int,
+        left: Tensor | None = None,
+        *,
+        boxes: Tensor | None = None,
+        roots: Tensor | None = None,
+    ) -> Placement:
+        """Place the volume before each camera.
+
+        Args:
+            intrinsics: (B, 3, 3) float64 px of the images.
+            size: px, side of the network's view.
+            left: (B,) bool, left hands; None where all are right ones.
+            boxes: (B, 4) float64 px, (x0, y0, x1, y1) around the hands; None looks along the optical axis. A
+                volume that the wrist places ignores them.
+            roots: (B, 3) float64 mm, the wrists in the cameras' frames. A volume that a box places ignores
+                them.
+        """
+        ...
+
+    def network_points(self, points: Tensor) -> Tensor:
+        """The points in the frame of the network's camera, which is the reference camera."""
+        ...
+
+    def lattice(self, step_mm: float, device: torch.device | str | None = None) -> Lattice:
+        """The query points of inference.
+
+        Raises:
+            ValueError: the step is no positive number, or leaves no point.
+        """
+        ...
+
+    def contains(self, points: Tensor) -> Tensor:
+        """(B, N) bool: inside the network's view and clear of its edge."""
+        ...
+
+    def spread(self, uniform: Tensor) -> Tensor:
+        """Points uniform in the volume, from numbers (B, N, 3) uniform in [0, 1]."""
+        ...
+
+    def other_depths(self, depth: Tensor, uniform: Tensor, log_range: float) -> Tensor:
+        """Random depths on the rays through points of `depth`, from numbers uniform in [0, 1]; all (B, N)."""
+        ...
+
+    def moved_to(self, points: Tensor, depth: Tensor) -> Tensor:
+        """Points slid along their rays to depths (B, N) mm, kept inside the volume's."""
+        ...
+
+    def rays(self, side: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+        """Origins and directions, both (side * side, 3), of the rays through the texels of a feature map."""
+        ...
+
+
+class FrustumVolume:
+    """The reference camera's frustum within `nvf_fast.grid.BOX_MM`; the camera turns to the hand's box."""
+
+    needs_root = False
+    centre_mm = tuple((low + high) / 2 for low, high in BOX_MM)
+    half_mm = tuple((high - low) / 2 for low, high in BOX_MM)
+    nearest_mm, farthest_mm = BOX_MM[2]
+
+    def place(
+        self,
+        intrinsics: Tensor,
+        size: int,
+        left: Tensor | None = None,
+        *,
+        boxes: Tensor | None = None,
+        roots: Tensor | None = None,
+    ) -> Placement:
+        pixels = intrinsics[:, :2, 2] if boxes is None else (boxes[:, 2:] + boxes[:, :2]) / 2
+        frames = view_frame(look_at_rotation(pixels, intrinsics), _left(left, intrinsics))
+        origins = intrinsics.new_zeros(len(intrinsics), 3)
+        return Placement(reference_homography(intrinsics, size, frames), frames, origins)
+
+    def network_points(self, points: Tensor) -> Tensor:
+        return points
+
+    def lattice(self, step_mm: float, device: torch.device | str | None = None) -> Lattice:
+        return Lattice(step_mm, device)
+
+    def contains(self, points: Tensor) -> Tensor:
+        x, y, z = points.unbind(-1)
+        limit = z * (REFERENCE_SLOPE * (1 - EDGE))
+        return (z > 0) & (x.abs() <= limit) & (y.abs() <= limit)
+
+    def spread(self, uniform: Tensor) -> Tensor:
+        # Uniform by volume: the cross-section grows with depth squared until the box's sides cut it off.
+        slope, width, near = REFERENCE_SLOPE * (1 - EDGE), self.half_mm[0], self.nearest_mm
+        cut = width / slope
+        widening = (cut**3 - near**3) / (3 * cut**2)  # volumes in units of the full cross-section
+        volume = uniform[..., 2] * (widening + self.farthest_mm - cut)
+        depth = torch.where(
+            volume < widening,
+            (near**3 + 3 * cut**2 * volume.clamp_max(widening)).pow(1 / 3),
+            cut + volume - widening,
+        )
+        half = (depth * slope).clamp_max(width)
+        return torch.cat([(2 * uniform[..., :2] - 1) * half[..., None], depth[..., None]], -1)
+
+    def other_depths(self, depth: Tensor, uniform: Tensor, log_range: float) -> Tensor:
+        """`depth` times exp(u), u uniform in plus or minus `log_range`, within the volume."""
+        depth = depth.clamp(self.nearest_mm, self.farthest_mm)
+        low = (self.nearest_mm / depth).log().clamp_min(-log_range)
+        high = (self.farthest_mm / depth).log().clamp_max(log_range)
+        return depth * (low + (high - low) * uniform).exp()
+
+    def moved_to(self, points: Tensor, depth: Tensor) -> Tensor:
+        return points * (depth.clamp(self.nearest_mm, self.farthest_mm) / points[..., 2])[..., None]
+
+    def rays(self, side: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+        """From the camera's centre; directions have z = 1, so that a ray's parameter is the depth."""
+        uv = _texels(side, device)
+        directions = torch.cat([uv * REFERENCE_SLOPE, torch.ones_like(uv[:, :1])], 1)
+        return torch.zeros_like(directions), directions
+
+
+class RootCube:
+    """A cube of 340 mm about the wrist, axes as the camera's, seen along z by a scaled-orthographic camera.
+
+    The paper leaves RS-NVF's projection open. Here u = x / 170 and v = y / 170 in [-1, 1], and the network's
+    depth input is 2 + z / 170, in the range that it takes from a frustum; the offset is one of the first
+    bias. The image is cropped to a square of f * 340 mm / Z of the wrist, which shows the cube.
+    """
+
+    needs_root = True
+    half_side_mm = 170.0
+    centre_mm = (0.0, 0.0, 0.0)
+    half_mm = (half_side_mm, half_side_mm, half_side_mm)
+    _depth_offset = 2.0
+
+    def place(
+        self,
+        intrinsics: Tensor,
+        size: int,
+        left: Tensor | None = None,
+        *,
+        boxes: Tensor | None = None,
+        roots: Tensor | None = None,
+    ) -> Placement:
+        assert roots is not None
+        pixel = intrinsics @ roots[..., None]
+        pixel = pixel[..., :2, 0] / pixel[..., 2:, 0]
+        focal = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]
+        scale = size * roots[..., 2:] / (focal * 2 * self.half_side_mm)
+        homographies = torch.diag_embed(torch.cat([scale, torch.ones_like(scale[..., :1])], -1))
+        homographies[..., :2, 2] = size / 2 - scale * pixel
+        left = _left(left, intrinsics)
+        mirror = intrinsics.new_tensor([[-1.0, 0.0, size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        homographies = torch.where(left[:, None, None], mirror @ homographies, homographies)
+        unturned = torch.eye(3, dtype=intrinsics.dtype, device=intrinsics.device).expand_as(intrinsics)
+        return Placement(homographies, view_frame(unturned, left), roots)
+
+    def network_points(self, points: Tensor) -> Tensor:
+        inputs = points / self.half_side_mm
+        depth = REFERENCE_FOCAL * (inputs[..., 2:] + self._depth_offset)
+        return torch.cat([inputs[..., :2] * (REFERENCE_SLOPE * depth), depth], -1)
+
+    def lattice(self, step_mm: float, device: torch.device | str | None = None) -> Lattice:
+        """The centres of the cube's voxels, int(340 / step) along each axis."""
+        side = (-self.half_side_mm, self.half_side_mm)
+        return Lattice(step_mm, device, (side, side, side), slope=None, centred=True)
+
+    def contains(self, points: Tensor) -> Tensor:
+        return (points.abs() <= self.half_side_mm * (1 - EDGE)).all(-1)
+
+    def spread(self, uniform: Tensor) -> Tensor:
+        return (2 * uniform - 1) * (self.half_side_mm * (1 - EDGE))
+
+    def other_depths(self, depth: Tensor, uniform: Tensor, log_range: float) -> Tensor:
+        """Uniform in the cube: parallel rays have no ratio of depths."""
+        return self.spread(uniform)
+
+    def moved_to(self, points: Tensor, depth: Tensor) -> Tensor:
+        limit = self.half_side_mm * (1 - EDGE)
+        return torch.cat([points[..., :2], depth.clamp(-limit, limit)[..., None]], -1)
+
+    def rays(self, side: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+        """From the cube's front; directions have z = 1, so that parameters are depths from there."""
+        uv = _texels(side, device) * self.half_side_mm
+        origins = torch.cat([uv, torch.full_like(uv[:, :1], -self.half_side_mm)], 1)
+        return origins, origins.new_tensor([0.0, 0.0, 1.0]).expand_as(origins)
+
+
+def volume_of(config: NVFConfig) -> FrustumVolume | RootCube:
+    """The volume that a network is queried in."""
+    return FrustumVolume() if config.task == "camera-space" else RootCube()
+
+
+def _left(left: Tensor | None, intrinsics: Tensor) -> Tensor:
+    if left is None:
+        return torch.zeros(len(intrinsics), dtype=torch.bool, device=intrinsics.device)
+    return left
+
+
+def _texels(side: int, device: torch.device | str | None) -> Tensor:
+    """(side * side, 2): u and v in [-1, 1] of a map's texels, row by row, from corner to corner."""
+    axis = torch.linspace(-1, 1, side, device=device)
+    v, u = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([u, v], -1).flatten(0, 1)

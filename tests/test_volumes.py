@@ -1,0 +1,135 @@
+"""Volumes: what they contain, where they lie before a camera, and how the network sees their points."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from nvf_fast import ops
+from nvf_fast.camera import project, reference_intrinsics
+from nvf_fast.config import NVFConfig
+from nvf_fast.volumes import FrustumVolume, RootCube, volume_of
+
+VOLUMES = [FrustumVolume(), RootCube()]
+SIZE = 128
+
+
+def projected(volume: FrustumVolume | RootCube, points: Tensor) -> Tensor:
+    """Pixels of points where the network's camera sees them."""
+    return project(volume.network_points(points), reference_intrinsics(SIZE, dtype=points.dtype))
+
+
+def test_every_task_has_its_volume() -> None:
+    assert isinstance(volume_of(NVFConfig()), FrustumVolume)
+    assert isinstance(volume_of(NVFConfig(task="root-relative")), RootCube)
+
+
+@pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
+def test_spread_points_fill_the_volume(volume: FrustumVolume | RootCube) -> None:
+    points = volume.spread(torch.rand(1, 20_000, 3, dtype=torch.float64))[0]
+    assert volume.contains(points).all()
+    pixels = projected(volume, points)
+    assert pixels.min() > 0 and pixels.max() < SIZE
+    half = torch.tensor(volume.half_mm, dtype=torch.float64)
+    inside = (points - torch.tensor(volume.centre_mm, dtype=torch.float64)) / half
+    assert inside.abs().amax() <= 1
+    assert (inside.abs().amax(0) > 0.99).all()
+    # Uniform by volume: two halves along the depth, of the volume's own choice, hold what their size says.
+    corner = torch.tensor(volume.centre_mm, dtype=torch.float64) - half
+    box = corner + 2 * half * torch.rand(200_000, 3, dtype=torch.float64)
+    kept = box[volume.contains(box)]
+    share = (kept[:, 2] > points[:, 2].median()).double().mean()
+    assert share == pytest.approx(0.5, abs=0.02)  # two standard deviations of the smaller count: 0.007
+
+
+@pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
+def test_moving_along_the_ray_keeps_the_pixel(volume: FrustumVolume | RootCube) -> None:
+    points = volume.spread(torch.rand(1, 500, 3, dtype=torch.float64))
+    depth = volume.other_depths(points[..., 2], torch.rand(1, 500, dtype=torch.float64), 0.7)
+    moved = volume.moved_to(points, depth)
+    torch.testing.assert_close(projected(volume, moved), projected(volume, points))
+    torch.testing.assert_close(moved[..., 2], depth, rtol=1e-9, atol=1e-9)
+    assert (moved[..., 2] - points[..., 2]).abs().mean() > 20
+
+
+@pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
+def test_rays_pass_through_the_texels(volume: FrustumVolume | RootCube) -> None:
+    side = 5
+    origins, directions = volume.rays(side)
+    near, far = volume.centre_mm[2] - 0.9 * volume.half_mm[2], volume.centre_mm[2] + 0.9 * volume.half_mm[2]
+    for depth in (near, far):
+        along = (depth - origins[:, 2:]) / directions[:, 2:]
+        pixels = projected(volume, origins + along * directions)
+        # A map of `side` texels is sampled with its corner texels on the corners of the picture.
+        row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        wanted = torch.stack([column, row], -1).flatten(0, 1) * (SIZE / (side - 1))
+        torch.testing.assert_close(pixels, wanted, rtol=0, atol=1e-3)
+
+
+def test_root_relative_depth_input_and_projection_are_as_said() -> None:
+    points = torch.tensor([[[17.0, -34.0, 85.0], [-170.0, 170.0, -170.0]]])
+    moved = RootCube().network_points(points)
+    torch.testing.assert_close(moved[..., 2] / 480, 2 + points[..., 2] / 170)
+    uv = project(moved, reference_intrinsics(SIZE)) / (SIZE / 2) - 1
+    torch.testing.assert_close(uv, points[..., :2] / 170, rtol=0, atol=1e-5)
+    features = torch.rand(1, 4, 8, 8)
+    weights, biases = [torch.rand(5, 5)], [torch.rand(5)]
+    sdf, _ = ops.query_field(
+        features, moved, reference_intrinsics(SIZE), None, weights, biases, image_size=SIZE
+    )
+    assert sdf[0, 0].isfinite()
+
+
+def test_root_crop_is_metric_and_centred() -> None:
+    intrinsics = torch.tensor([[[617.3, 0, 312.4], [0, 610.0, 241.4], [0, 0, 1]]], dtype=torch.float64)
+    roots = torch.tensor([[60.0, -40.0, 550.0]], dtype=torch.float64)
+    homography, _, origins = RootCube().place(intrinsics, SIZE, roots=roots)
+    # At the wrist's depth the crop is exact: `offset` from the wrist lies at offset / 170 of half the volume.
+    for offset in ([0.0, 0.0], [170.0, 0.0], [-85.0, 170.0]):
+        point = roots + torch.tensor([[*offset, 0.0]], dtype=torch.float64)
+        pixel = torch.cat([project(point[:, None], intrinsics)[:, 0], torch.ones(1, 1)], 1)
+        seen = (homography @ pixel[..., None])[0, :2, 0]
+        wanted = SIZE / 2 * (1 + torch.tensor(offset, dtype=torch.float64) / 170)
+        torch.testing.assert_close(seen, wanted)
+    assert torch.equal(origins, roots)
+    assert not FrustumVolume().place(intrinsics, SIZE, roots=roots).origins.any()
+
+
+@pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
+@pytest.mark.parametrize("left", [False, True])
+def test_the_view_shows_what_the_network_is_queried_at(volume: FrustumVolume | RootCube, left: bool) -> None:
+    """A camera-frame point near the wrist projects to one pixel by way of the image and of the volume."""
+    intrinsics = torch.tensor([[[617.3, 0, 312.4], [0, 610.0, 241.4], [0, 0, 1]]], dtype=torch.float64)
+    root = torch.tensor([[60.0, -40.0, 550.0]], dtype=torch.float64)
+    box = torch.tensor([[300.0, 100.0, 420.0, 260.0]], dtype=torch.float64)
+    homography, frame, origin = volume.place(intrinsics, SIZE, torch.tensor([left]), boxes=box, roots=root)
+    point = root + torch.tensor([[25.0, 30.0, 0.0]], dtype=torch.float64)
+    pixel = torch.cat([project(point[:, None], intrinsics)[:, 0], torch.ones(1, 1)], 1)
+    seen = (homography @ pixel[..., None])[0, :, 0]
+    inside = (point - origin) @ frame[0].mT
+    torch.testing.assert_close(seen[:2] / seen[2], projected(volume, inside[None])[0, 0])
+    torch.testing.assert_close(frame[0] @ frame[0].mT, torch.eye(3, dtype=torch.float64))
+    assert torch.linalg.det(frame[0]).item() == pytest.approx(-1 if left else 1)
+
+
+def test_lattice_of_the_cube() -> None:
+    lattice = RootCube().lattice(16.0)
+    points = lattice.points(lattice.every(1))
+    assert points.shape == (21**3, 3)
+    assert RootCube().contains(points).all()
+    torch.testing.assert_close(points.mean(0), torch.zeros(3), rtol=0, atol=1e-4)
+    assert points[1, 2] - points[0, 2] == pytest.approx(340 / 21)
+    for step, message in ((0.0, "positive"), (-1.0, "positive"), (math.nan, "positive"), (341.0, "no point")):
+        with pytest.raises(ValueError, match=message):
+            RootCube().lattice(step)
+
+
+@pytest.mark.parametrize("step", [4.0, 16.0, 60.0, 340.0])
+def test_unused_slots_lie_out_of_the_cubes_view(step: float) -> None:
+    lattice = RootCube().lattice(step)
+    outside = RootCube().network_points(lattice.points(torch.tensor([lattice.nowhere])))
+    uv = project(outside, reference_intrinsics(SIZE)) / (SIZE / 2) - 1
+    assert outside[0, 2] <= 0 or (uv.abs() > 1).any()
