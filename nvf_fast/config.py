@@ -7,6 +7,11 @@ from typing import Any, Literal, get_args
 
 Method = Literal["nvf", "holistic", "dense"]
 Task = Literal["camera-space", "root-relative"]
+Encoder = Literal["hourglass", "unet"]
+View = Literal["reference", "hand"]
+
+# Entries that configurations written before them lack: they then take their defaults.
+LATER_ENTRIES = ("encoder", "view", "channels", "pose_code", "presence_threshold")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,14 @@ class NVFConfig:
         method: "nvf", the field; or a baseline of Sec. 4.1 that shares encoder and MLP: "holistic" regresses
             the joints from the pooled features, "dense" votes from the hand's pixels.
         task: "camera-space" (CS-NVF), or "root-relative" (RS-NVF, joints relative to a known wrist).
+        encoder: "hourglass", the paper's; or "unet", a small foldable one for CPUs.
+        view: "reference", the paper's camera; or "hand", a virtual camera turned and zoomed to a hand's box,
+            whose network has coarse heads and predicts in the unit hand's millimetres. "hourglass" goes with
+            the first, "unet" with the second.
+        channels: of the U-Net's maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the view.
+        pose_code: channels of the hidden layer that turns the coarse pose into the field's biases; 0 leaves
+            the code out.
+        presence_threshold: probability from which a view is taken to show a hand.
 
     Raises:
         TypeError: a value is not of its field's type.
@@ -45,20 +58,38 @@ class NVFConfig:
     scale_optional: bool = False
     method: Method = "nvf"
     task: Task = "camera-space"
+    encoder: Encoder = "hourglass"
+    view: View = "reference"
+    channels: tuple[int, ...] = (16, 32, 64, 128, 192)
+    pose_code: int = 0
+    presence_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("hand_scale", "scale_optional"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        for name, known in (("method", get_args(Method)), ("task", get_args(Task))):
+        for name, known in (
+            ("method", get_args(Method)),
+            ("task", get_args(Task)),
+            ("encoder", get_args(Encoder)),
+            ("view", get_args(View)),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        if not isinstance(self.hidden, tuple) or not self.hidden:
-            raise TypeError(f"hidden must be a non-empty tuple of channels, got {self.hidden!r}")
-        for name in ("input_size", "stem", "width", "widen", "stacks", "depth", "groups"):
-            _check_count(name, getattr(self, name), least=0 if name == "widen" else 1)
-        for channels in self.hidden:
-            _check_count("hidden", channels, least=1)
+        for name in ("input_size", "stem", "width", "widen", "stacks", "depth", "groups", "pose_code"):
+            _check_count(name, getattr(self, name), least=0 if name in ("widen", "pose_code") else 1)
+        for name in ("hidden", "channels"):
+            if not isinstance(getattr(self, name), tuple) or not getattr(self, name):
+                raise TypeError(f"{name} must be a non-empty tuple of channels, got {getattr(self, name)!r}")
+            for channels in getattr(self, name):
+                _check_count(name, channels, least=1)
+        if not isinstance(self.presence_threshold, int | float) or not 0 <= self.presence_threshold <= 1:
+            raise ValueError(f"presence_threshold must be in [0, 1], got {self.presence_threshold!r}")
+        if self.view == "hand" or self.encoder == "unet":
+            self._check_hand_view()
+            return
+        if self.pose_code:
+            raise ValueError('pose_code needs view="hand", whose network has a coarse pose to encode')
         if self.width % 8:
             raise ValueError(
                 f"width must be a multiple of 8: blocks quarter it and its half; got {self.width}"
@@ -81,6 +112,17 @@ class NVFConfig:
         if self.scale_optional and not self.hand_scale:
             raise ValueError("scale_optional=True needs hand_scale=True: there is no hand scale to leave out")
 
+    def _check_hand_view(self) -> None:
+        pair = {"encoder": self.encoder, "view": self.view, "method": self.method, "task": self.task}
+        if pair != {"encoder": "unet", "view": "hand", "method": "nvf", "task": "camera-space"}:
+            raise ValueError(f"hand views need encoder='unet', method='nvf', task='camera-space', got {pair}")
+        if self.hand_scale:
+            raise ValueError("hand_scale must be False for hand views: a known scale multiplies the result")
+        if len(self.channels) != 5:
+            raise ValueError(f"channels must be 5 numbers, one per halving of the view, got {self.channels}")
+        if self.input_size % 32:
+            raise ValueError(f"input_size must be a multiple of 32 px for a U-Net, got {self.input_size}")
+
     @property
     def feature_size(self) -> int:
         """Side of the feature map, in texels."""
@@ -88,24 +130,26 @@ class NVFConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as values that JSON knows."""
-        return asdict(self) | {"hidden": list(self.hidden)}
+        return asdict(self) | {"hidden": list(self.hidden), "channels": list(self.channels)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NVFConfig:
         """The inverse of `to_dict`.
 
         Args:
-            values: one entry for each field, `hidden` as a list or tuple.
+            values: one entry for each field, channels as lists or tuples; those of `LATER_ENTRIES` may lack.
 
         Raises:
             ValueError: an entry is unknown or missing; the message names it.
         """
         names = {field.name for field in fields(cls)}
-        if values.keys() != names:
-            unknown, missing = sorted(values.keys() - names), sorted(names - values.keys())
+        unknown, missing = sorted(values.keys() - names), sorted(names - values.keys() - {*LATER_ENTRIES})
+        if unknown or missing:
             raise ValueError(f"NVFConfig: unknown entries {unknown}, missing entries {missing}")
-        hidden = values["hidden"]
-        return cls(**values | {"hidden": tuple(hidden) if isinstance(hidden, list) else hidden})
+        read: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**read)
 
 
 def _check_count(name: str, value: object, least: int) -> None:

@@ -20,6 +20,8 @@ DEPTH_RANGE = (0.3, 2.5)
 # The last layer starts near a constant: no votes, and 50 tanh(0.3) = 15 mm outside the hand.
 LAST_STD = 0.01
 SDF_BIAS = 0.3
+CODE_STD = 0.05  # of the pose code's last layer, so that the field begins nearly without it
+POSITION_MM = 60.0  # unit of positions relative to the coarse pose
 
 
 class FieldMLP(nn.Module):
@@ -33,17 +35,41 @@ class FieldMLP(nn.Module):
             then (weight, direction xyz) per joint; so for "dense": hand or not, then (weight, joint xyz) per
             joint; and 21 * 3 for "holistic".
         biases: vectors (out,).
+        code: makes further biases of the coarse pose, or None; see `biases_for`.
     """
 
     def __init__(self, config: NVFConfig) -> None:
         super().__init__()
         field = config.method == "nvf"
-        inputs = config.width + field + config.hand_scale
+        place = 3 if config.view == "hand" else int(field)
+        inputs = config.width + place + config.hand_scale
         outs = (*config.hidden, 3 * JOINTS if config.method == "holistic" else 1 + 4 * JOINTS)
         ins = (inputs, *(channels + inputs for channels in config.hidden))
         self.weights = nn.ParameterList(torch.empty(shape) for shape in zip(outs, ins, strict=True))
         self.biases = nn.ParameterList(torch.zeros(out) for out in outs)
-        self._initialise(depth=config.width - inputs if field else None)
+        self._initialise(depth=config.width - inputs if place == 1 else None, field=field)
+        self.code: nn.Sequential | None = None
+        if config.pose_code:
+            last = nn.Linear(config.pose_code, sum(outs))
+            nn.init.normal_(last.weight, std=CODE_STD)
+            nn.init.zeros_(last.bias)
+            self.code = nn.Sequential(nn.Linear(3 * JOINTS, config.pose_code), nn.ReLU(), last)
+
+    def biases_for(self, joints: Tensor) -> list[Tensor]:
+        """The biases of every layer for hands whose coarse pose is known.
+
+        Args:
+            joints: (B, 21, 3) float32 mm, coarse joints.
+
+        Returns:
+            Biases (B, out); without a pose code (out,), the same for every hand.
+        """
+        biases = list(self.biases)
+        if self.code is None:
+            return biases
+        relative = (joints - joints.mean(1, keepdim=True)) / POSITION_MM
+        codes = self.code(relative.flatten(1)).split([len(bias) for bias in biases], 1)
+        return [bias + code for bias, code in zip(biases, codes, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's raw output (..., out) of inputs x (..., X), layer by layer as in the paper."""
@@ -55,7 +81,7 @@ class FieldMLP(nn.Module):
         return output
 
     @torch.no_grad()
-    def _initialise(self, depth: int | None) -> None:
+    def _initialise(self, depth: int | None, field: bool) -> None:
         """He et al. 2015 for LeakyReLU(0.01), with a steep dependence on depth."""
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             nn.init.kaiming_normal_(weight, a=0.01)
@@ -64,5 +90,5 @@ class FieldMLP(nn.Module):
                 # Each unit's kink lies at a depth of its own, so that together they resolve the whole range.
                 bias.copy_(-weight[:, depth] * torch.empty_like(bias).uniform_(*DEPTH_RANGE))
         nn.init.normal_(self.weights[-1], std=LAST_STD)
-        if depth is not None:
+        if field:
             self.biases[-1][0] = SDF_BIAS

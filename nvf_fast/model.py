@@ -16,6 +16,7 @@ from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import Block, Hourglass, HourglassEncoder, PreActivated, Stack
 from nvf_fast.field import FieldMLP
+from nvf_fast.unet import HandHeads, HandLook, UNetEncoder, fold_norms
 
 
 class Field(NamedTuple):
@@ -41,13 +42,20 @@ class NVF(nn.Module):
         self.config = config or NVFConfig()
         if self.config.method != "nvf":
             raise ValueError(f"NVF is the field; nvf_fast.baselines makes a {self.config.method!r} network")
-        self.encoder = HourglassEncoder(self.config)
+        hand = self.config.view == "hand"
+        self.encoder: nn.Module = UNetEncoder(self.config) if hand else HourglassEncoder(self.config)
+        self.heads = HandHeads(self.config) if hand else None
         self.field = FieldMLP(self.config)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.field.biases[0].device
+
+    @property
     def reference_intrinsics(self) -> Tensor:
-        """Intrinsics (3, 3) float32 px of the view that the encoder sees, on the model's device."""
-        return reference_intrinsics(self.config.input_size, device=self.encoder.conv.weight.device)
+        """Intrinsics (3, 3) float32 px of the paper's view at the model's size, on the model's device."""
+        return reference_intrinsics(self.config.input_size, device=self.device)
 
     def encode(self, images: Tensor) -> Tensor:
         """The features F = g(I) that the field is asked with.
@@ -63,14 +71,51 @@ class NVF(nn.Module):
             ValueError: the images are not of the size or the channels that the encoder sees.
         """
         self._check_images(images)
+        if not isinstance(self.encoder, HourglassEncoder):
+            raise ValueError('encode is for view="reference"; `look` encodes hand views')
         return self.encoder.last_features(images)
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
         """`encode` after every stack, last last, for supervision of them all."""
         self._check_images(images)
-        return self.encoder(images)
+        every_features: list[Tensor] = self.encoder(images)
+        return every_features
 
-    def query(self, features: Tensor, points: Tensor, K: Tensor, hand_scale: Tensor | None = None) -> Field:
+    def look(self, images: Tensor, slopes: Tensor) -> HandLook:
+        """Features of hand views, and what their heads say.
+
+        Args:
+            images: (B, 3, S, S) in the encoder's dtype, hand views of S = input_size px, RGB as
+                (x / 255 - 0.5) / 0.5.
+            slopes: (B,) float32, tangents of half the views' angles: S / 2 over the focal length in px.
+
+        Raises:
+            ValueError: the images are not of the size that the encoder sees, or the network is for the
+                paper's view.
+        """
+        self._check_images(images)
+        if self.heads is None:
+            raise ValueError('look is for view="hand"; `encode` encodes reference views')
+        return cast(HandLook, self.heads(*self.encoder(images, slopes), slopes))
+
+    def field_biases(self, coarse: Tensor) -> list[Tensor]:
+        """Biases of the field's layers, (B, out) each, for coarse joints (B, 21, 3) mm."""
+        return self.field.biases_for(coarse)
+
+    def for_inference(self) -> NVF:
+        """A copy in evaluation mode, without gradients, its batch norms folded into convolutions."""
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        fold_norms(model.encoder)
+        return model
+
+    def query(
+        self,
+        features: Tensor,
+        points: Tensor,
+        K: Tensor,
+        hand_scale: Tensor | None = None,
+        coarse: Tensor | None = None,
+    ) -> Field:
         """Signed distance and votes of camera-space points.
 
         Args:
@@ -79,11 +124,16 @@ class NVF(nn.Module):
             K: (B, 3, 3) or (3, 3) float32 px, of the input_size px view that `features` show.
             hand_scale: (B,) float32 mm, length of the bone between joints 9 and 10; None where the model
                 takes none, or was trained to do without.
+            coarse: (B, 21, 3) float32 mm, the coarse joints that `look` gives, for hand views alone.
 
         Raises:
-            ValueError: a hand scale is missing or superfluous, or a shape does not fit.
+            ValueError: a hand scale or the coarse joints are missing or superfluous, or a shape does not fit.
         """
         config = self.config
+        if (coarse is None) == (config.view == "hand"):
+            raise ValueError(
+                f"coarse must be {'(B, 21, 3) mm' if coarse is None else 'None'} for view={config.view!r}"
+            )
         if hand_scale is None and config.hand_scale and not config.scale_optional:
             raise ValueError(
                 "hand_scale must be (B,) mm, got None: this model was trained with it always given"
@@ -96,8 +146,9 @@ class NVF(nn.Module):
             K,
             hand_scale,
             list(self.field.weights),
-            list(self.field.biases),
+            list(self.field.biases) if coarse is None else self.field_biases(coarse),
             image_size=config.input_size,
+            centres=None if coarse is None else coarse.mean(1),
         )
         return Field(sdf, votes[..., 0], votes[..., 1:])
 
@@ -185,7 +236,8 @@ def _released_entries(model: NVF) -> Iterator[tuple[str, Tensor]]:
         yield f"surface_classifier.conv{k}.bias", bias
 
 
-def _released_encoder(encoder: HourglassEncoder) -> Iterator[tuple[str, nn.Module]]:
+def _released_encoder(encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    assert isinstance(encoder, HourglassEncoder)
     yield "conv1", encoder.conv
     yield "bn1", encoder.norm
     yield from _released_block("conv2", encoder.shallow)

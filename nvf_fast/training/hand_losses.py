@@ -1,0 +1,209 @@
+"""What a network learns from hand views: losses of its heads and of its field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nvf_fast.data.hand_views import HandViews
+from nvf_fast.model import NVF
+from nvf_fast.training.losses import sdf_loss
+from nvf_fast.unet import DEPTH_MM, HandLook
+
+
+@dataclass(frozen=True)
+class HandLossConfig:
+    """Weights and ranges of the losses on hand views.
+
+    Attributes:
+        places: weight of the L1 distance of coarse joints in the view, in halves of the view.
+        heat: weight of the cross-entropy of their heat maps against Gaussians.
+        heat_sigma: standard deviation of those, in halves of the view.
+        depths: weight of the L1 distance of depths relative to the middle, in 60 mm.
+        middle: weight of the L1 distance of the log of the middle's depth.
+        error: weight of the negative log-likelihood of the expected errors.
+        presence: weight of the cross-entropy of a hand's presence.
+        side: weight of that of its side.
+        hands: weight of the focal loss of hands' centres and of the losses of their sizes and sides.
+        clamp_mm, wide_mm, wide: signed distances are compared after clamping at the first, and with weight
+            `wide` at the second.
+        near_mm: points carry votes where their true distance to the surface is below this.
+        ball_mm: radius of the ball about a joint inside which points vote for it (Eq. 2).
+        weights, directions: weights of the votes' Huber losses.
+    """
+
+    places: float = 0.5
+    heat: float = 0.08
+    heat_sigma: float = 0.08
+    depths: float = 0.3
+    middle: float = 0.4
+    error: float = 0.02
+    presence: float = 0.05
+    side: float = 0.05
+    hands: float = 0.03
+    clamp_mm: float = 5.0
+    wide_mm: float = 50.0
+    wide: float = 0.2
+    near_mm: float = 20.0
+    ball_mm: float = 80.0
+    weights: float = 0.2
+    directions: float = 0.1
+
+
+class HandBatch(NamedTuple):
+    """Labelled hand views as tensors; see `HandViews`. images (B, 3, S, S) normalised; slopes (B,)."""
+
+    images: Tensor
+    slopes: Tensor
+    joints: Tensor
+    points: Tensor
+    distances: Tensor
+    boxes: Tensor
+    left: Tensor
+    trust: Tensor
+
+    @classmethod
+    def of(cls, views: HandViews, device: torch.device | str = "cpu") -> HandBatch:
+        """Move labelled views to a device and normalise their images."""
+        to = {name: torch.from_numpy(value).to(device) for name, value in vars(views).items()}
+        images = to["images"].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        size = images.shape[-1]
+        return cls(
+            images.float().div_(127.5).sub_(1),
+            size / 2 / to["focal"],
+            *(to[name] for name in ("joints", "points", "distances", "boxes", "left", "trust")),
+        )
+
+
+def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[str, Tensor]:
+    """Losses by name, () tensors without their weights, and "loss", their weighted sum."""
+    look = model.look(batch.images, batch.slopes)
+    terms = _place_losses(look, batch, config)
+    terms |= _hand_map_losses(look, batch)
+    posed = (batch.trust > 0).nonzero()[:, 0]
+    terms |= _field_losses(model, look, batch, posed, config)
+    weights = {
+        name: getattr(config, name)
+        for name in ("places", "heat", "depths", "middle", "error", "presence", "side", "hands")
+    } | {"sdf": 1.0, "wide": config.wide, "weight": config.weights, "direction": config.directions}
+    terms["loss"] = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+    return terms
+
+
+def _place_losses(look: HandLook, batch: HandBatch, config: HandLossConfig) -> dict[str, Tensor]:
+    """Losses of the heads that describe one hand."""
+    trust = batch.trust
+    joints = torch.where((trust > 0)[:, None, None], batch.joints, 1.0)  # ones keep what is masked finite
+    uv = joints[..., :2] / (batch.slopes[:, None] * joints[..., 2])[..., None]
+    depth = joints[..., 2]
+    middle = depth.mean(1)
+    inside = (uv.abs() < 1).all(-1) * trust[:, None]
+    total = trust.sum().clamp_min(1e-6)
+
+    def mean(values: Tensor) -> Tensor:
+        """Of (B, 21), weighted by trust."""
+        return (values.mean(1) * trust).sum() / total
+
+    places = mean((look.uv - uv).abs().sum(-1) * inside)
+    # A Gaussian's product form spares the (B, 21, H, W) target.
+    size = look.heat.shape[-1]
+    texels = (4 * torch.arange(size, device=uv.device) + 1.5) / (2 * size) - 1
+    across, down = (
+        torch.softmax(-((texels - uv[..., axis, None]) ** 2) / (2 * config.heat_sigma**2), -1)
+        for axis in (0, 1)
+    )
+    log = look.heat.flatten(2).log_softmax(-1).unflatten(2, (size, size))
+    heat = mean(-((log * across[:, :, None]).sum(-1) * down).sum(-1) * inside)
+    relative = (look.depth - look.middle[:, None]) - (depth - middle[:, None])
+    depths = mean(relative.abs() / DEPTH_MM)
+    scale = ((look.middle.log() - middle.log()).abs() * trust).sum() / total
+    distance = (look.joints(batch.slopes).detach() - joints).norm(dim=-1)
+    error = mean(look.error.log() + distance / look.error)
+
+    hand = batch.boxes[:, 0].isfinite().all(-1).float()
+    presence = F.binary_cross_entropy_with_logits(look.presence, hand)
+    single = hand * (~batch.boxes[:, 1].isfinite().all(-1))  # of two hands neither is the view's
+    sides = F.binary_cross_entropy_with_logits(look.left, batch.left[:, 0].float(), reduction="none")
+    side = (sides * single).sum() / single.sum().clamp_min(1)
+    return {
+        "places": places, "heat": heat, "depths": depths, "middle": scale, "error": error,
+        "presence": presence, "side": side,
+    }  # fmt: skip
+
+
+def _hand_map_losses(look: HandLook, batch: HandBatch) -> dict[str, Tensor]:
+    """Where hands are and how large: a focal loss of centres, and sizes and sides at them (CenterNet's)."""
+    size = look.hands.shape[-1]
+    view = 4 * size
+    shown = batch.boxes.isfinite().all(-1)  # (B, 2)
+    boxes = batch.boxes.nan_to_num(0.0)
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    sides = (boxes[..., 2:] - boxes[..., :2]).amax(-1).clamp_min(1.0)
+    inside = shown & (centres > 0).all(-1) & (centres < view - 1).all(-1)
+    places = 4 * torch.arange(size, device=centres.device) + 1.5
+    spread = (sides / 10).clamp_min(2.5)[..., None]
+    across = torch.exp(-((places - centres[..., :1]) ** 2) / (2 * spread**2))
+    down = torch.exp(-((places - centres[..., 1:]) ** 2) / (2 * spread**2))
+    target = ((across[:, :, None] * down[..., None]) * inside[..., None, None]).amax(1)  # (B, H, W)
+    row, column = ((centres - 1.5) / 4).round().long().clamp(0, size - 1).flip(-1).unbind(-1)
+    image, which = inside.nonzero(as_tuple=True)
+    peaks = torch.zeros_like(target, dtype=torch.bool)
+    peaks[image, row[image, which], column[image, which]] = True
+    logits = look.hands[:, 0]
+    probability = logits.sigmoid()
+    positive = -F.logsigmoid(logits) * (1 - probability) ** 2
+    negative = -F.logsigmoid(-logits) * probability**2 * (1 - target) ** 4
+    count = peaks.sum().clamp_min(1)
+    loss = torch.where(peaks, positive, negative).sum() / count
+    at = look.hands[image, 1:, row[image, which], column[image, which]]  # (M, 2)
+    if len(image):
+        logs = (at[:, 0] - (sides[image, which] / view).log()).abs().mean()
+        left = F.binary_cross_entropy_with_logits(at[:, 1], batch.left[image, which].float())
+        loss = loss + logs + 0.5 * left
+    return {"hands": loss}
+
+
+def _field_losses(
+    model: NVF, look: HandLook, batch: HandBatch, posed: Tensor, config: HandLossConfig
+) -> dict[str, Tensor]:
+    """Losses of signed distances and votes (Eqs. 5-7) at the labelled points of the views that are posed."""
+    zero = look.features.new_zeros(())
+    if not len(posed):
+        return {"sdf": zero, "wide": zero, "weight": zero, "direction": zero}
+    slopes, points, distances = batch.slopes[posed], batch.points[posed], batch.distances[posed]
+    joints = batch.joints[posed]
+    # The lattice is placed by the prediction, the labels by the truth, as at inference.
+    coarse = look.joints(batch.slopes)[posed].detach()
+    intrinsics = view_intrinsics(slopes, batch.images.shape[-1])
+    field = model.query(look.features[posed], points, intrinsics, coarse=coarse)
+    seen = field.sdf.isfinite()
+    predicted = torch.where(seen, field.sdf, distances)
+    sdf = sdf_loss(predicted, distances, config.clamp_mm)
+    wide = sdf_loss(predicted, distances, config.wide_mm)
+
+    offset = joints[:, None] - points[:, :, None]
+    distance = offset.norm(dim=-1)
+    weight = (1 - distance / config.ball_mm).clamp_min(0)
+    direction = offset / distance.clamp_min(1e-3)[..., None]
+    near = ((distances.abs() < config.near_mm) & seen).float()[..., None]
+    voting = near * (weight > 0)
+    weights = F.huber_loss(field.weight, weight, reduction="none", delta=0.2) * near
+    directions = F.huber_loss(field.direction, direction, reduction="none", delta=0.5).sum(-1) * voting
+    joint_count = joints.shape[1]
+    return {
+        "sdf": sdf,
+        "wide": wide,
+        "weight": weights.sum() / near.sum().clamp_min(1) / joint_count / 0.2,
+        "direction": directions.sum() / voting.sum().clamp_min(1),
+    }
+
+
+def view_intrinsics(slopes: Tensor, size: int) -> Tensor:
+    """Intrinsics (B, 3, 3) float32 px of hand views of `size` px whose half angles have tangents `slopes`."""
+    focal, centre = size / 2 / slopes, torch.full_like(slopes, size / 2)
+    zero, one = torch.zeros_like(slopes), torch.ones_like(slopes)
+    return torch.stack([focal, zero, centre, zero, focal, centre, zero, zero, one], -1).unflatten(-1, (3, 3))

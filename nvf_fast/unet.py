@@ -1,0 +1,234 @@
+"""The encoder of hand views: a small U-Net of convolutions, batch norms and ReLUs, with its heads."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from nvf_fast.config import NVFConfig
+from nvf_fast.field import JOINTS
+
+GLOBAL_WIDTH = 256  # channels of the pooled description of a view
+DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
+TYPICAL_MM_PER_PX = 1.7  # at the middle of a hand that fills 75 % of 128 px
+TYPICAL_ERROR_MM = 30.0
+HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
+
+
+class HandLook(NamedTuple):
+    """What the network says of B hand views at once, before its field is queried.
+
+    Attributes:
+        features: (B, C, H, W) in the encoder's dtype, what the field samples.
+        uv: (B, 21, 2) float32, coarse joints in the view, in [-1, 1].
+        depth: (B, 21) float32 mm, their depths, for the unit hand.
+        middle: (B,) float32 mm, the depth that those are predicted relative to.
+        presence: (B,) float32, logit of there being a hand.
+        left: (B,) float32, logit of its being a left one.
+        error: (B, 21) float32 mm, expected distance of each coarse joint from the truth.
+        heat: (B, 21, H, W) float32, logits of each joint's place.
+        hands: (B, 3, H, W) float32, per texel the logit of the centre of a hand's box, and there the log of
+            the box's longer side over the view's, and the logit of the hand's being a left one.
+    """
+
+    features: Tensor
+    uv: Tensor
+    depth: Tensor
+    middle: Tensor
+    presence: Tensor
+    left: Tensor
+    error: Tensor
+    heat: Tensor
+    hands: Tensor
+
+    def joints(self, slopes: Tensor) -> Tensor:
+        """Coarse joints (B, 21, 3) mm in the views' frames, whose half angles have tangents `slopes` (B,)."""
+        return torch.cat([self.uv * (slopes[:, None] * self.depth)[..., None], self.depth[..., None]], -1)
+
+
+class UNetEncoder(nn.Module):
+    """Features and a pooled description of hand views."""
+
+    def __init__(self, config: NVFConfig) -> None:
+        super().__init__()
+        half, quarter, eighth, sixteenth, bottom = config.channels
+        width = config.width
+        self.stem = nn.Sequential(ConvNorm(3, half, 4, stride=2), ConvNorm(half, quarter, 3, stride=2))
+        self.down = nn.ModuleList(
+            nn.Sequential(*(Residual(a, b, stride) if k == 0 else Residual(b, b) for k in range(count)))
+            for a, b, stride, count in (
+                (quarter, quarter, 1, 1),
+                (quarter, eighth, 2, 1),
+                (eighth, sixteenth, 2, 2),
+                (sixteenth, bottom, 2, 2),
+            )
+        )
+        self.pooled = nn.Linear(2 * bottom + 1, GLOBAL_WIDTH)
+        self.unpooled = nn.Linear(GLOBAL_WIDTH, bottom)
+        self.up = nn.ModuleList(
+            Merge(below, beside, out)
+            for below, beside, out in (
+                (bottom, sixteenth, sixteenth),
+                (sixteenth, eighth, eighth),
+                (eighth, quarter, width),
+            )
+        )
+        self.merged = nn.ModuleList(
+            [Residual(sixteenth, sixteenth), Residual(eighth, eighth), ConvNorm(width, width, 3)]
+        )
+        self.features = nn.Conv2d(width, width, 1)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode views.
+
+        Args:
+            images: (B, 3, S, S), RGB as (x / 255 - 0.5) / 0.5.
+            slopes: (B,) tangents of half the views' angles.
+
+        Returns:
+            features (B, width, S/4, S/4); the map that the heads read, of the same shape; the pooled
+            description (B, 256).
+        """
+        x = self.stem(images)
+        maps = []
+        for down in self.down:
+            x = down(x)
+            maps.append(x)
+        angle = ((slopes - 0.2) * 5)[:, None].to(x.dtype)
+        pooled = F.relu(self.pooled(torch.cat([x.mean((2, 3)), x.amax((2, 3)), angle], 1)))
+        x = x + self.unpooled(pooled)[:, :, None, None]
+        for up, merged, beside in zip(self.up, self.merged, maps[-2::-1], strict=True):
+            x = merged(up(x, beside))
+        return self.features(x), x, pooled
+
+
+class HandHeads(nn.Module):
+    """Coarse joints, presence, side, expected errors, and where hands are, of encoded views."""
+
+    def __init__(self, config: NVFConfig) -> None:
+        super().__init__()
+        self.size = config.input_size
+        self.joints = nn.Conv2d(config.width, 2 * JOINTS, 1)
+        self.hands = nn.Conv2d(config.width, HAND_MAPS, 1)
+        self.view = nn.Linear(GLOBAL_WIDTH, 3 + JOINTS)
+        nn.init.normal_(self.joints.weight, std=0.05)
+        nn.init.normal_(self.hands.weight, std=0.05)
+        # Most texels are no hand's centre.
+        self.hands.bias = nn.Parameter(torch.tensor([-4.0, 0.0, 0.0]))
+        nn.init.zeros_(self.view.weight)
+        nn.init.zeros_(self.view.bias)
+        # How far the voted pose moves the coarse one: its middle, then each joint relative to that.
+        self.register_buffer("vote_weight", torch.full((1 + JOINTS,), 0.5))
+        # Texel centres of a map of stride 4, as uv in [-1, 1] of the view.
+        texels = torch.arange(config.feature_size, dtype=torch.float32)
+        places = (4 * texels + 1.5) / (config.input_size / 2) - 1
+        self.register_buffer("places", places, persistent=False)
+
+    places: Tensor
+    vote_weight: Tensor
+
+    def combine(self, coarse: Tensor, voted: Tensor) -> Tensor:
+        """Joints (B, 21, 3) mm between coarse and voted ones, by weights fitted on data.
+
+        The middle and the joints relative to it are combined apart: votes place a hand better than the heads
+        do, and draw its fingertips together.
+        """
+        coarse_middle, voted_middle = coarse.mean(1, keepdim=True), voted.mean(1, keepdim=True)
+        middle = coarse_middle.lerp(voted_middle, self.vote_weight[0])
+        return middle + (coarse - coarse_middle).lerp(voted - voted_middle, self.vote_weight[1:, None])
+
+    def forward(self, features: Tensor, maps: Tensor, pooled: Tensor, slopes: Tensor) -> HandLook:
+        """Read the heads from what the encoder gives."""
+        heat, relative = self.joints(maps).float().chunk(2, 1)
+        size = heat.shape[-1]
+        weight = heat.flatten(2).softmax(-1)
+        rows = weight.unflatten(2, (size, size))
+        uv = torch.stack([rows.sum(2) @ self.places, rows.sum(3) @ self.places], -1)
+        relative = (weight * relative.flatten(2)).sum(-1)
+        scale, presence, left, error = self.view(pooled).float().split([1, 1, 1, JOINTS], 1)
+        middle = scale[:, 0].exp() * (TYPICAL_MM_PER_PX * self.size / 2) / slopes
+        return HandLook(
+            features,
+            uv,
+            middle[:, None] + DEPTH_MM * relative,
+            middle,
+            presence[:, 0],
+            left[:, 0],
+            TYPICAL_ERROR_MM * error.exp(),
+            heat,
+            self.hands(maps).float(),
+        )
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm and, unless `linear`, ReLU; `fold` makes one convolution of the first two."""
+
+    def __init__(
+        self, channels: int, out_channels: int, kernel_size: int, stride: int = 1, linear: bool = False
+    ) -> None:
+        super().__init__()
+        padding = (kernel_size - 1) // 2
+        self.conv = nn.Conv2d(channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels, momentum=0.03)
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return x if self.linear else F.relu(x, inplace=not self.training)
+
+    def fold(self) -> None:
+        """Multiply the norm, with its running statistics, into the convolution; there is no way back."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
+            self.norm = nn.Identity()
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions beside the input or, where shapes change, a linear map of it."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = ConvNorm(channels, out_channels, 3, stride)
+        self.second = ConvNorm(out_channels, out_channels, 3, linear=True)
+        same = channels == out_channels and stride == 1
+        self.shortcut = nn.Identity() if same else ConvNorm(channels, out_channels, 1, stride, linear=True)
+        assert isinstance(self.second.norm, nn.BatchNorm2d)
+        nn.init.constant_(self.second.norm.weight, 0.2)  # a block begins near its shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+class Merge(nn.Module):
+    """The sum of a map, and of one of half its size, brought to the same channels."""
+
+    def __init__(self, below: int, beside: int, out_channels: int) -> None:
+        super().__init__()
+        self.below = ConvNorm(below, out_channels, 1, linear=True)
+        self.beside = ConvNorm(beside, out_channels, 1, linear=True)
+
+    def forward(self, below: Tensor, beside: Tensor) -> Tensor:
+        upsampled = F.interpolate(self.below(below), scale_factor=2, mode="nearest")
+        return F.relu(self.beside(beside) + upsampled)
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Fold every batch norm of a module into its convolution, for inference."""
+    for part in module.modules():
+        if isinstance(part, ConvNorm):
+            part.fold()
+
+
+def _initialise(module: nn.Module) -> None:
+    """He et al. 2015 for convolutions."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            nn.init.uniform_(module.bias, -bound, bound)

@@ -1,0 +1,118 @@
+"""Losses on hand views."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nvf_fast.data.hand_views import HandViews
+from nvf_fast.model import NVF
+from nvf_fast.training.hand_losses import HandBatch, HandLossConfig, hand_losses, view_intrinsics
+from tests.test_unet import SMALL
+
+SIZE = SMALL.input_size
+
+
+def views(count: int = 4, seed: int = 0) -> HandViews:
+    """Noise with made-up hands: what matters is the labels."""
+    rng = np.random.default_rng(seed)
+    joints = (rng.normal(0, 40, (count, 21, 3)) + [0, 0, 400]).astype(np.float32)
+    points = (joints[:, rng.integers(0, 21, 40)] + rng.normal(0, 8, (count, 40, 3))).astype(np.float32)
+    boxes = np.full((count, 2, 4), np.nan, np.float32)
+    boxes[:, 0] = (10, 12, 50, 44)
+    return HandViews(
+        images=rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8),
+        focal=np.full(count, 100, np.float32),
+        joints=joints,
+        points=points,
+        distances=rng.normal(0, 5, (count, 40)).astype(np.float32),
+        boxes=boxes,
+        left=np.zeros((count, 2), bool),
+        trust=np.ones(count, np.float32),
+    )
+
+
+@pytest.fixture
+def model() -> NVF:
+    torch.manual_seed(0)
+    return NVF(SMALL)
+
+
+def test_every_part_receives_a_gradient(model: NVF) -> None:
+    losses = hand_losses(model, HandBatch.of(views()), HandLossConfig())
+    losses["loss"].backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_views_without_trust_teach_no_pose(model: NVF) -> None:
+    """Pose labels of a view that is not trusted change neither loss nor gradient; they may be NaN."""
+    model.eval()
+    changed = views()
+    changed.trust[2] = 0
+    results = []
+    for value in (np.nan, 123.0):
+        changed.joints[2] = changed.points[2] = value
+        changed.distances[2] = value
+        model.zero_grad()
+        losses = hand_losses(model, HandBatch.of(changed), HandLossConfig())
+        losses["loss"].backward()
+        results.append([losses["loss"].detach(), *(p.grad.clone() for p in model.parameters())])
+    for first, second in zip(*results, strict=True):
+        assert first.isfinite().all()
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_presence_follows_the_boxes(model: NVF) -> None:
+    model.eval()
+    empty = views()
+    empty.boxes[:] = np.nan
+    empty.trust[:] = 0
+    only = replace(HandLossConfig(), presence=1.0)
+    assert model.heads is not None
+    with torch.no_grad():
+        for sign in (-5.0, 5.0):
+            model.heads.view.bias[1] = sign
+            shown = hand_losses(model, HandBatch.of(views()), only)["presence"]
+            hidden = hand_losses(model, HandBatch.of(empty), only)["presence"]
+            assert (shown < hidden) == (sign > 0)
+
+
+def test_centres_of_hands_are_learned_where_they_are(model: NVF) -> None:
+    """Of all texels the one of the box's middle has the largest pull upwards."""
+    model.eval()
+    batch = HandBatch.of(views(1))
+    look = model.look(batch.images, batch.slopes)
+    look.hands.retain_grad()
+    from nvf_fast.training.hand_losses import _hand_map_losses
+
+    _hand_map_losses(look, batch)["hands"].backward()
+    gradient = look.hands.grad
+    assert gradient is not None
+    place = int(gradient[0, 0].argmin())
+    # The box's middle is pixel (30, 28); texel k of stride 4 lies at pixel 4 k + 1.5.
+    assert divmod(place, SIZE // 4) == (round((28 - 1.5) / 4), round((30 - 1.5) / 4))
+
+
+def test_perfect_coarse_joints_cost_nothing(model: NVF) -> None:
+    model.eval()
+    batch = HandBatch.of(views())
+    look = model.look(batch.images, batch.slopes)
+    uv = batch.joints[..., :2] / (batch.slopes[:, None] * batch.joints[..., 2])[..., None]
+    depth = batch.joints[..., 2]
+    perfect = look._replace(uv=uv, depth=depth, middle=depth.mean(1))
+    torch.testing.assert_close(perfect.joints(batch.slopes), batch.joints)
+    from nvf_fast.training.hand_losses import _place_losses
+
+    losses = _place_losses(perfect, batch, HandLossConfig())
+    for name in ("places", "depths", "middle"):
+        assert losses[name] < 1e-5, name
+
+
+def test_intrinsics_of_views() -> None:
+    K = view_intrinsics(torch.tensor([0.25]), 64)[0]
+    torch.testing.assert_close(K, torch.tensor([[128.0, 0, 32], [0, 128, 32], [0, 0, 1]]))
