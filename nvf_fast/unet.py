@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nvf_fast.config import NVFConfig
 from nvf_fast.field import JOINTS
@@ -17,6 +17,7 @@ GLOBAL_WIDTH = 256  # channels of the pooled description of a view
 DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
 TYPICAL_MM_PER_PX = 1.7  # at the middle of a hand that fills 75 % of 128 px
 TYPICAL_ERROR_MM = 30.0
+MOMENTUM, EPSILON = 0.03, 1e-5  # of batch norms
 HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
 
 
@@ -145,6 +146,7 @@ class HandHeads(nn.Module):
 
     def forward(self, features: Tensor, maps: Tensor, pooled: Tensor, slopes: Tensor) -> HandLook:
         """Read the heads from what the encoder gives."""
+        maps, pooled = (each.to(self.view.weight.dtype) for each in (maps, pooled))
         heat, relative = self.joints(maps).float().chunk(2, 1)
         size = heat.shape[-1]
         weight = heat.flatten(2).softmax(-1)
@@ -175,7 +177,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         padding = (kernel_size - 1) // 2
         self.conv = nn.Conv2d(channels, out_channels, kernel_size, stride, padding, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(out_channels, momentum=0.03)
+        self.norm: nn.Module = BatchNorm(out_channels)
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,9 +186,30 @@ class ConvNorm(nn.Module):
 
     def fold(self) -> None:
         """Multiply the norm, with its running statistics, into the convolution; there is no way back."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
+        norm = self.norm
+        if isinstance(norm, BatchNorm):
+            self.conv.weight, self.conv.bias = fuse_conv_bn_weights(
+                self.conv.weight, None, norm.mean, norm.variance, EPSILON, norm.weight, norm.bias
+            )
             self.norm = nn.Identity()
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation that stores weights and running statistics alone, not how often it was called."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.mean, self.variance, self.weight, self.bias, self.training, MOMENTUM, EPSILON
+        )
 
 
 class Residual(nn.Module):
@@ -198,7 +221,7 @@ class Residual(nn.Module):
         self.second = ConvNorm(out_channels, out_channels, 3, linear=True)
         same = channels == out_channels and stride == 1
         self.shortcut = nn.Identity() if same else ConvNorm(channels, out_channels, 1, stride, linear=True)
-        assert isinstance(self.second.norm, nn.BatchNorm2d)
+        assert isinstance(self.second.norm, BatchNorm)
         nn.init.constant_(self.second.norm.weight, 0.2)  # a block begins near its shortcut
 
     def forward(self, x: Tensor) -> Tensor:

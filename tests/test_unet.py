@@ -10,7 +10,7 @@ from torch import nn
 
 from nvf_fast.config import NVFConfig
 from nvf_fast.model import NVF
-from nvf_fast.unet import HandHeads
+from nvf_fast.unet import BatchNorm, HandHeads
 
 SMALL = NVFConfig(
     input_size=64, width=16, hidden=(32, 16), hand_scale=False, encoder="unet", view="hand",
@@ -24,9 +24,9 @@ def trained_like(seed: int = 0) -> NVF:
     model = NVF(SMALL)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.3)
-                module.running_var.uniform_(0.5, 2.0)
+            if isinstance(module, BatchNorm):
+                module.mean.normal_(std=0.3)
+                module.variance.uniform_(0.5, 2.0)
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(std=0.2)
         assert model.heads is not None
@@ -43,8 +43,8 @@ def test_folded_norms_change_nothing() -> None:
     for name, value in expected._asdict().items():
         difference = (getattr(look, name) - value).abs().max()
         assert difference <= 1e-4 * value.abs().max(), name
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert not any(isinstance(module, BatchNorm) for module in folded.modules())
+    assert any(isinstance(module, BatchNorm) for module in model.modules())
 
 
 def test_a_peak_of_heat_is_found_where_it_is() -> None:

@@ -50,5 +50,8 @@ class HandViews:
     def concatenate(cls, parts: Sequence[HandViews]) -> HandViews:
         """Join several batches into one."""
         return cls(
-            **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+            **{
+                field.name: np.concatenate([getattr(part, field.name) for part in parts])
+                for field in fields(cls)
+            }
         )

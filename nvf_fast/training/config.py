@@ -11,8 +11,10 @@ from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.data.hand import HandDistribution
 from nvf_fast.data.synthetic import V1, SyntheticConfig
 from nvf_fast.training.augmentation import Augmentation
+from nvf_fast.training.hand_losses import HandLossConfig
 from nvf_fast.training.losses import LossConfig
 from nvf_fast.training.points import PointSampling
+from nvf_fast.training.view_mixture import ViewMixtureConfig
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class TrainingConfig:
         sampling: query points.
         losses: losses.
         augmentation: changes to the pictures.
+        views: for hand views, which of them; instead of `data` and `augmentation`.
+        hand_losses: for hand views, the losses; instead of `sampling` and `losses`.
         optimisation: optimiser and schedule.
         log_every: steps between two lines of the log.
         save_every: steps between two saved states.
@@ -131,6 +135,8 @@ class TrainingConfig:
     sampling: PointSampling = field(default_factory=PointSampling)
     losses: LossConfig = field(default_factory=LossConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    views: ViewMixtureConfig = field(default_factory=ViewMixtureConfig)
+    hand_losses: HandLossConfig = field(default_factory=HandLossConfig)
     optimisation: Optimisation = field(default_factory=Optimisation)
     log_every: int = 50
     save_every: int = 1000
@@ -216,6 +222,23 @@ def small() -> TrainingConfig:
     )  # fmt: skip
 
 
+def default() -> TrainingConfig:
+    """The default network: hand views of rendered hands and of labelled photographs, for two CPU cores."""
+    return TrainingConfig(
+        preset="default",
+        model=NVFConfig(
+            input_size=128, width=64, hidden=(256, 128, 64, 64), hand_scale=False,
+            encoder="unet", view="hand", pose_code=128,
+        ),
+        optimisation=Optimisation(
+            optimiser="adamw", learning_rate=1.5e-3, weight_decay=0.02, batch=16, parts=2,
+            epochs=None, steps=250_000, schedule="cosine", warmup_steps=200,
+            clip_norm=1.0, ema=0.998,
+        ),
+        save_every=2000,
+    )  # fmt: skip
+
+
 def full() -> TrainingConfig:
     """The paper's network for a GPU and hands turned any way, amid what synthetic-v1 has around them.
 
@@ -249,6 +272,7 @@ PRESETS = {
         relative_freihand,
         relative_complement,
         relative_ho3d_finetune,
+        default,
         small,
         full,
     )

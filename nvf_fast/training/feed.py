@@ -15,8 +15,6 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from nvf_fast.training.pictures import PictureBatch
-
 
 class Pictures(Protocol):
     """What a training asks of a data set; `nvf_fast.training.pictures.TaskPictures` is one.
@@ -27,8 +25,8 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, indices: list[int]) -> PictureBatch:
-        """The pictures of these indices, always the same."""
+    def __getitems__(self, indices: list[int]) -> Any:
+        """The pictures of these indices, always the same: a `PictureBatch`, or `HandViews`."""
         ...
 
 
@@ -63,7 +61,7 @@ def fetched(
     workers: int,
     pinned: bool,
     timeout_s: float,
-) -> Generator[list[PictureBatch]]:
+) -> Generator[list[Any]]:
     """The parts of each step that are this process's own, the same for any number of workers.
 
     Args:

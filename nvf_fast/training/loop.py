@@ -26,10 +26,9 @@ from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.feed import Order, Pictures, fetched, mixed_seed
 from nvf_fast.training.log import TrainingLog
 from nvf_fast.training.losses import AuxiliaryHead
-from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.processes import TIMEOUT_S, Processes, stop_requests
 from nvf_fast.training.state import CannotStart, StateFiles, differences
-from nvf_fast.training.step import Batch, Step
+from nvf_fast.training.step import step_of
 from nvf_fast.training.transfer import transfer
 
 STATE_VERSION = 2
@@ -145,12 +144,13 @@ class Trainer:
             AuxiliaryHead(config.model.width).to(device) if config.losses.auxiliary_weight else None
         )
         # GroupNorm's backward on a CPU is 4 to 12 times as slow with channels last as without, in bfloat16.
-        layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+        grouped = config.model.encoder == "hourglass"
+        layout = torch.contiguous_format if grouped and device.type == "cpu" else torch.channels_last
         self.model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.averaged = averaged.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.parameters = [*self.model.parameters(), *(self.auxiliary.parameters() if self.auxiliary else ())]
         self.optimiser = _optimiser(self.parameters, config)
-        self.arithmetic = Step(config, device, layout)
+        self.arithmetic = step_of(config, device, layout)
         self._losses = (
             torch.compile(self.arithmetic.losses) if self.options.compile else self.arithmetic.losses
         )
@@ -174,14 +174,14 @@ class Trainer:
             silent=self.processes.rank > 0, progress=progress, tensorboard=tensorboard,
         )  # fmt: skip
 
-    def upcoming(self, workers: int = 0, timeout_s: float = TIMEOUT_S) -> Generator[list[PictureBatch]]:
+    def upcoming(self, workers: int = 0, timeout_s: float = TIMEOUT_S) -> Generator[list[Any]]:
         """This process's parts of every step from the next one on, fetched ahead by workers."""
         steps, pinned = range(self.step, self.total), self.device.type == "cuda"
         return fetched(self.pictures, self.order, self.own, steps, workers, pinned, timeout_s)
 
     def run(
         self,
-        upcoming: Iterator[list[PictureBatch]],
+        upcoming: Iterator[list[Any]],
         minutes: float | None,
         evaluate: Evaluate | None,
         stop: threading.Event,
@@ -218,7 +218,7 @@ class Trainer:
                     **means,
                 }
                 log.write(self.step, self.seconds / 60, facts)
-                shown = {"img/s": rate, **{name: means[name] for name in self.arithmetic.objective.shown}}
+                shown = {"img/s": rate, **{name: means[name] for name in self.arithmetic.shown}}
                 log.show(shown | ({"damaged": self.damaged} if self.damaged else {}))
                 window = {}
                 steps, busy, damaged, known = 0, 0.0, self.damaged, len(self.damaged_names)
@@ -231,7 +231,7 @@ class Trainer:
                 log.write(self.step, self.seconds / 60, {"evaluation": numbers})
                 log.say(_sentence(self.step, numbers))
 
-    def update(self, pictures: list[PictureBatch], stop: bool) -> tuple[dict[str, Tensor], bool]:
+    def update(self, pictures: list[Any], stop: bool) -> tuple[dict[str, Tensor], bool]:
         """One step. Returns the losses and whether any process wants to stop after it."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
@@ -245,16 +245,18 @@ class Trainer:
             terms["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
         self.optimiser.step()
         self.step += 1
-        self._newly_damaged += [name for part in pictures for name in part.damaged]
+        self._newly_damaged += [name for part in pictures for name in getattr(part, "damaged", ())]
         if self.options.ema is not None:
             # The first weights are soon forgotten.
             decay = min(self.options.ema, self.step / (self.step + 20))
             averaged, latest = list(self.averaged.parameters()), list(self.model.parameters())
             with torch.no_grad():
                 torch._foreach_lerp_(averaged, latest, 1 - decay)
+                for average, value in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+                    average.lerp_(value, 1 - decay)
         return terms, stop
 
-    def batch(self, pictures: list[PictureBatch]) -> Batch:
+    def batch(self, pictures: list[Any]) -> Any:
         """This process's share of the next batch, of its parts' pictures."""
         seeds = (mixed_seed(self.config.seed, self.step, part) for part in self.own)
         generators = (torch.Generator(self.device).manual_seed(seed) for seed in seeds)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from nvf_fast.baselines import Network
+from nvf_fast.data.hand_views import HandViews
+from nvf_fast.model import NVF
 from nvf_fast.training.augmentation import augment
 from nvf_fast.training.config import TrainingConfig
+from nvf_fast.training.hand_losses import HandBatch, hand_losses
 from nvf_fast.training.losses import AuxiliaryHead
 from nvf_fast.training.objectives import Objective, objective_of
 from nvf_fast.training.pictures import PictureBatch
@@ -44,6 +47,11 @@ class Step:
         self.config, self.device, self.layout = config, device, layout
         self.volume: Volume = volume_of(config.model)
         self.objective: Objective = objective_of(config.model, config.sampling, config.losses, self.volume)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The losses that stand beside the progress bar."""
+        return self.objective.shown
 
     @torch.no_grad()
     def batch(self, parts: Iterable[tuple[PictureBatch, torch.Generator]]) -> Batch:
@@ -82,3 +90,36 @@ class Step:
             weighted = self.config.losses.auxiliary_weight * torch.stack([*extra.values()]).sum()
             terms = {**terms, **extra, "loss": terms["loss"] + weighted}
         return terms
+
+
+class HandStep:
+    """The arithmetic of a training step on hand views; see `Step`."""
+
+    shown = ("loss", "places", "depths", "middle", "sdf")
+
+    def __init__(self, config: TrainingConfig, device: torch.device, layout: torch.memory_format) -> None:
+        self.config, self.device, self.layout = config, device, layout
+
+    @torch.no_grad()
+    def batch(self, parts: Iterable[tuple[HandViews, torch.Generator]]) -> HandBatch:
+        """Join parts of a batch, the colours of each view changed a little."""
+        made = []
+        for views, generator in parts:
+            batch = HandBatch.of(views, self.device)
+            count, jitter = len(batch.images), self.config.views.colour
+            noise = torch.randn(count, 4, 1, 1, generator=generator, device=self.device) * jitter
+            images = (batch.images * noise[:, :3].exp() + noise[:, 3:]).clamp_(-1, 1)
+            made.append(batch._replace(images=images))
+        joined = HandBatch(*map(torch.cat, zip(*made, strict=True)))
+        return joined._replace(images=joined.images.contiguous(memory_format=self.layout))
+
+    def losses(self, model: NVF, auxiliary: None, batch: HandBatch) -> dict[str, Tensor]:
+        """() tensors by name, unweighted, and "loss", their weighted sum, to be minimised."""
+        bfloat16 = self.config.optimisation.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            return hand_losses(model, batch, self.config.hand_losses)
+
+
+def step_of(config: TrainingConfig, device: torch.device, layout: torch.memory_format) -> Any:
+    """The `Step` or `HandStep` of a network's view."""
+    return (HandStep if config.model.view == "hand" else Step)(config, device, layout)

@@ -21,6 +21,9 @@ def transfer(source: Network, target: Network) -> None:
         ValueError: they differ in more, or the source takes a hand scale that the target does not.
     """
     _check(source.config, target.config)
+    if source.config == target.config:
+        target.load_state_dict(source.state_dict())
+        return
     target.encoder.load_state_dict(source.encoder.state_dict())
     added = target.config.hand_scale and not source.config.hand_scale
     for ours, theirs in zip(target.field.weights, source.field.weights, strict=True):

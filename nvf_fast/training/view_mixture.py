@@ -1,0 +1,92 @@
+"""Training views drawn on demand from several sources in fixed proportions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from nvf_fast.data.hand_views import HandViews
+from nvf_fast.training.feed import mixed_seed
+
+Source = Callable[[int, np.random.Generator], HandViews]
+"""Draws so many views with the random numbers of a generator."""
+
+
+@dataclass(frozen=True)
+class ViewMixtureConfig:
+    """Which hand views a network learns from.
+
+    Proportions are relative to each other; those of photographs count only where there are photographs.
+
+    Attributes:
+        rendered: proportion of close views of rendered hands.
+        rendered_wide: of wide views with one or two of them.
+        empty: of views without a hand.
+        photographs: of close views of labelled photographs.
+        photographs_wide: of wide views of them.
+        colour: standard deviation of each view's log gain per channel, and of its offset, as a fraction of
+            half the range.
+        epoch: views after which the log counts another epoch; none is drawn twice.
+    """
+
+    rendered: float = 0.36
+    rendered_wide: float = 0.07
+    empty: float = 0.08
+    photographs: float = 0.42
+    photographs_wide: float = 0.07
+    colour: float = 0.06
+    epoch: int = 2**18
+
+    def __post_init__(self) -> None:
+        if any(getattr(self, field.name) < 0 for field in fields(self)) or self.epoch < 1:
+            raise ValueError(f"proportions and colour must not be negative, and epoch at least 1, got {self}")
+        if self.rendered + self.photographs == 0:
+            raise ValueError("rendered or photographs must be positive: nothing else shows a hand's pose")
+
+
+class ViewMixture:
+    """What a training takes its views from; a batch's indices are the seed of its views.
+
+    Args:
+        config: the proportions.
+        sources: by the names of the proportions; the proportion of a name without a source is 0.
+        seed: of all views.
+        fingerprint: identifies what the sources draw from.
+
+    Raises:
+        ValueError: a source has no proportion, or none is left.
+    """
+
+    def __init__(
+        self, config: ViewMixtureConfig, sources: Mapping[str, Source], seed: int, fingerprint: str
+    ) -> None:
+        known = ("rendered", "rendered_wide", "empty", "photographs", "photographs_wide")
+        if unknown := sorted(sources.keys() - set(known)):
+            raise ValueError(f"views have no proportion for the sources {unknown}, only for {known}")
+        weights = {name: getattr(config, name) for name in known if name in sources}
+        total = sum(weights.values())
+        if not total > 0:
+            raise ValueError(f"no source with a positive proportion: {weights}")
+        self.config, self.sources, self.seed = config, dict(sources), seed
+        self._names = list(weights)
+        self._shares = np.array(list(weights.values())) / total
+        facts = json.dumps([asdict(config), seed, self._names, fingerprint], sort_keys=True)
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return self.config.epoch
+
+    def __getitems__(self, indices: list[int]) -> HandViews:
+        """Views for these indices, always the same for the same list."""
+        random = np.random.default_rng(mixed_seed(self.seed, *indices))
+        counts = random.multinomial(len(indices), self._shares)
+        drawn = [
+            self.sources[name](int(count), random)
+            for name, count in zip(self._names, counts, strict=True)
+            if count
+        ]
+        return HandViews.concatenate(drawn)

@@ -1,0 +1,103 @@
+"""Training views from several sources, and a training on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nvf_fast.checkpoint import load_checkpoint
+from nvf_fast.data.hand_views import HandViews
+from nvf_fast.model import NVF
+from nvf_fast.training import loop
+from nvf_fast.training.config import TrainingConfig, default
+from nvf_fast.training.view_mixture import ViewMixture, ViewMixtureConfig
+from tests.test_hand_losses import views
+from tests.test_unet import SMALL
+from tests.training_cases import assert_same_state, state_of
+
+
+def source(shade: int) -> object:
+    """Views whose first pixel says where they come from."""
+
+    def draw(count: int, random: np.random.Generator) -> HandViews:
+        drawn = views(count, int(random.integers(2**31)))
+        drawn.images[:, 0, 0] = shade
+        return drawn
+
+    return draw
+
+
+def mixture(seed: int = 0, **proportions: float) -> ViewMixture:
+    names = ("rendered", "photographs", "empty")
+    sources = {name: source(10 * (k + 1)) for k, name in enumerate(names)}
+    return ViewMixture(ViewMixtureConfig(**proportions), sources, seed, "made up")  # type: ignore[arg-type]
+
+
+def test_proportions_are_kept() -> None:
+    drawn = mixture(rendered=0.5, photographs=0.25, empty=0.25).__getitems__(list(range(400)))
+    counts = [int((drawn.images[:, 0, 0, 0] == shade).sum()) for shade in (10, 20, 30)]
+    assert sum(counts) == len(drawn) == 400
+    # Standard deviations of 400 draws are 10 and 9.
+    assert np.allclose(counts, (200, 100, 100), atol=45)
+
+
+def test_a_batch_depends_on_its_indices_and_the_seed_alone() -> None:
+    first, again = (mixture().__getitems__([3, 1, 2]) for _ in range(2))
+    other, reseeded = mixture().__getitems__([1, 3, 2]), mixture(seed=1).__getitems__([3, 1, 2])
+    assert np.array_equal(first.joints, again.joints)
+    assert not np.array_equal(first.joints, other.joints)
+    assert not np.array_equal(first.joints, reseeded.joints)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="no proportion for the sources"):
+        ViewMixture(ViewMixtureConfig(), {"drawings": source(1)}, 0, "")  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="no source with a positive proportion"):
+        ViewMixture(ViewMixtureConfig(), {}, 0, "")
+    with pytest.raises(ValueError, match="must not be negative"):
+        ViewMixtureConfig(empty=-1)
+    with pytest.raises(ValueError, match="must be positive"):
+        ViewMixtureConfig(rendered=0, photographs=0)
+
+
+def training(steps: int) -> TrainingConfig:
+    preset = default()
+    optimisation = replace(preset.optimisation, batch=4, parts=2, steps=steps, warmup_steps=1)
+    return replace(preset, model=SMALL, optimisation=optimisation, log_every=2, save_every=2)
+
+
+def test_a_stopped_training_on_hand_views_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = loop.train(training(4), mixture(), tmp_path / "whole", progress=False)
+    config = training(4)
+    trainer = loop.Trainer(config, mixture(), tmp_path / "parts", torch.device("cpu"))
+    upcoming = trainer.upcoming()
+    for _ in range(2):
+        trainer.update(next(upcoming), False)
+    trainer.save()
+    loop.train(config, mixture(), tmp_path / "parts", progress=False)
+    assert_same_state(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+
+    exported, info = load_checkpoint(tmp_path / "whole" / "checkpoint")
+    assert isinstance(exported, NVF) and info["training"]["preset"] == "default"
+    for name, value in whole.model.state_dict().items():
+        # float16 keeps 11 bits.
+        torch.testing.assert_close(exported.state_dict()[name], value, rtol=2**-11, atol=1e-7)
+
+
+def test_running_statistics_are_averaged_too(tmp_path: Path) -> None:
+    result = loop.train(training(3), mixture(), tmp_path, progress=False)
+    fresh = NVF(SMALL).state_dict()
+    moved = [name for name, value in result.model.state_dict().items() if "norm.mean" in name]
+    assert moved and all((result.model.state_dict()[name] != fresh[name]).any() for name in moved)
+
+
+def test_a_checkpoint_of_the_same_network_is_a_beginning(tmp_path: Path) -> None:
+    loop.train(training(2), mixture(), tmp_path / "first", progress=False)
+    trainer = loop.Trainer(training(2), mixture(seed=1), tmp_path / "second", torch.device("cpu"))
+    trainer.start_from(tmp_path / "first" / "checkpoint")
+    stored, _ = load_checkpoint(tmp_path / "first" / "checkpoint")
+    assert_same_state(dict(trainer.model.state_dict()), dict(stored.state_dict()))
