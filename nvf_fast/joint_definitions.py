@@ -82,10 +82,10 @@ def palm_frame(joints: np.ndarray) -> np.ndarray:
 def to_freihand(joints: np.ndarray, source: Source) -> np.ndarray:
     """Convert joints of another definition to FreiHAND's.
 
-    What is left over many poses, as means of the unit hand's millimetres: bones 0.2 to 0.4 too long or too
-    short (3 to 9 before), the palm's joints 0.2 to 0.4 off (4 to 8 before). Bones of one hand change their
-    lengths by 0.6 (openxr) or 1.6 (anatomical) with pose and person, and by 3.2 with the noise of teacher
-    and annotators, as they do before conversion.
+    What is left over many poses, as means of the unit hand's millimetres: bones 0.1 to 0.4 too long or too
+    short (4 to 9 before), the palm's joints 0.1 to 0.4 off (4 to 8 before). Bones of one hand change their
+    lengths by 0.6 (openxr) or 1.6 (anatomical) with pose and person, and by 3 with the noise of teacher and
+    annotators, as they do before conversion.
 
     Args:
         joints: (..., 21, 3) right hands in any unit and frame; mirror left hands first.
@@ -185,30 +185,16 @@ def _conversion(along: list[float], palm: list[tuple[float, float, float]]) -> J
 
 
 # `JointConversion.fit` on 1 000 drawn capsule hands; on 500 poses of the CC0 hand of Godot XR Tools; on every
-# third of 3 181 labelled photographs whose palm or back faces the camera within 26 degrees, where the image
+# third of 3 127 labelled photographs whose palm or back faces the camera within 26 degrees, where the image
 # decides about the palm; on six photographs of Ge et al.
 CONVERSIONS: dict[str, JointConversion] = {
     "anatomical": _conversion(
         [
-            -3.5,
-            -8.1,
-            0.3,
-            -0.3,
-            -6.2,
-            -5.2,
-            -0.2,
-            10.7,
-            -2.6,
-            -5.3,
-            0.4,
-            9.3,
-            -2.8,
-            -3.2,
-            0.4,
-            7.4,
-            -3.0,
-            -0.9,
-            -0.4,
+            *(-3.5, -8.1, 0.3),
+            *(-0.3, -6.2, -5.2, -0.2),
+            *(10.7, -2.6, -5.3, 0.4),
+            *(9.3, -2.8, -3.2, 0.4),
+            *(7.4, -3.0, -0.9, -0.4),
         ],
         [
             (-3.3, 4.8, -1.8),
@@ -221,25 +207,11 @@ CONVERSIONS: dict[str, JointConversion] = {
     ),
     "openxr": _conversion(
         [
-            -0.1,
-            -8.2,
-            0.2,
-            -0.9,
-            2.0,
-            -1.5,
-            -0.3,
-            8.5,
-            2.5,
-            -1.4,
-            0.2,
-            4.3,
-            0.5,
-            3.0,
-            -0.2,
-            1.2,
-            -5.0,
-            0.1,
-            -0.0,
+            *(-0.1, -8.2, 0.2),
+            *(-0.9, 2.0, -1.5, -0.3),
+            *(8.5, 2.5, -1.4, 0.2),
+            *(4.3, 0.5, 3.0, -0.2),
+            *(1.2, -5.0, 0.1, -0.0),
         ],
         [
             (-5.6, 1.8, -0.2),
@@ -252,56 +224,28 @@ CONVERSIONS: dict[str, JointConversion] = {
     ),
     "mediapipe": _conversion(
         [
-            -0.5,
-            -7.3,
-            0.1,
-            -3.4,
-            1.6,
-            3.5,
-            0.3,
-            5.5,
-            1.0,
-            -2.3,
-            -0.4,
-            -2.4,
-            -2.7,
-            -1.9,
-            0.1,
-            2.5,
-            1.8,
-            -0.4,
-            0.2,
+            *(-3.4, -9.6, 0.4),
+            *(-2.2, 0.3, 1.5, -0.0),
+            *(6.6, 1.1, -3.1, -0.1),
+            *(0.2, -2.9, -2.8, 0.1),
+            *(2.4, 0.5, -1.4, 0.1),
         ],
         [
-            (-0.5, -0.1, -1.5),
-            (2.8, -1.5, -0.0),
-            (2.5, 0.0, -0.2),
-            (1.1, 0.0, 0.8),
-            (-2.6, 0.0, 1.5),
-            (-3.9, 0.0, 0.8),
+            (-0.6, -0.6, -1.7),
+            (2.6, -1.1, -0.2),
+            (3.1, 0.0, 0.8),
+            (1.0, 0.0, 1.5),
+            (-3.3, 0.0, 1.2),
+            (-4.0, 0.0, 1.6),
         ],
     ),
     "ge2019": _conversion(
         [
-            -5.6,
-            -8.9,
-            0.1,
-            4.7,
-            -2.4,
-            -1.8,
-            0.1,
-            18.9,
-            -1.9,
-            -4.3,
-            0.2,
-            14.8,
-            -2.0,
-            -3.1,
-            0.4,
-            5.2,
-            -2.4,
-            -1.6,
-            -0.6,
+            *(-5.6, -8.9, 0.1),
+            *(4.7, -2.4, -1.8, 0.1),
+            *(18.9, -1.9, -4.3, 0.2),
+            *(14.8, -2.0, -3.1, 0.4),
+            *(5.2, -2.4, -1.6, -0.6),
         ],
         [
             (-3.6, -7.5, 1.8),
