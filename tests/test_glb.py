@@ -257,7 +257,7 @@ def test_skinning_is_the_plain_one(rigged: RiggedHand) -> None:
     draws = Draws(1, "hand", range(2))
     angles = {name: value[:, 0] for name, value in draw_angles(draws).items()}
     size, stretch = draws.uniform(0.8, 1.2), draws.uniform(0.9, 1.1, 25)
-    posed, turns = rigged.pose(angles, size, stretch), rigged._turns(angles)
+    posed, turns = rigged.pose(angles, size, stretch), rigged.turns(angles)
     for row in range(2):
         vertices, joints = plain_skinning(rigged, turns[row].numpy(), float(size[row]), stretch[row].numpy())
         np.testing.assert_allclose(posed.vertices[row], vertices, atol=1e-4)
@@ -277,7 +277,7 @@ def test_weights_of_whole_numbers(
 
 def test_joints_are_bent_as_asked(rigged: RiggedHand) -> None:
     angles = {name: value[:, 0] for name, value in draw_angles(Draws(3, "hand", range(20))).items()}
-    bones = torch.diff(rigged._joints(rigged._turns(angles), torch.ones(20, 25).double())[:, CHAINS], dim=2)
+    bones = torch.diff(rigged.joint_positions(rigged.turns(angles), torch.ones(20, 25).double())[:, CHAINS], dim=2)
     bones = torch.nn.functional.normalize(bones, dim=-1)
     bend = torch.linalg.vecdot(bones[:, :, :-1], bones[:, :, 1:]).clamp(-1, 1).acos()
     for index, names in ((0, ("thumb_mcp", "pip")), (1, ("thumb_ip", "dip"))):
@@ -371,7 +371,7 @@ def test_fingers_do_not_run_through_each_other(rigged: RiggedHand, monkeypatch: 
     for hands in (first, rigged.draw(Draws(10, "hand", range(100)))):
         ends = hands.joints[:, 1:].unflatten(1, (5, 4))
         cones = torch.stack([ends[:, :, :-1], ends[:, :, 1:]], 3).flatten(1, 2)
-        radii = rigged._radii[:15].float().expand(len(hands), 15, 2)
+        radii = rigged.radii[:15].float().expand(len(hands), 15, 2)
         deepest.append(model.deepest_overlap(cones, radii) > model.DEEPEST_OVERLAP + 0.1)
     assert deepest[0].sum() > 5 and deepest[1].sum() <= 1
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 512  # words fetched at a time
+
+Item = TypeVar("Item")
 
 
 class Draws:
@@ -26,10 +30,7 @@ class Draws:
     """
 
     def __init__(self, key: int | str, purpose: str, indices: Sequence[int]) -> None:
-        digest = hashlib.sha256(f"nvf_fast {purpose} {key}".encode()).digest()
-        name = np.frombuffer(digest[:16], "<u8")
-        # The lowest of the counter's four words counts within a stream, the next one tells streams apart.
-        self._streams = [np.random.Philox(key=name, counter=[0, int(index), 0, 0]) for index in indices]
+        self._streams = [_philox(key, purpose, index) for index in indices]
         self._words = np.empty((len(self._streams), 0), np.uint64)
         self._taken = 0
 
@@ -71,3 +72,67 @@ class Draws:
         words = self._words[:, self._taken : self._taken + count]
         self._taken += count
         return torch.from_numpy(((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53).reshape(-1, *shape)
+
+
+class Stream:
+    """The random numbers of one thing, for code that draws a few at a time.
+
+    Words and their use are those of `Draws`: a stream is named by key, purpose and index, and the order of
+    the calls alone decides which words a number is made from.
+
+    Args:
+        key: names the set of streams.
+        purpose: names what is drawn.
+        index: the thing.
+    """
+
+    def __init__(self, key: int | str, purpose: str, index: int) -> None:
+        self._philox = _philox(key, purpose, index)
+        self._waiting: list[float] = []
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of every word fetched so far."""
+        return self._hash.digest()
+
+    def random(self) -> float:
+        """Uniform in (0, 1)."""
+        if not self._waiting:
+            words = self._philox.random_raw(BLOCK)
+            self._hash.update(words.astype("<u8").tobytes())
+            self._waiting = (((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53)[::-1].tolist()
+        return self._waiting.pop()
+
+    def uniform(self, low: float, high: float) -> float:
+        """Uniform in (low, high)."""
+        return low + (high - low) * self.random()
+
+    def normal(self, deviation: float = 1.0) -> float:
+        """Normal of mean 0, by the inverse of its distribution."""
+        return deviation * NormalDist().inv_cdf(self.random())
+
+    def chance(self, probability: float) -> bool:
+        return self.random() < probability
+
+    def below(self, count: int) -> int:
+        """Uniform over 0, 1, ..., count - 1."""
+        return int(count * self.random())
+
+    def choose(self, items: Sequence[Item]) -> Item:
+        return items[self.below(len(items))]
+
+    def uniforms(self, low: float, high: float, *shape: int) -> np.ndarray:
+        """(*shape) float64, uniform in (low, high)."""
+        values = [self.random() for _ in range(int(np.prod(shape, dtype=int)))]
+        return low + (high - low) * np.array(values).reshape(shape)
+
+    def normals(self, *shape: int) -> np.ndarray:
+        """(*shape) float64, standard normal."""
+        return torch.special.ndtri(torch.from_numpy(self.uniforms(0.0, 1.0, *shape))).numpy()
+
+
+def _philox(key: int | str, purpose: str, index: int) -> np.random.Philox:
+    digest = hashlib.sha256(f"nvf_fast {purpose} {key}".encode()).digest()
+    # The lowest of the counter's four words counts within a stream, the next one tells streams apart.
+    return np.random.Philox(key=np.frombuffer(digest[:16], "<u8"), counter=[0, int(index), 0, 0])

@@ -94,7 +94,7 @@ class RiggedHand:
         hand = None if skeleton is None or mesh is None else _assemble(skeleton, mesh, path, faults)
         faults.check()
         assert hand is not None  # whatever kept it from being made is a fault
-        return hand if tips == "skeleton" else hand._with_tips_on_the_skin()
+        return hand if tips == "skeleton" else hand.with_tips_on_the_skin()
 
     @cached_property
     def angles(self) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ class RiggedHand:
         Returns:
             B hands in the hand frame, mm, float32.
         """
-        return _single(self._skinned(self._turns(angles), size, stretch))
+        return _single(self._skinned(self.turns(angles), size, stretch))
 
     def draw(self, draws: Draws, distribution: HandDistribution | None = None) -> MeshHands:
         """Draws one hand per stream, as `draw_hands` does: its size and bones, pose and place.
@@ -146,14 +146,14 @@ class RiggedHand:
         tries = torch.zeros_like(rows)
         for attempt in range(POSES):
             tries[rows] = attempt
-            turns = self._turns({name: value[rows, attempt] for name, value in angles.items()})
-            ends = self._joints(turns, stretch[rows])[:, BONES]
-            overlap = deepest_overlap(ends, self._radii.expand(len(rows), -1, 2))
+            turns = self.turns({name: value[rows, attempt] for name, value in angles.items()})
+            ends = self.joint_positions(turns, stretch[rows])[:, BONES]
+            overlap = deepest_overlap(ends, self.radii.expand(len(rows), -1, 2))
             rows = rows[overlap > DEEPEST_OVERLAP]
             if not len(rows):
                 break
         chosen = {name: value[torch.arange(len(draws)), tries] for name, value in angles.items()}
-        hands = self._skinned(self._turns(chosen), size, stretch)
+        hands = self._skinned(self.turns(chosen), size, stretch)
         rotation, offset, _ = draw_places(hands.joints, draws, distribution or HandDistribution())
         return _single(hands.rotated(rotation).translated(offset))
 
@@ -164,7 +164,7 @@ class RiggedHand:
         return normalize(chains[:, 1:] - chains[:, :-1], dim=-1)
 
     @cached_property
-    def _hinges(self) -> Tensor:
+    def hinges(self) -> Tensor:
         """(5, 3) axes of flexion at rest, across the first bone: across the plane in which a finger is bent,
         and the straighter it is the more across the palm's normal."""
         ahead = torch.tensor(THUMB_AHEAD, dtype=torch.float64)
@@ -181,11 +181,11 @@ class RiggedHand:
         """(5, 2) radians at rest, about the hinge, of each finger's second and third bone against the one
         before."""
         before, after = self._bones[:, :-1], self._bones[:, 1:]
-        sine = (torch.linalg.cross(before, after) * self._hinges[:, None]).sum(-1)
+        sine = (torch.linalg.cross(before, after) * self.hinges[:, None]).sum(-1)
         return torch.atan2(sine, (before * after).sum(-1))
 
     @cached_property
-    def _radii(self) -> Tensor:
+    def radii(self) -> Tensor:
         """(19, 1) mm of the flesh around `BONES`: the median over the vertices that a bone moves most."""
         vertices, mover = self._rest_vertices, self.weights.argmax(1)
         start, end = self.rest[BONES].unbind(1)
@@ -201,7 +201,7 @@ class RiggedHand:
     def _rest_vertices(self) -> Tensor:
         return _blend(self.weights, self.bind[None, :, :3, :3], self.bind[None, :, :3, 3], self.vertices)[0]
 
-    def _turns(self, angles: Mapping[str, Tensor]) -> Tensor:
+    def turns(self, angles: Mapping[str, Tensor]) -> Tensor:
         """(B, 25, 3, 3) rotations of the joints, against the file's own pose."""
         angles = {name: angles[name].double() for name in self.angles}
         change = {name: angles[name] - rest for name, rest in self.angles.items()}
@@ -214,12 +214,12 @@ class RiggedHand:
                 turn = _about((0, 0, 1), -change["abduction"][:, finger - 1])
                 bends = [change[name][:, finger - 1] for name in ("mcp", "pip", "dip")]
             for joint, bend in zip(chain[:3], bends, strict=True):
-                turn = turn @ rotation_about(self._hinges[finger].expand(len(bend), 3), bend)
+                turn = turn @ rotation_about(self.hinges[finger].expand(len(bend), 3), bend)
                 turns[:, joint] = turn
             turns[:, chain[-1]] = turn
         return turns
 
-    def _joints(self, turns: Tensor, stretch: Tensor) -> Tensor:
+    def joint_positions(self, turns: Tensor, stretch: Tensor) -> Tensor:
         """(B, 25, 3) mm, hand frame."""
         joints = [self.rest[0].expand(len(turns), 3)]
         for joint, parent in enumerate(PARENTS[1:], 1):
@@ -231,7 +231,7 @@ class RiggedHand:
         """Hands in the hand frame, float64; flesh is stretched with its bone."""
         size = turns.new_ones(len(turns)) if size is None else size
         stretch = turns.new_ones(len(turns), 25) if stretch is None else stretch
-        joints = self._joints(turns, stretch)
+        joints = self.joint_positions(turns, stretch)
         start, end = BONES.unbind(1)
         along = normalize(self.rest[end] - self.rest[start], dim=-1)
         more = (stretch[:, end] - 1)[..., None, None] * (along[:, :, None] * along[:, None])
@@ -241,7 +241,8 @@ class RiggedHand:
         vertices = _blend(self.weights, linear @ self.bind[:, :3, :3], offset, self.vertices)
         return MeshHands(vertices, self.faces, joints[:, OURS]).scaled(size)
 
-    def _with_tips_on_the_skin(self) -> RiggedHand:
+    def with_tips_on_the_skin(self) -> RiggedHand:
+        """Move the tip joints along the last bones to where these leave the skin."""
         rest, mover = self.rest.clone(), self.weights.argmax(1)
         for (last, tip), ahead in zip(CHAINS[:, 2:].tolist(), self._bones[:, 2], strict=True):
             finger = self._rest_vertices[(mover == last) | (mover == tip)]

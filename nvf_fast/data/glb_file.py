@@ -1,14 +1,20 @@
-"""A GLB file that holds WebXR's generic hand: what is read of it, and all that can be wrong with it.
+"""A glTF file (.glb or .gltf) of a hand with WebXR's joints: what is read of it, and all that can be wrong.
 
 Container: glTF 2.0, https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html. Joints' names: WebXR Hand
-Input, https://www.w3.org/TR/webxr-hand-input-1/.
+Input, https://www.w3.org/TR/webxr-hand-input-1/, or OpenXR's for the same joints, with any prefix or suffix
+("Index_Proximal_R", "XR_HAND_JOINT_LITTLE_TIP_EXT"),
+https://registry.khronos.org/OpenXR/specs/1.1/html/xrspec.html#_hand_joints_layout.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -34,8 +40,15 @@ BONES = torch.cat(
     ]
 )
 
+FINGER_WORDS = {"thumb": "thumb", "little": "pinky-finger"} | {
+    finger: f"{finger}-finger" for finger in ("index", "middle", "ring", "pinky")
+}
+BONE_WORDS = {"metacarpal": "metacarpal", "tip": "tip"} | {
+    bone: f"phalanx-{bone}" for bone in ("proximal", "intermediate", "distal")
+}
+
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-COLUMNS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 TRIANGLES = 4
 COMPRESSIONS = {"KHR_draco_mesh_compression", "EXT_meshopt_compression"}
 
@@ -54,19 +67,20 @@ class Skeleton(NamedTuple):
 
 
 class SkinnedMesh(NamedTuple):
-    """positions (N, 3), faces (F, 3), and weights (N, J) of the skin's joints."""
+    """positions (N, 3), faces (F, 3), weights (N, J) of the skin's joints, and uv (N, 2) or None."""
 
     positions: np.ndarray
     faces: np.ndarray
     weights: np.ndarray
+    uv: np.ndarray | None
 
 
 class GLBFile:
-    """An opened GLB file; what is wrong with it goes to `faults`."""
+    """An opened glTF file; what is wrong with it goes to `faults`."""
 
-    def __init__(self, path: Path, gltf: Any, faults: Faults) -> None:
+    def __init__(self, path: Path, gltf: Any, buffers: list[bytes], faults: Faults) -> None:
         self._path, self._gltf, self._faults = path, gltf, faults
-        self._bytes: bytes = gltf.binary_blob()
+        self._buffers = buffers
 
     @classmethod
     def open(cls, path: Path, faults: Faults) -> GLBFile:
@@ -80,16 +94,17 @@ class GLBFile:
         faults.check()
         gltf = None
         try:
-            gltf = GLTF2.load_binary(path)
+            gltf = GLTF2.load_json(path) if path.suffix.lower() == ".gltf" else GLTF2.load_binary(path)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, struct.error) as error:
             faults.add(path, f"cannot be read ({error})", "a GLB file")
         faults.check()
-        if gltf is None or gltf.binary_blob() is None or any(buffer.uri for buffer in gltf.buffers):
-            faults.add(path, "lacks its data or names another file", "a GLB file that holds all its data")
+        buffers = [] if gltf is None else [_buffer(path, gltf, buffer) for buffer in gltf.buffers]
+        if gltf is None or not buffers or any(buffer is None for buffer in buffers):
+            faults.add(path, "lacks its data", "a file that holds its data or names files beside it")
         elif packed := sorted(COMPRESSIONS & set(gltf.extensionsRequired)):
             faults.add(path, f"compressed by {' and '.join(packed)}", "a GLB file without compression")
         faults.check()
-        return cls(path, gltf, faults)
+        return cls(path, gltf, [buffer for buffer in buffers if buffer is not None], faults)
 
     def skeleton(self) -> Skeleton | None:
         """None, with faults told, where the joints make no right hand."""
@@ -98,7 +113,7 @@ class GLBFile:
             self._add(f"{len(gltf.skins) or 'no'} skin{'s' * (len(gltf.skins) > 1)}", "one skin")
             return None
         skin = gltf.skins[0]
-        names = [gltf.nodes[joint].name for joint in skin.joints]
+        names = [webxr_name(gltf.nodes[joint].name or "") for joint in skin.joints]
         missing = [name for name in JOINTS if name not in names]
         if missing:
             self._add(f"joints are missing: {', '.join(missing)}", "the 25 of WebXR's generic hand")
@@ -147,6 +162,7 @@ class GLBFile:
             positions=np.concatenate([part.positions for part in whole]),
             faces=np.concatenate([part.faces + start for part, start in zip(whole, starts, strict=True)]),
             weights=np.concatenate([part.weights for part in whole]),
+            uv=_joined([part.uv for part in whole]),
         )
 
     def _primitive(self, primitive: Any, name: str) -> SkinnedMesh | None:
@@ -185,7 +201,18 @@ class GLBFile:
             return None
         dense = np.zeros((len(positions), joint_count))
         np.add.at(dense, (np.arange(len(joints))[:, None], joints), weights / sums[:, None])
-        return SkinnedMesh(positions.astype(np.float64), indices.reshape(-1, 3), dense)
+        uv = None
+        if getattr(primitive.attributes, "TEXCOORD_0", None) is not None:
+            uv = self._attribute(primitive, "TEXCOORD_0", "VEC2", name)
+        if uv is not None and len(uv) != len(positions):
+            self._add(f"{name} has {len(uv)} texture coordinates", f"{len(positions)}, one a vertex")
+            return None
+        return SkinnedMesh(
+            positions.astype(np.float64),
+            indices.reshape(-1, 3),
+            dense,
+            None if uv is None else uv.astype(np.float64),
+        )
 
     def _attribute(self, primitive: Any, attribute: str, kind: str, name: str) -> np.ndarray | None:
         index = getattr(primitive.attributes, attribute, None)
@@ -208,11 +235,12 @@ class GLBFile:
         start, width = (view.byteOffset or 0) + (accessor.byteOffset or 0), columns * component.itemsize
         stride = view.byteStride or width
         end = start + (accessor.count - 1) * stride + width
-        if end > len(self._bytes):
-            self._add(f"{name} end at byte {end} of {len(self._bytes)}", "a whole file")
+        data = self._buffers[view.buffer]
+        if end > len(data):
+            self._add(f"{name} end at byte {end} of {len(data)}", "a whole file")
             return None
         strides = (stride, component.itemsize)
-        array: np.ndarray = np.ndarray((accessor.count, columns), component, self._bytes, start, strides)
+        array: np.ndarray = np.ndarray((accessor.count, columns), component, data, start, strides)
         if accessor.normalized and component.kind in "iu":
             return np.maximum(array / np.iinfo(component).max, -1)
         return array
@@ -264,6 +292,37 @@ class GLBFile:
 
     def _add(self, came: str, wanted: str) -> None:
         self._faults.add(self._path, came, wanted)
+
+
+def webxr_name(name: str) -> str:
+    """Return WebXR's name of an OpenXR joint; any other name comes back as it is."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    fingers = [word for word in words if word in FINGER_WORDS]
+    bones = [word for word in words if word in BONE_WORDS]
+    if words.count("wrist") == 1 and not fingers:
+        return "wrist"
+    if len(fingers) != 1 or len(bones) != 1:
+        return name
+    finger, bone = FINGER_WORDS[fingers[0]], BONE_WORDS[bones[0]]
+    return f"{finger}-{bone}"
+
+
+def _buffer(path: Path, gltf: Any, buffer: Any) -> bytes | None:
+    """The bytes of one buffer: the file's own, inside its address, or in a file beside it."""
+    if not buffer.uri:
+        return gltf.binary_blob()
+    if buffer.uri.startswith("data:"):
+        try:
+            return base64.b64decode(buffer.uri.partition(",")[2], validate=True)
+        except binascii.Error:
+            return None
+    beside = path.parent / unquote(buffer.uri)
+    return beside.read_bytes() if beside.is_file() else None
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    whole = [part for part in parts if part is not None]
+    return np.concatenate(whole) if whole and len(whole) == len(parts) else None
 
 
 def _local(node: Any) -> np.ndarray:

@@ -1,0 +1,206 @@
+"""What lies behind hands: cuts of panoramas and pictures in a folder, and procedural surroundings."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from nvf_fast.data.draws import Stream
+from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
+from nvf_fast.data.skin import draw_tone
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+LARGEST = 1024  # px, of a picture's longer side in memory
+KEPT = 256  # pictures in memory
+PROCEDURAL, PROCEDURAL_SIZE = 256, 192  # number and side of the procedural pictures
+PICTURE_CHANCE = 0.8  # of a picture, where there is a folder
+FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a cut from a panorama
+
+
+class Surroundings(NamedTuple):
+    """Light from around, linear RGB with a mean of about one.
+
+    Attributes:
+        sky, ground: (3,) from above and from below.
+        direction: (3,) unit, towards the brightest part; x right, y down, z forward.
+        colour: (3,) of that part.
+    """
+
+    sky: np.ndarray
+    ground: np.ndarray
+    direction: np.ndarray
+    colour: np.ndarray
+
+
+class Backgrounds:
+    """Pictures for the space behind hands.
+
+    Args:
+        folder: of pictures, read as they are needed; those twice as wide as high are equirectangular
+            panoramas. Without one all surroundings are procedural.
+
+    Raises:
+        ValueError: the folder holds no picture.
+    """
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        paths: list[Path] = []
+        if folder is not None:
+            paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+            if not paths:
+                raise ValueError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {folder}")
+        self.__setstate__({"paths": paths})
+
+    def draw(self, stream: Stream, size: int) -> np.ndarray:
+        """Draw one background, (size, size, 3) float32 display RGB in [0, 1]."""
+        if self._paths and stream.chance(PICTURE_CHANCE):
+            cut = _cut(self._picture(stream.choose(self._paths)), stream, size)
+        else:
+            cut = _turned(procedural_picture(stream.below(PROCEDURAL)), stream, size)
+        image = cut.astype(np.float32) / 255
+        if stream.chance(0.5):
+            image = np.ascontiguousarray(image[:, ::-1])
+        if stream.chance(0.5):
+            image = gaussian_blur(image, stream.uniform(0.3, 1.0) * 3 ** stream.uniform(0, 1))
+        gain = np.exp(stream.normal(0.2)) * np.exp(0.05 * stream.normals(3))
+        return np.clip(image * gain.astype(np.float32), 0, 1)
+
+    def draw_surroundings(self, stream: Stream) -> Surroundings | None:
+        """Light of one panorama; None where the folder gives none."""
+        if not self._paths:
+            return None
+        path = stream.choose(self._paths)
+        picture = self._picture(path)
+        return self._surroundings(path) if _is_panorama(picture) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"paths": self._paths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._paths: list[Path] = state["paths"]
+        self._picture = lru_cache(maxsize=KEPT)(_load)
+        self._surroundings = lru_cache(maxsize=KEPT)(lambda path: _surroundings(self._picture(path)))
+
+
+@lru_cache(maxsize=PROCEDURAL)
+def procedural_picture(index: int) -> np.ndarray:
+    """Make one picture of coloured, textured shapes before two textured planes, (192, 192, 3) uint8."""
+    stream, size = Stream(0, "procedural background", index), PROCEDURAL_SIZE
+    rows, columns = np.mgrid[0:size, 0:size] / size - 0.5
+    image = np.empty((size, size, 3))
+    wall, floor = _colour(stream), _colour(stream)
+    horizon = stream.uniform(-0.7, 0.7) + stream.normal(0.15) * columns
+    below = _edge(rows - horizon, 0.5 / size)[..., None]
+    image[:] = wall * (1 - below) + floor * below
+    image *= 1 + stream.normal(0.25) * rows[..., None] + stream.normal(0.25) * columns[..., None]
+    for _ in range(stream.below(24)):
+        turn, middle = stream.uniform(0, np.pi), stream.uniforms(-0.6, 0.6, 2)
+        half = 0.02 * 20 ** stream.uniforms(0, 1, 2)
+        x = (columns - middle[0]) * np.cos(turn) + (rows - middle[1]) * np.sin(turn)
+        y = (rows - middle[1]) * np.cos(turn) - (columns - middle[0]) * np.sin(turn)
+        kind = stream.below(4)
+        if kind == 0:
+            gap = np.maximum(np.abs(x) - half[0], np.abs(y) - half[1])
+        elif kind == 1:
+            gap = (np.hypot(x / half[0], y / half[1]) - 1) * min(half)
+        elif kind == 2:
+            gap = np.abs(y + stream.normal(0.5) * x * x) - 0.2 * half[0] ** 1.5
+        else:
+            bars = np.abs((x / half[0]) % 0.7 - 0.35) * half[0] - 0.15 * half[0]
+            gap = np.maximum(np.maximum(bars, np.abs(x) - 2 * half[0]), np.abs(y) - half[1])
+        cover = _edge(-gap, stream.uniform(0.5, 2.5) / size)[..., None] * stream.uniform(0.6, 1)
+        colour = draw_tone(stream) ** (1 / 2.2) if stream.chance(0.25) else _colour(stream)
+        light = 1 + stream.normal(0.5) * x + stream.normal(0.5) * y
+        colour = colour * light[..., None] * (1 + stream.uniform(0, 0.12) * _cloud(stream, size)[..., None])
+        image = image * (1 - _edge(0.01 - gap, 0.03)[..., None] * stream.uniform(0, 0.35))
+        image += cover * (colour - image)
+    image *= 1 + stream.uniform(0.02, 0.2) * _cloud(stream, size)[..., None]
+    return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+def _load(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        picture = picture.convert("RGB")
+        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
+        return np.asarray(picture)
+
+
+def _is_panorama(picture: np.ndarray) -> bool:
+    return picture.shape[1] == 2 * picture.shape[0]
+
+
+def _surroundings(picture: np.ndarray) -> Surroundings:
+    rows, columns = 8, 16
+    height, width = picture.shape[0] // rows * rows, picture.shape[1] // columns * columns
+    light = (picture[:height, :width] / 255.0) ** 2.2
+    light = light.reshape(rows, height // rows, columns, width // columns, 3).mean((1, 3))
+    weight = np.cos((np.arange(rows) + 0.5) / rows * np.pi - np.pi / 2)[:, None, None]
+    mean = max((weight * light).sum() / (3 * columns * weight.sum()), 1e-3)
+    row, column = divmod(int(light.mean(-1).argmax()), columns)
+    latitude, longitude = (row + 0.5) / rows * np.pi - np.pi / 2, ((column + 0.5) / columns - 0.5) * 2 * np.pi
+    direction = np.array(
+        [np.cos(latitude) * np.sin(longitude), np.sin(latitude), np.cos(latitude) * np.cos(longitude)]
+    )
+    half = rows // 2
+    return Surroundings(
+        sky=(weight[:half] * light[:half]).sum((0, 1)) / (columns * weight[:half].sum()) / mean,
+        ground=(weight[half:] * light[half:]).sum((0, 1)) / (columns * weight[half:].sum()) / mean,
+        direction=direction,
+        colour=light[row, column] / mean,
+    )
+
+
+def _camera(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    return about_y @ about_x @ about_z
+
+
+def _cut(picture: np.ndarray, stream: Stream, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: a perspective view of a panorama, or a part of a plain picture."""
+    if not _is_panorama(picture):
+        return _turned(picture, stream, size)
+    half = np.tan(np.radians(stream.uniform(*FIELD_OF_VIEW)) / 2)
+    yaw, pitch, roll = stream.uniform(0, 2 * np.pi), stream.normal(0.35), stream.normal(0.12)
+    return panorama_view(picture, _camera(yaw, pitch, roll), size / 2 / half, size)
+
+
+def _turned(picture: np.ndarray, stream: Stream, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: a square part of a picture, somewhat turned."""
+    height, width = picture.shape[:2]
+    turn = stream.normal(0.15)
+    widening = abs(np.cos(turn)) + abs(np.sin(turn))
+    reach = min(min(height, width) / 2 * stream.uniform(0.35, 1.0) * widening, min(height, width) / 2 - 1)
+    middle = np.array([stream.uniform(reach, width - reach), stream.uniform(reach, height - reach)])
+    scale = 2 * reach / widening / size
+    linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    to_picture = np.eye(3)
+    to_picture[:2, :2], to_picture[:2, 2] = linear, middle - 0.5 - linear @ np.full(2, (size - 1) / 2)
+    return warp_perspective(picture, np.linalg.inv(to_picture), size)
+
+
+def _edge(inside: np.ndarray, width: float) -> np.ndarray:
+    """1 where `inside` is positive, 0 where it is negative, with a ramp between."""
+    return np.clip(inside / width + 0.5, 0, 1)
+
+
+def _colour(stream: Stream) -> np.ndarray:
+    """(3,) display RGB, mostly muted."""
+    grey = stream.uniform(0.08, 0.9)
+    return np.clip(grey * np.exp((0.45 if stream.chance(0.2) else 0.1) * stream.normals(3)), 0, 1)
+
+
+def _cloud(stream: Stream, size: int) -> np.ndarray:
+    """(size, size) noise of mean 0 and deviation 1 whose amplitude falls with a random power of frequency."""
+    small, power = size // 2, stream.uniform(0.8, 1.8)
+    words = np.random.Philox(key=np.array([stream.below(2**31), 7], np.uint64)).random_raw(small * small)
+    white = (words >> np.uint64(12)).astype(np.float64).reshape(small, small)
+    frequency = np.hypot(np.fft.fftfreq(small)[:, None], np.fft.rfftfreq(small)[None])
+    frequency[0, 0] = np.inf
+    cloud = np.fft.irfft2(np.fft.rfft2(white / white.mean()) / frequency**power, (small, small))
+    return (cloud / cloud.std()).repeat(2, 0).repeat(2, 1)

@@ -1,0 +1,123 @@
+"""The built-in skinned hand: the capsule hand's surface as one mesh with smooth skinning weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvf_fast.data.draws import Draws
+from nvf_fast.data.glb_file import CHAINS
+from nvf_fast.data.hand import BASES, CAPSULES, FINGER_SPLAY, Hands, _pose, _sample_shapes
+from nvf_fast.data.mesh import level_mesh
+
+SPACING_MM = 2.4
+WRIST_MM = -6.0  # where the hand ends, along its own y axis
+FINGER_BLEND_MM, PALM_BLEND_MM = 1.5, 5.0
+REST_DEGREES = {"mcp": 12.0, "pip": 18.0, "dip": 9.0, "thumb_opposition": 8.0, "thumb_mcp": 14.0}
+REST_DEGREES |= {"thumb_abduction": -5.0, "thumb_ip": 10.0}
+SMOOTHING, SHRINK, SWELL = 6, 0.5, -0.53  # passes and factors of Taubin's smoothing
+DIFFUSION, THUMB_DIFFUSION = 14, 60  # steps over the mesh's edges
+THENAR = CAPSULES.index((1, 5))
+
+
+class Template(NamedTuple):
+    """A right hand in the hand frame, mm.
+
+    Attributes:
+        vertices: (V, 3) float64.
+        faces: (F, 3) int64, outward, open at the wrist.
+        weights: (V, 25) float64 of WebXR's joints.
+        joints: (25, 3) float64.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    weights: np.ndarray
+    joints: np.ndarray
+
+
+def build_template() -> Template:
+    """Mesh the mean capsule hand, slightly bent and with its fingers spread."""
+    hand = _mean_hand()
+    nodes = hand.nodes[0]
+    low, high = nodes.amin(0).float() - 22, nodes.amax(0).float() + 22
+    low[1] = WRIST_MM  # marching cubes leaves the surface open where its box ends
+    mesh = level_mesh(lambda points: _blended(hand, points.double()).float(), low, high, SPACING_MM)
+    neighbours = _neighbours(mesh.faces, len(mesh.vertices))
+    vertices, rim = mesh.vertices, mesh.vertices[:, 1] < WRIST_MM + 1e-3
+    for _ in range(SMOOTHING):
+        for factor in (SHRINK, SWELL):
+            moved = vertices + factor * (neighbours(vertices) - vertices)
+            vertices = np.where(rim[:, None], vertices, moved)
+    points = [nodes[0], *nodes[1:5]]
+    for finger in range(4):
+        points += [nodes[BASES[finger]], *nodes[5 + 4 * finger : 9 + 4 * finger]]
+    joints = torch.stack(points).numpy()
+    return Template(vertices, mesh.faces, _weights(hand, vertices, neighbours), joints)
+
+
+def _mean_hand() -> Hands:
+    """The capsule hand of mean proportions, float64."""
+    shape = _sample_shapes(_Means())
+    angles = {
+        name: torch.full((1, 4) if name in ("mcp", "pip", "dip") else (1,), value, dtype=torch.float64)
+        for name, value in REST_DEGREES.items()
+    }
+    angles["abduction"] = 2.0 * torch.tensor([FINGER_SPLAY], dtype=torch.float64)
+    return _pose(shape, {name: torch.deg2rad(value) for name, value in angles.items()})
+
+
+class _Means(Draws):
+    """A stream whose every normal number is its mean."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "template", [0])
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.zeros(1, *shape, dtype=torch.float64)
+
+
+def _blended(hand: Hands, points: Tensor) -> Tensor:
+    """(N,) mm: a wide blend between the palm's cones, a narrow one along fingers and towards the palm."""
+    cones = hand._cone_distances(points[None])[0][0]
+    palm = -PALM_BLEND_MM * torch.logsumexp(cones[:, 15:] * (-1 / PALM_BLEND_MM), -1, keepdim=True)
+    parts = torch.cat([palm + 0.5 * PALM_BLEND_MM, cones[:, :15]], 1)
+    return -FINGER_BLEND_MM * torch.logsumexp(parts * (-1 / FINGER_BLEND_MM), -1)
+
+
+def _weights(hand: Hands, vertices: np.ndarray, neighbours: _Average) -> np.ndarray:
+    """(V, 25): the joint of the nearest cone, diffused over the surface, so that no finger moves another."""
+    nearest = hand._cone_distances(torch.from_numpy(vertices)[None])[0][0].argmin(1).numpy()
+    owner = np.concatenate([CHAINS[:, :3].flatten().numpy(), np.zeros(len(CAPSULES) - 15, int)])
+    start = np.eye(25)[owner[nearest]]
+    start[nearest == THENAR, 1] = start[nearest == THENAR, 0] = 0.5
+    weights = start
+    for _ in range(DIFFUSION):
+        weights = neighbours(weights)
+    wide = start[:, :2]
+    for _ in range(THUMB_DIFFUSION):
+        wide = neighbours(wide)
+    both = weights[:, 0] + weights[:, 1]  # the thumb's base carries the palm along over a wider stretch
+    ratio = wide[:, 1] / np.maximum(wide.sum(1), 1e-9)
+    weights[:, 0], weights[:, 1] = both * (1 - ratio), both * ratio
+    return weights
+
+
+class _Average:
+    """Means over each vertex and its neighbours on a mesh."""
+
+    def __init__(self, edges: np.ndarray, count: int) -> None:
+        self._edges, self._degree = edges, np.bincount(edges[:, 0], minlength=count)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        total = values.copy()
+        np.add.at(total, self._edges[:, 0], values[self._edges[:, 1]])
+        return total / (1 + self._degree[:, None])
+
+
+def _neighbours(faces: np.ndarray, count: int) -> _Average:
+    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return _Average(np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0), count)

@@ -1,0 +1,86 @@
+"""A z-buffer rasteriser for square views of pinhole cameras, in numba."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+NEAREST_MM = 25.0  # triangles with a corner before this depth are left out
+
+
+@njit(cache=True)
+def rasterise(
+    vertices: np.ndarray, faces: np.ndarray, focal: float, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the surface that each pixel shows; back faces are culled.
+
+    Args:
+        vertices: (V, 3) float64 mm, camera frame (x right, y down, z forward).
+        faces: (F, 3) int32, outward by the right-hand rule.
+        focal: px.
+        size: S px; the principal point is pixel (S/2, S/2), pixel centres are integers.
+
+    Returns:
+        The face (S, S) int32 at each pixel, -1 where there is none; the weights (S, S, 2) float64 of its second
+        and third corner, correct in perspective; and the depth (S, S) float64 mm, +inf where there is none.
+    """
+    x, y, q = np.empty(len(vertices)), np.empty(len(vertices)), np.empty(len(vertices))
+    for i in range(len(vertices)):
+        q[i] = 1 / max(vertices[i, 2], NEAREST_MM)
+        x[i] = focal * vertices[i, 0] * q[i] + size / 2
+        y[i] = focal * vertices[i, 1] * q[i] + size / 2
+    shown = np.full((size, size), -1, np.int32)
+    corners = np.zeros((size, size, 2))
+    nearest = np.zeros((size, size))  # 1 / depth
+    for face in range(len(faces)):
+        a, b, c = faces[face]
+        if vertices[a, 2] < NEAREST_MM or vertices[b, 2] < NEAREST_MM or vertices[c, 2] < NEAREST_MM:
+            continue
+        area = (x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a])
+        if area >= 0:  # y points down: front faces turn the other way
+            continue
+        left = max(int(np.ceil(min(x[a], x[b], x[c]))), 0)
+        right = min(int(np.floor(max(x[a], x[b], x[c]))), size - 1)
+        top = max(int(np.ceil(min(y[a], y[b], y[c]))), 0)
+        bottom = min(int(np.floor(max(y[a], y[b], y[c]))), size - 1)
+        for row in range(top, bottom + 1):
+            for column in range(left, right + 1):
+                w0 = ((x[b] - column) * (y[c] - row) - (y[b] - row) * (x[c] - column)) / area
+                w1 = ((x[c] - column) * (y[a] - row) - (y[c] - row) * (x[a] - column)) / area
+                w2 = 1 - w0 - w1
+                if w0 < 0 or w1 < 0 or w2 < 0:
+                    continue
+                near = w0 * q[a] + w1 * q[b] + w2 * q[c]
+                if near > nearest[row, column]:
+                    nearest[row, column] = near
+                    shown[row, column] = face
+                    corners[row, column, 0] = w1 * q[b] / near
+                    corners[row, column, 1] = w2 * q[c] / near
+    return shown, corners, 1 / nearest
+
+
+@njit(cache=True)
+def mesh_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(V, 3) unit normals of vertices (V, 3), means over the faces (F, 3) around each by area."""
+    normals = np.zeros_like(vertices)
+    for face in range(len(faces)):
+        a, b, c = faces[face]
+        ux, uy, uz = (
+            vertices[b, 0] - vertices[a, 0],
+            vertices[b, 1] - vertices[a, 1],
+            vertices[b, 2] - vertices[a, 2],
+        )
+        wx, wy, wz = (
+            vertices[c, 0] - vertices[a, 0],
+            vertices[c, 1] - vertices[a, 1],
+            vertices[c, 2] - vertices[a, 2],
+        )
+        x, y, z = uy * wz - uz * wy, uz * wx - ux * wz, ux * wy - uy * wx
+        for k in (a, b, c):
+            normals[k, 0] += x
+            normals[k, 1] += y
+            normals[k, 2] += z
+    for i in range(len(normals)):
+        length = np.sqrt(normals[i, 0] ** 2 + normals[i, 1] ** 2 + normals[i, 2] ** 2) + 1e-12
+        normals[i] /= length
+    return normals

@@ -1,0 +1,309 @@
+"""A rigged hand as plain arrays, ready to be shaped, posed and rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from nvf_fast.data.faults import Faults
+from nvf_fast.data.glb import OURS, PAGE, RiggedHand
+from nvf_fast.data.glb_file import BONES, CHAINS, JOINTS, METACARPALS, GLBFile
+from nvf_fast.data.hand import DEEPEST_OVERLAP, deepest_overlap
+from nvf_fast.data.hand_template import build_template
+from nvf_fast.data.skin import skin_masks
+from nvf_fast.data.skinning import blend_maps, blend_motions
+
+INFLUENCES = 4  # joints of each vertex
+SMALL_MESH = 8000  # faces; a coarser mesh is subdivided once
+ALIKE_M = 1e-6  # vertices that were split at a seam agree to this
+LID_MM, LID_COSINE = 20.0, 0.8  # of a closed wrist: how deep it lies, and how sharp the edge around it is
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A right hand in the hand frame: mm, origin at the wrist, x to the thumb, y to the fingers, z out of the palm.
+
+    Attributes:
+        skeleton: its joints and their motions.
+        vertices: (V, 3) float64, at rest.
+        faces: (F, 3) int32, outward, open at the wrist.
+        cap: (C, 3) int32, closes the wrist.
+        rim: (L,) int32, the vertices around the wrist, in order.
+        indices: (V, 4) int32, the joints that move each vertex, the strongest first.
+        weights: (V, 4) float64, with sums of one.
+        uv: (F, 3, 2) float32, texture coordinates of the corners; None without a texture.
+        masks: (V, 5) float32 in [0, 1]: palm, crease, knuckle, nail, tip; see `skin_masks`.
+    """
+
+    skeleton: RiggedHand
+    vertices: np.ndarray
+    faces: np.ndarray
+    cap: np.ndarray
+    rim: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray
+    uv: np.ndarray | None
+    masks: np.ndarray
+
+    @property
+    def closed_faces(self) -> np.ndarray:
+        """(F + C, 3) int32."""
+        return np.concatenate([self.faces, self.cap])
+
+    def first_free_pose(self, angles: Mapping[str, Tensor], stretch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Choose for each hand the first of its T poses whose fingers do not run through each other.
+
+        Args:
+            angles: (B, T, 4) and (B, T) radians, as `draw_angles` draws them.
+            stretch: (B, 25), factors of the bones that end at each joint.
+
+        Returns:
+            The angles chosen, (B, 4) and (B,), and which pose (B,) int64 that is; the last one where all overlap.
+        """
+        count, tries = angles["thumb_ip"].shape
+        rows, chosen = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        for attempt in range(tries):
+            chosen[rows] = attempt
+            turns = self.skeleton.turns({name: value[rows, attempt] for name, value in angles.items()})
+            ends = self.skeleton.joint_positions(turns, stretch[rows])[:, BONES]
+            radii = self.skeleton.radii.expand(len(rows), -1, 2)
+            rows = rows[deepest_overlap(ends, radii) > DEEPEST_OVERLAP]
+            if not len(rows):
+                break
+        return {name: value[torch.arange(count), chosen] for name, value in angles.items()}, chosen
+
+    def posed(
+        self, angles: Mapping[str, Tensor], stretch: Tensor, girth: Tensor, breadth: Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Shape and pose hands.
+
+        Args:
+            angles: (B, 4) and (B,) radians.
+            stretch: (B, 25), factors of the bones that end at each joint.
+            girth: (B, 6), thickness factors of palm, thumb, index, middle, ring and little finger.
+            breadth: (B,), factors across the palm.
+
+        Returns:
+            Vertices (B, V, 3) and joints (B, 21, 3), float64 mm, hand frame.
+        """
+        skeleton = self.skeleton
+        turns = skeleton.turns(angles)
+        still = torch.eye(3, dtype=torch.float64).expand_as(turns)
+        rest, joints = (skeleton.joint_positions(turn, stretch) for turn in (still, turns))
+        linear = self._shape_maps(stretch, girth)
+        offset = rest - (linear @ skeleton.rest[..., None])[..., 0]
+        shift = joints - (turns @ rest[..., None])[..., 0]
+        vertices = []
+        for row in range(len(turns)):
+            shaped = blend_maps(
+                self.vertices, self.indices, self.weights, linear[row].numpy(), offset[row].numpy()
+            )
+            vertices.append(
+                blend_motions(shaped, self.indices, self.weights, turns[row].numpy(), shift[row].numpy())
+            )
+        across = torch.stack([breadth, torch.ones_like(breadth), torch.ones_like(breadth)], -1).numpy()
+        return np.stack(vertices) * across[:, None], joints[:, OURS].numpy() * across[:, None]
+
+    def _shape_maps(self, stretch: Tensor, girth: Tensor) -> Tensor:
+        """(B, 25, 3, 3): each joint's bone is stretched along itself and thickened across."""
+        linear = torch.eye(3, dtype=torch.float64).repeat(len(stretch), 25, 1, 1)
+        linear[:, [0, *METACARPALS], 2, 2] = girth[:, :1]
+        start, end = BONES[:15].unbind(1)
+        along = normalize(self.skeleton.rest[end] - self.skeleton.rest[start], dim=-1)
+        along = along[:, :, None] * along[:, None]
+        wide = girth[:, 1:].repeat_interleave(3, 1)[..., None, None]
+        linear[:, start] = stretch[:, end, None, None] * along + wide * (torch.eye(3) - along)
+        linear[:, CHAINS[:, 3]] = linear[:, CHAINS[:, 2]]
+        return linear
+
+
+def load_rig(path: Path | str) -> Rig:
+    """Read a rigged right hand from a glTF file whose joints bear WebXR's or OpenXR's names.
+
+    Vertices that were split at seams become one, a lid over the wrist is taken off, and a coarse mesh is
+    subdivided once along its curvature.
+
+    Args:
+        path: .glb or .gltf, with its buffers inside or beside it.
+
+    Raises:
+        DatasetFaults: the file is missing, cannot be read or holds no such hand, with all that is wrong.
+        ImportError: pygltflib is not installed (`pip install nvf-fast[train]`).
+    """
+    path = Path(path)
+    faults = Faults("A rigged hand", path, PAGE)
+    file = GLBFile.open(path, faults)
+    skeleton, mesh = file.skeleton(), file.mesh()
+    faults.check()
+    assert skeleton is not None and mesh is not None
+    order = [skeleton.names.index(name) for name in JOINTS]
+    moved = mesh.weights.sum(0)
+    others = [name for at, name in enumerate(skeleton.names) if at not in order and moved[at] > 0]
+    faults.add_many(path, "further joints move vertices", others, "the 25 joints of WebXR's generic hand alone")
+    faults.check()
+    key = np.round(mesh.positions / ALIKE_M)
+    _, first, merged = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    faces = merged.reshape(-1)[mesh.faces]
+    whole = (faces != np.roll(faces, 1, 1)).all(1)
+    weights = mesh.weights[first][:, order]
+    maps = skeleton.maps[order]
+    blended = np.einsum("vj,jab->vab", weights, maps)
+    vertices = np.einsum("vab,vb->va", blended[:, :3, :3], mesh.positions[first]) + blended[:, :3, 3]
+    uv = None if mesh.uv is None else mesh.uv[mesh.faces[whole]]
+    faces, uv = _without_lid(vertices, faces[whole], uv)
+    return assemble(vertices, faces, weights, skeleton.rest, uv, tips_on_skin=True)
+
+
+@cache
+def built_in_rig() -> Rig:
+    """The hand of our own, meshed from the capsule surface once per process."""
+    template = build_template()
+    return assemble(template.vertices, template.faces, template.weights, template.joints, None)
+
+
+def assemble(
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    weights: np.ndarray,
+    joints: np.ndarray,
+    uv: np.ndarray | None,
+    *,
+    tips_on_skin: bool = False,
+) -> Rig:
+    """Make a rig of a mesh that is open at the wrist.
+
+    Args:
+        vertices: (V, 3) mm, hand frame.
+        faces: (F, 3), outward.
+        weights: (V, 25).
+        joints: (25, 3) mm, WebXR's.
+        uv: (F, 3, 2) or None.
+        tips_on_skin: moves the tip joints along the last bones to the skin.
+    """
+    if len(faces) < SMALL_MESH:
+        vertices, faces, weights, uv = _subdivided(vertices, faces, weights, uv)
+    used, compact = np.unique(faces, return_inverse=True)
+    faces = compact.reshape(-1, 3)
+    vertices, weights = vertices[used], weights[used]
+    skeleton = RiggedHand(
+        vertices=torch.from_numpy(vertices),
+        faces=torch.from_numpy(faces),
+        weights=torch.from_numpy(weights),
+        bind=torch.eye(4, dtype=torch.float64).repeat(25, 1, 1),
+        rest=torch.from_numpy(np.ascontiguousarray(joints)),
+    )
+    if tips_on_skin:
+        skeleton = skeleton.with_tips_on_the_skin()
+    indices = np.argsort(-weights, 1, kind="stable")[:, :INFLUENCES].astype(np.int32)
+    strongest = np.take_along_axis(weights, indices.astype(np.int64), 1)
+    rim = _wrist_rim(vertices, faces)
+    fan = np.stack([np.full(len(rim) - 2, rim[0]), rim[2:], rim[1:-1]], -1)
+    return Rig(
+        skeleton=skeleton,
+        vertices=np.ascontiguousarray(vertices),
+        faces=faces.astype(np.int32),
+        cap=fan.astype(np.int32),
+        rim=rim.astype(np.int32),
+        indices=indices,
+        weights=strongest / strongest.sum(1, keepdims=True),
+        uv=None if uv is None else uv.astype(np.float32),
+        masks=skin_masks(vertices, vertex_normals(vertices, faces), skeleton),
+    )
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(V, 3) unit normals, means over the faces around each vertex by area."""
+    first, second, third = vertices[faces].transpose(1, 0, 2)
+    normal = np.zeros_like(vertices)
+    for corner in faces.T:
+        np.add.at(normal, corner, np.cross(second - first, third - first))
+    return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+
+
+def _without_lid(
+    vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Take off what closes the wrist, a lid or a hollow: all that lies beyond a sharp edge around it."""
+    first, second, third = vertices[faces].transpose(1, 0, 2)
+    normal = np.cross(second - first, third - first)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
+    owner = np.tile(np.arange(len(faces)), 3)
+    order = np.lexsort(pairs.T)
+    pairs, owner = pairs[order], owner[order]
+    shared = (pairs[1:] == pairs[:-1]).all(1)
+    one, other, edge = owner[:-1][shared], owner[1:][shared], pairs[:-1][shared]
+    low = vertices[edge][..., 1].max(1) < vertices[:, 1].min() + LID_MM
+    sharp = (normal[one] * normal[other]).sum(1) < LID_COSINE
+    one, other = one[~(low & sharp)], other[~(low & sharp)]
+    label = np.arange(len(faces))
+    while True:  # the smallest label of each connected part spreads over it
+        before = label.copy()
+        np.minimum.at(label, one, label[other])
+        np.minimum.at(label, other, label[one])
+        label = label[label]
+        if (label == before).all():
+            break
+    kept = label == label[vertices[faces][..., 1].max(1).argmax()]
+    kept |= vertices[faces][..., 1].min(1) > vertices[:, 1].min() + LID_MM  # loose nails stay
+    return faces[kept], None if uv is None else uv[kept]
+
+
+def _subdivided(
+    vertices: np.ndarray, faces: np.ndarray, weights: np.ndarray, uv: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Split each triangle in four; new vertices follow the curvature (Phong tessellation, T. Boubekeur and
+    M. Alexa, "Phong tessellation", SIGGRAPH Asia 2008)."""
+    normal = vertex_normals(vertices, faces)
+    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
+    edges, which = np.unique(pairs, axis=0, return_inverse=True)
+    which = which.reshape(3, -1) + len(vertices)
+    start, end = vertices[edges].transpose(1, 0, 2)
+    middle = (start + end) / 2
+    lift = np.zeros_like(middle)
+    for corner, at in ((edges[:, 0], start), (edges[:, 1], end)):
+        lift -= 0.5 * ((middle - at) * normal[corner]).sum(1, keepdims=True) * normal[corner]
+    middle = middle + 0.75 * lift
+    a, b, c = faces.T
+    ab, bc, ca = which
+    split = np.concatenate([np.stack(three, 1) for three in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))])
+    if uv is not None:
+        first, second, third = uv.transpose(1, 0, 2)
+        between = (first + second) / 2, (second + third) / 2, (third + first) / 2
+        corners = (
+            (first, between[0], between[2]),
+            (between[0], second, between[1]),
+            (between[2], between[1], third),
+            (between[0], between[1], between[2]),
+        )
+        uv = np.concatenate([np.stack(three, 1) for three in corners])
+    return (
+        np.concatenate([vertices, middle]),
+        split,
+        np.concatenate([weights, weights[edges].mean(1)]),
+        uv,
+    )
+
+
+def _wrist_rim(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(L,) vertices around the opening that lies farthest back, in the order in which faces pass them."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    both = {(int(a), int(b)) for a, b in edges}
+    after = {a: b for a, b in both if (b, a) not in both}
+    loops: list[list[int]] = []
+    waiting = dict(after)
+    while waiting:
+        loop = [min(waiting)]
+        while (vertex := waiting.pop(loop[-1], None)) is not None and vertex != loop[0]:
+            loop.append(vertex)
+        loops.append(loop)
+    if not loops:
+        raise ValueError("the mesh has no opening at the wrist")
+    return np.array(min(loops, key=lambda loop: vertices[loop, 1].mean()))

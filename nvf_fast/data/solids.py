@@ -1,0 +1,74 @@
+"""Simple solids as triangle meshes: what hands hold, and what lies about."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Solid(NamedTuple):
+    """vertices (V, 3) float64 and faces (F, 3) int32, outward; sharp edges have their vertices twice."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+
+
+def box(size: np.ndarray) -> Solid:
+    """A box about the origin with edges size (3,)."""
+    vertices, faces = [], []
+    for axis in range(3):
+        for sign in (-1.0, 1.0):
+            first, second = (axis + 1) % 3, (axis + 2) % 3
+            for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
+                corner = np.empty(3)
+                corner[axis], corner[first], corner[second] = sign, a, b
+                vertices.append(corner)
+            start = len(vertices) - 4
+            quad = (0, 1, 2, 3) if sign > 0 else (3, 2, 1, 0)
+            faces += [[start + quad[0], start + quad[1], start + quad[2]]]
+            faces += [[start + quad[0], start + quad[2], start + quad[3]]]
+    return Solid(np.array(vertices) * np.asarray(size) / 2, np.array(faces, np.int32))
+
+
+def cylinder(radius: float, length: float, sides: int = 20, taper: float = 1.0) -> Solid:
+    """A cylinder about the x axis; its far end is `taper` times as wide."""
+    angle = 2 * np.pi * np.arange(sides) / sides
+    ring = np.stack([np.zeros(sides), np.cos(angle), np.sin(angle)], -1) * radius
+    near, far = ring - [length / 2, 0, 0], ring * taper + [length / 2, 0, 0]
+    ends = np.array([[-length / 2, 0, 0], [length / 2, 0, 0]])
+    this, after = np.arange(sides), (np.arange(sides) + 1) % sides
+    faces = np.concatenate(
+        [
+            np.stack([this, after, this + sides], -1),
+            np.stack([after, after + sides, this + sides], -1),
+            np.stack([after + 2 * sides, this + 2 * sides, np.full(sides, 4 * sides)], -1),
+            np.stack([this + 3 * sides, after + 3 * sides, np.full(sides, 4 * sides + 1)], -1),
+        ]
+    )
+    faces[: 2 * sides] = faces[: 2 * sides, ::-1]
+    return Solid(np.concatenate([near, far, near, far, ends]), faces.astype(np.int32))
+
+
+def ellipsoid(radii: np.ndarray, rings: int = 10, sides: int = 16) -> Solid:
+    """An ellipsoid about the origin with half axes radii (3,)."""
+    polar = np.pi * np.arange(1, rings) / rings
+    angle = 2 * np.pi * np.arange(sides) / sides
+    body = np.stack(
+        [
+            np.sin(polar)[:, None] * np.cos(angle),
+            np.sin(polar)[:, None] * np.sin(angle),
+            np.cos(polar)[:, None] + 0 * angle,
+        ],
+        -1,
+    ).reshape(-1, 3)
+    top, bottom = len(body), len(body) + 1
+    this, after = np.arange(sides), (np.arange(sides) + 1) % sides
+    faces = [np.stack([np.full(sides, top), this, after], -1)]
+    for ring in range(rings - 2):
+        a, b = ring * sides, (ring + 1) * sides
+        faces += [np.stack([this + a, this + b, after + b], -1), np.stack([this + a, after + b, after + a], -1)]
+    last = (rings - 2) * sides
+    faces.append(np.stack([this + last, np.full(sides, bottom), after + last], -1))
+    vertices = np.concatenate([body, [[0, 0, 1.0], [0, 0, -1.0]]])
+    return Solid(vertices * np.asarray(radii), np.concatenate(faces).astype(np.int32))
