@@ -1,0 +1,128 @@
+"""Where the hands of an image are: windows over it, what the network says of each, and one box per hand."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST = 1 / 32  # side of the smallest hand's box, relative to the image's longer side
+SMALLEST_IN_VIEW = 0.094  # relative to the view: 12 px of 128, the smallest that training shows
+OVERLAP = 1 / 3  # of neighbouring windows
+LEVEL_RATIO = 1.5  # of the largest window to the next; the further ones halve
+SAME_HAND = 0.3  # boxes that overlap by more are one hand's: intersection over union
+NESTED = 0.7  # or that lie inside another by more: intersection over the smaller box
+
+
+class Peaks(NamedTuple):
+    """Centres of hands in windows' views, N in all.
+
+    Attributes:
+        window: (N,) int64, which window.
+        centres: (N, 2) float32 px of its view.
+        sides: (N,) float32 px, longer sides of the hands' boxes.
+        scores: (N,) float32 in [0, 1].
+        left: (N,) float32, probability of a left hand.
+    """
+
+    window: Tensor
+    centres: Tensor
+    sides: Tensor
+    scores: Tensor
+    left: Tensor
+
+
+def search_windows(height: int, width: int, smallest: float = SMALLEST) -> Tensor:
+    """Square windows that together show every hand of an image large enough.
+
+    The first covers the longer side of the image; each further level has smaller windows that overlap by a
+    third, until a hand of `smallest` times the longer side is as large as training shows hands.
+
+    Returns:
+        (W, 4) float64 px, (x0, y0, x1, y1) in the coordinates of pixel centres.
+    """
+    longer = max(height, width)
+    least = longer * smallest / SMALLEST_IN_VIEW
+    sides = [float(longer)]
+    side = longer / LEVEL_RATIO
+    while sides[-1] > least * 1.01:
+        sides.append(max(side, least))
+        side /= 2
+    windows = []
+    for side in sides:
+        across, down = (_starts(extent, side) for extent in (width, height))
+        windows += [[x, y, x + side, y + side] for y in down for x in across]
+    return torch.tensor(windows, dtype=torch.float64) - 0.5
+
+
+def read_peaks(maps: Tensor, threshold: float) -> Peaks:
+    """Local maxima of the maps of hands' centres.
+
+    Args:
+        maps: (W, 3, H, W') of `HandLook.hands`.
+        threshold: least probability of a centre.
+    """
+    probability = maps[:, 0].sigmoid()
+    highest = F.max_pool2d(probability[:, None], 3, stride=1, padding=1)[:, 0]
+    window, row, column = ((probability >= highest) & (probability >= threshold)).nonzero(as_tuple=True)
+    size = maps.shape[-1]
+    # The centre between texels: the mean of the 3 x 3 around the peak, weighted by probability.
+    padded = F.pad(probability, (1, 1, 1, 1))
+    offsets = torch.arange(3, device=maps.device)
+    around = padded[
+        window[:, None, None], row[:, None, None] + offsets[:, None], column[:, None, None] + offsets
+    ]
+    total = around.sum((1, 2))
+    shift = offsets.float() - 1
+    across = (around.sum(1) * shift).sum(1) / total
+    down = (around.sum(2) * shift).sum(1) / total
+    centres = 4 * torch.stack([column + across, row + down], -1) + 1.5
+    logs, sides = maps[window, 1, row, column], maps[window, 2, row, column]
+    return Peaks(window, centres, logs.exp() * 4 * size, probability[window, row, column], sides.sigmoid())
+
+
+def boxes_in_image(peaks: Peaks, homographies: Tensor) -> Tensor:
+    """Square boxes (N, 4) float64 px of the image around peaks.
+
+    Args:
+        peaks: in the windows' views.
+        homographies: (W, 3, 3) float64 from image px to px of each window's view.
+    """
+    inverse = torch.linalg.inv(homographies)[peaks.window]
+    centres = F.pad(peaks.centres.double(), (0, 1), value=1.0)
+    x, y, depth = (inverse @ centres[..., None])[..., 0].unbind(-1)
+    # The Jacobian determinant of a homography H is det(H) / w^3.
+    scale = (torch.linalg.det(inverse) / depth**3).abs().sqrt()
+    half = peaks.sides.double() * scale / 2
+    middle = torch.stack([x / depth, y / depth], -1)
+    return torch.cat([middle - half[:, None], middle + half[:, None]], -1)
+
+
+def distinct(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Indices of the boxes (N, 4) that remain where each hand keeps its best one, best first."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    kept: list[int] = []
+    for index in order:
+        if kept:
+            others = boxes[kept]
+            low = torch.maximum(boxes[index, :2], others[:, :2])
+            high = torch.minimum(boxes[index, 2:], others[:, 2:])
+            common = (high - low).clamp_min(0).prod(1)
+            union = areas[index] + areas[kept] - common
+            smaller = torch.minimum(areas[index], areas[kept])
+            if ((common > SAME_HAND * union) | (common > NESTED * smaller)).any():
+                continue
+        kept.append(index)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def _starts(extent: int, side: float) -> list[float]:
+    """Where windows begin along an axis, spread evenly, centred where one suffices."""
+    if side >= extent:
+        return [(extent - side) / 2]
+    count = math.ceil((extent - side) / (side * (1 - OVERLAP)) - 0.05) + 1
+    return [(extent - side) * k / (count - 1) for k in range(count)]
