@@ -35,7 +35,7 @@ from nvf_fast.data.hand import HandDistribution, Hands, sample_hands
 from nvf_fast.data.render import render_hand
 from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.predictors import CameraSpaceNVF
+from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.run import predict
 from nvf_fast.evaluation.scores import score_predictions
 from nvf_fast.model import NVF
@@ -215,7 +215,7 @@ def check(case: Case, estimator: PoseEstimator, joints: np.ndarray, rival: Peer)
 
 def cs_mje(estimator: PoseEstimator) -> float:
     """mm, over pictures of the synthetic test set, hand scale given."""
-    asked = CameraSpaceNVF(estimator)
+    asked = NetworkPredictor(estimator)
     asked.scale_choices = (True,)
     found = predict(asked, scored_pictures())
     assert found is not None

@@ -18,8 +18,8 @@ CLAMP_MM = 5.0  # of the distances that training shows
 
 def teach(estimator: PoseEstimator, hand: Hands) -> None:
     """From now on the network computes as ever, and its answers give way to what is known of one hand."""
-    frame = estimator._frame
-    frame._query = _TaughtQuery(frame._query, estimator.lattice, hand)  # type: ignore[assignment]
+    pipeline = estimator._pipeline
+    pipeline._query = _TaughtQuery(pipeline._query, estimator.lattice, hand)  # type: ignore[attr-defined]
 
 
 class _TaughtQuery:

@@ -15,10 +15,10 @@ from nvf_fast.volumes import volume_of
 
 
 class Baseline(nn.Module):
-    """What both baselines are: an encoder, an MLP, and joints normalised by the task's volume.
+    """The common part of both baselines: an encoder, an MLP, and joints normalised by the task's volume.
 
     Joints are regressed as (joint - centre) / half-extent of the volume's box, so that the baselines start
-    from its middle and see all axes alike.
+    from its middle and treat all axes alike.
     """
 
     def __init__(self, config: NVFConfig) -> None:
@@ -33,19 +33,23 @@ class Baseline(nn.Module):
     centre: Tensor
     extent: Tensor
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (B, width, S/4, S/4) of images (B, 3, S, S) as `NVF.encode` takes."""
+        return self.encoder.last_features(images)
+
     def encode_all(self, images: Tensor) -> list[Tensor]:
         """Features (B, width, S/4, S/4) after every stack, of images (B, 3, S, S) as `NVF.encode` takes."""
         return self.encoder(images)
 
     def normalised(self, joints: Tensor) -> Tensor:
-        """Joints (..., 3) mm as the MLP answers them."""
+        """Joints (..., 3) mm as the MLP predicts them."""
         return (joints - self.centre) / self.extent
 
     def in_mm(self, normalised: Tensor) -> Tensor:
         """The inverse of `normalised`."""
         return normalised * self.extent + self.centre
 
-    def _answer(self, x: Tensor, hand_scale: Tensor | None) -> Tensor:
+    def _raw(self, x: Tensor, hand_scale: Tensor | None) -> Tensor:
         """The MLP's raw output, float32, for inputs (B, ..., width) and hand scales (B,) mm or None."""
         if self.config.hand_scale:
             if hand_scale is None and not self.config.scale_optional:
@@ -64,25 +68,25 @@ class HolisticBaseline(Baseline):
 
     def regress(self, features: Tensor, hand_scale: Tensor | None = None) -> Tensor:
         """Normalised joints (B, 21, 3) of features (B, width, H, W) and hand scales (B,) mm or None."""
-        return self._answer(features.mean((2, 3)), hand_scale).unflatten(-1, (JOINTS, 3))
+        return self._raw(features.mean((2, 3)), hand_scale).unflatten(-1, (JOINTS, 3))
 
     @torch.no_grad()
-    def predict(self, images: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Joints in the task's frame.
+    def predict(self, features: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Predict joints in the frame of the task's volume.
 
         Args:
-            images: (B, 3, S, S) as `NVF.encode` takes them.
+            features: (B, width, H, W) from `encode`.
             hand_scale: (B,) float32 mm, or None.
 
         Returns:
-            joints (B, 21, 3) mm and votes (B,) int, always 1: there is always an answer.
+            joints (B, 21, 3) mm and voters (B,) int, always 1: a regression never fails.
         """
-        joints = self.in_mm(self.regress(self.encoder.last_features(images), hand_scale))
+        joints = self.in_mm(self.regress(features, hand_scale))
         return joints, torch.ones(len(joints), dtype=torch.int64, device=joints.device)
 
 
 class PixelVotes(NamedTuple):
-    """What `DenseBaseline` says at the L texels of B feature maps, row by row.
+    """Predictions of `DenseBaseline` at the L texels of B feature maps, row by row.
 
     Attributes:
         hand: (B, L) float32 logit of e, the probability that the hand is there.
@@ -96,30 +100,30 @@ class PixelVotes(NamedTuple):
 
 
 class DenseBaseline(Baseline):
-    """Baseline-2D-Dense: every texel says whether it shows the hand, and votes for the joints (Eqs. 11-12).
+    """Baseline-2D-Dense: every texel predicts whether it shows the hand, and votes for joints (Eqs. 11-12).
 
     The paper's pixels are the texels of the feature map here, where features need no interpolation.
     """
 
-    def ask(self, features: Tensor, hand_scale: Tensor | None = None) -> PixelVotes:
-        """The answers at every texel of features (B, width, H, W), for hand scales (B,) mm or None."""
-        raw = self._answer(features.flatten(2).mT, hand_scale)
+    def votes(self, features: Tensor, hand_scale: Tensor | None = None) -> PixelVotes:
+        """Predictions at every texel of features (B, width, H, W), for hand scales (B,) mm or None."""
+        raw = self._raw(features.flatten(2).mT, hand_scale)
         votes = raw[..., 1:].unflatten(-1, (JOINTS, 4))
         return PixelVotes(raw[..., 0], votes[..., 0], votes[..., 1:])
 
     @torch.no_grad()
-    def predict(self, images: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Joints in the task's frame, by a weighted mean over the texels with e > 0.5 (as in Eq. 9).
+    def predict(self, features: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Predict joints by a weighted mean over the texels with e > 0.5 (as in Eq. 9).
 
         Args:
-            images: (B, 3, S, S) as `NVF.encode` takes them.
+            features: (B, width, H, W) from `encode`.
             hand_scale: (B,) float32 mm, or None.
 
         Returns:
-            joints (B, 21, 3) mm, NaN where no texel shows the hand or none of those votes for a joint; and
-            votes (B,) int, the texels that voted.
+            joints (B, 21, 3) mm in the frame of the task's volume, NaN where no texel shows the hand or none
+            of those votes for a joint; and voters (B,) int, the texels that voted.
         """
-        votes = self.ask(self.encoder.last_features(images), hand_scale)
+        votes = self.votes(features, hand_scale)
         voting = votes.hand > 0
         weight = votes.weight.clamp_min(0) * voting[..., None]
         joints = (weight[..., None] * votes.joints).sum(1) / weight.sum(1)[..., None]

@@ -1,4 +1,4 @@
-"""Checks what callers give the estimator, and brings it into one form."""
+"""Validation of the estimator's arguments, and their conversion to tensors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE
+from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.config import NVFConfig
 from nvf_fast.pose import HandPose
+from nvf_fast.volumes import Placement
 
-VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SIZE / 2 / REFERENCE_FOCAL))
+VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
 
 
 def check_voting(surface_mm: float, fraction: float) -> None:
-    """Refuses what no vote can be selected by."""
+    """Refuse a shell or a ratio that selects no vote."""
     if not surface_mm > 0:
         raise ValueError(f"surface_mm must be a positive number of mm, got {surface_mm}")
     if not 0 < fraction <= 1:
@@ -28,11 +29,11 @@ def check_voting(surface_mm: float, fraction: float) -> None:
 
 
 def read_images(image: Any) -> tuple[list[Any], bool]:
-    """Pictures as uint8 arrays (B, H, W, 3), all numpy or all torch; and whether it was one picture."""
+    """Images as uint8 arrays (B, H, W, 3), all numpy or all torch; and whether it was a single one."""
     several = isinstance(image, list | tuple)
     groups = list(image) if several else [image]
     if not groups:
-        raise ValueError("image must be a picture or a list of pictures, got an empty list")
+        raise ValueError("image must be an image or a list of images, got an empty list")
     for i, group in enumerate(groups):
         _check_image(group, f"image {i}" if several else "image", (3,) if several else (3, 4))
     kinds = {str(group.device) if isinstance(group, Tensor) else "numpy" for group in groups}
@@ -49,7 +50,7 @@ def read_intrinsics(K: Any, count: int) -> Tensor:
         raise ValueError(
             f"K must be (3, 3), or ({count}, 3, 3) for {count} image(s), got shape {tuple(intrinsics.shape)}"
         )
-    # Python's numbers: nine of them are no work for tensors.
+    # Python's floats: tensor operations on nine numbers cost more.
     for (fx, skew, cx), (zero, fy, cy), last in intrinsics.reshape(-1, 3, 3).tolist():
         if not all(map(math.isfinite, (fx, skew, cx, zero, fy, cy, *last))):
             raise ValueError(f"K must be finite, got {intrinsics.tolist()}")
@@ -71,7 +72,7 @@ def read_left(side: Any, count: int) -> Tensor:
 
 
 def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | None:
-    """(count,) float32 mm on the CPU, or None where the model does without."""
+    """(count,) float32 mm on the CPU, or None where the model works without."""
     if hand_scale is None:
         if config.hand_scale and not config.scale_optional:
             raise ValueError(
@@ -94,27 +95,26 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | 
 
 
 def read_roots(root: Any, count: int) -> Tensor:
-    """Wrists (count, 3) float64 mm on the CPU."""
+    """Wrists (count, 3) float64 mm on the CPU, in front of their cameras."""
     roots = _numbers("root", root, "(3,) or (B, 3) mm, the wrist in the camera's frame")
     if roots.shape not in ((3,), (count, 3)):
         raise ValueError(
             f"root must be (3,), or ({count}, 3) for {count} image(s), got shape {tuple(roots.shape)}"
         )
     if not (roots.isfinite().all() and (roots[..., 2] > 0).all()):
-        raise ValueError(f"root must be finite and before the camera (z > 0 mm), got {roots.tolist()}")
+        raise ValueError(f"root must be finite and in front of the camera (z > 0 mm), got {roots.tolist()}")
     return roots.expand(count, 3)
 
 
-def read_box_middles(box: Any, intrinsics: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-    """Where to look: the boxes' middles, (B, 2) float64 px on the CPU. Warns of boxes too wide.
+def read_boxes(box: Any, sizes: Sequence[Sequence[int]]) -> Tensor | None:
+    """Boxes (B, 4) float64 px on the CPU, centred in their images; None stays None.
 
     Args:
-        box: (4,) or (B, 4) px; None looks along the optical axis.
-        intrinsics: (B, 3, 3) float64.
-        sizes: height and width in px of each picture.
+        box: (4,) or (B, 4) px, or None.
+        sizes: height and width in px of each image.
     """
     if box is None:
-        return intrinsics[:, :2, 2]
+        return None
     count = len(sizes)
     boxes = _numbers("box", box, "(x0, y0, x1, y1) px, or (B, 4)")
     if boxes.shape not in ((4,), (count, 4)):
@@ -122,8 +122,7 @@ def read_box_middles(box: Any, intrinsics: Tensor, sizes: Sequence[Sequence[int]
             f"box must be (4,), or ({count}, 4) for {count} image(s), got shape {tuple(boxes.shape)}"
         )
     boxes = boxes.expand(count, 4)
-    extents = boxes[:, 2:] - boxes[:, :2]
-    if not (boxes.isfinite().all() and (extents >= 2).all()):
+    if not (boxes.isfinite().all() and (boxes[:, 2:] - boxes[:, :2] >= 2).all()):
         raise ValueError(
             f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least 2 px larger, got {boxes.tolist()}"
         )
@@ -131,28 +130,45 @@ def read_box_middles(box: Any, intrinsics: Tensor, sizes: Sequence[Sequence[int]
     shapes = torch.tensor([(width, height) for height, width in sizes])
     if not ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
         raise ValueError(
-            f"the middle of a box must lie in its picture, got {boxes.tolist()} px in pictures of "
+            f"the middle of a box must lie in its image, got {boxes.tolist()} px in images of "
             f"(width, height) {shapes.tolist()} px"
         )
-    _warn_of_wide_boxes(boxes, middles, extents, intrinsics)
-    return middles
+    return boxes
 
 
-def read_previous(previous: HandPose | None, frames: Tensor) -> Tensor | None:
-    """Joints (B, 21, 3) float32 mm on the CPU, in frames (B, 3, 3); NaN where a pose is not valid."""
+def warn_of_wide_boxes(boxes: Tensor, intrinsics: Tensor) -> None:
+    """Warn of boxes (B, 4) px wider than the reference camera's view, for intrinsics (B, 3, 3) px."""
+    middles, extents = (boxes[:, 2:] + boxes[:, :2]) / 2, boxes[:, 2:] - boxes[:, :2]
+    # Angles between the rays through the midpoints of opposite sides.
+    half = torch.diag_embed(extents / 2)
+    ends = torch.stack([middles[:, None] - half, middles[:, None] + half])
+    rays = torch.cat([ends, torch.ones_like(ends[..., :1])], -1) @ torch.linalg.inv(intrinsics).mT
+    spans = torch.cosine_similarity(rays[0], rays[1], dim=-1).clamp(-1, 1).acos().rad2deg()
+    for i, (across, down) in enumerate(spans.tolist()):
+        if max(across, down) > VIEW_DEGREES + 0.1:
+            warnings.warn(
+                f"the box {boxes[i].tolist()} px of image {i} spans {across:.1f} x {down:.1f} degrees, the "
+                f"view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}: what lies outside the view is not visible",
+                stacklevel=4,  # the caller of the estimator, past its no_grad
+            )
+
+
+def read_previous(previous: HandPose | None, placement: Placement) -> Tensor | None:
+    """Joints (B, 21, 3) float32 mm on the CPU, in the volume's frames; NaN where a pose is not valid."""
     if previous is None:
         return None
     if not isinstance(previous, HandPose):
         raise TypeError(
-            f"previous must be a HandPose, as the estimator answers it, got {type(previous).__name__}"
+            f"previous must be a HandPose, as the estimator returns it, got {type(previous).__name__}"
         )
     joints = _numbers("previous.joints", previous.joints, "(21, 3) or (B, 21, 3) mm")
     joints = joints if joints.ndim == 3 else joints[None]
-    if joints.shape != (len(frames), 21, 3):
+    count = len(placement.frames)
+    if joints.shape != (count, 21, 3):
         raise ValueError(
-            f"previous must hold a pose for each of {len(frames)} image(s), got joints {tuple(joints.shape)}"
+            f"previous must hold a pose for each of {count} image(s), got joints {tuple(joints.shape)}"
         )
-    return (joints @ frames.mT).float()
+    return ((joints - placement.origins[:, None]) @ placement.frames.mT).float()
 
 
 def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:
@@ -164,7 +180,7 @@ def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:
         wanted = "(H, W, 3), or (B, H, W, 3) for a batch" if 4 in dimensions else "(H, W, 3)"
         hint = ""
         if len(shape) == 2:
-            hint = "; a grey picture needs its channel three times"
+            hint = "; repeat the channel of a grey image three times"
         elif len(shape) > 2 and shape[-1] == 4:
             hint = "; leave the alpha channel out"
         elif len(shape) > 2 and shape[-3] == 3:
@@ -182,18 +198,3 @@ def _numbers(name: str, value: Any, wanted: str) -> Tensor:
         return torch.from_numpy(np.array(value, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be {wanted}, got {value!r}") from error
-
-
-def _warn_of_wide_boxes(boxes: Tensor, middles: Tensor, extents: Tensor, intrinsics: Tensor) -> None:
-    # Angles between the rays through the midpoints of opposite sides.
-    half = torch.diag_embed(extents / 2)
-    ends = torch.stack([middles[:, None] - half, middles[:, None] + half])
-    rays = torch.cat([ends, torch.ones_like(ends[..., :1])], -1) @ torch.linalg.inv(intrinsics).mT
-    spans = torch.cosine_similarity(rays[0], rays[1], dim=-1).clamp(-1, 1).acos().rad2deg()
-    for i, (across, down) in enumerate(spans.tolist()):
-        if max(across, down) > VIEW_DEGREES + 0.1:
-            warnings.warn(
-                f"the box {boxes[i].tolist()} px of image {i} spans {across:.1f} x {down:.1f} degrees, the "
-                f"view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}: what lies outside the view is not seen",
-                stacklevel=5,  # whoever called the estimator, past its no_grad
-            )

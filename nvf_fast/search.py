@@ -1,12 +1,12 @@
-"""Which points of the lattice are asked: all of them, or only those that may lie near the surface.
+"""Queried points of the lattice: all of them, or only those that may lie near the surface.
 
 Of a dense grid's points 0.07 to 0.33 % lie within 1 to 5 mm of a hand's surface. `octree` finds them by
-subdivision, `guided` by a provisional pose. Both ask a subset of the same lattice, so that what they find
-compares with the dense grid point by point.
+subdivision, `guided` by a provisional pose. Both query a subset of the same lattice, so that their voters
+compare with the dense grid's point by point.
 
-Both run in two ways. With `Sizes` every list has a fixed length and nothing is read back from the device, as
-a CUDA graph needs it; what does not fit, or cannot be settled, is only said, in `Found.doubt`. Without them
-lists are as long as they need to be, and every doubt is followed up.
+Both run in two modes. With `Sizes` every list has a fixed length and nothing is read back from the device, as
+a CUDA graph needs it; an overflow or a rejected search only sets `Found.needs_retry`. Without them lists are
+as long as they need to be, and a rejected search continues.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Found(NamedTuple):
     votes: Tensor  # (V, J, 4)
     voters: Tensor  # (1,) int32
     evaluated: Tensor  # (1,) int32 points that were asked
-    doubt: Tensor  # (1,) bool, whether the search must be done again without `Sizes`
+    needs_retry: Tensor  # (1,) bool, whether the search must run again without `Sizes`
     pose: tuple[Tensor, Tensor] | None = None  # joints (J, 3) mm and scores (J,), where the votes were cast
 
 
@@ -137,10 +137,10 @@ def guided(
     found = found._replace(pose=pose)
     moved = (pose[0] - provisional).norm(dim=-1).nanmean()
     # NaN, where nothing is comparable, is no agreement.
-    settled = (border == lattice.nowhere).all() & (found.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
+    accepted = (border == lattice.nowhere).all() & (found.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
     if sizes is not None:
-        return found._replace(doubt=found.doubt | ~settled)
-    if settled:
+        return found._replace(needs_retry=found.needs_retry | ~accepted)
+    if accepted:
         return found
     if given:
         again = guided(field, lattice, surface_mm, cast)
@@ -160,7 +160,7 @@ class _Asked:
         self._slots = torch.zeros(lattice.seen.shape, dtype=torch.int32, device=device)
         self._votes: list[Tensor] = []
         self._evaluated = torch.zeros(1, dtype=torch.int32, device=device)
-        self._doubt = torch.zeros(1, dtype=torch.bool, device=device)
+        self._needs_retry = torch.zeros(1, dtype=torch.bool, device=device)
 
     def every(self, stride: int) -> None:
         """Asks a sublattice, of which nothing has been asked."""
@@ -208,7 +208,7 @@ class _Asked:
             return places if values is None else values[places]
         capacity = min(size or self._sizes.active, len(chosen))
         places, _, overflow = ops.select_voters((~chosen).float()[None], 0.5, capacity)
-        self._doubt = self._doubt | overflow
+        self._needs_retry = self._needs_retry | overflow
         unused, places = places[0] < 0, places[0].clamp(min=0)
         return (places if values is None else values[places]).masked_fill(unused, self._lattice.nowhere)
 
@@ -233,11 +233,11 @@ class _Asked:
         else:
             capacity = min(self._sizes.voters, near.shape[1])
             indices, counts, overflow = ops.select_voters(near, self._surface_mm, capacity)
-            self._doubt = self._doubt | overflow
+            self._needs_retry = self._needs_retry | overflow
             nodes = indices[0].masked_fill(indices[0] < 0, self._lattice.nowhere)
         votes = torch.cat(self._votes)
         rows = self._slots[nodes].long().clamp(max=len(votes) - 1)
-        return Found(self._lattice.points(nodes), votes[rows], counts, self._evaluated, self._doubt)
+        return Found(self._lattice.points(nodes), votes[rows], counts, self._evaluated, self._needs_retry)
 
     def _voters(self, asked: int) -> int:
         """Rows for the votes of one call."""
@@ -251,7 +251,7 @@ class _Asked:
             votes = votes[slots[chosen].long()]
             slots = (near.cumsum(0) - 1).int()
         else:
-            self._doubt = self._doubt | (near.sum() > len(votes))
+            self._needs_retry = self._needs_retry | (near.sum() > len(votes))
         self.sdf[nodes] = sdf
         self._open.index_fill_(0, nodes, False)
         self._slots[nodes] = (slots + rows).masked_fill(~near, 0)

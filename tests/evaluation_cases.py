@@ -17,7 +17,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.data.hand import sample_hands
 from nvf_fast.data.sample import DamagedPicture, HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.predictors import CameraSpaceNVF
+from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on, write_report
 from nvf_fast.evaluation.run import Options, predict
 from nvf_fast.model import NVF
@@ -62,7 +62,7 @@ class Pictures:
         )
 
 
-def predictor(**config: bool) -> CameraSpaceNVF:
+def predictor(**config: bool) -> NetworkPredictor:
     """A small network whose every point votes, so that poses are valid."""
     torch.manual_seed(3)
     shape = {"input_size": 64, "stem": 16, "width": 32, "stacks": 1, "hidden": (32,), "scale_optional": True}
@@ -71,7 +71,7 @@ def predictor(**config: bool) -> CameraSpaceNVF:
         model.field.biases[-1][0] = 0.0
         model.field.biases[-1][1::4] = 0.5
         model.field.weights[-1][0] *= 0.01
-    return CameraSpaceNVF(PoseEstimator(model, step_mm=32, fraction=1.0))
+    return NetworkPredictor(PoseEstimator(model, step_mm=32, fraction=1.0))
 
 
 def evaluate(folder: Path, rank: int = 0, processes: int = 1) -> None:

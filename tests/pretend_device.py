@@ -32,7 +32,7 @@ from nvf_fast.data.render import render
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.data.synthetic import V1, SyntheticConfig, SyntheticHands, draw_chunk
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.predictors import predictor_of
+from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.run import predict
 from nvf_fast.training.config import PRESETS
 from nvf_fast.training.losses import AuxiliaryHead
@@ -190,8 +190,8 @@ def _evaluate(method: Any, task: Any) -> None:
     torch.manual_seed(0)
     network = build(_tiny(NVFConfig(hand_scale=False, method=method, task=task)))
     pictures = _seen()
-    here = predict(predictor_of(network), pictures)
-    there = predict(predictor_of(network.to(THERE)), pictures)
+    here = predict(NetworkPredictor(PoseEstimator(network)), pictures)
+    there = predict(NetworkPredictor(PoseEstimator(network.to(THERE))), pictures)
     assert here is not None and there is not None
     for setting, predictions in here.predictions.items():
         np.testing.assert_array_equal(predictions.joints, there.predictions[setting].joints)

@@ -62,8 +62,8 @@ def test_normalisation_maps_the_volume_to_the_unit_box(task: str) -> None:
 def test_dense_votes_are_a_weighted_mean_over_the_hand() -> None:
     model = network("dense")
     images, scale = torch.randn(2, 3, 32, 32), torch.tensor([40.0, 50.0])
-    joints, voters = model.predict(images, scale)
-    votes = model.ask(model.encode_all(images)[-1], scale)
+    joints, voters = model.predict(model.encode(images), scale)
+    votes = model.votes(model.encode(images), scale)
     for image in range(2):
         hand = votes.hand[image].sigmoid() > 0.5
         assert voters[image] == hand.sum() > 0
@@ -74,22 +74,23 @@ def test_dense_votes_are_a_weighted_mean_over_the_hand() -> None:
     with torch.no_grad():
         model.field.weights[-1].zero_()
         model.field.biases[-1][0] = -1.0
-    joints, voters = model.predict(images, scale)
+    joints, voters = model.predict(model.encode(images), scale)
     assert joints.isnan().all() and not voters.any()  # no hand is said, not guessed
 
 
 @pytest.mark.parametrize("method", ["holistic", "dense"])
 def test_hand_scale_counts_and_its_absence_is_the_neutral_value(method: str) -> None:
-    model, images = network(method), torch.randn(1, 3, 32, 32)
+    model = network(method)
+    features = model.encode(torch.randn(1, 3, 32, 32))
     with torch.no_grad():
         model.field.biases[-1][0] = 9.0  # hand everywhere
-    neutral, given = (model.predict(images, torch.tensor([scale]))[0] for scale in (15.0, 60.0))
-    torch.testing.assert_close(model.predict(images)[0], neutral, equal_nan=True)
+    neutral, given = (model.predict(features, torch.tensor([scale]))[0] for scale in (15.0, 60.0))
+    torch.testing.assert_close(model.predict(features)[0], neutral, equal_nan=True)
     assert not torch.allclose(neutral, given, equal_nan=True)
     with pytest.raises(ValueError, match="trained with it always given"):
-        network(method, scale_optional=False).predict(images)
+        network(method, scale_optional=False).predict(features)
     with pytest.raises(ValueError, match="takes no hand scale"):
-        network(method, scale_optional=False, hand_scale=False).predict(images, torch.tensor([40.0]))
+        network(method, scale_optional=False, hand_scale=False).predict(features, torch.tensor([40.0]))
 
 
 @pytest.mark.parametrize("method", ["holistic", "dense"])

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nvf_fast.frame
+import nvf_fast.pipeline
 from nvf_fast.camera import project, reference_intrinsics
 from nvf_fast.checkpoint import embedded_names, save_checkpoint
 from nvf_fast.config import NVFConfig
@@ -130,7 +130,7 @@ def reader(monkeypatch: pytest.MonkeyPatch, hands: list[Tensor], size: int = 128
     """An estimator that reads spots; it knows the hands' distances in the order in which it will see them."""
     model = SpotReader(size, [hand[MARKED].norm(dim=1) for hand in hands], hand_scale=False)
     estimator = PoseEstimator(model)
-    monkeypatch.setattr(estimator._frame, "_query", SpotQuery(estimator.model))
+    monkeypatch.setattr(estimator._pipeline, "_query", SpotQuery(estimator.model))
     return estimator
 
 
@@ -198,7 +198,7 @@ def test_kinds_of_batches_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tensors.valid.dtype == torch.bool and not tensors.voters.is_floating_point()
     np.testing.assert_array_equal(tensors.joints, wanted.joints)
     np.testing.assert_array_equal(reader(monkeypatch, hands)(list(images), K).joints, wanted.joints)
-    monkeypatch.setattr(nvf_fast.frame, "PICTURES", 1)  # one after the other
+    monkeypatch.setattr(nvf_fast.pipeline, "IMAGES", 1)  # one after the other
     np.testing.assert_array_equal(reader(monkeypatch, hands)(images, K).joints, wanted.joints)
 
 
@@ -255,7 +255,7 @@ class LaunchByLaunch:
 
 def as_on_cuda(estimator: PoseEstimator) -> PoseEstimator:
     """Fixed sizes, nothing read back, one recorded frame per shape."""
-    estimator._settle, estimator._replay = False, Replay(estimator._launch, LaunchByLaunch())
+    estimator._exact, estimator._replay = False, Replay(estimator._launch, LaunchByLaunch())
     return estimator
 
 
@@ -265,7 +265,7 @@ def test_fixed_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch, capacity: i
     hands = [hand_at((0, 0, 550)), hand_at((10, -10, 600))]
     images = [picture(hand, K) for hand in hands]
     wanted = reader(monkeypatch, hands)(images, K, return_votes=True)
-    monkeypatch.setattr(nvf_fast.frame, "VOTERS_AT_16_MM", capacity)
+    monkeypatch.setattr(nvf_fast.pipeline, "VOTERS_AT_16_MM", capacity)
     again = hands if capacity == 16 else []
     estimator = as_on_cuda(reader(monkeypatch, [*hands, *again, *hands, *hands, *again]))
     pose = estimator(images, K, return_votes=True)
@@ -297,9 +297,9 @@ def test_a_replayed_frame_is_the_frame(tiny: NVF, search: str, step: float) -> N
 def test_a_guided_search_begins_about_the_frame_before(tiny: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pose before comes in the camera's frame, and is looked for in the view's."""
     given = []
-    search = nvf_fast.frame.guided
+    search = nvf_fast.pipeline.guided
     monkeypatch.setattr(
-        nvf_fast.frame, "guided", lambda *arguments: given.append(arguments[-1]) or search(*arguments)
+        nvf_fast.pipeline, "guided", lambda *arguments: given.append(arguments[-1]) or search(*arguments)
     )
     image, box = np.zeros((HEIGHT, WIDTH, 3), np.uint8), (12, 240, 200, 440)
     estimator = PoseEstimator(tiny, step_mm=16, surface_mm=30, search="guided")
@@ -315,7 +315,7 @@ def test_a_guided_search_begins_about_the_frame_before(tiny: NVF, monkeypatch: p
     np.testing.assert_allclose(
         estimator(image, K, box=box, side="left", previous=nowhere).joints, pose.joints, rtol=0, atol=1e-3
     )
-    with pytest.raises(ValueError, match="previous is of use to search=\"guided\" only, this is 'dense'"):
+    with pytest.raises(ValueError, match="previous is for search=\"guided\" only, this is 'dense'"):
         PoseEstimator(tiny, step_mm=32)(image, K, previous=pose)
     with pytest.raises(ValueError, match=r"a pose for each of 2 image\(s\), got joints \(1, 21, 3\)"):
         estimator([image, image], K, previous=pose)
@@ -444,16 +444,16 @@ def test_memory_running_out_halves_the_parts(
         estimator(images, K)
 
 
-@pytest.mark.parametrize("settle", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
 def test_a_grid_too_large_to_be_located_is_asked_in_parts(
-    tiny: NVF, monkeypatch: pytest.MonkeyPatch, settle: bool
+    tiny: NVF, monkeypatch: pytest.MonkeyPatch, exact: bool
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1)
     wanted = estimator(images, K, return_votes=True)
-    monkeypatch.setattr(nvf_fast.frame, "LOCATED", 1000)
-    monkeypatch.setattr(nvf_fast.frame, "VOTE_BYTES", 1000)
-    estimator._settle = settle
+    monkeypatch.setattr(nvf_fast.pipeline, "LOCATED", 1000)
+    monkeypatch.setattr(nvf_fast.pipeline, "VOTE_BYTES", 1000)
+    estimator._exact = exact
     found = estimator(images, K, return_votes=True)
     assert found.voters.tolist() == wanted.voters.tolist() and wanted.voters.min() > 0
     assert found.points_evaluated.tolist() == [3183, 3183]
@@ -509,7 +509,7 @@ IMAGE = np.zeros((60, 80, 3), np.uint8)
     [
         (IMAGE / 255, TypeError, "uint8.*got float64"),
         (torch.zeros(60, 80, 3), TypeError, "uint8.*got torch.float32"),
-        (IMAGE[..., 0], ValueError, r"got shape \(60, 80\); a grey picture"),
+        (IMAGE[..., 0], ValueError, r"got shape \(60, 80\); repeat the channel of a grey image"),
         (np.zeros((60, 80, 4), np.uint8), ValueError, "alpha"),
         (IMAGE.transpose(2, 0, 1), ValueError, "channels come last"),
         (IMAGE[:0], ValueError, r"got shape \(0, 80, 3\)"),
@@ -538,7 +538,7 @@ def test_refuses_what_is_no_picture(tiny: NVF, image: Any, error: type[Exception
         ({"hand_scale": [35.0, 36.0, 37.0]}, r"number or \(2,\) mm, got shape \(3,\)"),
         ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),
         ({"box": (0.1, 0.2, 0.7, 0.9)}, "at least 2 px larger"),
-        ({"box": (100, 10, 140, 50)}, "middle of a box must lie in its picture"),
+        ({"box": (100, 10, 140, 50)}, "middle of a box must lie in its image"),
         ({"box": (1, 2, 3)}, r"box must be \(4,\), or \(2, 4\)"),
         ({"side": "Left"}, '"right" or "left".*got \'Left\''),
         ({"side": ["left"]}, "each of 2"),

@@ -21,7 +21,7 @@ from nvf_fast.data.sample import DamagedPicture, HandSample
 from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.evaluation import run
 from nvf_fast.evaluation.constant import constant_pose, constant_scores, constant_shape, other_hands
-from nvf_fast.evaluation.predictors import CameraSpaceNVF, Predictions
+from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.evaluation.report import report_on, write_report
 from nvf_fast.evaluation.run import (
     AnotherRun,
@@ -50,12 +50,12 @@ def truth() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def asked() -> CameraSpaceNVF:
+def asked() -> NetworkPredictor:
     return predictor()
 
 
 @pytest.fixture(scope="module")
-def answers(asked: CameraSpaceNVF) -> Answers:
+def answers(asked: NetworkPredictor) -> Answers:
     """Of six pictures, the fourth of which is damaged."""
     return predict_all(asked, Pictures(6, damaged=(3,)))
 
@@ -96,7 +96,7 @@ def assert_same(first: Answers, second: Answers) -> None:
             np.testing.assert_array_equal(array, getattr(second.predictions[setting], name), err_msg=name)
 
 
-def test_answers_are_the_estimators(asked: CameraSpaceNVF, answers: Answers) -> None:
+def test_answers_are_the_estimators(asked: NetworkPredictor, answers: Answers) -> None:
     data = Pictures(6)
     for index in (0, 1, 2, 4, 5):
         sample = data[index]
@@ -223,12 +223,12 @@ def test_two_processes_equal_one_bit_for_bit(tmp_path: Path) -> None:
     assert reports[0] == reports[1] and reports[0]["counts"]["scored"] == 11
 
 
-def test_reading_ahead_changes_nothing(asked: CameraSpaceNVF, answers: Answers) -> None:
+def test_reading_ahead_changes_nothing(asked: NetworkPredictor, answers: Answers) -> None:
     ahead = Options(batch=2, shard=4, workers=1)
     assert_same(predict_all(asked, Pictures(6, damaged=(3,)), options=ahead), answers)
 
 
-def test_a_faulty_data_set_stops_the_run(asked: CameraSpaceNVF) -> None:
+def test_a_faulty_data_set_stops_the_run(asked: NetworkPredictor) -> None:
     class Faulty(Pictures):
         def __getitem__(self, index: int) -> HandSample:
             if index == 2:
@@ -241,7 +241,7 @@ def test_a_faulty_data_set_stops_the_run(asked: CameraSpaceNVF) -> None:
 
 
 def test_hand_scales_are_given_where_there_are_some(
-    asked: CameraSpaceNVF, caplog: pytest.LogCaptureFixture
+    asked: NetworkPredictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert list(predict_all(predictor(scale_optional=False), Pictures(2)).predictions) == ["with_hand_scale"]
     without = predictor(hand_scale=False, scale_optional=False)
@@ -276,7 +276,7 @@ def test_answers_are_kept_whole(tmp_path: Path, answers: Answers) -> None:
             load_answers(path)
 
 
-def test_times_add_up(asked: CameraSpaceNVF, answers: Answers) -> None:
+def test_times_add_up(asked: NetworkPredictor, answers: Answers) -> None:
     # Shards of two batches and of one: of the batches one is the first, and two are the last of a shard.
     data = Pictures(6)
     times = predict_all(Constant(data.joints.numpy()), data).times
@@ -448,7 +448,7 @@ def test_rank_correlation_is_spearmans() -> None:
 
 
 def test_synthetic_pictures_are_reported_in_each_setting(
-    asked: CameraSpaceNVF, monkeypatch: pytest.MonkeyPatch
+    asked: NetworkPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthetic, "CHUNK", 4)
     data = SyntheticHands(SyntheticConfig(count=3, seed=0, size=64))

@@ -39,7 +39,6 @@ from nvf_fast.evaluation.figures.rows import asked_field, nvf_row
 from nvf_fast.evaluation.figures.sheet import panel_side, sheet
 from nvf_fast.model import NVF
 from nvf_fast.overlay import FINGER_COLOURS, WRIST_COLOUR
-from nvf_fast.root_relative import RootRelativeEstimator
 
 SIZE = 112
 K = reference_intrinsics(SIZE, dtype=torch.float64).numpy()
@@ -286,7 +285,7 @@ def test_root_relative_rows_lie_about_the_root(side: str) -> None:
         input_size=32, stem=8, width=16, stacks=1, groups=4, hidden=(32, 16), hand_scale=False,
         task="root-relative",
     )  # fmt: skip
-    estimator = RootRelativeEstimator(NVF(config), surface_mm=20.0)
+    estimator = PoseEstimator(NVF(config), surface_mm=20.0)
     image = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)
     root = torch.tensor([12.0, -7.0, 540.0])
     sample = HandSample("a", image, K, root=root, side=side)

@@ -73,7 +73,7 @@ def test_dense_loss_is_equation_12(hands: Hands) -> None:
     labels = objective.labels(hands, seeded())
     features = torch.randn(3, 16, 16, 16)
     terms = objective.losses(model, [features], labels, None)
-    votes = model.ask(features)
+    votes = model.votes(features)
     huber = torch.zeros(())
     for image in range(3):
         for texel in range(256):

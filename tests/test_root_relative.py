@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from nvf_fast import root_relative
+from nvf_fast import pipeline
 from nvf_fast.baselines import build
 from nvf_fast.camera import project, remap
 from nvf_fast.config import NVFConfig
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.kernels.cast_votes_ref import cast_votes
 from nvf_fast.model import NVF
-from nvf_fast.root_relative import RootRelativeEstimator
-from nvf_fast.views import RootView
+from nvf_fast.volumes import RootCube
 
 CONFIG = NVFConfig(
     input_size=32, stem=8, width=16, stacks=1, groups=4, hidden=(32, 16), scale_optional=True,
@@ -44,16 +43,16 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (240, 324, 3), dtype=np.uint8)
 
 
-def test_answer_is_field_and_vote_over_the_cube_plus_the_root(model: NVF, image: np.ndarray) -> None:
-    estimator = RootRelativeEstimator(model, step_mm=34.0)
-    pose = estimator(image, K, ROOT, hand_scale=41.0, return_votes=True)
-    view = RootView()
-    homography = view.homographies(torch.from_numpy(K)[None], torch.from_numpy(ROOT)[None], 32)
+def test_pose_is_field_and_vote_over_the_cube_plus_the_root(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model, step_mm=34.0)
+    pose = estimator(image, K, root=ROOT, hand_scale=41.0, return_votes=True)
+    cube = RootCube()
+    homography, _, _ = cube.place(torch.from_numpy(K)[None], 32, roots=torch.from_numpy(ROOT)[None])
     crop = remap(torch.from_numpy(image).permute(2, 0, 1)[None], homography, 32) / 127.5 - 1
-    points = view.grid(34.0)
+    points = estimator.lattice.points(estimator.lattice.every(1))
     with torch.no_grad():
         features, scale = estimator.model.encode(crop), torch.tensor([41.0])
-        field = model.query(features, view.asked_at(points), model.reference_intrinsics, scale)
+        field = model.query(features, cube.network_points(points), model.reference_intrinsics, scale)
     voting = field.sdf[0].abs() < 5.0
     count = int(voting.sum())
     assert pose.voters == count > 10 and pose.valid and pose.points_evaluated == 1000
@@ -73,50 +72,69 @@ def test_answer_is_field_and_vote_over_the_cube_plus_the_root(model: NVF, image:
 
 
 def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray) -> None:
-    estimator = RootRelativeEstimator(model, step_mm=34.0)
-    right = estimator(image, K, ROOT)
+    estimator = PoseEstimator(model, step_mm=34.0)
+    right = estimator(image, K, root=ROOT)
     mirrored_K = K.copy()
     mirrored_K[0, 2] = image.shape[1] - 1 - K[0, 2]
-    left = estimator(image[:, ::-1].copy(), mirrored_K, ROOT * [-1, 1, 1], side="left", return_votes=True)
+    left = estimator(
+        image[:, ::-1].copy(), mirrored_K, root=ROOT * [-1, 1, 1], side="left", return_votes=True
+    )
     np.testing.assert_allclose(left.joints * [-1, 1, 1], right.joints, rtol=0, atol=0.05)
-    again = estimator(image, K, ROOT, return_votes=True)
+    again = estimator(image, K, root=ROOT, return_votes=True)
     np.testing.assert_allclose(left.votes.points * [-1, 1, 1], again.votes.points, atol=1e-3)
     np.testing.assert_allclose(left.votes.directions * [-1, 1, 1], again.votes.directions, atol=0.02)
 
 
 def test_batches_are_their_members(model: NVF, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    estimator = RootRelativeEstimator(model, step_mm=34.0)
+    estimator = PoseEstimator(model, step_mm=34.0)
     other = image[:200, :250]
     roots = np.stack([ROOT, [0.0, 10.0, 450.0]])
-    both = estimator([image, other], K, roots, hand_scale=[40.0, 50.0])
+    both = estimator([image, other], K, root=roots, hand_scale=[40.0, 50.0])
     for index, picture in enumerate([image, other]):
-        alone = estimator(picture, K, roots[index], hand_scale=[40.0, 50.0][index])
+        alone = estimator(picture, K, root=roots[index], hand_scale=[40.0, 50.0][index])
         np.testing.assert_allclose(both[index].joints, alone.joints, rtol=0, atol=2e-3)
-    assert torch.is_tensor(estimator(torch.from_numpy(image), K, ROOT).joints)
-    monkeypatch.setattr(root_relative, "VOTE_BYTES", 1)  # as many at a time as fit into memory: here one
-    apart = estimator([image, other], K, roots, hand_scale=[40.0, 50.0], return_votes=True)
+    assert torch.is_tensor(estimator(torch.from_numpy(image), K, root=ROOT).joints)
+    monkeypatch.setattr(pipeline, "VOTE_BYTES", 1)  # one image at a time
+    apart = estimator([image, other], K, root=roots, hand_scale=[40.0, 50.0], return_votes=True)
     np.testing.assert_allclose(apart.joints, both.joints, rtol=0, atol=2e-3)
     assert [len(votes.points) for votes in apart.votes] == apart.voters.tolist()
+
+
+@pytest.mark.parametrize(("search", "step"), [("octree", 8.0), ("guided", 8.0)])
+def test_searches_run_in_the_cube(model: NVF, image: np.ndarray, search: str, step: float) -> None:
+    """They query a part of the dense grid's points, and vote with those of its voters that they reach."""
+    dense = PoseEstimator(model, step)(image, K, root=ROOT, return_votes=True)
+    estimator = PoseEstimator(model, step, search=search)
+    pose = estimator(image, K, root=ROOT, return_votes=True)
+    voters = {tuple(point) for point in dense.votes.points.round(3).tolist()}
+    assert pose.valid and pose.voters > 0.5 * dense.voters
+    assert {tuple(point) for point in pose.votes.points.round(3).tolist()} <= voters
+    if search == "guided":
+        again = estimator(image, K, root=ROOT, previous=pose)
+        assert again.valid and again.points_evaluated <= estimator.lattice.shape[0] ** 3 * 2
 
 
 def test_no_voter_is_said(model: NVF, image: np.ndarray) -> None:
     with torch.no_grad():
         model.field.weights[-1].zero_()
         model.field.biases[-1][0] = 2.0
-    pose = RootRelativeEstimator(model)(image, K, ROOT)
+    pose = PoseEstimator(model)(image, K, root=ROOT)
     assert not pose.valid and pose.voters == 0 and np.isnan(pose.joints).all() and not pose.scores.any()
 
 
 def test_refuses_what_does_not_fit(model: NVF, image: np.ndarray) -> None:
-    estimator = RootRelativeEstimator(model)
+    estimator = PoseEstimator(model)
     for root, message in (
         ([0.0, 0.0], r"root must be \(3,\), or \(1, 3\)"),
-        ([0.0, 0.0, -5.0], "before the camera"),
-        ([0.0, np.nan, 500.0], "before the camera"),
+        ([0.0, 0.0, -5.0], "in front of the camera"),
+        ([0.0, np.nan, 500.0], "in front of the camera"),
     ):
         with pytest.raises(ValueError, match=message):
-            estimator(image, K, root)
-    with pytest.raises(ValueError, match="a root-relative one: see RootRelativeEstimator"):
-        PoseEstimator(model)
-    with pytest.raises(ValueError, match="wanted a root-relative network, got a camera-space one"):
-        RootRelativeEstimator(NVF(replace(CONFIG, task="camera-space")))
+            estimator(image, K, root=root)
+    with pytest.raises(ValueError, match=r"needs root, the wrist \(3,\) or \(B, 3\) mm.* got None"):
+        estimator(image, K)
+    with pytest.raises(ValueError, match="box must be None: the root places the view"):
+        estimator(image, K, box=(0, 0, 100, 100), root=ROOT)
+    camera_space = PoseEstimator(NVF(replace(CONFIG, task="camera-space")))
+    with pytest.raises(ValueError, match=r"root must be None.* this one is camera-space"):
+        camera_space(image, K, root=ROOT)

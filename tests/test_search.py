@@ -77,7 +77,7 @@ def assert_found(found: Found, field: TrueField, voters: Tensor) -> None:
     assert torch.equal(found.points[:count], voters), "the voters of the dense grid, in its order"
     assert found.evaluated == len(field.asked) == len(field.asked.unique(dim=0)), "no point is asked twice"
     torch.testing.assert_close(found.votes[:count], field.answer(voters, SURFACE_MM)[1])
-    assert not found.doubt
+    assert not found.needs_retry
     if found.pose is not None:
         wanted = cast(found.points[:count], found.votes[:count], found.voters)
         for got, value in zip(found.pose, wanted, strict=True):
@@ -130,20 +130,20 @@ def test_guided_begins_about_a_previous_pose(hands: Hands, sizes: Sizes | None) 
     found = guided(field, lattice, SURFACE_MM, cast, sizes, previous)
     assert_found(found, field, voters)
     assert found.evaluated < 2_500, "no sparse pass"
-    # One that is far off: forgotten, or, where nothing may be read back, doubted.
+    # One that is far off: forgotten, or, where nothing may be read back, marked for a retry.
     found = guided(TrueField(hands[:1], lattice), lattice, SURFACE_MM, cast, sizes, previous + 150)
     if sizes is None:
-        assert torch.equal(found.points, voters) and not found.doubt
+        assert torch.equal(found.points, voters) and not found.needs_retry
     else:
-        assert found.doubt
+        assert found.needs_retry
 
 
 @pytest.mark.parametrize("sizes", [Sizes(20, 2**16, 2**13), Sizes(8192, 100, 2**13), Sizes(8192, 2**16, 5)])
 def test_what_does_not_fit_is_said(hands: Hands, sizes: Sizes) -> None:
     lattice = Lattice(8.0)
     field = TrueField(hands[:1], lattice)
-    assert octree(field, lattice, SURFACE_MM, sizes).doubt
-    assert guided(field, lattice, SURFACE_MM, cast, sizes).doubt
+    assert octree(field, lattice, SURFACE_MM, sizes).needs_retry
+    assert guided(field, lattice, SURFACE_MM, cast, sizes).needs_retry
 
 
 def displaced(offset: Tensor, first: list[bool]) -> Cast:
@@ -174,7 +174,7 @@ def test_guided_asks_everything_where_the_provisional_pose_was_wrong(
     assert_found(found, field, dense_voters(TrueField(hands[:1], lattice)))
     assert found.evaluated == len(lattice)
     sizes = Sizes(8192, 2**16, 2**13)
-    assert guided(field, lattice, SURFACE_MM, displaced(torch.tensor(offset), [True]), sizes).doubt
+    assert guided(field, lattice, SURFACE_MM, displaced(torch.tensor(offset), [True]), sizes).needs_retry
 
 
 class Nothing(TrueField):

@@ -65,7 +65,8 @@ class Asked:
 
         from nvf_fast import __version__
         from nvf_fast.checkpoint import load_checkpoint
-        from nvf_fast.evaluation.predictors import predictor_of
+        from nvf_fast.estimator import PoseEstimator
+        from nvf_fast.evaluation.predictors import NetworkPredictor
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -77,10 +78,9 @@ class Asked:
         precision = self.precision or ("float16" if kind == "cuda" else "float32")
         with user_errors():
             model, info = load_checkpoint(self.checkpoint, device)
-            predictor = predictor_of(
-                model, step_mm=self.step, search=self.search, dtype=getattr(torch, precision)
-            )
-        return predictor, {
+            dtype = getattr(torch, precision)
+            estimator = PoseEstimator(model, self.step, search=self.search, dtype=dtype)
+        return NetworkPredictor(estimator), {
             "checkpoint": info["sha256"],
             "step": f"{self.step:g} mm",
             "search": self.search,

@@ -147,9 +147,14 @@ class Reproduce:
         """Table 6 of a network as it is: the embedded one on pictures like those it was trained on."""
         from nvf_fast.data.sample import FirstSamples, HandDataset
         from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+        from nvf_fast.model import NVF
         from nvf_fast.reproduce.tables import step_sizes
 
         network = load_estimator(self.checkpoint, workshop.device).model
+        if not isinstance(network, NVF):
+            raise UserError(
+                f"table 6 needs a field, {self.checkpoint} is a {network.config.method!r} baseline"
+            )
         dataset: HandDataset
         if self.freihand is None and self.checkpoint is None:
             config = SyntheticConfig(count=self.pictures, seed=EMBEDDED_SEED)

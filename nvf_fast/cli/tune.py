@@ -40,7 +40,10 @@ class Tune:
             estimator = PoseEstimator(NVF(), device="cuda", **options)
         else:
             estimator = load_estimator(self.checkpoint, "cuda", **options)
-        model, lattice = estimator.model, estimator.lattice
+        model = estimator.model
+        if not isinstance(model, NVF):
+            raise UserError(f"a {model.config.method!r} baseline has no field to tune")
+        lattice = estimator.lattice
         size = model.config.input_size
         generator = torch.Generator("cuda").manual_seed(0)
         view = torch.randn(1, 3, size, size, device="cuda", generator=generator).to(estimator.dtype)

@@ -1,33 +1,29 @@
-"""What is evaluated: anything that answers samples of a data set with camera-space joints."""
+"""What is evaluated: anything that predicts camera-space joints for samples of a data set."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.root_relative import RootRelativeEstimator
-from nvf_fast.stages import Stages
-from nvf_fast.views import seen, view_of
+from nvf_fast.pose import HandPose
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers about B samples.
+    """Predictions for B samples.
 
     Attributes:
-        joints: (B, 21, 3) float32 mm in the camera's frame; a root-relative answer comes with the true root
-            added. NaN where not valid.
+        joints: (B, 21, 3) float32 mm in the camera's frame; a root-relative prediction is moved to the true
+            root. NaN where not valid.
         scores: (B, 21) float32, see `HandPose`.
         valid: (B,) bool.
         voters: (B,) int, 0 for a method without.
@@ -40,14 +36,14 @@ class Predictions:
 
 
 class Predictor(Protocol):
-    """A method with its network; `scale_choices` are the values of `use_scale` that it can be asked with."""
+    """A method with its network; `scale_choices` are the values of `use_scale` that it accepts."""
 
     method: str
     task: Task
     scale_choices: tuple[bool, ...]
 
     def __call__(self, samples: Sequence[HandSample], use_scale: bool) -> Predictions:
-        """Answers about samples; with `use_scale` each is given its true hand scale.
+        """Predict samples; with `use_scale` each is given its true hand scale.
 
         Raises:
             ValueError: a sample lacks what the method needs; the message names it.
@@ -59,15 +55,15 @@ class Predictor(Protocol):
         ...
 
 
-class CameraSpaceNVF:
-    """The estimator as it is used: each sample looked at along the axis, or towards its box."""
-
-    method = "nvf"
-    task: Task = "camera-space"
+class NetworkPredictor:
+    """An estimator as it is used: each sample with its side, and its box or its true root."""
 
     def __init__(self, estimator: PoseEstimator) -> None:
+        config = estimator.model.config
         self.estimator = estimator
-        self.scale_choices = scale_choices(estimator.model.config)
+        self.method: str = config.method
+        self.task: Task = config.task
+        self.scale_choices = scale_choices(config)
 
     def __call__(self, samples: Sequence[HandSample], use_scale: bool) -> Predictions:
         count = len(samples)
@@ -78,146 +74,39 @@ class CameraSpaceNVF:
             np.empty(count, np.int64),
         )
         for boxed in (False, True):
-            rows = [row for row, sample in enumerate(samples) if (sample.box is not None) == boxed]
-            if not rows:
-                continue
-            chosen = [samples[row] for row in rows]
-            pose = self.estimator(
-                [sample.image for sample in chosen],
-                np.stack([sample.intrinsics for sample in chosen]),
-                hand_scales(chosen) if use_scale else None,
-                np.stack([box_on_picture(sample) for sample in chosen]) if boxed else None,
-                [sample.side for sample in chosen],
-            )
-            for name in ("joints", "scores", "valid", "voters"):
-                getattr(predictions, name)[rows] = getattr(pose, name)
+            rows = [row for row, sample in enumerate(samples) if self._takes_box(sample) == boxed]
+            if rows:
+                pose = self._estimate([samples[row] for row in rows], use_scale, boxed)
+                for name in ("joints", "scores", "valid", "voters"):
+                    getattr(predictions, name)[rows] = getattr(pose, name)
         return predictions
 
     def timed(self) -> AbstractContextManager[dict[str, float]]:
         return self.estimator.timed()
 
+    def _takes_box(self, sample: HandSample) -> bool:
+        return self.task == "camera-space" and sample.box is not None
 
-class RootRelativeNVF:
-    """RS-NVF: each sample's true wrist is given, as HO-3D gives it."""
-
-    method = "nvf"
-    task: Task = "root-relative"
-
-    def __init__(self, estimator: RootRelativeEstimator) -> None:
-        self.estimator = estimator
-        self.scale_choices = scale_choices(estimator.model.config)
-
-    def __call__(self, samples: Sequence[HandSample], use_scale: bool) -> Predictions:
-        pose = self.estimator(
+    def _estimate(self, samples: Sequence[HandSample], use_scale: bool, boxed: bool) -> HandPose:
+        return self.estimator(
             [sample.image for sample in samples],
             np.stack([sample.intrinsics for sample in samples]),
-            roots(samples),
             hand_scales(samples) if use_scale else None,
+            np.stack([box_on_picture(sample) for sample in samples]) if boxed else None,
             [sample.side for sample in samples],
+            root=roots(samples) if self.task == "root-relative" else None,
         )
-        return Predictions(pose.joints, pose.scores, pose.valid, pose.voters)
-
-    def timed(self) -> AbstractContextManager[dict[str, float]]:
-        return self.estimator.timed()
-
-
-class BaselinePredictor:
-    """A baseline of either task, on right hands; it has no scores of its own: 1 where it answers."""
-
-    def __init__(
-        self,
-        model: HolisticBaseline | DenseBaseline,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.method: str = model.config.method
-        self.task: Task = model.config.task
-        self.scale_choices = scale_choices(model.config)
-        self.model = copy.deepcopy(model).to(device or model.centre.device).eval()
-        self._device = self.model.centre.device
-        self._dtype = dtype or (torch.float16 if self._device.type == "cuda" else torch.float32)
-        self.model.encoder.to(self._dtype)
-        self._view = view_of(self.task)
-        self._stages = Stages(self._device)
-
-    @torch.no_grad()
-    def __call__(self, samples: Sequence[HandSample], use_scale: bool) -> Predictions:
-        for sample in samples:
-            if sample.side != "right":
-                raise ValueError(f"{sample.id}: the baselines know right hands only, got a {sample.side} one")
-        device, size = self._device, self.model.config.input_size
-        # Where the task has no root, none need be known.
-        wrists = roots(samples) if self.task == "root-relative" else torch.zeros(len(samples), 3)
-        with self._stages("remap"):
-            intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples])).double()
-            homographies = self._view.homographies(intrinsics, wrists.double(), size)
-            views = [
-                seen(torch.from_numpy(sample.image).to(device), homography, size)
-                for sample, homography in zip(samples, homographies, strict=True)
-            ]
-            scale = torch.tensor(hand_scales(samples), device=device) if use_scale else None
-        with self._stages("regress"):
-            joints, votes = self.model.predict(torch.cat(views).to(self._dtype), scale)
-        with self._stages("read"):
-            joints = joints.cpu() + self._view.origins(wrists)[:, None]
-            valid = joints.isfinite().all(-1)
-            return Predictions(
-                joints.numpy(), valid.float().numpy(), valid.all(-1).numpy(), votes.cpu().numpy()
-            )
-
-    def timed(self) -> AbstractContextManager[dict[str, float]]:
-        return self._stages.timed()
-
-
-def predictor_of(
-    model: Network,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    **options: Any,
-) -> Predictor:
-    """The predictor that a network serves.
-
-    Args:
-        model: of any method and task.
-        device: where to compute; None is where the model is.
-        dtype: of the network; None is float32 on a CPU, float16 on CUDA.
-        options: of the field, further arguments of its estimator, such as step_mm and search. The baselines
-            and the root-relative field have no search but "dense", and the baselines no grid: a step is all
-            the same to them.
-
-    Raises:
-        ValueError: an option is out of its range, or the method has no such option.
-    """
-    whole = isinstance(model, HolisticBaseline | DenseBaseline)
-    if whole or model.config.task == "root-relative":
-        search = options.pop("search", "dense")
-        if search != "dense":
-            raise ValueError(
-                f"search={search!r} is of the camera-space field, this is {_named(model.config)}"
-            )
-    if isinstance(model, HolisticBaseline | DenseBaseline):
-        options.pop("step_mm", None)
-        if options:
-            raise ValueError(f"{_named(model.config)} has no options {sorted(options)}")
-        return BaselinePredictor(model, device, dtype)
-    if model.config.task == "root-relative":
-        return RootRelativeNVF(RootRelativeEstimator(model, device=device, dtype=dtype, **options))
-    return CameraSpaceNVF(PoseEstimator(model, device=device, dtype=dtype, **options))
-
-
-def _named(config: NVFConfig) -> str:
-    return f"a {config.task} {config.method!r} network"
 
 
 def scale_choices(config: NVFConfig) -> tuple[bool, ...]:
-    """The values of `use_scale` that a network can be asked with."""
+    """The values of `use_scale` that a network accepts."""
     if not config.hand_scale:
         return (False,)
     return (True, False) if config.scale_optional else (True,)
 
 
 def box_on_picture(sample: HandSample) -> np.ndarray:
-    """The sample's box (4,) px; one whose middle lies off the picture is moved to its nearest pixel."""
+    """The sample's box (4,) px; one whose middle lies off the image is moved to its nearest pixel."""
     box = np.asarray(sample.box, np.float64).reshape(2, 2)
     height, width = sample.image.shape[:2]
     middle = box.mean(0)
@@ -246,5 +135,5 @@ def hand_scales(samples: Sequence[HandSample]) -> list[float]:
     found = [sample.hand_scale for sample in samples if sample.hand_scale is not None]
     if len(found) < len(samples):
         without = next(sample.id for sample in samples if sample.hand_scale is None)
-        raise ValueError(f"{without}: the hand scale is to be given, and the data set has none for it")
+        raise ValueError(f"{without}: a hand scale is needed, and the data set has none for it")
     return found

@@ -16,8 +16,9 @@ from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.data.catalogue import Folders, Split, open_dataset
 from nvf_fast.data.sample import FirstSamples, HandDataset
 from nvf_fast.data.synthetic import SyntheticHands
+from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.constant import constant_pose, other_hands
-from nvf_fast.evaluation.predictors import predictor_of
+from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import SETTINGS, Options, predict
 from nvf_fast.reproduce.recipes import Role, Size, Stage, Variant, data_for, stages
@@ -102,7 +103,7 @@ class Workshop:
         role = EVALUATED_ON[variant.task]
         dataset = self.dataset(role, "evaluation")
         answers = predict(
-            predictor_of(network, **options),
+            NetworkPredictor(PoseEstimator(network, **options)),
             dataset,
             self.runs / "answers" / name,
             facts,

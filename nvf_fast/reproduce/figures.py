@@ -25,7 +25,6 @@ from nvf_fast.reproduce.cells import Workshop
 from nvf_fast.reproduce.recipes import Variant
 from nvf_fast.reproduce.results import Result
 from nvf_fast.reproduce.tables import METHODS
-from nvf_fast.root_relative import RootRelativeEstimator
 
 
 def figure3(workshop: Workshop, picture: Path, others: Mapping[str, Path]) -> Result:
@@ -102,7 +101,7 @@ def figure7(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result
     """Figure 7: RS-NVF on HO-3D, moved to where the true root is."""
     network, _ = workshop.network(Variant(task="root-relative"))
     assert isinstance(network, NVF)
-    estimator = RootRelativeEstimator(network)
+    estimator = PoseEstimator(network)
     rows = [
         nvf_row(estimator, sample, window=_window(sample))
         for sample in _chosen(workshop.dataset("ho3d", "evaluation"), samples)

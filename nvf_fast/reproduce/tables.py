@@ -14,7 +14,7 @@ from nvf_fast.config import Method
 from nvf_fast.data.sample import HandDataset
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.constant import constant_pose, other_hands
-from nvf_fast.evaluation.predictors import CameraSpaceNVF
+from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import SETTINGS, Options, predict
 from nvf_fast.grid import frustum_grid
@@ -123,7 +123,7 @@ def step_sizes(network: NVF, dataset: HandDataset, use_scale: bool) -> Result:
     rows, details = [], {}
     for step, paper in published.STEPS.items():
         estimator = PoseEstimator(network, step_mm=float(step))
-        predictor = CameraSpaceNVF(estimator)
+        predictor = NetworkPredictor(estimator)
         answers = predict(predictor, dataset, options=Options(batch=1, shard=16, progress=True))
         assert answers is not None
         report = report_on(answers, constant_pose(other_hands()), {})["settings"][SETTINGS[use_scale]]

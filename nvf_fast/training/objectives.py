@@ -153,7 +153,7 @@ class DenseObjective:
         wanted = model.normalised(labels.joints)[:, None]
         terms = []
         for features in every_features:
-            votes = model.ask(features, scale)
+            votes = model.votes(features, scale)
             mask = binary_cross_entropy_with_logits(votes.hand, hand)
             weight = self._huber(votes.weight * shown, labels.weight) / 4
             joints = self._huber(votes.joints * shown[..., None], wanted * shown[..., None]) * 3 / 4

@@ -11,8 +11,9 @@ from nvf_fast.baselines import Network
 from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
 from nvf_fast.data.sample import FirstSamples
 from nvf_fast.data.synthetic import render_ahead
+from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.constant import constant_pose, other_hands
-from nvf_fast.evaluation.predictors import predictor_of
+from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import predict
 
@@ -47,7 +48,7 @@ def validation(
     fallback = constant_pose(other_hands(config.synthetic.distribution if seeded else None))
 
     def scores(model: Network) -> dict[str, float]:
-        answers = predict(predictor_of(model), dataset)
+        answers = predict(NetworkPredictor(PoseEstimator(model)), dataset)
         assert answers is not None
         found = report_on(answers, fallback, {})["settings"]
         return {

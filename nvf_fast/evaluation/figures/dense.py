@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from nvf_fast.baselines import DenseBaseline
+from nvf_fast.camera import network_view
 from nvf_fast.data.sample import HandSample
 from nvf_fast.evaluation.figures.qualitative import QualitativeRow
-from nvf_fast.views import CameraView, seen
+from nvf_fast.volumes import FrustumVolume
 
 
 @torch.no_grad()
@@ -21,22 +22,21 @@ def dense_row(
     method: str = "",
     window: tuple[int, int, int, int] | None = None,
 ) -> QualitativeRow:
-    """The camera-space baseline's answer about a sample; voters stand on their rays at the pose's mean depth.
+    """The camera-space baseline's prediction for a sample; voters lie on their rays at the pose's mean depth.
 
     Raises:
         ValueError: the network is root-relative.
     """
     if model.config.task != "camera-space":
-        raise ValueError(f"wanted a camera-space baseline, got a {model.config.task} one")
-    view, size, device = CameraView(), model.config.input_size, model.centre.device
-    intrinsics = torch.from_numpy(sample.intrinsics).double()
-    homography = view.homographies(intrinsics[None], torch.zeros(1, 3, dtype=torch.float64), size)
-    images = seen(torch.tensor(sample.image, device=device), homography[0], size)
+        raise ValueError(f"expected a camera-space baseline, got a {model.config.task} one")
+    volume, size, device = FrustumVolume(), model.config.input_size, model.centre.device
+    homography, _, _ = volume.place(torch.from_numpy(sample.intrinsics).double()[None], size)
+    features = model.encode(network_view(torch.tensor(sample.image, device=device), homography[0], size))
     scale = torch.tensor([sample.hand_scale], device=device) if use_scale else None
-    joints, _ = model.predict(images, scale)
-    votes = model.ask(model.encode_all(images)[-1], scale)
+    joints, _ = model.predict(features, scale)
+    votes = model.votes(features, scale)
     hand = votes.hand[0] > 0
-    _, directions = view.rays(model.config.feature_size, device)
+    _, directions = volume.rays(model.config.feature_size, device)
     valid = bool(joints.isfinite().all())
     depth = joints[0, :, 2].mean() if valid else torch.ones((), device=device)
     return QualitativeRow(

@@ -1,4 +1,4 @@
-"""What a qualitative row shows, asked of an estimator."""
+"""Qualitative rows of an estimator's predictions."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import look_at_rotation, reference_homography, view_frame
+from nvf_fast.camera import network_view
 from nvf_fast.data.mesh import NOTHING, Distance, Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.figures.qualitative import QualitativeRow
+from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes
-from nvf_fast.root_relative import RootRelativeEstimator
-from nvf_fast.views import CameraView, mirrored, seen
 
 MARGIN_MM = 40.0  # between the joints and the sides of the box in which the surface is sought
 
 
 def nvf_row(
-    estimator: PoseEstimator | RootRelativeEstimator,
+    estimator: PoseEstimator,
     sample: HandSample,
     use_scale: bool = False,
     method: str = "",
     spacing_mm: float = 4.0,
     window: tuple[int, int, int, int] | None = None,
 ) -> QualitativeRow:
-    """An estimator's answer about a sample.
+    """An estimator's prediction for a sample.
 
     Args:
-        estimator: a camera-space one looks along the axis, or towards the sample's box; a root-relative one
-            is given the sample's root, and its answer is moved there.
-        sample: the picture and what is known about it.
+        estimator: of a field; a camera-space one looks along the axis, or towards the sample's box; a
+            root-relative one is given the sample's root.
+        sample: the image and what is known about it.
         use_scale: whether the sample's hand scale is given.
         method: stands beside the row.
         spacing_mm: mm, of the lattice on which the surface is sought, from 40 mm about the joints.
@@ -62,7 +61,7 @@ def nvf_row(
 
 
 class AskedField(NamedTuple):
-    """One picture's field; a point p of the camera's frame is frame @ (p - origin) in the field's."""
+    """One image's field; a point p of the camera's frame is frame @ (p - origin) in the field's."""
 
     distance: Distance
     frame: Tensor  # (3, 3) float64, orthogonal; mirrors for a left hand
@@ -71,44 +70,43 @@ class AskedField(NamedTuple):
 
 
 @torch.no_grad()
-def asked_field(
-    estimator: PoseEstimator | RootRelativeEstimator, sample: HandSample, scale: float | None
-) -> AskedField:
-    """The field that the estimator asks about a sample, with its hand scale in mm if that is given."""
-    model, device = estimator.model, estimator.device
+def asked_field(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> AskedField:
+    """The field that the estimator queries for a sample, with its hand scale in mm if that is given."""
+    model, volume, device = estimator.model, estimator.volume, estimator.device
+    assert isinstance(model, NVF)
     size = model.config.input_size
-    intrinsics, left = torch.from_numpy(sample.intrinsics), torch.tensor(sample.side == "left")
-    if isinstance(estimator, RootRelativeEstimator):
-        assert sample.root is not None
-        origin, frame = sample.root.double(), view_frame(torch.eye(3, dtype=torch.float64), left)
-        homographies = estimator.view.homographies(intrinsics[None], origin[None], size)
-        homography = mirrored(homographies, left[None], size)[0]
-        asked_at = estimator.view.asked_at
-    else:
-        middle = intrinsics[:2, 2] if sample.box is None else (sample.box[:2] + sample.box[2:]).double() / 2
-        origin, frame = intrinsics.new_zeros(3), view_frame(look_at_rotation(middle, intrinsics), left)
-        homography = reference_homography(intrinsics, size, frame)
-        asked_at = CameraView().asked_at
-    view = seen(torch.tensor(sample.image, device=device), homography, size)
+    placement = volume.place(
+        torch.from_numpy(sample.intrinsics)[None],
+        size,
+        torch.tensor([sample.side == "left"]),
+        boxes=None if sample.box is None else sample.box[None].double(),
+        roots=None if sample.root is None else sample.root[None].double(),
+    )
+    view = network_view(torch.tensor(sample.image, device=device), placement.homographies[0], size)
     features = model.encode(view.to(estimator.dtype))
     scales = None if scale is None else torch.tensor([scale], device=device, dtype=torch.float32)
 
     @torch.no_grad()
     def distance(points: Tensor) -> Tensor:
-        return model.query(features, asked_at(points), model.reference_intrinsics, scales).sdf[0]
+        points = volume.network_points(points)
+        return model.query(features, points, model.reference_intrinsics, scales).sdf[0]
 
-    return AskedField(distance, frame, origin, device)
+    return AskedField(distance, placement.frames[0], placement.origins[0], device)
 
 
-def _pose(
-    estimator: PoseEstimator | RootRelativeEstimator, sample: HandSample, scale: float | None
-) -> HandPose:
-    given = (sample.image, sample.intrinsics)
-    if isinstance(estimator, RootRelativeEstimator):
-        if sample.root is None:
-            raise ValueError(f"{sample.id}: a root-relative pose needs the root, and the data set has none")
-        return estimator(*given, sample.root, scale, sample.side, return_votes=True)
-    return estimator(*given, scale, sample.box, sample.side, return_votes=True)
+def _pose(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> HandPose:
+    needs_root = estimator.volume.needs_root
+    if needs_root and sample.root is None:
+        raise ValueError(f"{sample.id}: a root-relative pose needs the root, and the data set has none")
+    return estimator(
+        sample.image,
+        sample.intrinsics,
+        scale,
+        None if needs_root else sample.box,
+        sample.side,
+        return_votes=True,
+        root=sample.root if needs_root else None,
+    )
 
 
 def _surface(field: AskedField, joints: np.ndarray, spacing_mm: float) -> Mesh:

@@ -1,4 +1,4 @@
-"""The frame reads nothing back from the device, and tells by `doubt` what did not fit."""
+"""The pipelines read nothing back from the device, and mark what did not fit by `needs_retry`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from nvf_fast.config import NVFConfig
-from nvf_fast.frame import Answers, Frame, unpacked
 from nvf_fast.kernels import cast_votes, query_field, select_voters
 from nvf_fast.model import NVF
+from nvf_fast.pipeline import Estimates, FieldPipeline, Views
 from nvf_fast.stages import Stages
+from nvf_fast.volumes import FrustumVolume
 
 SMALL = NVFConfig(input_size=64, stem=16, width=32, stacks=2, hidden=(64, 32), scale_optional=True)
 MAP_SIZE = (SMALL.feature_size, SMALL.feature_size)
@@ -43,7 +44,7 @@ def nothing_read_back() -> Iterator[None]:
 
 
 class ShapesOnly:
-    """What `ops.FieldQuery` answers on a device."""
+    """The shapes that `ops.FieldQuery` returns on a device."""
 
     def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> Tensor:
         return points
@@ -63,16 +64,17 @@ class ShapesOnly:
     ("search", "step", "before"),
     [("dense", 16, False), ("octree", 8, False), ("guided", 16, False), ("guided", 8, True)],
 )
-def test_a_frame_reads_nothing_back(search: Any, step: float, before: bool) -> None:
+def test_a_run_reads_nothing_back(search: Any, step: float, before: bool) -> None:
     model = NVF(SMALL).eval().requires_grad_(False)
-    frame = Frame(model, step, 5.0, 0.5, search, torch.float32, None, Stages(torch.device("cpu")))
-    frame._query = ShapesOnly()  # type: ignore[assignment]
+    stages = Stages(torch.device("cpu"))
+    pipeline = FieldPipeline(model, FrustumVolume(), step, 5.0, 0.5, search, torch.float32, None, stages)
+    pipeline._query = ShapesOnly()  # type: ignore[assignment]
     for stride in (1, 2, 4):  # found once, before anything is recorded
-        frame.every(stride, MAP_SIZE)
+        pipeline.every(stride, MAP_SIZE)
     with nothing_read_back():
         cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
         scale, previous = torch.full((2,), 30.0), torch.zeros(2, 21, 3) if before else None
-        packed = frame(cuts, matrices, 1, scale, previous).packed()
+        packed = pipeline(Views(cuts, matrices, scale, previous), 1).packed()
         assert packed.shape == (2, 87)
 
 
@@ -130,9 +132,9 @@ def test_launchers_read_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels["evaluate_layer"].launches[-1][2] == 2, "images share the tiles"
 
 
-def test_answers_survive_their_transfer() -> None:
+def test_estimates_survive_their_transfer() -> None:
     torch.manual_seed(0)
-    answers = Answers(
+    estimates = Estimates(
         torch.randn(2, 21, 3),
         torch.rand(2, 21),
         torch.tensor([0, 2**24 - 1], dtype=torch.int32),
@@ -140,5 +142,5 @@ def test_answers_survive_their_transfer() -> None:
         torch.tensor([True, False]),
         [],
     )
-    for got, wanted in zip(unpacked(answers.packed())[:-1], answers[:-1], strict=True):
+    for got, wanted in zip(Estimates.unpacked(estimates.packed())[:-1], estimates[:-1], strict=True):
         assert torch.equal(got, wanted) and got.dtype == wanted.dtype
