@@ -138,23 +138,59 @@ def _store(total, scale, rounding, output):
         output[channel] = total[channel] * scale + rounding
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _warp(source, inverse, samples, zero_outside, rounding, output):
-    height, width = source.shape[0], source.shape[1]
-    total = np.zeros(source.shape[2], np.float32)
-    scale = np.float32(1 / (samples * samples))
+    height, width, channels = source.shape
+    flat = source.reshape(-1)
+    last_x, last_y = width - 1.0, height - 1.0
+    right, down = channels * min(width - 1, 1), width * channels * min(height - 1, 1)
+    scale, one = np.float32(1 / (samples * samples)), np.float32(1)
+    total = np.zeros(channels, np.float32)
     for row in range(output.shape[0]):
         for column in range(output.shape[1]):
+            red = green = blue = np.float32(0)  # registers for three channels, the usual case
             total[:] = 0
-            for sample in range(samples * samples):
-                u = column + (sample % samples + 0.5) / samples - 0.5
-                v = row + (sample // samples + 0.5) / samples - 0.5
-                z = inverse[2, 0] * u + inverse[2, 1] * v + inverse[2, 2]
-                x = (inverse[0, 0] * u + inverse[0, 1] * v + inverse[0, 2]) / z
-                y = (inverse[1, 0] * u + inverse[1, 1] * v + inverse[1, 2]) / z
-                inside = z > 0 and -0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5
-                if inside or not zero_outside:
-                    _add_bilinear(source, x, y, False, total)
+            for sample_row in range(samples):
+                v = row + (sample_row + 0.5) / samples - 0.5
+                x_row = inverse[0, 1] * v + inverse[0, 2]
+                y_row = inverse[1, 1] * v + inverse[1, 2]
+                z_row = inverse[2, 1] * v + inverse[2, 2]
+                for sample_column in range(samples):
+                    u = column + (sample_column + 0.5) / samples - 0.5
+                    scale_z = 1 / (inverse[2, 0] * u + z_row)
+                    x = (inverse[0, 0] * u + x_row) * scale_z
+                    y = (inverse[1, 0] * u + y_row) * scale_z
+                    inside = scale_z > 0 and -0.5 <= x <= last_x + 0.5 and -0.5 <= y <= last_y + 0.5
+                    if zero_outside and not inside:
+                        continue
+                    x, y = min(max(x, 0.0), last_x), min(max(y, 0.0), last_y)
+                    i, j = min(int(x), max(width - 2, 0)), min(int(y), max(height - 2, 0))
+                    across, below = np.float32(x - i), np.float32(y - j)
+                    w11 = across * below
+                    w01, w10 = across - w11, below - w11
+                    w00 = one - across - w10
+                    # Unsigned, so that no index is checked for counting from the end.
+                    p00 = np.uint64((j * width + i) * channels)
+                    p01, p10, p11 = (
+                        p00 + np.uint64(right),
+                        p00 + np.uint64(down),
+                        p00 + np.uint64(right + down),
+                    )
+                    if channels == 3:
+                        red += w00 * flat[p00] + w01 * flat[p01] + w10 * flat[p10] + w11 * flat[p11]
+                        k = np.uint64(1)
+                        green += w00 * flat[p00 + k] + w01 * flat[p01 + k]
+                        green += w10 * flat[p10 + k] + w11 * flat[p11 + k]
+                        k = np.uint64(2)
+                        blue += w00 * flat[p00 + k] + w01 * flat[p01 + k]
+                        blue += w10 * flat[p10 + k] + w11 * flat[p11 + k]
+                    else:
+                        for channel in range(channels):
+                            k = np.uint64(channel)
+                            total[channel] += w00 * flat[p00 + k] + w01 * flat[p01 + k]
+                            total[channel] += w10 * flat[p10 + k] + w11 * flat[p11 + k]
+            if channels == 3:
+                total[0], total[1], total[2] = red, green, blue
             _store(total, scale, rounding, output[row, column])
 
 
@@ -183,21 +219,27 @@ def _look(source, rotation, focal, samples, rounding, output):
 @numba.njit(cache=True, nogil=True)
 def _blur(source, kernel, rounding, output):
     height, width, channels = source.shape
-    reach = len(kernel) // 2
-    across = np.empty((height, width, channels), np.float32)
+    reach, line = len(kernel) // 2, width * channels
+    padded = np.empty((width + 2 * reach) * channels, np.float32)
+    across = np.zeros((height, line), np.float32)
     for row in range(height):
+        for column in range(-reach, width + reach):
+            at = min(max(column, 0), width - 1)
+            for channel in range(channels):
+                padded[(column + reach) * channels + channel] = source[row, at, channel]
+        for tap in range(len(kernel)):
+            weight = kernel[tap]
+            start = tap * channels
+            for k in range(line):
+                across[row, k] += weight * padded[start + k]
+    total = np.empty(line, np.float32)
+    for row in range(height):
+        total[:] = rounding
+        for tap in range(len(kernel)):
+            weight = kernel[tap]
+            other = min(max(row + tap - reach, 0), height - 1)
+            for k in range(line):
+                total[k] += weight * across[other, k]
         for column in range(width):
             for channel in range(channels):
-                total = np.float32(0)
-                for tap in range(-reach, reach + 1):
-                    at = min(max(column + tap, 0), width - 1)
-                    total += kernel[tap + reach] * source[row, at, channel]
-                across[row, column, channel] = total
-    lines = np.empty((width, channels), np.float32)
-    for row in range(height):
-        lines[:] = 0
-        for tap in range(-reach, reach + 1):
-            lines += kernel[tap + reach] * across[min(max(row + tap, 0), height - 1)]
-        for column in range(width):
-            for channel in range(channels):
-                output[row, column, channel] = lines[column, channel] + rounding
+                output[row, column, channel] = total[column * channels + channel]
