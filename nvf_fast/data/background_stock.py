@@ -46,7 +46,7 @@ class BackgroundStock:
         if not files:
             raise ValueError("backgrounds must be at least one picture, got none")
         shares = [len(part) for part in np.array_split(np.arange(count), len(files))]
-        views = []
+        views: list[np.ndarray] = []
         for path, share in zip(files, shares, strict=True):
             if share:
                 with Image.open(path) as opened:

@@ -37,10 +37,12 @@ ANY_ROLL, ROLL = (
 )  # probability of any rotation in the image plane; radians, standard deviation otherwise
 REPLACED = 0.45  # probability of another background
 REPLACED_OUTSIDE, OUTSIDE = 0.85, 0.12  # where more than this part of the view lies outside the photograph
-WIDE_FILL = (0.10, 0.60)
+WIDE_FILL, CUT_FILL = (0.10, 0.60), 0.6  # in wide views, and in the view that hands are cut out of
 WIDE_SLOPE = (0.25, 0.7)
 SECOND_HAND = 0.3  # probability in a wide view
 ARM_MM, ARM_RADIUS_MM = 220.0, 27.0
+COLOUR_NOISE, LEAST_SEPARATION = 60.0, 1.5  # squared grey levels; of the colours of hand and surroundings
+BLACK = 14  # grey levels, of the padding around some photographs
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class _Crop:
 
     def warped(self, homography: np.ndarray) -> np.ndarray:
         return warp_perspective(self.image, homography, VIEW_SIZE)
+
+    def covered(self, homography: np.ndarray) -> np.ndarray:
+        """Where the view shows the photograph, (S, S) float32: 0 beyond its border and in black padding, 1
+        further inwards."""
+        thinned = self.image[::4, ::4]
+        inwards = [np.minimum(np.arange(n), np.arange(n)[::-1]) / 4 for n in thinned.shape[:2]]
+        shown = np.minimum(np.minimum(inwards[0][:, None], inwards[1]), 1) * (thinned.max(2) > BLACK)
+        shown = gaussian_blur(shown.astype(np.float32), 1.0)
+        return _smooth_step(warp_perspective(shown, homography @ np.diag([4.0, 4.0, 1.0]), VIEW_SIZE, "zero"))
 
     def part_outside(self, homography: np.ndarray) -> float:
         """Part of the view that the photograph does not cover."""
@@ -121,8 +132,8 @@ class PhotographViews:
             image = crop.warped(homography)
             outside = crop.part_outside(homography)
             if random.random() < (REPLACED_OUTSIDE if outside > OUTSIDE else REPLACED):
-                background = self._backgrounds.draw(VIEW_SIZE, random)
-                image = replace_background(image, background, joints, focal, random)
+                alpha = hand_mask(image, joints, focal, crop.covered(homography), random)
+                image = composite(image, alpha, self._backgrounds.draw(VIEW_SIZE, random), random)
             views.add(row, change_colours(image, random), joints, focal)
         return views.finished(random)
 
@@ -136,14 +147,13 @@ class PhotographViews:
         for row in range(count):
             image = self._backgrounds.draw(VIEW_SIZE, random).copy()
             focal = VIEW_SIZE / 2 / random.uniform(*WIDE_SLOPE)
-            boxes: list[np.ndarray] = []
-            for index in self._choose(1 + (random.random() < SECOND_HAND), random):
+            count_here = 1 + (random.random() < SECOND_HAND)
+            for index in self._choose(count_here, random):
+                placed = views.boxes[row, np.isfinite(views.boxes[row, :, 0])]
                 crop, left = self._crop(index), random.random() < 0.5
-                crop = crop.mirror() if left else crop
-                box = self._paste(image, crop, boxes, random)
+                box = _paste(image, crop, left, placed, random)
                 if box is not None:
-                    views.boxes[row, len(boxes)], views.left[row, len(boxes)] = box, left
-                    boxes.append(box)
+                    views.boxes[row, len(placed)], views.left[row, len(placed)] = box, left
             views.images[row], views.focal[row] = change_colours(image, random), focal
         return views.finished(random)
 
@@ -178,40 +188,6 @@ class PhotographViews:
         crop = _Crop(self.dataset.image(index), label.intrinsics, joints)
         return crop.mirror() if left else crop
 
-    def _paste(
-        self, image: np.ndarray, crop: _Crop, others: list[np.ndarray], random: np.random.Generator
-    ) -> np.ndarray | None:
-        """Composite a small hand into a view, and return its box; None where it would meet another one."""
-        joints_2d = project(crop.joints, crop.intrinsics)
-        low, high = joints_2d.min(0), joints_2d.max(0)
-        fill = random.uniform(*WIDE_FILL)
-        scale = fill * VIEW_SIZE / (high - low).max()
-        roll = random.uniform(-np.pi, np.pi) if random.random() < ANY_ROLL else random.normal(0, ROLL)
-        turn = scale * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
-        placed = joints_2d @ turn.T
-        span = np.ptp(placed, axis=0)
-        corner = random.uniform(0, 1, 2) * np.maximum(VIEW_SIZE - 1 - span, 0)
-        shift = corner - placed.min(0)
-        placed = placed + shift
-        box = np.concatenate([placed.min(0), placed.max(0)])
-        margin = 0.25 * span.max()
-        for other in others:
-            if (box[:2] - margin < other[2:]).all() and (other[:2] < box[2:] + margin).all():
-                return None
-        homography = np.eye(3)
-        homography[:2, :2], homography[:2, 2] = turn, shift
-        # Cones of the crop's own camera, moved with the image.
-        starts, ends, radii = _projected_cones(crop.joints, crop.intrinsics, arm=True)
-        starts, ends, radii = starts @ turn.T + shift, ends @ turn.T + shift, radii * scale
-        distance = _distance_map(starts, ends, radii)
-        grow = random.uniform(0.02, 0.12) * fill * VIEW_SIZE
-        alpha = _smooth_step((grow - distance) / max(1.5, 0.8 * grow) + 0.5)
-        alpha *= _smooth_step(warp_perspective(_margin(crop.image.shape), homography, VIEW_SIZE, "zero"))
-        pasted = warp_perspective(crop.image, homography, VIEW_SIZE)
-        mixed = image + alpha[..., None] * (pasted.astype(np.float32) - image)
-        image[:] = np.clip(mixed + 0.5, 0, 255)
-        return box
-
 
 def aim(
     joints: np.ndarray, roll: float, fill: float, offset: np.ndarray | tuple[float, float] = (0.0, 0.0)
@@ -238,10 +214,14 @@ def aim(
     return _look_at(np.array([offset[0] / focal, offset[1] / focal, 1.0])).T @ rotation, float(focal)
 
 
+def view_intrinsics(focal: float) -> np.ndarray:
+    """Intrinsics (3, 3) of a view."""
+    return np.array([[focal, 0, VIEW_SIZE / 2], [0, focal, VIEW_SIZE / 2], [0, 0, 1]])
+
+
 def view_homography(intrinsics: np.ndarray, rotation: np.ndarray, focal: float) -> np.ndarray:
     """Homography (3, 3) from pixels of a photograph to pixels of the view."""
-    camera = np.array([[focal, 0, VIEW_SIZE / 2], [0, focal, VIEW_SIZE / 2], [0, 0, 1]])
-    return camera @ rotation @ np.linalg.inv(intrinsics)
+    return view_intrinsics(focal) @ rotation @ np.linalg.inv(intrinsics)
 
 
 def project(joints: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
@@ -253,49 +233,92 @@ def project(joints: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
 def change_colours(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Change exposure, contrast, white balance and saturation, blur and add noise, all at random."""
     levels = np.linspace(0, 1, 256)[:, None] ** np.exp(random.normal(0, 0.18))
-    levels = (levels - 0.5) * random.uniform(0.75, 1.25) + 0.5 + random.normal(0, 0.07)
-    levels = (levels * np.exp(random.normal(0, 0.08, 3))).astype(np.float32)
-    changed = np.stack([levels[:, channel][image[..., channel]] for channel in range(3)], axis=-1)
-    if random.random() < 0.3:
-        grey = changed.mean(2, keepdims=True)
-        changed = grey + (changed - grey) * np.float32(random.uniform(0.2, 1.5))
+    levels = (levels - 0.5) * random.uniform(0.75, 1.25) + 0.5 + random.normal(0, 0.06)
+    levels = (levels * np.exp(random.normal(0, 0.06, 3))).astype(np.float32)
+    saturation = random.uniform(0.2, 1.4) if random.random() < 0.3 else 1.0
+    changed = np.empty(image.shape, np.float32)
+    _recolour(image, levels, np.float32(saturation), changed)
     if random.random() < 0.35:
         changed = gaussian_blur(changed, random.uniform(0.3, 1.2))
-    noise = np.float32(0.05 * random.random() ** 3)
-    changed += noise * random.standard_normal(changed.shape, np.float32)
-    return (np.clip(changed, 0, 1) * 255 + 0.5).astype(np.uint8)
+    noise = random.standard_normal(changed.shape, np.float32)
+    output = np.empty_like(image)
+    _quantise(changed, noise, np.float32(0.05 * random.random() ** 3), output)
+    return output
 
 
-def replace_background(
-    image: np.ndarray, background: np.ndarray, joints: np.ndarray, focal: float, random: np.random.Generator
+def hand_mask(
+    image: np.ndarray, joints: np.ndarray, focal: float, covered: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Put a hand in front of another background.
+    """Mask a right hand, (S, S) float32, softly and never twice alike.
 
     The mask is the skeleton's cones, grown and feathered by random widths; often a forearm joins it, and
     often the colours of hand and surroundings decide about its rim.
 
     Args:
         image: (S, S, 3) uint8 view.
-        background: (S, S, 3) uint8.
         joints: (21, 3) mm in the view's frame.
         focal: px.
+        covered: (S, S) float32, where the view shows the photograph.
         random: source of randomness.
     """
-    camera = np.array([[focal, 0, VIEW_SIZE / 2], [0, focal, VIEW_SIZE / 2], [0, 0, 1]])
-    starts, ends, radii = _projected_cones(joints, camera, arm=random.random() < 0.7)
-    distance = _distance_map(starts, ends, radii)
+    camera = view_intrinsics(focal)
+    distance = _distance_map(*_projected_cones(joints, camera, arm=random.random() < 0.7))
     size = np.ptp(project(joints, camera), axis=0).max()
-    by_colour = random.random() < 0.6
-    grow = size * random.uniform(0.04, 0.10) if by_colour else size * random.uniform(0.015, 0.06)
+    by_colour = random.random() < 0.75
+    grow = size * random.uniform(0.04, 0.10) if by_colour else size * random.uniform(0.015, 0.05)
     feather = max(1.5, size * random.uniform(0.01, 0.05))
     alpha = _smooth_step((grow - distance) / feather + 0.5)
     if by_colour:
-        alpha *= _hand_probability(image, distance, grow)
+        alpha *= _hand_probability(image, distance, grow, feather)
         alpha = gaussian_blur(alpha, random.uniform(0.4, 0.9))
+    return alpha * np.maximum(covered, _smooth_step(-distance / 4))
+
+
+def composite(
+    image: np.ndarray, alpha: np.ndarray, background: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """Put an image (H, W, 3) uint8 before a background, which is often out of focus."""
     scene = background.astype(np.float32)
     if random.random() < 0.3:
         scene = gaussian_blur(scene, random.uniform(0.5, 2.5))
     return (scene + alpha[..., None] * (image - scene) + 0.5).astype(np.uint8)
+
+
+def _paste(
+    image: np.ndarray, crop: _Crop, left: bool, others: np.ndarray, random: np.random.Generator
+) -> np.ndarray | None:
+    """Composite a small hand into a view, mirrored where it shall be a left one.
+
+    Returns:
+        The box (4,) px of its joints, or None where it would meet one of the other boxes (N, 4).
+    """
+    any_roll = random.random() < ANY_ROLL
+    roll = random.uniform(-np.pi, np.pi) if any_roll else random.normal(0, ROLL)
+    rotation, focal = aim(crop.joints, roll, CUT_FILL)
+    joints = crop.joints @ rotation.T
+    joints_2d = project(joints, view_intrinsics(focal))
+    low, high = joints_2d.min(0), joints_2d.max(0)
+    if left:
+        low[0], high[0] = VIEW_SIZE - 1 - high[0], VIEW_SIZE - 1 - low[0]
+    scale = random.uniform(*WIDE_FILL) / CUT_FILL
+    shift = random.uniform(0, 1, 2) * (VIEW_SIZE - 1 - scale * (high - low)) - scale * low
+    box = np.concatenate([scale * low + shift, scale * high + shift])
+    margin = 0.25 * scale * (high - low).max()
+    if ((box[:2] - margin < others[:, 2:]) & (others[:, :2] < box[2:] + margin)).all(1).any():
+        return None
+    homography = view_homography(crop.intrinsics, rotation, focal)
+    hand = crop.warped(homography)
+    alpha = hand_mask(hand, joints, focal, crop.covered(homography), random)
+    cut = np.concatenate([hand, (alpha[..., None] * 255 + 0.5).astype(np.uint8)], axis=2)
+    if left:
+        cut = cut[:, ::-1]
+    first = np.maximum(np.floor(shift), 0).astype(int)
+    last = np.minimum(np.ceil(shift + scale * VIEW_SIZE), VIEW_SIZE).astype(int)
+    placing = np.array([[scale, 0, shift[0] - first[0]], [0, scale, shift[1] - first[1]], [0, 0, 1]])
+    cut = warp_perspective(cut, placing, (last[1] - first[1], last[0] - first[0])).astype(np.float32)
+    window = image[first[1] : last[1], first[0] : last[0]]
+    window[:] = window + cut[..., 3:] / 255 * (cut[..., :3] - window) + 0.5
+    return box
 
 
 class _Batch:
@@ -311,8 +334,7 @@ class _Batch:
 
     def add(self, row: int, image: np.ndarray, joints: np.ndarray, focal: float, left: bool = False) -> None:
         """Set one view with a labelled hand."""
-        camera = np.array([[focal, 0, VIEW_SIZE / 2], [0, focal, VIEW_SIZE / 2], [0, 0, 1]])
-        joints_2d = project(joints, camera)
+        joints_2d = project(joints, view_intrinsics(focal))
         self.images[row], self.joints[row], self.focal[row] = image, joints, focal
         self.boxes[row, 0] = np.concatenate([joints_2d.min(0), joints_2d.max(0)])
         self.left[row, 0], self.trust[row] = left, not left
@@ -360,44 +382,40 @@ def _projected_cones(
     return project(starts, intrinsics), project(ends, intrinsics), radii * intrinsics[0, 0] / depths
 
 
-def _margin(shape: tuple[int, ...]) -> np.ndarray:
-    """(H, W) float32: 0 at the photograph's border, 1 from a tenth of its size inwards."""
-    rows, columns = (np.minimum(np.arange(n), np.arange(n)[::-1]) / (0.1 * n) for n in shape[:2])
-    return np.clip(np.minimum(rows[:, None], columns[None]), 0, 1).astype(np.float32)
-
-
 def _smooth_step(values: np.ndarray) -> np.ndarray:
     values = np.clip(values, 0, 1, dtype=np.float32)
     return values * values * (3 - 2 * values)
 
 
-def _hand_probability(image: np.ndarray, distance: np.ndarray, grow: float) -> np.ndarray:
-    """Probability (S, S) that a pixel near the mask's rim shows the hand, by its colour.
+def _hand_probability(image: np.ndarray, distance: np.ndarray, grow: float, feather: float) -> np.ndarray:
+    """Probability (S, S) that a pixel on the mask's rim shows the hand, by its colour; 1 elsewhere.
 
     One Gaussian for the colours well inside the cones, one for those well outside; 1 everywhere where the two
     do not differ.
     """
+    probability = np.ones_like(distance)
     inside, outside = distance < -1.5, (distance > grow) & (distance < 4 * grow)
-    if inside.sum() < 40 or outside.sum() < 40:
-        return np.ones_like(distance)
-    colours = image.astype(np.float32)
-    score = np.zeros_like(distance)
-    means = []
+    rim = (distance > -3) & (distance < grow + feather)
+    if min(inside.sum(), outside.sum()) < 40:
+        return probability
+    colours = image[rim].astype(np.float32)
+    score: np.ndarray = np.zeros(len(colours), np.float32)
+    models = []
     for sign, region in ((1, outside), (-1, inside)):
-        samples = colours[region]
+        samples = image[region].astype(np.float32)
         mean = samples.mean(0)
-        covariance = np.cov(samples.T) + 60 * np.eye(3)
-        apart = colours - mean
-        whitened = apart @ np.linalg.cholesky(np.linalg.inv(covariance)).astype(np.float32)
-        score += sign * 0.5 * ((whitened**2).sum(-1) + np.float32(np.log(np.linalg.det(covariance))))
-        means.append((mean, covariance))
-    between = means[0][0] - means[1][0]
-    separation = between @ np.linalg.solve(means[0][1] + means[1][1], between)
-    if separation < 1.5:
-        return np.ones_like(distance)
-    probability = 1 / (1 + np.exp(-np.clip(score, -20, 20)))
+        apart = samples - mean
+        covariance = (apart.T @ apart / len(samples)).astype(np.float64) + COLOUR_NOISE * np.eye(3)
+        whitened = (colours - mean) @ np.linalg.cholesky(np.linalg.inv(covariance)).astype(np.float32)
+        score += sign * 0.5 * (np.square(whitened).sum(-1) + np.float32(np.log(np.linalg.det(covariance))))
+        models.append((mean, covariance))
+    between = models[0][0] - models[1][0]
+    if between @ np.linalg.solve(models[0][1] + models[1][1], between) < LEAST_SEPARATION:
+        return probability
     # The cones themselves are the hand; colours decide beyond them.
-    return np.maximum(probability, _smooth_step(-distance / 3 + 0.2)).astype(np.float32)
+    of_hand = 1 / (1 + np.exp(-np.clip(score, -20, 20)))
+    probability[rim] = np.maximum(of_hand, _smooth_step(-distance[rim] / 3 + 0.2))
+    return probability
 
 
 def _distance_map(starts: np.ndarray, ends: np.ndarray, radii: np.ndarray) -> np.ndarray:
@@ -407,19 +425,44 @@ def _distance_map(starts: np.ndarray, ends: np.ndarray, radii: np.ndarray) -> np
     return distance
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, fastmath=True)
 def _fill_distance(starts, ends, radii, distance):
-    distance[:] = np.inf
+    distance[:] = np.float32(1e6)
+    zero, one = np.float32(0), np.float32(1)
     for cone in range(len(starts)):
-        x, y = starts[cone]
-        ax, ay = ends[cone, 0] - x, ends[cone, 1] - y
-        squared = max(ax * ax + ay * ay, 1e-9)
+        ax = np.float32(ends[cone, 0] - starts[cone, 0])
+        ay = np.float32(ends[cone, 1] - starts[cone, 1])
+        inverse = one / max(ax * ax + ay * ay, np.float32(1e-9))
+        first, change = np.float32(radii[cone, 0]), np.float32(radii[cone, 1] - radii[cone, 0])
         for row in range(distance.shape[0]):
-            for column in range(distance.shape[1]):
-                px, py = column - x, row - y
-                along = min(max((px * ax + py * ay) / squared, 0.0), 1.0)
+            line = distance[row]
+            py = np.float32(row - starts[cone, 1])
+            for column in range(len(line)):
+                px = np.float32(column) - np.float32(starts[cone, 0])
+                along = min(max((px * ax + py * ay) * inverse, zero), one)
                 dx, dy = px - along * ax, py - along * ay
-                radius = radii[cone, 0] + along * (radii[cone, 1] - radii[cone, 0])
-                gap = np.sqrt(dx * dx + dy * dy) - radius
-                if gap < distance[row, column]:
-                    distance[row, column] = gap
+                line[column] = min(line[column], np.sqrt(dx * dx + dy * dy) - first - along * change)
+
+
+@numba.njit(cache=True, nogil=True)
+def _recolour(image, levels, saturation, changed):
+    for row in range(image.shape[0]):
+        for column in range(image.shape[1]):
+            red = levels[image[row, column, 0], 0]
+            green = levels[image[row, column, 1], 1]
+            blue = levels[image[row, column, 2], 2]
+            grey = (red + green + blue) / np.float32(3)
+            changed[row, column, 0] = grey + saturation * (red - grey)
+            changed[row, column, 1] = grey + saturation * (green - grey)
+            changed[row, column, 2] = grey + saturation * (blue - grey)
+
+
+@numba.njit(cache=True, nogil=True)
+def _quantise(image, noise, strength, output):
+    for row in range(image.shape[0]):
+        for column in range(image.shape[1]):
+            for channel in range(3):
+                value = image[row, column, channel] + strength * noise[row, column, channel]
+                output[row, column, channel] = min(max(value, np.float32(0)), np.float32(1)) * np.float32(
+                    255
+                ) + np.float32(0.5)

@@ -1,0 +1,67 @@
+"""A made-up folder of labelled photographs: a coloured disc at each joint of a capsule hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nvf_fast.data.hand import HandDistribution, sample_hands
+from nvf_fast.data.photographs import mirrored
+from nvf_fast.data.tables import write_picture
+
+SIZE = 160
+FOCAL = 300.0
+COLOURS = (np.array([[255, 40, 40], [40, 255, 40], [40, 40, 255], [255, 255, 40], [40, 255, 255]])).astype(
+    np.uint8
+)
+"""Of wrist, thumb's tip, index's tip, middle's tip and little finger's tip."""
+MARKED = (0, 4, 8, 12, 20)
+RADIUS = 2.5  # px, of a disc
+
+
+def photograph_labels(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Entries of labels.json; every second hand is a left one, and joints are FreiHAND's already."""
+    hands = sample_hands(
+        count, torch.Generator().manual_seed(seed), HandDistribution(nearest_mm=380, farthest_mm=420)
+    )
+    entries = []
+    for index, joints in enumerate(hands.joints.numpy().astype(np.float64)):
+        left = index % 2 == 1
+        joints = mirrored(joints) if left else joints
+        # The principal point lies where the hand's middle is seen at (75, 82).
+        middle = joints.mean(0)
+        principal = [75 - FOCAL * middle[0] / middle[2], 82 - FOCAL * middle[1] / middle[2]]
+        intrinsics = np.array([[FOCAL, 0, principal[0]], [0, FOCAL, principal[1]], [0, 0, 1]])
+        seen = joints @ intrinsics.T
+        entries.append(
+            {
+                "file": f"{'rooms' if index < 4 else 'streets'}_{index:05d}.png",
+                "source": "someone/hands",
+                "licence": "CC0-1.0",
+                "split": "val" if index % 4 == 3 else "train",
+                "side": "left" if left else "right",
+                "side_score": 0.9,
+                "definition": "freihand",
+                "K": intrinsics.tolist(),
+                "joints": joints.tolist(),
+                "joints_2d": (seen[:, :2] / seen[:, 2:]).tolist(),
+            }
+        )
+    return entries
+
+
+def write_photographs(folder: Path, entries: list[dict[str, Any]]) -> Path:
+    """Write labels.json, and an image with discs at the marked joints of each entry."""
+    for entry in entries:
+        image = np.full((SIZE, SIZE, 3), 90, np.uint8)
+        rows, columns = np.mgrid[:SIZE, :SIZE]
+        for joint, colour in zip(MARKED, COLOURS, strict=True):
+            x, y = entry["joints_2d"][joint]
+            image[(columns - x) ** 2 + (rows - y) ** 2 < RADIUS**2] = colour
+        write_picture(folder / "crops" / entry["file"], image)
+    (folder / "labels.json").write_text(json.dumps(entries))
+    return folder
