@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 from PIL import Image
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
+from nvf_fast.data.shading import noise_at, noise_volume
 from nvf_fast.data.skin import draw_tone
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -66,7 +68,7 @@ class Backgrounds:
             image = np.ascontiguousarray(image[:, ::-1])
         if stream.chance(0.5):
             image = gaussian_blur(image, stream.uniform(0.3, 1.0) * 3 ** stream.uniform(0, 1))
-        gain = np.exp(stream.normal(0.2)) * np.exp(0.05 * stream.normals(3))
+        gain = np.exp(stream.normal(0.2) + stream.normal(0.05) * np.array([1, 0, -1]))
         return np.clip(image * gain.astype(np.float32), 0, 1)
 
     def draw_surroundings(self, stream: Stream) -> Surroundings | None:
@@ -89,37 +91,97 @@ class Backgrounds:
 @lru_cache(maxsize=PROCEDURAL)
 def procedural_picture(index: int) -> np.ndarray:
     """Make one picture of coloured, textured shapes before two textured planes, (192, 192, 3) uint8."""
-    stream, size = Stream(0, "procedural background", index), PROCEDURAL_SIZE
-    rows, columns = np.mgrid[0:size, 0:size] / size - 0.5
+    stream = Stream(0, "procedural background", index)
+    size, noise = PROCEDURAL_SIZE, noise_volume()
     image = np.empty((size, size, 3))
-    wall, floor = _colour(stream), _colour(stream)
-    horizon = stream.uniform(-0.7, 0.7) + stream.normal(0.15) * columns
-    below = _edge(rows - horizon, 0.5 / size)[..., None]
-    image[:] = wall * (1 - below) + floor * below
-    image *= 1 + stream.normal(0.25) * rows[..., None] + stream.normal(0.25) * columns[..., None]
+    slopes = np.array(
+        [stream.uniform(-0.7, 0.7), stream.normal(0.15), stream.normal(0.25), stream.normal(0.25)]
+    )
+    _paint_planes(image, _colour(stream), _colour(stream), slopes)
     for _ in range(stream.below(24)):
-        turn, middle = stream.uniform(0, np.pi), stream.uniforms(-0.6, 0.6, 2)
-        half = 0.02 * 20 ** stream.uniforms(0, 1, 2)
-        x = (columns - middle[0]) * np.cos(turn) + (rows - middle[1]) * np.sin(turn)
-        y = (rows - middle[1]) * np.cos(turn) - (columns - middle[0]) * np.sin(turn)
-        kind = stream.below(4)
-        if kind == 0:
-            gap = np.maximum(np.abs(x) - half[0], np.abs(y) - half[1])
-        elif kind == 1:
-            gap = (np.hypot(x / half[0], y / half[1]) - 1) * min(half)
-        elif kind == 2:
-            gap = np.abs(y + stream.normal(0.5) * x * x) - 0.2 * half[0] ** 1.5
-        else:
-            bars = np.abs((x / half[0]) % 0.7 - 0.35) * half[0] - 0.15 * half[0]
-            gap = np.maximum(np.maximum(bars, np.abs(x) - 2 * half[0]), np.abs(y) - half[1])
-        cover = _edge(-gap, stream.uniform(0.5, 2.5) / size)[..., None] * stream.uniform(0.6, 1)
-        colour = draw_tone(stream) ** (1 / 2.2) if stream.chance(0.25) else _colour(stream)
-        light = 1 + stream.normal(0.5) * x + stream.normal(0.5) * y
-        colour = colour * light[..., None] * (1 + stream.uniform(0, 0.12) * _cloud(stream, size)[..., None])
-        image = image * (1 - _edge(0.01 - gap, 0.03)[..., None] * stream.uniform(0, 0.35))
-        image += cover * (colour - image)
-    image *= 1 + stream.uniform(0.02, 0.2) * _cloud(stream, size)[..., None]
+        skin = stream.chance(0.25)
+        colour = draw_tone(stream) ** (1 / 2.2) if skin else _colour(stream)
+        shape = np.concatenate(
+            [
+                stream.uniforms(-0.6, 0.6, 2),
+                0.02 * 20 ** stream.uniforms(0, 1, 2),
+                [stream.uniform(0, np.pi), stream.normal(0.5)],
+                stream.normals(2) * 0.5,
+                [stream.uniform(0.6, 1), stream.uniform(0.5, 2.5) / size, stream.uniform(0, 0.35)],
+                [stream.uniform(0, 0.12), stream.uniform(3, 60), stream.uniform(0, 50)],
+            ]
+        )
+        _paint_shape(image, stream.below(4), shape, colour, noise)
+    for _ in range(2):
+        _paint_noise(image, stream.uniform(0.01, 0.1), stream.uniform(3, 60), stream.uniform(0, 50), noise)
     return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+@njit(cache=True)
+def _paint_planes(image: np.ndarray, wall: np.ndarray, floor: np.ndarray, slopes: np.ndarray) -> None:
+    """Fill an image with a wall above a horizon and a floor below, each with a gradient."""
+    size = len(image)
+    for row in range(size):
+        for column in range(size):
+            x, y = column / size - 0.5, row / size - 0.5
+            below = min(max((y - slopes[0] - slopes[1] * x) * 2 * size + 0.5, 0.0), 1.0)
+            light = 1 + slopes[2] * x + slopes[3] * y
+            for k in range(3):
+                image[row, column, k] = light * (wall[k] + below * (floor[k] - wall[k]))
+
+
+@njit(cache=True)
+def _paint_shape(
+    image: np.ndarray, kind: int, shape: np.ndarray, colour: np.ndarray, noise: np.ndarray
+) -> None:
+    """Paint a box, an ellipse, a stroke or a row of bars with a soft shadow around.
+
+    Args:
+        image: (S, S, 3) float64.
+        kind: 0 to 3.
+        shape: middle (2), half sizes (2), angle, bend, slopes of its light (2), opacity, width of its edge,
+            strength of its shadow; strength, wave number and place of its noise.
+        colour: (3,) display RGB.
+        noise: from `noise_volume`.
+    """
+    size = len(image)
+    cosine, sine = np.cos(shape[4]), np.sin(shape[4])
+    half_x, half_y = shape[2], shape[3]
+    for row in range(size):
+        for column in range(size):
+            right, down = column / size - 0.5 - shape[0], row / size - 0.5 - shape[1]
+            x, y = right * cosine + down * sine, down * cosine - right * sine
+            if kind == 0:
+                gap = max(abs(x) - half_x, abs(y) - half_y)
+            elif kind == 1:
+                gap = (np.sqrt((x / half_x) ** 2 + (y / half_y) ** 2) - 1) * min(half_x, half_y)
+            elif kind == 2:
+                gap = abs(y + shape[5] * x * x) - 0.2 * half_x * np.sqrt(half_x)
+            else:
+                phase = x / half_x / 0.7
+                gap = (abs(phase - np.floor(phase) - 0.5) * 0.7 - 0.15) * half_x
+                gap = max(gap, abs(x) - 2 * half_x, abs(y) - half_y)
+            shadow = shape[10] * min(max((0.01 - gap) / 0.03 + 0.5, 0.0), 1.0)
+            cover = shape[8] * min(max(-gap / shape[9] + 0.5, 0.0), 1.0)
+            if shadow == 0 and cover == 0:
+                continue
+            texture = noise_at(noise, right * shape[12], down * shape[12], shape[13])
+            light = (1 + shape[6] * x + shape[7] * y) * (1 + shape[11] * texture)
+            for k in range(3):
+                under = image[row, column, k] * (1 - shadow)
+                image[row, column, k] = under + cover * (colour[k] * light - under)
+
+
+@njit(cache=True)
+def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float, noise: np.ndarray) -> None:
+    """Multiply an image (S, S, 3) by two octaves of noise."""
+    size = len(image)
+    for row in range(size):
+        for column in range(size):
+            x, y = waves * column / size, waves * row / size
+            value = noise_at(noise, x, y, place) + 0.5 * noise_at(noise, 2.1 * x, 2.1 * y, place + 9)
+            for k in range(3):
+                image[row, column, k] *= 1 + strength * value
 
 
 def _load(path: Path) -> np.ndarray:
@@ -184,23 +246,7 @@ def _turned(picture: np.ndarray, stream: Stream, size: int) -> np.ndarray:
     return warp_perspective(picture, np.linalg.inv(to_picture), size)
 
 
-def _edge(inside: np.ndarray, width: float) -> np.ndarray:
-    """1 where `inside` is positive, 0 where it is negative, with a ramp between."""
-    return np.clip(inside / width + 0.5, 0, 1)
-
-
 def _colour(stream: Stream) -> np.ndarray:
     """(3,) display RGB, mostly muted."""
     grey = stream.uniform(0.08, 0.9)
     return np.clip(grey * np.exp((0.45 if stream.chance(0.2) else 0.1) * stream.normals(3)), 0, 1)
-
-
-def _cloud(stream: Stream, size: int) -> np.ndarray:
-    """(size, size) noise of mean 0 and deviation 1 whose amplitude falls with a random power of frequency."""
-    small, power = size // 2, stream.uniform(0.8, 1.8)
-    words = np.random.Philox(key=np.array([stream.below(2**31), 7], np.uint64)).random_raw(small * small)
-    white = (words >> np.uint64(12)).astype(np.float64).reshape(small, small)
-    frequency = np.hypot(np.fft.fftfreq(small)[:, None], np.fft.rfftfreq(small)[None])
-    frequency[0, 0] = np.inf
-    cloud = np.fft.irfft2(np.fft.rfft2(white / white.mean()) / frequency**power, (small, small))
-    return (cloud / cloud.std()).repeat(2, 0).repeat(2, 1)

@@ -1,9 +1,63 @@
-"""What a camera adds to small float images, in numba: motion blur and sensor noise."""
+"""Filters of small float images, in numba: compositing, motion blur and sensor noise."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
+
+
+@njit(cache=True)
+def soften(layer: np.ndarray) -> np.ndarray:
+    """Average an image (H, W, 4) over 1-2-1 pixels both ways, so that it may be sampled more coarsely."""
+    height, width = layer.shape[:2]
+    out, line = np.zeros_like(layer), np.zeros((width, 4), np.float32)
+    quarter, half = np.float32(0.25), np.float32(0.5)
+    for row in range(1, height - 1):
+        for column in range(width):
+            for k in range(4):
+                line[column, k] = (
+                    quarter * (layer[row - 1, column, k] + layer[row + 1, column, k])
+                    + half * layer[row, column, k]
+                )
+        for column in range(1, width - 1):
+            for k in range(4):
+                out[row, column, k] = (
+                    quarter * (line[column - 1, k] + line[column + 1, k]) + half * line[column, k]
+                )
+    return out
+
+
+@njit(cache=True)
+def sample_layer(layer: np.ndarray, linear: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
+    """Turn and scale a layer: `warp_perspective` for four channels and many empty pixels, one sample each.
+
+    Args:
+        layer: (H, W, 4) float32, colours times coverage and coverage.
+        linear, offset: (2, 2) and (2,), from pixels of the output to pixels of the layer.
+        size: px of the output.
+
+    Returns:
+        (size, size, 4) float32.
+    """
+    height, width = layer.shape[:2]
+    out = np.zeros((size, size, 4), np.float32)
+    for row in range(size):
+        for column in range(size):
+            x = linear[0, 0] * column + linear[0, 1] * row + offset[0]
+            y = linear[1, 0] * column + linear[1, 1] * row + offset[1]
+            if x < 0 or y < 0 or x >= width - 1 or y >= height - 1:
+                continue
+            i, j = int(x), int(y)
+            cover = layer[j, i, 3] + layer[j, i + 1, 3] + layer[j + 1, i, 3] + layer[j + 1, i + 1, 3]
+            if cover == 0:
+                continue
+            u, v = np.float32(x - i), np.float32(y - j)
+            one = np.float32(1)
+            for k in range(4):
+                top = (one - u) * layer[j, i, k] + u * layer[j, i + 1, k]
+                bottom = (one - u) * layer[j + 1, i, k] + u * layer[j + 1, i + 1, k]
+                out[row, column, k] = (one - v) * top + v * bottom
+    return out
 
 
 @njit(cache=True)
@@ -29,22 +83,81 @@ def motion_blur(image: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 @njit(cache=True)
-def add_noise(image: np.ndarray, seed: int, constant: float, proportional: float) -> None:
-    """Add sensor noise to an image (H, W, 3) of display values, in place.
+def mean_colour(image: np.ndarray) -> np.ndarray:
+    """(3,) float64 mean of an image (H, W, 3)."""
+    total = np.zeros(3)
+    for row in range(len(image)):
+        for column in range(image.shape[1]):
+            for k in range(3):
+                total[k] += image[row, column, k]
+    return total / (len(image) * image.shape[1])
+
+
+@njit(cache=True)
+def over(
+    layer: np.ndarray, tint: np.ndarray, shadow: np.ndarray, strength: float, background: np.ndarray
+) -> np.ndarray:
+    """Lay a tinted layer and its shadow on a background.
 
     Args:
-        image: float32.
+        layer: (S, S, 4) float32, colours times coverage and coverage.
+        tint: (3,), factors of the layer's colours.
+        shadow: (S, S) float32 in [0, 1], or (0, 0) for none.
+        strength: of the shadow.
+        background: (S, S, 3) float32.
+
+    Returns:
+        (S, S, 3) float32.
+    """
+    size = len(background)
+    out = np.empty((size, size, 3), np.float32)
+    for row in range(size):
+        for column in range(size):
+            behind = 1 - layer[row, column, 3]
+            if len(shadow):
+                behind *= 1 - strength * shadow[row, column]
+            for k in range(3):
+                out[row, column, k] = behind * background[row, column, k] + tint[k] * layer[row, column, k]
+    return out
+
+
+@njit(cache=True)
+def develop(
+    image: np.ndarray,
+    contrast: float,
+    brightness: float,
+    balance: np.ndarray,
+    saturation: float,
+    seed: int,
+    constant: float,
+    proportional: float,
+) -> np.ndarray:
+    """Turn an image into pixels with the errors of some camera.
+
+    Args:
+        image: (H, W, 3) float32, display values in [0, 1].
+        contrast, brightness: about the value 0.45.
+        balance: (3,), factors of the channels.
+        saturation: factor of each pixel's difference from its grey.
         seed: names the noise.
-        constant, proportional: variances are constant² + proportional² * value.
+        constant, proportional: the noise's variance is constant² + proportional² * value.
+
+    Returns:
+        (H, W, 3) uint8.
     """
     state = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
-    height, width, channels = image.shape
+    height, width, _ = image.shape
     mask = np.uint64(0xFFFF)
+    out = np.empty((height, width, 3), np.uint8)
+    value = np.empty(3)
     for row in range(height):
         for column in range(width):
-            for k in range(channels):
+            for k in range(3):
+                value[k] = ((image[row, column, k] - 0.45) * contrast + 0.45 + brightness) * balance[k]
+            grey = (value[0] + value[1] + value[2]) / 3
+            for k in range(3):
                 state += np.uint64(0x9E3779B97F4A7C15)
-                word = state  # splitmix64, G. Steele et al., OOPSLA 2014
+                word = state  # splitmix64: G. Steele et al., OOPSLA 2014
                 word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
                 word = word ^ (word >> np.uint64(31))
@@ -54,8 +167,9 @@ def add_noise(image: np.ndarray, seed: int, constant: float, proportional: float
                     + float((word >> np.uint64(32)) & mask)
                     + float(word >> np.uint64(48))
                 )
-                nearly_normal = (four / 65536.0 - 2.0) * 1.7320508
-                value = image[row, column, k]
-                image[row, column, k] = value + nearly_normal * np.sqrt(
-                    constant * constant + proportional * proportional * max(value, 0.0)
-                )
+                nearly_normal = (four / 65536 - 2) * 1.7320508
+                clean = grey + saturation * (value[k] - grey)
+                deviation = np.sqrt(constant * constant + proportional * proportional * max(clean, 0.0))
+                noisy = clean + nearly_normal * deviation
+                out[row, column, k] = np.uint8(min(max(255 * noisy + 0.5, 0.0), 255.0))
+    return out

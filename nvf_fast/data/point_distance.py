@@ -1,29 +1,127 @@
-"""Signed distance of points to a posed mesh, on a CPU core: nearest vertex first, then the triangles around it."""
+"""Signed distance of points to a posed mesh, on a CPU core: the nearest vertex first, then the triangles around it."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from nvf_fast.data.rasteriser import mesh_normals
 
-def faces_around(faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """List the faces around each vertex.
+CELLS = 48  # along each axis of the grid that finds the points below a triangle
+GROUP = 32  # vertices that are looked through or left out together
 
-    Args:
-        faces: (F, 3).
-        count: number of vertices V.
 
-    Returns:
-        Starts (V + 1,) int32 and faces (3 F,) int32: those around vertex v are faces[starts[v] : starts[v + 1]].
+class SearchableMesh(NamedTuple):
+    """A closed mesh of small triangles with what finds its nearest vertex in any pose.
+
+    Attributes:
+        faces: (F, 3) int32, outward.
+        starts, around: (V + 1,) and (3 F,) int32; the faces around vertex v are around[starts[v] : starts[v + 1]].
+        wide: (W,) int32, faces much wider than the others, which are always looked at.
+        groups: (G, 32) int32, vertices that lie together; the last ones may repeat.
+        watertight: whether the mesh has an inside wherever it runs through itself.
     """
-    order = np.argsort(faces.reshape(-1), kind="stable")
-    starts = np.zeros(count + 1, np.int32)
-    starts[1:] = np.cumsum(np.bincount(faces.reshape(-1), minlength=count))
-    return starts, (order // 3).astype(np.int32)
+
+    faces: np.ndarray
+    starts: np.ndarray
+    around: np.ndarray
+    wide: np.ndarray
+    groups: np.ndarray
+    watertight: bool
+
+    @classmethod
+    def build(cls, vertices: np.ndarray, faces: np.ndarray, wide: np.ndarray) -> SearchableMesh:
+        """Prepare a mesh whose vertices (V, 3) lie together in every pose if they do here."""
+        corners = faces.reshape(-1)
+        starts = np.zeros(len(vertices) + 1, np.int32)
+        starts[1:] = np.cumsum(np.bincount(corners, minlength=len(vertices)))
+        around = np.argsort(corners, kind="stable") // 3
+        parts = [np.arange(len(vertices))]
+        while max(map(len, parts)) > GROUP:
+            parts = [half for part in parts for half in _halves(vertices, part)]
+        groups = np.stack([np.resize(part, GROUP) for part in parts])
+        return cls(
+            np.ascontiguousarray(faces, np.int32),
+            starts,
+            around.astype(np.int32),
+            wide.astype(np.int32),
+            groups.astype(np.int32),
+            _is_watertight(faces),
+        )
+
+    def distance(self, points: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+        """Measure signed distances (N,) mm of points (N, 3) to the mesh with vertices (V, 3), negative inside.
+
+        The nearest triangle is looked for among those around the nearest vertex and among the wide ones. Inside is
+        where the winding number is positive, which holds too where fingers press into each other; a mesh
+        that is not watertight has no such number, and the normal at the nearest place decides.
+        """
+        vertices = np.ascontiguousarray(vertices)
+        normals = mesh_normals(vertices, self.faces)
+        distance = _distance(points, vertices, normals, *self[:-1])
+        if not self.watertight:
+            return distance
+        inside = _winding_numbers(points, vertices, self.faces) > 0
+        return np.where(inside, -np.abs(distance), np.abs(distance))
+
+
+def _halves(vertices: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
+    if len(part) <= GROUP:
+        return [part]
+    axis = np.ptp(vertices[part], axis=0).argmax()
+    order = part[np.argsort(vertices[part, axis], kind="stable")]
+    return [order[: len(part) // 2], order[len(part) // 2 :]]
+
+
+def _is_watertight(faces: np.ndarray) -> bool:
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    pairs = np.unique(edges, axis=0)
+    return len(pairs) == len(edges) and len(np.unique(np.sort(pairs, 1), axis=0)) * 2 == len(edges)
 
 
 @njit(cache=True)
-def point_distance(
+def _winding_numbers(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(N,) int64 of points (N, 3): crossings of a ray along z with the surface, outward ones minus inward ones."""
+    low_x, low_y = vertices[:, 0].min(), vertices[:, 1].min()
+    cell = max(vertices[:, 0].max() - low_x, vertices[:, 1].max() - low_y) / CELLS + 1e-9
+    # Points by cell of a grid across the rays: their number, then their places.
+    starts = np.zeros(CELLS * CELLS + 1, np.int64)
+    where = np.full(len(points), -1)
+    for n in range(len(points)):
+        i, j = np.floor((points[n, 0] - low_x) / cell), np.floor((points[n, 1] - low_y) / cell)
+        if 0 <= i < CELLS and 0 <= j < CELLS:
+            where[n] = int(j) * CELLS + int(i)
+            starts[where[n] + 1] += 1
+    for at in range(CELLS * CELLS):
+        starts[at + 1] += starts[at]
+    filled, members = starts[:-1].copy(), np.empty(len(points), np.int64)
+    for n in range(len(points)):
+        if where[n] >= 0:
+            members[filled[where[n]]] = n
+            filled[where[n]] += 1
+    winding = np.zeros(len(points), np.int64)
+    for face in range(len(faces)):
+        a, b, c = vertices[faces[face, 0]], vertices[faces[face, 1]], vertices[faces[face, 2]]
+        left, right = int((min(a[0], b[0], c[0]) - low_x) / cell), int((max(a[0], b[0], c[0]) - low_x) / cell)
+        top, bottom = int((min(a[1], b[1], c[1]) - low_y) / cell), int((max(a[1], b[1], c[1]) - low_y) / cell)
+        for j in range(top, min(bottom, CELLS - 1) + 1):
+            for i in range(left, min(right, CELLS - 1) + 1):
+                for at in range(starts[j * CELLS + i], starts[j * CELLS + i + 1]):
+                    x, y, z = points[members[at]]
+                    w0 = (b[0] - x) * (c[1] - y) - (b[1] - y) * (c[0] - x)
+                    w1 = (c[0] - x) * (a[1] - y) - (c[1] - y) * (a[0] - x)
+                    w2 = (a[0] - x) * (b[1] - y) - (a[1] - y) * (b[0] - x)
+                    if (w0 > 0 and w1 > 0 and w2 > 0) or (w0 < 0 and w1 < 0 and w2 < 0):
+                        total = w0 + w1 + w2
+                        if (w0 * a[2] + w1 * b[2] + w2 * c[2]) / total > z:
+                            winding[members[at]] += 1 if total > 0 else -1
+    return winding
+
+
+@njit(cache=True)
+def _distance(
     points: np.ndarray,
     vertices: np.ndarray,
     normals: np.ndarray,
@@ -31,47 +129,58 @@ def point_distance(
     starts: np.ndarray,
     around: np.ndarray,
     wide: np.ndarray,
+    groups: np.ndarray,
 ) -> np.ndarray:
-    """Measure signed distances to a closed mesh of small triangles.
-
-    The nearest triangle is looked for among those around the nearest vertex and around that vertex's
-    neighbours, and among the `wide` ones.
-
-    Args:
-        points: (N, 3) float64 mm.
-        vertices: (V, 3) float64 mm.
-        normals: (V, 3) unit, outward.
-        faces: (F, 3) int32, outward.
-        starts, around: from `faces_around`.
-        wide: (W,) int32, faces that are much wider than the others.
-
-    Returns:
-        (N,) float64 mm, negative inside.
-    """
-    count = len(vertices)
-    x, y, z = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.float32)
-    for i in range(count):
-        x[i], y[i], z[i] = vertices[i]
-    squared = np.empty(count, np.float32)
-    out = np.empty(len(points))
-    for i in range(len(points)):
-        px, py, pz = np.float32(points[i, 0]), np.float32(points[i, 1]), np.float32(points[i, 2])
-        for k in range(count):
-            u, v, w = px - x[k], py - y[k], pz - z[k]
-            squared[k] = u * u + v * v + w * w
-        nearest = np.argmin(squared)
+    centres, radii = np.zeros((len(groups), 3)), np.zeros(len(groups))
+    for g in range(len(groups)):
+        for i in groups[g]:
+            for k in range(3):
+                centres[g, k] += vertices[i, k] / GROUP
+        for i in groups[g]:
+            a, b, c = (
+                vertices[i, 0] - centres[g, 0],
+                vertices[i, 1] - centres[g, 1],
+                vertices[i, 2] - centres[g, 2],
+            )
+            radii[g] = max(radii[g], np.sqrt(a * a + b * b + c * c))
+    middle, reach = np.zeros(3), 0.0  # a ball around the wide faces
+    for at in range(len(wide)):
+        for i in faces[wide[at]]:
+            middle += vertices[i] / (3 * len(wide))
+    for at in range(len(wide)):
+        for i in faces[wide[at]]:
+            a, b, c = vertices[i, 0] - middle[0], vertices[i, 1] - middle[1], vertices[i, 2] - middle[2]
+            reach = max(reach, np.sqrt(a * a + b * b + c * c))
+    out, far = np.empty(len(points)), np.empty(len(groups))
+    for n in range(len(points)):
+        x, y, z = points[n]
+        limit = np.inf
+        for g in range(len(groups)):
+            a, b, c = x - centres[g, 0], y - centres[g, 1], z - centres[g, 2]
+            far[g] = np.sqrt(a * a + b * b + c * c)
+            limit = min(limit, far[g] + radii[g])
+        nearest, squared = 0, limit * limit * (1 + 1e-9)
+        for g in range(len(groups)):
+            least = far[g] - radii[g]
+            if least > 0 and least * least > squared:
+                continue
+            for i in groups[g]:
+                a, b, c = x - vertices[i, 0], y - vertices[i, 1], z - vertices[i, 2]
+                gap = a * a + b * b + c * c
+                if gap < squared:
+                    nearest, squared = i, gap
         best, sign = np.inf, 1.0
         for at in range(starts[nearest], starts[nearest + 1]):
-            for corner in faces[around[at]]:
-                for beside in range(starts[corner], starts[corner + 1]):
-                    distance, side = _triangle(points[i], vertices, normals, faces[around[beside]])
-                    if distance < best:
-                        best, sign = distance, side
-        for at in range(len(wide)):
-            distance, side = _triangle(points[i], vertices, normals, faces[wide[at]])
+            distance, side = _triangle(points[n], vertices, normals, faces[around[at]])
             if distance < best:
                 best, sign = distance, side
-        out[i] = sign * np.sqrt(best)
+        a, b, c = x - middle[0], y - middle[1], z - middle[2]
+        least = np.sqrt(a * a + b * b + c * c) - reach
+        for at in range(len(wide) if least < 0 or least * least < best else 0):
+            distance, side = _triangle(points[n], vertices, normals, faces[wide[at]])
+            if distance < best:
+                best, sign = distance, side
+        out[n] = sign * np.sqrt(best)
     return out
 
 
@@ -85,7 +194,11 @@ def _triangle(
     abx, aby, abz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
     acx, acy, acz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
     apx, apy, apz = point[0] - a[0], point[1] - a[1], point[2] - a[2]
-    aa, bb, ab = abx * abx + aby * aby + abz * abz, acx * acx + acy * acy + acz * acz, abx * acx + aby * acy + abz * acz
+    aa, bb, ab = (
+        abx * abx + aby * aby + abz * abz,
+        acx * acx + acy * acy + acz * acz,
+        abx * acx + aby * acy + abz * acz,
+    )
     d1, d2 = abx * apx + aby * apy + abz * apz, acx * apx + acy * apy + acz * apz
     d3, d4 = d1 - aa, d2 - ab
     d5, d6 = d1 - ab, d2 - bb

@@ -57,7 +57,9 @@ class Rig:
         """(F + C, 3) int32."""
         return np.concatenate([self.faces, self.cap])
 
-    def first_free_pose(self, angles: Mapping[str, Tensor], stretch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def first_free_pose(
+        self, angles: Mapping[str, Tensor], stretch: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Choose for each hand the first of its T poses whose fingers do not run through each other.
 
         Args:
@@ -146,7 +148,9 @@ def load_rig(path: Path | str) -> Rig:
     order = [skeleton.names.index(name) for name in JOINTS]
     moved = mesh.weights.sum(0)
     others = [name for at, name in enumerate(skeleton.names) if at not in order and moved[at] > 0]
-    faults.add_many(path, "further joints move vertices", others, "the 25 joints of WebXR's generic hand alone")
+    faults.add_many(
+        path, "further joints move vertices", others, "the 25 joints of WebXR's generic hand alone"
+    )
     faults.check()
     key = np.round(mesh.positions / ALIKE_M)
     _, first, merged = np.unique(key, axis=0, return_index=True, return_inverse=True)
@@ -273,7 +277,9 @@ def _subdivided(
     middle = middle + 0.75 * lift
     a, b, c = faces.T
     ab, bc, ca = which
-    split = np.concatenate([np.stack(three, 1) for three in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))])
+    split = np.concatenate(
+        [np.stack(three, 1) for three in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
+    )
     if uv is not None:
         first, second, third = uv.transpose(1, 0, 2)
         between = (first + second) / 2, (second + third) / 2, (third + first) / 2

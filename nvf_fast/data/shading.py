@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -173,8 +174,10 @@ def shade(
             material = face_materials[face]
             if material == 0:
                 px, py, pz = px + skin.offset[0], py + skin.offset[1], pz + skin.offset[2]
-                coarse = _noise(noise, px / 9, py / 9, pz / 9) + 0.6 * _noise(noise, px / 4, py / 4, pz / 4)
-                fine = _noise(noise, px / 1.3, py / 1.3, pz / 1.3)
+                coarse = noise_at(noise, px / 9, py / 9, pz / 9) + 0.6 * noise_at(
+                    noise, px / 4, py / 4, pz / 4
+                )
+                fine = noise_at(noise, px / 1.3, py / 1.3, pz / 1.3)
                 palm, nail = value[MASKS + PALM], value[MASKS + NAIL] * skin.nail_cover
                 red = skin.redness * (
                     0.6 * value[MASKS + TIP] + 0.5 * value[MASKS + KNUCKLE] + 0.35 * coarse + 0.4 * palm
@@ -198,7 +201,7 @@ def shade(
                 gloss, shine = skin.gloss * (1 + 2.5 * nail), skin.shine * (1 + nail)
             else:
                 look = materials[material]
-                pattern = look[3] * _noise(noise, px * look[4], py * look[4], pz * look[4])
+                pattern = look[3] * noise_at(noise, px * look[4], py * look[4], pz * look[4])
                 phase = (0.3 * px + py) * look[6]
                 if phase - np.floor(phase) < 0.5:
                     pattern += look[5]
@@ -212,10 +215,11 @@ def shade(
             length = np.sqrt(vx * vx + vy * vy + 1)
             vx, vy, vz = -vx / length, -vy / length, -1 / length
             above = 0.5 + 0.5 * (nx * lighting.up[0] + ny * lighting.up[1] + nz * lighting.up[2])
-            seen = max(value[OPEN], 0.03)
+            seen = max(value[OPEN], 0.12)
+            reached = seen
             for k in range(3):
-                # Light between the fingers is reflected by skin: what reaches a fold is redder.
-                reached = seen ** (1.0 + 0.25 * k) if material == 0 else seen
+                if material == 0 and k > 0:  # light in a fold was reflected by skin, so that it is redder
+                    reached *= np.sqrt(np.sqrt(seen))
                 light = reached * (above * lighting.sky[k] + (1 - above) * lighting.ground[k])
                 out[row, column, k] = albedo[k] * light
             for which in range(2):
@@ -252,6 +256,7 @@ def display(linear: float) -> float:
     return min(max(0.585122381 * first + 0.783140355 * second - 0.368262736 * np.sqrt(second), 0.0), 1.0)
 
 
+@cache
 def noise_volume() -> np.ndarray:
     """(64, 64, 64) float32, smooth noise of mean 0 and deviation 1 that repeats along every axis."""
     words = np.random.Philox(key=np.array([64, 64], np.uint64)).random_raw(NOISE**3)
@@ -262,7 +267,7 @@ def noise_volume() -> np.ndarray:
 
 
 @njit(cache=True)
-def _noise(volume: np.ndarray, x: float, y: float, z: float) -> float:
+def noise_at(volume: np.ndarray, x: float, y: float, z: float) -> float:
     """The noise at a place in cells, interpolated."""
     fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
     i, j, k = int(fx) & (NOISE - 1), int(fy) & (NOISE - 1), int(fz) & (NOISE - 1)

@@ -66,7 +66,9 @@ def draw_tone(stream: Stream) -> np.ndarray:
     at = stream.random() * (len(TONES) - 1)
     low = min(int(at), len(TONES) - 2)
     tone = np.exp((1 - at + low) * np.log(TONES[low]) + (at - low) * np.log(TONES[low + 1]))
-    tone = tone * np.exp(stream.normal(0.08) + stream.normal(0.25) * REDNESS + stream.normal(0.04) * np.array([0, 0, 1]))
+    tone = tone * np.exp(
+        stream.normal(0.08) + stream.normal(0.25) * REDNESS + stream.normal(0.04) * np.array([0, 0, 1])
+    )
     return np.clip(tone, 0.01, 0.85)
 
 
@@ -76,7 +78,9 @@ def draw_skin(stream: Stream, textured: bool) -> SkinLook:
     palm = back ** stream.uniform(0.62, 0.9) * np.array([0.98, 0.86, 0.82]) * stream.uniform(0.82, 1.0)
     if textured:  # whose detail holds some of that already
         palm = np.sqrt(back * palm)
-    nail = np.clip(back * stream.uniform(1.0, 1.35) * np.array([1.06, 0.98, 1.0]) + stream.uniform(0, 0.06), 0, 0.9)
+    nail = np.clip(
+        back * stream.uniform(1.0, 1.35) * np.array([1.06, 0.98, 1.0]) + stream.uniform(0, 0.06), 0, 0.9
+    )
     if stream.chance(0.1):  # varnish
         nail = stream.uniforms(0.01, 0.7, 3)
     return SkinLook(
@@ -141,7 +145,9 @@ def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: RiggedHand) 
             if joint or finger:
                 place = 20.0 if finger and not joint else 0.0  # fingers leave the palm ahead of their knuckle
                 line = np.exp(-(((along - place) / 1.6) ** 2)) * np.clip(2 * side, 0, 1)
-                masks[:, CREASE] = np.maximum(masks[:, CREASE], line * (own & (np.linalg.norm(gap, axis=1) < 32)))
+                masks[:, CREASE] = np.maximum(
+                    masks[:, CREASE], line * (own & (np.linalg.norm(gap, axis=1) < 32))
+                )
                 back = np.exp(-((along / 5.5) ** 2)) * np.clip(-1.6 * side, 0, 1) * near
                 masks[:, KNUCKLE] = np.maximum(masks[:, KNUCKLE], back)
         gap = vertices - rest[chain[3]]
@@ -155,7 +161,12 @@ def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: RiggedHand) 
             start, axis = np.array(first), np.subtract(second, first)
             along = np.clip((vertices[:, :2] - start) @ axis / (axis @ axis), 0, 1)
             gap = np.linalg.norm(vertices[:, :2] - start - along[:, None] * axis, axis=1)
-            crease = 0.8 * np.exp(-((gap / 1.7) ** 2)) * (normals[:, 2] > 0.3) * np.isin(mover, (0, 1, 5, 10, 15, 20))
+            crease = (
+                0.8
+                * np.exp(-((gap / 1.7) ** 2))
+                * (normals[:, 2] > 0.3)
+                * np.isin(mover, (0, 1, 5, 10, 15, 20))
+            )
             masks[:, CREASE] = np.maximum(masks[:, CREASE], crease)
     masks[:, PALM] = 1 / (1 + np.exp(-6 * facing))
     return masks.astype(np.float32)

@@ -46,7 +46,6 @@ def cylinder(radius: float, length: float, sides: int = 20, taper: float = 1.0) 
             np.stack([this + 3 * sides, after + 3 * sides, np.full(sides, 4 * sides + 1)], -1),
         ]
     )
-    faces[: 2 * sides] = faces[: 2 * sides, ::-1]
     return Solid(np.concatenate([near, far, near, far, ends]), faces.astype(np.int32))
 
 
@@ -67,7 +66,10 @@ def ellipsoid(radii: np.ndarray, rings: int = 10, sides: int = 16) -> Solid:
     faces = [np.stack([np.full(sides, top), this, after], -1)]
     for ring in range(rings - 2):
         a, b = ring * sides, (ring + 1) * sides
-        faces += [np.stack([this + a, this + b, after + b], -1), np.stack([this + a, after + b, after + a], -1)]
+        faces += [
+            np.stack([this + a, this + b, after + b], -1),
+            np.stack([this + a, after + b, after + a], -1),
+        ]
     last = (rings - 2) * sides
     faces.append(np.stack([this + last, np.full(sides, bottom), after + last], -1))
     vertices = np.concatenate([body, [[0, 0, 1.0], [0, 0, -1.0]]])

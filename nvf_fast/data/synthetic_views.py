@@ -15,7 +15,7 @@ from PIL import Image
 
 from nvf_fast.data.backgrounds import Backgrounds
 from nvf_fast.data.draws import Draws, Stream
-from nvf_fast.data.filters import add_noise, motion_blur
+from nvf_fast.data.filters import develop, mean_colour, motion_blur, over, sample_layer, soften
 from nvf_fast.data.forearm import (
     BAND,
     SKIN,
@@ -31,7 +31,7 @@ from nvf_fast.data.glb_file import METACARPALS
 from nvf_fast.data.hand import BONE_SPREAD
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
-from nvf_fast.data.point_distance import faces_around, point_distance
+from nvf_fast.data.point_distance import SearchableMesh
 from nvf_fast.data.rasteriser import mesh_normals, rasterise
 from nvf_fast.data.rig import Rig, built_in_rig, load_rig
 from nvf_fast.data.shading import (
@@ -208,6 +208,9 @@ class SyntheticViews:
         for composition in range(options.compositions):
             turn = _turn(stream, composition, 0.2)
             rotation = _about_axis(turn)
+            middles = np.array([hand.joints.mean(0) for hand in hands]) @ rotation.T
+            if (np.abs(focal * middles[:, :2] / middles[:, 2:]) > 0.45 * VIEW_SIZE).any():
+                rotation = _about_axis(turn := 0.0)  # or a hand would leave the view
             views.append(
                 _view(
                     self._compose(stream, canvas, turn, 1.0, False), focal,
@@ -232,7 +235,9 @@ class SyntheticViews:
         views = []
         for composition in range(self.options.compositions):
             image = self._compose(stream, canvas, _turn(stream, composition, 0.3), 1.0, stream.chance(0.5))
-            views.append(_view(image, focal, [], [], points=None, distances=None, trusted=False, mirrored=False))
+            views.append(
+                _view(image, focal, [], [], points=None, distances=None, trusted=False, mirrored=False)
+            )
         return views
 
     def _next_hand(self) -> _PosedHand:
@@ -244,11 +249,7 @@ class SyntheticViews:
         return self._hands.popleft()
 
     def _distances(self, points: np.ndarray, hand: _PosedHand) -> np.ndarray:
-        geometry, vertices = self._geometry, hand.vertices[: len(self.rig.vertices)]
-        normals = mesh_normals(vertices, geometry.closed)
-        return point_distance(
-            points, vertices, normals, geometry.closed, geometry.starts, geometry.around, geometry.cap
-        )
+        return self._geometry.closed.distance(points, hand.vertices[: len(self.rig.vertices)])
 
     def _render(
         self,
@@ -262,7 +263,7 @@ class SyntheticViews:
         scene = _Scene()
         objects = [*extra]
         for hand, side in zip(hands, left, strict=True):
-            objects += [(_mirror(solid, side), material) for solid, material in self._objects(stream, hand, focal)]
+            objects += self._objects(stream, hand.seen(side), focal)
         scene.add_hands(self.rig, self._geometry, hands, left)
         for solid, material in objects:
             scene.add_solid(solid, material)
@@ -286,11 +287,12 @@ class SyntheticViews:
         details = stream.choose(self._textures) if textured else np.zeros((2, 2, 3), np.float32)
         uv = scene.uv if textured and len(scene.uv) else np.zeros((0, 3, 2), np.float32)
         shown, corners, depth = rasterise(vertices, faces, focal * OVERSAMPLING, CANVAS)
-        return shade(
+        layer = shade(
             shown, corners, depth, focal * OVERSAMPLING, faces, attributes, scene.materials,
             _materials(stream, 1 + int(scene.materials.max())), draw_skin(stream, textured), uv, details,
             self._noise, lighting,
         )  # fmt: skip
+        return soften(layer)
 
     def _objects(self, stream: Stream, hand: _PosedHand, focal: float) -> list[tuple[Solid, int]]:
         options, objects = self.options, []
@@ -302,8 +304,10 @@ class SyntheticViews:
             nearest = max(hand.joints[:, 2].min() - 15, 60)
             for _ in range(1 + stream.below(2)):
                 depth = nearest * stream.uniform(0.55, 0.95)
-                solid = _any_solid(stream, depth / middle[2] * half * stream.uniform(0.06, 0.3))
-                place = np.append(stream.uniforms(-0.9, 0.9, 2) * half / middle[2], 1.0) * depth
+                reach = np.ptp(hand.joints[:, :2], axis=0).max()
+                solid = _any_solid(stream, depth / middle[2] * reach * stream.uniform(0.04, 0.2))
+                towards = (middle[:2] + stream.uniforms(-0.7, 0.7, 2) * reach) / middle[2]
+                place = np.append(towards, 1.0) * depth
                 kind = 0 if stream.chance(0.2) else FIRST_OBJECT + 1
                 objects.append((Solid(solid.vertices + place, solid.faces), kind))
         if stream.chance(options.clutter):
@@ -352,23 +356,19 @@ class SyntheticViews:
         linear = zoom / OVERSAMPLING * _about_axis(turn)[:2, :2]
         if mirrored:
             linear[0] *= -1
-        to_view = np.eye(3)
-        to_view[:2, :2] = linear
-        to_view[:2, 2] = VIEW_SIZE / 2 - linear @ np.full(2, CANVAS / 2)
-        layer = warp_perspective(canvas, to_view, VIEW_SIZE, "zero")
-        colour, cover = layer[..., :3], layer[..., 3:]
+        inverse = np.linalg.inv(linear)
+        offset = CANVAS / 2 - inverse @ np.full(2, VIEW_SIZE / 2)
+        layer = sample_layer(canvas, inverse, offset, VIEW_SIZE)
         background = self._backgrounds.draw(stream, VIEW_SIZE)
-        mean = background.mean((0, 1)) + 0.02
+        mean = mean_colour(background) + 0.02
         brightness = (mean.mean() / 0.42) ** stream.uniform(0.0, 0.6)
-        tint = (mean / mean.mean()) ** stream.uniform(0.0, 0.6) * np.clip(brightness, 0.6, 1.35)
-        colour = colour * tint.astype(np.float32)
-        if stream.chance(0.3):  # a shadow on what lies behind
-            shift = 0.08 * VIEW_SIZE * stream.uniforms(-1, 1, 2)
-            shadow = gaussian_blur(np.ascontiguousarray(cover), stream.uniform(1.5, 8))
-            shadow = np.roll(shadow, np.rint(shift).astype(int), (0, 1))
-            background = background * (1 - np.float32(stream.uniform(0.1, 0.6)) * shadow)
-        image = background * (1 - cover) + colour
-        return _photographed(stream, image.astype(np.float32))
+        tint = (mean / mean.mean()) ** stream.uniform(0.0, 0.4) * np.clip(brightness, 0.6, 1.3)
+        shadow, strength = np.zeros((0, 0), np.float32), 0.0
+        if stream.chance(0.3):  # on what lies behind
+            shift = np.rint(0.08 * VIEW_SIZE * stream.uniforms(-1, 1, 2)).astype(int)
+            shadow = gaussian_blur(np.ascontiguousarray(layer[..., 3]), stream.uniform(1.5, 8))
+            shadow, strength = np.roll(shadow, shift, (0, 1)), stream.uniform(0.1, 0.6)
+        return _photographed(stream, over(layer, tint, shadow, strength, background))
 
 
 @dataclass(frozen=True)
@@ -395,9 +395,7 @@ class _PosedHand:
         )
 
     def moved(self, offset: np.ndarray) -> _PosedHand:
-        return _PosedHand(
-            self.vertices + offset, self.joints + offset, self.forearm, self.palm, self.places
-        )
+        return _PosedHand(self.vertices + offset, self.joints + offset, self.forearm, self.palm, self.places)
 
     def seen(self, left: bool) -> _PosedHand:
         """This hand, or its mirror image in the camera's vertical plane through it."""
@@ -407,33 +405,30 @@ class _PosedHand:
         flip = np.array([-1.0, 1.0, 1.0])
         shift = np.array([2 * middle, 0.0, 0.0])
         return _PosedHand(
-            self.vertices * flip + shift, self.joints * flip + shift, self.forearm, self.palm * flip, self.places
+            self.vertices * flip + shift,
+            self.joints * flip + shift,
+            self.forearm,
+            self.palm * flip,
+            self.places,
         )
 
 
 class _Geometry(NamedTuple):
-    """What stays the same over all hands of a rig: forearm (R, 3), closed hand (F, 3) and the faces around
-    its vertices, the cap's faces, and the vertices that points are drawn from."""
+    """What stays the same over all hands of a rig: faces of the forearm (R, 3), the closed hand, and how far
+    each of its faces reaches on the way through all of their area (F,)."""
 
     forearm: np.ndarray
-    closed: np.ndarray
-    starts: np.ndarray
-    around: np.ndarray
-    cap: np.ndarray
+    closed: SearchableMesh
     area: np.ndarray
 
     @classmethod
     def of(cls, rig: Rig) -> _Geometry:
-        closed = np.ascontiguousarray(rig.closed_faces)
-        starts, around = faces_around(closed, len(rig.vertices))
         first, second, third = rig.vertices[rig.faces].transpose(1, 0, 2)
         area = np.linalg.norm(np.cross(second - first, third - first), axis=1)
+        wide = np.arange(len(rig.faces), len(rig.closed_faces))
         return cls(
             forearm_faces(rig.rim, len(rig.vertices)),
-            closed,
-            starts,
-            around,
-            np.arange(len(rig.faces), len(closed), dtype=np.int32),
+            SearchableMesh.build(rig.vertices, rig.closed_faces, wide),
             np.cumsum(area) / area.sum(),
         )
 
@@ -519,9 +514,7 @@ class _Scene:
         return np.concatenate(self._uv) if self._uv else np.zeros((0, 3, 2), np.float32)
 
 
-def draw_posed_hands(
-    rig: Rig, definition: Literal["anatomical", "openxr"], draws: Draws
-) -> list[_PosedHand]:
+def draw_posed_hands(rig: Rig, definition: Literal["anatomical", "openxr"], draws: Draws) -> list[_PosedHand]:
     """Draw unit hands in the hand frame: shape, pose and forearm.
 
     Args:
@@ -591,7 +584,7 @@ def _placed(
 
 def _anywhere(stream: Stream, fill: float) -> np.ndarray:
     """(2,) middle of a hand in a wide view, against half the view; most of the hand is inside."""
-    return stream.uniforms(-1, 1, 2) * (1 - 0.6 * fill)
+    return stream.uniforms(-1, 1, 2) * (0.95 - 0.6 * fill)
 
 
 def _draw_points(stream: Stream, hand: _PosedHand, geometry: _Geometry, focal: float) -> np.ndarray:
@@ -601,7 +594,7 @@ def _draw_points(stream: Stream, hand: _PosedHand, geometry: _Geometry, focal: f
     faces = np.searchsorted(geometry.area, stream.uniforms(0, 1, on_surface))
     weights = stream.uniforms(0, 1, on_surface, 2)
     weights = np.where(weights.sum(1, keepdims=True) > 1, 1 - weights, weights)
-    corners = hand.vertices[geometry.closed[faces]]
+    corners = hand.vertices[geometry.closed.faces[faces]]
     edges = corners[:, 1:] - corners[:, :1]
     surface = corners[:, 0] + (weights[..., None] * edges).sum(1)
     normal = np.cross(edges[:, 0], edges[:, 1])
@@ -612,7 +605,9 @@ def _draw_points(stream: Stream, hand: _PosedHand, geometry: _Geometry, focal: f
     rays = rays * depth / rays[:, 2:]
     middle = hand.joints.mean(0)
     towards = stream.normals(ball, 3)
-    towards *= 120 * stream.uniforms(0, 1, ball, 1) ** (1 / 3) / np.linalg.norm(towards, axis=1, keepdims=True)
+    towards *= (
+        120 * stream.uniforms(0, 1, ball, 1) ** (1 / 3) / np.linalg.norm(towards, axis=1, keepdims=True)
+    )
     rest = VIEW_POINTS - on_surface - ball
     depth = np.maximum(middle[2] + stream.uniforms(-130, 130, rest, 1), 50.0)
     slab = np.concatenate([stream.uniforms(-0.5, 0.5, rest, 2) * VIEW_SIZE / focal * depth, depth], 1)
@@ -659,15 +654,17 @@ def _photographed(stream: Stream, image: np.ndarray) -> np.ndarray:
     if stream.chance(0.2):
         small = 40 + stream.below(75)
         image = _resampled(_resampled(image, small), VIEW_SIZE)
-    contrast, balance = stream.uniform(0.75, 1.2), np.exp(0.06 * stream.normals(3))
-    image = ((image - 0.45) * contrast + 0.45 + stream.normal(0.05)) * balance.astype(np.float32)
-    if stream.chance(0.25):
-        grey = image.mean(2, keepdims=True)
-        image = grey + (image - grey) * stream.uniform(0.3, 1.35)
-    image = np.ascontiguousarray(image, np.float32)
-    strength = 0.06 * stream.random() ** 2.5
-    add_noise(image, stream.below(2**31), strength, 0.7 * strength)
-    pixels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    strength = 0.045 * stream.random() ** 3
+    pixels = develop(
+        image,
+        contrast=stream.uniform(0.75, 1.15),
+        brightness=stream.normal(0.05),
+        balance=np.exp(stream.normal(0.06) * np.array([1, 0, -1]) + 0.02 * stream.normals(3)),
+        saturation=stream.uniform(0.3, 1.3) if stream.chance(0.25) else 1.0,
+        seed=stream.below(2**31),
+        constant=strength,
+        proportional=0.7 * strength,
+    )
     if stream.chance(0.35):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=30 + stream.below(62))
@@ -765,9 +762,13 @@ def _face(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
     features = [(head, SKIN)]
     for x in (-0.3, 0.3):
         eye = ellipsoid(radius * np.array([0.12, 0.06, 0.06]))
-        features.append((Solid(eye.vertices + radius * np.array([x, -0.1, -0.72]), eye.faces), FIRST_OBJECT + 2))
+        features.append(
+            (Solid(eye.vertices + radius * np.array([x, -0.1, -0.72]), eye.faces), FIRST_OBJECT + 2)
+        )
     mouth = ellipsoid(radius * np.array([0.25, 0.06, 0.08]))
-    features.append((Solid(mouth.vertices + radius * np.array([0, 0.5, -0.66]), mouth.faces), FIRST_OBJECT + 3))
+    features.append(
+        (Solid(mouth.vertices + radius * np.array([0, 0.5, -0.66]), mouth.faces), FIRST_OBJECT + 3)
+    )
     hair = ellipsoid(radius * np.array([0.82, 0.8, 0.8]))
     features.append((Solid(hair.vertices + radius * np.array([0, -0.45, 0.2]), hair.faces), FIRST_OBJECT + 4))
     place = np.append(stream.uniforms(-0.8, 0.8, 2) * half, depth)
@@ -795,10 +796,6 @@ def _materials(stream: Stream, count: int) -> np.ndarray:
             stream.uniform(5, 60),
         ]
     return looks
-
-
-def _mirror(solid: Solid, left: bool) -> Solid:
-    return solid
 
 
 def _triangular(stream: Stream, low: float, mode: float, high: float) -> float:
