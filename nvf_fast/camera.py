@@ -28,6 +28,13 @@ def reference_intrinsics(
     return torch.tensor([[focal, 0, centre], [0, focal, centre], [0, 0, 1]], dtype=dtype, device=device)
 
 
+def view_intrinsics(slopes: Tensor, size: int) -> Tensor:
+    """Intrinsics (B, 3, 3) px of square views of `size` px whose half angles have tangents `slopes` (B,)."""
+    focal, centre = size / 2 / slopes, torch.full_like(slopes, size / 2)
+    zero, one = torch.zeros_like(slopes), torch.ones_like(slopes)
+    return torch.stack([focal, zero, centre, zero, focal, centre, zero, zero, one], -1).unflatten(-1, (3, 3))
+
+
 def project(points: Tensor, intrinsics: Tensor) -> Tensor:
     """Pixels of camera-space points, uv1 ~ K xyz.
 
@@ -151,7 +158,7 @@ class ViewPlan(NamedTuple):
     matrix: Tensor  # (3, 3) float64 on the CPU, from homogeneous view px to px of the averaged cut-out
 
 
-def plan_view(homography: Tensor, size: int, height: int, width: int) -> ViewPlan:
+def plan_view(homography: Tensor, size: int, height: int, width: int, margin: float = 0.0) -> ViewPlan:
     """What `remap` decides about a picture before it reads one: the part that needs the host.
 
     Args:
@@ -159,6 +166,7 @@ def plan_view(homography: Tensor, size: int, height: int, width: int) -> ViewPla
         size: px, side of the square view.
         height: px, of the picture.
         width: px, of the picture.
+        margin: px of the view about it that the cut-out holds too.
 
     Returns:
         The plan. Its rows and columns hold all that is seen, and at least one pixel where nothing is.
@@ -174,7 +182,8 @@ def plan_view(homography: Tensor, size: int, height: int, width: int) -> ViewPla
     fine = min(max(abs(determinant * depth**3), 1e-300) ** -0.5, height, width)
     factor = int(fine + 1e-9) if fine > 2 + 1e-9 else 1  # the same for all roundings of a whole number
 
-    corners = [(u, v) for u in (0, size - 1) for v in (0, size - 1)]
+    edges = (-margin, size - 1 + margin)
+    corners = [(u, v) for u in edges for v in edges]
     depths = [_dot(to_depth, u, v) for u, v in corners]
     if min(depths) > 0:
         x = [_dot(to_x, u, v) / depth for (u, v), depth in zip(corners, depths, strict=True)]

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -17,25 +18,31 @@ from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
-from nvf_fast.camera import ViewPlan, plan_view, project
+from nvf_fast.camera import ViewPlan, plan_view, project, view_frame
 from nvf_fast.grid import Lattice
+from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.inputs import (
+    centred_squares,
+    check_hand_views,
+    check_middles,
     check_voting,
     read_boxes,
     read_hand_scale,
     read_images,
     read_intrinsics,
-    read_left,
     read_previous,
     read_roots,
+    read_sides,
     warn_of_wide_boxes,
 )
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.model import NVF
 from nvf_fast.pipeline import BaselinePipeline, Estimates, FieldPipeline, Pipeline, Views
-from nvf_fast.pose import HandPose, Votes
+from nvf_fast.pose import HandPose, Votes, error_scores
 from nvf_fast.replay import CudaRecorder, Replay
 from nvf_fast.search import Search
 from nvf_fast.stages import Stages
-from nvf_fast.volumes import Placement, volume_of
+from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, Placement, RootCube, volume_of
 
 CUT_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them
 DEFAULTS = {"step_mm": 16.0, "surface_mm": 5.0, "fraction": 0.5, "search": "dense"}  # options of a field
@@ -46,9 +53,10 @@ LOG = logging.getLogger("nvf_fast")
 class PoseEstimator:
     """Estimates the camera-space pose of the hand in an image.
 
-    The network's configuration decides where it looks and what it needs: a camera-space network looks through
-    the reference camera, along the optical axis or turned to a box; a root-relative one at a cube about the
-    wrist, which the caller knows. The baselines of Sec. 4.1 are used in the same way as the field.
+    The network's configuration decides where it looks and what it needs. A network of hand views looks
+    through a virtual camera that turns to a box and zooms to its size. A camera-space network of the paper
+    looks through the reference camera, along the optical axis or turned to a box; a root-relative one at a
+    cube about the wrist, which the caller knows. The baselines of Sec. 4.1 are used in the same way.
 
     Args:
         model: the network; the estimator works on a copy of it.
@@ -57,7 +65,8 @@ class PoseEstimator:
         fraction: in (0, 1], ratio of the voters that count for each joint, largest weights first (Sec. 4.7).
         search: which points of the grid are queried: "dense" all of them; "octree" those that subdivision
             from 16 mm leads to, for steps of 8 mm and less; "guided" those about the bones of a provisional
-            pose. The last two query image by image, and may miss voters; see `nvf_fast.search`.
+            pose. The last two query image by image, and may miss voters; see `nvf_fast.search`. A hand view
+            takes "dense" alone.
         device: where to compute; None is where the model is.
         dtype: torch.float32, float16 or bfloat16, precision of the encoder and of the field's matrix
             products; sums, depths and votes stay float32. None is float32 on a CPU, float16 on CUDA, where
@@ -91,13 +100,15 @@ class PoseEstimator:
             raise TypeError(f"dtype must be torch.float32, float16 or bfloat16, got {self.dtype}")
         self.step_mm, self.surface_mm, self.fraction = step_mm, surface_mm, fraction
         self.search, self.backend = search, backend
-        self.model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
+        model = model.for_inference() if isinstance(model, NVF) else copy.deepcopy(model)
+        self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.encoder.to(self.dtype)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # The PyTorch path synchronises anyway, so lists are sized exactly.
         self._exact = self.device.type != "cuda" or backend == "torch"
         self.redone = 0  # images run again, since fixed sizes or a search's guard did not hold
-        self.volume = volume_of(model.config)
+        hand = model.config.view == "hand"
+        self.volume: FrustumVolume | RootCube | HandVolume = HandVolume() if hand else volume_of(model.config)
         self._stages = Stages(self.device)
         self._pipeline = self._make_pipeline()
         self._replay = None
@@ -105,6 +116,20 @@ class PoseEstimator:
             self._replay = Replay(self._launch, CudaRecorder(self.device))
 
     def _make_pipeline(self) -> Pipeline:
+        if isinstance(self.volume, HandVolume):
+            if self.search != "dense":
+                raise ValueError(f'search must be "dense" for a network of hand views, got {self.search!r}')
+            assert isinstance(self.model, NVF)
+            return HandPipeline(
+                self.model,
+                self.volume,
+                self.step_mm,
+                self.surface_mm,
+                self.fraction,
+                self.dtype,
+                self.backend,
+                self._stages,
+            )
         if not isinstance(self.model, HolisticBaseline | DenseBaseline):
             return FieldPipeline(
                 self.model,
@@ -131,7 +156,7 @@ class PoseEstimator:
         K: Any,
         hand_scale: Any = None,
         box: Any = None,
-        side: str | Sequence[str] = "right",
+        side: str | Sequence[str | None] | None = None,
         return_votes: bool = False,
         previous: HandPose | None = None,
         root: Any = None,
@@ -143,11 +168,15 @@ class PoseEstimator:
                 any sizes.
             K: (3, 3), or (B, 3, 3) one per image; intrinsics in px, the first pixel of a row centred at 0.
             hand_scale: mm, length of the middle finger's proximal phalanx (joints 9 to 10): a number, or
-                (B,). None where it is unknown; a model trained with it always given refuses that.
-            box: px, (x0, y0, x1, y1) around the hand, or (B, 4), for a camera-space network: the view, which
-                spans 26.3 degrees, turns to its centre, and a warning reports a box wider than the view. None
-                looks along the optical axis.
-            side: "right" or "left", or one per image.
+                (B,). None where it is unknown; a model trained with it always given refuses that. The pose of
+                a hand view is that of a unit hand (`joint_definitions.UNIT_SCALE_MM`), which a given scale
+                multiplies exactly.
+            box: px, (x0, y0, x1, y1) around the hand, or (B, 4). A hand view turns to its centre and zooms so
+                that its longer side spans 75 %; None is the largest centred square of the image. The
+                reference camera, which spans 26.3 degrees, turns to its centre, and a warning reports a box
+                wider than the view; None looks along the optical axis.
+            side: "right", "left" or None, or one per image. With None a network of hand views predicts the
+                side, and any other network, which knows right hands alone, takes the hand for a right one.
             return_votes: whether the pose also holds its voters.
             previous: with search="guided", the pose estimated in the frame before, in the same camera's
                 frame: the search then begins about that pose instead of with a sparse pass. One that is not
@@ -157,7 +186,8 @@ class PoseEstimator:
 
         Returns:
             One pose, or a batch where several images came; numpy arrays for numpy images, torch tensors on
-            the images' device for torch ones. Where no point votes, `valid` is false and joints are NaN.
+            the images' device for torch ones. Where no point votes, or where a hand view shows no hand,
+            `valid` is false and joints are NaN.
 
         Raises:
             ValueError: a shape or a value is not as above; the message says what came and what was expected.
@@ -170,22 +200,42 @@ class PoseEstimator:
             intrinsics = read_intrinsics(K, count)
             scale = read_hand_scale(hand_scale, count, self.model.config)
             boxes, roots = self._read_place(box, root, sizes)
-            if boxes is not None:
-                warn_of_wide_boxes(boxes, intrinsics)
-            left = read_left(side, count)
+            left, unknown = read_sides(side, count)
             size = self.model.config.input_size
             placement = self.volume.place(intrinsics, size, left, boxes=boxes, roots=roots)
+            hand = placement.slopes is not None
+            if hand and boxes is not None:
+                check_hand_views(placement, boxes, intrinsics, sizes)
+            elif boxes is not None:
+                warn_of_wide_boxes(boxes, intrinsics)
             self._check_field_arguments(return_votes, previous)
             before = read_previous(previous, placement)
+            both_sides = (unknown & hand).tolist()
             plans = [
-                plan_view(homography, size, *shape)
-                for homography, shape in zip(placement.homographies, sizes, strict=True)
+                # The mirrored view, about pixel size / 2, reaches one pixel farther.
+                plan_view(homography, size, height, width, margin=float(both))
+                for homography, (height, width), both in zip(
+                    placement.homographies, sizes, both_sides, strict=True
+                )
             ]
-        estimates = self._estimates(_Inputs(images, plans, scale, before), return_votes)
+            inputs = _Inputs(
+                images,
+                plans,
+                None if hand else scale,
+                before,
+                None if placement.slopes is None else placement.slopes.float(),
+                both_sides,
+            )
+        estimates = self._estimates(inputs, return_votes)
         with self._stages("read"):
-            numpy = isinstance(groups[0], np.ndarray)
-            pose = _pose(estimates, placement, intrinsics, return_votes)
-            pose = pose.numpy() if numpy else pose.to(groups[0].device)
+            left = left | estimates.left
+            frames = view_frame(placement.frames, estimates.left)
+            pose = _pose(estimates, placement._replace(frames=frames), intrinsics, return_votes)
+            sides = tuple("left" if each else "right" for each in left.tolist())
+            pose = replace(pose, side=sides, box=None if boxes is None else boxes.float())
+            if hand:
+                pose = _sized(pose, estimates.errors, scale)
+            pose = pose.numpy() if isinstance(groups[0], np.ndarray) else pose.to(groups[0].device)
         return pose[0] if single else pose
 
     def _read_place(
@@ -197,7 +247,12 @@ class PoseEstimator:
                 raise ValueError(
                     "root must be None: it is for root-relative networks, this one is camera-space"
                 )
-            return read_boxes(box, sizes), None
+            boxes = read_boxes(box, sizes)
+            if isinstance(self.volume, HandVolume):
+                return centred_squares(sizes) if boxes is None else boxes, None
+            if boxes is not None:
+                check_middles(boxes, sizes)
+            return boxes, None
         if box is not None:
             raise ValueError("box must be None: the root places the view of a root-relative network")
         if root is None:
@@ -215,7 +270,7 @@ class PoseEstimator:
             raise ValueError(f'previous is for search="guided" only, this is {self.search!r}')
 
     @property
-    def lattice(self) -> Lattice:
+    def lattice(self) -> Lattice | HandLattice:
         """The points that the field is queried at.
 
         Raises:
@@ -254,7 +309,7 @@ class PoseEstimator:
     def _in_parts(self, inputs: _Inputs, return_votes: bool) -> Iterator[tuple[list[int], Tensor, _Votes]]:
         """Images that are alike and fit into memory together, and the result of `_run` for them."""
         together = self._pipeline.together(self._exact)
-        for rest in self._alike(inputs.plans):
+        for rest in self._alike(inputs):
             while rest:
                 members = rest[:together]
                 try:
@@ -270,11 +325,11 @@ class PoseEstimator:
                 yield members, *result
                 rest = rest[len(members) :]
 
-    def _alike(self, plans: list[ViewPlan]) -> list[list[int]]:
-        """The images in groups whose crops have one shape and one factor."""
+    def _alike(self, inputs: _Inputs) -> list[list[int]]:
+        """The images in groups whose crops have one shape and one factor, of known or of unknown sides."""
         groups = defaultdict(list)
-        for image, plan in enumerate(plans):
-            groups[self._cut_shape(plan), plan.factor].append(image)
+        for image, (plan, both_sides) in enumerate(zip(inputs.plans, inputs.both_sides, strict=True)):
+            groups[self._cut_shape(plan), plan.factor, both_sides].append(image)
         return list(groups.values())
 
     def _cut_shape(self, plan: ViewPlan) -> tuple[int, int]:
@@ -291,13 +346,19 @@ class PoseEstimator:
         """`Estimates.packed` of images that are alike, on the device, and their votes if requested."""
         plans = [inputs.plans[image] for image in members]
         factor = plans[0].factor
+        matrices = torch.stack([plan.matrix for plan in plans])
+        known = [inputs.scale, inputs.previous, inputs.slopes]
         with self._stages("remap"):
             views = Views(
                 self._cuts([inputs.images[image] for image in members], plans),
-                self._sent(torch.stack([plan.matrix for plan in plans])),
-                None if inputs.scale is None else self._sent(inputs.scale[members]),
-                None if inputs.previous is None else self._sent(inputs.previous[members]),
+                self._sent(matrices),
+                *(None if tensor is None else self._sent(tensor[members]) for tensor in known),
             )
+            if inputs.both_sides[members[0]]:
+                mirror = matrices.new_tensor(
+                    [[-1.0, 0.0, self.model.config.input_size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+                )
+                views = views._replace(mirrored=self._sent(matrices @ mirror))
         if self._replay is not None and not (exact or return_votes or self._stages.measuring):
             given = tuple(tensor is not None for tensor in views)
             key = _Key(tuple(views.cuts.shape), factor, given)
@@ -371,8 +432,10 @@ class _Inputs(NamedTuple):
 
     images: list[Any]  # (H, W, 3) uint8
     plans: list[ViewPlan]
-    scale: Tensor | None  # (B,) float32 mm
+    scale: Tensor | None  # (B,) float32 mm, for the network
     previous: Tensor | None  # (B, 21, 3) float32 mm, in the volume's frame
+    slopes: Tensor | None  # (B,) float32, of hand views
+    both_sides: list[bool]  # whether the mirrored hand view may be the one that counts
 
 
 def _tensor(image: Any) -> Tensor:
@@ -380,6 +443,27 @@ def _tensor(image: Any) -> Tensor:
         return image
     # torch takes no negative strides, and warns of arrays that cannot be written to.
     return torch.from_numpy(np.require(image, requirements=["C", "W"]))
+
+
+def _sized(pose: HandPose, errors: Tensor, scale: Tensor | None) -> HandPose:
+    """The pose in a hand view, for hand scales (B,) mm or the unit hand, with expected errors (B, 21) mm."""
+    valid = pose.valid[:, None]
+    if scale is not None:
+        ratio = scale.double() / UNIT_SCALE_MM
+        size = ratio[:, None, None]
+        votes = pose.votes
+        if isinstance(votes, tuple):
+            votes = tuple(
+                Votes((each.points * r).float(), each.weights, (each.directions * r).float())
+                for each, r in zip(votes, ratio, strict=True)
+            )
+        errors = (errors * ratio[:, None]).float()
+        pose = replace(pose, joints=(pose.joints * size).float(), votes=votes)
+    return replace(
+        pose,
+        expected_error=torch.where(valid, errors, math.nan),
+        scores=torch.where(valid, error_scores(errors), 0.0),
+    )
 
 
 def _pose(estimates: Estimates, placement: Placement, intrinsics: Tensor, with_votes: bool) -> HandPose:

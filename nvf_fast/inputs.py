@@ -17,6 +17,7 @@ from nvf_fast.pose import HandPose
 from nvf_fast.volumes import Placement
 
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
+WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
 
 
@@ -63,16 +64,21 @@ def read_intrinsics(K: Any, count: int) -> Tensor:
     return intrinsics.expand(count, 3, 3)
 
 
-def read_left(side: Any, count: int) -> Tensor:
-    """(count,) bool on the CPU, true for left hands."""
+def read_sides(side: Any, count: int) -> tuple[Tensor, Tensor]:
+    """(count,) bool, true for left hands, and (count,) bool, true for unknown sides; both on the CPU."""
     sides = list(side) if isinstance(side, list | tuple) else [side] * count
-    if len(sides) != count or any(each not in ("left", "right") for each in sides):
-        raise ValueError(f'side must be "right" or "left", or one for each of {count} image(s), got {side!r}')
-    return torch.tensor([each == "left" for each in sides])
+    if len(sides) != count or any(each not in ("left", "right", None) for each in sides):
+        raise ValueError(
+            f'side must be "right", "left" or None, or one for each of {count} image(s), got {side!r}'
+        )
+    return torch.tensor([each == "left" for each in sides]), torch.tensor([each is None for each in sides])
 
 
 def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | None:
-    """(count,) float32 mm on the CPU, or None where the model works without."""
+    """(count,) float32 mm on the CPU, or None where the model works without.
+
+    A network of hand views has no input for it: the scale multiplies its results.
+    """
     if hand_scale is None:
         if config.hand_scale and not config.scale_optional:
             raise ValueError(
@@ -80,7 +86,7 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | 
                 "mm of the middle finger's proximal phalanx (joints 9 to 10), got None"
             )
         return None
-    if not config.hand_scale:
+    if not config.hand_scale and config.view != "hand":
         raise ValueError(f"this model takes no hand scale: hand_scale must be None, got {hand_scale}")
     scale = _numbers("hand_scale", hand_scale, "a number of mm, or one per image")
     if scale.shape not in ((), (count,)):
@@ -107,7 +113,7 @@ def read_roots(root: Any, count: int) -> Tensor:
 
 
 def read_boxes(box: Any, sizes: Sequence[Sequence[int]]) -> Tensor | None:
-    """Boxes (B, 4) float64 px on the CPU, centred in their images; None stays None.
+    """Boxes (B, 4) float64 px on the CPU; None stays None.
 
     Args:
         box: (4,) or (B, 4) px, or None.
@@ -126,6 +132,11 @@ def read_boxes(box: Any, sizes: Sequence[Sequence[int]]) -> Tensor | None:
         raise ValueError(
             f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least 2 px larger, got {boxes.tolist()}"
         )
+    return boxes
+
+
+def check_middles(boxes: Tensor, sizes: Sequence[Sequence[int]]) -> None:
+    """Refuse boxes (B, 4) px whose middles lie outside their images of (height, width) px."""
     middles = (boxes[:, 2:] + boxes[:, :2]) / 2
     shapes = torch.tensor([(width, height) for height, width in sizes])
     if not ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
@@ -133,7 +144,44 @@ def read_boxes(box: Any, sizes: Sequence[Sequence[int]]) -> Tensor | None:
             f"the middle of a box must lie in its image, got {boxes.tolist()} px in images of "
             f"(width, height) {shapes.tolist()} px"
         )
-    return boxes
+
+
+def centred_squares(sizes: Sequence[Sequence[int]]) -> Tensor:
+    """The largest centred squares (B, 4) float64 px of images of (height, width) px."""
+    shapes = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64)
+    middles, half = (shapes - 1) / 2, shapes.amin(1, keepdim=True) / 2
+    return torch.cat([middles - half, middles + half], 1)
+
+
+def check_hand_views(placement: Placement, boxes: Tensor, intrinsics: Tensor, sizes: Sequence[Any]) -> None:
+    """Refuse boxes (B, 4) px whose hand views are too wide or show no pixel of their images."""
+    assert placement.slopes is not None
+    for i, slope in enumerate(placement.slopes.tolist()):
+        if not slope <= WIDEST_SLOPE:
+            degrees = "180" if math.isinf(slope) else f"{2 * math.degrees(math.atan(slope)):.0f}"
+            raise ValueError(
+                f"the box {boxes[i].tolist()} px of image {i} needs a view of {degrees} degrees or more, the "
+                f"widest is {2 * math.degrees(math.atan(WIDEST_SLOPE)):.0f} degrees: it must be smaller"
+            )
+    shapes = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64)
+    # Corners in turn, as rays from the cameras.
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    image = corners * shapes[:, None] - 0.5
+    image = torch.cat([image, torch.ones_like(image[..., :1])], -1) @ torch.linalg.inv(intrinsics).mT
+    view = (2 * corners - 1) * placement.slopes[:, None, None]
+    view = torch.cat([view, torch.ones_like(view[..., :1])], -1) @ placement.frames
+    # Two convex cones have no ray in common where a side of one separates them.
+    apart = torch.zeros(len(boxes), dtype=torch.bool)
+    for cone, other in ((image, view), (view, image)):
+        sides = torch.linalg.cross(cone, cone.roll(-1, 1))
+        sides = sides * (sides * cone.roll(-2, 1)).sum(-1, keepdim=True).sign()  # towards the inside
+        apart |= ((other @ sides.mT) <= 0).all(1).any(1)
+    if apart.any():
+        i = int(apart.nonzero()[0])
+        raise ValueError(
+            f"the view of the box {boxes[i].tolist()} px touches no pixel of image {i}, (width, height) "
+            f"{shapes[i].int().tolist()} px"
+        )
 
 
 def warn_of_wide_boxes(boxes: Tensor, intrinsics: Tensor) -> None:

@@ -38,12 +38,17 @@ class Views(NamedTuple):
         matrices: (B, 3, 3) float64, from view px to px of the averaged crop.
         scale: (B,) float32 mm, hand scales, or None.
         previous: (B, 21, 3) float32 mm in the volume's frame, where a guided search begins; NaN is unknown.
+        slopes: (B,) float32, tangents of half the angles of hand views, or None.
+        mirrored: (B, 3, 3) float64, `matrices` of the mirrored hand views, where the sides of the hands are
+            unknown; or None.
     """
 
     cuts: Tensor
     matrices: Tensor
     scale: Tensor | None = None
     previous: Tensor | None = None
+    slopes: Tensor | None = None
+    mirrored: Tensor | None = None
 
 
 class Estimates(NamedTuple):
@@ -52,30 +57,49 @@ class Estimates(NamedTuple):
     Attributes:
         joints: (B, 21, 3) float32 mm.
         scores: (B, 21) float32.
+        errors: (B, 21) float32 mm, expected errors; NaN from a network that predicts none.
         voters: (B,) int32.
         points_evaluated: (B,) int32.
+        left: (B,) bool, whether the mirrored view was chosen.
         needs_retry: (B,) bool.
         votes: per image points (V, 3) mm and votes (V, 21, 4), V at least `voters`; empty without a field.
     """
 
     joints: Tensor
     scores: Tensor
+    errors: Tensor
     voters: Tensor
     points_evaluated: Tensor
+    left: Tensor
     needs_retry: Tensor
     votes: list[tuple[Tensor, Tensor]]
 
     def packed(self) -> Tensor:
-        """All but the votes as (B, 87) float32, for one transfer; integers stay exact up to 2^24."""
-        integers = torch.stack([self.voters, self.points_evaluated, self.needs_retry], 1)
-        return torch.cat([self.joints.flatten(1), self.scores, integers.float()], 1)
+        """All but the votes as (B, 109) float32, for one transfer; integers stay exact up to 2^24."""
+        integers = torch.stack([self.voters, self.points_evaluated, self.left, self.needs_retry], 1)
+        return torch.cat([self.joints.flatten(1), self.scores, self.errors, integers.float()], 1)
 
     @classmethod
     def unpacked(cls, packed: Tensor) -> Estimates:
         """The inverse of `packed`, without votes."""
-        joints, scores, integers = packed.split([63, 21, 3], 1)
-        voters, evaluated, needs_retry = integers.int().unbind(1)
-        return cls(joints.unflatten(1, (21, 3)), scores, voters, evaluated, needs_retry.bool(), [])
+        joints, scores, errors, integers = packed.split([63, 21, 21, 4], 1)
+        voters, evaluated, left, needs_retry = integers.int().unbind(1)
+        joints = joints.unflatten(1, (21, 3))
+        return cls(joints, scores, errors, voters, evaluated, left.bool(), needs_retry.bool(), [])
+
+    @classmethod
+    def without_heads(
+        cls,
+        joints: Tensor,
+        scores: Tensor,
+        voters: Tensor,
+        points_evaluated: Tensor,
+        needs_retry: Tensor,
+        votes: list[tuple[Tensor, Tensor]],
+    ) -> Estimates:
+        """Estimates of a network that predicts neither errors nor sides."""
+        errors, left = torch.full_like(scores, math.nan), torch.zeros_like(needs_retry)
+        return cls(joints, scores, errors, voters, points_evaluated, left, needs_retry, votes)
 
 
 class Pipeline(Protocol):
@@ -164,8 +188,8 @@ class FieldPipeline:
             for image in range(len(images))
         ]
         *tensors, votes = zip(*found, strict=True)
-        joints, scores, voters, evaluated, needs_retry = map(torch.cat, tensors)
-        return Estimates(joints, scores, voters, evaluated, needs_retry, list(chain(*votes)))
+        joints, scores, errors, voters, evaluated, left, needs_retry = map(torch.cat, tensors)
+        return Estimates(joints, scores, errors, voters, evaluated, left, needs_retry, list(chain(*votes)))
 
     def _dense(self, maps: Any, map_size: tuple[int, int], exact: bool) -> Estimates:
         """Query every point of the grid and cast the votes."""
@@ -185,7 +209,8 @@ class FieldPipeline:
         with self._stages("vote"):
             joints, scores = self._cast(points, votes, counts)
         evaluated = torch.full_like(counts, count)
-        return Estimates(joints, scores, counts, evaluated, overflow, list(zip(points, votes, strict=True)))
+        kept = list(zip(points, votes, strict=True))
+        return Estimates.without_heads(joints, scores, counts, evaluated, overflow, kept)
 
     def _in_parts(
         self, maps: Any, map_size: tuple[int, int], capacity: int, exact: bool
@@ -218,7 +243,9 @@ class FieldPipeline:
         with self._stages("vote"):
             joints, scores = found.pose or self._cast_some(found.points, found.votes, found.voters)
         votes = [(found.points, found.votes)]
-        return Estimates(joints[None], scores[None], found.voters, found.evaluated, found.needs_retry, votes)
+        return Estimates.without_heads(
+            joints[None], scores[None], found.voters, found.evaluated, found.needs_retry, votes
+        )
 
     def _cast(self, points: Tensor, votes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         return cast_selected(points, votes, counts, self._fraction, self._backend)
@@ -286,7 +313,8 @@ class BaselinePipeline:
         voters = voters.int()
         scores = joints.isfinite().all(-1).float()
         evaluated = torch.full_like(voters, self._evaluated)
-        return Estimates(joints, scores, voters, evaluated, torch.zeros_like(voters, dtype=torch.bool), [])
+        fits = torch.zeros_like(voters, dtype=torch.bool)
+        return Estimates.without_heads(joints, scores, voters, evaluated, fits, [])
 
 
 def network_images(views: Views, size: int, factor: int, dtype: torch.dtype) -> Tensor:

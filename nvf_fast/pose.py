@@ -18,7 +18,7 @@ JOINT_NAMES = (
 # Edges of the skeleton, (joint nearer to the wrist, joint farther from it), finger after finger.
 BONES = tuple((0 if part == 0 else 4 * f + part, 4 * f + part + 1) for f in range(5) for part in range(4))
 
-SPREAD_MM = 20.0  # votes scattered this far about their joint halve its score
+SPREAD_MM = 20.0  # votes scattered this far about their joint, or as large an expected error, halve its score
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Votes:
     Attributes:
         points: (V, 3) float32 mm.
         weights: (V, 21) float32, predicted closeness to each joint, not clamped.
-        directions: (V, 21, 3) float32, predicted directions to each joint, not normalised.
+        directions: (V, 21, 3) float32, predicted directions to each joint, not normalised; where a known hand
+            scale multiplied the pose, it multiplied them too, so that votes lie at p + 80 (1 - w) d mm.
     """
 
     points: Any
@@ -38,17 +39,21 @@ class Votes:
 
 @dataclass(frozen=True)
 class HandPose:
-    """One hand's pose, or a batch of them; arrays are numpy's or torch's as the picture was.
+    """One hand's pose, or a batch of them; arrays are numpy's or torch's as the image was.
 
     Attributes:
-        joints: (..., 21, 3) float32 mm, in the frame of the camera that took the picture (x right, y down, z
+        joints: (..., 21, 3) float32 mm, in the frame of the camera that took the image (x right, y down, z
             forward), ordered as `JOINT_NAMES`; NaN where not valid.
-        joints_2d: (..., 21, 2) float32 px of the picture; NaN where not valid.
-        scores: (..., 21) float32 in [0, 1], see `joint_scores`; 0 where not valid.
+        joints_2d: (..., 21, 2) float32 px of the image; NaN where not valid.
+        scores: (..., 21) float32 in [0, 1], see `joint_scores` and `error_scores`; 0 where not valid.
         voters: (...) int, points that voted.
-        valid: (...) bool, false where no point voted.
-        points_evaluated: (...) int, points that the field was asked at.
-        votes: the voters themselves where they were asked for: `Votes`, or a tuple of them for a batch.
+        valid: (...) bool, false where no point voted or, in a hand view, where no hand is present.
+        points_evaluated: (...) int, points that the field was queried at.
+        votes: the voters themselves where requested: `Votes`, or a tuple of them for a batch.
+        expected_error: (..., 21) float32 mm, expected distance of each joint from the truth, NaN where not
+            valid; None from a network that predicts none.
+        side: "right" or "left", as given or as predicted; a tuple of them for a batch; None where unknown.
+        box: (..., 4) float32 px, (x0, y0, x1, y1) that placed the view; None where no box did.
     """
 
     joints: Any
@@ -58,6 +63,9 @@ class HandPose:
     valid: Any
     points_evaluated: Any
     votes: Votes | tuple[Votes, ...] | None = None
+    expected_error: Any = None
+    side: str | tuple[str, ...] | None = None
+    box: Any = None
 
     def __len__(self) -> int:
         """Poses in the batch.
@@ -87,7 +95,7 @@ class HandPose:
         return _mapped(self, lambda tensor: tensor.to(device))
 
     def to_dict(self) -> dict[str, Any]:
-        """One pose in JSON's types; joints (mm) and joints_2d (px) are None where it is not valid.
+        """One pose in JSON's types; joints, joints_2d and expected_error are None where it is not valid.
 
         Raises:
             TypeError: this is a batch.
@@ -100,8 +108,13 @@ class HandPose:
             "joints": self.joints.tolist() if valid else None,
             "joints_2d": self.joints_2d.tolist() if valid else None,
             "scores": self.scores.tolist(),
+            "expected_error": self.expected_error.tolist()
+            if valid and self.expected_error is not None
+            else None,
             "voters": int(self.voters),
             "points_evaluated": int(self.points_evaluated),
+            "side": self.side,
+            "box": None if self.box is None else self.box.tolist(),
         }
 
 
@@ -122,6 +135,11 @@ def joint_scores(weight: Tensor, spread: Tensor) -> Tensor:
     return (weight.clamp(0, 1) / (1 + (spread / SPREAD_MM) ** 2)).nan_to_num(0)
 
 
+def error_scores(expected_error: Tensor) -> Tensor:
+    """Scores in [0, 1] of joints with expected errors (...) mm: 1 / (1 + (error / 20 mm)^2)."""
+    return 1 / (1 + (expected_error / SPREAD_MM) ** 2)
+
+
 def _items(record: Any) -> list[tuple[str, Any]]:
     return [(field.name, getattr(record, field.name)) for field in fields(record)]
 
@@ -131,4 +149,4 @@ def _mapped(value: Any, change: Any) -> Any:
         return tuple(_mapped(part, change) for part in value)
     if isinstance(value, Votes | HandPose):
         return type(value)(**{name: _mapped(part, change) for name, part in _items(value)})
-    return value if value is None else change(value)
+    return value if value is None or isinstance(value, str) else change(value)

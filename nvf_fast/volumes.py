@@ -1,12 +1,15 @@
 """The volumes that networks are queried in: where they lie before a camera, and which points fill them.
 
-A camera-space network is queried in the reference camera's frustum, a root-relative one in a cube about the
-wrist that is seen along parallel rays. Points of the cube are moved to where the reference camera projects
-them alike, so that one field and one kernel serve both.
+A camera-space network of the paper is queried in the reference camera's frustum, a root-relative one in a
+cube about the wrist that is seen along parallel rays. Points of the cube are moved to where the reference
+camera projects them alike, so that one field and one kernel serve both. A network of hand views is queried in
+a slab of the view, at the depth that the network itself predicts.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,12 +21,17 @@ from nvf_fast.camera import (
     look_at_rotation,
     reference_homography,
     view_frame,
+    view_intrinsics,
 )
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import BOX_MM, Lattice
 
 # A point on the very edge may round to either side of it; points keep this much of the half view clear.
 EDGE = 1e-4
+
+HAND_VIEW_FILL = 0.75  # part of a hand view that the longer side of the box spans
+HAND_REACH_MM = 112.0  # of the query points before and behind the middle of a unit hand
+FINEST_CELLS = 128  # along each axis of a hand view's lattice
 
 
 class Placement(NamedTuple):
@@ -35,11 +43,14 @@ class Placement(NamedTuple):
         homographies: (B, 3, 3) float64, from image px to px of the network's view.
         frames: (B, 3, 3) float64, orthogonal; a left hand's mirrors x.
         origins: (B, 3) float64 mm, origin of the volume's frame in the camera's.
+        slopes: (B,) float64, tangents of half the angles that hand views span, infinite for a box that no
+            view holds; None for the other volumes, whose views span one angle.
     """
 
     homographies: Tensor
     frames: Tensor
     origins: Tensor
+    slopes: Tensor | None = None
 
 
 class Volume(Protocol):
@@ -243,8 +254,91 @@ class RootCube:
         return origins, origins.new_tensor([0.0, 0.0, 1.0]).expand_as(origins)
 
 
+@dataclass(frozen=True)
+class HandVolume:
+    """A slab of the hand view, the view of a virtual camera that turns to a box and zooms to its size.
+
+    The camera turns by the smallest rotation to the box's centre, and its focal length makes the box's longer
+    side span `fill` of the view. The slab lies about the depth that the network predicts for the hand.
+    """
+
+    fill: float = HAND_VIEW_FILL
+
+    needs_root = False
+
+    def place(
+        self,
+        intrinsics: Tensor,
+        size: int,
+        left: Tensor | None = None,
+        *,
+        boxes: Tensor | None = None,
+        roots: Tensor | None = None,
+    ) -> Placement:
+        assert boxes is not None
+        middles, extents = (boxes[:, 2:] + boxes[:, :2]) / 2, boxes[:, 2:] - boxes[:, :2]
+        rotations = look_at_rotation(middles, intrinsics)
+        inverse = torch.linalg.inv(intrinsics)
+        # Between the midpoints of opposite sides, at depth 1 of the turned camera.
+        half = torch.diag_embed(extents / 2)
+        ends = torch.cat([middles[:, None] - half, middles[:, None] + half], 1)
+        rays = torch.cat([ends, torch.ones_like(ends[..., :1])], -1) @ (rotations @ inverse).mT
+        low, high = (rays[..., :2] / rays[..., 2:]).chunk(2, 1)
+        longer = (high - low).norm(dim=-1).amax(1)
+        in_front = (rays[..., 2] > 0).all(1)
+        slopes = torch.where(in_front, longer / (2 * self.fill), math.inf)
+        frames = view_frame(rotations, _left(left, intrinsics))
+        homographies = view_intrinsics(slopes, size) @ frames @ inverse
+        return Placement(homographies, frames, torch.zeros_like(rays[:, 0]), slopes)
+
+    def lattice(self, step_mm: float, device: torch.device | str | None = None) -> HandLattice:
+        """The query points of inference, round(224 / step) along each axis.
+
+        Raises:
+            ValueError: the step is no positive number, leaves no point, or is finer than 1.75 mm.
+        """
+        if not (math.isfinite(step_mm) and step_mm > 0):
+            raise ValueError(f"step_mm must be a positive number of mm, got {step_mm}")
+        count = round(2 * HAND_REACH_MM / step_mm)
+        if not 1 <= count <= FINEST_CELLS:
+            raise ValueError(
+                f"step_mm must be {2 * HAND_REACH_MM / FINEST_CELLS:g} to {2 * HAND_REACH_MM:g} mm in a hand "
+                f"view, got {step_mm}; 16 mm is the usual step"
+            )
+        axis = (torch.arange(count, device=device) + 0.5) * (2 / count) - 1  # centres of cells in [-1, 1]
+        v, u, w = torch.meshgrid(axis, axis, axis, indexing="ij")
+        depths = (w * (count * step_mm / 2)).flatten()
+        return HandLattice(torch.stack([u, v], -1).flatten(0, 2), depths)
+
+
+class HandLattice(NamedTuple):
+    """Query points that are regular in the hand view and in depth, so that they sample one set of texels.
+
+    Attributes:
+        uv: (N, 2) float32 in the view, in [-1, 1], row by row.
+        depths: (N,) float32 mm, relative to the middle of the slab.
+    """
+
+    uv: Tensor
+    depths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.depths)
+
+    def points(self, middles: Tensor, slopes: Tensor) -> Tensor:
+        """Points (B, N, 3) mm of slabs whose middles have depths (B,) mm, in views of half slopes (B,)."""
+        depths = middles[:, None] + self.depths
+        return torch.cat([self.uv * (slopes[:, None] * depths)[..., None], depths[..., None]], -1)
+
+
 def volume_of(config: NVFConfig) -> FrustumVolume | RootCube:
-    """The volume that a network is queried in."""
+    """The volume of a network that takes reference views or crops about the wrist.
+
+    Raises:
+        ValueError: the network takes hand views, whose volume is `HandVolume`.
+    """
+    if config.view == "hand":
+        raise ValueError("hand views are placed by boxes and by the network's own depths: see HandVolume")
     return FrustumVolume() if config.task == "camera-space" else RootCube()
 
 

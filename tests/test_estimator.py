@@ -540,7 +540,7 @@ def test_refuses_what_is_no_picture(tiny: NVF, image: Any, error: type[Exception
         ({"box": (0.1, 0.2, 0.7, 0.9)}, "at least 2 px larger"),
         ({"box": (100, 10, 140, 50)}, "middle of a box must lie in its image"),
         ({"box": (1, 2, 3)}, r"box must be \(4,\), or \(2, 4\)"),
-        ({"side": "Left"}, '"right" or "left".*got \'Left\''),
+        ({"side": "Left"}, '"right", "left" or None.*got \'Left\''),
         ({"side": ["left"]}, "each of 2"),
     ],
 )

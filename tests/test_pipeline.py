@@ -13,13 +13,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from nvf_fast.config import NVFConfig
+from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.kernels import cast_votes, query_field, select_voters
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import Estimates, FieldPipeline, Views
 from nvf_fast.stages import Stages
-from nvf_fast.volumes import FrustumVolume
+from nvf_fast.volumes import FrustumVolume, HandVolume
 
 SMALL = NVFConfig(input_size=64, stem=16, width=32, stacks=2, hidden=(64, 32), scale_optional=True)
+HAND = NVFConfig(
+    input_size=64, width=16, hidden=(32, 16), hand_scale=False, encoder="unet", view="hand",
+    channels=(8, 8, 16, 16, 24), pose_code=8,
+)  # fmt: skip
 MAP_SIZE = (SMALL.feature_size, SMALL.feature_size)
 
 
@@ -46,16 +51,16 @@ def nothing_read_back() -> Iterator[None]:
 class ShapesOnly:
     """The shapes that `ops.FieldQuery` returns on a device."""
 
-    def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> Tensor:
+    def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int], *_: Tensor) -> Tensor:
         return points
 
-    def project(self, features: Tensor, hand_scale: Tensor | None) -> Tensor:
+    def project(self, features: Tensor, hand_scale: Tensor | None, *_: Any) -> Tensor:
         return features
 
     def __call__(
         self, features: Tensor, points: Tensor, within_mm: float, capacity: int
     ) -> tuple[Tensor, ...]:
-        batch, count = len(features), len(points)
+        batch, count = len(features), points.shape[-2]
         votes = points.new_empty(batch, capacity, 21, 4)
         return points.new_empty(batch, count), votes, points.new_empty(batch, count, dtype=torch.int32)
 
@@ -75,7 +80,21 @@ def test_a_run_reads_nothing_back(search: Any, step: float, before: bool) -> Non
         cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
         scale, previous = torch.full((2,), 30.0), torch.zeros(2, 21, 3) if before else None
         packed = pipeline(Views(cuts, matrices, scale, previous), 1).packed()
-        assert packed.shape == (2, 87)
+        assert packed.shape == (2, 109)
+
+
+@pytest.mark.parametrize("side_known", [True, False])
+def test_a_run_on_hand_views_reads_nothing_back(side_known: bool) -> None:
+    model = NVF(HAND).for_inference()
+    pipeline = HandPipeline(
+        model, HandVolume(), 16.0, 5.0, 0.5, torch.float32, None, Stages(torch.device("cpu"))
+    )
+    pipeline._query = ShapesOnly()  # type: ignore[assignment]
+    with nothing_read_back():
+        cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
+        slopes, mirrored = torch.full((2,), 0.2), None if side_known else matrices
+        packed = pipeline(Views(cuts, matrices, slopes=slopes, mirrored=mirrored), 1).packed()
+        assert packed.shape == (2, 109)
 
 
 def test_looking_is_noticed() -> None:
@@ -137,8 +156,10 @@ def test_estimates_survive_their_transfer() -> None:
     estimates = Estimates(
         torch.randn(2, 21, 3),
         torch.rand(2, 21),
+        torch.rand(2, 21),
         torch.tensor([0, 2**24 - 1], dtype=torch.int32),
         torch.tensor([1_882_292, 7], dtype=torch.int32),
+        torch.tensor([False, True]),
         torch.tensor([True, False]),
         [],
     )

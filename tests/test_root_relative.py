@@ -47,7 +47,8 @@ def test_pose_is_field_and_vote_over_the_cube_plus_the_root(model: NVF, image: n
     estimator = PoseEstimator(model, step_mm=34.0)
     pose = estimator(image, K, root=ROOT, hand_scale=41.0, return_votes=True)
     cube = RootCube()
-    homography, _, _ = cube.place(torch.from_numpy(K)[None], 32, roots=torch.from_numpy(ROOT)[None])
+    placement = cube.place(torch.from_numpy(K)[None], 32, roots=torch.from_numpy(ROOT)[None])
+    homography = placement.homographies
     crop = remap(torch.from_numpy(image).permute(2, 0, 1)[None], homography, 32) / 127.5 - 1
     points = estimator.lattice.points(estimator.lattice.every(1))
     with torch.no_grad():

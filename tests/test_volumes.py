@@ -86,7 +86,7 @@ def test_root_relative_depth_input_and_projection_are_as_said() -> None:
 def test_root_crop_is_metric_and_centred() -> None:
     intrinsics = torch.tensor([[[617.3, 0, 312.4], [0, 610.0, 241.4], [0, 0, 1]]], dtype=torch.float64)
     roots = torch.tensor([[60.0, -40.0, 550.0]], dtype=torch.float64)
-    homography, _, origins = RootCube().place(intrinsics, SIZE, roots=roots)
+    homography, _, origins, _ = RootCube().place(intrinsics, SIZE, roots=roots)
     # At the wrist's depth the crop is exact: `offset` from the wrist lies at offset / 170 of half the volume.
     for offset in ([0.0, 0.0], [170.0, 0.0], [-85.0, 170.0]):
         point = roots + torch.tensor([[*offset, 0.0]], dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_the_view_shows_what_the_network_is_queried_at(volume: FrustumVolume | R
     intrinsics = torch.tensor([[[617.3, 0, 312.4], [0, 610.0, 241.4], [0, 0, 1]]], dtype=torch.float64)
     root = torch.tensor([[60.0, -40.0, 550.0]], dtype=torch.float64)
     box = torch.tensor([[300.0, 100.0, 420.0, 260.0]], dtype=torch.float64)
-    homography, frame, origin = volume.place(intrinsics, SIZE, torch.tensor([left]), boxes=box, roots=root)
+    homography, frame, origin, _ = volume.place(intrinsics, SIZE, torch.tensor([left]), boxes=box, roots=root)
     point = root + torch.tensor([[25.0, 30.0, 0.0]], dtype=torch.float64)
     pixel = torch.cat([project(point[:, None], intrinsics)[:, 0], torch.ones(1, 1)], 1)
     seen = (homography @ pixel[..., None])[0, :, 0]

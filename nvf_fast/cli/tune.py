@@ -33,6 +33,7 @@ class Tune:
             raise UserError("tuning needs a CUDA device; elsewhere the field runs in PyTorch, untuned")
         from nvf_fast import tuning
         from nvf_fast.estimator import PoseEstimator
+        from nvf_fast.grid import Lattice
         from nvf_fast.model import NVF
 
         options = {"step_mm": self.step, "dtype": getattr(torch, self.dtype)}
@@ -44,6 +45,8 @@ class Tune:
         if not isinstance(model, NVF):
             raise UserError(f"a {model.config.method!r} baseline has no field to tune")
         lattice = estimator.lattice
+        if not isinstance(lattice, Lattice):
+            raise UserError("a network of hand views cannot be tuned: its points differ from view to view")
         size = model.config.input_size
         generator = torch.Generator("cuda").manual_seed(0)
         view = torch.randn(1, 3, size, size, device="cuda", generator=generator).to(estimator.dtype)

@@ -100,6 +100,8 @@ class NetworkPredictor:
 
 def scale_choices(config: NVFConfig) -> tuple[bool, ...]:
     """The values of `use_scale` that a network accepts."""
+    if config.view == "hand":
+        return (True, False)
     if not config.hand_scale:
         return (False,)
     return (True, False) if config.scale_optional else (True,)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvf_fast.camera import view_intrinsics
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.model import NVF
 from nvf_fast.training.losses import sdf_loss
@@ -200,10 +201,3 @@ def _field_losses(
         "weight": weights.sum() / near.sum().clamp_min(1) / joint_count / 0.2,
         "direction": directions.sum() / voting.sum().clamp_min(1),
     }
-
-
-def view_intrinsics(slopes: Tensor, size: int) -> Tensor:
-    """Intrinsics (B, 3, 3) float32 px of hand views of `size` px whose half angles have tangents `slopes`."""
-    focal, centre = size / 2 / slopes, torch.full_like(slopes, size / 2)
-    zero, one = torch.zeros_like(slopes), torch.ones_like(slopes)
-    return torch.stack([focal, zero, centre, zero, focal, centre, zero, zero, one], -1).unflatten(-1, (3, 3))

@@ -30,7 +30,7 @@ def dense_row(
     if model.config.task != "camera-space":
         raise ValueError(f"expected a camera-space baseline, got a {model.config.task} one")
     volume, size, device = FrustumVolume(), model.config.input_size, model.centre.device
-    homography, _, _ = volume.place(torch.from_numpy(sample.intrinsics).double()[None], size)
+    homography = volume.place(torch.from_numpy(sample.intrinsics).double()[None], size).homographies
     features = model.encode(network_view(torch.tensor(sample.image, device=device), homography[0], size))
     scale = torch.tensor([sample.hand_scale], device=device) if use_scale else None
     joints, _ = model.predict(features, scale)

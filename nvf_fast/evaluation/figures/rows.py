@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import network_view
+from nvf_fast.camera import network_view, view_intrinsics
 from nvf_fast.data.mesh import NOTHING, Distance, Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.figures.qualitative import QualitativeRow
+from nvf_fast.inputs import centred_squares
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes
+from nvf_fast.volumes import HandVolume, Volume
 
 MARGIN_MM = 40.0  # between the joints and the sides of the box in which the surface is sought
 
@@ -75,23 +78,47 @@ def asked_field(estimator: PoseEstimator, sample: HandSample, scale: float | Non
     model, volume, device = estimator.model, estimator.volume, estimator.device
     assert isinstance(model, NVF)
     size = model.config.input_size
+    boxes = None if sample.box is None else sample.box[None].double()
+    if boxes is None and isinstance(volume, HandVolume):
+        boxes = centred_squares([sample.image.shape[:2]])
     placement = volume.place(
         torch.from_numpy(sample.intrinsics)[None],
         size,
         torch.tensor([sample.side == "left"]),
-        boxes=None if sample.box is None else sample.box[None].double(),
+        boxes=boxes,
         roots=None if sample.root is None else sample.root[None].double(),
     )
     view = network_view(torch.tensor(sample.image, device=device), placement.homographies[0], size)
-    features = model.encode(view.to(estimator.dtype))
-    scales = None if scale is None else torch.tensor([scale], device=device, dtype=torch.float32)
+    view = view.to(estimator.dtype)
+    if isinstance(volume, HandVolume):
+        assert placement.slopes is not None
+        distance = _hand_distance(model, view, placement.slopes.float().to(device), scale)
+    else:
+        distance = _distance(model, view, volume, scale)
+    return AskedField(distance, placement.frames[0], placement.origins[0], device)
+
+
+def _distance(model: NVF, view: Tensor, volume: Volume, scale: float | None) -> Distance:
+    features = model.encode(view)
+    scales = None if scale is None else torch.tensor([scale], device=view.device, dtype=torch.float32)
 
     @torch.no_grad()
     def distance(points: Tensor) -> Tensor:
         points = volume.network_points(points)
         return model.query(features, points, model.reference_intrinsics, scales).sdf[0]
 
-    return AskedField(distance, placement.frames[0], placement.origins[0], device)
+    return distance
+
+
+def _hand_distance(model: NVF, view: Tensor, slopes: Tensor, scale: float | None) -> Distance:
+    look, ratio = model.look(view, slopes), 1.0 if scale is None else scale / UNIT_SCALE_MM
+    coarse, intrinsics = look.joints(slopes), view_intrinsics(slopes, model.config.input_size)
+
+    @torch.no_grad()
+    def distance(points: Tensor) -> Tensor:
+        return ratio * model.query(look.features, points / ratio, intrinsics, coarse=coarse).sdf[0]
+
+    return distance
 
 
 def _pose(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> HandPose:

@@ -1,0 +1,378 @@
+"""Hand views: the virtual camera turned and zoomed to a box, and poses of the unit hand seen through it."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nvf_fast.camera import network_view, project, view_intrinsics
+from nvf_fast.checkpoint import save_checkpoint
+from nvf_fast.config import NVFConfig
+from nvf_fast.data.sample import HandSample
+from nvf_fast.estimator import PoseEstimator, load
+from nvf_fast.evaluation.figures.rows import asked_field
+from nvf_fast.evaluation.predictors import NetworkPredictor
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.kernels.cast_votes_ref import cast_votes
+from nvf_fast.model import NVF
+from nvf_fast.pose import HandPose
+from nvf_fast.replay import Replay
+from nvf_fast.unet import BatchNorm
+from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume
+
+CONFIG = NVFConfig(
+    input_size=128, width=16, hidden=(32, 16), hand_scale=False, encoder="unet", view="hand",
+    channels=(8, 8, 16, 16, 24), pose_code=8,
+)  # fmt: skip
+HEIGHT, WIDTH = 240, 324
+K = np.array([[400.0, 0, 150.5], [0, 410.0, 118.0], [0, 0, 1]])
+BOX = (60.0, 70.0, 170.0, 160.0)
+PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
+
+
+def hand_network() -> NVF:
+    """Random, but with depths of some 400 mm, several hundred voters and positive weights of votes."""
+    torch.manual_seed(4)
+    model = NVF(CONFIG).eval()
+    assert model.heads is not None
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.mean.normal_(std=0.1)
+                module.variance.uniform_(0.5, 2.0)
+        model.heads.view.weight.normal_(std=0.02)
+        model.heads.view.bias[PRESENCE] = 3.0
+        model.heads.view.bias[LEFT] = -3.0
+        torch.nn.init.normal_(model.field.weights[-1], std=0.1)
+        model.field.weights[-1][1::4] *= 0.1
+        model.field.biases[-1][0] = 0.0
+        model.field.biases[-1][1::4] = 0.7
+    return model
+
+
+@pytest.fixture
+def model() -> NVF:
+    return hand_network()
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """Smooth noise, so that resampling matters little."""
+    noise = torch.rand(1, 3, HEIGHT // 12, WIDTH // 12, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(noise, (HEIGHT, WIDTH), mode="bicubic").clamp(0, 1)
+    return (smooth[0].permute(1, 2, 0) * 255).to(torch.uint8).numpy()
+
+
+def smooth(model: NVF) -> PoseEstimator:
+    """All points vote and count, so that no rounding moves one across a threshold."""
+    return PoseEstimator(model, surface_mm=math.inf, fraction=1.0)
+
+
+def placed(box: tuple[float, ...], intrinsics: np.ndarray = K, left: bool = False) -> Any:
+    boxes = torch.tensor([box], dtype=torch.float64)
+    return HandVolume().place(torch.from_numpy(intrinsics)[None], 128, torch.tensor([left]), boxes=boxes)
+
+
+def spot(view: Tensor) -> Tensor:
+    """(x, y) px, centre of the brightness of a view (3, S, S)."""
+    brightness = (view.double() + 1).sum(0)
+    axis = torch.arange(len(brightness), dtype=torch.float64)
+    return torch.stack([brightness.sum(0) @ axis, brightness.sum(1) @ axis]) / brightness.sum()
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_the_corners_of_a_box_lie_at_three_quarters_of_the_view(left: bool) -> None:
+    square = np.array([[500.0, 0, 160], [0, 500.0, 120], [0, 0, 1]])
+    box = (100.0, 75.0, 220.0, 165.0)  # about the optical axis, where nothing is distorted
+    homography, slope = placed(box, square, left).homographies[0], placed(box, square, left).slopes[0]
+    assert slope.item() == pytest.approx(60 / 500 / HAND_VIEW_FILL)
+    for x, across in ((100, -1), (220, 1)):
+        for y, down in ((75, -1), (165, 1)):
+            marked = torch.zeros(HEIGHT, WIDTH, 3, dtype=torch.uint8)
+            marked[y - 1 : y + 2, x - 1 : x + 2] = 255
+            uv = spot(network_view(marked, homography, 128)[0]) / 64 - 1
+            expected = torch.tensor([(-across if left else across) * 0.75, down * 0.75 * 90 / 120])
+            torch.testing.assert_close(uv.float(), expected, rtol=0, atol=0.005)  # a third of a pixel
+
+
+@pytest.mark.parametrize("box", [BOX, (-40.0, 150.0, 60.0, 230.0), (200.0, 10.0, 320.0, 235.0)])
+def test_the_camera_turns_to_the_boxs_centre_and_its_longer_side_fills_the_view(box: tuple) -> None:
+    placement = placed(box)
+    frame = placement.frames[0]
+    torch.testing.assert_close(frame @ frame.mT, torch.eye(3, dtype=torch.float64))
+    middle = (np.array(box[:2]) + box[2:]) / 2
+    half = (np.array(box[2:]) - box[:2]) / 2
+    pixels = [
+        middle,
+        middle - [half[0], 0],
+        middle + [half[0], 0],
+        middle - [0, half[1]],
+        middle + [0, half[1]],
+    ]
+    seen = torch.tensor(np.array([[*pixel, 1] for pixel in pixels])) @ placement.homographies[0].mT
+    centre, *ends = seen[:, :2] / seen[:, 2:]
+    torch.testing.assert_close(centre, torch.full((2,), 64.0, dtype=torch.float64))
+    spans = [float((ends[1] - ends[0]).norm()), float((ends[3] - ends[2]).norm())]
+    assert max(spans) == pytest.approx(96)
+    # A point of the camera's frame is seen where the virtual camera projects it.
+    point = torch.tensor([[25.0, 30.0, 480.0]], dtype=torch.float64)
+    pixel = torch.cat([project(point, torch.from_numpy(K)), torch.ones(1, 1)], 1)
+    seen = placement.homographies[0] @ pixel[0]
+    expected = project(point @ frame.mT, view_intrinsics(placement.slopes, 128)[0])
+    torch.testing.assert_close(seen[:2] / seen[2], expected[0])
+
+
+def test_query_points_are_regular_in_the_view_and_in_depth() -> None:
+    lattice = HandVolume().lattice(16.0)
+    assert len(lattice) == 14**3
+    middles, slopes = torch.tensor([300.0, 700.0]), torch.tensor([0.3, 0.12])
+    points = lattice.points(middles, slopes)
+    assert points.shape == (2, 14**3, 3)
+    depths = points[..., 2] - middles[:, None]
+    assert depths.abs().max().item() == pytest.approx(104, abs=1e-3)
+    pixels = project(points, view_intrinsics(slopes, 128))
+    torch.testing.assert_close(pixels[0], pixels[1], rtol=0, atol=1e-3)  # the same texels, whatever the hand
+    across = pixels[0].round(decimals=2).unique()
+    torch.testing.assert_close(across, 128 * (torch.arange(14) + 0.5) / 14, rtol=0, atol=0.01)
+    for step in (0.0, math.nan, 1.0, 500.0):
+        with pytest.raises(ValueError, match="step_mm must be"):
+            HandVolume().lattice(step)
+
+
+def test_a_pose_is_the_coarse_one_moved_by_votes(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model, surface_mm=3.0)
+    pose = estimator(image, K, box=BOX, side="right", return_votes=True)
+    folded = model.for_inference()
+    placement = placed(BOX)
+    slopes = placement.slopes.float()
+    with torch.no_grad():
+        look = folded.look(network_view(torch.from_numpy(image), placement.homographies[0], 128), slopes)
+        coarse = look.joints(slopes)
+        points = HandVolume().lattice(16.0).points(coarse[:, :, 2].mean(1), slopes)
+        field = folded.query(look.features, points, view_intrinsics(slopes, 128), coarse=coarse)
+        voting = field.sdf[0].abs() < 3.0
+        votes = torch.cat([field.weight[..., None], field.direction], -1)[:, voting]
+        count = int(voting.sum())
+        everyone = torch.arange(count)[None]
+        voted, *_ = cast_votes(points[:, voting], votes, everyone, torch.tensor([count]), fraction=0.5)
+        assert folded.heads is not None
+        joints = folded.heads.combine(coarse, voted)
+    assert pose.valid and 20 < count < 2744 and pose.voters == count and pose.points_evaluated == 2744
+    frame = placement.frames[0]
+    np.testing.assert_allclose(pose.joints, joints[0].double() @ frame, rtol=0, atol=2e-3)
+    pixels = project(torch.from_numpy(pose.joints), torch.from_numpy(K).float())
+    np.testing.assert_allclose(pose.joints_2d, pixels, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(pose.expected_error, look.error[0], rtol=1e-4)
+    np.testing.assert_allclose(pose.scores, 1 / (1 + (pose.expected_error / 20) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(pose.votes.points, points[0, voting].double() @ frame, rtol=0, atol=1e-3)
+    assert pose.side == "right" and pose.box.tolist() == list(BOX)
+    without = PoseEstimator(model, surface_mm=1e-6)(image, K, box=BOX, side="right")
+    assert without.voters == 0 and without.valid
+    np.testing.assert_allclose(without.joints, coarse[0].double() @ frame, rtol=0, atol=2e-3)
+
+
+def test_crops_and_finer_images_change_nothing(model: NVF, image: np.ndarray) -> None:
+    """The same scene under another camera of the same centre and direction gives the same view."""
+    estimator = smooth(model)
+    pose = estimator(image, K, box=BOX, side="right")
+    shift = np.array([[1.0, 0, -13], [0, 1, -21], [0, 0, 1]])
+    box = np.array(BOX) - [13, 21, 13, 21]
+    cropped = estimator(np.ascontiguousarray(image[21:, 13:]), shift @ K, box=box, side="right")
+    np.testing.assert_allclose(cropped.joints, pose.joints, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(cropped.joints_2d, pose.joints_2d - [13, 21], rtol=0, atol=1e-2)
+    # Each pixel three times along both axes: pixel u's copies are centred at 3 u + 1.
+    finer = np.array([[3.0, 0, 1], [0, 3, 1], [0, 0, 1]])
+    fine_box = 3 * np.array(BOX) + 1
+    fine = estimator(image.repeat(3, 0).repeat(3, 1), finer @ K, box=fine_box, side="right")
+    np.testing.assert_allclose(fine.joints, pose.joints, rtol=0, atol=2e-3)  # 6e-5 mm measured
+
+
+def mirror_of(image: np.ndarray, box: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """The image, its intrinsics and the box as a mirror shows them."""
+    intrinsics = K.copy()
+    intrinsics[0, 2] = WIDTH - 1 - K[0, 2]
+    x0, y0, x1, y1 = box
+    return np.ascontiguousarray(image[:, ::-1]), intrinsics, (WIDTH - 1 - x1, y0, WIDTH - 1 - x0, y1)
+
+
+def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray) -> None:
+    estimator = smooth(model)
+    right = estimator(image, K, box=BOX, side="right", return_votes=True)
+    mirrored, intrinsics, box = mirror_of(image, BOX)
+    left = estimator(mirrored, intrinsics, box=box, side="left", return_votes=True)
+    turn = np.array([-1.0, 1, 1])
+    assert (right.side, left.side) == ("right", "left") and left.voters == right.voters
+    # 1.8e-4 mm measured, at 400 mm.
+    np.testing.assert_allclose(left.joints * turn, right.joints, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(left.expected_error, right.expected_error, rtol=1e-4)
+    np.testing.assert_allclose(left.votes.points * turn, right.votes.points, rtol=1e-4, atol=1e-4)
+
+
+class LaunchByLaunch:
+    """Records nothing, and calls again what it was given."""
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        output = run()
+        return lambda: output.copy_(run()), output
+
+    def in_order(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@pytest.mark.parametrize("on_cuda", [False, True], ids=["read back", "chosen on the device"])
+@pytest.mark.parametrize("logit", [-3.0, 3.0], ids=["right", "left"])
+def test_an_unknown_side_is_predicted(model: NVF, image: np.ndarray, logit: float, on_cuda: bool) -> None:
+    with torch.no_grad():
+        model.heads.view.bias[LEFT] = logit
+    estimator = smooth(model)
+    side = "left" if logit > 0 else "right"
+    given = estimator(image, K, box=BOX, side=side, return_votes=True)
+    if on_cuda:
+        estimator._exact, estimator._replay = False, Replay(estimator._launch, LaunchByLaunch())
+    for votes in (False, True):
+        predicted = estimator(image, K, box=BOX, return_votes=votes)
+        assert predicted.side == side and predicted.valid
+        # 6e-5 mm measured: the mirrored view is one of another crop.
+        np.testing.assert_allclose(predicted.joints, given.joints, rtol=0, atol=2e-3)
+        np.testing.assert_allclose(predicted.joints_2d, given.joints_2d, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(predicted.votes.directions, given.votes.directions, atol=1e-4)
+
+
+def test_a_hand_scale_multiplies_exactly(model: NVF, image: np.ndarray) -> None:
+    estimator = smooth(model)
+    unit = estimator(image, K, box=BOX, side="left", return_votes=True)
+    for scale in (UNIT_SCALE_MM, 20.0, 45.5):
+        pose = estimator(image, K, scale, box=BOX, side="left", return_votes=True)
+        ratio = scale / UNIT_SCALE_MM
+        for name in ("joints", "expected_error"):
+            np.testing.assert_allclose(getattr(pose, name), getattr(unit, name) * ratio, rtol=1e-6)
+        np.testing.assert_array_equal(pose.joints_2d, unit.joints_2d)
+        np.testing.assert_allclose(pose.votes.points, unit.votes.points * ratio, rtol=1e-6)
+        np.testing.assert_allclose(pose.scores, 1 / (1 + (pose.expected_error / 20) ** 2), rtol=1e-5)
+        lands = [
+            each.points[:, None] + 80 * (1 - each.weights[..., None]) * each.directions * factor
+            for each, factor in ((pose.votes, 1), (unit.votes, 1))
+        ]
+        np.testing.assert_allclose(lands[0], lands[1] * ratio, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match=r"10 to 120 mm, got 0.03"):
+        estimator(image, K, 0.03, box=BOX)
+
+
+def test_a_batch_is_its_members(model: NVF, image: np.ndarray) -> None:
+    estimator = smooth(model)
+    boxes = np.array([BOX, (100, 40, 220, 150), (0, 0, 60, 80), (150, 100, 300, 239)])
+    images = [image, image[:200], image, image[:, :310]]
+    sides = ["right", None, "left", None]
+    scales = [30.0, 35.0, 25.0, UNIT_SCALE_MM]
+    together = estimator(images, K, scales, boxes, sides)
+    assert len(together) == 4 and together.side == ("right", "right", "left", "right")
+    assert together.box.shape == (4, 4) and together.expected_error.shape == (4, 21)
+    for i, pose in enumerate(together):
+        alone = estimator(images[i], K, scales[i], boxes[i], sides[i])
+        assert alone.side == pose.side and alone.valid and pose.valid
+        np.testing.assert_allclose(pose.joints, alone.joints, rtol=0, atol=0.01)
+        np.testing.assert_allclose(pose.expected_error, alone.expected_error, rtol=0, atol=0.01)
+    tensors = estimator([torch.from_numpy(each) for each in images], K, scales, torch.tensor(boxes), sides)
+    assert isinstance(tensors.joints, Tensor) and isinstance(tensors.expected_error, Tensor)
+    assert isinstance(together.joints, np.ndarray) and isinstance(together.box, np.ndarray)
+    np.testing.assert_array_equal(tensors.joints, together.joints)
+    assert tensors.side == together.side and tensors[2].side == "left"
+
+
+def test_without_a_hand_a_pose_is_not_valid(model: NVF, image: np.ndarray) -> None:
+    with torch.no_grad():
+        model.heads.view.weight[PRESENCE] = 0.0
+        model.heads.view.bias[PRESENCE] = math.log(0.6 / 0.4)
+    for threshold, valid in ((0.59, True), (0.61, False)):
+        model.config = replace(model.config, presence_threshold=threshold)
+        pose = PoseEstimator(model)(image, K, box=BOX, side="right")
+        assert pose.valid == valid == bool(np.isfinite(pose.joints).all()) == bool((pose.scores > 0).all())
+        assert np.isnan(pose.joints_2d).all() == np.isnan(pose.expected_error).all() == (not valid)
+        document = json.loads(json.dumps(pose.to_dict(), allow_nan=False))
+        assert (document["expected_error"] is None) == (document["joints"] is None) == (not valid)
+        assert document["side"] == "right" and document["box"] == list(BOX)
+
+
+def test_without_a_box_the_largest_centred_square_is_viewed(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model)
+    pose = estimator(image, K)
+    assert pose.box.tolist() == [41.5, -0.5, 281.5, 239.5]
+    np.testing.assert_array_equal(pose.joints, estimator(image, K, box=pose.box).joints)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),
+        ({"box": (10, 10, math.inf, 50)}, "at least 2 px larger"),
+        ({"box": (10, 10, math.nan, 50)}, "at least 2 px larger"),
+        ({"box": (900, 10, 960, 50)}, r"touches no pixel of image 0, \(width, height\) \[324, 240\] px"),
+        ({"box": (1e7, 10, 1e7 + 60, 50)}, "touches no pixel of image 0"),
+        ({"box": (10, -500, 50, -450)}, "touches no pixel of image 0"),
+        ({"box": (-1e5, -1e5, 1e5, 1e5)}, "needs a view of .* the widest is 150 degrees"),
+        ({"box": (-1e5, 10, 200, 50)}, "needs a view of 180 degrees or more, the widest is 150"),
+        ({"root": (0, 0, 500)}, "root must be None"),
+        ({"side": "Right"}, '"right", "left" or None'),
+        ({"previous": "itself"}, 'previous is for search="guided" only'),
+    ],
+)  # fmt: skip
+def test_refuses_what_no_view_can_show(
+    model: NVF, image: np.ndarray, arguments: dict[str, Any], message: str
+) -> None:
+    estimator = PoseEstimator(model, step_mm=56.0)
+    if "previous" in arguments:
+        arguments = {"previous": estimator(image, K, box=BOX)}
+    with pytest.raises(ValueError, match=message):
+        estimator(image, K, **{"box": BOX, **arguments})
+
+
+def test_views_that_touch_the_image_are_taken(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model, step_mm=56.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for box in ((-60, 10, 5, 70), (320, 235, 400, 330), (-400, -300, 800, 600)):
+            assert np.isfinite(estimator(image, K, box=box, side="left").joints).all()
+
+
+def test_refuses_other_searches(model: NVF) -> None:
+    for search in ("octree", "guided"):
+        with pytest.raises(ValueError, match='search must be "dense" for a network of hand views'):
+            PoseEstimator(model, search=search)  # type: ignore[arg-type]
+
+
+def test_load_and_evaluation_take_hand_views(model: NVF, image: np.ndarray, tmp_path: Path) -> None:
+    save_checkpoint(model, tmp_path, {}, dtype=torch.float32)
+    estimator = load(tmp_path, device="cpu")
+    samples = [
+        HandSample("a", image, K, hand_scale=30.0, side="left", box=torch.tensor(BOX)),
+        HandSample("b", image, K, hand_scale=35.0),
+    ]
+    predictor = NetworkPredictor(estimator)
+    assert predictor.scale_choices == (True, False)
+    found = predictor(samples, use_scale=True)
+    alone = PoseEstimator(model)(image, K, 30.0, BOX, "left")
+    np.testing.assert_allclose(found.joints[0], alone.joints, rtol=0, atol=0.01)
+    assert found.valid.all()
+    field = asked_field(estimator, samples[0], 30.0)
+    voters = estimator(image, K, 30.0, BOX, "left", return_votes=True).votes.points
+    inside = torch.from_numpy(voters) @ field.frame.float().mT
+    assert (field.distance(inside).abs() < 5.01 * 30 / UNIT_SCALE_MM).all()
+
+
+def test_stages_of_a_hand_view_are_measured(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model)
+    with estimator.timed() as milliseconds:
+        pose: HandPose = estimator(image, K, box=BOX)
+    assert pose.valid
+    assert list(milliseconds) == ["prepare", "remap", "encode", "query", "select", "vote", "read"]
