@@ -13,28 +13,29 @@ from nvf_fast.data.hand import HandDistribution, sample_hands
 from nvf_fast.data.photographs import mirrored
 from nvf_fast.data.tables import write_picture
 
-SIZE = 160
+SIZE = 240
 FOCAL = 300.0
 COLOURS = (np.array([[255, 40, 40], [40, 255, 40], [40, 40, 255], [255, 255, 40], [40, 255, 255]])).astype(
     np.uint8
 )
 """Of wrist, thumb's tip, index's tip, middle's tip and little finger's tip."""
 MARKED = (0, 4, 8, 12, 20)
-RADIUS = 2.5  # px, of a disc
+RADIUS = 3.5  # px, of a disc
 
 
 def photograph_labels(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Entries of labels.json; every second hand is a left one, and joints are FreiHAND's already."""
-    hands = sample_hands(
-        count, torch.Generator().manual_seed(seed), HandDistribution(nearest_mm=380, farthest_mm=420)
+    near = HandDistribution(nearest_mm=380, farthest_mm=420)
+    hands = (
+        sample_hands(20 * count, torch.Generator().manual_seed(seed), near).joints.numpy().astype(np.float64)
     )
     entries = []
-    for index, joints in enumerate(hands.joints.numpy().astype(np.float64)):
+    for index, joints in enumerate(hands[_discs_apart(hands)][:count]):
         left = index % 2 == 1
         joints = mirrored(joints) if left else joints
-        # The principal point lies where the hand's middle is seen at (75, 82).
+        # The principal point lies where the hand's middle is seen at (115, 122).
         middle = joints.mean(0)
-        principal = [75 - FOCAL * middle[0] / middle[2], 82 - FOCAL * middle[1] / middle[2]]
+        principal = [115 - FOCAL * middle[0] / middle[2], 122 - FOCAL * middle[1] / middle[2]]
         intrinsics = np.array([[FOCAL, 0, principal[0]], [0, FOCAL, principal[1]], [0, 0, 1]])
         seen = joints @ intrinsics.T
         entries.append(
@@ -54,14 +55,31 @@ def photograph_labels(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return entries
 
 
-def write_photographs(folder: Path, entries: list[dict[str, Any]]) -> Path:
-    """Write labels.json, and an image with discs at the marked joints of each entry."""
+def write_photographs(folder: Path, entries: list[dict[str, Any]], every_joint: bool = False) -> Path:
+    """Write labels.json, and an image with discs at the marked joints of each entry, or red ones at all."""
     for entry in entries:
         image = np.full((SIZE, SIZE, 3), 90, np.uint8)
         rows, columns = np.mgrid[:SIZE, :SIZE]
-        for joint, colour in zip(MARKED, COLOURS, strict=True):
+        discs = [(joint, COLOURS[0]) for joint in range(21)]
+        for joint, colour in discs if every_joint else zip(MARKED, COLOURS, strict=True):
             x, y = entry["joints_2d"][joint]
             image[(columns - x) ** 2 + (rows - y) ** 2 < RADIUS**2] = colour
         write_picture(folder / "crops" / entry["file"], image)
     (folder / "labels.json").write_text(json.dumps(entries))
     return folder
+
+
+def disc_centres(image: np.ndarray) -> np.ndarray:
+    """Centres (5, 2) px of the discs in an image without changed colours; 0 of one that does not show."""
+    apart = np.abs(image.astype(int)[..., None, :] - COLOURS).max(-1)
+    weights = (apart < 70).astype(np.float64)
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
+    pixels = np.stack([columns, rows], axis=-1)[:, :, None]
+    return (weights[..., None] * pixels).sum((0, 1)) / np.maximum(weights.sum((0, 1)), 1)[:, None]
+
+
+def _discs_apart(hands: np.ndarray) -> np.ndarray:
+    """Whether the marked joints of each hand lie so far apart that no disc covers another."""
+    seen = FOCAL * (hands / hands[..., 2:])[:, MARKED, :2]
+    apart = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1) + 99 * np.eye(len(MARKED))
+    return apart.min((1, 2)) > 3 * RADIUS

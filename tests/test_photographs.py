@@ -26,7 +26,7 @@ def test_samples_are_what_was_written(tmp_path: Path) -> None:
     assert len(data) == 6 and data.ids[3] == "val/rooms_00003.png"
     assert Counter(label.group for label in data.labels) == {"rooms": 4, "streets": 2}
     for entry, sample in zip(entries, (data[i] for i in range(6)), strict=True):
-        assert sample.image.shape == (160, 160, 3) and sample.image.dtype == np.uint8
+        assert sample.image.shape == (240, 240, 3) and sample.image.dtype == np.uint8
         assert sample.side == entry["side"] and sample.hand_scale is None and sample.surface is None
         assert sample.joints is not None and sample.root is not None and sample.box is not None
         np.testing.assert_allclose(sample.intrinsics, entry["K"])
@@ -179,7 +179,7 @@ def test_damaged_lists(tmp_path: Path, text: str, fault: str) -> None:
 
 
 def test_folder_without_labels_and_damaged_image(tmp_path: Path) -> None:
-    with pytest.raises(DatasetFaults, match="the folder that holds labels.json"):
+    with pytest.raises(DatasetFaults, match=r"the folder that holds labels\.json"):
         Photographs(tmp_path)
     folder = write_photographs(tmp_path / "photos", photograph_labels(1))
     with pytest.raises(DatasetFaults, match=r"labels.json: .*photos"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numba
 import numpy as np
 
-from nvf_fast.data.background_stock import BackgroundStock
+from nvf_fast.data.backgrounds import Backgrounds
+from nvf_fast.data.draws import Stream
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.data.joint_surface import RADII_MM, cone_ends, sample_field_points
@@ -39,6 +40,7 @@ REPLACED = 0.45  # probability of another background
 REPLACED_OUTSIDE, OUTSIDE = 0.85, 0.12  # where more than this part of the view lies outside the photograph
 WIDE_FILL, CUT_FILL = (0.10, 0.60), 0.6  # in wide views, and in the view that hands are cut out of
 WIDE_SLOPE = (0.25, 0.7)
+STOCK, STOCK_SIZE = 512, 160  # number and side of the backgrounds in memory
 SECOND_HAND = 0.3  # probability in a wide view
 ARM_MM, ARM_RADIUS_MM = 220.0, 27.0
 COLOUR_NOISE, LEAST_SEPARATION = 60.0, 1.5  # squared grey levels; of the colours of hand and surroundings
@@ -88,16 +90,16 @@ class PhotographViews:
 
     Args:
         dataset: the photographs.
-        backgrounds: a folder of pictures or panoramas, or the pictures; smooth random colours without.
+        backgrounds: a folder of pictures and panoramas; procedural surroundings without.
         weights: how often a photograph of a group is drawn, beside `WEIGHTS`; 0 leaves a group out.
-        seed: of the stock of backgrounds.
+        seed: of the backgrounds.
     """
 
     def __init__(
         self,
         dataset: Photographs,
         *,
-        backgrounds: Path | str | Sequence[Path] | None = None,
+        backgrounds: Path | str | None = None,
         weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
@@ -110,7 +112,7 @@ class PhotographViews:
         if (of_each < 0).any() or not of_each.sum() > 0:
             raise ValueError(f"weights must not be negative, and some must be positive, got {weights}")
         self._cumulated = np.cumsum(of_each / of_each.sum())
-        self._backgrounds = BackgroundStock(backgrounds, seed)
+        self._backgrounds = _BackgroundStock(Backgrounds(backgrounds), seed)
 
     def draw(self, count: int, random: np.random.Generator) -> HandViews:
         """Draw training views of right hands: jittered cameras, colours and backgrounds.
@@ -133,7 +135,7 @@ class PhotographViews:
             outside = crop.part_outside(homography)
             if random.random() < (REPLACED_OUTSIDE if outside > OUTSIDE else REPLACED):
                 alpha = hand_mask(image, joints, focal, crop.covered(homography), random)
-                image = composite(image, alpha, self._backgrounds.draw(VIEW_SIZE, random), random)
+                image = composite(image, alpha, self._backgrounds.draw(random), random)
             views.add(row, change_colours(image, random), joints, focal)
         return views.finished(random)
 
@@ -145,7 +147,7 @@ class PhotographViews:
         """
         views = _Batch(count)
         for row in range(count):
-            image = self._backgrounds.draw(VIEW_SIZE, random).copy()
+            image = self._backgrounds.draw(random).copy()
             focal = VIEW_SIZE / 2 / random.uniform(*WIDE_SLOPE)
             count_here = 1 + (random.random() < SECOND_HAND)
             for index in self._choose(count_here, random):
@@ -319,6 +321,24 @@ def _paste(
     window = image[first[1] : last[1], first[0] : last[0]]
     window[:] = window + cut[..., 3:] / 255 * (cut[..., :3] - window) + 0.5
     return box
+
+
+class _BackgroundStock:
+    """Backgrounds that are drawn once, a little larger than a view, of which parts are taken."""
+
+    def __init__(self, backgrounds: Backgrounds, seed: int) -> None:
+        self._source, self._seed = backgrounds, seed
+        self._drawn: dict[int, np.ndarray] = {}
+
+    def draw(self, random: np.random.Generator) -> np.ndarray:
+        """Take a part of one background, (S, S, 3) uint8, mirrored half of the times."""
+        index = int(random.integers(STOCK))
+        if index not in self._drawn:
+            stream = Stream(self._seed, "photograph background", index)
+            self._drawn[index] = (255 * self._source.draw(stream, STOCK_SIZE) + 0.5).astype(np.uint8)
+        row, column = random.integers(0, STOCK_SIZE - VIEW_SIZE + 1, 2)
+        part = self._drawn[index][row : row + VIEW_SIZE, column : column + VIEW_SIZE]
+        return part[:, ::-1] if random.random() < 0.5 else part
 
 
 class _Batch:
