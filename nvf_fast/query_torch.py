@@ -5,6 +5,10 @@ Bilinear sampling is linear: W_x sample(F) = sample(W_x F). For many points, eve
 instead of multiplying x by a matrix: 1.38 instead of 2.43 MFLOP per point of the released network. For few
 points, or with gradients, the layers run as the paper writes them.
 
+A network that takes the position about a centre is small: of 64 features and three columns of the position,
+a product costs what summing seven rows does, while a map of its own for each image has to be projected for
+few points. In float32 its layers are direct: applied to the x of each point.
+
 Preparation is separate, as for the kernel: `pack_layers` for a network, `locate` for a set of points,
 `project_maps` for an image; `evaluate` brings them together.
 """
@@ -12,7 +16,7 @@ Preparation is separate, as for the kernel: `pack_layers` for a network, `locate
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,27 +27,74 @@ from nvf_fast.kernels.query_field_ref import POSITION_MM
 
 # Activations of the widest hidden layer per pass, which then stay in the caches. On two cores at 16 mm the
 # embedded network, of 256 channels, took 53, 41, 35, 39 and 45 ms with 512, 1024, 2048, 4096 and 8192
-# points a pass, the released one, of 1024, 374, 372 and 410 ms with 512, 1024 and 2048.
+# points a pass, the released one, of 1024, 374, 372 and 410 ms with 512, 1024 and 2048. Direct layers, of 256
+# channels, take equal passes: 2744 points took 10.3, 8.8, 8.4, 7.9 and 9.0 ms in 8, 4, 3, 2 and 1.
 _PASS = 2**19
 
 
 class Layers(NamedTuple):
     """A network's columns, layer by layer: for feature, position, scale and hidden activations."""
 
-    columns: list[Tensor]  # (out, C) compute dtype
+    columns: list[Tensor]  # (out, C) compute dtype; of direct layers (out, C + 3), the position's included
     position: list[Tensor]  # (P, out) float32, for the depth (P = 1) or the position about the centre (P = 3)
     scale: list[Tensor] | None  # (out,) float32
     bias: list[Tensor]  # (out,) or (B, out) float32
     matrices: list[Tensor]  # (in, out) compute dtype, of every layer but the first
+    direct: bool  # applied to the x of each point instead of to the maps
 
 
 class Places(NamedTuple):
-    """Where one image's points lie on the map, in the order of the map; those out of view are left out."""
+    """Where one image's points lie on the map; points out of view are left out."""
 
-    order: Tensor  # (M,) the points in view
-    texels: Tensor  # (M, 4 + P) the four texels around each, and the rows of the position's columns
-    shares: Tensor  # (M, 4 + P) their bilinear weights, and the position
+    order: Tensor  # (M,) the points; with projected maps in the order of the map
+    texels: Tensor  # (M, 4) the texels around each; with projected maps (M, 4 + P), the position's rows too
+    tap_weights: Tensor  # (M, 4) their bilinear weights; with projected maps (M, 4 + P), the position too
+    position: Tensor  # (M, P)
     total: int  # N, points in view or not
+
+    def split(self, size: int) -> Iterator[Places]:
+        for parts in zip(*(of_all.split(size) for of_all in self[:4]), strict=True):
+            yield self._replace(**dict(zip(self._fields, parts, strict=False)))
+
+
+class ProjectedMap(NamedTuple):
+    """One image's features through every layer's columns for x."""
+
+    # Per layer, the last one's distance and votes apart: (H * W + P, out) float32, a row per texel and P for
+    # the position. The texels hold the bias and the scale's part too, which every point takes whole since its
+    # bilinear weights sum to 1.
+    tables: list[Tensor]
+
+    def contributions(self, places: Places, layers: Layers) -> Contributions:
+        dtype = layers.columns[0].dtype
+
+        def of_layer(layer: int, chosen: Tensor | slice) -> Tensor:
+            texels, tap_weights = places.texels[chosen], places.tap_weights[chosen]
+            return _weighted_sums(self.tables[layer], texels, tap_weights).to(dtype)
+
+        return of_layer
+
+
+class FeatureMap(NamedTuple):
+    """One image's features, for direct layers."""
+
+    rows: Tensor  # (H * W, C) float32
+    biases: list[Tensor]  # per layer, the last one's distance and votes apart, (out,) float32
+
+    def contributions(self, places: Places, layers: Layers) -> Contributions:
+        sampled = _weighted_sums(self.rows, places.texels, places.tap_weights)
+        x = torch.cat([sampled, places.position], 1)
+        columns = [*layers.columns[:-1], layers.columns[-1][:1], layers.columns[-1][1:]]
+
+        def of_layer(layer: int, chosen: Tensor | slice) -> Tensor:
+            return torch.addmm(self.biases[layer], x[chosen], columns[layer].T)
+
+        return of_layer
+
+
+# What x and the bias add to a layer at some points of a pass: (points, out) compute dtype.
+Contributions = Callable[[int, Tensor | slice], Tensor]
+Maps = Sequence[ProjectedMap | FeatureMap]
 
 
 def query_field(
@@ -69,11 +120,13 @@ def query_field(
         sdf, votes, _ = evaluate(project_maps(features, hand_scale, layers), places, layers, surface_mm)
         return sdf, votes
     points = points.expand(batch, -1, -1)
-    inside, texels, shares, position = _geometry(points, intrinsics, image_size, (height, width), centres)
+    inside, texels, tap_weights, position = _geometry(
+        points, intrinsics, image_size, (height, width), centres
+    )
     scale = None
     if weights[0].shape[1] == channels + 2:
         scale = position.new_zeros(batch) if hand_scale is None else (hand_scale - 15) / 25
-    raw = _as_written(features, texels, shares, position, scale, weights, biases)
+    raw = _as_written(features, texels, tap_weights, position, scale, weights, biases)
     sdf = torch.where(inside, 50 * torch.tanh(raw[..., 0]), math.inf)
     near = sdf.abs() < surface_mm
     return sdf, torch.where(near[..., None], raw[..., 1:], 0.0).unflatten(-1, (-1, 4))
@@ -85,13 +138,15 @@ def pack_layers(
     """The network's layers for features of C = `channels`, computed in `dtype`."""
     inputs = weights[0].shape[1]
     positions = 3 if inputs == channels + 3 else 1
+    direct = positions == 3 and dtype == torch.float32
     own = [weight[:, -inputs:] for weight in weights]
     return Layers(
-        [columns[:, :channels].to(dtype) for columns in own],
+        [columns[:, : inputs if direct else channels].to(dtype) for columns in own],
         [columns[:, channels : channels + positions].float().mT for columns in own],
         [columns[:, channels + 1].float() for columns in own] if inputs == channels + 2 else None,
         [bias.float() for bias in biases],
         [weight[:, :-inputs].to(dtype).mT for weight in weights[1:]],
+        direct,
     )
 
 
@@ -121,52 +176,54 @@ def locate(
     images = max(len(points), len(intrinsics), 1 if centres is None else len(centres))
     points = points.expand(images, -1, -1)
     every_place = []
-    for inside, texels, shares, position in zip(
+    for inside, texels, tap_weights, position in zip(
         *_geometry(points, intrinsics, image_size, map_size, centres), strict=True
     ):
         order = inside.nonzero()[:, 0]
-        if len(order) > _points_per_pass(layers):
+        if len(order) > _points_per_pass(layers) and not layers.direct:
             # In the order of the map, so that a pass reads a small part of it.
             order = order[texels[order, 0].argsort(stable=True)]
-        texels, shares, position = texels[order], shares[order], position[order]
-        first_row, columns = map_size[0] * map_size[1], position.shape[1]
-        rows = torch.arange(first_row, first_row + columns, device=texels.device).expand(len(order), -1)
-        texels, shares = torch.cat([texels, rows], 1), torch.cat([shares, position], 1)
-        every_place.append(Places(order, texels, shares, len(inside)))
+        if not layers.direct or len(order) < len(inside):
+            texels, tap_weights, position = texels[order], tap_weights[order], position[order]
+        if not layers.direct:
+            first_row, columns = map_size[0] * map_size[1], position.shape[1]
+            rows = torch.arange(first_row, first_row + columns, device=texels.device)
+            texels = torch.cat([texels, rows.expand(len(order), -1)], 1)
+            tap_weights = torch.cat([tap_weights, position], 1)
+        every_place.append(Places(order, texels, tap_weights, position, len(inside)))
     return every_place
 
 
 def project_maps(
     features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Sequence[Tensor] | None = None
-) -> list[list[Tensor]]:
-    """Features (B, C, H, W) through every layer's columns for x.
+) -> Maps:
+    """Prepare the features of B images.
 
     Args:
         features, hand_scale: as `query_field` takes them.
         layers: from `pack_layers`.
         biases: L of (B, out), which replace the layers' own; None keeps those.
-
-    Returns:
-        Per image and layer (H * W + P, out) float32: a row per texel, and P for the position. The texels hold
-        the bias and the scale's part too, which every point takes whole since its bilinear weights sum to 1.
     """
-    every_map = []
-    for image, rows in enumerate(features.flatten(2).mT.unbind()):
-        rows = rows.contiguous()
-        maps = []
-        for layer, (columns, position, bias) in enumerate(
-            zip(layers.columns, layers.position, biases or layers.bias, strict=True)
-        ):
-            constant = (bias[image] if bias.ndim == 2 else bias).float()
-            if hand_scale is not None and layers.scale is not None:
-                constant = constant + (hand_scale[image] - 15) / 25 * layers.scale[layer]
-            maps.append(torch.cat([F.linear(rows, columns).float() + constant, position]))
-        every_map.append(maps)
-    return every_map
+    biases = [bias.float() for bias in biases or layers.bias]
+    every_row = features.flatten(2).mT
+    constants = [
+        [bias[image] if bias.ndim == 2 else bias for bias in biases] for image in range(len(features))
+    ]
+    if layers.direct:
+        return [_feature_map(*of_image) for of_image in zip(every_row, constants, strict=True)]
+    if hand_scale is not None and layers.scale is not None:
+        constants = [
+            [
+                constant + (scale - 15) / 25 * column
+                for constant, column in zip(of_image, layers.scale, strict=True)
+            ]
+            for of_image, scale in zip(constants, hand_scale, strict=True)
+        ]
+    return [_projected_map(*of_image, layers) for of_image in zip(every_row, constants, strict=True)]
 
 
 def evaluate(
-    maps: list[list[Tensor]],
+    maps: Maps,
     places: list[Places],
     layers: Layers,
     surface_mm: float,
@@ -186,17 +243,17 @@ def evaluate(
         that holds a near point's. A slot past the capacity was not written. Without a capacity `votes` are in
         the points' order, zero where a point is not near, and `slots` is empty.
     """
-    batch, count, last = len(maps), places[0].total, maps[0][-1]
-    sdf = last.new_full((batch, count), math.inf)
+    batch, count, outputs = len(maps), places[0].total, len(layers.columns[-1]) - 1
+    sdf = layers.position[0].new_full((batch, count), math.inf)
     if capacity is None:
-        votes, slots = last.new_zeros(batch, count, last.shape[1] - 1), sdf.new_empty(batch, 0).int()
+        votes, slots = sdf.new_zeros(batch, count, outputs), sdf.new_empty(batch, 0).int()
     else:
-        votes = last.new_empty(batch, capacity, last.shape[1] - 1)
+        votes = sdf.new_empty(batch, capacity, outputs)
         slots = sdf.new_empty(batch, count, dtype=torch.int32)
-    for image, its_maps in enumerate(maps):
+    for image, its_map in enumerate(maps):
         rows = 0
         its_places = places[image if len(places) > 1 else 0]
-        for points, distances, near_points, raw in _passes(its_maps, its_places, layers, surface_mm):
+        for points, distances, near_points, raw in _passes(its_map, its_places, layers, surface_mm):
             sdf[image, points] = distances
             if capacity is None:
                 votes[image, near_points] = raw
@@ -211,29 +268,44 @@ def evaluate(
     return sdf, votes.unflatten(-1, (-1, 4)), slots
 
 
+def _feature_map(rows: Tensor, biases: list[Tensor]) -> FeatureMap:
+    return FeatureMap(rows.contiguous(), [*biases[:-1], biases[-1][:1], biases[-1][1:]])
+
+
+def _projected_map(rows: Tensor, biases: list[Tensor], layers: Layers) -> ProjectedMap:
+    rows = rows.contiguous()
+    tables = [
+        torch.cat([F.linear(rows, columns).float() + constant, position])
+        for columns, position, constant in zip(layers.columns, layers.position, biases, strict=True)
+    ]
+    last = tables.pop()
+    return ProjectedMap([*tables, last[:, :1].contiguous(), last[:, 1:].contiguous()])
+
+
 def _passes(
-    maps: list[Tensor], places: Places, layers: Layers, surface_mm: float
+    image_map: ProjectedMap | FeatureMap, places: Places, layers: Layers, surface_mm: float
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Of one image, chunk by chunk: points, distances, the near ones among the points, their raw votes."""
-    dtype = layers.columns[0].dtype
-    sdf_map, votes_map = maps[-1][:, :1].contiguous(), maps[-1][:, 1:].contiguous()
     sdf_column, votes_columns = layers.matrices[-1][:, :1], layers.matrices[-1][:, 1:]
-
-    def own_part(layer_map: Tensor, texels: Tensor, shares: Tensor) -> Tensor:
-        return F.embedding_bag(texels, layer_map, per_sample_weights=shares, mode="sum").to(dtype)
-
-    for points, texels, shares in zip(
-        *(of_all.split(_points_per_pass(layers)) for of_all in (places.order, places.texels, places.shares)),
-        strict=True,
-    ):
-        hidden = F.leaky_relu_(own_part(maps[0], texels, shares), 0.01)
-        for layer_map, matrix in zip(maps[1:-1], layers.matrices[:-1], strict=True):
-            hidden = F.leaky_relu_(own_part(layer_map, texels, shares).addmm_(hidden, matrix), 0.01)
-        raw_distances = own_part(sdf_map, texels, shares).addmm_(hidden, sdf_column)
+    last, everyone = len(layers.matrices), slice(None)
+    size = _points_per_pass(layers)
+    if layers.direct and len(places.order) > size:  # equal passes
+        size = math.ceil(len(places.order) / math.ceil(len(places.order) / size))
+    for chunk in places.split(size):
+        contribution = image_map.contributions(chunk, layers)
+        hidden = F.leaky_relu_(contribution(0, everyone), 0.01)
+        for layer, matrix in enumerate(layers.matrices[:-1], 1):
+            hidden = F.leaky_relu_(contribution(layer, everyone).addmm_(hidden, matrix), 0.01)
+        raw_distances = contribution(last, everyone).addmm_(hidden, sdf_column)
         distances = 50 * torch.tanh(raw_distances[:, 0].float())
         near = (distances.abs() < surface_mm).nonzero()[:, 0]
-        raw = own_part(votes_map, texels[near], shares[near]).addmm_(hidden[near], votes_columns)
-        yield points, distances, points[near], raw.float()
+        raw = contribution(last + 1, near).addmm_(hidden[near], votes_columns)
+        yield chunk.order, distances, chunk.order[near], raw.float()
+
+
+def _weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Per line of `rows` (M, R) and `weights` (M, R), the weighted sum of those rows of the table."""
+    return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
 
 
 def _points_per_pass(layers: Layers) -> int:
@@ -247,20 +319,21 @@ def _geometry(
 
     The position is relative to the centre, or the depth without centres.
     """
-    pixels = points @ intrinsics.mT
-    uv = pixels[..., :2] / pixels[..., 2:] / (image_size / 2) - 1
-    inside = (points[..., 2] > 0) & (uv.abs() <= 1).all(-1)
-    texels, shares = _bilinear_taps(torch.where(inside[..., None], uv, 0.0), *map_size)
+    # Coordinate by coordinate, which takes two thirds of the time of arrays whose last axis has 2 elements.
+    across, down, along = (points @ intrinsics.mT).mT.contiguous().unbind(1)
+    u, v = across / along / (image_size / 2) - 1, down / along / (image_size / 2) - 1
+    inside = (u.abs() <= 1) & (v.abs() <= 1) & (points[..., 2] > 0)
+    texels, tap_weights = _bilinear_taps(torch.where(inside, u, 0.0), torch.where(inside, v, 0.0), *map_size)
     if centres is not None:
-        return inside, texels, shares, (points - centres[:, None]) / POSITION_MM
+        return inside, texels, tap_weights, (points - centres[:, None]) / POSITION_MM
     focal = intrinsics[..., :1, :1]
-    return inside, texels, shares, points[..., 2:] / (focal * (224 / image_size))
+    return inside, texels, tap_weights, points[..., 2:] / (focal * (224 / image_size))
 
 
 def _as_written(
     features: Tensor,
     texels: Tensor,
-    shares: Tensor,
+    tap_weights: Tensor,
     position: Tensor,
     scale: Tensor | None,
     weights: Sequence[Tensor],
@@ -271,7 +344,7 @@ def _as_written(
     rows = features.float().flatten(2).mT.reshape(-1, channels)
     first = torch.arange(batch, device=texels.device)[:, None, None] * (height * width)
     sampled = F.embedding_bag(
-        (texels + first).flatten(0, 1), rows, per_sample_weights=shares.flatten(0, 1), mode="sum"
+        (texels + first).flatten(0, 1), rows, per_sample_weights=tap_weights.flatten(0, 1), mode="sum"
     )
     extras = [position]
     if scale is not None:
@@ -294,25 +367,32 @@ def _as_written(
     return output.float().unflatten(0, position.shape[:2])
 
 
-def _bilinear_taps(uv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Texels of an (H, W) map around uv (B, N, 2) in [-1, 1], row by row, and their shares: (B, N, 4) each.
+def _bilinear_taps(u: Tensor, v: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Texels of an (H, W) map around u, v (B, N) in [-1, 1], row by row, and their weights: (B, N, 4) each.
 
     `embedding_bag` over these is `grid_sample` with align_corners=True, 10 times as fast or more on a CPU.
     """
-    across, down = ((uv + 1) * (uv.new_tensor([width - 1, height - 1]) / 2)).unbind(-1)
-    left, top = across.floor().clamp(0, width - 2), down.floor().clamp(0, height - 2)
-    right_share, bottom_share = across - left, down - top
-    shares = torch.stack(
+    left, after_x = _cell(u, width)
+    top, after_y = _cell(v, height)
+    before_x, before_y = 1 - after_x, 1 - after_y
+    tap_weights = torch.stack(
         [
-            (1 - right_share) * (1 - bottom_share),
-            right_share * (1 - bottom_share),
-            (1 - right_share) * bottom_share,
-            right_share * bottom_share,
+            before_x * before_y,
+            after_x * before_y,
+            before_x * after_y,
+            after_x * after_y,
         ],
         -1,
     )
     first = (top * width + left).long()
-    return first[..., None] + torch.tensor([0, 1, width, width + 1], device=uv.device), shares
+    return first[..., None] + torch.tensor([0, 1, width, width + 1], device=u.device), tap_weights
+
+
+def _cell(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Of coordinates in [-1, 1] on an axis of `size` texels, the texel before each and the rest, 0 to 1."""
+    place = (coordinate + 1) * ((size - 1) / 2)
+    texel = place.floor().clamp_(0, size - 2)
+    return texel, place - texel
 
 
 def _exact_columns(columns: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) -> list[Tensor]:
