@@ -1,4 +1,4 @@
-"""Prints a hand's joints in millimetres, from one photograph.
+"""Print a hand's joints in millimetres, from one photograph.
 
 python examples/predict.py hand.jpg 900 --box 200 120 440 360 --side left
 """
@@ -15,10 +15,10 @@ import nvf_fast
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", help="a picture of one hand")
-    parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this picture")
+    parser.add_argument("image", help="an image of one hand")
+    parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this image")
     parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels")
-    parser.add_argument("--side", choices=("right", "left"), default="right")
+    parser.add_argument("--side", choices=("right", "left"), help="predicted when absent")
     arguments = parser.parse_args()
 
     image = np.asarray(Image.open(arguments.image).convert("RGB"))
@@ -30,8 +30,10 @@ def main() -> None:
     pose = estimator(image, K, box=arguments.box, side=arguments.side)
     if not pose.valid:
         raise SystemExit("no hand found where the view looked")
+    print(f"a {pose.side} hand")
     for number, ((x, y, z), score) in enumerate(zip(pose.joints, pose.scores, strict=True)):
-        print(f"joint {number:2}: {x:7.1f} {y:7.1f} {z:7.1f} mm, score {score:.2f}")
+        error = "" if pose.expected_error is None else f" ± {pose.expected_error[number]:.0f}"
+        print(f"joint {number:2}: {x:7.1f} {y:7.1f} {z:7.1f}{error} mm, score {score:.2f}")
 
 
 if __name__ == "__main__":

@@ -270,6 +270,11 @@ class PoseEstimator:
             raise ValueError(f'previous is for search="guided" only, this is {self.search!r}')
 
     @property
+    def takes_hand_scale(self) -> bool:
+        """Whether a hand scale may be given: an input of the network, or a factor of a hand view's pose."""
+        return self.model.config.hand_scale or isinstance(self.volume, HandVolume)
+
+    @property
     def lattice(self) -> Lattice | HandLattice:
         """The points that the field is queried at.
 

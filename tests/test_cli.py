@@ -35,6 +35,7 @@ from nvf_fast.model import NVF
 from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import HandPose
 from tests import dataset_trees
+from tests.hand_cases import hand_network
 
 K = [[500.0, 0, 79.5], [0, 500.0, 59.5], [0, 0, 1]]
 Run = Callable[..., tuple[int, str, str]]
@@ -136,6 +137,27 @@ def test_predict_writes_the_estimators_poses(
         assert found["voters"] == pose.voters > 0 and found["hand_scale"] == 35
         np.testing.assert_allclose(found["joints"], pose.joints, rtol=1e-4)
         assert Image.open(tmp_path / f"drawn/{path.stem}.png").size == (160, 120)
+
+
+def test_predict_writes_sides_and_expected_errors(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    model = hand_network()
+    save_checkpoint(model, tmp_path / "hand", {}, dtype=torch.float32)
+    options = ["--fx", 500, "--checkpoint", tmp_path / "hand", "--device", "cpu"]
+    status, out, _ = run("predict", pictures[0], *options, "--box", 40, 30, 100, 90)
+    (found,) = json.loads(out)["poses"]
+    assert status == 0 and found["valid"] and found["side"] == "right" and found["box"] == [40, 30, 100, 90]
+    assert len(found["expected_error"]) == 21 and min(found["expected_error"]) > 0
+    status, out, _ = run("predict", pictures[0], *options, "--side", "left")
+    assert json.loads(out)["poses"][0]["side"] == "left"
+    status, _, err = run("predict", pictures[0], *options, "--search", "guided")
+    assert status == 2 and 'search must be "dense" for a network of hand views' in err
+
+
+def test_predict_refuses_a_root_relative_network(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    model = NVF(NVFConfig(input_size=32, stem=8, width=16, groups=4, stacks=1, task="root-relative"))
+    save_checkpoint(model, tmp_path / "cube", {})
+    status, _, err = run("predict", pictures[0], "--fx", 500, "--checkpoint", tmp_path / "cube")
+    assert status == 2 and "a root-relative one needs the wrist" in err
 
 
 @pytest.mark.parametrize("form", ["matrix", "K", "names"])

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from nvf_fast.camera import network_view, project, view_intrinsics
 from nvf_fast.checkpoint import save_checkpoint
-from nvf_fast.config import NVFConfig
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.evaluation.figures.rows import asked_field
@@ -28,37 +27,12 @@ from nvf_fast.kernels.cast_votes_ref import cast_votes
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
 from nvf_fast.replay import Replay
-from nvf_fast.unet import BatchNorm
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume
+from tests.hand_cases import LEFT, PRESENCE, hand_network
 
-CONFIG = NVFConfig(
-    input_size=128, width=16, hidden=(32, 16), hand_scale=False, encoder="unet", view="hand",
-    channels=(8, 8, 16, 16, 24), pose_code=8,
-)  # fmt: skip
 HEIGHT, WIDTH = 240, 324
 K = np.array([[400.0, 0, 150.5], [0, 410.0, 118.0], [0, 0, 1]])
 BOX = (60.0, 70.0, 170.0, 160.0)
-PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
-
-
-def hand_network() -> NVF:
-    """Random, but with depths of some 400 mm, several hundred voters and positive weights of votes."""
-    torch.manual_seed(4)
-    model = NVF(CONFIG).eval()
-    assert model.heads is not None
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, BatchNorm):
-                module.mean.normal_(std=0.1)
-                module.variance.uniform_(0.5, 2.0)
-        model.heads.view.weight.normal_(std=0.02)
-        model.heads.view.bias[PRESENCE] = 3.0
-        model.heads.view.bias[LEFT] = -3.0
-        torch.nn.init.normal_(model.field.weights[-1], std=0.1)
-        model.field.weights[-1][1::4] *= 0.1
-        model.field.biases[-1][0] = 0.0
-        model.field.biases[-1][1::4] = 0.7
-    return model
 
 
 @pytest.fixture

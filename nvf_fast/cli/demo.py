@@ -42,7 +42,7 @@ class Demo:
         facts = json.loads((assets / "demo.json").read_text())
         with (assets / "demo.png").open("rb") as file:
             image = np.array(Image.open(file).convert("RGB"))
-        hand_scale = facts["hand_scale"] if estimator.model.config.hand_scale else None
+        hand_scale = facts["hand_scale"] if estimator.takes_hand_scale else None
 
         estimator(image, facts["K"], hand_scale, side=facts["side"])  # the first call also sets up libraries
         with estimator.timed() as milliseconds:

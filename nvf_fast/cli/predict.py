@@ -1,4 +1,4 @@
-"""`nvf-fast predict`: poses of pictures, as JSON and drawn."""
+"""`nvf-fast predict`: poses of images, as JSON and drawn."""
 
 from __future__ import annotations
 
@@ -28,28 +28,32 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 @tyro.conf.configure(tyro.conf.DisallowNone)
 @dataclass(frozen=True)
 class Predict:
-    """Find the hand in each picture. The camera is given by --fx, by --fov or by --intrinsics.
+    """Estimate the pose of the hand in each image. The camera is given by --fx, by --fov or by --intrinsics.
 
-    Pictures are turned upright as their EXIF data say; box and intrinsics are those of the upright picture.
-    What cannot be done is said on stderr and ends with status 2, after the other pictures' poses are written.
+    Images are turned upright by their EXIF data; box and intrinsics are those of the upright image. Errors go
+    to stderr and end with status 2, after the poses of the other images are written.
 
     Attributes:
-        images: picture files.
+        images: image files.
         fx: px, focal length.
         fy: px, vertical focal length; fx when absent.
-        cx: px, principal point, the first pixel centred at 0; the middle of the picture when absent.
-        cy: px, principal point; the middle of the picture when absent.
-        fov: degrees, horizontal field of view of the whole picture, instead of --fx.
+        cx: px, principal point, the first pixel centred at 0; the middle of the image when absent.
+        cy: px, principal point; the middle of the image when absent.
+        fov: degrees, horizontal field of view of the whole image, instead of --fx.
         intrinsics: JSON file instead of --fx, in px: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], the same as
-            {"K": ...}, or one such matrix per picture, {"NAME.jpg": ...}.
-        box: px, X0 Y0 X1 Y1 around the hand; the view turns to its middle. Without one it looks along the
-            optical axis. It sees 26.3 degrees.
-        side: which hand it is.
+            {"K": ...}, or one such matrix per image, {"NAME.jpg": ...}.
+        box: px, X0 Y0 X1 Y1 around the hand. A hand view turns to its centre and zooms to its size; without
+            one the largest centred square of the image is viewed. The reference view, of 26.3 degrees, turns
+            to its centre; without one it looks along the optical axis.
+        side: which hand it is. When absent, a network of hand views predicts it, and any other takes the
+            hand for a right one.
         hand_scale: mm, length of the middle finger's proximal phalanx, if it is known.
         step: mm, spacing of the query points.
-        search: which of them are asked: "dense" all, "octree" (for steps up to 8 mm) and "guided" a fraction.
-        out: JSON file for the poses (joints in mm, joints_2d in px); standard output when absent.
-        overlay: where to draw the joints: a .png or .jpg file for one picture, else a folder for NAME.png.
+        search: which points are queried: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part;
+            hand views take "dense" alone.
+        out: JSON file for the poses (joints and expected_error in mm, joints_2d and box in px); standard
+            output when absent.
+        overlay: where to draw the joints: a .png or .jpg file for one image, else a folder for NAME.png.
         checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
         device: where to compute, for example cpu or cuda:1; the GPU where there is one.
     """
@@ -62,7 +66,7 @@ class Predict:
     fov: float | None = None
     intrinsics: Path | None = None
     box: tuple[float, float, float, float] | None = None
-    side: Literal["right", "left"] = "right"
+    side: Literal["right", "left"] | None = None
     hand_scale: float | None = None
     step: float = 16.0
     search: Search = "dense"
@@ -79,6 +83,8 @@ class Predict:
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out must be a file, {self.out} is a folder")
         estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
+        if estimator.volume.needs_root:
+            raise UserError("predict is for camera-space networks: a root-relative one needs the wrist")
         with user_errors():
             read_hand_scale(self.hand_scale, 1, estimator.model.config)
 
@@ -102,7 +108,7 @@ class Predict:
                 continue
             for warning in caught:
                 _say(f"{path}: {warning.message}")
-            given = {"K": K.tolist(), "side": self.side, "hand_scale": self.hand_scale}
+            given = {"K": K.tolist(), "hand_scale": self.hand_scale}
             poses.append({"image": str(path), **given, **pose.to_dict()})
         self._write({"joint_names": JOINT_NAMES, "poses": poses, "failures": failures})
         if failures:

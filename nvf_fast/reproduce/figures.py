@@ -112,7 +112,7 @@ def figure7(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result
 def figure8(estimator: PoseEstimator, folder: Path, picture: Path) -> Result:
     """Figure 8: poses in a folder of photographs with intrinsics, see `read_photographs`."""
     pairs, found = [], []
-    takes_scale = estimator.model.config.hand_scale
+    takes_scale = estimator.takes_hand_scale
     for sample in read_photographs(folder):
         scale = sample.hand_scale if takes_scale else None
         box = None if sample.box is None else sample.box.numpy()
