@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,22 @@ from nvf_fast.pose import error_scores
 from nvf_fast.stages import Stages
 from nvf_fast.unet import HandLook
 from nvf_fast.volumes import HandVolume
+
+
+class Voters(NamedTuple):
+    """The near-surface points of B views, V of each at most.
+
+    Attributes:
+        points: (B, V, 3) float32 mm.
+        votes: (B, V, 21, 4) float32 raw (weight, direction xyz).
+        counts: (B,) int32, how many of the V there are.
+        overflow: (B,) bool, whether there were more.
+    """
+
+    points: Tensor
+    votes: Tensor
+    counts: Tensor
+    overflow: Tensor
 
 
 class HandPipeline:
@@ -78,6 +95,36 @@ class HandPipeline:
         if views.mirrored is not None:
             left = look.left > 0
             look = self._mirrored_where(left, look, views, factor, exact)
+        coarse, voted, voters = self.vote(look, slopes, exact)
+        with self._stages("vote"):
+            combined = self._heads.combine(coarse, voted)
+            valid = voted.isfinite().all(-1).all(-1)
+            joints = torch.where(valid[:, None, None], combined, coarse)
+            present = look.presence.sigmoid() >= self._model.config.presence_threshold
+            joints = joints.masked_fill(~present[:, None, None], math.nan)
+        return Estimates(
+            joints,
+            error_scores(look.error),
+            look.error,
+            voters.counts,
+            torch.full_like(voters.counts, len(self.lattice)),
+            left,
+            voters.overflow,
+            list(zip(voters.points, voters.votes, strict=True)),
+        )
+
+    def vote(self, look: HandLook, slopes: Tensor, exact: bool = True) -> tuple[Tensor, Tensor, Voters]:
+        """Query the field about the coarse joints and cast the votes.
+
+        Args:
+            look: of B views.
+            slopes: (B,) float32, tangents of half the views' angles.
+            exact: whether the host may read the device, so that every list is as long as it needs to be.
+
+        Returns:
+            Coarse and voted joints, (B, 21, 3) float32 mm each, the voted ones NaN without voters; and the
+            voters.
+        """
         with self._stages("query"):
             coarse = look.joints(slopes)
             centres = coarse.mean(1)
@@ -97,21 +144,7 @@ class HandPipeline:
             points = points.gather(1, chosen[..., None].expand(-1, -1, 3))
         with self._stages("vote"):
             voted, _ = cast_selected(points, votes, counts, self._fraction, self._backend)
-            combined = self._heads.combine(coarse, voted)
-            voters = voted.isfinite().all(-1).all(-1)
-            joints = torch.where(voters[:, None, None], combined, coarse)
-            present = look.presence.sigmoid() >= self._model.config.presence_threshold
-            joints = joints.masked_fill(~present[:, None, None], math.nan)
-        return Estimates(
-            joints,
-            error_scores(look.error),
-            look.error,
-            counts,
-            torch.full_like(counts, len(self.lattice)),
-            left,
-            overflow,
-            list(zip(points, votes, strict=True)),
-        )
+        return coarse, voted, Voters(points, votes, counts, overflow)
 
     def _look(self, views: Views, factor: int) -> HandLook:
         with self._stages("remap"):
