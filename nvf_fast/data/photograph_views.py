@@ -47,6 +47,10 @@ COLOUR_NOISE, LEAST_SEPARATION = 60.0, 1.5  # squared grey levels; of the colour
 BLACK = 14  # grey levels, of the padding around some photographs
 
 
+_LINE = np.linspace(0, VIEW_SIZE - 1, 12)
+_GRID = np.stack([np.tile(_LINE, 12), np.repeat(_LINE, 12), np.ones(144)])  # pixels all over a view
+
+
 @dataclass(frozen=True)
 class _Crop:
     """One photograph: image, intrinsics (3, 3) px and joints (21, 3) mm of the unit hand."""
@@ -74,12 +78,10 @@ class _Crop:
 
     def part_outside(self, homography: np.ndarray) -> float:
         """Part of the view that the photograph does not cover."""
-        places = np.linspace(0, VIEW_SIZE - 1, 12)
-        x, y = np.meshgrid(places, places)
-        source = np.linalg.inv(homography) @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
-        source = source[:2] / source[2]
-        limits = np.array([[self.image.shape[1] - 1], [self.image.shape[0] - 1]])
-        return 1 - float(((source >= 0) & (source <= limits)).all(0).mean())
+        x, y, z = np.linalg.inv(homography) @ _GRID
+        height, width = self.image.shape[:2]
+        inside = (x >= 0) & (x <= (width - 1) * z) & (y >= 0) & (y <= (height - 1) * z)
+        return 1 - np.count_nonzero(inside) / len(x)
 
 
 class PhotographViews:
