@@ -185,8 +185,8 @@ def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float,
 
 
 def _load(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        picture = picture.convert("RGB")
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
         picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
         return np.asarray(picture)
 
@@ -198,7 +198,7 @@ def _is_panorama(picture: np.ndarray) -> bool:
 def _surroundings(picture: np.ndarray) -> Surroundings:
     rows, columns = 8, 16
     height, width = picture.shape[0] // rows * rows, picture.shape[1] // columns * columns
-    light = (picture[:height, :width] / 255.0) ** 2.2
+    light = (np.arange(256) / 255.0)[picture[:height, :width]] ** 2.2
     light = light.reshape(rows, height // rows, columns, width // columns, 3).mean((1, 3))
     weight = np.cos((np.arange(rows) + 0.5) / rows * np.pi - np.pi / 2)[:, None, None]
     mean = max((weight * light).sum() / (3 * columns * weight.sum()), 1e-3)
@@ -229,7 +229,13 @@ def _cut(picture: np.ndarray, stream: Stream, size: int) -> np.ndarray:
         return _turned(picture, stream, size)
     half = np.tan(np.radians(stream.uniform(*FIELD_OF_VIEW)) / 2)
     yaw, pitch, roll = stream.uniform(0, 2 * np.pi), stream.normal(0.35), stream.normal(0.12)
-    return panorama_view(picture, _camera(yaw, pitch, roll), size / 2 / half, size)
+    focal = size / 2 / half
+    while picture.shape[1] / (2 * np.pi * focal) > 1.25:  # then one sample a pixel does
+        height, width = picture.shape[0] // 2, picture.shape[1] // 2
+        picture = (
+            picture[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3).mean((1, 3)).astype(np.uint8)
+        )
+    return panorama_view(picture, _camera(yaw, pitch, roll), focal, size)
 
 
 def _turned(picture: np.ndarray, stream: Stream, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Signed distance of points to a posed mesh, on a CPU core: the nearest vertex first, then the triangles around it."""
+"""Signed distance of points to a posed mesh on a CPU: nearest vertex first, then its triangles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class SearchableMesh(NamedTuple):
 
     Attributes:
         faces: (F, 3) int32, outward.
-        starts, around: (V + 1,) and (3 F,) int32; the faces around vertex v are around[starts[v] : starts[v + 1]].
+        starts: (V + 1,) int32.
+        around: (3 F,) int32; the faces around vertex v are around[starts[v] : starts[v + 1]].
         wide: (W,) int32, faces much wider than the others, which are always looked at.
         groups: (G, 32) int32, vertices that lie together; the last ones may repeat.
         watertight: whether the mesh has an inside wherever it runs through itself.
@@ -52,10 +53,10 @@ class SearchableMesh(NamedTuple):
         )
 
     def distance(self, points: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-        """Measure signed distances (N,) mm of points (N, 3) to the mesh with vertices (V, 3), negative inside.
+        """Measure signed distances (N,) mm of points (N, 3) to the mesh with vertices (V, 3), negative within.
 
-        The nearest triangle is looked for among those around the nearest vertex and among the wide ones. Inside is
-        where the winding number is positive, which holds too where fingers press into each other; a mesh
+        The nearest triangle is looked for among those around the nearest vertex and among the wide ones. A
+        point is inside where the winding number is positive, also where fingers press into each other; a mesh
         that is not watertight has no such number, and the normal at the nearest place decides.
         """
         vertices = np.ascontiguousarray(vertices)
@@ -83,7 +84,7 @@ def _is_watertight(faces: np.ndarray) -> bool:
 
 @njit(cache=True)
 def _winding_numbers(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(N,) int64 of points (N, 3): crossings of a ray along z with the surface, outward ones minus inward ones."""
+    """(N,) int64 of points (N, 3): how often a ray along z leaves the surface, minus how often it enters."""
     low_x, low_y = vertices[:, 0].min(), vertices[:, 1].min()
     cell = max(vertices[:, 0].max() - low_x, vertices[:, 1].max() - low_y) / CELLS + 1e-9
     # Points by cell of a grid across the rays: their number, then their places.

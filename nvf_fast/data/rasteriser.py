@@ -21,8 +21,8 @@ def rasterise(
         size: S px; the principal point is pixel (S/2, S/2), pixel centres are integers.
 
     Returns:
-        The face (S, S) int32 at each pixel, -1 where there is none; the weights (S, S, 2) float64 of its second
-        and third corner, correct in perspective; and the depth (S, S) float64 mm, +inf where there is none.
+        The face (S, S) int32 at each pixel, -1 where there is none; the weights (S, S, 2) float64 of its
+        second and third corner, correct in perspective; the depth (S, S) float64 mm, +inf elsewhere.
     """
     x, y, q = np.empty(len(vertices)), np.empty(len(vertices)), np.empty(len(vertices))
     for i in range(len(vertices)):
@@ -33,29 +33,31 @@ def rasterise(
     corners = np.zeros((size, size, 2))
     nearest = np.zeros((size, size))  # 1 / depth
     for face in range(len(faces)):
-        a, b, c = faces[face]
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
         if vertices[a, 2] < NEAREST_MM or vertices[b, 2] < NEAREST_MM or vertices[c, 2] < NEAREST_MM:
             continue
-        area = (x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a])
+        xa, ya, xb, yb, xc, yc = x[a], y[a], x[b], y[b], x[c], y[c]
+        area = (xb - xa) * (yc - ya) - (yb - ya) * (xc - xa)
         if area >= 0:  # y points down: front faces turn the other way
             continue
-        left = max(int(np.ceil(min(x[a], x[b], x[c]))), 0)
-        right = min(int(np.floor(max(x[a], x[b], x[c]))), size - 1)
-        top = max(int(np.ceil(min(y[a], y[b], y[c]))), 0)
-        bottom = min(int(np.floor(max(y[a], y[b], y[c]))), size - 1)
+        left = max(int(np.ceil(min(xa, xb, xc))), 0)
+        right = min(int(np.floor(max(xa, xb, xc))), size - 1)
+        top = max(int(np.ceil(min(ya, yb, yc))), 0)
+        bottom = min(int(np.floor(max(ya, yb, yc))), size - 1)
+        qa, qb, qc = q[a], q[b], q[c]
         for row in range(top, bottom + 1):
             for column in range(left, right + 1):
-                w0 = ((x[b] - column) * (y[c] - row) - (y[b] - row) * (x[c] - column)) / area
-                w1 = ((x[c] - column) * (y[a] - row) - (y[c] - row) * (x[a] - column)) / area
+                w0 = ((xb - column) * (yc - row) - (yb - row) * (xc - column)) / area
+                w1 = ((xc - column) * (ya - row) - (yc - row) * (xa - column)) / area
                 w2 = 1 - w0 - w1
                 if w0 < 0 or w1 < 0 or w2 < 0:
                     continue
-                near = w0 * q[a] + w1 * q[b] + w2 * q[c]
+                near = w0 * qa + w1 * qb + w2 * qc
                 if near > nearest[row, column]:
                     nearest[row, column] = near
                     shown[row, column] = face
-                    corners[row, column, 0] = w1 * q[b] / near
-                    corners[row, column, 1] = w2 * q[c] / near
+                    corners[row, column, 0] = w1 * qb / near
+                    corners[row, column, 1] = w2 * qc / near
     return shown, corners, 1 / nearest
 
 

@@ -28,7 +28,8 @@ LID_MM, LID_COSINE = 20.0, 0.8  # of a closed wrist: how deep it lies, and how s
 
 @dataclass(frozen=True)
 class Rig:
-    """A right hand in the hand frame: mm, origin at the wrist, x to the thumb, y to the fingers, z out of the palm.
+    """A right hand in the hand frame: mm, origin at the wrist, x to the thumb, y to the fingers, z out of the
+    palm.
 
     Attributes:
         skeleton: its joints and their motions.
@@ -67,7 +68,8 @@ class Rig:
             stretch: (B, 25), factors of the bones that end at each joint.
 
         Returns:
-            The angles chosen, (B, 4) and (B,), and which pose (B,) int64 that is; the last one where all overlap.
+            The angles chosen, (B, 4) and (B,), and which pose (B,) int64 that is; the last one where all
+            overlap.
         """
         count, tries = angles["thumb_ip"].shape
         rows, chosen = torch.arange(count), torch.zeros(count, dtype=torch.int64)

@@ -13,12 +13,7 @@ from nvf_fast.data.skin import CREASE, KNUCKLE, NAIL, PALM, TIP, SkinLook
 SHADOW_MAP, OCCLUSION_MAP = 110, 84  # px
 BIAS_MM = 4.0  # of depth maps
 LIFT_MM = 3.0  # off the surface
-NOISE = 64  # cells along each axis of the noise
-# Columns of the vertex attributes.
-NORMAL, PLACE, OPEN, LIT, MASKS = 0, 3, 6, 7, 9
-ATTRIBUTES = 14
-MATERIAL = 9  # numbers of a material: red, green, blue, then noise and stripes, each by strength and wave
-# number (1/mm), then gloss and shine
+NOISE = 32  # cells along each axis of the noise
 
 
 class Lighting(NamedTuple):
@@ -122,44 +117,133 @@ def openness(vertices: np.ndarray, normals: np.ndarray, directions: np.ndarray) 
 
 
 @njit(cache=True)
-def shade(
-    shown: np.ndarray,
-    corners: np.ndarray,
-    depth: np.ndarray,
-    focal: float,
-    faces: np.ndarray,
-    attributes: np.ndarray,
-    face_materials: np.ndarray,
-    materials: np.ndarray,
-    skin: SkinLook,
-    uv: np.ndarray,
-    details: np.ndarray,
-    noise: np.ndarray,
-    lighting: Lighting,
+def skin_colours(
+    places: np.ndarray, masks: np.ndarray, skin: SkinLook, textured: bool, noise: np.ndarray
 ) -> np.ndarray:
-    """Colour the pixels that `rasterise` found: wrapped Lambert, Blinn's highlight, hemisphere light.
+    """Find the reflectance of skin at each vertex.
 
     Args:
-        shown, corners, depth: from `rasterise`, of a view of S px.
-        focal: px.
-        faces: (F, 3) int32.
-        attributes: (V, 14) float64 of each vertex: normal, place in the noise (mm), openness, light from both
-            lights, skin masks.
-        face_materials: (F,) int64; 0 is skin.
-        materials: (M, 9), see `MATERIAL`.
+        places: (V, 3) mm, at rest.
+        masks: (V, 5), see `skin_masks`.
         skin: its look.
-        uv: (T, 3, 2) texture coordinates of the first T faces.
-        details: (D, D, 3) log reflectance of the texture.
+        textured: a texture adds its own detail later.
         noise: from `noise_volume`.
+
+    Returns:
+        (V, 3) float64, linear RGB.
+    """
+    out = np.empty((len(places), 3))
+    for i in range(len(places)):
+        x, y, z = places[i, 0] + skin.offset[0], places[i, 1] + skin.offset[1], places[i, 2] + skin.offset[2]
+        coarse = noise_at(noise, x / 9, y / 9, z / 9) + 0.6 * noise_at(noise, x / 4, y / 4, z / 4)
+        palm, nail, knuckle = masks[i, PALM], masks[i, NAIL] * skin.nail_cover, masks[i, KNUCKLE]
+        red = skin.redness * (0.6 * masks[i, TIP] + 0.5 * knuckle + 0.35 * coarse + 0.4 * palm)
+        dark = (1 - skin.crease * masks[i, CREASE]) * (1 - skin.knuckle * knuckle * (1 + 0.4 * coarse))
+        for k in range(3):
+            blood = 0.1 if k == 0 else (-0.16 if k == 1 else -0.12)
+            log = skin.mottling * coarse * (0.8 + 0.2 * k) + red * blood
+            if textured:
+                log -= palm * skin.texture_palm[k]
+            colour = (skin.back[k] + palm * (skin.palm[k] - skin.back[k])) * np.exp(log) * dark
+            out[i, k] = min(colour + nail * (skin.nail[k] - colour), 0.95)
+    return out
+
+
+@njit(cache=True)
+def light_vertices(
+    vertices: np.ndarray,
+    normals: np.ndarray,
+    seen: np.ndarray,
+    lit: np.ndarray,
+    gloss: np.ndarray,
+    shine: np.ndarray,
+    soft: np.ndarray,
+    lighting: Lighting,
+) -> np.ndarray:
+    """Find the light on each vertex: hemisphere light, wrapped Lambert, Blinn's highlight.
+
+    Args:
+        vertices: (V, 3) mm, camera frame.
+        normals: (V, 3) unit.
+        seen: (V,), openness.
+        lit: (2, V), how much of both lights arrives.
+        gloss, shine: (V,), strength and exponent of the highlight.
+        soft: (V,) bool, skin, which scatters red light around edges and into folds.
         lighting: of the scene.
 
     Returns:
-        (S, S, 4) float32: display RGB in [0, 1], multiplied by coverage, and coverage.
+        (V, 6) float64, diffuse and specular linear RGB.
+    """
+    out = np.zeros((len(vertices), 6))
+    up, sky, ground = lighting.up, lighting.sky, lighting.ground
+    directions, colours, wrap = lighting.directions, lighting.colours, lighting.wrap
+    for i in range(len(vertices)):
+        nx, ny, nz = normals[i, 0], normals[i, 1], normals[i, 2]
+        vx, vy, vz = -vertices[i, 0], -vertices[i, 1], -vertices[i, 2]
+        length = np.sqrt(vx * vx + vy * vy + vz * vz)
+        if nx * vx + ny * vy + nz * vz < -0.3 * length:
+            continue  # faces away
+        vx, vy, vz = vx / length, vy / length, vz / length
+        above = 0.5 + 0.5 * (nx * up[0] + ny * up[1] + nz * up[2])
+        reached = max(seen[i], 0.12)
+        step = np.sqrt(np.sqrt(reached)) if soft[i] else 1.0  # light in a fold was reflected by skin
+        for k in range(3):
+            out[i, k] = lighting.exposure * reached * (above * sky[k] + (1 - above) * ground[k])
+            reached *= step
+        for which in range(2):
+            dx, dy, dz = directions[which, 0], directions[which, 1], directions[which, 2]
+            strength = lighting.exposure * lit[which, i]
+            if strength == 0:
+                continue
+            cosine = nx * dx + ny * dy + nz * dz
+            lambert = max((cosine + wrap) / (1 + wrap), 0.0)
+            redder = max((cosine + wrap + 0.15) / (1.15 + wrap), 0.0) if soft[i] else lambert
+            highlight = 0.0
+            if cosine > 0 and gloss[i] > 0:
+                hx, hy, hz = dx + vx, dy + vy, dz + vz
+                length = np.sqrt(hx * hx + hy * hy + hz * hz) + 1e-9
+                facing = (nx * hx + ny * hy + nz * hz) / length
+                if facing > 0.6:
+                    highlight = gloss[i] * facing ** shine[i]
+            for k in range(3):
+                out[i, k] += strength * colours[which, k] * (redder if k == 0 else lambert)
+                out[i, 3 + k] += strength * colours[which, k] * highlight
+    return out
+
+
+@njit(cache=True)
+def shade(
+    shown: np.ndarray,
+    corners: np.ndarray,
+    faces: np.ndarray,
+    albedo: np.ndarray,
+    light: np.ndarray,
+    places: np.ndarray,
+    face_materials: np.ndarray,
+    patterns: np.ndarray,
+    uv: np.ndarray,
+    details: np.ndarray,
+    noise: np.ndarray,
+) -> np.ndarray:
+    """Colour the pixels that `rasterise` found.
+
+    Args:
+        shown, corners: from `rasterise`, of a view of S px.
+        faces: (F, 3) int32.
+        albedo: (V, 3) linear RGB.
+        light: (V, 6), from `light_vertices`.
+        places: (V, 3) mm, where the vertices lie in the noise.
+        face_materials: (F,) int64.
+        patterns: (M, 4) of each material: strength and wave number (1/mm) of its noise, and of its stripes.
+        uv: (T, 3, 2) texture coordinates of the first T faces.
+        details: (D, D, 3), factors of the texture.
+        noise: from `noise_volume`.
+
+    Returns:
+        (S, S, 4) float32: display RGB in [0, 1] times coverage, and coverage.
     """
     size = len(shown)
     out = np.zeros((size, size, 4), np.float32)
-    value = np.empty(attributes.shape[1])
-    albedo = np.empty(3)
     for row in range(size):
         for column in range(size):
             face = shown[row, column]
@@ -167,87 +251,35 @@ def shade(
                 continue
             w1, w2 = corners[row, column, 0], corners[row, column, 1]
             w0 = 1 - w1 - w2
-            a, b, c = faces[face]
-            for k in range(len(value)):
-                value[k] = w0 * attributes[a, k] + w1 * attributes[b, k] + w2 * attributes[c, k]
-            px, py, pz = value[PLACE], value[PLACE + 1], value[PLACE + 2]
+            a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+            x = w0 * places[a, 0] + w1 * places[b, 0] + w2 * places[c, 0]
+            y = w0 * places[a, 1] + w1 * places[b, 1] + w2 * places[c, 1]
+            z = w0 * places[a, 2] + w1 * places[b, 2] + w2 * places[c, 2]
             material = face_materials[face]
-            if material == 0:
-                px, py, pz = px + skin.offset[0], py + skin.offset[1], pz + skin.offset[2]
-                coarse = noise_at(noise, px / 9, py / 9, pz / 9) + 0.6 * noise_at(
-                    noise, px / 4, py / 4, pz / 4
-                )
-                fine = noise_at(noise, px / 1.3, py / 1.3, pz / 1.3)
-                palm, nail = value[MASKS + PALM], value[MASKS + NAIL] * skin.nail_cover
-                red = skin.redness * (
-                    0.6 * value[MASKS + TIP] + 0.5 * value[MASKS + KNUCKLE] + 0.35 * coarse + 0.4 * palm
-                )
-                dark = (1 - skin.crease * value[MASKS + CREASE]) * (
-                    1 - skin.knuckle * value[MASKS + KNUCKLE] * (1 + 0.5 * fine)
-                )
-                shared = skin.mottling * coarse + skin.grain * fine
-                at_x = at_y = 0.0
-                if face < len(uv) and skin.detail > 0:
-                    at_x = w0 * uv[face, 0, 0] + w1 * uv[face, 1, 0] + w2 * uv[face, 2, 0]
-                    at_y = w0 * uv[face, 0, 1] + w1 * uv[face, 1, 1] + w2 * uv[face, 2, 1]
-                for k in range(3):
-                    blood = 0.1 if k == 0 else (-0.16 if k == 1 else -0.12)
-                    log = shared * (0.8 + 0.2 * k) + red * blood
-                    if face < len(uv) and skin.detail > 0:
-                        log += skin.detail * _texel(details, at_x, at_y, k)
-                    base = skin.back[k] + palm * (skin.palm[k] - skin.back[k])
-                    albedo[k] = base * np.exp(log) * dark
-                    albedo[k] = min(albedo[k] + nail * (skin.nail[k] - albedo[k]), 0.95)
-                gloss, shine = skin.gloss * (1 + 2.5 * nail), skin.shine * (1 + nail)
-            else:
-                look = materials[material]
-                pattern = look[3] * noise_at(noise, px * look[4], py * look[4], pz * look[4])
-                phase = (0.3 * px + py) * look[6]
+            waves = patterns[material, 1]
+            pattern = 1 + patterns[material, 0] * noise_at(noise, x * waves, y * waves, z * waves)
+            if patterns[material, 2] != 0:
+                phase = (0.3 * x + y) * patterns[material, 3]
                 if phase - np.floor(phase) < 0.5:
-                    pattern += look[5]
-                for k in range(3):
-                    albedo[k] = min(look[k] * np.exp(pattern), 0.95)
-                gloss, shine = look[7], look[8]
-            nx, ny, nz = value[NORMAL], value[NORMAL + 1], value[NORMAL + 2]
-            length = np.sqrt(nx * nx + ny * ny + nz * nz) + 1e-12
-            nx, ny, nz = nx / length, ny / length, nz / length
-            vx, vy = (column - size / 2) / focal, (row - size / 2) / focal
-            length = np.sqrt(vx * vx + vy * vy + 1)
-            vx, vy, vz = -vx / length, -vy / length, -1 / length
-            above = 0.5 + 0.5 * (nx * lighting.up[0] + ny * lighting.up[1] + nz * lighting.up[2])
-            seen = max(value[OPEN], 0.12)
-            reached = seen
+                    pattern *= 1 + patterns[material, 2]
+            at_x = at_y = 0.0
+            if face < len(uv):
+                at_x = w0 * uv[face, 0, 0] + w1 * uv[face, 1, 0] + w2 * uv[face, 2, 0]
+                at_y = w0 * uv[face, 0, 1] + w1 * uv[face, 1, 1] + w2 * uv[face, 2, 1]
             for k in range(3):
-                if material == 0 and k > 0:  # light in a fold was reflected by skin, so that it is redder
-                    reached *= np.sqrt(np.sqrt(seen))
-                light = reached * (above * lighting.sky[k] + (1 - above) * lighting.ground[k])
-                out[row, column, k] = albedo[k] * light
-            for which in range(2):
-                dx, dy, dz = lighting.directions[which]
-                lit = value[LIT + which]
-                cosine = nx * dx + ny * dy + nz * dz
-                wrapped = max((cosine + lighting.wrap) / (1 + lighting.wrap), 0.0)
-                red_wrap = lighting.wrap + (0.15 if material == 0 else 0.0)
-                redder = max((cosine + red_wrap) / (1 + red_wrap), 0.0)
-                highlight = 0.0
-                if cosine > 0:
-                    hx, hy, hz = dx + vx, dy + vy, dz + vz
-                    length = np.sqrt(hx * hx + hy * hy + hz * hz) + 1e-9
-                    highlight = gloss * max((nx * hx + ny * hy + nz * hz) / length, 0.0) ** shine
-                for k in range(3):
-                    lambert = redder if k == 0 else wrapped
-                    out[row, column, k] += (
-                        lit * lighting.colours[which, k] * (albedo[k] * lambert + highlight)
-                    )
-            for k in range(3):
-                out[row, column, k] = display(out[row, column, k] * lighting.exposure)
+                colour = pattern * (w0 * albedo[a, k] + w1 * albedo[b, k] + w2 * albedo[c, k])
+                if face < len(uv):
+                    colour *= _texel(details, at_x, at_y, k)
+                diffuse = w0 * light[a, k] + w1 * light[b, k] + w2 * light[c, k]
+                specular = w0 * light[a, 3 + k] + w1 * light[b, 3 + k] + w2 * light[c, 3 + k]
+                out[row, column, k] = display(colour * diffuse + specular)
             out[row, column, 3] = 1
     return out
 
 
 @njit(cache=True)
 def display(linear: float) -> float:
-    """Display value in [0, 1] of linear light, with a soft shoulder; sRGB's curve to 0.003 by square roots."""
+    """Display value in [0, 1] of linear light: a soft shoulder, then sRGB's curve to 0.003 by square roots."""
     x = max(linear, 0.0)
     if x > 0.7:
         x = 1 - 0.3 * np.exp((0.7 - x) / 0.3)
@@ -258,7 +290,7 @@ def display(linear: float) -> float:
 
 @cache
 def noise_volume() -> np.ndarray:
-    """(64, 64, 64) float32, smooth noise of mean 0 and deviation 1 that repeats along every axis."""
+    """(32, 32, 32) float32, smooth noise of mean 0 and deviation 1 that repeats along every axis."""
     words = np.random.Philox(key=np.array([64, 64], np.uint64)).random_raw(NOISE**3)
     volume = (words >> np.uint64(12)).astype(np.float64).reshape(NOISE, NOISE, NOISE)
     for axis in range(3):
@@ -268,11 +300,12 @@ def noise_volume() -> np.ndarray:
 
 @njit(cache=True)
 def noise_at(volume: np.ndarray, x: float, y: float, z: float) -> float:
-    """The noise at a place in cells, interpolated."""
+    """Value of a noise volume at a place in cells, interpolated."""
+    last = len(volume) - 1  # a power of two less one
     fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
-    i, j, k = int(fx) & (NOISE - 1), int(fy) & (NOISE - 1), int(fz) & (NOISE - 1)
+    i, j, k = int(fx) & last, int(fy) & last, int(fz) & last
     x, y, z = x - fx, y - fy, z - fz
-    i1, j1, k1 = (i + 1) & (NOISE - 1), (j + 1) & (NOISE - 1), (k + 1) & (NOISE - 1)
+    i1, j1, k1 = (i + 1) & last, (j + 1) & last, (k + 1) & last
     low = (volume[i, j, k] * (1 - x) + volume[i1, j, k] * x) * (1 - y)
     low += (volume[i, j1, k] * (1 - x) + volume[i1, j1, k] * x) * y
     high = (volume[i, j, k1] * (1 - x) + volume[i1, j, k1] * x) * (1 - y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from nvf_fast.data.glb_file import CHAINS
 
 PALM, CREASE, KNUCKLE, NAIL, TIP = range(5)  # columns of the masks
 TEXTURE_SIZE = 512  # px, of the details kept of a texture
+DETAIL = 0.6  # log reflectance, of the strongest detail
 
 # Linear reflectance of the back of the hand, from the lightest people to the darkest.
 TONES = np.array(
@@ -32,6 +34,18 @@ NAIL_HALF_WIDTHS = (6.2, 5.2, 5.4, 5.0, 4.2)  # mm
 NAIL_LENGTHS = (12.0, 10.5, 11.0, 10.5, 8.5)  # mm
 
 
+class SkinTexture(NamedTuple):
+    """A texture's detail without its tone.
+
+    Attributes:
+        details: (512, 512, 3) float32, reflectance against the mean of the back of the hand.
+        palm: (3,) log reflectance of the palm against the back.
+    """
+
+    details: np.ndarray
+    palm: np.ndarray
+
+
 class SkinLook(NamedTuple):
     """One person's skin; reflectances are linear RGB.
 
@@ -41,7 +55,7 @@ class SkinLook(NamedTuple):
         redness: of knuckles and fingertips.
         crease, knuckle: depth of lines and of the knuckles' darker skin.
         nail_cover: opacity of the nails' own colour.
-        detail: strength of the texture's detail in log reflectance.
+        texture_palm: (3,), how much lighter the texture's palm is than its back, in log reflectance.
         gloss, shine: strength and exponent of the highlight.
         offset: (3,) mm, where in the noise this skin lies.
     """
@@ -55,7 +69,7 @@ class SkinLook(NamedTuple):
     crease: float
     knuckle: float
     nail_cover: float
-    detail: float
+    texture_palm: np.ndarray
     gloss: float
     shine: float
     offset: np.ndarray
@@ -72,14 +86,13 @@ def draw_tone(stream: Stream) -> np.ndarray:
     return np.clip(tone, 0.01, 0.85)
 
 
-def draw_skin(stream: Stream, textured: bool) -> SkinLook:
-    back = draw_tone(stream)
+def draw_skin(stream: Stream, texture: SkinTexture | None) -> SkinLook:
+    """Draw one person's skin, with or without a texture for its detail."""
+    back, textured = draw_tone(stream), texture is not None
     # Palms hold little pigment: the darker the back, the lighter they are beside it.
     palm = back ** stream.uniform(0.62, 0.9) * np.array([0.98, 0.86, 0.82]) * stream.uniform(0.82, 1.0)
-    if textured:  # whose detail holds some of that already
-        palm = np.sqrt(back * palm)
     nail = np.clip(
-        back * stream.uniform(1.0, 1.35) * np.array([1.06, 0.98, 1.0]) + stream.uniform(0, 0.06), 0, 0.9
+        back * stream.uniform(1.0, 1.25) * np.array([1.06, 0.98, 1.0]) + stream.uniform(0, 0.025), 0, 0.9
     )
     if stream.chance(0.1):  # varnish
         nail = stream.uniforms(0.01, 0.7, 3)
@@ -93,28 +106,31 @@ def draw_skin(stream: Stream, textured: bool) -> SkinLook:
         crease=stream.uniform(0.1, 0.55) * (0.5 if textured else 1.0),
         knuckle=stream.uniform(0.05, 0.4) * (0.5 if textured else 1.0),
         nail_cover=stream.uniform(0.3, 1.0),
-        detail=stream.uniform(0.7, 1.5) if textured else 0.0,
+        texture_palm=np.zeros(3) if texture is None else texture.palm,
         gloss=stream.uniform(0.01, 0.09),
         shine=stream.uniform(6, 40),
         offset=stream.uniforms(0, 500, 3),
     )
 
 
-def load_details(path: Path | str, uv: np.ndarray) -> np.ndarray:
-    """Read a skin texture as its detail: log reflectance against its own mean over the hand.
+def load_texture(path: Path | str, uv: np.ndarray, palm: np.ndarray) -> SkinTexture:
+    """Read the detail of a skin texture.
 
     Args:
         path: picture in sRGB.
         uv: (F, 3, 2), which part of it the hand uses.
-
-    Returns:
-        (512, 512, 3) float32.
+        palm: (F,) in [0, 1], how far each face belongs to the palm.
     """
     with Image.open(path) as picture:
         small = picture.convert("RGB").resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
     log = np.log(np.maximum(np.asarray(small, np.float64) / 255, 0.02) ** 2.2)
     at = (uv.mean(1) % 1 * TEXTURE_SIZE).astype(int).clip(0, TEXTURE_SIZE - 1)
-    return (log - log[at[:, 1], at[:, 0]].mean(0)).astype(np.float32)
+    back, slope = np.linalg.lstsq(
+        np.stack([np.ones(len(palm)), palm], 1), log[at[:, 1], at[:, 0]], rcond=None
+    )[0]
+    # The palm's mean stays in the detail, and `skin_colours` takes it out where the palm is.
+    low, high = -DETAIL + np.minimum(slope, 0), DETAIL + np.maximum(slope, 0)
+    return SkinTexture(np.exp((log - back).clip(low, high)).astype(np.float32), slope)
 
 
 def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: RiggedHand) -> np.ndarray:
@@ -157,7 +173,7 @@ def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: RiggedHand) 
         masks[:, NAIL] = np.maximum(masks[:, NAIL], shape * own * np.clip(-4 * side - 0.6, 0, 1))
         masks[:, TIP] = np.maximum(masks[:, TIP], own * np.clip(1 + along / 18, 0, 1))
     for line in PALM_LINES:
-        for first, second in zip(line[:-1], line[1:], strict=True):
+        for first, second in pairwise(line):
             start, axis = np.array(first), np.subtract(second, first)
             along = np.clip((vertices[:, :2] - start) @ axis / (axis @ axis), 0, 1)
             gap = np.linalg.norm(vertices[:, :2] - start - along[:, None] * axis, axis=1)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from nvf_fast.data.backgrounds import Backgrounds
@@ -35,22 +34,16 @@ from nvf_fast.data.point_distance import SearchableMesh
 from nvf_fast.data.rasteriser import mesh_normals, rasterise
 from nvf_fast.data.rig import Rig, built_in_rig, load_rig
 from nvf_fast.data.shading import (
-    ATTRIBUTES,
-    LIT,
-    MASKS,
-    MATERIAL,
-    NORMAL,
-    OPEN,
-    PLACE,
     SHADOW_MAP,
     Lighting,
-    display,
+    light_vertices,
     noise_volume,
     openness,
     shade,
+    skin_colours,
     visibility,
 )
-from nvf_fast.data.skin import draw_skin, draw_tone, load_details
+from nvf_fast.data.skin import NAIL, PALM, draw_skin, draw_tone, load_texture
 from nvf_fast.data.solids import Solid, box, cylinder, ellipsoid
 from nvf_fast.joint_definitions import UNIT_SCALE_MM, to_freihand
 
@@ -66,7 +59,7 @@ class ViewOptions:
     """What synthetic views show. Chances lie in [0, 1], lengths are mm of the unit hand.
 
     Attributes:
-        compositions: views made of one rendered hand, each with its own background, rotation, zoom and colours.
+        compositions: views made of one rendered hand, each with its own background, rotation, zoom, colours.
         nearest_mm, farthest_mm: range of the hands' depth, log-uniform.
         smallest, largest: of close views, how much of the view the joints' longer side fills.
         wide_smallest, wide_largest: the same of wide views.
@@ -128,7 +121,10 @@ class SyntheticViews:
         self._definition: Literal["anatomical", "openxr"] = "anatomical" if rig is None else "openxr"
         if textures and self.rig.uv is None:
             raise ValueError("textures need a rig with texture coordinates, and this one has none")
-        self._textures = [load_details(path, self.rig.uv) for path in textures if self.rig.uv is not None]
+        self._textures = []
+        if self.rig.uv is not None:
+            palm = self.rig.masks[self.rig.faces, PALM].mean(1)
+            self._textures = [load_texture(path, self.rig.uv, palm) for path in textures]
         self._backgrounds = Backgrounds(backgrounds)
         self._geometry = _Geometry.of(self.rig)
         self._noise = noise_volume()
@@ -272,25 +268,36 @@ class SyntheticViews:
             return np.zeros((CANVAS, CANVAS, 4), np.float32)
         normals = mesh_normals(vertices, faces)
         lighting = self._lighting(stream)
-        attributes = np.zeros((len(vertices), ATTRIBUTES))
-        attributes[:, NORMAL : NORMAL + 3] = normals
-        attributes[:, PLACE : PLACE + 3] = scene.places
-        attributes[:, MASKS:] = scene.masks
         spread = stream.normals(6, 3)
         spread /= np.linalg.norm(spread, axis=1, keepdims=True)
-        attributes[:, OPEN] = openness(vertices, normals, spread) ** stream.uniform(0.7, 1.5)
+        seen = openness(vertices, normals, spread) ** stream.uniform(0.7, 1.5)
+        lit = np.zeros((2, len(vertices)))
         for which in range(2):
             if lighting.colours[which].any():
-                lit = visibility(vertices, normals, lighting.directions[which], SHADOW_MAP)
-                attributes[:, LIT + which] = 0.06 + 0.94 * lit
-        textured = bool(self._textures)
-        details = stream.choose(self._textures) if textured else np.zeros((2, 2, 3), np.float32)
-        uv = scene.uv if textured and len(scene.uv) else np.zeros((0, 3, 2), np.float32)
-        shown, corners, depth = rasterise(vertices, faces, focal * OVERSAMPLING, CANVAS)
+                lit[which] = 0.06 + 0.94 * visibility(
+                    vertices, normals, lighting.directions[which], SHADOW_MAP
+                )
+        texture = stream.choose(self._textures) if self._textures else None
+        skin, looks = draw_skin(stream, texture), _looks(stream, 1 + int(scene.materials.max()))
+        patterns, gloss, shine = (
+            looks[:, 3:7],
+            looks[scene.vertex_materials, 7],
+            looks[scene.vertex_materials, 8],
+        )
+        patterns[0] = skin.grain, 1 / 1.3, 0.0, 0.0
+        albedo, soft = looks[scene.vertex_materials, :3], scene.vertex_materials == 0
+        albedo[soft] = skin_colours(
+            scene.places[soft], scene.masks[soft], skin, texture is not None, self._noise
+        )
+        nail = scene.masks[:, NAIL] * skin.nail_cover
+        gloss[soft], shine[soft] = (skin.gloss * (1 + 2.5 * nail))[soft], (skin.shine * (1 + nail))[soft]
+        light = light_vertices(vertices, normals, seen, lit, gloss, shine, soft, lighting)
+        details = np.zeros((2, 2, 3), np.float32) if texture is None else texture.details
+        uv = np.zeros((0, 3, 2), np.float32) if texture is None else scene.uv
+        shown, corners, _ = rasterise(vertices, faces, focal * OVERSAMPLING, CANVAS)
         layer = shade(
-            shown, corners, depth, focal * OVERSAMPLING, faces, attributes, scene.materials,
-            _materials(stream, 1 + int(scene.materials.max())), draw_skin(stream, textured), uv, details,
-            self._noise, lighting,
+            shown, corners, faces, albedo, light, scene.places, scene.materials, patterns, uv, details,
+            self._noise,
         )  # fmt: skip
         return soften(layer)
 
@@ -345,7 +352,7 @@ class SyntheticViews:
             directions / np.linalg.norm(directions, axis=1, keepdims=True),
             colours,
             stream.uniform(0.0, 0.35),
-            np.exp(stream.normal(0.25)) * 0.95 / total,
+            np.exp(stream.normal(0.2)) * 0.88 / total,
         )
 
     def _compose(
@@ -373,9 +380,15 @@ class SyntheticViews:
 
 @dataclass(frozen=True)
 class _PosedHand:
-    """One right hand with its forearm: vertices (V + R, 3), joints (21, 3) in FreiHAND's definition, and the
-    forearm's shape; mm of the unit hand, hand frame or camera frame. `palm` (3,) is the unit normal out of the
-    palm, `places` (R, 3) where the forearm's vertices lie in the hand frame."""
+    """One right hand with its forearm, mm of the unit hand, in the hand frame or the camera's.
+
+    Attributes:
+        vertices: (V + R, 3), those of the forearm last.
+        joints: (21, 3) in FreiHAND's definition.
+        forearm: its shape.
+        palm: (3,) unit, out of the palm.
+        places: (R, 3), where the forearm's vertices lie in the hand frame.
+    """
 
     vertices: np.ndarray
     joints: np.ndarray
@@ -508,6 +521,13 @@ class _Scene:
     @property
     def materials(self) -> np.ndarray:
         return np.concatenate(self._materials).astype(np.int64)
+
+    @property
+    def vertex_materials(self) -> np.ndarray:
+        """(V,) int64: of the last face around each vertex."""
+        materials = np.zeros(self._count, np.int64)
+        materials[self.faces] = self.materials[:, None]
+        return materials
 
     @property
     def uv(self) -> np.ndarray:
@@ -645,7 +665,7 @@ def _view(
 
 
 def _photographed(stream: Stream, image: np.ndarray) -> np.ndarray:
-    """(S, S, 3) uint8: lens, exposure, sensor and compression of some camera on an image (S, S, 3) float32."""
+    """(S, S, 3) uint8: an image (S, S, 3) float32 as some camera would store it."""
     if stream.chance(0.5):
         image = gaussian_blur(image, stream.uniform(0.3, 1.2))
     if stream.chance(0.12):
@@ -776,9 +796,10 @@ def _face(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
     return [(Solid(solid.vertices @ turn.T + place, solid.faces), material) for solid, material in features]
 
 
-def _materials(stream: Stream, count: int) -> np.ndarray:
-    """(count, 9) looks of all that is no skin."""
-    looks = np.zeros((max(count, FIRST_OBJECT), MATERIAL))
+def _looks(stream: Stream, count: int) -> np.ndarray:
+    """(count, 9) of each material that is no skin: red, green, blue, noise and stripes, each by strength and
+    wave number (1/mm), gloss and shine."""
+    looks = np.zeros((max(count, FIRST_OBJECT), 9))
     for material in range(1, len(looks)):
         if material >= FIRST_OBJECT and stream.chance(0.15):
             colour = draw_tone(stream)
