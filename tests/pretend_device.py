@@ -38,6 +38,7 @@ from nvf_fast.training.config import PRESETS
 from nvf_fast.training.losses import AuxiliaryHead
 from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.step import Step
+from tests.hand_cases import hand_network
 
 THERE = "pretend:0"
 FROM_ANYWHERE = {"aten::_to_copy", "aten::copy_", "aten::_copy_from"}
@@ -140,6 +141,8 @@ def rehearsals() -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {"render": _render, "meshes": _meshes}
     for search, step in (("dense", 16.0), ("guided", 16.0), ("octree", 8.0)):
         found[f"estimator {search}"] = lambda search=search, step=step: _estimator(search, step)
+    for side in ("left", None):
+        found[f"hand view {side}"] = lambda side=side: _hand_view(side)
     for method in ("nvf", "holistic", "dense"):
         for task in ("camera-space", "root-relative"):
             found[f"evaluation {method} {task}"] = lambda method=method, task=task: _evaluate(method, task)
@@ -184,6 +187,20 @@ def _estimator(search: Any, step: float) -> None:
         for device in ("cpu", THERE)
     ]
     np.testing.assert_array_equal(poses[0].joints, poses[1].joints)
+
+
+def _hand_view(side: Any) -> None:
+    model = hand_network()
+    images = torch.randint(256, (2, 60, 80, 3), dtype=torch.uint8).numpy()
+    camera = np.array([[120.0, 0, 40], [0, 120, 30], [0, 0, 1]])
+    boxes = [(10, 10, 50, 50), (30, 20, 60, 45)]
+    poses = [
+        PoseEstimator(model, device=device)(images, camera, box=boxes, side=side, return_votes=True)
+        for device in ("cpu", THERE)
+    ]
+    assert poses[0].valid.all() and poses[0].side == poses[1].side
+    np.testing.assert_array_equal(poses[0].joints, poses[1].joints)
+    np.testing.assert_array_equal(poses[0].expected_error, poses[1].expected_error)
 
 
 def _evaluate(method: Any, task: Any) -> None:
