@@ -19,10 +19,19 @@ from torch import Tensor
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
 from nvf_fast.camera import ViewPlan, plan_view, project, view_frame
+from nvf_fast.finding import (
+    FOUND_SCORE,
+    FoundHands,
+    boxes_in_image,
+    distinct,
+    read_peaks,
+    search_windows,
+    squared,
+)
 from nvf_fast.grid import Lattice
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.inputs import (
-    centred_squares,
+    WIDEST_SLOPE,
     check_hand_views,
     check_middles,
     check_voting,
@@ -45,6 +54,7 @@ from nvf_fast.stages import Stages
 from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, Placement, RootCube, volume_of
 
 CUT_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them
+PASSES = 2  # poses of a hand that was found: by the box found, then by the box of that pose
 DEFAULTS = {"step_mm": 16.0, "surface_mm": 5.0, "fraction": 0.5, "search": "dense"}  # options of a field
 _Votes = dict[int, tuple[Tensor, Tensor]]  # by image: points (V, 3) mm and votes (V, 21, 4)
 LOG = logging.getLogger("nvf_fast")
@@ -172,9 +182,9 @@ class PoseEstimator:
                 a hand view is that of a unit hand (`joint_definitions.UNIT_SCALE_MM`), which a given scale
                 multiplies exactly.
             box: px, (x0, y0, x1, y1) around the hand, or (B, 4). A hand view turns to its centre and zooms so
-                that its longer side spans 75 %; None is the largest centred square of the image. The
-                reference camera, which spans 26.3 degrees, turns to its centre, and a warning reports a box
-                wider than the view; None looks along the optical axis.
+                that its longer side spans 75 %; None finds every hand of one image. The reference camera,
+                which spans 26.3 degrees, turns to its centre, and a warning reports a box wider than the
+                view; None looks along the optical axis.
             side: "right", "left" or None, or one per image. With None a network of hand views predicts the
                 side, and any other network, which knows right hands alone, takes the hand for a right one.
             return_votes: whether the pose also holds its voters.
@@ -185,14 +195,17 @@ class PoseEstimator:
                 root-relative network.
 
         Returns:
-            One pose, or a batch where several images came; numpy arrays for numpy images, torch tensors on
-            the images' device for torch ones. Where no point votes, or where a hand view shows no hand,
-            `valid` is false and joints are NaN.
+            One pose, or a batch where several images came, or where the hands of one were to be found: then
+            all that are there, best first, maybe none. numpy arrays for numpy images, torch tensors on the
+            images' device for torch ones. Where no point votes, or where the view of a given box shows no
+            hand, `valid` is false and joints are NaN.
 
         Raises:
             ValueError: a shape or a value is not as above; the message says what came and what was expected.
             TypeError: an argument has the wrong type or dtype.
         """
+        if box is None and root is None and isinstance(self.volume, HandVolume):
+            return self._found_poses(image, K, hand_scale, side, return_votes, previous)
         with self._stages("prepare"):
             groups, single = read_images(image)
             images = [each for group in groups for each in group]
@@ -238,6 +251,87 @@ class PoseEstimator:
             pose = pose.numpy() if isinstance(groups[0], np.ndarray) else pose.to(groups[0].device)
         return pose[0] if single else pose
 
+    @torch.no_grad()
+    def find(self, image: Any, K: Any, score: float = FOUND_SCORE) -> FoundHands:
+        """Find the hands of one image: 1/32 of its longer side or larger.
+
+        Square windows over the image are viewed as hands are, and the network's maps of hands' centres are
+        read. What is found is not yet verified: the pose of a box is valid only where its closer view shows a
+        hand too.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, numpy or torch.
+            K: (3, 3) intrinsics in px.
+            score: least score in [0, 1].
+
+        Raises:
+            ValueError: the network does not find hands, several images came, or a value is out of its range.
+            TypeError: an argument has the wrong type or dtype.
+        """
+        if not isinstance(self.volume, HandVolume):
+            raise ValueError("find is for networks of hand views; this one is told where the hand is")
+        if not 0 <= score <= 1:
+            raise ValueError(f"score must be in [0, 1], got {score}")
+        with self._stages("prepare"):
+            groups, single = read_images(image)
+            if not single:
+                raise ValueError("find takes one image, got several: find the hands of each in turn")
+            (image,) = groups[0]
+            windows = search_windows(*image.shape[:2])
+            intrinsics = read_intrinsics(K, 1).expand(len(windows), 3, 3)
+            placement = HandVolume(fill=1.0).place(intrinsics, self.model.config.input_size, boxes=windows)
+            assert placement.slopes is not None
+            seen = placement.slopes <= WIDEST_SLOPE
+            homographies, slopes = placement.homographies[seen], placement.slopes[seen].float()
+            plans = [plan_view(each, self.model.config.input_size, *image.shape[:2]) for each in homographies]
+            inputs = _Inputs([image] * len(plans), plans, None, None, slopes, [False] * len(plans))
+        order, maps = [], []
+        for members in self._alike(inputs):
+            views = self._views(inputs, members)
+            order += members
+            maps.append(self._pipeline.look(views, plans[members[0]].factor).hands)  # type: ignore[attr-defined]
+        with self._stages("read"):
+            peaks = read_peaks(torch.cat(maps).cpu(), score)
+            peaks = peaks._replace(window=torch.tensor(order)[peaks.window])
+            boxes = boxes_in_image(peaks, homographies)
+            kept = distinct(boxes, peaks.scores)
+            boxes, scores = boxes[kept].float(), peaks.scores[kept]
+        sides = tuple("left" if left > 0.5 else "right" for left in peaks.left[kept].tolist())
+        if isinstance(image, np.ndarray):
+            return FoundHands(boxes.numpy(), sides, scores.numpy())
+        return FoundHands(boxes.to(image.device), sides, scores.to(image.device))
+
+    def _found_poses(
+        self,
+        image: Any,
+        K: Any,
+        hand_scale: Any,
+        side: Any,
+        return_votes: bool,
+        previous: HandPose | None,
+    ) -> HandPose:
+        """The poses of every hand found in one image, each viewed again by the box of its first pose."""
+        (images, *_), single = read_images(image)
+        if not single:
+            raise ValueError(
+                "box must be (B, 4) px where several images are given: `find` finds the hands of one image"
+            )
+        found = self.find(image, K)
+        box, sides = found.boxes, [side or each for each in found.sides]
+        for _ in range(PASSES):
+            if not len(box):
+                pose = HandPose.none(return_votes)
+                return pose.numpy() if isinstance(images, np.ndarray) else pose.to(images.device)
+            pose = self([images[0]] * len(box), K, hand_scale, box, sides, return_votes, previous)
+            valid = torch.as_tensor(pose.valid).nonzero()[:, 0]
+            pixels = torch.as_tensor(pose.joints_2d)[valid].double().cpu()
+            boxes = squared(torch.cat([pixels.amin(1), pixels.amax(1)], 1))
+            # Two boxes may have led to one hand. The batch is in the order of their scores.
+            kept = distinct(boxes, -torch.arange(len(boxes)))
+            rows = valid.cpu()[kept].tolist()
+            pose, box, sides = pose[rows], boxes[kept], [sides[row] for row in rows]
+        return pose
+
     def _read_place(
         self, box: Any, root: Any, sizes: Sequence[Sequence[int]]
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -248,9 +342,7 @@ class PoseEstimator:
                     "root must be None: it is for root-relative networks, this one is camera-space"
                 )
             boxes = read_boxes(box, sizes)
-            if isinstance(self.volume, HandVolume):
-                return centred_squares(sizes) if boxes is None else boxes, None
-            if boxes is not None:
+            if boxes is not None and not isinstance(self.volume, HandVolume):
                 check_middles(boxes, sizes)
             return boxes, None
         if box is not None:
@@ -349,8 +441,17 @@ class PoseEstimator:
         self, inputs: _Inputs, members: list[int], return_votes: bool, exact: bool = False
     ) -> tuple[Tensor, _Votes]:
         """`Estimates.packed` of images that are alike, on the device, and their votes if requested."""
+        views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
+        if self._replay is not None and not (exact or return_votes or self._stages.measuring):
+            given = tuple(tensor is not None for tensor in views)
+            key = _Key(tuple(views.cuts.shape), factor, given)
+            return self._replay(key, *(tensor for tensor in views if tensor is not None)), {}
+        estimates = self._pipeline(views, factor, exact or self._exact)
+        return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
+
+    def _views(self, inputs: _Inputs, members: list[int]) -> Views:
+        """What the pipeline takes of images that are alike, on the device."""
         plans = [inputs.plans[image] for image in members]
-        factor = plans[0].factor
         matrices = torch.stack([plan.matrix for plan in plans])
         known = [inputs.scale, inputs.previous, inputs.slopes]
         with self._stages("remap"):
@@ -364,12 +465,7 @@ class PoseEstimator:
                     [[-1.0, 0.0, self.model.config.input_size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
                 )
                 views = views._replace(mirrored=self._sent(matrices @ mirror))
-        if self._replay is not None and not (exact or return_votes or self._stages.measuring):
-            given = tuple(tensor is not None for tensor in views)
-            key = _Key(tuple(views.cuts.shape), factor, given)
-            return self._replay(key, *(tensor for tensor in views if tensor is not None)), {}
-        estimates = self._pipeline(views, factor, exact or self._exact)
-        return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
+        return views
 
     def _launch(self, key: _Key, *tensors: Tensor) -> Tensor:
         """The pipeline as `Replay` calls it."""

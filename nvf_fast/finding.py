@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,28 @@ OVERLAP = 1 / 3  # of neighbouring windows
 LEVEL_RATIO = 1.5  # of the largest window to the next; the further ones halve
 SAME_HAND = 0.3  # boxes that overlap by more are one hand's: intersection over union
 NESTED = 0.7  # or that lie inside another by more: intersection over the smaller box
+
+
+FOUND_SCORE = 0.3  # least probability of a hand's centre
+
+
+@dataclass(frozen=True)
+class FoundHands:
+    """The hands of one image, best first; arrays are numpy's or torch's as the image was.
+
+    Attributes:
+        boxes: (N, 4) float32 px, square (x0, y0, x1, y1) around each hand's joints; may reach beyond the
+            image.
+        sides: "right" or "left" of each.
+        scores: (N,) float32 in [0, 1].
+    """
+
+    boxes: Any
+    sides: tuple[str, ...]
+    scores: Any
+
+    def __len__(self) -> int:
+        return len(self.sides)
 
 
 class Peaks(NamedTuple):
@@ -99,6 +122,12 @@ def boxes_in_image(peaks: Peaks, homographies: Tensor) -> Tensor:
     half = peaks.sides.double() * scale / 2
     middle = torch.stack([x / depth, y / depth], -1)
     return torch.cat([middle - half[:, None], middle + half[:, None]], -1)
+
+
+def squared(boxes: Tensor) -> Tensor:
+    """The squares (N, 4) about the middles of boxes (N, 4), as long as their longer sides."""
+    middles, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
+    return torch.cat([middles - half, middles + half], 1)
 
 
 def distinct(boxes: Tensor, scores: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class HandPipeline:
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         slopes = views.slopes
         assert slopes is not None
-        look = self._look(views, factor)
+        look = self.look(views, factor)
         left = torch.zeros_like(slopes, dtype=torch.bool)
         if views.mirrored is not None:
             left = look.left > 0
@@ -146,7 +146,8 @@ class HandPipeline:
             voted, _ = cast_selected(points, votes, counts, self._fraction, self._backend)
         return coarse, voted, Voters(points, votes, counts, overflow)
 
-    def _look(self, views: Views, factor: int) -> HandLook:
+    def look(self, views: Views, factor: int) -> HandLook:
+        """Sample and encode views."""
         with self._stages("remap"):
             images = network_images(views, self._model.config.input_size, factor, self._dtype)
         with self._stages("encode"):
@@ -159,7 +160,7 @@ class HandPipeline:
         """`look`, replaced by that of the mirrored view where `left` (B,)."""
         assert views.slopes is not None and views.mirrored is not None
         if not exact:
-            mirrored = self._look(views._replace(matrices=views.mirrored), factor)
+            mirrored = self.look(views._replace(matrices=views.mirrored), factor)
             chosen = (
                 torch.where(left.view(-1, *[1] * (plain.ndim - 1)), other, plain)
                 for plain, other in zip(look, mirrored, strict=True)
@@ -169,7 +170,7 @@ class HandPipeline:
         if len(rows) == 0:
             return look
         again = Views(views.cuts[rows], views.mirrored[rows], slopes=views.slopes[rows])
-        mirrored = self._look(again, factor)
+        mirrored = self.look(again, factor)
         return HandLook(
             *(plain.index_copy(0, rows, other) for plain, other in zip(look, mirrored, strict=True))
         )

@@ -77,11 +77,34 @@ class HandPose:
             raise TypeError("this is one pose, not a batch of them")
         return len(self.joints)
 
-    def __getitem__(self, index: int | slice) -> HandPose:
-        """One pose of a batch, or a slice of the batch."""
+    def __getitem__(self, index: int | slice | list[int]) -> HandPose:
+        """One pose of a batch, a slice of the batch, or the poses of several indices."""
         if self.joints.ndim < 3:
             raise TypeError("this is one pose, not a batch of them")
-        return HandPose(**{name: None if value is None else value[index] for name, value in _items(self)})
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, tuple) and isinstance(index, list):
+                return tuple(value[each] for each in index)
+            return None if value is None else value[index]
+
+        return HandPose(**{name: taken(value) for name, value in _items(self)})
+
+    @classmethod
+    def none(cls, votes: bool = False) -> HandPose:
+        """An empty batch of torch poses, of an image in which no hand was found."""
+        joints, counts = torch.empty(0, 21, 3), torch.empty(0, dtype=torch.int32)
+        return cls(
+            joints=joints,
+            joints_2d=joints[..., :2],
+            scores=joints[..., 0],
+            voters=counts,
+            valid=counts.bool(),
+            points_evaluated=counts,
+            expected_error=joints[..., 0],
+            side=(),
+            box=torch.empty(0, 4),
+            votes=() if votes else None,
+        )
 
     def __iter__(self) -> Iterator[HandPose]:
         return (self[index] for index in range(len(self)))

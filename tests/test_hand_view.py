@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nvf_fast.camera import network_view, project, view_intrinsics
@@ -25,6 +26,7 @@ from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.kernels.cast_votes_ref import cast_votes
 from nvf_fast.model import NVF
+from nvf_fast.pipeline import network_images
 from nvf_fast.pose import HandPose
 from nvf_fast.replay import Replay
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume
@@ -278,11 +280,54 @@ def test_without_a_hand_a_pose_is_not_valid(model: NVF, image: np.ndarray) -> No
         assert document["side"] == "right" and document["box"] == list(BOX)
 
 
-def test_without_a_box_the_largest_centred_square_is_viewed(model: NVF, image: np.ndarray) -> None:
-    estimator = PoseEstimator(model)
+class Marked(PoseEstimator):
+    """An estimator whose network sees hands in bright red, of a third of each window's size."""
+
+    def __init__(self, model: NVF) -> None:
+        super().__init__(model)
+        look = self._pipeline.look  # type: ignore[attr-defined]
+
+        def marked(views: Any, factor: int) -> Any:
+            seen = look(views, factor)
+            images = network_images(views, self.model.config.input_size, factor, torch.float32)
+            red = F.avg_pool2d((images[:, 0] - images[:, 1])[:, None], 4)[:, 0]  # 2 where it is bright red
+            hands = torch.stack([4 * red - 4, torch.full_like(red, math.log(1 / 3)), red - 3], 1)
+            return seen._replace(hands=hands, presence=torch.full_like(seen.presence, 4.0))
+
+        self._pipeline.look = marked  # type: ignore[attr-defined]
+
+
+def test_without_a_box_every_hand_is_found_and_posed(model: NVF) -> None:
+    estimator = Marked(model)
+    image = np.zeros((240, 324, 3), np.uint8)
+    assert len(estimator.find(image, K)) == 0
+    nothing = estimator(image, K)
+    assert nothing.joints.shape == (0, 21, 3) and nothing.side == () and len(nothing) == 0
+    assert isinstance(estimator(torch.from_numpy(image), K).joints, torch.Tensor)
+
+    image[100:116, 60:76, 0] = 255
+    image[40:56, 250:266, 0] = 255
+    found = estimator.find(image, K)
+    assert len(found) == 2 and found.sides == ("right", "right") and (np.diff(found.scores) <= 0).all()
+    middles = sorted(((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).tolist())
+    # A texel of the largest windows covers 10 px of the image.
+    np.testing.assert_allclose(middles, [[67.5, 107.5], [257.5, 47.5]], atol=10)
+
     pose = estimator(image, K)
-    assert pose.box.tolist() == [41.5, -0.5, 281.5, 239.5]
-    np.testing.assert_array_equal(pose.joints, estimator(image, K, box=pose.box).joints)
+    assert len(pose) == len(pose.side) == len(pose.box) > 0 and pose.valid.all()
+    given = estimator([image] * len(pose), np.stack([K] * len(pose)), box=pose.box, side=list(pose.side))
+    np.testing.assert_allclose(given.joints, pose.joints, atol=1e-3)
+    assert set(estimator(image, K, side="left").side) == {"left"}
+
+
+def test_what_find_refuses(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model)
+    with pytest.raises(ValueError, match="one image, got several"):
+        estimator.find([image, image], K)
+    with pytest.raises(ValueError, match=r"score must be in \[0, 1\]"):
+        estimator.find(image, K, score=2)
+    with pytest.raises(ValueError, match=r"box must be \(B, 4\) px where several images are given"):
+        estimator([image, image], K)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
+from nvf_fast.inputs import centred_squares
 from nvf_fast.pose import HandPose
 
 
@@ -85,7 +86,8 @@ class NetworkPredictor:
         return self.estimator.timed()
 
     def _takes_box(self, sample: HandSample) -> bool:
-        return self.task == "camera-space" and sample.box is not None
+        hand = self.estimator.model.config.view == "hand"
+        return hand or (self.task == "camera-space" and sample.box is not None)
 
     def _estimate(self, samples: Sequence[HandSample], use_scale: bool, boxed: bool) -> HandPose:
         return self.estimator(
@@ -108,9 +110,14 @@ def scale_choices(config: NVFConfig) -> tuple[bool, ...]:
 
 
 def box_on_picture(sample: HandSample) -> np.ndarray:
-    """The sample's box (4,) px; one whose middle lies off the image is moved to its nearest pixel."""
-    box = np.asarray(sample.box, np.float64).reshape(2, 2)
+    """The sample's box (4,) px; one whose middle lies off the image is moved to its nearest pixel.
+
+    An image without a box is taken for a crop: its box is the largest centred square.
+    """
     height, width = sample.image.shape[:2]
+    if sample.box is None:
+        return centred_squares([(height, width)])[0].numpy()
+    box = np.asarray(sample.box, np.float64).reshape(2, 2)
     middle = box.mean(0)
     return (box + np.clip(middle, 0, [width - 1, height - 1]) - middle).ravel()
 
