@@ -53,9 +53,9 @@ class SearchableMesh(NamedTuple):
         )
 
     def distance(self, points: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-        """Measure signed distances (N,) mm of points (N, 3) to the mesh with vertices (V, 3), negative within.
+        """Measure signed distances (N,) mm of points (N, 3) to the mesh in some pose, negative inside.
 
-        The nearest triangle is looked for among those around the nearest vertex and among the wide ones. A
+        The nearest triangle is looked for from the nearest vertex on, and among the wide ones. A
         point is inside where the winding number is positive, also where fingers press into each other; a mesh
         that is not watertight has no such number, and the normal at the nearest place decides.
         """
@@ -170,11 +170,20 @@ def _distance(
                 gap = a * a + b * b + c * c
                 if gap < squared:
                     nearest, squared = i, gap
-        best, sign = np.inf, 1.0
+        best, sign, closest = np.inf, 1.0, -1
         for at in range(starts[nearest], starts[nearest + 1]):
             distance, side = _triangle(points[n], vertices, normals, faces[around[at]])
             if distance < best:
-                best, sign = distance, side
+                best, sign, closest = distance, side, around[at]
+        while True:  # and on from the closest triangle to its neighbours
+            before = closest
+            for corner in faces[before]:
+                for at in range(starts[corner], starts[corner + 1]):
+                    distance, side = _triangle(points[n], vertices, normals, faces[around[at]])
+                    if distance < best:
+                        best, sign, closest = distance, side, around[at]
+            if closest == before:
+                break
         a, b, c = x - middle[0], y - middle[1], z - middle[2]
         least = np.sqrt(a * a + b * b + c * c) - reach
         for at in range(len(wide) if least < 0 or least * least < best else 0):

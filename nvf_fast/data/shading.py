@@ -279,7 +279,7 @@ def shade(
 
 @njit(cache=True)
 def display(linear: float) -> float:
-    """Display value in [0, 1] of linear light: a soft shoulder, then sRGB's curve to 0.003 by square roots."""
+    """Display value in [0, 1] of linear light: a soft shoulder, then sRGB's curve (to 0.003, by roots)."""
     x = max(linear, 0.0)
     if x > 0.7:
         x = 1 - 0.3 * np.exp((0.7 - x) / 0.3)

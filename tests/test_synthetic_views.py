@@ -1,0 +1,185 @@
+"""Synthetic hand views: labels against the image, mirrored and turned copies, determinism, each kind."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nvf_fast import ops
+from nvf_fast.data import synthetic_views
+from nvf_fast.data.hand_views import VIEW_POINTS, VIEW_SIZE, HandViews
+from nvf_fast.data.synthetic_views import SyntheticViews, ViewOptions
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
+
+PLAIN = ViewOptions(left_hands=0.0, held=0.0, in_front=0.0, clutter=0.0)
+
+
+@cache
+def generator(**options: float) -> SyntheticViews:
+    return SyntheticViews(3, options=replace(PLAIN, **options))
+
+
+@cache
+def close(count: int = 12) -> HandViews:
+    return SyntheticViews(3, options=PLAIN).draw(count, "close")
+
+
+def pixels(views: HandViews) -> np.ndarray:
+    """(B, 21, 2) px."""
+    joints = views.joints
+    return views.focal[:, None, None] * joints[..., :2] / joints[..., 2:] + VIEW_SIZE / 2
+
+
+def test_close_views_are_unit_hands_with_all_their_labels() -> None:
+    views = close()
+    assert views.images.shape == (12, VIEW_SIZE, VIEW_SIZE, 3) and views.images.dtype == np.uint8
+    assert views.points.shape == (12, VIEW_POINTS, 3) and np.isfinite(views.points).all()
+    bone = np.linalg.norm(views.joints[:, 10] - views.joints[:, 9], axis=1)
+    np.testing.assert_allclose(bone, UNIT_SCALE_MM, rtol=1e-5)
+    seen = pixels(views)
+    np.testing.assert_allclose(views.boxes[:, 0], np.concatenate([seen.min(1), seen.max(1)], 1), atol=0.01)
+    assert np.isnan(views.boxes[:, 1]).all() and not views.left.any() and (views.trust == 1).all()
+    # Turned compositions have other boxes than the first, which fills what was asked.
+    side = np.ptp(seen[::4], axis=1).max(1) / VIEW_SIZE
+    assert (side > 0.45 - 1e-3).all() and (side < 1.02 + 1e-3).all()
+    depth = views.joints[:, :, 2].mean(1)
+    assert (depth > 200).all() and (depth < 1300).all()
+
+
+def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image is exchanged for the layer's coverage, so that nothing but geometry is compared."""
+
+    def coverage(self, stream, canvas, turn, zoom, mirrored):  # type: ignore[no-untyped-def]
+        nothing = np.zeros((VIEW_SIZE, VIEW_SIZE, 3), np.float32)
+        self._backgrounds.draw = lambda stream, size: nothing
+        white = np.repeat(canvas[..., 3:], 4, 2)
+        return original(self, stream, white, turn, zoom, mirrored)
+
+    original = SyntheticViews._compose
+    monkeypatch.setattr(SyntheticViews, "_compose", coverage)
+    monkeypatch.setattr(
+        synthetic_views,
+        "_photographed",
+        lambda stream, image: np.rint(255 * image.clip(0, 1)).astype(np.uint8),
+    )
+    monkeypatch.setattr(synthetic_views, "mean_colour", lambda image: np.full(3, 0.4))
+    views = SyntheticViews(4, options=replace(PLAIN, left_hands=0.5)).draw(24, "close")
+    inside, tried = 0, 0
+    for row in range(24):
+        mask = views.images[row, ..., 0] > 100
+        if np.isfinite(views.joints[row]).all():
+            seen = np.rint(pixels(views)[row]).astype(int)
+            seen = seen[((seen >= 0) & (seen < VIEW_SIZE)).all(1)]
+            tried += len(seen)
+            inside += mask[seen[:, 1], seen[:, 0]].sum()
+            # Query points inside the hand lie behind the silhouette too.
+            points = views.points[row][views.distances[row] < -1.0]
+            at = np.rint(views.focal[row] * points[:, :2] / points[:, 2:] + VIEW_SIZE / 2).astype(int)
+            at = at[((at >= 0) & (at < VIEW_SIZE)).all(1)]
+            assert mask[at[:, 1], at[:, 0]].mean() > 0.99
+        # Boxes follow mirrored hands as well: the hand is there, and only the forearm lies outside.
+        x0, y0, x1, y1 = views.boxes[row, 0]
+        box = np.zeros_like(mask)
+        box[max(int(y0), 0) : int(y1) + 1, max(int(x0), 0) : int(x1) + 1] = True
+        assert (mask & box).sum() > 0.15 * box.sum()
+        for column in (x0, x1):  # fingertips and wrist lie on the silhouette's border or within it
+            if 2 < column < VIEW_SIZE - 3:
+                rows = mask[max(int(y0) - 2, 0) : int(y1) + 3]
+                assert rows[:, int(column) - 2 : int(column) + 3].any()
+    assert views.left[:, 0].any() and inside / tried > 0.97
+
+
+def test_distances_are_those_of_the_closed_mesh() -> None:
+    seen = []
+    maker = SyntheticViews(5, options=replace(PLAIN, compositions=1))
+    original = maker._distances
+    maker._distances = lambda points, hand: (seen.append((points, hand)), original(points, hand))[1]  # type: ignore[method-assign,func-returns-value]
+    views = maker.draw(3, "close")
+    faces = torch.from_numpy(maker.rig.closed_faces.astype(np.int64))
+    for row, (_, hand) in enumerate(seen[:3]):
+        vertices = torch.from_numpy(hand.vertices[: len(maker.rig.vertices)]).float()
+        exact = ops.mesh_distance(vertices[None], faces, torch.from_numpy(views.points[row])[None])[0]
+        np.testing.assert_allclose(views.distances[row], exact.numpy(), atol=1.0)
+    near = np.abs(views.distances) < 12
+    assert 0.4 < near.mean() < 0.95 and 0.1 < (views.distances < 0).mean() < 0.6
+
+
+def test_turned_copies_are_turned_labels() -> None:
+    """All compositions of one hand have the same joints but for a turn about the optical axis."""
+    joints, distances = close().joints[:4], close().distances[:4]
+    for row in range(1, 4):
+        np.testing.assert_allclose(joints[row, :, 2], joints[0, :, 2], atol=0.01)
+        angle = np.angle(np.exp(1j * np.diff([np.arctan2(*joints[k, 9, 1::-1]) for k in (0, row)])))
+        cosine, sine = np.cos(angle[0]), np.sin(angle[0])
+        turned = joints[0] @ np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
+        np.testing.assert_allclose(joints[row], turned, atol=0.02)
+        np.testing.assert_array_equal(distances[row], distances[0])
+
+
+@pytest.mark.parametrize("kind", ["close", "wide", "empty"])
+def test_the_seed_alone_decides(kind: str) -> None:
+    first, second = SyntheticViews(7), SyntheticViews(7)
+    whole, parts = first.draw(6, kind), HandViews.concatenate([second.draw(n, kind) for n in (1, 5)])
+    for field in fields(HandViews):
+        np.testing.assert_array_equal(getattr(whole, field.name), getattr(parts, field.name))
+    other = SyntheticViews(8).draw(6, kind)
+    assert (other.images != whole.images).mean() > 0.5
+
+
+def test_wide_views() -> None:
+    views = SyntheticViews(9).draw(48, "wide")
+    finite = np.isfinite(views.boxes).all(-1)
+    assert finite[:, 0].all() and 0 < finite[:, 1].mean() < 1
+    side = np.maximum(views.boxes[..., 2] - views.boxes[..., 0], views.boxes[..., 3] - views.boxes[..., 1])
+    assert np.nanmin(side) > 0.06 * VIEW_SIZE and np.nanmax(side) < 0.8 * VIEW_SIZE
+    middles = (views.boxes[..., :2] + views.boxes[..., 2:])[finite] / 2
+    assert ((middles > 0) & (middles < VIEW_SIZE)).all()
+    assert views.left[finite].any() and (~views.left[finite]).any() and not views.left[~finite].any()
+    assert ((views.trust == 1) == np.isfinite(views.joints).all((1, 2))).all()
+    assert not views.left[views.trust == 1, 0].any() and (side[views.trust == 1, 0] > 0.3 * VIEW_SIZE).all()
+    seen = pixels(views)[views.trust == 1]
+    boxes = np.concatenate([seen.min(1), seen.max(1)], 1)
+    np.testing.assert_allclose(views.boxes[views.trust == 1, 0], boxes, atol=0.01)
+
+
+def test_empty_views() -> None:
+    views = SyntheticViews(9).draw(16, "empty")
+    assert np.isnan(views.boxes).all() and np.isnan(views.joints).all() and (views.trust == 0).all()
+    assert np.isnan(views.points).all() and np.isnan(views.distances).all()
+    assert (views.images.reshape(16, -1).std(1) > 2).mean() > 0.8
+
+
+def test_a_folder_of_backgrounds(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32), (0, 200, 0)).save(tmp_path / "panorama.png")
+    options = replace(PLAIN, sleeves=0.0)
+    views = SyntheticViews(2, backgrounds=tmp_path, options=options).draw(24, "empty")
+    red, green, blue = views.images.reshape(24, -1, 3).astype(float).mean(1).T
+    assert (green > np.maximum(red, blue) + 20).mean() > 0.5
+    with pytest.raises(ValueError, match="no pictures"):
+        SyntheticViews(2, backgrounds=tmp_path / "nothing here")
+
+
+def test_what_cannot_be_made_says_so() -> None:
+    with pytest.raises(ValueError, match="texture coordinates"):
+        SyntheticViews(0, textures=["skin.png"])
+    with pytest.raises(ValueError, match="'close', 'wide' or 'empty'"):
+        generator().draw(1, "narrow")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nearest_mm"):
+        ViewOptions(nearest_mm=500, farthest_mm=400)
+
+
+def test_a_textured_file(shared_dir: Path) -> None:
+    hand = shared_dir / "hands" / "hand_r.gltf"
+    textures = sorted((shared_dir / "hands" / "textures").glob("*baseColor.png"))
+    if not hand.is_file():
+        pytest.skip(f"no {hand}")
+    views = SyntheticViews(1, rig=hand, textures=textures, options=PLAIN).draw(4, "close")
+    bone = np.linalg.norm(views.joints[:, 10] - views.joints[:, 9], axis=1)
+    np.testing.assert_allclose(bone, UNIT_SCALE_MM, rtol=1e-5)
+    assert np.isfinite(views.distances).all()
