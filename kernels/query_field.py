@@ -2,12 +2,13 @@
 
 Bilinear sampling is linear, so the feature map is projected once with every layer's columns for x = [feature,
 depth, scale]. The points are sorted so that the texels around a tile of them lie in one small window of the
-map. A matrix `hat` of (tile, 32) then holds each point's bilinear shares of the window's 28 texels, its depth
-in two parts and two ones, and `hat @ window` is the whole contribution of x to a layer: 32 products per
-channel instead of 258.
+map. A matrix `hat` of (tile, 32) then holds each point's bilinear weights of the window's 28 texels, its
+depth in two parts and two ones, and `hat @ window` is the whole contribution of x to a layer: 32 products per
+channel instead of 258. A network that takes the position about a centre has windows of 24 texels, and the
+three coordinates in two parts each. The biases, which may differ between images, enter with the ones.
 
-What stays is prepared once: `pack_layers` for a network, `locate` for a set of points (`locate_points` and
-`cut_tiles` on the device), `project_maps` for a picture. `evaluate` then launches `evaluate_layer` once per
+Preparation is separate: `pack_layers` for a network, `locate` for a set of points (`locate_points` and
+`cut_tiles` on the device), `project_maps` for an image. `evaluate` then launches `evaluate_layer` once per
 hidden layer but the first, whose activations are made on the fly, and once for the output.
 """
 
@@ -22,10 +23,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nvf_fast.kernels import query_field_ref
+
+POSITION_MM = tl.constexpr(query_field_ref.POSITION_MM)
 WINDOW_ROWS = tl.constexpr(4)
 WINDOW_COLUMNS = tl.constexpr(7)
-SLOTS = tl.constexpr(32)  # the window's texels, depth high and low, one, one
+CENTRED_WINDOW_COLUMNS = tl.constexpr(6)
+SLOTS = tl.constexpr(32)  # the window's texels, depth (or x, y and z) high and low, one, one
 EXTRA_ROWS = tl.constexpr(3)  # of the maps, after the texels: depth column, constant high, constant low
+CENTRED_EXTRA_ROWS = tl.constexpr(5)  # columns of x, y and z instead of the depth's
 
 # Tiles per pass: bounds the hidden activations in memory to 262 144 points at 128 per tile.
 _TILES_PER_PASS = 2048
@@ -73,7 +79,7 @@ def device_tilings(device: torch.device, dtype: torch.dtype) -> tuple[Tiling, ..
 
 @triton.jit
 def _project(points_ptr, intrinsics_ptr, point, there, image_size, height, width):
-    """Position on the feature map, depth input, in view or not; `points_ptr` is at the image."""
+    """Place on the feature map, depth input, in view or not, and the point; `points_ptr` is at the image."""
     x = tl.load(points_ptr + point * 3, mask=there, other=0.0)
     y = tl.load(points_ptr + point * 3 + 1, mask=there, other=0.0)
     z = tl.load(points_ptr + point * 3 + 2, mask=there, other=0.0)
@@ -88,7 +94,7 @@ def _project(points_ptr, intrinsics_ptr, point, there, image_size, height, width
     v = down / along / half - 1
     inside = there & (z > 0) & (tl.abs(u) <= 1) & (tl.abs(v) <= 1)
     depth = z / (focal * (112 / half))
-    return (u + 1) * ((width - 1) / 2), (v + 1) * ((height - 1) / 2), depth, inside
+    return (u + 1) * ((width - 1) / 2), (v + 1) * ((height - 1) / 2), depth, inside, x, y, z
 
 
 @triton.jit
@@ -117,7 +123,7 @@ def locate_points(
     point = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     there = point < point_count
-    u, v, _, inside = _project(
+    u, v, _, inside, _, _, _ = _project(
         points_ptr + image * points_stride,
         intrinsics_ptr + image * intrinsics_stride,
         point,
@@ -135,14 +141,20 @@ def locate_points(
 
 @triton.jit
 def cut_tiles(
-    keys_ptr, bounds_ptr, tiles_ptr, tile_count_ptr, width, POINTS: tl.constexpr, LANES: tl.constexpr
+    keys_ptr,
+    bounds_ptr,
+    tiles_ptr,
+    tile_count_ptr,
+    width,
+    CELLS: tl.constexpr,  # columns of cells in a window
+    POINTS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """Tiles (first, count, strip, left column) of up to POINTS points in one window; a program per strip.
 
     `bounds` holds the first position of every key. Tiles are listed in no particular order; what they hold is
     fixed.
     """
-    CELLS: tl.constexpr = WINDOW_COLUMNS - 1
     strip = tl.program_id(0)
     bounds_ptr += strip * width
     position = tl.load(bounds_ptr)
@@ -186,28 +198,45 @@ def _tanh(x):
 
 
 @triton.jit
-def _hat(u, v, depth, top, left, height, width, DTYPE: tl.constexpr):
+def _fill(hat, slot, value, first: tl.constexpr, DTYPE: tl.constexpr):
+    """Put a value's high part into slot `first` of the operand and what rounding left into the next.
+
+    One float16 depth costs up to 0.23 mm, one bfloat16 depth 1.9 mm.
+    """
+    high = value.to(DTYPE).to(tl.float32)
+    hat = tl.where(slot[None, :] == first, high[:, None], hat)
+    return tl.where(slot[None, :] == first + 1, (value - high)[:, None], hat)
+
+
+@triton.jit
+def _hat(u, v, depth, x, y, z, top, left, height, width, CENTRED: tl.constexpr, DTYPE: tl.constexpr):
     """The operand (points, SLOTS) of a window, and the row of the maps that each slot takes."""
-    TEXELS: tl.constexpr = WINDOW_ROWS * WINDOW_COLUMNS
+    TEXELS: tl.constexpr = WINDOW_ROWS * (CENTRED_WINDOW_COLUMNS if CENTRED else WINDOW_COLUMNS)
     slot = tl.arange(0, SLOTS)
     row = top + slot % WINDOW_ROWS
     column = left + slot // WINDOW_ROWS
-    share_x = tl.maximum(1 - tl.abs(u[:, None] - column.to(tl.float32)[None, :]), 0.0)
-    share_y = tl.maximum(1 - tl.abs(v[:, None] - row.to(tl.float32)[None, :]), 0.0)
-    hat = tl.where(slot[None, :] < TEXELS, share_x * share_y, 1.0)
-    # One float16 depth costs up to 0.23 mm, one bfloat16 depth 1.9 mm: the second carries what rounding left.
-    high = depth.to(DTYPE).to(tl.float32)
-    hat = tl.where(slot[None, :] == TEXELS, high[:, None], hat)
-    hat = tl.where(slot[None, :] == TEXELS + 1, (depth - high)[:, None], hat)
-    # A texel past the border has share 0; the row that stands in for it is finite.
+    weight_x = tl.maximum(1 - tl.abs(u[:, None] - column.to(tl.float32)[None, :]), 0.0)
+    weight_y = tl.maximum(1 - tl.abs(v[:, None] - row.to(tl.float32)[None, :]), 0.0)
+    hat = tl.where(slot[None, :] < TEXELS, weight_x * weight_y, 1.0)
+    if CENTRED:
+        hat = _fill(hat, slot, x, TEXELS, DTYPE)
+        hat = _fill(hat, slot, y, TEXELS + 2, DTYPE)
+        hat = _fill(hat, slot, z, TEXELS + 4, DTYPE)
+    else:
+        hat = _fill(hat, slot, depth, TEXELS, DTYPE)
+    # A texel past the border has weight 0; the row that stands in for it is finite.
     texel = tl.minimum(row, height - 1) * width + tl.minimum(column, width - 1)
-    extra = height * width + tl.maximum(slot - TEXELS - 1, 0)
+    if CENTRED:
+        after = slot - TEXELS
+        extra = height * width + tl.where(after < 6, after // 2, after - 3)
+    else:
+        extra = height * width + tl.maximum(slot - TEXELS - 1, 0)
     return hat.to(DTYPE), tl.where(slot < TEXELS, texel, extra)
 
 
 @triton.jit
 def evaluate_layer(
-    maps_ptr,  # (B, height * width + EXTRA_ROWS, channels): the projected map, the depth column, the constant
+    maps_ptr,  # (B, height * width + extra rows, channels): the projected map, the position, the constant
     weight_ptr,  # (IN, OUT)
     inputs_ptr,  # (tiles, POINTS, IN) activations of the layer before; unused where FIRST
     outputs_ptr,  # (tiles, POINTS, OUT); unused where LAST
@@ -215,6 +244,7 @@ def evaluate_layer(
     votes_ptr,
     points_ptr,
     intrinsics_ptr,
+    centres_ptr,  # (B, 3) mm; unused unless CENTRED
     order_ptr,
     tiles_ptr,
     tile_count_ptr,
@@ -237,6 +267,7 @@ def evaluate_layer(
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     COMPACT: tl.constexpr,
+    CENTRED: tl.constexpr,
     POINTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -259,7 +290,7 @@ def evaluate_layer(
         point = tl.where(there, point - own * point_count, 0).to(tl.int32)
         image = own + tl.program_id(2)
         first_point = image * point_count
-        u, v, depth, _ = _project(
+        u, v, depth, _, x, y, z = _project(
             points_ptr + image * points_stride,
             intrinsics_ptr + image * intrinsics_stride,
             point,
@@ -271,8 +302,13 @@ def evaluate_layer(
         top = (strip % _strips(height)) * (WINDOW_ROWS - 1)
         left = tl.load(tiles_ptr + tile * 4 + 3)
         u, v, depth = tl.where(there, u, 0.0), tl.where(there, v, 0.0), tl.where(there, depth, 0.0)
-        hat, window = _hat(u, v, depth, top, left, height, width, DTYPE)
-        maps_ptr += image * (height * width + EXTRA_ROWS) * channels
+        EXTRA: tl.constexpr = CENTRED_EXTRA_ROWS if CENTRED else EXTRA_ROWS
+        if CENTRED:
+            x = tl.where(there, (x - tl.load(centres_ptr + image * 3)) / POSITION_MM, 0.0)
+            y = tl.where(there, (y - tl.load(centres_ptr + image * 3 + 1)) / POSITION_MM, 0.0)
+            z = tl.where(there, (z - tl.load(centres_ptr + image * 3 + 2)) / POSITION_MM, 0.0)
+        hat, window = _hat(u, v, depth, x, y, z, top, left, height, width, CENTRED, DTYPE)
+        maps_ptr += image * (height * width + EXTRA) * channels
         window = window.to(tl.int64)[:, None] * channels
 
         first_column = tl.program_id(0) * COLUMNS
@@ -323,9 +359,11 @@ class Layers(NamedTuple):
 
     widths: list[int]  # channels of each layer
     columns: Tensor  # (sum of widths, C) columns for the feature, compute dtype
-    depth: Tensor  # (sum of widths,) column for the depth, compute dtype
+    position: (
+        Tensor  # (P, sum of widths) columns for the depth (P = 1) or the position (P = 3), compute dtype
+    )
     scale: Tensor | None  # (sum of widths,) column for the normalised hand scale, float32
-    bias: Tensor  # (sum of widths,) float32
+    bias: Tensor  # (sum of widths,) or (B, sum of widths) float32
     matrices: list[Tensor]  # per later layer (in, out), its columns for the hidden activations
     outputs: int  # 1 + 4 J
     tiling: Tiling
@@ -336,6 +374,7 @@ class Tiles(NamedTuple):
 
     points: Tensor  # (1 or B, N, 3) mm
     intrinsics: Tensor  # (1 or B, 3, 3)
+    centres: Tensor | None  # (B, 3) mm
     order: Tensor  # (1 or B * N,) the points, sorted
     tiles: Tensor  # (capacity, 4): first, count, strip, left column
     tile_count: Tensor  # (1,)
@@ -361,9 +400,11 @@ def query_field(
         points: (B, N, 3) or (N, 3) float32 mm.
         intrinsics: (B, 3, 3) or (3, 3) float32, of the `image_size` px view.
         hand_scale: (B,) float32 mm or None.
-        weights: L matrices (out, in), two or more; biases: L vectors (out,).
+        weights: L matrices (out, in), two or more.
+        biases: L vectors (out,), or L of (B, out).
         image_size: px.
         surface_mm: mm.
+        centres: (B, 3) float32 mm or None.
 
     Returns:
         sdf (B, N) float32 mm; votes (B, N, J, 4) float32.
@@ -407,12 +448,11 @@ def pack_layers(
     inputs = weights[0].shape[1]
     widths = [max(32, triton.next_power_of_2(len(weight))) for weight in weights]
     columns = weights[0].new_zeros(sum(widths), inputs)
-    bias = biases[0].new_zeros(sum(widths), dtype=torch.float32)
     first = 0
-    for weight, own_bias, size in zip(weights, biases, widths, strict=True):
+    for weight, size in zip(weights, widths, strict=True):
         columns[first : first + len(weight)] = weight[:, -inputs:]
-        bias[first : first + len(weight)] = own_bias
         first += size
+    positions = 3 if inputs == channels + 3 else 1
     matrices = []
     for before, weight, size_in, size_out in zip(weights, weights[1:], widths, widths[1:], strict=False):
         matrix = torch.zeros(size_in, size_out, dtype=dtype, device=weight.device)
@@ -421,9 +461,9 @@ def pack_layers(
     return Layers(
         widths,
         columns[:, :channels].to(dtype),
-        columns[:, channels].to(dtype),
-        columns[:, channels + 1].float() if inputs > channels + 1 else None,
-        bias,
+        columns[:, channels : channels + positions].T.to(dtype),
+        columns[:, channels + 1].float() if inputs == channels + 2 else None,
+        _pack_biases(biases, widths),
         matrices,
         outputs,
         tiling or device_tilings(weights[0].device, dtype)[0],
@@ -438,15 +478,21 @@ def locate(
     layers: Layers,
     centres: Tensor | None = None,
 ) -> Tiles:
-    """Tiles of points (B, N, 3) or (N, 3) under intrinsics (B, 3, 3) or (3, 3), made on the device.
+    """Tiles of points, made on the device.
 
-    Where both are shared by the images, so are the tiles, whatever the number of images.
+    If the images share points and intrinsics, they share the tiles, whatever the number of images.
+
+    Args:
+        points: (B, N, 3) or (N, 3).
+        intrinsics: (B, 3, 3) or (3, 3).
+        image_size: px.
+        map_size: (H, W).
+        layers: from `pack_layers`.
+        centres: (B, 3), or None.
 
     Raises:
         ValueError: there are more points than 32-bit positions can count.
     """
-    if centres is not None:
-        raise NotImplementedError("query_field: the kernel does not take centres yet")
     height, width = map_size
     points = (points if points.ndim == 3 else points[None]).contiguous()
     intrinsics = (intrinsics if intrinsics.ndim == 3 else intrinsics[None]).contiguous()
@@ -475,33 +521,41 @@ def locate(
     bounds = torch.searchsorted(keys, every_key, out_int32=True)
     # A strip cuts floor(n / tile) + 1 tiles at most, and once more wherever a tile would outreach its window.
     tile_points = layers.tiling.points
-    capacity = batch * point_count // tile_points + strips * (1 + (width - 2) // (WINDOW_COLUMNS.value - 1))
+    cells = (WINDOW_COLUMNS if centres is None else CENTRED_WINDOW_COLUMNS).value - 1
+    capacity = batch * point_count // tile_points + strips * (1 + (width - 2) // cells)
     tiles = torch.empty(capacity, 4, dtype=torch.int32, device=device)
     tile_count = torch.zeros(1, dtype=torch.int32, device=device)
-    cut_tiles[(strips,)](keys, bounds, tiles, tile_count, width, POINTS=tile_points, LANES=128)
-    return Tiles(points, intrinsics, order, tiles, tile_count, geometry)
+    cut_tiles[(strips,)](keys, bounds, tiles, tile_count, width, CELLS=cells, POINTS=tile_points, LANES=128)
+    centres = None if centres is None else centres.contiguous()
+    return Tiles(points, intrinsics, centres, order, tiles, tile_count, geometry)
 
 
 def project_maps(
     features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """Features (B, C, H, W) through every layer's columns for x.
+    """Features through every layer's columns for x.
+
+    Args:
+        features: (B, C, H, W).
+        hand_scale: (B,) mm or None.
+        layers: from `pack_layers`.
+        biases: L of (B, out), which replace the layers' own; None keeps those.
 
     Returns:
-        (B, H * W + EXTRA_ROWS, sum of widths) compute dtype: a row per texel, then the depth column and the
-        constant, bias and hand scale's part, in two parts.
+        (B, H * W + P + 2, sum of widths) compute dtype: a row per texel, then the position's P columns, then
+        the constant, bias and hand scale's part, in two parts.
     """
     batch, _, height, width = features.shape
-    constant = layers.bias
+    constant = layers.bias if biases is None else _pack_biases(biases, layers.widths)
     if hand_scale is not None and layers.scale is not None:
         constant = constant + (hand_scale[:, None] - 15) / 25 * layers.scale
-    texels = height * width
-    maps = features.new_empty(batch, texels + EXTRA_ROWS.value, len(layers.depth))
+    texels, (positions, channels) = height * width, layers.position.shape
+    maps = features.new_empty(batch, texels + positions + 2, channels)
     projection = layers.columns.T.expand(batch, -1, -1)
     torch.bmm(features.flatten(2).mT, projection, out=maps[:, :texels])
-    maps[:, texels] = layers.depth
-    maps[:, texels + 1] = constant
-    maps[:, texels + 2] = constant - maps[:, texels + 1].float()
+    maps[:, texels:-2] = layers.position
+    maps[:, -2] = constant
+    maps[:, -1] = constant - maps[:, -2].float()
     return maps
 
 
@@ -524,7 +578,10 @@ def evaluate(
     """
     shared = max(len(tiles.points), len(tiles.intrinsics)) == 1
     if shared and len(maps) > _IMAGES:
-        parts = [evaluate(some, tiles, layers, surface_mm, capacity) for some in maps.split(_IMAGES)]
+        parts = [
+            evaluate(maps[first : first + _IMAGES], _of_images(tiles, first), layers, surface_mm, capacity)
+            for first in range(0, len(maps), _IMAGES)
+        ]
         sdf, votes, slots = (torch.cat(some) for some in zip(*parts, strict=True))
         return sdf, votes, slots
     batch, outputs, tiling = len(maps), layers.outputs, layers.tiling
@@ -561,6 +618,7 @@ def evaluate(
                 votes,
                 tiles.points,
                 tiles.intrinsics,
+                tiles.points if tiles.centres is None else tiles.centres,  # else unused, in the same dtype
                 tiles.order,
                 tiles.tiles,
                 tiles.tile_count,
@@ -578,6 +636,7 @@ def evaluate(
                 FIRST=layer == 1,
                 LAST=last,
                 COMPACT=capacity is not None,
+                CENTRED=tiles.centres is not None,
                 POINTS=tiling.points,
                 COLUMNS=columns,
                 DEPTH=min(size_in, tiling.depth),
@@ -587,3 +646,16 @@ def evaluate(
             )
             inputs, first_channel = destination, first_channel + size_out
     return sdf, votes, slots
+
+
+def _of_images(tiles: Tiles, first: int) -> Tiles:
+    """Shared tiles for the images from `first` on."""
+    return tiles if tiles.centres is None else tiles._replace(centres=tiles.centres[first:])
+
+
+def _pack_biases(biases: Sequence[Tensor], widths: Sequence[int]) -> Tensor:
+    """Biases (out,) or (B, out), padded to the widths: (sum of widths,) or (B, sum of widths) float32."""
+    packed = biases[0].new_zeros((*biases[0].shape[:-1], sum(widths)), dtype=torch.float32)
+    for own, bias in zip(packed.split(list(widths), -1), biases, strict=True):
+        own[..., : bias.shape[-1]] = bias
+    return packed

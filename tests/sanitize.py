@@ -234,14 +234,17 @@ def run_query_field() -> None:
     from tests.test_query_field import DEVICE, SHORT
 
     for dtype in DTYPES:
-        for case in (*list(FIELD_CASES.values())[:2], SHORT._replace(hidden=(40, 48, 32))):
+        deep = SHORT._replace(hidden=(40, 48, 32))
+        for case in (*list(FIELD_CASES.values())[:2], deep, deep._replace(hand_scale=False, centred=True)):
             inputs = field_inputs(case, dtype, DEVICE)
             map_size = inputs.features.shape[2:]
             layers = kernel.pack_layers(inputs.weights, inputs.biases, case.channels, dtype)
             # initcheck may miss what a library's product writes; a copy it sees.
             maps = kernel.project_maps(inputs.features, inputs.hand_scale, layers).clone()
             for points, capacity in ((inputs.points, None), (inputs.points[0], 10)):
-                tiles = kernel.locate(points, inputs.intrinsics, inputs.image_size, map_size, layers)
+                tiles = kernel.locate(
+                    points, inputs.intrinsics, inputs.image_size, map_size, layers, inputs.centres
+                )
                 kernel.evaluate(maps, tiles, layers, 9.0, capacity)
 
 

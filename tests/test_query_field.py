@@ -174,17 +174,25 @@ def test_no_hand_scale_is_15_mm(function: Callable) -> None:
     assert not torch.equal(run(function, inputs)[1], run(function, neutral)[1])
 
 
+@pytest.mark.parametrize("centred", [False, True], ids=["depth", "centred"])
 @pytest.mark.parametrize("density", [1, 20, 400])
-def test_tiles_hold_every_point_once_and_fit_their_windows(density: int) -> None:
+def test_tiles_hold_every_point_once_and_fit_their_windows(density: int, centred: bool) -> None:
     batch, height, width, tile_points = 2, 12, 33, 64
     points = torch.rand(batch, density * 20, 3, device=DEVICE) * torch.tensor([300, 300, 0], device=DEVICE)
     points += torch.tensor([-150, -150, 500], device=DEVICE)
     intrinsics = torch.tensor([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]], device=DEVICE)
+    inputs = 8 + (3 if centred else 1)
     layers = kernel_module.pack_layers(
-        [torch.zeros(4, 9), torch.zeros(5, 13)], [torch.zeros(4), torch.zeros(5)], 8, torch.float32
+        [torch.zeros(4, inputs), torch.zeros(5, 4 + inputs)],
+        [torch.zeros(4), torch.zeros(5)],
+        8,
+        torch.float32,
     )
+    centres = torch.zeros(batch, 3, device=DEVICE) if centred else None
+    cells = 5 if centred else 6  # columns of cells in a window
     assert layers.tiling.points == tile_points
-    _, _, order, tiles, tile_count, _ = kernel_module.locate(points, intrinsics, 224, (height, width), layers)
+    located = kernel_module.locate(points, intrinsics, 224, (height, width), layers, centres)
+    order, tiles, tile_count = located.order, located.tiles, located.tile_count
     assert 0 < tile_count.item() <= len(tiles)
 
     pixels = points @ intrinsics.T
@@ -196,9 +204,9 @@ def test_tiles_hold_every_point_once_and_fit_their_windows(density: int) -> None
         image, top = divmod(strip, math.ceil((height - 1) / 3))
         assert 1 <= count <= tile_points
         assert (members // points.shape[1] == image).all()
-        cells = texel[members].floor()
-        assert (cells[:, 0] >= left).all() and (cells[:, 0] <= left + 5).all()
-        assert (cells[:, 1] >= 3 * top).all() and (cells[:, 1] <= 3 * top + 2).all()
+        corners = texel[members].floor()
+        assert (corners[:, 0] >= left).all() and (corners[:, 0] <= left + cells - 1).all()
+        assert (corners[:, 1] >= 3 * top).all() and (corners[:, 1] <= 3 * top + 2).all()
         seen.append(members)
     inside = (uv.abs() <= 1).all(-1).flatten().nonzero()[:, 0]
     assert torch.equal(torch.cat(seen).sort().values, inside)
@@ -212,17 +220,20 @@ def test_passes_of_few_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(got, wanted)
 
 
-def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = field_inputs(SHORT._replace(batch=3), device=DEVICE)
-    inputs = inputs._replace(points=inputs.points[0])
+@pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
+def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch, case: FieldCase) -> None:
+    inputs = field_inputs(case._replace(batch=3), device=DEVICE)
+    intrinsics = inputs.intrinsics[0] if case.centred else inputs.intrinsics
+    inputs = inputs._replace(points=inputs.points[0], intrinsics=intrinsics)
     whole = run(kernel, inputs)
     monkeypatch.setattr(kernel_module, "_IMAGES", 2)
     for got, wanted in zip(run(kernel, inputs), whole, strict=True):
         assert torch.equal(got, wanted)
 
 
-def test_chunks_of_the_pytorch_form_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = field_inputs(SHORT)
+@pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
+def test_chunks_of_the_pytorch_form_change_nothing(monkeypatch: pytest.MonkeyPatch, case: FieldCase) -> None:
+    inputs = field_inputs(case)
     whole = run(ops.query_field, inputs, backend="torch", surface_mm=3.0)
     monkeypatch.setattr(query_torch, "_PASS", 7 * 48)  # seven points
     for got, wanted in zip(run(ops.query_field, inputs, backend="torch", surface_mm=3.0), whole, strict=True):
@@ -260,6 +271,41 @@ def test_prepared_query_gives_the_same_in_rows(backend: ops.Backend) -> None:
                     torch.testing.assert_close(
                         votes[image, rows[kept].long()], dense[part][image, mask][kept], rtol=0, atol=1e-5
                     )
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prepared_query_about_centres(backend: ops.Backend, dtype: torch.dtype) -> None:
+    """Points, intrinsics, centres and biases of each image; some points are out of view."""
+    inputs = field_inputs(CENTRED, dtype, DEVICE)
+    near_mm, capacity = 3.0, 60
+    zeros = [torch.zeros(len(weight), device=DEVICE) for weight in inputs.weights]
+    query = ops.FieldQuery(
+        inputs.weights,
+        zeros,
+        channels=inputs.features.shape[1],
+        image_size=inputs.image_size,
+        dtype=dtype,
+        backend=backend,
+    )
+    places = query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres)
+    found, votes, slots = query(
+        query.project(inputs.features, None, inputs.biases), places, near_mm, capacity
+    )
+    with torch.no_grad():
+        sdf, dense = ops.query_field(**inputs._asdict(), surface_mm=near_mm, backend=backend)
+    assert (sdf.isinf().sum(1) > 0).all()
+    torch.testing.assert_close(found, sdf, rtol=0, atol=1e-5)
+    for image, near in enumerate(sdf.abs() < near_mm):
+        assert 5 < near.sum() <= capacity
+        rows = slots[image, near].long()
+        assert torch.equal(rows.sort().values.cpu(), torch.arange(len(rows)))
+        torch.testing.assert_close(votes[image, rows], dense[image, near], rtol=0, atol=1e-5)
+    without_code = query(query.project(inputs.features, None), places, near_mm, capacity)[0]
+    with torch.no_grad():
+        inputs = inputs._replace(biases=zeros)
+        sdf = ops.query_field(**inputs._asdict(), surface_mm=near_mm, backend=backend)[0]
+    torch.testing.assert_close(without_code, sdf, rtol=0, atol=1e-5)
 
 
 def test_kernel_says_what_it_cannot_run() -> None:
