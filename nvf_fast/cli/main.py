@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "run the model on the picture that comes with it",
     "predict": "find the hand in pictures",
     "train": "train a network on a data set",
+    "calibrate": "fit vote weights, expected errors and the threshold of presence of a trained network",
     "eval": "measure a checkpoint on a data set",
     "reproduce": "make a table or a figure of the paper",
     "tune": "find the fastest block shapes of the field kernel on this device",

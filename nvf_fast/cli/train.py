@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
@@ -14,6 +14,7 @@ from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.data.catalogue import Folders, open_dataset
 from nvf_fast.data.synthetic import render_ahead
 from nvf_fast.training.config import PRESETS, TrainingConfig
+from nvf_fast.training.feed import Pictures
 
 RENDERERS_ON_A_GPU = 6
 
@@ -29,6 +30,11 @@ class Run:
         evaluation_data: FreiHAND's released evaluation annotations, for evaluate_every.
         mano: the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement.
         data_cache: folder that keeps rendered pictures; without one they are made anew and kept in memory.
+        photographs: of the default network: a folder of labelled photographs (docs/datasets.md).
+        leave_out: groups of photographs to leave out.
+        backgrounds: of the default network: a folder of images and panoramas to put behind hands.
+        rigs: of the default network: rigged right hands (glTF) to render beside the built-in one.
+        textures: images of skin for the rigs' texture coordinates.
         initial: checkpoint folder whose weights to begin from, of either task.
         minutes: minutes of wall time after which to save and stop; the same command later goes on.
         device: where to train, for example cpu or cuda:1; the GPU where there is one.
@@ -46,6 +52,11 @@ class Run:
     evaluation_data: Path | None = None
     mano: Path | None = None
     data_cache: Path | None = None
+    photographs: Path | None = None
+    leave_out: tuple[str, ...] = ()
+    backgrounds: Path | None = None
+    rigs: tuple[Path, ...] = ()
+    textures: tuple[Path, ...] = ()
     initial: Path | None = None
     minutes: float | None = None
     device: str | None = None
@@ -69,13 +80,15 @@ class Run:
         with process_group(device, self.timeout_s) as place:
             first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
             with user_errors():
-                dataset = open_dataset(config.data, "training", folders)
-                _render_ahead(dataset, place)
-                pictures = task_pictures(dataset, config.model)
-                measured = first and config.evaluate_every > 0
-                evaluate = None
-                if measured:
-                    evaluate = validation(config.data, folders, config.evaluation_images, place)
+                evaluate, pictures, credits = None, None, None
+                if config.model.view == "hand":
+                    pictures, credits = self._hand_views()
+                else:
+                    dataset = open_dataset(config.data, "training", folders)
+                    _render_ahead(dataset, place)
+                    pictures = task_pictures(dataset, config.model)
+                    if first and config.evaluate_every > 0:
+                        evaluate = validation(config.data, folders, config.evaluation_images, place)
                 try:
                     result = train(
                         config,
@@ -84,6 +97,7 @@ class Run:
                         minutes=self.minutes,
                         evaluate=evaluate,
                         start=self.initial,
+                        credits=credits,
                         device=place,
                         workers=self.workers,
                         tensorboard=self.tensorboard,
@@ -95,6 +109,19 @@ class Run:
         if first:
             state = "finished" if result.finished else "stopped; the same command goes on"
             print(f"{state}: step {result.step}, {result.minutes:.1f} minutes, {self.out / 'checkpoint'}")
+
+
+    def _hand_views(self) -> tuple[Pictures, dict[str, Any]]:
+        """The views that a network learns from, and where they come from."""
+        from nvf_fast.training.view_sources import ViewFolders, open_views, view_credits
+
+        given = [name for name in ("data", "evaluation_data", "mano", "data_cache") if getattr(self, name)]
+        if given:
+            raise ValueError(f"the preset {self.config.preset!r} takes no {', '.join(given)}")
+        if self.config.evaluate_every:
+            raise ValueError("evaluate_every must be 0 for hand views: nvf-fast eval measures their network")
+        folders = ViewFolders(self.photographs, self.backgrounds, self.rigs, self.textures, self.leave_out)
+        return open_views(self.config.views, folders, self.config.seed), view_credits(folders)
 
 
 def _render_ahead(dataset: object, device: torch.device) -> None:

@@ -116,7 +116,7 @@ class SyntheticViews:
         backgrounds: Path | str | None = None,
         options: ViewOptions | None = None,
     ) -> None:
-        self.seed, self.options = seed, options or ViewOptions()
+        self.options = options or ViewOptions()
         self.rig = built_in_rig() if rig is None else load_rig(rig)
         self._definition: Literal["anatomical", "openxr"] = "anatomical" if rig is None else "openxr"
         if textures and self.rig.uv is None:
@@ -128,8 +128,17 @@ class SyntheticViews:
         self._backgrounds = Backgrounds(backgrounds)
         self._geometry = _Geometry.of(self.rig)
         self._noise = noise_volume()
+        self.restart(seed)
+
+    def restart(self, seed: int, batch: int = BATCH) -> None:
+        """Begin the stream of another seed.
+
+        Args:
+            seed: names the stream.
+            batch: hands posed at once, which is part of the stream; few where few views are drawn.
+        """
+        self.seed, self._batch, self._batches = seed, batch, 0
         self._hands: deque[_PosedHand] = deque()
-        self._batches = 0
         self._scenes = dict.fromkeys(("close", "wide", "empty"), 0)
         self._waiting: dict[str, deque[HandViews]] = {kind: deque() for kind in self._scenes}
 
@@ -238,8 +247,8 @@ class SyntheticViews:
 
     def _next_hand(self) -> _PosedHand:
         if not self._hands:
-            first = self._batches * BATCH
-            draws = Draws(self.seed, "posed hand", range(first, first + BATCH))
+            first = self._batches * self._batch
+            draws = Draws(self.seed, "posed hand", range(first, first + self._batch))
             self._hands.extend(draw_posed_hands(self.rig, self._definition, draws))
             self._batches += 1
         return self._hands.popleft()

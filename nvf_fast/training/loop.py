@@ -66,6 +66,7 @@ def train(
     inexact: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
+    credits: dict[str, Any] | None = None,
 ) -> TrainingResult:
     """Trains a network, or goes on where an earlier call in the same directory stopped.
 
@@ -91,6 +92,7 @@ def train(
             before, so that results are equal up to rounding only.
         progress: show a progress bar.
         tensorboard: write for TensorBoard too, which the extra `train` installs.
+        credits: where the images come from, for the checkpoint's metadata.
 
     Returns:
         Steps and minutes done, and the exported model.
@@ -105,6 +107,7 @@ def train(
     """
     _keep_freed_memory()
     trainer = Trainer(config, pictures, Path(directory), torch.device(device))
+    trainer.credits = credits
     if not trainer.load(inexact) and start is not None:
         trainer.start_from(start)
     log = trainer.log(progress, tensorboard)
@@ -134,6 +137,7 @@ class Trainer:
         self.files = StateFiles(directory)
         self.step, self.seconds = 0, 0.0
         self.started_from: dict[str, Any] | None = None  # the training of the checkpoint it began from
+        self.credits: dict[str, Any] | None = None
         self.damaged, self.damaged_names = 0, dict[str, None]()  # how often met; which, in that order
         self._newly_damaged: list[str] = []
 
@@ -316,6 +320,7 @@ class Trainer:
             "processes": self.processes.count,
             "config": asdict(self.config),
             "started_from": self.started_from,
+            **({"credits": self.credits} if self.credits else {}),
         }
 
     def _state(self) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""`nvf-fast calibrate`: fits what joins the predictions of a trained network of hand views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from nvf_fast.cli import UserError, user_errors
+
+SEED = 3_000_017  # views that no training on a smaller seed sees
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Fit vote weights, the scale of expected errors and the threshold of presence on fresh views.
+
+    Attributes:
+        checkpoint: folder of a network of hand views.
+        out: folder of the calibrated checkpoint; it may be the same.
+        photographs: a folder of labelled photographs (docs/datasets.md), whose training split is used.
+        leave_out: groups of photographs to leave out.
+        backgrounds: a folder of images and panoramas to put behind hands.
+        rigs: rigged right hands (glTF) to render beside the built-in one.
+        textures: images of skin for the rigs' texture coordinates.
+        views: views with a hand, half of them photographs where there are some, and as many without.
+        seed: of the views.
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    out: Path
+    photographs: Path | None = None
+    leave_out: tuple[str, ...] = ()
+    backgrounds: Path | None = None
+    rigs: tuple[Path, ...] = ()
+    textures: tuple[Path, ...] = ()
+    views: int = 2000
+    seed: int = SEED
+
+    def run(self) -> None:
+        from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
+        from nvf_fast.data.hand_views import HandViews
+        from nvf_fast.model import NVF
+        from nvf_fast.training.calibration import calibrate
+        from nvf_fast.training.view_mixture import ViewMixtureConfig
+        from nvf_fast.training.view_sources import ViewFolders, open_views
+
+        if self.views < 2:
+            raise UserError(f"--views must be at least 2, got {self.views}")
+        folders = ViewFolders(self.photographs, self.backgrounds, self.rigs, self.textures, self.leave_out)
+        with user_errors():
+            model, info = load_checkpoint(self.checkpoint)
+            if not isinstance(model, NVF) or model.config.view != "hand":
+                raise UserError(f"{self.checkpoint} is no network of hand views: nothing to calibrate")
+            sources = open_views(ViewMixtureConfig(), folders, self.seed).sources
+            random = np.random.default_rng(self.seed)
+            names = [name for name in ("rendered", "photographs") if name in sources]
+            hands = HandViews.concatenate([sources[name](self.views // len(names), random) for name in names])
+            model, found = calibrate(model, hands[hands.trust > 0], sources["empty"](self.views, random))
+            save_checkpoint(model, self.out, info["training"] | {"calibration": found})
+        for name, value in found.items():
+            print(f"{name:20} {value:.4g}")

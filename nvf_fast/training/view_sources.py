@@ -1,0 +1,111 @@
+"""The sources of training views: rendered hands, and labelled photographs where there are some."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvf_fast.data.hand_views import HandViews
+from nvf_fast.data.photograph_views import PhotographViews
+from nvf_fast.data.photographs import Photographs
+from nvf_fast.data.synthetic_views import Kind, SyntheticViews
+from nvf_fast.training.view_mixture import Source, ViewMixture, ViewMixtureConfig
+
+SEEDS = 2**62
+
+
+@dataclass(frozen=True)
+class ViewFolders:
+    """Where the material of training views lies; all of it is optional.
+
+    Attributes:
+        photographs: labelled photographs, as docs/datasets.md describes them.
+        backgrounds: a folder of pictures and panoramas.
+        rigs: rigged right hands, glTF files; the built-in hand is rendered in turn with them.
+        textures: pictures of skin for the texture coordinates of every rig that has some.
+        leave_out: groups of photographs that are left out.
+    """
+
+    photographs: Path | None = None
+    backgrounds: Path | None = None
+    rigs: tuple[Path, ...] = ()
+    textures: tuple[Path, ...] = ()
+    leave_out: tuple[str, ...] = ()
+
+
+class RenderedViews:
+    """Views of one kind, of the built-in hand and of each rig in turn."""
+
+    def __init__(self, makers: Sequence[SyntheticViews], kind: Kind) -> None:
+        self.makers, self.kind = makers, kind
+
+    def __call__(self, count: int, random: np.random.Generator) -> HandViews:
+        maker = self.makers[int(random.integers(len(self.makers)))]
+        maker.restart(int(random.integers(SEEDS)), batch=-(-count // maker.options.compositions))
+        return maker.draw(count, self.kind)
+
+
+def open_views(config: ViewMixtureConfig, folders: ViewFolders, seed: int) -> ViewMixture:
+    """Open the sources of training views.
+
+    Raises:
+        DatasetFaults: the photographs' folder or a rig is not as described; the message lists all faults.
+        ValueError: textures come without a rig that has texture coordinates.
+    """
+    makers = [SyntheticViews(seed, backgrounds=folders.backgrounds)]
+    for rig in folders.rigs:
+        makers.append(
+            SyntheticViews(seed, rig=rig, textures=folders.textures, backgrounds=folders.backgrounds)
+        )
+    sources: dict[str, Source] = {
+        "rendered": RenderedViews(makers, "close"),
+        "rendered_wide": RenderedViews(makers, "wide"),
+        "empty": RenderedViews(makers, "empty"),
+    }
+    identity: list[Any] = [_identity(path) for path in (*folders.rigs, *folders.textures)]
+    identity.append(_identity(folders.backgrounds))
+    if folders.photographs is not None:
+        photographs = Photographs(folders.photographs, "train", folders.leave_out)
+        views = PhotographViews(photographs, backgrounds=folders.backgrounds)
+        sources |= {"photographs": views.draw, "photographs_wide": views.wide}
+        identity.append(photographs.fingerprint)
+    return ViewMixture(config, sources, seed, repr(identity))
+
+
+def view_credits(folders: ViewFolders) -> dict[str, Any]:
+    """Which collections a training learns from, with their licences, for the checkpoint's metadata."""
+    found: dict[str, Any] = {
+        "rigs": [path.name for path in folders.rigs],
+        "textures": [path.name for path in folders.textures],
+        "backgrounds": len(_files(folders.backgrounds)) if folders.backgrounds else 0,
+    }
+    if folders.photographs is not None:
+        counts: dict[tuple[str, str], int] = {}
+        for label in Photographs(folders.photographs, "train", folders.leave_out).labels:
+            key = (label.source, label.licence)
+            counts[key] = counts.get(key, 0) + 1
+        found["photographs"] = [
+            {"source": source, "licence": licence, "photographs": count}
+            for (source, licence), count in sorted(counts.items())
+        ]
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _identity(path: Path | None) -> str | None:
+    """A digest of a file's contents, or of the names and sizes in a folder."""
+    if path is None:
+        return None
+    if path.is_dir():
+        content = repr([(file.name, file.stat().st_size) for file in _files(path)]).encode()
+    else:
+        content = path.read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,57 @@
+"""Sources of training views, opened by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvf_fast.data.faults import DatasetFaults
+from nvf_fast.training.view_mixture import ViewMixtureConfig
+from nvf_fast.training.view_sources import ViewFolders, open_views, view_credits
+from tests.photograph_cases import photograph_labels, write_photographs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("photographs"), photograph_labels(6))
+
+
+def test_every_source_takes_part_and_equal_indices_draw_equal_views(folder: Path) -> None:
+    config = ViewMixtureConfig(rendered=1, rendered_wide=1, empty=1, photographs=1, photographs_wide=1)
+    indices = list(range(20))
+    views, again = (
+        open_views(config, ViewFolders(photographs=folder), seed=3).__getitems__(indices) for _ in range(2)
+    )
+    assert len(views) == 20
+    np.testing.assert_array_equal(views.images, again.images)
+    np.testing.assert_array_equal(views.joints, again.joints)
+    hands = np.isfinite(views.boxes).all(-1)
+    assert (~hands[:, 0]).any() and hands[:, 0].any() and (views.trust > 0).any()
+    assert np.isfinite(views.joints[views.trust > 0]).all()
+
+
+def test_without_photographs_the_built_in_hand_suffices() -> None:
+    mixture = open_views(ViewMixtureConfig(), ViewFolders(), seed=0)
+    assert set(mixture.sources) == {"rendered", "rendered_wide", "empty"}
+    assert view_credits(ViewFolders()) == {"rigs": [], "textures": [], "backgrounds": 0}
+
+
+def test_the_fingerprint_follows_the_material(folder: Path) -> None:
+    config = ViewMixtureConfig()
+    plain = open_views(config, ViewFolders(), seed=0).fingerprint
+    assert open_views(config, ViewFolders(photographs=folder), seed=0).fingerprint != plain
+    assert open_views(config, ViewFolders(), seed=1).fingerprint != plain
+    assert open_views(config, ViewFolders(), seed=0).fingerprint == plain
+
+
+def test_credits_name_sources_and_licences(folder: Path) -> None:
+    photographs = view_credits(ViewFolders(photographs=folder))["photographs"]
+    assert photographs and all(set(row) == {"source", "licence", "photographs"} for row in photographs)
+    assert str(folder) not in str(photographs)
+
+
+def test_a_folder_that_holds_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetFaults, match=r"labels\.json"):
+        open_views(ViewMixtureConfig(), ViewFolders(photographs=tmp_path), seed=0)
