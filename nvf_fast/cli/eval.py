@@ -272,12 +272,69 @@ class Complement:
         _evaluate(self.asked, self.output, DataConfig("complement"), "training", folders)
 
 
+@dataclass(frozen=True)
+class LabelledPhotographs:
+    """Measure on labelled photographs, each group apart, beside a constant pose.
+
+    Hands are scaled to the unit hand, since a teacher does not know sizes: the network must predict a hand
+    whose size is not given. The constant pose is fitted on the training split of the same folder.
+
+    Attributes:
+        data: folder with labels.json and crops; docs/datasets.md describes it.
+        out: folder for report.json and report.md.
+        asked: the checkpoint and how it is asked.
+        split: which photographs.
+        leave_out: groups that are left out, such as xmore_gestures.
+        batch: photographs predicted at once.
+    """
+
+    data: Path
+    out: Path
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    split: Literal["train", "val", "all"] = "val"
+    leave_out: tuple[str, ...] = ()
+    batch: int = 32
+
+    def run(self) -> None:
+        from nvf_fast.data.photographs import Photographs
+        from nvf_fast.evaluation.photographs import (
+            evaluate_photographs,
+            predict_with,
+            score_rows,
+            write_photograph_report,
+        )
+        from nvf_fast.evaluation.predictors import NetworkPredictor
+        from nvf_fast.evaluation.report import surroundings
+
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError("eval photographs runs in one process")
+        predictor, facts = self.asked.load()
+        assert isinstance(predictor, NetworkPredictor)
+        if predictor.task != "camera-space" or False not in predictor.scale_choices:
+            raise UserError("eval photographs is for camera-space networks that need no hand scale")
+        with user_errors():
+            data = Photographs(self.data, self.split, self.leave_out)
+            others = Photographs(self.data, "train")
+            scores = evaluate_photographs(
+                predict_with(predictor.estimator),
+                data,
+                others,
+                batch=self.batch,
+                predicts_sides=predictor.estimator.model.config.view == "hand",
+                progress=True,
+            )
+            around = {"split": self.split, "leave out": ", ".join(self.leave_out) or "nothing"}
+            files = write_photograph_report(self.out, scores, {**facts, **around, **surroundings()})
+        _print_table(*score_rows(scores))
+        print("wrote " + ", ".join(map(str, files)))
+
+
 @tyro.conf.configure(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.DisallowNone)
 @dataclass(frozen=True)
 class Eval:
     """Measure a checkpoint on a data set, lengths in mm.
 
-    All but `synthetic` share the pictures under torchrun:
+    All but `synthetic` and `photographs` share the pictures under torchrun:
     torchrun --nproc-per-node 2 --no-python nvf-fast eval ...
     """
 
@@ -286,7 +343,8 @@ class Eval:
         | Annotated[SyntheticV1, tyro.conf.subcommand("synthetic-v1")]
         | Annotated[FreiHAND, tyro.conf.subcommand("freihand")]
         | Annotated[HO3D, tyro.conf.subcommand("ho3d")]
-        | Annotated[Complement, tyro.conf.subcommand("complement")],
+        | Annotated[Complement, tyro.conf.subcommand("complement")]
+        | Annotated[LabelledPhotographs, tyro.conf.subcommand("photographs")],
         tyro.conf.arg(name=""),
     ]
 

@@ -21,7 +21,7 @@ from nvf_fast.data.sample import HandSample
 from nvf_fast.data.tables import check_intrinsics, check_points, listed, read_picture
 from nvf_fast.joint_definitions import Source, to_freihand
 
-PAGE = "docs/datasets.md"
+PAGE = "labels.json and the images in crops"
 SPLITS = ("train", "val")
 SIDES = ("right", "left")
 RELIABLE_SIDE = 0.8
@@ -44,7 +44,7 @@ class PhotographLabel:
         side_score: in [0, 1]; below `RELIABLE_SIDE` the side is a guess.
         intrinsics: (3, 3) float64 px.
         joints: (21, 3) float32 mm in the camera's frame, FreiHAND's order and definition.
-        box: (4,) float32 px, (x0, y0, x1, y1) around the joints in the image.
+        box: (4,) float32 px, (x0, y0, x1, y1) around the projected joints.
     """
 
     file: str
@@ -176,8 +176,7 @@ def _read_labels(folder: Path, faults: Faults) -> list[PhotographLabel]:
     with np.errstate(divide="ignore", invalid="ignore"):
         projected = joints @ intrinsics.transpose(0, 2, 1)
         projected = projected[..., :2] / projected[..., 2:]
-        boxes = np.concatenate([image_joints.min(1), image_joints.max(1)], axis=1)
-        sizes = (boxes[:, 2:] - boxes[:, :2]).max(1)
+        sizes = np.ptp(image_joints, axis=1).max(1)
         errors = np.linalg.norm(projected - image_joints, axis=-1).mean(1) / sizes
     apart = [f"{names[i]} by {errors[i]:.2f}" for i in np.flatnonzero(~(errors <= MOST_REPROJECTION))]
     faults.add_many(
@@ -199,6 +198,9 @@ def _read_labels(folder: Path, faults: Faults) -> list[PhotographLabel]:
         if of_source:
             joints[of_source] = to_freihand(joints[of_source], source)
     joints[left] = mirrored(joints[left])
+    projected = joints @ intrinsics.transpose(0, 2, 1)
+    projected = projected[..., :2] / projected[..., 2:]
+    boxes = np.concatenate([projected.min(1), projected.max(1)], axis=1)
     return [
         PhotographLabel(
             **{key: row[key] for key in ("file", "source", "licence", "split", "side", "side_score")},

@@ -153,7 +153,7 @@ def write_report(
             pck_figure(_drawn(report["settings"]), files[-1])
         else:
             report["notes"].append("No pck.png: it needs matplotlib (pip install 'nvf-fast[viz]').")
-    for name, text in {"report.json": _json(report), "report.md": markdown(report)}.items():
+    for name, text in {"report.json": json_text(report), "report.md": markdown(report)}.items():
         files.append(folder / name)
         with whole_file(files[-1]) as file:
             file.write(text.encode())
@@ -177,18 +177,18 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [f"# {context['data set']}, {context['split']}", "", f"{numbers}. Errors are mm.", ""]
     lines += [f"- {note}" for note in report["notes"]]
     if "settings" in report:
-        lines += ["", "## Scores", *_table(*score_table(report))]
+        lines += ["", "## Scores", *markdown_table(*score_table(report))]
     for setting, found in report.get("settings", {}).items():
         if found["server"]:
             rows = [list(item) for item in found["server"].items()]
             lines += ["", f"## Scores as the data set's server names them, {_words(setting)}"]
-            lines += _table(["score", "value"], rows)
+            lines += markdown_table(["score", "value"], rows)
         columns = ["joint", "mean", "median", "root-relative mean", "root-relative median"]
         rows = [[name, *errors.values()] for name, errors in found["joints"].items()]
-        lines += ["", f"## Joints, {_words(setting)}", *_table(columns, rows)]
+        lines += ["", f"## Joints, {_words(setting)}", *markdown_table(columns, rows)]
     lines += ["", "## Times"]
     for columns, key in ((["asking", "pictures/s"], "pictures_per_s"), (["stage", "ms"], "ms_per_picture")):
-        lines += _table(columns, [list(item) for item in times[key].items()])
+        lines += markdown_table(columns, [list(item) for item in times[key].items()])
     lines += ["", times["what"], "", "## Context", ""]
     lines += [f"- {name}: {value}" for name, value in context.items()]
     if report["damaged"]:
@@ -268,7 +268,8 @@ def _commit() -> str | None:
     return head + " with changes" if head and git("status", "--porcelain") else head or None
 
 
-def _json(report: Mapping[str, Any]) -> str:
+def json_text(report: Mapping[str, Any]) -> str:
+    """The report as JSON, with null for NaN and infinities."""
     return json.dumps(finite(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -285,7 +286,8 @@ def _words(setting: str) -> str:
     return setting.replace("_", " ")
 
 
-def _table(columns: list[str], rows: list[list[Any]]) -> list[str]:
+def markdown_table(columns: list[str], rows: list[list[Any]]) -> list[str]:
+    """Lines of a table; numbers with three decimals, a dash for NaN."""
     lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
     return ["", *(f"| {' | '.join(line)} |" for line in lines)]
 

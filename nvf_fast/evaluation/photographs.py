@@ -1,0 +1,222 @@
+"""Scores on labelled photographs, each group apart, beside a constant pose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nvf_fast import metrics
+from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
+from nvf_fast.data.sample import HandSample
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.evaluation.constant import constant_pose, constant_shape
+from nvf_fast.evaluation.report import json_text, markdown_table
+from nvf_fast.evaluation.scores import rank_correlation
+from nvf_fast.files import whole_file
+from nvf_fast.joint_definitions import scale_to_unit
+from nvf_fast.pose import HandPose
+
+Predict = Callable[[Sequence[HandSample], Sequence[str | None]], HandPose]
+"""Predicts hands, given samples and each one's side or None: a batch of numpy arrays, mm of the unit hand."""
+
+FIRST_GROUPS = ("gestures", "xeng5220")  # many people and rooms; a person that training does not show
+COLUMNS = {
+    "photographs": "photographs",
+    "error_2d": "2D error %",
+    "aligned": "aligned mm",
+    "relative": "relative mm",
+    "present": "present %",
+    "side": "side right %",
+    "correlation": "expected vs error",
+    "constant_2d": "constant: 2D %",
+    "constant_aligned": "aligned mm",
+    "constant_relative": "relative mm",
+}
+
+
+def predict_with(estimator: PoseEstimator) -> Predict:
+    """Predict with an estimator, which gets each sample's box and no hand scale."""
+
+    def predict(samples: Sequence[HandSample], sides: Sequence[str | None]) -> HandPose:
+        return estimator(
+            [sample.image for sample in samples],
+            np.stack([sample.intrinsics for sample in samples]),
+            None,
+            np.stack([np.asarray(sample.box) for sample in samples]),
+            list(sides),
+        )
+
+    return predict
+
+
+def evaluate_photographs(
+    predict: Predict,
+    data: Photographs,
+    others: Photographs,
+    *,
+    batch: int = 32,
+    predicts_sides: bool = True,
+    progress: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Score predictions against the labels, each hand scaled to the unit hand.
+
+    Poses are predicted with the side given. A photograph in which no hand is found counts with the constant
+    pose, the geometric median of `others`, whose box is moved and scaled onto the photograph's.
+
+    Args:
+        predict: the method.
+        data: what it is scored on.
+        others: photographs that the constant pose is fitted on.
+        batch: photographs predicted at once.
+        predicts_sides: whether to predict all again without a side, for the rate of right ones.
+        progress: whether to show a bar.
+
+    Returns:
+        By group, `FIRST_GROUPS` first, then the largest, and "all": photographs; error_2d, mean distance of
+        projected joints in per cent of the longer side of the joints' box; aligned, mean distance in mm after
+        a similarity; relative, mean distance in mm with wrists moved together; present and side, in per cent;
+        correlation, Spearman's, of expected and relative error of each joint (NaN without); and error_2d,
+        aligned and relative of the constant pose, as constant_2d, constant_aligned and constant_relative.
+    """
+    labels = data.labels
+    joints, joints_2d, expected, present = _predicted(predict, data, batch, progress)
+    truth = scale_to_unit(np.stack([label.joints for label in labels]).astype(np.float64))
+    intrinsics = np.stack([label.intrinsics for label in labels])
+    truth_2d = truth @ intrinsics.transpose(0, 2, 1)
+    truth_2d = truth_2d[..., :2] / truth_2d[..., 2:]
+    boxes = np.stack([label.box for label in labels]).astype(np.float64)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).max(1)
+    left = np.array([label.side == "left" for label in labels])
+    always, always_2d, shape = _constants(others, boxes, left)
+    joints = np.where(present[:, None, None], joints, always)
+    joints_2d = np.where(present[:, None, None], joints_2d, always_2d)
+
+    def errors(joints: np.ndarray, joints_2d: np.ndarray, shape: np.ndarray) -> dict[str, np.ndarray]:
+        """Of each photograph and joint, (N, 21)."""
+        aligned = metrics.rigid_align(shape, truth)
+        return {
+            "error_2d": 100 * np.linalg.norm(joints_2d - truth_2d, axis=-1) / sizes[:, None],
+            "aligned": np.linalg.norm(aligned - truth, axis=-1),
+            "relative": np.linalg.norm(metrics.root_align(joints, truth) - truth, axis=-1),
+        }
+
+    found, constant = errors(joints, joints_2d, joints), errors(always, always_2d, shape)
+    right = np.full(len(labels), np.nan)
+    if predicts_sides:
+        reliable = [index for index, label in enumerate(labels) if label.side_score >= RELIABLE_SIDE]
+        right[reliable] = _sides_predicted(predict, data, reliable, batch, progress)
+    groups = np.array([label.group for label in labels])
+
+    def scores(rows: np.ndarray) -> dict[str, float]:
+        with_error = rows & present & np.isfinite(expected).all(1)
+        known = right[rows][np.isfinite(right[rows])]
+        return {
+            "photographs": int(rows.sum()),
+            **{name: float(values[rows].mean()) for name, values in found.items()},
+            "present": 100 * float(present[rows].mean()),
+            "side": 100 * float(known.mean()) if len(known) else float("nan"),
+            "correlation": rank_correlation(
+                expected[with_error].ravel(), found["relative"][with_error].ravel()
+            )
+            if with_error.any()
+            else float("nan"),
+            "constant_2d": float(constant["error_2d"][rows].mean()),
+            "constant_aligned": float(constant["aligned"][rows].mean()),
+            "constant_relative": float(constant["relative"][rows].mean()),
+        }
+
+    names = sorted(set(groups.tolist()), key=lambda name: (-int((groups == name).sum()), name))
+    ordered = [name for name in FIRST_GROUPS if name in names]
+    ordered += [name for name in names if name not in ordered]
+    return {name: scores(groups == name) for name in ordered} | {"all": scores(groups != "")}
+
+
+def write_photograph_report(
+    folder: Path, scores: Mapping[str, Mapping[str, float]], context: Mapping[str, Any]
+) -> list[Path]:
+    """Write report.json and report.md.
+
+    Args:
+        folder: made when missing.
+        scores: of `evaluate_photographs`.
+        context: under what conditions they were measured.
+
+    Returns:
+        The files.
+    """
+    columns, rows = score_rows(scores)
+    lines = [
+        "# Labelled photographs",
+        "",
+        "Errors against the labels, each hand scaled to the unit hand. The 2D",
+    ]
+    lines += ["error is per cent of the longer side of the joints' box; the constant pose is fitted on other"]
+    lines += ["photographs.", *markdown_table(columns, rows), "", "## Context", ""]
+    lines += [f"- {name}: {value}" for name, value in context.items()]
+    texts = {
+        "report.json": json_text({"context": dict(context), "scores": scores}),
+        "report.md": "\n".join(lines) + "\n",
+    }
+    for name, text in texts.items():
+        with whole_file(folder / name) as file:
+            file.write(text.encode())
+    return [folder / name for name in texts]
+
+
+def score_rows(scores: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the table, a row for each group."""
+    return ["group", *COLUMNS.values()], [
+        [name, *(found[column] for column in COLUMNS)] for name, found in scores.items()
+    ]
+
+
+def _predicted(
+    predict: Predict, data: Photographs, batch: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Joints (N, 21, 3) mm and (N, 21, 2) px, expected errors (N, 21) mm or NaN, whether a hand was found."""
+    joints, joints_2d, expected, present = [], [], [], []
+    for first in tqdm(range(0, len(data), batch), desc="poses", disable=not progress):
+        samples = [data[index] for index in range(first, min(first + batch, len(data)))]
+        pose = predict(samples, [sample.side for sample in samples])
+        joints.append(pose.joints)
+        joints_2d.append(pose.joints_2d)
+        none = np.full((len(samples), 21), np.nan)
+        expected.append(none if pose.expected_error is None else pose.expected_error)
+        present.append(pose.valid)
+    whole = [np.concatenate(part).astype(np.float64) for part in (joints, joints_2d, expected)]
+    return whole[0], whole[1], whole[2], np.concatenate(present).astype(bool)
+
+
+def _sides_predicted(
+    predict: Predict, data: Photographs, indices: Sequence[int], batch: int, progress: bool
+) -> np.ndarray:
+    """Whether the side of each photograph is predicted rightly, as 0 or 1."""
+    right = []
+    for first in tqdm(range(0, len(indices), batch), desc="sides", disable=not progress):
+        samples = [data[index] for index in indices[first : first + batch]]
+        pose = predict(samples, [None] * len(samples))
+        right += [side == sample.side for side, sample in zip(pose.side or (), samples, strict=True)]
+    return np.array(right, np.float64)
+
+
+def _constants(
+    others: Photographs, boxes: np.ndarray, left: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The constant pose (N, 21, 3) mm, mirrored for left hands, its joints (N, 21, 2) px in the boxes, and
+    the constant shape (N, 21, 3) mm that is best after alignment."""
+    hands = [mirrored(label.joints) if label.side == "left" else label.joints for label in others.labels]
+    unit = scale_to_unit(np.stack(hands).astype(np.float64))
+    unit = unit - unit[:, :1]
+
+    def of_each(pose: np.ndarray) -> np.ndarray:
+        return np.where(left[:, None, None], mirrored(pose), pose)
+
+    pose, shape = of_each(constant_pose(unit)), of_each(constant_shape(unit))
+    low, high = pose[..., :2].min(1), pose[..., :2].max(1)
+    scale = (boxes[:, 2:] - boxes[:, :2]).max(1) / (high - low).max(1)
+    flat = (pose[..., :2] - ((low + high) / 2)[:, None]) * scale[:, None, None]
+    return pose, flat + ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None], shape
