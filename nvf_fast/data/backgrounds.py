@@ -18,6 +18,7 @@ from nvf_fast.data.skin import draw_tone
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LARGEST = 1024  # px, of a picture's longer side in memory
 KEPT = 256  # pictures in memory
+PANORAMA_SIZES = 3  # each half as wide as the one before
 PROCEDURAL, PROCEDURAL_SIZE = 256, 192  # number and side of the procedural pictures
 PICTURE_CHANCE = 0.8  # of a picture, where there is a folder
 FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a cut from a panorama
@@ -76,8 +77,7 @@ class Backgrounds:
         if not self._paths:
             return None
         path = stream.choose(self._paths)
-        picture = self._picture(path)
-        return self._surroundings(path) if _is_panorama(picture) else None
+        return self._surroundings(path) if _is_panorama(self._picture(path)[0]) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"paths": self._paths}
@@ -85,7 +85,7 @@ class Backgrounds:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._paths: list[Path] = state["paths"]
         self._picture = lru_cache(maxsize=KEPT)(_load)
-        self._surroundings = lru_cache(maxsize=KEPT)(lambda path: _surroundings(self._picture(path)))
+        self._surroundings = lru_cache(maxsize=KEPT)(lambda path: _surroundings(self._picture(path)[-1]))
 
 
 @lru_cache(maxsize=PROCEDURAL)
@@ -184,11 +184,15 @@ def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float,
                 image[row, column, k] *= 1 + strength * value
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path) -> list[np.ndarray]:
+    """Read a picture; of a panorama also halves, quarters and so on, for wide views without aliasing."""
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
         picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
-        return np.asarray(picture)
+        sizes = [np.asarray(picture)]
+        while _is_panorama(sizes[0]) and len(sizes) < PANORAMA_SIZES:
+            sizes.append(np.asarray(picture.reduce(2 ** len(sizes))))
+    return sizes
 
 
 def _is_panorama(picture: np.ndarray) -> bool:
@@ -223,19 +227,15 @@ def _camera(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return about_y @ about_x @ about_z
 
 
-def _cut(picture: np.ndarray, stream: Stream, size: int) -> np.ndarray:
+def _cut(sizes: list[np.ndarray], stream: Stream, size: int) -> np.ndarray:
     """(size, size, 3) uint8: a perspective view of a panorama, or a part of a plain picture."""
-    if not _is_panorama(picture):
-        return _turned(picture, stream, size)
+    if not _is_panorama(sizes[0]):
+        return _turned(sizes[0], stream, size)
     half = np.tan(np.radians(stream.uniform(*FIELD_OF_VIEW)) / 2)
     yaw, pitch, roll = stream.uniform(0, 2 * np.pi), stream.normal(0.35), stream.normal(0.12)
     focal = size / 2 / half
-    while picture.shape[1] / (2 * np.pi * focal) > 1.25:  # then one sample a pixel does
-        height, width = picture.shape[0] // 2, picture.shape[1] // 2
-        picture = (
-            picture[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3).mean((1, 3)).astype(np.uint8)
-        )
-    return panorama_view(picture, _camera(yaw, pitch, roll), focal, size)
+    fine = (smaller for smaller in sizes if smaller.shape[1] / (2 * np.pi * focal) <= 1.25)
+    return panorama_view(next(fine, sizes[-1]), _camera(yaw, pitch, roll), focal, size)
 
 
 def _turned(picture: np.ndarray, stream: Stream, size: int) -> np.ndarray:
