@@ -189,6 +189,7 @@ class FieldQuery:
         intrinsics: Tensor,
         map_size: tuple[int, int],
         centres: Tensor | None = None,
+        per_ray: int = 1,
     ) -> Any:
         """The points' places on feature maps.
 
@@ -197,16 +198,23 @@ class FieldQuery:
             intrinsics: (B, 3, 3) or (3, 3) float32 px.
             map_size: (H, W) of the maps.
             centres: (B, 3) float32 mm of the hands, for a network that takes the position about them.
+            per_ray: consecutive points that lie on one ray from the camera, the farthest last, as those of a
+                `HandLattice` do: the PyTorch form then evaluates part of the network once per ray.
 
         Raises:
-            ValueError: centres are missing or superfluous.
+            ValueError: centres are missing or superfluous, or `per_ray` does not divide N.
         """
         if self._centred != (centres is not None):
             raise ValueError(
                 f"FieldQuery: this network's centres must be {'(B, 3) mm' if self._centred else 'None'}, "
                 f"got {None if centres is None else tuple(centres.shape)}"
             )
-        return self._form.locate(points, intrinsics, self._image_size, map_size, self._layers, centres)
+        if per_ray < 1 or points.shape[-2] % per_ray:
+            raise ValueError(f"FieldQuery: per_ray must divide the {points.shape[-2]} points, got {per_ray}")
+        options = {"per_ray": per_ray} if self._form is query_torch else {}
+        return self._form.locate(
+            points, intrinsics, self._image_size, map_size, self._layers, centres, **options
+        )
 
     def project(
         self, features: Tensor, hand_scale: Tensor | None, biases: Sequence[Tensor] | None = None

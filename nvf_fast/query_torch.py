@@ -7,7 +7,8 @@ points, or with gradients, the layers run as the paper writes them.
 
 A network that takes the position about a centre is small: of 64 features and three columns of the position,
 a product costs what summing seven rows does, while a map of its own for each image has to be projected for
-few points. In float32 its layers are direct: applied to the x of each point.
+few points. In float32 its layers are direct: applied to the x of each point; or, for points on common rays
+from the camera, to one x of each ray and to its slope, of which a point sums two rows.
 
 Preparation is separate, as for the kernel: `pack_layers` for a network, `locate` for a set of points,
 `project_maps` for an image; `evaluate` brings them together.
@@ -43,6 +44,15 @@ class Layers(NamedTuple):
     direct: bool  # applied to the x of each point instead of to the maps
 
 
+class Rays(NamedTuple):
+    """Rays from the camera; all points of one see the same texels, and their position is linear in depth."""
+
+    texels: Tensor  # (R, 4) the texels around each
+    tap_weights: Tensor  # (R, 4) their bilinear weights
+    position: Tensor  # (R, 3) at the centre's depth
+    slope: Tensor  # (R, 3) of the position, per POSITION_MM of depth
+
+
 class Places(NamedTuple):
     """Where one image's points lie on the map; points out of view are left out."""
 
@@ -51,6 +61,8 @@ class Places(NamedTuple):
     tap_weights: Tensor  # (M, 4) their bilinear weights; with projected maps (M, 4 + P), the position too
     position: Tensor  # (M, P)
     total: int  # N, points in view or not
+    # With rays, texels and weights are (M, 2): the ray's row, and the row of its slope with the depth.
+    rays: Rays | None = None
 
     def split(self, size: int) -> Iterator[Places]:
         for parts in zip(*(of_all.split(size) for of_all in self[:4]), strict=True):
@@ -81,10 +93,20 @@ class FeatureMap(NamedTuple):
     rows: Tensor  # (H * W, C) float32
     biases: list[Tensor]  # per layer, the last one's distance and votes apart, (out,) float32
 
+    def along(self, rays: Rays, layers: Layers) -> ProjectedMap:
+        """The layers applied to rays: a row for each at the centre's depth, then a row for each slope."""
+        x = torch.cat([_weighted_sums(self.rows, rays.texels, rays.tap_weights), rays.position], 1)
+        return ProjectedMap(
+            [
+                torch.cat([torch.addmm(bias, x, columns.T), rays.slope @ columns[:, -3:].T])
+                for bias, columns in zip(self.biases, _split_last(layers.columns), strict=True)
+            ]
+        )
+
     def contributions(self, places: Places, layers: Layers) -> Contributions:
         sampled = _weighted_sums(self.rows, places.texels, places.tap_weights)
         x = torch.cat([sampled, places.position], 1)
-        columns = [*layers.columns[:-1], layers.columns[-1][:1], layers.columns[-1][1:]]
+        columns = _split_last(layers.columns)
 
         def of_layer(layer: int, chosen: Tensor | slice) -> Tensor:
             return torch.addmm(self.biases[layer], x[chosen], columns[layer].T)
@@ -157,6 +179,7 @@ def locate(
     map_size: tuple[int, int],
     layers: Layers,
     centres: Tensor | None = None,
+    per_ray: int = 1,
 ) -> list[Places]:
     """Where points lie on the maps.
 
@@ -167,6 +190,7 @@ def locate(
         map_size: (H, W).
         layers: from `pack_layers`.
         centres: (B, 3) or None.
+        per_ray: consecutive points that lie on one ray, the farthest last.
 
     Returns:
         One `Places` per image, or a single one if the images share all of them.
@@ -175,6 +199,8 @@ def locate(
     intrinsics = intrinsics if intrinsics.ndim == 3 else intrinsics[None]
     images = max(len(points), len(intrinsics), 1 if centres is None else len(centres))
     points = points.expand(images, -1, -1)
+    if per_ray > 1 and layers.direct and centres is not None:
+        return _locate_rays(points, intrinsics, image_size, map_size, centres, per_ray)
     every_place = []
     for inside, texels, tap_weights, position in zip(
         *_geometry(points, intrinsics, image_size, map_size, centres), strict=True
@@ -269,7 +295,7 @@ def evaluate(
 
 
 def _feature_map(rows: Tensor, biases: list[Tensor]) -> FeatureMap:
-    return FeatureMap(rows.contiguous(), [*biases[:-1], biases[-1][:1], biases[-1][1:]])
+    return FeatureMap(rows.contiguous(), _split_last(biases))
 
 
 def _projected_map(rows: Tensor, biases: list[Tensor], layers: Layers) -> ProjectedMap:
@@ -291,6 +317,8 @@ def _passes(
     size = _points_per_pass(layers)
     if layers.direct and len(places.order) > size:  # equal passes
         size = math.ceil(len(places.order) / math.ceil(len(places.order) / size))
+    if places.rays is not None and isinstance(image_map, FeatureMap):
+        image_map = image_map.along(places.rays, layers)
     for chunk in places.split(size):
         contribution = image_map.contributions(chunk, layers)
         hidden = F.leaky_relu_(contribution(0, everyone), 0.01)
@@ -303,6 +331,11 @@ def _passes(
         yield chunk.order, distances, chunk.order[near], raw.float()
 
 
+def _split_last(of_layers: list[Tensor]) -> list[Tensor]:
+    """The last layer's distance and votes apart."""
+    return [*of_layers[:-1], of_layers[-1][:1], of_layers[-1][1:]]
+
+
 def _weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """Per line of `rows` (M, R) and `weights` (M, R), the weighted sum of those rows of the table."""
     return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
@@ -310,6 +343,36 @@ def _weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 def _points_per_pass(layers: Layers) -> int:
     return max(1, _PASS // max(len(columns) for columns in layers.columns[:-1]))
+
+
+def _locate_rays(
+    points: Tensor,
+    intrinsics: Tensor,
+    image_size: int,
+    map_size: tuple[int, int],
+    centres: Tensor,
+    per_ray: int,
+) -> list[Places]:
+    runs = points.unflatten(1, (-1, per_ray))
+    farthest, depths = runs[:, :, -1], runs[..., 2]
+    inside, texels, tap_weights, _ = _geometry(farthest, intrinsics, image_size, map_size, centres)
+    inside = (inside[..., None] & (depths > 0)).flatten(1)
+    slope = farthest / farthest[..., 2:]
+    position = (slope * centres[:, None, 2:] - centres[:, None]) / POSITION_MM
+    depths = ((depths - centres[:, 2, None, None]) / POSITION_MM).flatten(1)
+    weights = torch.stack([torch.ones_like(depths), depths], -1)
+    count = farthest.shape[1]
+    row = torch.arange(count, device=points.device).repeat_interleave(per_ray)
+    rows = torch.stack([row, row + count], -1)
+    every_place = []
+    for image, of_image in enumerate(inside):
+        order = of_image.nonzero()[:, 0]
+        own_rows, own_weights = rows, weights[image]
+        if len(order) < len(of_image):
+            own_rows, own_weights = rows[order], own_weights[order]
+        rays = Rays(texels[image], tap_weights[image], position[image], slope[image])
+        every_place.append(Places(order, own_rows, own_weights, own_weights[:, 1:], len(of_image), rays))
+    return every_place
 
 
 def _geometry(

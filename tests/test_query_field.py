@@ -308,6 +308,34 @@ def test_prepared_query_about_centres(backend: ops.Backend, dtype: torch.dtype) 
     torch.testing.assert_close(without_code, sdf, rtol=0, atol=1e-5)
 
 
+def test_points_on_rays_err_at_most_twice_as_much_as_the_reference() -> None:
+    """Some rays are out of view, some points of the others behind the camera."""
+    inputs, per_ray = field_inputs(CENTRED), 4
+    depths = inputs.centres[:, 2, None, None] + torch.tensor([-800.0, -30, 10, 80])
+    slopes = inputs.points / inputs.points[..., 2:]
+    inputs = inputs._replace(points=(slopes[:, :, None] * depths[..., None]).flatten(1, 2))
+    query = ops.FieldQuery(
+        inputs.weights,
+        [bias[0] for bias in inputs.biases],
+        channels=CENTRED.channels,
+        image_size=inputs.image_size,
+    )
+    places = query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres, per_ray)
+    count = inputs.points.shape[1]
+    sdf, votes, slots = query(query.project(inputs.features, None, inputs.biases), places, 60.0, count)
+    exact, torch_found = run(reference, inputs.double()), run(reference, inputs)
+    inside = sdf.isfinite()
+    assert torch.equal(inside, exact[0].isfinite())
+    assert not inside[:, ::per_ray].any() and 0 < inside.sum() < 0.75 * inside.numel()
+    assert rms(sdf - exact[0]) <= 2 * rms(torch_found[0] - exact[0])
+    for image, chosen in enumerate(inside):
+        found = votes[image, slots[image, chosen].long()]
+        wanted, by_torch = exact[1][image, chosen], torch_found[1][image, chosen]
+        assert rms(found - wanted) <= 2 * rms(by_torch - wanted)
+    with pytest.raises(ValueError, match="per_ray must divide the 400 points, got 3"):
+        query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres, 3)
+
+
 def test_kernel_says_what_it_cannot_run() -> None:
     inputs = field_inputs(SHORT, device=DEVICE)
     x = inputs.weights[0].shape[1]
