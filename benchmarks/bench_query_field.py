@@ -1,8 +1,10 @@
 """query_field over the grid of the frustum, beside the reference in chunks of 150 000 points.
 
+The default network is queried at the 14 x 14 x 14 points of a hand view's lattice, about a centre.
+
 Timed: one call, host to finished device; features, points and weights lie on the device. About one point in
-300 is near the surface, as with a hand. The form "frame" is how a frame asks: points located and weights
-packed before, and room for one vote in 100.
+300 is near the surface, as with a hand. The form "frame" is a frame's use: weights packed before, room for
+one vote in 100, and points located before, or, about a centre, inside the timed call.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.floors import query_work
 from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
@@ -21,17 +24,36 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.grid import frustum_grid
 from nvf_fast.kernels.query_field import tilings
 from nvf_fast.kernels.query_field_ref import query_field as reference
-from tests.kernel_cases import FULL_NETWORK, SMALL_NETWORK, FieldCase, field_inputs, rms
+from tests.kernel_cases import (
+    DEFAULT_NETWORK,
+    FULL_NETWORK,
+    SMALL_NETWORK,
+    FieldCase,
+    FieldInputs,
+    field_inputs,
+    rms,
+)
 
 DTYPES = [torch.float32]
 if CUDA or torch.ops.mkldnn._is_mkldnn_bf16_supported():
     DTYPES.append(torch.bfloat16)
 if CUDA:
     DTYPES.append(torch.float16)
-CASES = [("small", SMALL_NETWORK, 16), ("full", FULL_NETWORK, 16)]
+CASES = [("default", DEFAULT_NETWORK, 16), ("small", SMALL_NETWORK, 16), ("full", FULL_NETWORK, 16)]
 if CUDA:
     CASES += [("full", FULL_NETWORK, step) for step in (8, 4)]
 CHUNK = 150_000
+HAND_POINTS = 14  # along each axis of a hand view's lattice of 16 mm
+
+
+def hand_lattice(inputs: FieldInputs, step: int) -> Tensor:
+    """Points (1, N, 3) mm on rays through the view, in a slab about the centre."""
+    axis = (torch.arange(HAND_POINTS, device=DEVICE) + 0.5) * (2 / HAND_POINTS) - 1
+    v, u, w = torch.meshgrid(axis, axis, axis, indexing="ij")
+    depths = inputs.centres[0, 2] + w * (HAND_POINTS * step / 2)
+    rays = torch.stack([u, v, torch.ones_like(u)], -1)
+    rays[..., :2] *= inputs.image_size / 2 / inputs.intrinsics[0, 0, 0]
+    return (rays * depths[..., None]).view(1, -1, 3)
 
 
 @pytest.mark.parametrize("form", ["frame", "triton", "torch"] if CUDA else ["frame", "torch"])
@@ -45,51 +67,65 @@ def bench_query_field(
 ) -> None:
     torch.manual_seed(0)
     inputs = field_inputs(case._replace(batch=1), dtype, DEVICE)
-    points = frustum_grid(step, DEVICE)
+    points = hand_lattice(inputs, step) if case.centred else frustum_grid(step, DEVICE)
+    count = points.shape[-2]
     arguments = inputs._replace(points=points)._asdict()
     backend: ops.Backend = "torch" if form == "torch" or not CUDA else "triton"
     call = partial(ops.query_field, **arguments, backend=backend)
 
     # Correct before timed.
-    few = points[:: len(points) // 4000]
+    few = points[..., :: max(1, count // 4000), :]
     exact = reference(**inputs._replace(points=few).double()._asdict())
     wanted = reference(**arguments | {"points": few})
     found = ops.query_field(**arguments | {"points": few}, backend=backend)
     for got, torch_got, value in zip(found, wanted, exact, strict=True):
         assert rms(got - value) <= 2 * rms(torch_got - value)
-    surface_mm = exact[0].abs().flatten().sort().values[len(few) // 300].item()
+    surface_mm = exact[0].abs().flatten().sort().values[few.shape[-2] // 300].item()
 
     def whole_reference() -> float:
         began = now()
-        for chunk in points.split(CHUNK):
+        for chunk in points.split(CHUNK, -2):
             reference(**arguments | {"points": chunk}, surface_mm=surface_mm)
         return now() - began
 
     if form == "frame":
         query = ops.FieldQuery(
             inputs.weights,
-            inputs.biases,
+            [bias[0] if case.centred else bias for bias in inputs.biases],
             channels=case.channels,
             image_size=case.image_size,
             dtype=dtype,
             backend=backend,
         )
-        places = query.locate(points, inputs.intrinsics, case.map_size)
-        capacity = len(points) // 100
+        biases, per_ray = (inputs.biases, HAND_POINTS) if case.centred else (None, 1)
+        locate = partial(
+            query.locate, points, inputs.intrinsics, case.map_size, inputs.centres, per_ray=per_ray
+        )
+        located = None if case.centred else locate()
 
-        def call(surface_mm: float) -> object:
-            return query(query.project(inputs.features, inputs.hand_scale), places, surface_mm, capacity)
+        def call(surface_mm: float) -> Any:
+            maps = query.project(inputs.features, inputs.hand_scale, biases)
+            return query(maps, located or locate(), surface_mm, count // 100)
 
-        assert torch.equal(call(surface_mm)[0], ops.query_field(**arguments, backend=backend)[0])
+        # 1e-3 mm: rays sum a point's x in another order.
+        difference = (call(surface_mm)[0] - ops.query_field(**arguments, backend=backend)[0]).abs()
+        assert difference.nan_to_num().max() <= (1e-3 if case.centred else 0)
 
     def run() -> None:
         call(surface_mm=surface_mm)
         now()
 
     paired = time_in_turn(benchmark, run, whole_reference, rounds=20 if CUDA else 9)
-    config = NVFConfig(input_size=case.image_size, width=case.channels, hidden=case.hidden)
+    config = NVFConfig(
+        input_size=case.image_size,
+        width=case.channels,
+        hidden=case.hidden,
+        hand_scale=case.hand_scale,
+        view="hand" if case.centred else "reference",
+        encoder="unet" if case.centred else "hourglass",
+    )
     assert (config.feature_size, config.feature_size) == case.map_size
-    near_votes = len(points) / 300 * 21 * 4 * 4
-    moved = tensor_bytes(inputs.features, points, *inputs.weights) + 4 * len(points) + near_votes
-    flops = query_work(config, len(points), tilings(dtype, "cuda", 90)[0]).least
+    near_votes = count / 300 * 21 * 4 * 4
+    moved = tensor_bytes(inputs.features, points, *inputs.weights) + 4 * count + near_votes
+    flops = query_work(config, count, tilings(dtype, "cuda", 90)[0]).least
     record(benchmark, "query_field", f"{name}, {step} mm", form, dtype, 1, paired, Work(flops, moved))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.ceilings import RESULTS, read_ceilings
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import Lattice
-from nvf_fast.kernels.query_field import EXTRA_ROWS, SLOTS, Tiling, tilings
+from nvf_fast.kernels.query_field import CENTRED_EXTRA_ROWS, EXTRA_ROWS, SLOTS, Tiling, tilings
 
 H200_TFLOPS, H200_TBYTES = 790.0, 4.3  # bf16 matrix rate and memory bandwidth that one is said to reach
 OUTPUTS = 85
@@ -48,8 +48,9 @@ class FieldWork(NamedTuple):
 
 
 def query_work(config: NVFConfig, points: int, tiling: Tiling, element_bytes: int = 2) -> FieldWork:
-    """The work of a network's field at so many points of the grid."""
-    inputs = config.width + 1 + config.hand_scale
+    """The work of a network's field at a number of points."""
+    centred = config.view == "hand"
+    inputs = config.width + (3 if centred else 1 + config.hand_scale)
     channels = [*config.hidden, OUTPUTS]
     written = 2.0 * sum(
         out * (before + inputs) for before, out in zip([0, *channels], channels, strict=False)
@@ -73,7 +74,8 @@ def query_work(config: NVFConfig, points: int, tiling: Tiling, element_bytes: in
             activations += (launches - 1) * size_in * element_bytes
     texels = config.feature_size**2
     projection = 2.0 * texels * config.width * sum(widths)
-    maps = (texels + EXTRA_ROWS.value) * sum(widths) * element_bytes
+    extra = CENTRED_EXTRA_ROWS if centred else EXTRA_ROWS
+    maps = (texels + extra.value) * sum(widths) * element_bytes
     tiles = -(-points // tiling.points)
     return FieldWork(
         written * points,
