@@ -95,14 +95,11 @@ def variants() -> list[Variant]:
             # What fits in float16 fits in bfloat16: of that only the tiling taken untuned.
             for tiling in space[:1] if dtype == torch.bfloat16 else space:
                 found += _layers(target, dtype_name, tiling)
+                if dtype != torch.bfloat16:
+                    found += _centred_layers(target, dtype_name, tiling)
             if dtype != torch.bfloat16:
                 for points in sorted({tiling.points for tiling in space}):
-                    pointers = dict.fromkeys(("keys_ptr", "bounds_ptr", "tiles_ptr", "tile_count_ptr"), "i32")
-                    constants = {"POINTS": points, "LANES": 128}
-                    kernel = query_field.cut_tiles
-                    found.append(
-                        Variant(f"cut_tiles {points}", target, kernel, pointers, constants, 4, False)
-                    )
+                    found += [_cut_tiles(target, points, centred) for centred in (False, True)]
         found.append(
             Variant(
                 "locate_points",
@@ -145,33 +142,62 @@ def variants() -> list[Variant]:
     return found
 
 
+def _cut_tiles(target: str, points: int, centred: bool) -> Variant:
+    pointers = dict.fromkeys(("keys_ptr", "bounds_ptr", "tiles_ptr", "tile_count_ptr"), "i32")
+    window = query_field.CENTRED_WINDOW_COLUMNS if centred else query_field.WINDOW_COLUMNS
+    constants = {"CELLS": window.value - 1, "POINTS": points, "LANES": 128}
+    name = f"cut_tiles {'centred ' if centred else ''}{points}"
+    return Variant(name, target, query_field.cut_tiles, pointers, constants, 4, False)
+
+
 def _layers(target: str, dtype_name: str, tiling: query_field.Tiling) -> list[Variant]:
-    """The full network's first, middle and last launch of `evaluate_layer`."""
-    found = []
-    for place, size_in, size_out in (("first", 1024, 512), ("middle", 512, 256), ("last", 128, 128)):
-        last = place == "last"
-        constants = {
-            "IN": size_in,
-            "OUT": size_out,
-            "VOTES": 84,
-            "FIRST": place == "first",
-            "LAST": last,
-            "COMPACT": last,
-            "POINTS": tiling.points,
-            "COLUMNS": size_out if last else min(size_out, tiling.columns),
-            "DEPTH": min(size_in, tiling.depth),
-            "STAGES": tiling.stages,
-            "PRECISION": "ieee",
-        }
-        pointers = dict.fromkeys(("maps_ptr", "weight_ptr", "inputs_ptr", "outputs_ptr"), dtype_name)
-        pointers |= {"order_ptr": "i64", "tiles_ptr": "i32", "tile_count_ptr": "i32"}
-        pointers |= {"slots_ptr": "i32", "row_counts_ptr": "i32"}
-        matrix = dtype_name != "fp32" or target.startswith("gfx")
-        shape = f"{tiling.points}x{tiling.columns}x{tiling.depth}/{tiling.warps}"
-        kernel, floats = query_field.evaluate_layer, ("surface_mm",)
-        name = f"evaluate_layer {place} {dtype_name} {shape}"
-        found.append(Variant(name, target, kernel, pointers, constants, tiling.warps, matrix, floats))
-    return found
+    """The first, middle and last launch of `evaluate_layer`, of the full network."""
+    return [
+        _layer(target, dtype_name, tiling, place, size_in, size_out, centred=False)
+        for place, size_in, size_out in (("first", 1024, 512), ("middle", 512, 256), ("last", 128, 128))
+    ]
+
+
+def _centred_layers(target: str, dtype_name: str, tiling: query_field.Tiling) -> list[Variant]:
+    """The same of the default network, which takes the position about a centre."""
+    return [
+        _layer(target, dtype_name, tiling, place, size_in, size_out, centred=True)
+        for place, size_in, size_out in (("first", 256, 128), ("middle", 128, 64), ("last", 64, 128))
+    ]
+
+
+def _layer(
+    target: str,
+    dtype_name: str,
+    tiling: query_field.Tiling,
+    place: str,
+    size_in: int,
+    size_out: int,
+    centred: bool,
+) -> Variant:
+    last = place == "last"
+    constants = {
+        "IN": size_in,
+        "OUT": size_out,
+        "VOTES": 84,
+        "FIRST": place == "first",
+        "LAST": last,
+        "COMPACT": last,
+        "CENTRED": centred,
+        "POINTS": tiling.points,
+        "COLUMNS": size_out if last else min(size_out, tiling.columns),
+        "DEPTH": min(size_in, tiling.depth),
+        "STAGES": tiling.stages,
+        "PRECISION": "ieee",
+    }
+    pointers = dict.fromkeys(("maps_ptr", "weight_ptr", "inputs_ptr", "outputs_ptr"), dtype_name)
+    pointers |= {"order_ptr": "i64", "tiles_ptr": "i32", "tile_count_ptr": "i32"}
+    pointers |= {"slots_ptr": "i32", "row_counts_ptr": "i32"}
+    matrix = dtype_name != "fp32" or target.startswith("gfx")
+    shape = f"{tiling.points}x{tiling.columns}x{tiling.depth}/{tiling.warps}"
+    name = f"evaluate_layer {'centred ' if centred else ''}{place} {dtype_name} {shape}"
+    kernel, floats = query_field.evaluate_layer, ("surface_mm",)
+    return Variant(name, target, kernel, pointers, constants, tiling.warps, matrix, floats)
 
 
 def occupancy(variant: Variant, found: Cost) -> float:
@@ -255,7 +281,7 @@ def main() -> int:
     committed = json.loads(BUDGET.read_text())["kernels"] if BUDGET.exists() else {}
     measured: dict[str, dict[str, int]] = {}
     failed = 0
-    print(f"Triton {triton.__version__}\n{'kernel':<44}target  registers  spills (B)  shared (B)", end="")
+    print(f"Triton {triton.__version__}\n{'kernel':<50}target  registers  spills (B)  shared (B)", end="")
     print("  matrix  occupancy")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for variant, found in zip(everything, pool.map(_cost_at, range(len(everything))), strict=True):
@@ -264,7 +290,7 @@ def main() -> int:
             wrong = faults(variant, found, measured[key] if update else committed.get(key))
             failed += bool(wrong)
             print(
-                f"{variant.name:<44}{variant.target:<8}{found.registers:>9}{found.spills:>12}{found.shared:>12}"
+                f"{variant.name:<50}{variant.target:<8}{found.registers:>9}{found.spills:>12}{found.shared:>12}"
                 f"{found.matrix:>8}{occupancy(variant, found):>10.0%}   {'; '.join(wrong)}"
             )
     if update:
