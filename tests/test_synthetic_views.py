@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from nvf_fast import ops
-from nvf_fast.data import synthetic_views
+from nvf_fast.data import view_renderer
 from nvf_fast.data.hand_views import VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.synthetic_views import SyntheticViews, ViewOptions
+from nvf_fast.data.view_renderer import HandRenderer
+from nvf_fast.data.view_scene import HandGeometry
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 
 PLAIN = ViewOptions(left_hands=0.0, held=0.0, in_front=0.0, clutter=0.0)
@@ -61,14 +63,12 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
         white = np.repeat(canvas[..., 3:], 4, 2)
         return original(self, stream, white, turn, zoom, mirrored)
 
-    original = SyntheticViews._compose
-    monkeypatch.setattr(SyntheticViews, "_compose", coverage)
+    original = HandRenderer.compose
+    monkeypatch.setattr(HandRenderer, "compose", coverage)
     monkeypatch.setattr(
-        synthetic_views,
-        "_photographed",
-        lambda stream, image: np.rint(255 * image.clip(0, 1)).astype(np.uint8),
+        view_renderer, "photographed", lambda stream, image: np.rint(255 * image.clip(0, 1)).astype(np.uint8)
     )
-    monkeypatch.setattr(synthetic_views, "mean_colour", lambda image: np.full(3, 0.4))
+    monkeypatch.setattr(view_renderer, "mean_colour", lambda image: np.full(3, 0.4))
     views = SyntheticViews(4, options=replace(PLAIN, left_hands=0.5)).draw(24, "close")
     inside, tried = 0, 0
     for row in range(24):
@@ -95,11 +95,16 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
     assert views.left[:, 0].any() and inside / tried > 0.97
 
 
-def test_distances_are_those_of_the_closed_mesh() -> None:
+def test_distances_are_those_of_the_closed_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     maker = SyntheticViews(5, options=replace(PLAIN, compositions=1))
-    original = maker._distances
-    maker._distances = lambda points, hand: (seen.append((points, hand)), original(points, hand))[1]  # type: ignore[method-assign,func-returns-value]
+    original = HandGeometry.distances
+
+    def recorded(self, points, hand):  # type: ignore[no-untyped-def]
+        seen.append((points, hand))
+        return original(self, points, hand)
+
+    monkeypatch.setattr(HandGeometry, "distances", recorded)
     views = maker.draw(3, "close")
     faces = torch.from_numpy(maker.rig.closed_faces.astype(np.int64))
     for row, (_, hand) in enumerate(seen[:3]):

@@ -1,0 +1,140 @@
+"""Hands in the hand frame: one person's shape, one pose, and the forearm behind the wrist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from nvf_fast.data.draws import Draws, Stream
+from nvf_fast.data.forearm import Forearm, draw_forearm, forearm_vertices
+from nvf_fast.data.gestures import draw_poses
+from nvf_fast.data.glb_file import METACARPALS
+from nvf_fast.data.hand import BONE_SPREAD
+from nvf_fast.data.rig import Rig
+from nvf_fast.joint_definitions import UNIT_SCALE_MM, to_freihand
+
+Definition = Literal["anatomical", "openxr"]
+
+
+@dataclass(frozen=True)
+class HandShapes:
+    """Shapes and poses of B hands, float64; what `Rig.posed` takes.
+
+    Attributes:
+        angles: (B, 4) and (B,) radians of the joints.
+        stretch: (B, 25), factors of the bones.
+        girth: (B, 6), thickness factors.
+        breadth: (B,), factors across the palm.
+        tries: (B,) int64, which of its poses each hand has.
+    """
+
+    angles: dict[str, Tensor]
+    stretch: Tensor
+    girth: Tensor
+    breadth: Tensor
+    tries: Tensor
+
+
+@dataclass(frozen=True)
+class PosedHand:
+    """One right hand with its forearm, mm of the unit hand, in the hand frame or the camera's.
+
+    Attributes:
+        vertices: (V + R, 3), those of the forearm last.
+        joints: (21, 3) in FreiHAND's definition.
+        forearm: its shape.
+        palm: (3,) unit, out of the palm.
+        places: (R, 3), where the forearm's vertices lie in the hand frame.
+    """
+
+    vertices: np.ndarray
+    joints: np.ndarray
+    forearm: Forearm
+    palm: np.ndarray
+    places: np.ndarray
+
+    def turned(self, rotation: np.ndarray) -> PosedHand:
+        """About the joints' mean, which becomes the origin."""
+        middle = self.joints.mean(0)
+        return replace(
+            self,
+            vertices=(self.vertices - middle) @ rotation.T,
+            joints=(self.joints - middle) @ rotation.T,
+            palm=rotation @ self.palm,
+        )
+
+    def moved(self, offset: np.ndarray) -> PosedHand:
+        return PosedHand(self.vertices + offset, self.joints + offset, self.forearm, self.palm, self.places)
+
+    def seen(self, left: bool) -> PosedHand:
+        """This hand, or its mirror image in the camera's vertical plane through it."""
+        if not left:
+            return self
+        middle = self.joints[:, 0].mean()
+        flip = np.array([-1.0, 1.0, 1.0])
+        shift = np.array([2 * middle, 0.0, 0.0])
+        return PosedHand(
+            self.vertices * flip + shift,
+            self.joints * flip + shift,
+            self.forearm,
+            self.palm * flip,
+            self.places,
+        )
+
+
+def draw_shapes(rig: Rig, draws: Draws) -> HandShapes:
+    """Draw bone lengths, thickness and a pose for each stream; where fingers overlap, pose again."""
+    stretch = 1 + BONE_SPREAD * draws.normal(25).clamp(-2.5, 2.5)
+    families = [0] + [0] * 4 + [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5
+    stretch += (0.025 * draws.normal(5).clamp(-2.5, 2.5))[:, families]
+    stretch[:, [0, 1, *METACARPALS]] = 1  # these end no bone
+    thickness = 1 + 0.07 * draws.normal(1).clamp(-2.2, 2.2)
+    girth = thickness * (1 + 0.035 * draws.normal(6).clamp(-2.2, 2.2))
+    breadth = 1 + 0.05 * draws.normal().clamp(-2.2, 2.2)
+    angles, tries = rig.first_free_pose(draw_poses(draws), stretch)
+    return HandShapes(angles, stretch, girth, breadth, tries)
+
+
+def posed_vertices(rig: Rig, shapes: HandShapes, definition: Definition) -> tuple[np.ndarray, np.ndarray]:
+    """Pose B hands: vertices (B, V, 3), and joints (B, 21, 3) in FreiHAND's definition, mm, hand frame.
+
+    Args:
+        rig: the hand.
+        shapes: of B hands.
+        definition: of the rig's joints.
+    """
+    vertices, joints = rig.posed(shapes.angles, shapes.stretch, shapes.girth, shapes.breadth)
+    return vertices, to_freihand(joints, definition)
+
+
+def draw_unit_hands(rig: Rig, definition: Definition, draws: Draws, sleeves: float) -> list[PosedHand]:
+    """Draw unit hands in the hand frame.
+
+    Args:
+        rig: the hand.
+        definition: of its joints.
+        draws: one stream for each hand.
+        sleeves: chance of a sleeve.
+    """
+    vertices, joints = posed_vertices(rig, draw_shapes(rig, draws), definition)
+    scale = UNIT_SCALE_MM / np.linalg.norm(joints[:, 10] - joints[:, 9], axis=1)
+    seeds = draws.below(2**40).tolist()
+    return [
+        with_forearm(
+            rig, scale[row] * vertices[row], scale[row] * joints[row], Stream(seed, "forearm", 0), sleeves
+        )
+        for row, seed in enumerate(seeds)
+    ]
+
+
+def with_forearm(
+    rig: Rig, vertices: np.ndarray, joints: np.ndarray, stream: Stream, sleeves: float
+) -> PosedHand:
+    """Set a forearm behind a hand (V, 3) in the hand frame."""
+    forearm = draw_forearm(stream, sleeves)
+    behind = forearm_vertices(vertices[rig.rim], forearm)
+    palm = np.array([0.0, 0.0, 1.0])
+    return PosedHand(np.concatenate([vertices, behind]), joints, forearm, palm, behind)

@@ -1,0 +1,168 @@
+"""What lies about hands, is held in them, or is none: solids with their materials."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nvf_fast.data.draws import Stream
+from nvf_fast.data.forearm import (
+    BAND,
+    SKIN,
+    SLEEVE,
+    draw_forearm,
+    face_materials,
+    forearm_faces,
+    forearm_vertices,
+)
+from nvf_fast.data.posed_hands import PosedHand
+from nvf_fast.data.rig import Rig
+from nvf_fast.data.skin import draw_tone
+from nvf_fast.data.solids import Solid, box, cylinder, ellipsoid
+
+FIRST_OBJECT = 3  # material; before it are those of the forearm
+
+
+def held_solid(stream: Stream, hand: PosedHand) -> Solid | None:
+    """A solid before the palm, as wide as the fingers leave room; None where they leave little."""
+    knuckles = hand.joints[[5, 9, 13, 17]]
+    across = knuckles[0] - knuckles[3]
+    across /= np.linalg.norm(across)
+    ahead = np.cross(hand.palm, across)
+    across = across + 0.35 * stream.normal() * ahead + 0.15 * stream.normal() * hand.palm
+    across /= np.linalg.norm(across)
+    middle = 0.3 * hand.joints[0] + 0.7 * knuckles.mean(0) + stream.normal(6) * ahead
+    skin = hand.vertices[:: max(len(hand.vertices) // 2500, 1)]
+    best, place = 0.0, middle
+    for height in np.arange(14.0, 60.0, 5.0):
+        at = middle + height * hand.palm
+        gap = skin - at
+        along = np.clip(gap @ across, -45, 45)
+        room = np.linalg.norm(gap - along[:, None] * across, axis=1).min()
+        if room > best:
+            best, place = room, at
+    if best < 4:
+        return None
+    radius = (best - 1.0) * stream.uniform(0.8, 1.0)
+    kind = stream.below(3)
+    if kind == 0:
+        solid = cylinder(radius, stream.uniform(70, 220), taper=stream.uniform(0.75, 1.0))
+    elif kind == 1:
+        flat = stream.uniform(0.35, 1.0)
+        solid = box(np.array([stream.uniform(60, 170), 1.4 * radius, 1.4 * radius * flat]))
+    else:
+        solid = ellipsoid(np.array([stream.uniform(1, 2.2), 1, 1]) * radius)
+    basis = np.stack([across, np.cross(hand.palm, across), hand.palm])
+    basis[1] /= np.linalg.norm(basis[1])
+    basis[2] = np.cross(basis[0], basis[1])
+    return Solid(solid.vertices @ basis + place, solid.faces)
+
+
+def any_solid(stream: Stream, size: float) -> Solid:
+    """A solid of about some half size, mm, turned anyhow about the origin."""
+    kind, sizes = stream.below(3), size * 3 ** stream.uniforms(-0.5, 0.5, 3)
+    if kind == 0:
+        solid = cylinder(sizes[0], 2 * sizes[1] * stream.uniform(1, 3), taper=stream.uniform(0.4, 1))
+    elif kind == 1:
+        solid = box(2 * sizes)
+    else:
+        solid = ellipsoid(sizes)
+    return Solid(solid.vertices @ draw_orientation(stream, 1.0), solid.faces)
+
+
+def lying_about(
+    stream: Stream, half: float, depth: float, *, skin_chance: float, behind: bool = False
+) -> tuple[Solid, int]:
+    """A solid somewhere in the view, of skin or of an object's material."""
+    factor = stream.uniform(1.25, 2.2) if behind else stream.uniform(0.8, 1.3)
+    solid = any_solid(stream, factor * half * 0.05 * 12 ** stream.random())
+    place = np.append(stream.uniforms(-1, 1, 2) * half, depth) * factor
+    material = 0 if stream.chance(skin_chance) else FIRST_OBJECT + 2 + stream.below(3)
+    return Solid(solid.vertices + place, solid.faces), material
+
+
+def forearm_alone(stream: Stream, rig: Rig, half: float, depth: float) -> list[tuple[Solid, int]]:
+    """A forearm that crosses the view; where its hand would be lies outside."""
+    forearm = draw_forearm(stream, 0.5)
+    rim = rig.vertices[rig.rim]
+    vertices = np.concatenate([rim, forearm_vertices(rim, forearm)])
+    faces = forearm_faces(np.arange(len(rim), dtype=np.int32), len(rim))
+    materials = face_materials(forearm, len(rim))
+    start = stream.uniform(90, 200)
+    scale = 1.6 * half / start  # the wrist is outside, however the arm is turned in the view
+    turned = (vertices + [0, start, 0]) * min(scale, 1.4) @ draw_orientation(stream, 0.0).T
+    turned[:, 2] *= 0.5
+    place = np.array([0.0, 0.0, depth])
+    return [
+        (Solid(turned + place, faces[materials == material]), material)
+        for material in (SKIN, SLEEVE, BAND)
+        if (materials == material).any()
+    ]
+
+
+def face_solids(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
+    """An ellipsoid of skin with two dark eyes, a mouth and hair."""
+    radius = half * stream.uniform(0.25, 0.9)
+    head = ellipsoid(radius * np.array([0.75, 1.0, 0.8]), 16, 24)
+    features = [(head, SKIN)]
+    for x in (-0.3, 0.3):
+        eye = ellipsoid(radius * np.array([0.12, 0.06, 0.06]))
+        features.append(
+            (Solid(eye.vertices + radius * np.array([x, -0.1, -0.72]), eye.faces), FIRST_OBJECT + 2)
+        )
+    mouth = ellipsoid(radius * np.array([0.25, 0.06, 0.08]))
+    features.append(
+        (Solid(mouth.vertices + radius * np.array([0, 0.5, -0.66]), mouth.faces), FIRST_OBJECT + 3)
+    )
+    hair = ellipsoid(radius * np.array([0.82, 0.8, 0.8]))
+    features.append((Solid(hair.vertices + radius * np.array([0, -0.45, 0.2]), hair.faces), FIRST_OBJECT + 4))
+    place = np.append(stream.uniforms(-0.8, 0.8, 2) * half, depth)
+    turn = about_axis(stream.normal(0.4))
+    return [(Solid(solid.vertices @ turn.T + place, solid.faces), material) for solid, material in features]
+
+
+def draw_looks(stream: Stream, count: int) -> np.ndarray:
+    """(count, 9) of each material that is no skin: red, green, blue, noise and stripes, each by strength and
+    wave number (1/mm), gloss and shine."""
+    looks = np.zeros((max(count, FIRST_OBJECT), 9))
+    for material in range(1, len(looks)):
+        if material >= FIRST_OBJECT and stream.chance(0.15):
+            colour = draw_tone(stream)
+        else:
+            grey = 0.03 * 25 ** stream.random()
+            colour = grey * np.exp((0.7 if stream.chance(0.35) else 0.15) * stream.normals(3))
+        striped = stream.chance(0.25)
+        looks[material] = [
+            *colour.clip(0.01, 0.9),
+            stream.uniform(0.02, 0.3),
+            1 / stream.uniform(0.8, 12),
+            stream.normal(0.8) if striped else 0.0,
+            1 / stream.uniform(3, 30),
+            0.25 * stream.random() ** 2 if material >= FIRST_OBJECT else 0.0,
+            stream.uniform(5, 60),
+        ]
+    return looks
+
+
+def draw_orientation(stream: Stream, any_chance: float) -> np.ndarray:
+    """(3, 3) from the hand frame to the camera's: any, or fingers up with a spread, palm or back ahead."""
+    if stream.chance(any_chance):
+        w, x, y, z = (q := stream.normals(4)) / np.linalg.norm(q)
+        return np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+    facing = 1.0 if stream.chance(0.55) else -1.0
+    towards, tilt = stream.uniform(0, 2 * np.pi), stream.normal(np.radians(35))
+    axis = np.array([np.cos(towards), np.sin(towards), 0.0])
+    cross = np.array([[0, 0, axis[1]], [0, 0, -axis[0]], [-axis[1], axis[0], 0]])
+    tilted = np.eye(3) + np.sin(tilt) * cross + (1 - np.cos(tilt)) * cross @ cross
+    return about_axis(stream.normal(np.radians(50))) @ tilted @ np.diag([facing, -1, -facing])
+
+
+def about_axis(angle: float) -> np.ndarray:
+    """(3, 3) rotation about the optical axis."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
