@@ -149,13 +149,11 @@ def write_photograph_report(
         The files.
     """
     columns, rows = score_rows(scores)
-    lines = [
-        "# Labelled photographs",
-        "",
-        "Errors against the labels, each hand scaled to the unit hand. The 2D",
-    ]
-    lines += ["error is per cent of the longer side of the joints' box; the constant pose is fitted on other"]
-    lines += ["photographs.", *markdown_table(columns, rows), "", "## Context", ""]
+    explanation = (
+        "Errors against the labels, each hand scaled to the unit hand. The 2D error is in per cent of the "
+        "longer side of the joints' box; the constant pose is fitted on other photographs."
+    )
+    lines = ["# Labelled photographs", "", explanation, *markdown_table(columns, rows), "", "## Context", ""]
     lines += [f"- {name}: {value}" for name, value in context.items()]
     texts = {
         "report.json": json_text({"context": dict(context), "scores": scores}),
