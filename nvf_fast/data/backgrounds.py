@@ -72,6 +72,30 @@ class Backgrounds:
         gain = np.exp(stream.normal(0.2) + stream.normal(0.05) * np.array([1, 0, -1]))
         return np.clip(image * gain.astype(np.float32), 0, 1)
 
+    def draw_view(self, stream: Stream, focal: float, shape: tuple[int, int]) -> np.ndarray:
+        """Draw what a camera sees, (height, width, 3) float32 display RGB in [0, 1].
+
+        Args:
+            stream: source of all randomness.
+            focal: px; the principal point is the middle of the image.
+            shape: height and width in px.
+        """
+        height, width = shape
+        if not self._paths:
+            longer = max(shape)
+            image = paint_picture(stream.below(2**31), longer)
+            top, left = (longer - height) // 2, (longer - width) // 2
+            return image[top : top + height, left : left + width].astype(np.float32) / 255
+        picture, *_ = self._picture(stream.choose(self._paths))
+        if _is_panorama(picture):
+            camera = _camera(stream.uniform(0, 2 * np.pi), stream.normal(0.2), stream.normal(0.05))
+            return panorama_view(picture, camera, focal, shape).astype(np.float32) / 255
+        scale = max(height / picture.shape[0], width / picture.shape[1])
+        middle = (np.array(picture.shape[1::-1]) - 1) / 2
+        shift = np.array([width - 1, height - 1]) / 2 - scale * middle
+        covering = np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1]])
+        return warp_perspective(picture, covering, shape).astype(np.float32) / 255
+
     def draw_surroundings(self, stream: Stream) -> Surroundings | None:
         """Light of one panorama; None where the folder gives none."""
         if not self._paths:
@@ -90,9 +114,13 @@ class Backgrounds:
 
 @lru_cache(maxsize=PROCEDURAL)
 def procedural_picture(index: int) -> np.ndarray:
-    """Make one picture of coloured, textured shapes before two textured planes, (192, 192, 3) uint8."""
-    stream = Stream(0, "procedural background", index)
-    size, noise = PROCEDURAL_SIZE, noise_volume()
+    """`paint_picture`, kept in memory, (192, 192, 3) uint8."""
+    return paint_picture(index, PROCEDURAL_SIZE)
+
+
+def paint_picture(index: int, size: int) -> np.ndarray:
+    """Make one picture of coloured, textured shapes before two textured planes, (size, size, 3) uint8."""
+    stream, noise = Stream(0, "procedural background", index), noise_volume()
     image = np.empty((size, size, 3))
     slopes = np.array(
         [stream.uniform(-0.7, 0.7), stream.normal(0.15), stream.normal(0.25), stream.normal(0.25)]

@@ -1,0 +1,255 @@
+"""Photograph-like wide images that show several rendered hands, with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from nvf_fast.camera import look_at_rotation
+from nvf_fast.data.backgrounds import Backgrounds
+from nvf_fast.data.draws import Draws, Stream
+from nvf_fast.data.filters import develop, mean_colour
+from nvf_fast.data.hand_views import VIEW_SIZE
+from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
+from nvf_fast.data.posed_hands import Definition, PosedHand, draw_unit_hands
+from nvf_fast.data.rasteriser import NEAREST_MM
+from nvf_fast.data.rig import built_in_rig, load_rig
+from nvf_fast.data.synthetic_views import ViewOptions
+from nvf_fast.data.view_objects import draw_orientation
+from nvf_fast.data.view_renderer import OVERSAMPLING, HandRenderer, SceneChances
+
+Side = Literal["right", "left"]
+SHAPE = (720, 1280)  # px, height and width
+FIELD_OF_VIEW = 60.0  # degrees, across the width
+SIZES = (40.0, 400.0)  # px, of the joints' boxes, log-uniform
+MOST_HANDS = 2
+TRIES = 24  # hands drawn until one has room
+LARGEST_LAYER = 2048  # px, side of a hand's own raster
+GAP = 0.15  # least distance of two boxes, relative to the longer side of the larger one
+MOST_COVERED = 3  # joints of one hand that lie behind another hand or its forearm
+
+
+@dataclass(frozen=True)
+class WideHand:
+    """One hand of a wide image.
+
+    Attributes:
+        side: "right" or "left".
+        joints: (21, 3) float32 mm of the unit hand, in the frame of the image's camera.
+        box: (4,) float32 px, (x0, y0, x1, y1) around the projected joints.
+    """
+
+    side: Side
+    joints: np.ndarray
+    box: np.ndarray
+
+
+@dataclass(frozen=True)
+class WideImage:
+    """An image with the hands that it shows.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        intrinsics: (3, 3) float64 px.
+        hands: of either side, none or several.
+    """
+
+    image: np.ndarray
+    intrinsics: np.ndarray
+    hands: tuple[WideHand, ...]
+
+
+class _HandLayer(NamedTuple):
+    """One hand with its forearm and what it holds, rendered without a background.
+
+    Attributes:
+        image: (C, C, 4) float32, display RGB times coverage, and coverage.
+        joints: (21, 3) float64 mm of the unit hand, in the frame of the layer's camera.
+        focal: px of that camera, whose principal point is pixel (C/2, C/2).
+    """
+
+    image: np.ndarray
+    joints: np.ndarray
+    focal: float
+
+
+class WideImages:
+    """A generator of wide images.
+
+    Each hand is rendered in a view of its own and warped into the image by the homography between the two
+    cameras, which share their centre, so that labels stay exact. Blur and noise are those of the whole image.
+
+    Args:
+        seed: names the images; image i of a seed is always the same.
+        rig: a glTF file with a rigged right hand; None is the built-in hand.
+        textures: pictures of skin for the file's texture coordinates.
+        backgrounds: a folder of pictures and panoramas; None for procedural surroundings.
+        shape: height and width in px.
+        field_of_view: degrees, across the width.
+        sizes: px, least and largest longer side of the joints' boxes.
+        options: of the hands; objects behind them are left out.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        rig: Path | str | None = None,
+        textures: Sequence[Path | str] = (),
+        backgrounds: Path | str | None = None,
+        shape: tuple[int, int] = SHAPE,
+        field_of_view: float = FIELD_OF_VIEW,
+        sizes: tuple[float, float] = SIZES,
+        options: ViewOptions | None = None,
+    ) -> None:
+        if not 0 < sizes[0] <= sizes[1] < min(shape):
+            raise ValueError(f"sizes must be 0 < least <= largest < {min(shape)} px, got {sizes}")
+        self.seed, self.shape, self.sizes = seed, shape, sizes
+        self.options = options or ViewOptions()
+        self._rig = built_in_rig() if rig is None else load_rig(rig)
+        self._definition: Definition = "anatomical" if rig is None else "openxr"
+        self._backgrounds = Backgrounds(backgrounds)
+        chances = SceneChances(self.options.held, self.options.in_front, clutter=0.0)
+        self._renderer = HandRenderer(
+            self._rig, textures, self._backgrounds, chances, VIEW_SIZE, turnable=True
+        )
+        height, width = shape
+        focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
+        self.intrinsics = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+
+    def draw(self, index: int, sides: Sequence[Side] | None = None) -> WideImage:
+        """Make one image.
+
+        Args:
+            index: of the image.
+            sides: of its hands; None draws 0 to 2 hands of either side.
+
+        Raises:
+            ValueError: the hands do not fit into the image beside each other.
+        """
+        stream = Stream(self.seed, "wide image", index)
+        if sides is None:
+            sides = [_draw_side(stream) for _ in range(stream.below(MOST_HANDS + 1))]
+        image = self._backgrounds.draw_view(stream, self.intrinsics[0, 0], self.shape)
+        mean = mean_colour(image) + 0.02
+        low, high = self.sizes
+        sizes = np.sort(low * (high / low) ** stream.uniforms(0, 1, len(sides)))
+        hands: list[WideHand] = []
+        for side, size in zip(sides, sizes, strict=True):  # small hands, which are far away, first
+            hand, layer = self._placed(stream, side, size, hands)
+            hands.append(hand)
+            brightness = np.clip((mean.mean() / 0.42) ** stream.uniform(0.0, 0.6), 0.6, 1.3)
+            tint = (mean / mean.mean()) ** stream.uniform(0.0, 0.4) * brightness
+            image = image * (1 - layer[..., 3:]) + tint.astype(np.float32) * layer[..., :3]
+        return WideImage(_photographed(stream, image), self.intrinsics, tuple(hands))
+
+    def _placed(
+        self, stream: Stream, side: Side, size: float, others: Sequence[WideHand]
+    ) -> tuple[WideHand, np.ndarray]:
+        """A hand that has room beside others, and its layer (H, W, 4) float32 in the image."""
+        height, width = self.shape
+        for _ in range(TRIES):
+            low = np.full(2, size / 2)
+            middle = low + ([width, height] - 2 * low) * stream.uniforms(0, 1, 2)
+            rotation = look_at_rotation(torch.from_numpy(middle), torch.from_numpy(self.intrinsics)).numpy()
+            # Off the axis the image stretches what it shows by 1 / cos, and once more outwards.
+            shown = size * rotation[2, 2] ** 1.5
+            rendered = self._layer(stream, side == "left", shown / self.intrinsics[0, 0], shown)
+            hand = self._labelled(rendered, rotation, side)
+            if (hand.box[:2] < 0).any() or (hand.box[2:] > [width - 1, height - 1]).any():
+                continue
+            if any(_near(hand.box, other.box) for other in others):
+                continue
+            layer = warp_perspective(
+                rendered.image, self._homography(rendered, rotation), self.shape, border="zero"
+            )
+            if all(_covered(layer, self.project(other.joints)) <= MOST_COVERED for other in others):
+                return hand, layer
+        raise ValueError(f"no room for a hand of {size:.0f} px beside {len(others)} in {width} x {height} px")
+
+    def project(self, joints: np.ndarray) -> np.ndarray:
+        """Pixels (N, 2) of points (N, 3) mm in the camera's frame."""
+        seen = joints @ self.intrinsics.T
+        return seen[:, :2] / seen[:, 2:]
+
+    def _layer(self, stream: Stream, left: bool, slope: float, size: float) -> _HandLayer:
+        """Render a hand alone, at `OVERSAMPLING` times the size that it is shown at.
+
+        Args:
+            stream: of the hand and its light.
+            left: whether it is a left hand.
+            slope: longer side of the joints' box at depth 1, which places the hand; the box lies about the
+                optical axis, but for the difference between a hand and its mirror image.
+            size: px that this side spans where the hand is shown.
+        """
+        draws = Draws(stream.below(2**50), "posed hand", [0])
+        (hand,) = draw_unit_hands(self._rig, self._definition, draws, self.options.sleeves)
+        hand = _at_slope(hand.turned(draw_orientation(stream, self.options.any_orientation)), slope)
+        focal, seen = size / slope, hand.seen(left)
+        in_front = seen.vertices[seen.vertices[:, 2] > NEAREST_MM]
+        reach = max(focal * np.abs(in_front[:, :2] / in_front[:, 2:]).max(), size)
+        reach = min(reach, float(np.hypot(*self.shape)))  # a forearm may come past the camera
+        focal *= min(LARGEST_LAYER / (2 * OVERSAMPLING * reach), 1.0)
+        canvas = 2 * int(np.ceil(min(OVERSAMPLING * reach + 2, LARGEST_LAYER / 2)))
+        image = self._renderer.render(stream, [hand], [left], focal, canvas=canvas)
+        return _HandLayer(image, seen.joints, OVERSAMPLING * focal)
+
+    def _labelled(self, rendered: _HandLayer, rotation: np.ndarray, side: Side) -> WideHand:
+        joints = rendered.joints @ rotation
+        seen = self.project(joints)
+        box = np.concatenate([seen.min(0), seen.max(0)])
+        return WideHand(side, joints.astype(np.float32), box.astype(np.float32))
+
+    def _homography(self, rendered: _HandLayer, rotation: np.ndarray) -> np.ndarray:
+        """(3, 3) from pixels of a layer, whose camera is turned by `rotation`, to pixels of the image."""
+        centre = len(rendered.image) / 2
+        layer = np.array([[rendered.focal, 0, centre], [0, rendered.focal, centre], [0, 0, 1]])
+        return self.intrinsics @ rotation.T @ np.linalg.inv(layer)
+
+
+def _draw_side(stream: Stream) -> Side:
+    return "left" if stream.chance(0.5) else "right"
+
+
+def _at_slope(hand: PosedHand, slope: float) -> PosedHand:
+    """Move a turned hand along the optical axis to where its joints' box spans `slope` at depth 1."""
+    offset = np.array([0.0, 0.0, np.ptp(hand.joints[:, :2], axis=0).max() / slope])
+    for _ in range(8):
+        seen = hand.joints + offset
+        seen = seen[:, :2] / seen[:, 2:]
+        low, high = seen.min(0), seen.max(0)
+        offset[2] *= (high - low).max() / slope
+        offset[:2] -= (low + high) / 2 * offset[2]
+    return hand.moved(offset)
+
+
+def _near(box: np.ndarray, other: np.ndarray) -> bool:
+    gap = GAP * max((each[2:] - each[:2]).max() for each in (box, other))
+    return bool((box[:2] - gap < other[2:]).all() and (other[:2] - gap < box[2:]).all())
+
+
+def _covered(layer: np.ndarray, pixels: np.ndarray) -> int:
+    """Pixels (N, 2) that a layer covers."""
+    columns, rows = np.rint(pixels).astype(int).T
+    return int((layer[rows, columns, 3] > 0.5).sum())
+
+
+def _photographed(stream: Stream, image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: an image (H, W, 3) float32 as one camera stores it."""
+    image = gaussian_blur(image.astype(np.float32), stream.uniform(0.4, 1.1))
+    strength = 0.02 * stream.random() ** 2
+    return develop(
+        image,
+        contrast=stream.uniform(0.85, 1.1),
+        brightness=stream.normal(0.03),
+        balance=np.exp(stream.normal(0.04) * np.array([1, 0, -1])),
+        saturation=1.0,
+        seed=stream.below(2**31),
+        constant=strength,
+        proportional=0.7 * strength,
+    )
