@@ -32,18 +32,16 @@ OTHER_WEIGHT = 2.0  # of a group that is not listed
 
 EXACT_FILL = 0.75  # of the view, by the longer side of the joints' box
 FILL = (0.45, 0.75, 1.0)  # least, most frequent and largest in training
-ANY_ROLL, ROLL = (
-    0.35,
-    0.45,
-)  # probability of any rotation in the image plane; radians, standard deviation otherwise
+ANY_ROLL = 0.35  # probability of any rotation in the image plane
+ROLL = 0.45  # radians, standard deviation otherwise
 LEFT_HANDS = 0.15  # probability of a hand that is left, or made left, and teaches its side alone
 REPLACED = 0.45  # probability of another background
 REPLACED_OUTSIDE, OUTSIDE = 0.85, 0.12  # where more than this part of the view lies outside the photograph
 WIDE_FILL, CUT_FILL = (0.10, 0.60), 0.6  # in wide views, and in the view that hands are cut out of
-WIDE_SLOPE = (0.25, 0.7)
+WIDE_SLOPE = (0.25, 0.7)  # tangent of half a wide view's angle
 STOCK, STOCK_SIZE = 512, 160  # number and side of the backgrounds in memory
 SECOND_HAND = 0.3  # probability in a wide view
-ARM_MM, ARM_RADIUS_MM = 220.0, 27.0
+ARM_MM, ARM_RADIUS_MM = 220.0, 27.0  # of the forearm in masks
 COLOUR_NOISE, LEAST_SEPARATION = 60.0, 1.5  # squared grey levels; of the colours of hand and surroundings
 BLACK = 14  # grey levels, of the padding around some photographs
 
