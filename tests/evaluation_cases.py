@@ -13,14 +13,13 @@ import numpy as np
 import torch
 import torch.distributed
 
-from nvf_fast.config import NVFConfig
 from nvf_fast.data.hand import sample_hands
 from nvf_fast.data.sample import DamagedPicture, HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on, write_report
 from nvf_fast.evaluation.run import Options, predict
-from nvf_fast.model import NVF
+from tests.reference_cases import reference_network
 
 FOCAL, SIZE = 480.0, 224
 
@@ -64,14 +63,7 @@ class Pictures:
 
 def predictor(**config: bool) -> NetworkPredictor:
     """A small network whose every point votes, so that poses are valid."""
-    torch.manual_seed(3)
-    shape = {"input_size": 64, "stem": 16, "width": 32, "stacks": 1, "hidden": (32,), "scale_optional": True}
-    model = NVF(NVFConfig(**shape | config))
-    with torch.no_grad():
-        model.field.biases[-1][0] = 0.0
-        model.field.biases[-1][1::4] = 0.5
-        model.field.weights[-1][0] *= 0.01
-    return NetworkPredictor(PoseEstimator(model, step_mm=32, fraction=1.0))
+    return NetworkPredictor(PoseEstimator(reference_network(**config), step_mm=32, fraction=1.0))
 
 
 def evaluate(folder: Path, rank: int = 0, processes: int = 1) -> None:

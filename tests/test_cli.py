@@ -36,6 +36,7 @@ from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import HandPose
 from tests import dataset_trees
 from tests.hand_cases import hand_network
+from tests.reference_cases import reference_network
 
 K = [[500.0, 0, 79.5], [0, 500.0, 59.5], [0, 0, 1]]
 Run = Callable[..., tuple[int, str, str]]
@@ -44,14 +45,8 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network whose every point votes, so that poses are valid."""
-    torch.manual_seed(3)
-    model = NVF(NVFConfig(input_size=64, stem=16, width=32, stacks=1, hidden=(32,), scale_optional=True))
-    with torch.no_grad():
-        model.field.biases[-1][0] = 0.0
-        model.field.biases[-1][1::4] = 0.5
-        model.field.weights[-1][0] *= 0.01
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(model, folder, {"data": {"pictures": 12}, "scores": {"cs_mje": 99.5}})
+    save_checkpoint(reference_network(), folder, {"data": {"pictures": 12}, "scores": {"cs_mje": 99.5}})
     return folder
 
 
@@ -143,12 +138,15 @@ def test_predict_writes_sides_and_expected_errors(run: Run, pictures: list[Path]
     model = hand_network()
     save_checkpoint(model, tmp_path / "hand", {}, dtype=torch.float32)
     options = ["--fx", 500, "--checkpoint", tmp_path / "hand", "--device", "cpu"]
-    status, out, _ = run("predict", pictures[0], *options, "--box", 40, 30, 100, 90)
+    box = ("--box", 40, 30, 100, 90)
+    status, out, _ = run("predict", pictures[0], *options, *box)
     (found,) = json.loads(out)["poses"]
     assert status == 0 and found["valid"] and found["side"] == "right" and found["box"] == [40, 30, 100, 90]
     assert len(found["expected_error"]) == 21 and min(found["expected_error"]) > 0
-    status, out, _ = run("predict", pictures[0], *options, "--side", "left")
+    status, out, _ = run("predict", pictures[0], *options, *box, "--side", "left")
     assert json.loads(out)["poses"][0]["side"] == "left"
+    status, out, err = run("predict", pictures[0], *options, "--overlay", tmp_path / "drawn.png")
+    assert status == 0 and json.loads(out)["poses"] == [] and "a.png: no hand found" in err
     status, _, err = run("predict", pictures[0], *options, "--search", "guided")
     assert status == 2 and 'search must be "dense" for a network of hand views' in err
 

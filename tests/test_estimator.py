@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import nvf_fast.pipeline
 from nvf_fast.camera import project, reference_intrinsics
-from nvf_fast.checkpoint import embedded_names, save_checkpoint
+from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.hand import sample_hands
 from nvf_fast.data.render import render_hand
@@ -30,6 +30,7 @@ from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
 from nvf_fast.replay import Replay
+from tests.reference_cases import reference_network
 
 MARKED = [0, 8, 20]
 RIGHT_HAND = torch.randn(21, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 22
@@ -336,11 +337,7 @@ def test_a_box_wider_than_the_view_is_reported(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def tiny() -> NVF:
-    torch.manual_seed(3)
-    model = NVF(NVFConfig(input_size=64, stem=16, width=32, stacks=1, hidden=(64, 32), scale_optional=True))
-    with torch.no_grad():
-        model.field.biases[-1][1::4] = 0.5  # weights about which a mean is well defined
-    return model
+    return reference_network(nearness=1.0, hidden=(64, 32))
 
 
 def test_the_network_itself(tiny: NVF) -> None:
@@ -394,16 +391,14 @@ def test_two_runs_give_the_same_bits(tiny: NVF, search: str, step: float) -> Non
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("search", "step"), [("dense", 16), ("octree", 4), ("guided", 16), ("guided", 8)])
-def test_the_embedded_model_on_cuda(search: str, step: float, dtype: torch.dtype) -> None:
+def test_a_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype: torch.dtype) -> None:
     """One graph per shape, the CPU's poses, and the same bits from run to run, launched or replayed."""
-    if not embedded_names():
-        pytest.skip("no checkpoint is embedded")
     generator = torch.Generator().manual_seed(6)
     hand = sample_hands(3, generator)
     images = [render_hand(hand[i : i + 1], 224, generator).permute(1, 2, 0).numpy() for i in range(3)]
     camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
-    wanted = load(device="cpu", step_mm=step, search=search)(images, camera, hand.hand_scale)
-    estimator = load(device="cuda", dtype=dtype, step_mm=step, search=search)
+    wanted = PoseEstimator(tiny, step, search=search)(images, camera, hand.hand_scale)
+    estimator = PoseEstimator(tiny, step, search=search, device="cuda", dtype=dtype)
     poses = [estimator(images, camera, hand.hand_scale) for _ in range(3)]
     # Chosen without a GPU, by float32's and half precision's rounding: to be set by what one shows.
     limit = 0.1 if dtype == torch.float32 else 5.0

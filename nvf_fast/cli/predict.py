@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_pose
-from nvf_fast.pose import JOINT_NAMES
+from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.search import Search
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -28,7 +29,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 @tyro.conf.configure(tyro.conf.DisallowNone)
 @dataclass(frozen=True)
 class Predict:
-    """Estimate the pose of the hand in each image. The camera is given by --fx, by --fov or by --intrinsics.
+    """Estimate the poses of hands in images. The camera is given by --fx, by --fov or by --intrinsics.
 
     Images are turned upright by their EXIF data; box and intrinsics are those of the upright image. Errors go
     to stderr and end with status 2, after the poses of the other images are written.
@@ -43,7 +44,7 @@ class Predict:
         intrinsics: JSON file instead of --fx, in px: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], the same as
             {"K": ...}, or one such matrix per image, {"NAME.jpg": ...}.
         box: px, X0 Y0 X1 Y1 around the hand. A hand view turns to its centre and zooms to its size; without
-            one the largest centred square of the image is viewed. The reference view, of 26.3 degrees, turns
+            one every hand of the image is found, none or several. The reference view, of 26.3 degrees, turns
             to its centre; without one it looks along the optical axis.
         side: which hand it is. When absent, a network of hand views predicts it, and any other takes the
             hand for a right one.
@@ -96,10 +97,11 @@ class Predict:
                     warnings.simplefilter("always")
                     image = read_picture(path)
                     K = self._camera_of(path, image, matrices)
-                    pose = estimator(image, K, self.hand_scale, self.box, self.side)
+                    found = estimator(image, K, self.hand_scale, self.box, self.side)
+                    hands = [found] if found.joints.ndim == 2 else list(found)
                     if overlay is not None:
                         overlay.parent.mkdir(parents=True, exist_ok=True)
-                        draw_pose(image, pose).save(overlay)
+                        _drawn(image, hands).save(overlay)
             except UserError as error:
                 failures.append({"image": str(path), "error": str(error)})
                 message = str(error) if str(path) in str(error) else f"{path}: {error}"
@@ -108,8 +110,10 @@ class Predict:
                 continue
             for warning in caught:
                 _say(f"{path}: {warning.message}")
-            given = {"K": K.tolist(), "hand_scale": self.hand_scale}
-            poses.append({"image": str(path), **given, **pose.to_dict()})
+            if not hands:
+                _say(f"{path}: no hand found")
+            given = {"image": str(path), "K": K.tolist(), "hand_scale": self.hand_scale}
+            poses += [{**given, **pose.to_dict()} for pose in hands]
         self._write({"joint_names": JOINT_NAMES, "poses": poses, "failures": failures})
         if failures:
             several = f"{len(failures)} of {len(self.images)} pictures failed"
@@ -200,6 +204,12 @@ def read_picture(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from error
     except SyntaxError as error:  # of the file, as Pillow has it
         raise OSError(f"{path}: damaged ({error})") from error
+
+
+def _drawn(image: np.ndarray, hands: Sequence[HandPose]) -> Image.Image:
+    for pose in hands:
+        image = np.asarray(draw_pose(image, pose))
+    return Image.fromarray(image)
 
 
 def _say(message: str) -> None:
