@@ -131,7 +131,7 @@ class HandPipeline:
             points = self.lattice.points(centres[:, 2], slopes)
             intrinsics = view_intrinsics(slopes, self._model.config.input_size)
             map_size = (look.features.shape[2], look.features.shape[3])
-            places = self._query.locate(points, intrinsics, map_size, centres)
+            places = self._query.locate(points, intrinsics, map_size, centres, self.lattice.per_ray)
             biases = self._model.field_biases(coarse) if self._model.config.pose_code else None
             maps = self._query.project(look.features, None, biases)
             capacity = len(self.lattice) if exact else self._capacity

@@ -308,7 +308,7 @@ class HandVolume:
         axis = (torch.arange(count, device=device) + 0.5) * (2 / count) - 1  # centres of cells in [-1, 1]
         v, u, w = torch.meshgrid(axis, axis, axis, indexing="ij")
         depths = (w * (count * step_mm / 2)).flatten()
-        return HandLattice(torch.stack([u, v], -1).flatten(0, 2), depths)
+        return HandLattice(torch.stack([u, v], -1).flatten(0, 2), depths, count)
 
 
 class HandLattice(NamedTuple):
@@ -317,10 +317,12 @@ class HandLattice(NamedTuple):
     Attributes:
         uv: (N, 2) float32 in the view, in [-1, 1], row by row.
         depths: (N,) float32 mm, relative to the middle of the slab.
+        per_ray: consecutive points that lie on one ray, the farthest last.
     """
 
     uv: Tensor
     depths: Tensor
+    per_ray: int
 
     def __len__(self) -> int:
         return len(self.depths)
