@@ -47,8 +47,9 @@ def test_splits_and_groups(tmp_path: Path) -> None:
     ]
     assert Photographs(folder, "val").ids == ["val/rooms_00003.png"]
     assert {label.group for label in Photographs(folder, leave_out=["rooms"]).labels} == {"streets"}
+    assert len(Photographs(folder, leave_out=["rooms", "streets_00004.png"])) == 1
     assert Photographs(folder).fingerprint != Photographs(folder, "val").fingerprint
-    with pytest.raises(ValueError, match=r"not in labels.json: \['attics'\]"):
+    with pytest.raises(ValueError, match=r"files nor groups of labels.json: \['attics'\]"):
         Photographs(folder, leave_out=["attics"])
     with pytest.raises(ValueError, match="split must be"):
         Photographs(folder, "test")  # type: ignore[arg-type]

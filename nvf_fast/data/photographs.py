@@ -69,14 +69,14 @@ class Photographs(FolderDataset):
     Args:
         folder: holds `labels.json` and the folder `crops` with the images.
         split: "train", "val" or "all".
-        leave_out: groups that are left out, such as "xmore_frames".
+        leave_out: groups and files that are left out, such as "xmore_frames" or "rooms_00017.jpg".
 
     Attributes:
         labels: one `PhotographLabel` per sample, in the file's order.
 
     Raises:
         DatasetFaults: whatever is wrong with the files, all at once.
-        ValueError: `leave_out` names a group that the file does not have.
+        ValueError: `leave_out` names what labels.json does not have.
     """
 
     name = "Photographs"
@@ -94,13 +94,14 @@ class Photographs(FolderDataset):
         faults = Faults(self.name, self.folder, PAGE)
         faults.check_place(["labels.json"])
         labels = _read_labels(self.folder, faults)
-        groups = {label.group for label in labels}
-        if unknown := sorted(set(leave_out) - groups):
-            raise ValueError(
-                f"leave_out names groups that are not in labels.json: {unknown}; {sorted(groups)}"
-            )
+        known = {name for label in labels for name in (label.group, label.file)}
+        if unknown := sorted(set(leave_out) - known):
+            groups = sorted({label.group for label in labels})
+            raise ValueError(f"leave_out names neither files nor groups of labels.json: {unknown}; {groups}")
         self.labels = [
-            label for label in labels if split in (label.split, "all") and label.group not in leave_out
+            label
+            for label in labels
+            if split in (label.split, "all") and not {label.group, label.file} & set(leave_out)
         ]
         if not self.labels:
             faults.add(self.folder / "labels.json", f"no photograph of the split {split!r}", "at least one")
