@@ -1,4 +1,4 @@
-"""Print a hand's joints in millimetres, from one photograph.
+"""Print the joints of hands in millimetres, from one photograph.
 
 python examples/predict.py hand.jpg 900 --box 200 120 440 360 --side left
 """
@@ -15,9 +15,9 @@ import nvf_fast
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", help="an image of one hand")
+    parser.add_argument("image", help="an image of hands")
     parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this image")
-    parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels")
+    parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels; absent: every hand")
     parser.add_argument("--side", choices=("right", "left"), help="predicted when absent")
     arguments = parser.parse_args()
 
@@ -27,9 +27,16 @@ def main() -> None:
     K = np.array([[arguments.focal, 0, centre_x], [0, arguments.focal, centre_y], [0, 0, 1]])
 
     estimator = nvf_fast.load()
-    pose = estimator(image, K, box=arguments.box, side=arguments.side)
-    if not pose.valid:
-        raise SystemExit("no hand found where the view looked")
+    found = estimator(image, K, box=arguments.box, side=arguments.side)
+    hands = [found] if arguments.box else list(found)  # without a box every hand is found
+    for pose in hands:
+        if pose.valid:
+            print_hand(pose)
+    if not any(pose.valid for pose in hands):
+        raise SystemExit("no hand found")
+
+
+def print_hand(pose: nvf_fast.HandPose) -> None:
     print(f"a {pose.side} hand")
     for number, ((x, y, z), score) in enumerate(zip(pose.joints, pose.scores, strict=True)):
         error = "" if pose.expected_error is None else f" ± {pose.expected_error[number]:.0f}"

@@ -1,6 +1,6 @@
-"""Asks the model's field directly: writes the hand's surface, as the network sees it, as a cloud of points.
+"""Query the model's field directly: write the hand's surface, as the network sees it, as a cloud of points.
 
-python examples/surface.py hand.jpg 900 surface.ply
+python examples/surface.py hand.jpg 900 surface.ply --box 200 120 440 360
 """
 
 from __future__ import annotations
@@ -14,45 +14,54 @@ from PIL import Image
 from torch import Tensor
 
 import nvf_fast
-from nvf_fast.camera import reference_homography, remap
-from nvf_fast.grid import frustum_grid
+from nvf_fast.camera import network_view, view_intrinsics
+from nvf_fast.inputs import centred_squares
+from nvf_fast.volumes import HandVolume
 
-COARSE_MM, FINE_MM = 16.0, 4.0
+STEP_MM, NEAR_MM = 4.0, 2.0
 
 
-def surface_points(model: nvf_fast.NVF, image: Tensor, K: Tensor) -> Tensor:
-    """Points near the surface, (N, 3) mm, of `image` (3, H, W) in [0, 255] with `K` (3, 3) float64."""
-    size = model.config.input_size
-    view = remap(image[None], reference_homography(K, size)[None], size)
-    features = model.encode((view / 255 - 0.5) / 0.5)
+def surface_points(model: nvf_fast.NVF, image: np.ndarray, K: Tensor, box: Tensor) -> Tensor:
+    """Points near the surface of the right hand in a box, (N, 3) mm in the frame of the image's camera.
 
-    def distance(points: Tensor) -> Tensor:
-        return model.query(features, points, model.reference_intrinsics).sdf[0].abs()
-
-    coarse = frustum_grid(COARSE_MM)
-    near = coarse[distance(coarse) < COARSE_MM]
-    steps = torch.arange(FINE_MM / 2, COARSE_MM, FINE_MM) - COARSE_MM / 2
-    fine = (near[:, None] + torch.cartesian_prod(steps, steps, steps)).reshape(-1, 3)
-    return fine[distance(fine) < FINE_MM / 2]
+    Args:
+        model: a network of hand views.
+        image: (H, W, 3) uint8 RGB.
+        K: (3, 3) float64 intrinsics, px.
+        box: (4,) float64 px, (x0, y0, x1, y1).
+    """
+    size, volume = model.config.input_size, HandVolume()
+    placement = volume.place(K[None], size, boxes=box[None])
+    assert placement.slopes is not None
+    slopes = placement.slopes.float()
+    look = model.look(network_view(torch.from_numpy(image), placement.homographies[0], size), slopes)
+    coarse = look.joints(slopes)
+    points = volume.lattice(STEP_MM).points(coarse[..., 2].mean(1), slopes)
+    field = model.query(look.features, points, view_intrinsics(slopes, size), coarse=coarse)
+    return points[0, field.sdf[0].abs() < NEAR_MM] @ placement.frames[0].float()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", help="a picture of one right hand near its centre")
-    parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this picture")
+    parser.add_argument("image", help="an image of a right hand")
+    parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this image")
     parser.add_argument("output", help="file to write: .ply, .xyz or .glb")
+    parser.add_argument(
+        "--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels; all when absent"
+    )
     arguments = parser.parse_args()
 
-    pixels = np.array(Image.open(arguments.image).convert("RGB"))
-    image = torch.from_numpy(pixels).permute(2, 0, 1).float()
-    centre_y, centre_x = ((side - 1) / 2 for side in pixels.shape[:2])
+    image = np.array(Image.open(arguments.image).convert("RGB"))
+    centre_y, centre_x = ((side - 1) / 2 for side in image.shape[:2])
     K = torch.tensor(
         [[arguments.focal, 0, centre_x], [0, arguments.focal, centre_y], [0, 0, 1]], dtype=torch.float64
     )
+    given = arguments.box
+    box = centred_squares([image.shape[:2]])[0] if given is None else torch.tensor(given, dtype=torch.float64)
     with torch.inference_mode():
-        points = surface_points(nvf_fast.load(device="cpu").model, image, K)
+        points = surface_points(nvf_fast.load(device="cpu").model, image, K, box)
     if len(points) == 0:
-        raise SystemExit("no surface found where the view looked")
+        raise SystemExit("no surface found in the box")
     trimesh.PointCloud(points.numpy()).export(arguments.output)
     depth = points[:, 2]
     print(f"{arguments.output}: {len(points)} points, {depth.min():.0f} to {depth.max():.0f} mm away")

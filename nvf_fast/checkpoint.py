@@ -21,7 +21,7 @@ from nvf_fast.files import remove_unfinished, sync_folder, whole_file
 from nvf_fast.model import check_entries
 
 SCHEMA_VERSION = 1
-DEFAULTS = ("full", "small")  # the first of these that comes with the library is the default
+DEFAULTS = ("default",)  # the first of these that comes with the library is the default
 EMBEDDED = Path(__file__).resolve().parent / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"

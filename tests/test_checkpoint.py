@@ -186,14 +186,11 @@ def test_a_name_that_is_nothing_is_told_with_what_there_is(
             resolve(source)
 
 
-def test_the_larger_network_is_the_default_where_it_is_there(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_is_the_default_among_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "EMBEDDED", folder.parent)
-    for name in ("small", "full"):
-        shutil.copytree(folder, folder.parent / name)
-        assert resolve() == folder.parent / name
-    assert resolve("small") == folder.parent / "small"
+    shutil.copytree(folder, folder.parent / "default")
+    assert checkpoint.embedded_names() == ["checkpoint", "default"]
+    assert resolve() == folder.parent / "default"
 
 
 def test_none_is_refused_where_nothing_is_the_default(
