@@ -2,8 +2,6 @@
 
     python examples/render_hands.py --out hands --count 8 --size 320 --seed 24 --scene full
     python examples/render_hands.py --out hands --glb right.glb
-
-The demonstration picture in `nvf_fast/assets/` is one in a plain scene.
 """
 
 import argparse

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -391,22 +390,50 @@ def test_tune(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assets = tmp_path / "package/assets"
-    assets.mkdir(parents=True)
-    Image.fromarray(np.zeros((224, 224, 3), np.uint8)).save(assets / "demo.png")
-    joints = np.full((21, 3), [0.0, 0, 600])
-    camera = [[480.0, 0, 112], [0, 480, 112], [0, 0, 1]]
-    facts = {"K": camera, "hand_scale": 33.0, "side": "right", "joints": joints.tolist()}
-    (assets / "demo.json").write_text(json.dumps(facts))
-    monkeypatch.setattr("nvf_fast.cli.demo.files", lambda package: tmp_path / "package")
+    """A network that does not find hands gets their boxes."""
     overlay = tmp_path / "overlay.png"
     options = ["--checkpoint", checkpoint, "--overlay", overlay, "--step", 32, "--device", "cpu"]
     status, out, _ = run("demo", *options)
-    assert status == 0 and Image.open(overlay).size == (224, 224)
-    row = next(line.split() for line in out.splitlines() if line.startswith("INDEX_FINGER_TIP"))
-    x, y, z, error = map(float, row[1:5])
-    assert error == pytest.approx(math.dist((x, y, z), (0, 0, 600)), abs=0.2)
-    assert "3183 points voted" in out and " ms on cpu: prepare " in out and ", vote " in out
+    assert status == 0 and "found 2 hands; the image shows 2" in out
+    assert "right hand, in truth a right one" in out and "left hand, in truth a left one" in out
+    assert " ms on cpu: prepare " in out and ", vote " in out
+    shown = np.array(Image.open(overlay)).astype(int)
+    with Image.open(Path(nvf_fast.__file__).parent / "assets/demo.jpg") as picture:
+        assert (shown != np.array(picture.convert("RGB"))).any() and shown.shape[:2] == picture.size[::-1]
+
+
+def test_demo_shows_the_errors_of_the_hands_found(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = json.loads((Path(nvf_fast.__file__).parent / "assets/demo.json").read_text())
+    right, left = (np.array(hand["joints"], np.float32) for hand in truth["hands"])
+
+    def estimator(self: Any, image: np.ndarray, intrinsics: Any, hand_scale: float) -> HandPose:
+        """The left hand 1.01 times as far away along its rays, then the right hand with a wrong tip."""
+        joints = np.stack([1.01 * left, right])
+        joints[1, 8] += [0, 0, 21.0]
+        pixels = joints @ np.array(intrinsics, np.float32).T
+        count, two = np.array([7, 7]), np.ones((2, 21))
+        return HandPose(
+            joints, pixels[..., :2] / pixels[..., 2:], two / 2, count, count > 0, count,
+            expected_error=4 * two, side=("left", "right"),
+        )  # fmt: skip
+
+    save_checkpoint(hand_network(), tmp_path / "hands", {})
+    monkeypatch.setattr("nvf_fast.estimator.PoseEstimator.__call__", estimator)
+    options = ["--checkpoint", tmp_path / "hands", "--overlay", tmp_path / "overlay.png", "--device", "cpu"]
+    status, out, _ = run("demo", *options)
+    assert status == 0 and "found 2 hands; the image shows 2" in out
+    first, second = out.split("mean", 2)[0], out.split("mean", 2)[1]
+    assert first.startswith("left hand, in truth a left one") and "right hand, in truth a right one" in second
+
+    def row(table: str, joint: str) -> list[float]:
+        return [float(value) for value in re.search(rf"^{joint} .*$", table, re.M).group().split()[1:]]  # type: ignore[union-attr]
+
+    assert row(first, "WRIST")[3:] == [0.5, 4.0, 0.0, 0.0]
+    *_, error_2d, aligned = row(second, "INDEX_FINGER_TIP")
+    assert error_2d > 1 and 10 < aligned < 21
+    assert row(second, "INDEX_FINGER_TIP")[2] == pytest.approx(right[8, 2] + 21, abs=0.06)
 
 
 def test_drawing(tmp_path: Path) -> None:
