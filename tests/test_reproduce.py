@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import main
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.catalogue import DataConfig
@@ -18,6 +19,7 @@ from nvf_fast.reproduce import cells, published, recipes
 from nvf_fast.reproduce.recipes import PAPER, SMOKE, Size, Variant, stages
 from nvf_fast.reproduce.tables import METHODS
 from nvf_fast.training.points import PointSampling
+from tests.reference_cases import reference_network
 
 COUNT = 8
 TINY = Size(
@@ -111,25 +113,30 @@ def test_figures(workshop: Path) -> None:
     reproduce(workshop, "figure5", "--samples", "1", *other)
 
 
-@pytest.mark.usefixtures("small")
-def test_photographs_and_steps_of_the_embedded_network(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photographs_of_the_embedded_network(workshop: Path) -> None:
+    """One with a box, and one that shows no hand."""
     folder = workshop / "photographs"
     folder.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(
-        folder / "a.png"
-    )
-    (folder / "intrinsics.json").write_text(
-        json.dumps({"a.png": {"K": [[200, 0, 60], [0, 200, 45], [0, 0, 1]]}})
-    )
+    noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    camera = {"K": [[200, 0, 60], [0, 200, 45], [0, 0, 1]]}
+    for name in ("a.png", "b.png"):
+        Image.fromarray(noise if name == "a.png" else np.zeros_like(noise)).save(folder / name)
+    entries = {"a.png": camera | {"box": [20, 20, 80, 80]}, "b.png": camera}
+    (folder / "intrinsics.json").write_text(json.dumps(entries))
     main(["reproduce", "figure8", "--photographs", str(folder), "--out", str(workshop)])
     document = json.loads((workshop / "figure8.json").read_text())
-    assert document["rows"][0][0] == "a.png" and document["context"]["checkpoint"] == "embedded default"
+    assert [row[0] for row in document["rows"]] == ["a.png", "b.png"]
+    assert document["rows"][1][1:] == [0, None, 0.0]
+    assert document["context"]["checkpoint"] == "embedded default"
     assert "says nothing about" not in (workshop / "figure8.md").read_text()
+
+
+@pytest.mark.usefixtures("small")
+def test_steps_of_a_trained_network(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(reference_network(), workshop / "reference", {})
     monkeypatch.setattr(published, "STEPS", {step: published.STEPS[step] for step in (24, 32)})
     common = ["--runs", str(workshop / "runs"), "--out", str(workshop), "--pictures", "2"]
-    main(["reproduce", "table6", *common])
+    main(["reproduce", "table6", *common, "--checkpoint", str(workshop / "reference")])
     rows = json.loads((workshop / "table6.json").read_text())["rows"]
     assert [row[1] for row in rows] == [24, 32] and all(row[-1] > 0 for row in rows)
 
@@ -139,6 +146,11 @@ def test_what_is_missing_is_said(workshop: Path, capsys: pytest.CaptureFixture[s
     for arguments, message in (
         (["figure8"], "figure8 needs photographs: --photographs FOLDER"),
         (["figure6", "--samples", "7"], r"samples must lie in [0, 3), got [7]"),
+        (["table6"], "give --checkpoint with a trained one of that view, or --trained"),
+        (
+            ["table6", "--checkpoint", "default"],
+            "a camera-space field of the reference view, default has",
+        ),
         (["table9"], "invalid choice"),
     ):
         with pytest.raises(SystemExit) as ended:

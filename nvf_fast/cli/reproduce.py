@@ -19,7 +19,6 @@ Target = Literal[
     "table2", "table3", "table4", "table5", "table6", "table7", "table8",
     "figure3", "figure4", "figure5", "figure6", "figure7", "figure8",
 ]  # fmt: skip
-EMBEDDED_SEED = 9_000_001  # of pictures like those that the embedded network was trained on
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Reproduce:
 
     Data sets that are not given are replaced by synthetic pictures, and the result says so. What was trained
     stays in the folder of runs; other tables share it, and the same command goes on where it was stopped.
-    Table 6 and figure 8 train nothing where a checkpoint is given, or none of the data.
+    Figure 8 trains nothing, and neither does table 6 where a checkpoint is given.
 
     Attributes:
         target: which.
@@ -38,12 +37,13 @@ class Reproduce:
         complement: folder of Complement.
         ho3d: folder of HO-3D v2, with the released evaluation_xyz.json.
         mano: the user's MANO_RIGHT.pkl, which FreiHAND, Complement and HO-3D need.
-        checkpoint: of table 6 and figure 8, a camera-space checkpoint to take; the embedded one when absent.
-        trained: table 6 with networks trained as the paper's, RS-NVF's included.
+        checkpoint: a trained network to take: of table 6, whose grid is the reference view's, a camera-space
+            one of that view; of figure 8 any camera-space one, the embedded default when absent.
+        trained: train the networks of table 6, CS-NVF and RS-NVF, as the paper does.
         predictions: of figures 3 and 5, other methods' pred.json by name.
         photographs: of figure 8, a folder of photographs with an intrinsics.json.
         samples: of figures 4 to 7, which evaluation pictures.
-        pictures: of table 6 without training, how many evaluation pictures.
+        pictures: of table 6 with a checkpoint, how many evaluation pictures.
         runs: folder that keeps trainings, answers and rendered pictures.
         out: folder for the results.
         seed: of all trainings.
@@ -144,26 +144,24 @@ class Reproduce:
         return make[self.target](workshop, picture, self.samples)
 
     def _steps(self, workshop: Workshop) -> Result:
-        """Table 6 of a network as it is: the embedded one on pictures like those it was trained on."""
-        from nvf_fast.data.sample import FirstSamples, HandDataset
-        from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+        """Table 6 of a trained network."""
+        from nvf_fast.data.sample import FirstSamples
         from nvf_fast.model import NVF
         from nvf_fast.reproduce.tables import step_sizes
 
-        network = load_estimator(self.checkpoint, workshop.device).model
-        if not isinstance(network, NVF):
+        if self.checkpoint is None:
             raise UserError(
-                f"table 6 needs a field, {self.checkpoint} is a {network.config.method!r} baseline"
+                "table 6 varies the grid of the paper's reference view, which the embedded network does not "
+                "use: give --checkpoint with a trained one of that view, or --trained"
             )
-        dataset: HandDataset
-        if self.freihand is None and self.checkpoint is None:
-            config = SyntheticConfig(count=self.pictures, seed=EMBEDDED_SEED)
-            dataset = SyntheticHands(config, workshop.runs / "pictures")
-            what = f"synthetic hands as it was trained on, palm within 60°, seed {EMBEDDED_SEED}"
-        else:
-            dataset = FirstSamples(workshop.dataset("freihand", "evaluation"), self.pictures)
-            what = f"{dataset.name}, {dataset.split}"
-        result = step_sizes(network, dataset, use_scale=network.config.hand_scale)
-        return replace(
-            result, notes=[f"The network was not trained for this table. Pictures: {what}.", *result.notes]
-        )
+        network = load_estimator(self.checkpoint, workshop.device).model
+        config = network.config
+        if not isinstance(network, NVF) or (config.view, config.task) != ("reference", "camera-space"):
+            raise UserError(
+                f"table 6 needs a camera-space field of the reference view, {self.checkpoint} has "
+                f"method={config.method!r}, view={config.view!r}, task={config.task!r}"
+            )
+        dataset = FirstSamples(workshop.dataset("freihand", "evaluation"), self.pictures)
+        result = step_sizes(network, dataset, use_scale=config.hand_scale)
+        note = f"The network was not trained for this table. Images: {dataset.name}, {dataset.split}."
+        return replace(result, notes=[note, *result.notes])

@@ -110,16 +110,25 @@ def figure7(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result
 
 
 def figure8(estimator: PoseEstimator, folder: Path, picture: Path) -> Result:
-    """Figure 8: poses in a folder of photographs with intrinsics, see `read_photographs`."""
+    """Figure 8: poses in a folder of photographs with intrinsics, see `read_photographs`.
+
+    Where a photograph has no box, a network of hand views finds its hands: each has a row, none leaves one
+    without a pose.
+    """
     pairs, found = [], []
     takes_scale = estimator.takes_hand_scale
     for sample in read_photographs(folder):
         scale = sample.hand_scale if takes_scale else None
         box = None if sample.box is None else sample.box.numpy()
-        pose = estimator(sample.image, sample.intrinsics, scale, box, sample.side)
-        pairs.append(PosePair(sample.image, sample.intrinsics, pose.joints))
-        facts = [int(pose.voters), float(pose.joints[:, 2].mean()), float(pose.scores.mean())]
-        found.append([sample.id, *facts])
+        poses = estimator(sample.image, sample.intrinsics, scale, box, sample.side)
+        hands = [poses] if poses.joints.ndim == 2 else list(poses)
+        for pose in hands:
+            pairs.append(PosePair(sample.image, sample.intrinsics, pose.joints))
+            facts = [int(pose.voters), float(pose.joints[:, 2].mean()), float(pose.scores.mean())]
+            found.append([sample.id, *facts])
+        if not hands:
+            pairs.append(PosePair(sample.image, sample.intrinsics, np.full((21, 3), np.nan)))
+            found.append([sample.id, 0, None, 0.0])
     photograph_figure(pairs, picture)
     columns = ["photograph", "voters", "mean depth mm", "mean score"]
     return Result("figure8", "Figure 8: photographs", columns, found, pictures=[picture.name])

@@ -13,7 +13,7 @@ from nvf_fast.data.mesh import NOTHING, Distance, Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.figures.qualitative import QualitativeRow
-from nvf_fast.inputs import centred_squares
+from nvf_fast.evaluation.predictors import box_on_picture
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes
@@ -78,14 +78,12 @@ def asked_field(estimator: PoseEstimator, sample: HandSample, scale: float | Non
     model, volume, device = estimator.model, estimator.volume, estimator.device
     assert isinstance(model, NVF)
     size = model.config.input_size
-    boxes = None if sample.box is None else sample.box[None].double()
-    if boxes is None and isinstance(volume, HandVolume):
-        boxes = centred_squares([sample.image.shape[:2]])
+    box = _box(estimator, sample)
     placement = volume.place(
         torch.from_numpy(sample.intrinsics)[None],
         size,
         torch.tensor([sample.side == "left"]),
-        boxes=boxes,
+        boxes=None if box is None else torch.from_numpy(box).double()[None],
         roots=None if sample.root is None else sample.root[None].double(),
     )
     view = network_view(torch.tensor(sample.image, device=device), placement.homographies[0], size)
@@ -129,11 +127,18 @@ def _pose(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> 
         sample.image,
         sample.intrinsics,
         scale,
-        None if needs_root else sample.box,
+        _box(estimator, sample),
         sample.side,
         return_votes=True,
         root=sample.root if needs_root else None,
     )
+
+
+def _box(estimator: PoseEstimator, sample: HandSample) -> np.ndarray | None:
+    """The box (4,) px that places the view; a hand view always has one, a root-relative network none."""
+    if isinstance(estimator.volume, HandVolume):
+        return box_on_picture(sample)
+    return None if estimator.volume.needs_root or sample.box is None else sample.box.numpy()
 
 
 def _surface(field: AskedField, joints: np.ndarray, spacing_mm: float) -> Mesh:
