@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -142,7 +142,7 @@ class Synthetic:
         from nvf_fast.files import whole_file
 
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError("eval synthetic runs in one process; eval synthetic-v1 in several")
+            raise UserError("eval synthetic runs in one process; eval synthetic-v2 in several")
         predictor, facts = self.asked.load()
         if predictor.task != "camera-space":
             raise UserError(f"eval synthetic is for camera-space networks, this is a {predictor.task} one")
@@ -181,8 +181,8 @@ class Synthetic:
 
 
 @dataclass(frozen=True)
-class SyntheticV1:
-    """Measure on the fixed synthetic set.
+class FixedSynthetic:
+    """Measure on a fixed synthetic set.
 
     Attributes:
         output: where the report goes.
@@ -195,11 +195,26 @@ class SyntheticV1:
     asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
     split: Split = "evaluation"
     data_cache: Path | None = None
+    dataset: ClassVar[Literal["synthetic-v1", "synthetic-v2"]]
 
     def run(self) -> None:
         _evaluate(
-            self.asked, self.output, DataConfig("synthetic-v1"), self.split, Folders(cache=self.data_cache)
+            self.asked, self.output, DataConfig(self.dataset), self.split, Folders(cache=self.data_cache)
         )
+
+
+@dataclass(frozen=True)
+class SyntheticV1(FixedSynthetic):
+    """Measure on synthetic-v1, capsule hands drawn by rays."""
+
+    dataset: ClassVar[Literal["synthetic-v1", "synthetic-v2"]] = "synthetic-v1"
+
+
+@dataclass(frozen=True)
+class SyntheticV2(FixedSynthetic):
+    """Measure on synthetic-v2, the built-in mesh hand, beside the best constant pose of such hands."""
+
+    dataset: ClassVar[Literal["synthetic-v1", "synthetic-v2"]] = "synthetic-v2"
 
 
 @dataclass(frozen=True)
@@ -341,6 +356,7 @@ class Eval:
     data: Annotated[
         Annotated[Synthetic, tyro.conf.subcommand("synthetic")]
         | Annotated[SyntheticV1, tyro.conf.subcommand("synthetic-v1")]
+        | Annotated[SyntheticV2, tyro.conf.subcommand("synthetic-v2")]
         | Annotated[FreiHAND, tyro.conf.subcommand("freihand")]
         | Annotated[HO3D, tyro.conf.subcommand("ho3d")]
         | Annotated[Complement, tyro.conf.subcommand("complement")]
@@ -361,7 +377,7 @@ def _evaluate(
     layout: Layout | None = None,
 ) -> None:
     """Asks about every picture and writes the report; of several processes the first one does."""
-    from nvf_fast.evaluation.constant import constant_pose, other_hands
+    from nvf_fast.evaluation.constant import constant_pose, other_hands, other_mesh_hands
     from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
     from nvf_fast.evaluation.run import Options, predict
 
@@ -390,7 +406,7 @@ def _evaluate(
         "processes": processes,
         **surroundings(),
     }
-    fallback = constant_pose(other_hands())
+    fallback = constant_pose(other_mesh_hands() if config.dataset == "synthetic-v2" else other_hands())
     report = report_on(answers, fallback, context, layout)
     submit = None
     if layout is not None and split == "evaluation":

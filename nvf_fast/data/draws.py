@@ -89,18 +89,11 @@ class Stream:
     def __init__(self, key: int | str, purpose: str, index: int) -> None:
         self._philox = _philox(key, purpose, index)
         self._waiting: list[float] = []
-        self._hash = hashlib.sha256()
-
-    @property
-    def digest(self) -> bytes:
-        """SHA-256 of every word fetched so far."""
-        return self._hash.digest()
 
     def random(self) -> float:
         """Uniform in (0, 1)."""
         if not self._waiting:
             words = self._philox.random_raw(BLOCK)
-            self._hash.update(words.astype("<u8").tobytes())
             self._waiting = (((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53)[::-1].tolist()
         return self._waiting.pop()
 

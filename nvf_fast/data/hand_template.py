@@ -39,13 +39,17 @@ class Template(NamedTuple):
     joints: np.ndarray
 
 
-def build_template() -> Template:
-    """Mesh the mean capsule hand, slightly bent and with its fingers spread."""
+def build_template(spacing_mm: float = SPACING_MM) -> Template:
+    """Mesh the mean capsule hand, slightly bent and with its fingers spread.
+
+    Args:
+        spacing_mm: of the lattice that it is meshed on.
+    """
     hand = _mean_hand()
     nodes = hand.nodes[0]
     low, high = nodes.amin(0).float() - 22, nodes.amax(0).float() + 22
     low[1] = WRIST_MM  # marching cubes leaves the surface open where its box ends
-    mesh = level_mesh(lambda points: _blended(hand, points.double()).float(), low, high, SPACING_MM)
+    mesh = level_mesh(lambda points: _blended(hand, points.double()).float(), low, high, spacing_mm)
     neighbours = _neighbours(mesh.faces, len(mesh.vertices))
     vertices, rim = mesh.vertices, mesh.vertices[:, 1] < WRIST_MM + 1e-3
     for _ in range(SMOOTHING):
@@ -56,7 +60,7 @@ def build_template() -> Template:
     for finger in range(4):
         points += [nodes[BASES[finger]], *nodes[5 + 4 * finger : 9 + 4 * finger]]
     joints = torch.stack(points).numpy()
-    return Template(vertices, mesh.faces, _weights(hand, vertices, neighbours), joints)
+    return Template(vertices, mesh.faces, _weights(hand, vertices, neighbours, spacing_mm), joints)
 
 
 def _mean_hand() -> Hands:
@@ -88,17 +92,17 @@ def _blended(hand: Hands, points: Tensor) -> Tensor:
     return -FINGER_BLEND_MM * torch.logsumexp(parts * (-1 / FINGER_BLEND_MM), -1)
 
 
-def _weights(hand: Hands, vertices: np.ndarray, neighbours: _Average) -> np.ndarray:
+def _weights(hand: Hands, vertices: np.ndarray, neighbours: _Average, spacing_mm: float) -> np.ndarray:
     """(V, 25): the joint of the nearest cone, diffused over the surface, so that no finger moves another."""
     nearest = hand._cone_distances(torch.from_numpy(vertices)[None])[0][0].argmin(1).numpy()
     owner = np.concatenate([CHAINS[:, :3].flatten().numpy(), np.zeros(len(CAPSULES) - 15, int)])
     start = np.eye(25)[owner[nearest]]
     start[nearest == THENAR, 1] = start[nearest == THENAR, 0] = 0.5
-    weights = start
-    for _ in range(DIFFUSION):
+    weights, coarser = start, (SPACING_MM / spacing_mm) ** 2  # a step goes as far as an edge is long
+    for _ in range(round(coarser * DIFFUSION)):
         weights = neighbours(weights)
     wide = start[:, :2]
-    for _ in range(THUMB_DIFFUSION):
+    for _ in range(round(coarser * THUMB_DIFFUSION)):
         wide = neighbours(wide)
     both = weights[:, 0] + weights[:, 1]  # the thumb's base carries the palm along over a wider stretch
     ratio = wide[:, 1] / np.maximum(wide.sum(1), 1e-9)

@@ -66,6 +66,15 @@ class PosedHand:
             palm=rotation @ self.palm,
         )
 
+    def placed(self, rotation: np.ndarray, offset: np.ndarray) -> PosedHand:
+        """Turned about the origin, then moved."""
+        return replace(
+            self,
+            vertices=self.vertices @ rotation.T + offset,
+            joints=self.joints @ rotation.T + offset,
+            palm=rotation @ self.palm,
+        )
+
     def moved(self, offset: np.ndarray) -> PosedHand:
         return PosedHand(self.vertices + offset, self.joints + offset, self.forearm, self.palm, self.places)
 

@@ -21,6 +21,7 @@ from nvf_fast.data.skin import skin_masks
 from nvf_fast.data.skinning import blend_maps, blend_motions
 
 INFLUENCES = 4  # joints of each vertex
+SURFACE_SPACING_MM = 5.0  # of the built-in hand's coarser mesh
 SMALL_MESH = 8000  # faces; a coarser mesh is subdivided once
 ALIKE_M = 1e-6  # vertices that were split at a seam agree to this
 LID_MM, LID_COSINE = 20.0, 0.8  # of a closed wrist: how deep it lies, and how sharp the edge around it is
@@ -113,7 +114,13 @@ class Rig:
                 blend_motions(shaped, self.indices, self.weights, turns[row].numpy(), shift[row].numpy())
             )
         across = torch.stack([breadth, torch.ones_like(breadth), torch.ones_like(breadth)], -1).numpy()
-        return np.stack(vertices) * across[:, None], joints[:, OURS].numpy() * across[:, None]
+        return np.stack(vertices) * across[:, None], self.posed_joints(angles, stretch, breadth)
+
+    def posed_joints(self, angles: Mapping[str, Tensor], stretch: Tensor, breadth: Tensor) -> np.ndarray:
+        """Joints (B, 21, 3) float64 mm of hands, as `posed` gives them with their vertices."""
+        joints = self.skeleton.joint_positions(self.skeleton.turns(angles), stretch)[:, OURS]
+        joints[..., 0] *= breadth[:, None]
+        return joints.numpy()
 
     def _shape_maps(self, stretch: Tensor, girth: Tensor) -> Tensor:
         """(B, 25, 3, 3): each joint's bone is stretched along itself and thickened across."""
@@ -174,6 +181,15 @@ def built_in_rig() -> Rig:
     return assemble(template.vertices, template.faces, template.weights, template.joints, None)
 
 
+@cache
+def built_in_surface() -> Rig:
+    """The built-in hand as a coarser mesh, on which distances to every triangle cost little."""
+    template = build_template(SURFACE_SPACING_MM)
+    return assemble(
+        template.vertices, template.faces, template.weights, template.joints, None, subdivide=False
+    )
+
+
 def assemble(
     vertices: np.ndarray,
     faces: np.ndarray,
@@ -182,6 +198,7 @@ def assemble(
     uv: np.ndarray | None,
     *,
     tips_on_skin: bool = False,
+    subdivide: bool = True,
 ) -> Rig:
     """Make a rig of a mesh that is open at the wrist.
 
@@ -192,8 +209,9 @@ def assemble(
         joints: (25, 3) mm, WebXR's.
         uv: (F, 3, 2) or None.
         tips_on_skin: moves the tip joints along the last bones to the skin.
+        subdivide: whether a coarse mesh is subdivided once.
     """
-    if len(faces) < SMALL_MESH:
+    if subdivide and len(faces) < SMALL_MESH:
         vertices, faces, weights, uv = _subdivided(vertices, faces, weights, uv)
     used, compact = np.unique(faces, return_inverse=True)
     faces = compact.reshape(-1, 3)

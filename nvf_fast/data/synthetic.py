@@ -96,7 +96,7 @@ class SyntheticHands:
         checksums: list[str] | None = None,
     ) -> None:
         self.config, self.name, self.split, self.checksums = config, name, split, checksums
-        self.folder = None if cache is None else Path(cache) / config.fingerprint
+        self.folder = None if cache is None else Path(cache) / self.fingerprint
         self._chunk = lru_cache(maxsize=None)(self._load_chunk)
 
     def __len__(self) -> int:

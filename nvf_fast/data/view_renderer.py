@@ -249,7 +249,7 @@ def photographed(stream: Stream, image: np.ndarray) -> np.ndarray:
         image = motion_blur(image, length * np.cos(towards), length * np.sin(towards))
     size = len(image)
     if stream.chance(0.2):
-        small = 40 + stream.below(75)
+        small = round(size * stream.uniform(0.31, 0.9))
         image = _resampled(_resampled(image, small), size)
     strength = 0.045 * stream.random() ** 3
     pixels = develop(

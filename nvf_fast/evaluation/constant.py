@@ -45,6 +45,14 @@ def other_hands(
     return hands.joints.double().numpy()
 
 
+@lru_cache(maxsize=2)
+def other_mesh_hands(count: int = FITTED_ON, seed: int = SEED) -> np.ndarray:
+    """Joints (count, 21, 3) float64 mm of hands as in synthetic-v2, but not its own; see `other_hands`."""
+    from nvf_fast.data.synthetic_v2 import draw_joints
+
+    return draw_joints(count, seed)
+
+
 def constant_scores(pose: np.ndarray, shape: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Camera-space scores against truth (N, 21, 3) mm of answering `pose` always, and `shape` if aligned."""
     scores = metrics.camera_space_scores(np.broadcast_to(pose, truth.shape), truth)
