@@ -1,14 +1,15 @@
-"""Step size against frames per second, picture to joints (the speed columns of the paper's Table 6).
+"""Step size against frames per second, image to joints (the speed columns of the paper's Table 6).
 
-Timed: one call of the estimator on one 224 x 224 picture, host to host. Before every timed round the peer
-(`peer.py`) runs on the same picture and device, so that the ratios hold while the machine's speed drifts.
+Timed: one call of the estimator on one 224 x 224 image, host to host. Before every timed round the peer
+(`peer.py`) runs on the same image and device, so that the ratios hold while the machine's speed drifts.
 
     pytest benchmarks/bench_pipeline.py -s                          # the table, at the end
     pytest benchmarks/bench_pipeline.py --benchmark-json RUN.json   # for benchmarks/tables.py RUN.json
 
-On a CPU the peer's time at steps below 16 mm is estimated from its time per point at 16 mm. The released
-network has no weights of its own here. Its dense grid is timed with seeded weights; where it is searched, it
-computes as ever, and the known distances and votes of the picture's hand are put in the place of its answers.
+The default network is given the hand's box and side, the released one the hand scale. On a CPU the released
+network's peer at steps below 16 mm is estimated from its time per point at 16 mm. The released network has no
+weights of its own here. Its dense grid is timed with seeded weights; where it is searched, it computes as
+ever, and the known distances and votes of the image's hand take the place of its predictions.
 """
 
 from __future__ import annotations
@@ -23,29 +24,25 @@ import numpy as np
 import pytest
 import torch
 
-import nvf_fast
 from benchmarks.measured import CUDA, DEVICE, device_name, dtype_name
 from benchmarks.paired import time_in_turn
-from benchmarks.peer import Peer
+from benchmarks.peer import HandPeer, Peer
 from benchmarks.tables import TABLES, speed_row
 from benchmarks.taught import teach
-from nvf_fast.camera import reference_intrinsics
+from nvf_fast.camera import project, reference_intrinsics
+from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.hand import HandDistribution, Hands, sample_hands
+from nvf_fast.data.hand import Hands, sample_hands
 from nvf_fast.data.render import render_hand
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.predictors import NetworkPredictor
-from nvf_fast.evaluation.run import predict
-from nvf_fast.evaluation.scores import score_predictions
 from nvf_fast.model import NVF
+from nvf_fast.pose import HandPose
 
-DENSE_ON_CPU_MM = 16  # nobody waits for a dense grid of a smaller step there
-SCORED = 64  # pictures of the synthetic test set
+DENSE_ON_CPU_MM = 16  # a dense grid of a smaller step of the released network takes many seconds there
 
 
 class Case(NamedTuple):
-    """What is timed: the embedded network or the released one, a step (mm), a search, a dtype."""
+    """One timing: the default network or the released one, a step (mm), a search, a dtype."""
 
     network: str
     step: int
@@ -57,13 +54,13 @@ class Case(NamedTuple):
 
     @property
     def taught(self) -> bool:
-        """Whether known distances take the place of the network's answers."""
+        """Whether known distances take the place of the network's predictions."""
         return self.network == "released" and self.search != "dense"
 
     @property
     def peer_estimated(self) -> bool:
         """Whether the peer's time follows from that at `DENSE_ON_CPU_MM`."""
-        return not CUDA and self.step < DENSE_ON_CPU_MM
+        return not CUDA and self.network == "released" and self.step < DENSE_ON_CPU_MM
 
 
 def cases() -> list[Case]:
@@ -73,7 +70,7 @@ def cases() -> list[Case]:
     dense = [(step, "dense") for step in (4, 8, 16, 24, 32) if CUDA or step >= DENSE_ON_CPU_MM]
     searched = [(16, "guided"), (8, "guided"), (4, "guided"), (8, "octree"), (4, "octree")]
     return [
-        *(Case("embedded", step, search, dtype) for step, search in dense + searched for dtype in dtypes),
+        *(Case("default", step, "dense", dtype) for step in (16, 8) for dtype in dtypes),
         *(Case("released", step, search, dtype) for step, search in dense + searched for dtype in dtypes),
     ]
 
@@ -87,11 +84,29 @@ def picture() -> tuple[np.ndarray, np.ndarray, float, Hands]:
     return image, reference_intrinsics(224).numpy(), float(hand.hand_scale), hand
 
 
+def given(name: str) -> dict[str, Any]:
+    """What a network is told beside the image and its camera."""
+    _, intrinsics, hand_scale, hand = picture()
+    if name == "released":
+        return {"hand_scale": hand_scale}
+    pixels = project(hand.joints[0].double(), torch.from_numpy(intrinsics).double())
+    return {"box": torch.cat([pixels.amin(0), pixels.amax(0)]).numpy()}
+
+
+def estimate(estimator: PoseEstimator, name: str, count: int | None = None) -> HandPose:
+    """The pose in the image, or in `count` copies of it."""
+    image, intrinsics, _, _ = picture()
+    images = image if count is None else np.repeat(image[None], count, 0)
+    return estimator(images, intrinsics, side="right", **given(name))
+
+
 @cache
 def network(name: str) -> tuple[NVF, float]:
     """The network, and the surface_mm to vote with: one point in 300 votes where it is not trained."""
-    if name == "embedded":
-        return nvf_fast.load(device=DEVICE).model.float(), 5.0
+    if name == "default":
+        model, _ = load_checkpoint("default", DEVICE)
+        assert isinstance(model, NVF)
+        return model, 5.0
     torch.manual_seed(0)
     model = NVF(NVFConfig()).to(DEVICE)
     with torch.no_grad():
@@ -108,14 +123,15 @@ def network(name: str) -> tuple[NVF, float]:
 
 
 @cache
-def peer(name: str, step: int) -> Peer:
+def peer(name: str, step: int) -> Peer | HandPeer:
     model, surface_mm = network(name)
-    return Peer(model, step, surface_mm, device=DEVICE)
+    return (HandPeer if name == "default" else Peer)(model, step, surface_mm, device=DEVICE)
 
 
-@cache
-def scored_pictures() -> SyntheticHands:
-    return SyntheticHands(SyntheticConfig(SCORED, 9_000_001, distribution=HandDistribution()))
+def run_alone(rival: Peer | HandPeer, name: str) -> np.ndarray:
+    image, intrinsics, _, _ = picture()
+    joints: np.ndarray = rival(image, intrinsics, **given(name))
+    return joints
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,27 +148,23 @@ rows: list[list[Any]] = []
 
 @pytest.mark.parametrize("case", cases(), ids=str)
 def bench_pipeline(benchmark: Any, case: Case) -> None:
-    image, intrinsics, hand_scale, _ = picture()
     rival = peer(case.network, DENSE_ON_CPU_MM if case.peer_estimated else case.step)
     with peak_memory() as peak:
         estimator = build(case)
-        pose = estimator(image, intrinsics, hand_scale)
+        pose = estimate(estimator, case.network)
     check(case, estimator, pose.joints, rival)
     more_points = len(estimator.lattice) / len(rival)
 
     def run_peer() -> float:
-        rival(image, intrinsics, hand_scale)
+        run_alone(rival, case.network)
         query = rival.seconds["query"] * more_points
         return rival.seconds["encode"] + query + rival.seconds["vote"]
 
-    def run() -> None:
-        estimator(image, intrinsics, hand_scale)
-
-    rounds = 5 if CUDA and case.step == 4 else 15 if case.network == "embedded" else 7
-    paired = time_in_turn(benchmark, run, run_peer, rounds)
+    rounds = 5 if CUDA and case.step == 4 else 15 if case.network == "default" else 7
+    paired = time_in_turn(benchmark, lambda: estimate(estimator, case.network), run_peer, rounds)
     with estimator.timed() as stages:
         for _ in range(5):
-            estimator(image, intrinsics, hand_scale)
+            estimate(estimator, case.network)
     facts = {
         "network": case.network,
         "step_mm": case.step,
@@ -163,7 +175,6 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         "asked_again": estimator.redone,
         "stages_ms": {name: total / 5 for name, total in stages.items()},
         "peak_mib": peak[0] if peak else None,
-        "cs_mje_mm": cs_mje(estimator) if case.network == "embedded" else None,
         **paired.facts(),
     }
     benchmark.extra_info.update(facts)
@@ -195,32 +206,21 @@ def build(case: Case) -> PoseEstimator:
     return estimator
 
 
-def check(case: Case, estimator: PoseEstimator, joints: np.ndarray, rival: Peer) -> None:
+def check(case: Case, estimator: PoseEstimator, joints: np.ndarray, rival: Peer | HandPeer) -> None:
     """Correct before timed, and repeatable: the peer's joints, or those known, or the dense grid's."""
-    image, intrinsics, hand_scale, hand = picture()
     if case.taught:
-        wanted = hand.joints[0].numpy()
+        expected = picture()[3].joints[0].numpy()
     elif case.peer_estimated:
         model, surface_mm = network(case.network)
-        wanted = PoseEstimator(model, case.step, surface_mm)(image, intrinsics, hand_scale).joints
+        expected = estimate(PoseEstimator(model, case.step, surface_mm), case.network).joints
     else:
-        wanted = rival(image, intrinsics, hand_scale)
+        expected = run_alone(rival, case.network)
     limit = 10.0 if case.dtype != torch.float32 else 0.01 if case.search == "dense" else 0.5
-    assert np.linalg.norm(joints - wanted, axis=-1).mean() < limit
-    assert np.array_equal(estimator(image, intrinsics, hand_scale).joints, joints), "bit for bit"
+    assert np.linalg.norm(joints - expected, axis=-1).mean() < limit
+    assert np.array_equal(estimate(estimator, case.network).joints, joints), "bit for bit"
     if CUDA:
         assert estimator._replay is not None
         assert None not in estimator._replay._captured.values(), "one launch a frame"
-
-
-def cs_mje(estimator: PoseEstimator) -> float:
-    """mm, over pictures of the synthetic test set, hand scale given."""
-    asked = NetworkPredictor(estimator)
-    asked.scale_choices = (True,)
-    found = predict(asked, scored_pictures())
-    assert found is not None
-    scores = score_predictions(found.predictions["with_hand_scale"], found.truth, np.zeros((21, 3)))
-    return scores["cs_mje"]
 
 
 @pytest.mark.skipif(not CUDA, reason="compared on CUDA, where the goals are")
@@ -247,24 +247,22 @@ def bench_compiled_peer(benchmark: Any, step: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 8, 64] if CUDA else [1, 8])
-@pytest.mark.parametrize("name", ["embedded", "released"] if CUDA else ["embedded"])
+@pytest.mark.parametrize("name", ["default", "released"] if CUDA else ["default"])
 def bench_batches(benchmark: Any, name: str, batch: int) -> None:
-    """Many pictures a call at 16 mm, every point asked; the peer takes one after the other."""
-    image, intrinsics, hand_scale, _ = picture()
+    """Many images a call at 16 mm, every point queried; the peer takes one after the other."""
     model, surface_mm = network(name)
     estimator, rival = PoseEstimator(model, 16, surface_mm), peer(name, 16)
-    pictures = np.repeat(image[None], batch, 0)
-    alone, together = estimator(image, intrinsics, hand_scale), estimator(pictures, intrinsics, hand_scale)
-    # In half precision convolutions round otherwise for another number of pictures; by how much, no GPU has
+    alone, together = estimate(estimator, name), estimate(estimator, name, batch)
+    # In half precision convolutions round otherwise for another number of images; by how much, no GPU has
     # shown yet.
     limit = 0.01 if estimator.dtype == torch.float32 else 1.0
     assert np.linalg.norm(together.joints - alone.joints, axis=-1).mean() < limit
 
     def run_peer() -> float:
-        rival(image, intrinsics, hand_scale)
+        run_alone(rival, name)
         return batch * sum(rival.seconds.values())
 
-    paired = time_in_turn(benchmark, lambda: estimator(pictures, intrinsics, hand_scale), run_peer, rounds=7)
+    paired = time_in_turn(benchmark, lambda: estimate(estimator, name, batch), run_peer, rounds=7)
     benchmark.extra_info.update(
         network=name,
         batch=batch,

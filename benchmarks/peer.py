@@ -1,8 +1,10 @@
-"""The peer of every timing: NVF in plain eager float32 PyTorch, with the steps of the authors' evaluation.
+"""The baselines of every timing, in plain eager float32 PyTorch.
 
-For each picture the whole box is projected and masked on the host; the field runs as 1 x 1 convolutions over
-[hidden, x], concatenated anew for every layer, 150 000 points at a time; each chunk's answer is copied to the
-host; and there the near points vote by `topk`. Written for this comparison, from that description.
+`Peer` follows the steps of the authors' evaluation. For each image the whole box is projected and masked on
+the host; the field runs as 1 x 1 convolutions over [hidden, x], concatenated anew for every layer, 150 000
+points at a time; each chunk's result is copied to the host; and there the near points vote by `topk`. Written
+for this comparison, from that description. `HandPeer` does the same in a hand view: batch norms stay apart
+from convolutions, and the field is sampled and evaluated point by point.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE, reference_homography, remap
 from nvf_fast.encoder import NormReLU
 from nvf_fast.grid import Lattice
+from nvf_fast.kernels.query_field_ref import POSITION_MM
 from nvf_fast.model import NVF
+from nvf_fast.volumes import HandVolume
 
 CHUNK = 150_000
 BALL_MM = 80.0
@@ -77,12 +81,12 @@ class Peer:
     @torch.no_grad()
     def __call__(self, image: np.ndarray, K: np.ndarray, hand_scale: float | None = None) -> np.ndarray:
         """Joints (21, 3) float32 mm of an image (H, W, 3) uint8 with intrinsics K (3, 3)."""
-        began = self._now()
+        began = now(self.device)
         size = self.model.config.input_size
         homography = reference_homography(torch.from_numpy(np.asarray(K, dtype=np.float64)), size)
         picture = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
         features = self._encode(remap(picture, homography[None], size) / 127.5 - 1)[-1]
-        encoded = self._now()
+        encoded = now(self.device)
 
         uv = self.box[:, :2] / self.box[:, 2:] * (REFERENCE_FOCAL / (REFERENCE_SIZE / 2))
         inside = (uv.abs() <= 1).all(1)
@@ -90,11 +94,12 @@ class Peer:
         chunks = zip(points.split(CHUNK), uv.split(CHUNK), strict=True)
         answers = [self._ask(features, *chunk, hand_scale).cpu() for chunk in chunks]
         answer = torch.cat(answers, 1)
-        queried = self._now()
+        queried = now(self.device)
 
         near = (50 * answer[0].tanh()).abs() < self.surface_mm
-        joints = self._vote(points[near], answer[1:].unflatten(0, (-1, 4))[..., near])
-        self.seconds = {"encode": encoded - began, "query": queried - encoded, "vote": self._now() - queried}
+        joints = vote(points[near], answer[1:].unflatten(0, (-1, 4))[..., near], self.fraction)
+        ended = now(self.device)
+        self.seconds = {"encode": encoded - began, "query": queried - encoded, "vote": ended - queried}
         return joints.numpy()
 
     def _field(self, features: Tensor, points: Tensor, uv: Tensor, hand_scale: float | None) -> Tensor:
@@ -107,25 +112,99 @@ class Peer:
         if self.model.config.hand_scale:
             normalised = 0.0 if hand_scale is None else (hand_scale - 15) / 25
             inputs.append(torch.full_like(inputs[1], normalised))
-        x = torch.cat(inputs, 1)
-        hidden = x
-        for layer, (kernel, bias) in enumerate(zip(self.kernels, self.model.field.biases, strict=True)):
-            if layer > 0:
-                hidden = torch.cat([F.leaky_relu(hidden, 0.01), x], 1)
-            hidden = F.conv1d(hidden, kernel, bias)
-        return hidden[0]
+        return evaluate_layers(torch.cat(inputs, 1), self.kernels, list(self.model.field.biases))
 
-    def _vote(self, points: Tensor, votes: Tensor) -> Tensor:
-        """Joints (21, 3) of voters (V, 3) and their votes (21, 4, V)."""
-        if len(points) == 0:
-            return torch.full((len(votes), 3), torch.nan)
-        weight, direction = votes[:, 0], votes[:, 1:]
-        offset = BALL_MM * (1 - weight)[:, None] * direction
-        best = weight.topk(max(1, int(len(points) * self.fraction)), dim=1)
-        target = (points.T + offset).gather(2, best.indices[:, None].expand(-1, 3, -1))
-        return (best.values[:, None] * target).sum(2) / best.values.sum(1, keepdim=True)
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+class HandPeer:
+    """Finds the joints of one right hand in a box; `seconds` holds the last image's stages.
+
+    Args:
+        model: a network of hand views.
+        step_mm, surface_mm, fraction: as in `PoseEstimator`.
+        device: of the network.
+    """
+
+    def __init__(
+        self,
+        model: NVF,
+        step_mm: float = 16.0,
+        surface_mm: float = 5.0,
+        fraction: float = 0.5,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+        self.device, self.surface_mm, self.fraction = torch.device(device), surface_mm, fraction
+        self.volume = HandVolume()
+        self.lattice = self.volume.lattice(step_mm, self.device)
+        self.kernels = [weight.detach()[..., None].clone() for weight in self.model.field.weights]
+        self.seconds: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        """Points queried in every image."""
+        return len(self.lattice)
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, K: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """Joints (21, 3) float32 mm of the unit hand.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            K: (3, 3) intrinsics, px.
+            box: (4,) px, (x0, y0, x1, y1).
+        """
+        began = now(self.device)
+        size, model = self.model.config.input_size, self.model
+        intrinsics, boxes = torch.from_numpy(K).double()[None], torch.from_numpy(box).double()[None]
+        placement = self.volume.place(intrinsics, size, boxes=boxes)
+        assert placement.slopes is not None and model.heads is not None
+        slopes = placement.slopes.float().to(self.device)
+        picture = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
+        look = model.look(remap(picture, placement.homographies, size) / 127.5 - 1, slopes)
+        coarse = look.joints(slopes)
+        encoded = now(self.device)
+
+        centre = coarse.mean(1)
+        points = self.lattice.points(centre[:, 2], slopes)[0]
+        uv = points[:, :2] / points[:, 2:] / slopes
+        points, uv = (each[(uv.abs() <= 1).all(1)] for each in (points, uv))
+        sampled = F.grid_sample(look.features, uv[None, :, None], align_corners=True)[..., 0]
+        x = torch.cat([sampled, ((points - centre) / POSITION_MM).T[None]], 1)
+        biases = [bias[0] for bias in model.field_biases(coarse)]
+        raw = evaluate_layers(x, self.kernels, biases).cpu()
+        points, queried = points.cpu(), now(self.device)
+
+        near = (50 * raw[0].tanh()).abs() < self.surface_mm
+        voted = vote(points[near], raw[1:].unflatten(0, (-1, 4))[..., near], self.fraction)
+        joints = model.heads.combine(coarse, voted[None].to(self.device))[0].cpu()
+        joints = joints.double() @ placement.frames[0]
+        ended = now(self.device)
+        self.seconds = {"encode": encoded - began, "query": queried - encoded, "vote": ended - queried}
+        return joints.float().numpy()
+
+
+def evaluate_layers(x: Tensor, kernels: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """Raw outputs (85, N) of the field for inputs x (1, C, N)."""
+    hidden = x
+    for layer, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        if layer > 0:
+            hidden = torch.cat([F.leaky_relu(hidden, 0.01), x], 1)
+        hidden = F.conv1d(hidden, kernel, bias)
+    return hidden[0]
+
+
+def vote(points: Tensor, votes: Tensor, fraction: float) -> Tensor:
+    """Joints (21, 3) of voters (V, 3) and their votes (21, 4, V)."""
+    if len(points) == 0:
+        return torch.full((len(votes), 3), torch.nan)
+    weight, direction = votes[:, 0], votes[:, 1:]
+    offset = BALL_MM * (1 - weight)[:, None] * direction
+    best = weight.topk(max(1, int(len(points) * fraction)), dim=1)
+    target = (points.T + offset).gather(2, best.indices[:, None].expand(-1, 3, -1))
+    return (best.values[:, None] * target).sum(2) / best.values.sum(1, keepdim=True)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,7 +1,7 @@
 """Where a frame's time goes: what the device ran, how often and for how long, from PyTorch's profiler.
 
     python benchmarks/profile_frame.py                                     the released network, 16 mm, dense
-    python benchmarks/profile_frame.py --network embedded --search guided --trace frame.json
+    python benchmarks/profile_frame.py --network default --trace frame.json
 
 On a GPU kernels, by their time on the device, replayed as a frame is; on a CPU PyTorch's operations, by the
 time spent in each itself. The gap between their sum and the frame is launches and waiting.
@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.bench_pipeline import network, picture
+from benchmarks.bench_pipeline import estimate, network
 from benchmarks.measured import CUDA, device_name, now
 from nvf_fast.estimator import PoseEstimator
 
@@ -36,20 +36,19 @@ class Part(NamedTuple):
     microseconds: float
 
 
-def profiled(estimator: PoseEstimator, trace: Path | None = None) -> tuple[list[Part], float]:
+def profiled(estimator: PoseEstimator, name: str, trace: Path | None = None) -> tuple[list[Part], float]:
     """The parts of a frame, the longest first, and the frame's microseconds without the profiler."""
-    image, intrinsics, hand_scale, _ = picture()
     for _ in range(3):
-        estimator(image, intrinsics, hand_scale)
+        estimate(estimator, name)
     seconds = []
     for _ in range(FRAMES):
         began = now()
-        estimator(image, intrinsics, hand_scale)
+        estimate(estimator, name)
         seconds.append(now() - began)
     kind = torch.profiler.ProfilerActivity.CUDA if CUDA else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[kind]) as profiler:
         for _ in range(FRAMES):
-            estimator(image, intrinsics, hand_scale)
+            estimate(estimator, name)
         now()
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--network", choices=("released", "embedded"), default="released")
+    parser.add_argument("--network", choices=("released", "default"), default="released")
     parser.add_argument("--step", type=float, default=16.0, help="mm")
     parser.add_argument("--search", choices=("dense", "octree", "guided"), default="dense")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"))
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, surface_mm = network(options.network)
     dtype = options.dtype and getattr(torch, options.dtype)
     estimator = PoseEstimator(model, options.step, surface_mm, search=options.search, dtype=dtype)
-    parts, frame = profiled(estimator, options.trace)
+    parts, frame = profiled(estimator, options.network, options.trace)
     total = sum(part.microseconds for part in parts)
     print(f"{device_name()}, {options.network}, {options.step:g} mm, {options.search}, {estimator.dtype}")
     print(f"frame {frame:,.0f} us; {sum(part.launches for part in parts):,.0f} launches, {total:,.0f} us")

@@ -1,11 +1,10 @@
 """How far the searches' poses are from the dense grid's, and what they miss.
 
-    python -m benchmarks.searches                 200 with the embedded network, 3 with the released one
-    python -m benchmarks.searches --pictures 20   fewer
+    python -m benchmarks.searches
 
 Writes benchmarks/results/searches.json, from which `make readme` makes a table. The released network has no
-trained weights here: it computes in full, and the known distances and votes of each picture's hand take the
-place of its answers.
+trained weights here: it computes in full, and the known distances and votes of each image's hand take the
+place of its predictions.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import nvf_fast
 from benchmarks.taught import teach
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
@@ -33,7 +31,6 @@ from nvf_fast.model import NVF
 
 RESULT = Path(__file__).resolve().parent / "results" / "searches.json"
 SEED = 9_000_001
-RELEASED_PICTURES = 3
 COLUMNS = [
     *("network", "pictures", "step (mm)", "search", "points asked", "all asked", "voters missed"),
     *("mean difference (mm)", "largest (mm)", "times as fast"),
@@ -82,13 +79,6 @@ def compare(
     ]
 
 
-def embedded(step: float) -> Callable[[str, Hands], PoseEstimator]:
-    estimators = {kind: nvf_fast.load(step_mm=step, search=kind) for kind in ("dense", "octree", "guided")}
-    for estimator in estimators.values():  # what is made once is not timed
-        estimator(np.zeros((8, 8, 3), np.uint8), reference_intrinsics(8), 35.0)
-    return lambda kind, hand: estimators[kind]
-
-
 def released(step: float) -> Callable[[str, Hands], PoseEstimator]:
     torch.manual_seed(0)
     model = NVF(NVFConfig())
@@ -106,15 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=200, help="with the embedded network")
+    parser.add_argument("--pictures", type=int, default=3, help="how many")
     parser.add_argument("--out", type=Path, default=RESULT, help="file to write")
     options = parser.parse_args(arguments)
-    few = min(options.pictures, RELEASED_PICTURES)
     rows = [
-        compare("embedded", 16, "guided", options.pictures, embedded(16)),
-        compare("embedded", 4, "octree", options.pictures, embedded(4)),
-        compare("released", 16, "guided", few, released(16)),
-        compare("released", 4, "octree", few, released(4)),
+        compare("released", step, search, options.pictures, released(step))
+        for step, search in ((16, "guided"), (4, "octree"))
     ]
     context = {"seed": SEED, "threads": torch.get_num_threads(), "torch": torch.__version__}
     result = {"columns": COLUMNS, "rows": rows, "context": context}

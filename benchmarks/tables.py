@@ -29,7 +29,6 @@ def speed_row(facts: Facts) -> Row:
         *_times(facts),
         1e3 / facts["ms_20_50_80"][1],
         f"{ratio:.3g} (estimated)" if facts["peer_estimated"] else ratio,
-        facts["cs_mje_mm"],
     ]
 
 
@@ -103,7 +102,6 @@ TABLES = {
         [
             *("network", "step (mm)", "search", "precision", "points asked", *TIMES, "FPS"),
             "times the peer",
-            "CS-MJE (mm)",
         ],
         speed_row,
     ),

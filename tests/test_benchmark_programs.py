@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from benchmarks import curves, profile_frame
-from nvf_fast.checkpoint import embedded_names
 
 
 def test_curves_show_losses_and_scores(tmp_path: Path) -> None:
@@ -46,10 +45,8 @@ def test_curves_say_what_is_missing_or_torn(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the profiler
 def test_a_frame_s_time_is_shown_by_part(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    if not embedded_names():
-        pytest.skip("no checkpoint is embedded")
     trace = tmp_path / "frame.json"
-    profile_frame.main(["--network", "embedded", "--step", "32", "--rows", "5", "--trace", str(trace)])
+    profile_frame.main(["--network", "default", "--step", "32", "--rows", "5", "--trace", str(trace)])
     lines = capfd.readouterr().out.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("frame "))
     rows = lines[first + 2 : first + 7]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.peer import Peer
+from benchmarks.peer import HandPeer, Peer
 from nvf_fast.config import NVFConfig
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.model import NVF
+from tests.hand_cases import hand_network
 
 K = np.array([[500.0, 0, 79.5], [0, 500.0, 59.5], [0, 0, 1]])
 
@@ -28,3 +29,12 @@ def test_peer_is_the_dense_estimator(hand_scale: float | None, surface_mm: float
     assert pose.valid == (surface_mm == 5.0)
     assert not pose.valid or 0 < pose.voters < 7742
     np.testing.assert_allclose(found, pose.joints, atol=0.01)
+
+
+def test_hand_peer_is_the_estimator_of_hand_views() -> None:
+    model, box = hand_network(), np.array([20.0, 30.0, 120.0, 110.0])
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    found = HandPeer(model)(image, K, box)
+    pose = PoseEstimator(model)(image, K, box=box, side="right")
+    assert pose.valid and 0 < pose.voters < 2744
+    np.testing.assert_allclose(found, pose.joints, atol=0.02)
