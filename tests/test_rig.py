@@ -170,6 +170,7 @@ def test_poses_stay_inside_the_ranges_of_motion_and_rarely_overlap() -> None:
         ("index-finger-phalanx-intermediate", "index-finger-phalanx-intermediate"),
         ("Palm_R", "Palm_R"),
         ("Forearm", "Forearm"),
+        ("wrist-copy", "wrist-copy"),
     ],
 )
 def test_joint_names(name: str, expected: str) -> None:

@@ -46,6 +46,7 @@ FINGER_WORDS = {"thumb": "thumb", "little": "pinky-finger"} | {
 BONE_WORDS = {"metacarpal": "metacarpal", "tip": "tip"} | {
     bone: f"phalanx-{bone}" for bone in ("proximal", "intermediate", "distal")
 }
+OTHER_WORDS = {"xr", "hand", "joint", "ext", "r", "l", "right", "left"}  # around finger and bone
 
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
@@ -296,15 +297,12 @@ class GLBFile:
 
 def webxr_name(name: str) -> str:
     """Return WebXR's name of an OpenXR joint; any other name comes back as it is."""
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
-    fingers = [word for word in words if word in FINGER_WORDS]
-    bones = [word for word in words if word in BONE_WORDS]
-    if words.count("wrist") == 1 and not fingers:
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word and word not in OTHER_WORDS]
+    if words == ["wrist"]:
         return "wrist"
-    if len(fingers) != 1 or len(bones) != 1:
-        return name
-    finger, bone = FINGER_WORDS[fingers[0]], BONE_WORDS[bones[0]]
-    return f"{finger}-{bone}"
+    if len(words) == 2 and words[0] in FINGER_WORDS and words[1] in BONE_WORDS:
+        return f"{FINGER_WORDS[words[0]]}-{BONE_WORDS[words[1]]}"
+    return name
 
 
 def _buffer(path: Path, gltf: Any, buffer: Any) -> bytes | None:
