@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numba
@@ -43,6 +44,7 @@ STOCK, STOCK_SIZE = 512, 160  # number and side of the backgrounds in memory
 SECOND_HAND = 0.3  # probability in a wide view
 ARM_MM, ARM_RADIUS_MM = 220.0, 27.0  # of the forearm in masks
 COLOUR_NOISE, LEAST_SEPARATION = 60.0, 1.5  # squared grey levels; of the colours of hand and surroundings
+NOISE = 1 << 20  # standard normal numbers drawn ahead, of which each view takes a part
 BLACK = 14  # grey levels, of the padding around some photographs
 
 
@@ -245,7 +247,8 @@ def change_colours(image: np.ndarray, random: np.random.Generator) -> np.ndarray
     _recolour(image, levels, np.float32(saturation), changed)
     if random.random() < 0.35:
         changed = gaussian_blur(changed, random.uniform(0.3, 1.2))
-    noise = random.standard_normal(changed.shape, np.float32)
+    first = random.integers(NOISE - changed.size)
+    noise = _noise()[first : first + changed.size].reshape(changed.shape)
     output = np.empty_like(image)
     _quantise(changed, noise, np.float32(0.05 * random.random() ** 3), output)
     return output
@@ -324,6 +327,11 @@ def _paste(
     window = image[first[1] : last[1], first[0] : last[0]]
     window[:] = window + cut[..., 3:] / 255 * (cut[..., :3] - window) + 0.5
     return box
+
+
+@cache
+def _noise() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(NOISE, np.float32)
 
 
 class _BackgroundStock:
@@ -417,15 +425,16 @@ def _hand_probability(image: np.ndarray, distance: np.ndarray, grow: float, feat
     do not differ.
     """
     probability = np.ones_like(distance)
-    inside, outside = distance < -1.5, (distance > grow) & (distance < 4 * grow)
-    rim = (distance > -3) & (distance < grow + feather)
-    if min(inside.sum(), outside.sum()) < 40:
+    coarse, thinned = distance[::2, ::2], image[::2, ::2]
+    inside, outside = coarse < -1.5, (coarse > grow) & (coarse < 4 * grow)
+    if min(np.count_nonzero(inside), np.count_nonzero(outside)) < 10:
         return probability
+    rim = (distance > -3) & (distance < grow + feather)
     colours = image[rim].astype(np.float32)
     score: np.ndarray = np.zeros(len(colours), np.float32)
     models = []
     for sign, region in ((1, outside), (-1, inside)):
-        samples = image[region].astype(np.float32)
+        samples = thinned[region].astype(np.float32)
         mean = samples.mean(0)
         apart = samples - mean
         covariance = (apart.T @ apart / len(samples)).astype(np.float64) + COLOUR_NOISE * np.eye(3)
