@@ -4,7 +4,7 @@ WORKERS ?= 2
 TESTS ?= tests
 DEVICE ?= cuda
 BENCHMARKS ?= benchmarks
-RUN ?= runs/full
+RUN ?= runs/default
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 .PHONY: help demo test lint wheel bench searches accuracy readme gpu gpu-tests gpu-sanitize gpu-bench gpu-train gpu-there clean
 
 help:
-	@echo "make demo    install into .venv and run the model on the picture that comes with it"
+	@echo "make demo    install into .venv and run the model on the image that comes with it"
 	@echo "make test    install the development tools and run every test"
 	@echo "make lint    ruff and mypy"
 	@echo "make wheel   build the wheel and check it in an environment of its own"
@@ -23,8 +23,8 @@ help:
 	@echo "make readme  fill the README's tables from benchmarks/results/"
 	@echo "make gpu     on a CUDA device, with $(PYTHON) as it is: gpu-tests, gpu-sanitize and gpu-bench; make -k gpu"
 	@echo "             goes on after a failure, DEVICE=cpu rehearses, BENCHMARKS=FILE runs some"
-	@echo "make gpu-train  train the paper's network there, or go on where RUN=DIR stopped; measure it beside the small"
-	@echo "             one; TRAIN=... and EVAL=... are further options of nvf-fast train and nvf-fast eval synthetic"
+	@echo "make gpu-train  train the default network there from its committed weights, or go on where RUN=DIR stopped;"
+	@echo "             TRAIN=... and EVAL=... are further options of nvf-fast train and nvf-fast eval synthetic-v2"
 	@echo "make clean   remove everything made here"
 
 demo: $(VENV)/run
@@ -69,7 +69,7 @@ gpu-sanitize: gpu-there
 
 gpu-bench: gpu-there
 	mkdir -p build
-	for network in small released; do [ $(DEVICE) = cpu ] || $(PYTHON) -m nvf_fast tune $$network || exit 1; done
+	[ $(DEVICE) = cpu ] || $(PYTHON) -m nvf_fast tune released
 	$(PYTHON) benchmarks/ceilings.py
 	$(PYTHON) benchmarks/floors.py
 	$(PYTHON) -m pytest $(BENCHMARKS) --benchmark-json build/benchmarks.json
@@ -77,13 +77,11 @@ gpu-bench: gpu-there
 	$(PYTHON) benchmarks/readme.py
 
 gpu-train: gpu-there
-	$(PYTHON) -m nvf_fast train full --device $(DEVICE) --out $(RUN) --data-cache $(RUN)/pictures \
-		$(if $(wildcard nvf_fast/weights/full),--initial nvf_fast/weights/full) $(TRAIN)
+	$(PYTHON) -m nvf_fast train default --device $(DEVICE) --out $(RUN) \
+		--initial nvf_fast/weights/default $(TRAIN)
 	$(PYTHON) benchmarks/curves.py $(RUN) --out $(RUN)/curves.png
-	$(PYTHON) -m nvf_fast eval synthetic --device $(DEVICE) --data-cache $(RUN)/pictures \
-		--checkpoint small --out $(RUN)/small.json $(EVAL)
-	$(PYTHON) -m nvf_fast eval synthetic --device $(DEVICE) --data-cache $(RUN)/pictures \
-		--checkpoint $(RUN)/checkpoint --record --out $(RUN)/accuracy.json $(EVAL)
+	$(PYTHON) -m nvf_fast eval synthetic-v2 --device $(DEVICE) --checkpoint $(RUN)/checkpoint \
+		--out $(RUN)/report $(EVAL)
 
 gpu-there:
 	@[ $(DEVICE) = cpu ] || $(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA device')"

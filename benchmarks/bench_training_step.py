@@ -25,7 +25,7 @@ from nvf_fast.training.pictures import PictureBatch
 
 
 def small() -> TrainingConfig:
-    """The embedded model's training, with half its batch."""
+    """The preset of that name, with half its batch."""
     config = PRESETS["small"]()
     return replace(config, optimisation=replace(config.optimisation, batch=8))
 

@@ -9,7 +9,7 @@ from typing import Literal
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.data.hand import HandDistribution
-from nvf_fast.data.synthetic import V1, SyntheticConfig
+from nvf_fast.data.synthetic import SyntheticConfig
 from nvf_fast.training.augmentation import Augmentation
 from nvf_fast.training.hand_losses import HandLossConfig
 from nvf_fast.training.losses import LossConfig
@@ -187,8 +187,9 @@ def relative_ho3d_finetune() -> TrainingConfig:
 
 
 def small() -> TrainingConfig:
-    """A network for CPUs, trained on one within an hour or two: the paper's losses with every addition on.
+    """A small network of the reference view, quick to train on a CPU: the paper's losses with every addition.
 
+    No checkpoint of it comes with the library; benchmarks and tests of training use it.
     Votes are supervised within 25 mm of the surface instead of 5: a short training places the surface no
     better than that along the camera's rays, and points that vote by mistake must know where the joints are.
     """
@@ -239,31 +240,6 @@ def default() -> TrainingConfig:
     )  # fmt: skip
 
 
-def full() -> TrainingConfig:
-    """The paper's network for a GPU and hands turned any way, amid what synthetic-v1 has around them.
-
-    It learns as `small` does, from more points a picture, in bfloat16.
-    """
-    return replace(
-        small(),
-        preset="full",
-        model=NVFConfig(hand_scale=True, scale_optional=True),
-        data=DataConfig("synthetic", replace(V1, count=96_000, seed=2)),
-        sampling=PointSampling(
-            surface=1024, sphere=192, sphere_radius_mm=130.0, frustum=192, ray_points=1600,
-            inside=None, outside=None,
-        ),
-        optimisation=Optimisation(
-            optimiser="adamw", learning_rate=1e-3, weight_decay=0.02, batch=48, parts=4,
-            epochs=None, steps=6_000, schedule="cosine", warmup_steps=200,
-            clip_norm=1.0, ema=0.999, precision="bfloat16",
-        ),
-        save_every=500,
-        evaluate_every=2000,
-        evaluation_images=256,
-    )  # fmt: skip
-
-
 PRESETS = {
     make.__name__: make
     for make in (
@@ -274,7 +250,6 @@ PRESETS = {
         relative_ho3d_finetune,
         default,
         small,
-        full,
     )
 }
 
