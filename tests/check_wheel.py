@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS, MOST_BYTES = "nvf_fast/weights/default/", 12_000_000
 
 IMPORT_ALL = """
 import importlib.util, pathlib, pkgutil, sys
@@ -36,16 +37,20 @@ def expected_files() -> set[str]:
     found = set()
     for folder in (ROOT / "nvf_fast", *(ROOT / "nvf_fast").iterdir()):
         inner = folder.glob("*") if folder == ROOT / "nvf_fast" else folder.rglob("*")
-        files = (path for path in inner if path.is_file() and path.suffix != ".pyc")
+        files = (path for path in inner if path.is_file() and path.parent.name != "__pycache__")
         found |= {path.relative_to(ROOT).as_posix() for path in files}
     return found
 
 
 def check_contents(wheel: Path) -> None:
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = [file for file in zipfile.ZipFile(wheel).infolist() if ".dist-info/" not in file.filename]
+    packed = {file.filename for file in files}
     expected = expected_files()
     if packed != expected:
         sys.exit(f"the wheel lacks {sorted(expected - packed)} and adds {sorted(packed - expected)}")
+    weights = sum(file.compress_size for file in files if file.filename.startswith(WEIGHTS))
+    if not 0 < weights <= MOST_BYTES:
+        sys.exit(f"{WEIGHTS} must take up to {MOST_BYTES} bytes of the wheel, it takes {weights}")
     print(f"{wheel.name}: all {len(packed)} files of the package")
 
 
