@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -20,6 +20,7 @@ from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands, render_ahea
 from nvf_fast.search import Search
 
 if TYPE_CHECKING:
+    from nvf_fast.estimator import PoseEstimator
     from nvf_fast.evaluation.predictors import Predictor
     from nvf_fast.evaluation.report import Submit
     from nvf_fast.evaluation.submission import Layout
@@ -344,12 +345,119 @@ class LabelledPhotographs:
         print("wrote " + ", ".join(map(str, files)))
 
 
+@dataclass(frozen=True)
+class HandViews:
+    """Check a network of hand views, such as the embedded default, errors in mm.
+
+    Poses of synthetic-v2's hands by the final joints, the coarse ones and the votes alone, beside the best
+    constant pose; expected against true errors; presence and side on photographs, presence on empty views;
+    stability under rotation, moved boxes and batches; finding in wide images; and time.
+
+    Attributes:
+        out: folder for report.json, report.md and calibration.png.
+        asked: the checkpoint and how it is asked.
+        photographs: folder of labelled photographs, whose validation split is used; docs/datasets.md.
+        backgrounds: folder of pictures and panoramas that training did not show, behind empty views and in
+            wide images; procedural surroundings when absent.
+        rig: glTF file of a rigged right hand, for wide images; the built-in hand when absent.
+        data_cache: folder that keeps synthetic-v2.
+        count: hands of synthetic-v2.
+        stable: of these, hands for stability.
+        empty: views without a hand.
+        wide: wide images.
+        seed: of empty views and wide images; trainings use others.
+    """
+
+    out: Path
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    photographs: Path | None = None
+    backgrounds: Path | None = None
+    rig: Path | None = None
+    data_cache: Path | None = None
+    count: int = 2000
+    stable: int = 200
+    empty: int = 2000
+    wide: int = 200
+    seed: int = 9_000_002
+
+    def run(self) -> None:
+        from nvf_fast.evaluation.hand_view_report import report_tables, write_hand_view_report
+        from nvf_fast.evaluation.predictors import NetworkPredictor
+        from nvf_fast.evaluation.report import surroundings
+
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError("eval hand-views runs in one process")
+        predictor, facts = self.asked.load()
+        assert isinstance(predictor, NetworkPredictor)
+        if predictor.estimator.model.config.view != "hand":
+            raise UserError("eval hand-views is for networks of hand views")
+        with user_errors():
+            report = self._measure(predictor.estimator)
+            around = {
+                "backgrounds": "a folder" if self.backgrounds else "procedural",
+                "rig": self.rig.name if self.rig else "built-in",
+                "seed": self.seed,
+            }
+            files = write_hand_view_report(self.out, report, {**facts, **around, **surroundings()})
+        for columns, rows in report_tables(report).values():
+            _print_table(columns, rows)
+            print()
+        for part, reason in report["skipped"].items():
+            print(f"skipped {part}: {reason}")
+        print("wrote " + ", ".join(map(str, files)))
+
+    def _measure(self, estimator: PoseEstimator) -> dict[str, Any]:
+        from nvf_fast.data.photograph_views import PhotographViews
+        from nvf_fast.data.photographs import Photographs
+        from nvf_fast.data.synthetic_v2 import synthetic_v2
+        from nvf_fast.data.synthetic_views import SyntheticViews
+        from nvf_fast.data.wide_images import WideImages
+        from nvf_fast.evaluation import hand_views
+        from nvf_fast.evaluation.constant import other_mesh_hands
+        from nvf_fast.evaluation.photographs import predict_with
+        from nvf_fast.model import NVF
+        from nvf_fast.training.calibration import predict_views
+
+        assert isinstance(estimator.model, NVF)
+        predict, heads = predict_with(estimator), partial(predict_views, estimator.model)
+        report: dict[str, Any] = {"skipped": {}}
+        if self.count:
+            data = synthetic_v2("test", self.data_cache)
+            render_ahead(data, "cpu", count=self.count)
+            samples = [replace(data[index], surface=None) for index in range(min(self.count, len(data)))]
+            parts = hand_views.part_joints(heads, samples)
+            poses = hand_views.predicted(predict, samples)
+            report["poses"] = hand_views.score_poses(poses, parts, samples, other_mesh_hands())
+            few = samples[: self.stable]
+            report["stability"] = hand_views.score_stability(predict, few) | {"hands": len(few)}
+        else:
+            report["skipped"]["poses and stability"] = "--count is 0"
+        empty = SyntheticViews(self.seed, backgrounds=self.backgrounds).draw(self.empty, "empty")
+        threshold = estimator.model.config.presence_threshold
+        report["empty"] = hand_views.score_empty(heads, empty, threshold)
+        if self.photographs is None:
+            report["skipped"]["lost photographs and sides"] = "--photographs is not given"
+        else:
+            views = PhotographViews(Photographs(self.photographs, "val")).exact(keep_sides=True)
+            report["presence"] = hand_views.score_presence(heads, views, threshold)
+        images = WideImages(self.seed, rig=self.rig, backgrounds=self.backgrounds)
+        wide = (images.draw(index) for index in range(self.wide))
+        report["finding"] = hand_views.score_finding(estimator, wide)
+        shown = images.draw(0, ["right"])
+        box, side = shown.hands[0].box, shown.hands[0].side
+        report["time"] = hand_views.measure_times(
+            lambda: estimator(shown.image, shown.intrinsics, box=box, side=side),
+            lambda: estimator(shown.image, shown.intrinsics),
+        ) | {"device": str(estimator.device)}
+        return report
+
+
 @tyro.conf.configure(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.DisallowNone)
 @dataclass(frozen=True)
 class Eval:
     """Measure a checkpoint on a data set, lengths in mm.
 
-    All but `synthetic` and `photographs` share the pictures under torchrun:
+    All but `synthetic`, `photographs` and `hand-views` share the pictures under torchrun:
     torchrun --nproc-per-node 2 --no-python nvf-fast eval ...
     """
 
@@ -360,7 +468,8 @@ class Eval:
         | Annotated[FreiHAND, tyro.conf.subcommand("freihand")]
         | Annotated[HO3D, tyro.conf.subcommand("ho3d")]
         | Annotated[Complement, tyro.conf.subcommand("complement")]
-        | Annotated[LabelledPhotographs, tyro.conf.subcommand("photographs")],
+        | Annotated[LabelledPhotographs, tyro.conf.subcommand("photographs")]
+        | Annotated[HandViews, tyro.conf.subcommand("hand-views")],
         tyro.conf.arg(name=""),
     ]
 

@@ -1,0 +1,126 @@
+"""The report on a network of hand views: tables, JSON, and a plot of its expected errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nvf_fast.evaluation.hand_views import plot_calibration
+from nvf_fast.evaluation.report import json_text, markdown_table
+from nvf_fast.files import whole_file
+
+ERRORS = {
+    "error_2d": "2D error %",
+    "aligned": "aligned mm",
+    "relative": "relative mm",
+    "camera": "camera space, true scale mm",
+    "camera_without_scale": "without scale mm",
+}
+TITLES = {
+    "rendered": "Rendered hands of any orientation",
+    "depth": "Mean signed depth error with the true scale",
+    "facing": "Final joints by what the camera sees of the hand",
+    "calibration": "Expected and true errors, in tenths of the joints",
+    "sizes": "Recall in wide images, by size in px",
+    "checks": "Presence, finding, stability, time",
+}
+
+
+def write_hand_view_report(folder: Path, report: Mapping[str, Any], context: Mapping[str, Any]) -> list[Path]:
+    """Write report.json, report.md and calibration.png.
+
+    Args:
+        folder: made when missing.
+        report: by part, "poses", "stability", "empty", "presence", "finding" and "time", whatever there is of
+            these, as `hand_views` measures them; and "skipped", reasons by part.
+        context: under what conditions they were measured.
+
+    Returns:
+        The files. Without matplotlib the plot is left out.
+    """
+    tables = report_tables(report)
+    texts = {"report.json": json_text({"context": dict(context), **report})}
+    lines = ["# Checks of a network of hand views"]
+    for name, (columns, rows) in tables.items():
+        lines += ["", f"## {TITLES[name]}", *markdown_table(columns, rows)]
+    if report["skipped"]:
+        lines += ["", "## Skipped", "", *(f"- {part}: {why}" for part, why in report["skipped"].items())]
+    lines += ["", "## Context", "", *(f"- {name}: {value}" for name, value in context.items())]
+    texts["report.md"] = "\n".join(lines) + "\n"
+    for name, text in texts.items():
+        with whole_file(folder / name) as file:
+            file.write(text.encode())
+    written = [folder / name for name in texts]
+    if "poses" in report and find_spec("matplotlib") is not None:
+        plot_calibration(report["poses"]["calibration"], folder / "calibration.png")
+        written.append(folder / "calibration.png")
+    return written
+
+
+def report_tables(report: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Columns and rows by name, in the order of `TITLES`."""
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
+    if poses := report.get("poses"):
+        tables["rendered"] = (
+            ["joints", *ERRORS.values()],
+            [[name, *(found[key] for key in ERRORS)] for name, found in poses["methods"].items()],
+        )
+        tables["depth"] = (
+            ["distance", "error mm", "hands"],
+            [[name, found["error"], found["hands"]] for name, found in poses["depth"].items()],
+        )
+        tables["facing"] = (
+            ["facing", "aligned mm", "relative mm", "hands"],
+            [[name, *found.values()] for name, found in poses["facing"].items()],
+        )
+        tables["calibration"] = (
+            ["expected mm", "true mm", "joints"],
+            [list(row.values()) for row in poses["calibration"]],
+        )
+    if finding := report.get("finding"):
+        tables["sizes"] = (
+            ["longer side px", "recall %", "hands"],
+            [[name, found["recall"], found["hands"]] for name, found in finding["sizes"].items()],
+        )
+    tables["checks"] = (["check", "measured", "over"], _checks(report))
+    return tables
+
+
+def _checks(report: Mapping[str, Any]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    if poses := report.get("poses"):
+        rows += [
+            ["expected against true error, Spearman", poses["correlation"], f"{poses['hands']} hands"],
+            ["rendered hands lost, %", 100 * poses["lost"] / poses["hands"], f"{poses['hands']} hands"],
+        ]
+    if presence := report.get("presence"):
+        photographs = f"{presence['hands']} photographs"
+        rows += [
+            ["photographs lost, %", presence["lost"], photographs],
+            ["side right, %", presence["side"], photographs],
+        ]
+    if empty := report.get("empty"):
+        rows.append(["empty views accepted, %", empty["accepted"], f"{empty['empty']} views"])
+    if stability := report.get("stability"):
+        hands = f"{stability['hands']} hands"
+        rows += [
+            ["aligned error upside down over upright", stability["turned"], hands],
+            ["joints move when the box moves by half a pixel, mm", stability["moved"], hands],
+            ["one by one against together, largest, mm", stability["batch"], hands],
+        ]
+    if finding := report.get("finding"):
+        images = f"{finding['images']} images"
+        rows += [
+            ["hands found in wide images, %", finding["recall"], f"{finding['hands']} hands in {images}"],
+            ["side right of those, %", finding["side"], images],
+            ["false hands an image", finding["false_hands"], images],
+        ]
+    if measured := report.get("time"):
+        threads = f"{measured['threads']} threads, {measured['device']}"
+        rows += [
+            ["pose with box, ms", measured["pose"], threads],
+            ["all hands of 1280 x 720, ms", measured["find"], threads],
+        ]
+    return rows

@@ -1,0 +1,407 @@
+"""Checks of a network of hand views: poses of rendered hands, presence, stability, finding, and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nvf_fast import metrics
+from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
+from nvf_fast.data.image_warp import warp_perspective
+from nvf_fast.data.sample import HandSample
+from nvf_fast.data.wide_images import WideImage
+from nvf_fast.evaluation.constant import constant_pose, constant_shape
+from nvf_fast.evaluation.photographs import Predict
+from nvf_fast.evaluation.scores import rank_correlation
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.pose import HandPose
+from nvf_fast.training.calibration import ViewPredictions
+from nvf_fast.volumes import HandVolume
+
+PredictViews = Callable[[HandViews], ViewPredictions]
+Find = Callable[[np.ndarray, np.ndarray], HandPose]
+"""Finds and poses the hands of an image (H, W, 3), given intrinsics (3, 3): a batch of numpy arrays."""
+
+BATCH = 32
+DISTANCES_MM = (300, 400, 500, 600, 700, 800, 1000)  # edges of the bins of depth errors
+FACING = {"palm": (0.5, 1.01), "edge": (-0.5, 0.5), "back": (-1.01, -0.5)}  # cosine to the camera's direction
+DECILES = 10
+SIZES_PX = (40, 80, 160, 400)  # edges of the bins of recall
+SAME_HAND = 0.3  # least intersection over union of a found hand's box and a true one
+MOVED_PX = 0.5  # of the hand view
+REPEATS = 15
+
+
+class Poses(NamedTuple):
+    """Poses of N hands by one method, mm of the unit hand in the images' cameras; NaN where none is found."""
+
+    joints: np.ndarray
+    expected: np.ndarray
+
+
+def predicted(predict: Predict, samples: Sequence[HandSample], batch: int = BATCH) -> Poses:
+    """Poses of samples, whose sides are given.
+
+    Args:
+        predict: the method; it is given the boxes.
+        samples: N of them.
+        batch: predicted at once.
+    """
+    joints, expected = [], []
+    for first in tqdm(range(0, len(samples), batch), desc="poses", disable=None):
+        part = samples[first : first + batch]
+        pose = predict(part, [sample.side for sample in part])
+        none = np.full((len(part), 21), np.nan)
+        joints.append(pose.joints)
+        expected.append(none if pose.expected_error is None else pose.expected_error)
+    return Poses(np.concatenate(joints).astype(np.float64), np.concatenate(expected).astype(np.float64))
+
+
+def exact_views(samples: Sequence[HandSample]) -> tuple[HandViews, np.ndarray]:
+    """The views of an estimator that knows the boxes of right hands.
+
+    Returns:
+        The views, labelled with joints of unit hands; and the rotations (N, 3, 3) from the images' cameras to
+        the views'.
+    """
+    count = len(samples)
+    intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples]))
+    boxes = torch.from_numpy(np.stack([np.asarray(sample.box, np.float64) for sample in samples]))
+    placement = HandVolume().place(intrinsics, VIEW_SIZE, boxes=boxes)
+    assert placement.slopes is not None
+    rotations, focal = placement.frames.numpy(), VIEW_SIZE / 2 / placement.slopes.numpy()
+    joints = _truth(samples) / _scales(samples)[:, None, None] @ rotations.transpose(0, 2, 1)
+    seen = focal[:, None, None] * joints[..., :2] / joints[..., 2:] + VIEW_SIZE / 2
+    hands = np.full((count, VIEW_HANDS, 4), np.nan, np.float32)
+    hands[:, 0] = np.concatenate([seen.min(1), seen.max(1)], 1)
+    images = [
+        warp_perspective(sample.image, homography, VIEW_SIZE)
+        for sample, homography in zip(samples, placement.homographies.numpy(), strict=True)
+    ]
+    views = HandViews(
+        images=np.stack(images),
+        focal=focal.astype(np.float32),
+        joints=joints.astype(np.float32),
+        points=np.full((count, VIEW_POINTS, 3), np.nan, np.float32),
+        distances=np.full((count, VIEW_POINTS), np.nan, np.float32),
+        boxes=hands,
+        left=np.zeros((count, VIEW_HANDS), bool),
+        trust=np.ones(count, np.float32),
+    )
+    return views, rotations
+
+
+def part_joints(predict_views: PredictViews, samples: Sequence[HandSample]) -> dict[str, np.ndarray]:
+    """Joints (N, 21, 3) mm of the unit hand by the coarse heads alone and by the votes alone."""
+    parts: dict[str, list[np.ndarray]] = {"coarse": [], "votes": []}
+    for first in tqdm(range(0, len(samples), BATCH), desc="parts", disable=None):
+        views, rotations = exact_views(samples[first : first + BATCH])
+        found = predict_views(views)
+        for name, joints in (("coarse", found.coarse), ("votes", found.voted)):
+            parts[name].append(joints.double().numpy() @ rotations)
+    return {name: np.concatenate(joints) for name, joints in parts.items()}
+
+
+def score_poses(
+    poses: Poses, parts: Mapping[str, np.ndarray], samples: Sequence[HandSample], others: np.ndarray
+) -> dict[str, Any]:
+    """Score poses of right hands of known size.
+
+    Args:
+        poses: the final ones; a hand that is not found counts with the constant pose.
+        parts: joints (N, 21, 3) mm of the unit hand by other methods, by name.
+        samples: N hands with labels.
+        others: joints (M, 21, 3) mm, camera frame, of hands that the constant pose is fitted on.
+
+    Returns:
+        hands and lost, counts; methods, scores of each by name, see `_scores`; depth, the mean signed depth
+        error in mm with the true scale and the number of hands by distance; facing, the final joints' aligned
+        and relative error and the number of hands by orientation; correlation, Spearman's, of expected and
+        true error; and calibration, their means in tenths of the expected errors.
+    """
+    truth, scales = _truth(samples), _scales(samples)
+    intrinsics = np.stack([sample.intrinsics for sample in samples])
+    constant = np.broadcast_to(constant_pose(others), truth.shape)
+    from_wrist = np.broadcast_to(constant_pose(others - others[:, :1]), truth.shape)
+    shape = np.broadcast_to(constant_shape(others), truth.shape)
+    lost = ~np.isfinite(poses.joints).all((1, 2))
+    unit = np.where(lost[:, None, None], constant / scales[:, None, None], poses.joints)
+
+    def scores(joints: np.ndarray) -> dict[str, float]:
+        """Of joints (N, 21, 3) mm of the unit hand."""
+        sized = joints * scales[:, None, None]
+        return {
+            "error_2d": float(_errors_2d(sized, truth, intrinsics).mean()),
+            "aligned": metrics.pa_mpjpe(sized, truth),
+            "relative": metrics.mpjpe(metrics.root_align(sized, truth), truth),
+            "camera": metrics.mpjpe(sized, truth),
+            "camera_without_scale": metrics.mpjpe(joints, truth),
+        }
+
+    methods = {"final": scores(unit)} | {name: scores(joints) for name, joints in parts.items()}
+    methods["constant pose"] = {
+        "error_2d": float(_errors_2d(constant, truth, intrinsics).mean()),
+        "aligned": metrics.pa_mpjpe(shape, truth),
+        "relative": metrics.mpjpe(metrics.root_align(from_wrist, truth), truth),
+        "camera": metrics.mpjpe(constant, truth),
+        "camera_without_scale": metrics.mpjpe(constant, truth),
+    }
+    final = unit * scales[:, None, None]
+    errors = metrics.joint_errors(final, truth) / scales[:, None]
+    known = ~lost & np.isfinite(poses.expected).all(1)
+    expected, true = poses.expected[known].ravel(), errors[known].ravel()
+    return {
+        "hands": len(samples),
+        "lost": int(lost.sum()),
+        "methods": methods,
+        "depth": _by_distance(final, truth),
+        "facing": _by_facing(final, truth),
+        "correlation": rank_correlation(expected, true),
+        "calibration": calibration_table(expected, true),
+    }
+
+
+def calibration_table(expected: np.ndarray, true: np.ndarray) -> list[dict[str, float]]:
+    """Means of expected and true errors (N,) mm, in tenths of N by expected error."""
+    order = np.argsort(expected, kind="stable")
+    return [
+        {"expected": float(expected[rows].mean()), "true": float(true[rows].mean()), "joints": len(rows)}
+        for rows in np.array_split(order, DECILES)
+        if len(rows)
+    ]
+
+
+def score_presence(predict_views: PredictViews, hands: HandViews, threshold: float) -> dict[str, float]:
+    """Rates in per cent, as the estimator decides where the side is unknown.
+
+    Args:
+        predict_views: the heads.
+        hands: views with one hand each, of either side as it is.
+        threshold: of presence.
+
+    Returns:
+        hands, a count; lost; and side, right ones.
+    """
+    present, left = _presence_and_side(predict_views, hands, threshold)
+    return {
+        "hands": len(hands),
+        "lost": _rate(~present),
+        "side": _rate(left == hands.left[:, 0]),
+    }
+
+
+def score_empty(predict_views: PredictViews, empty: HandViews, threshold: float) -> dict[str, float]:
+    """The rate in per cent of views without a hand that are accepted, and their number, empty."""
+    accepted, _ = _presence_and_side(predict_views, empty, threshold)
+    return {"empty": len(empty), "accepted": _rate(accepted)}
+
+
+def score_stability(predict: Predict, samples: Sequence[HandSample]) -> dict[str, float]:
+    """How poses depend on what should not matter; hands found both times count.
+
+    Returns:
+        turned: mean aligned error of images turned by 180 degrees over that of upright ones; moved: mean
+        distance in mm of joints whose boxes are half a pixel of the hand view apart; batch: the largest
+        distance in mm of joints predicted one by one and together.
+    """
+    upright = predicted(predict, samples).joints
+    truth = _truth(samples)
+    turned = [_turned(sample) for sample in samples]
+    upside_down = predicted(predict, turned).joints
+    both = np.isfinite(upright).all((1, 2)) & np.isfinite(upside_down).all((1, 2))
+    moved = predicted(predict, [_moved(sample) for sample in samples]).joints
+    alone = predicted(predict, samples[:BATCH], batch=1).joints
+    if not both.any():
+        return {"turned": float("nan"), "moved": float("nan"), "batch": float("nan")}
+    return {
+        "turned": metrics.pa_mpjpe(upside_down[both], _truth(turned)[both])
+        / max(metrics.pa_mpjpe(upright[both], truth[both]), 1e-9),
+        "moved": float(np.nanmean(np.linalg.norm(moved - upright, axis=-1))),
+        "batch": float(np.nanmax(np.linalg.norm(alone - upright[: len(alone)], axis=-1))),
+    }
+
+
+def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
+    """Recall of true hands and rate of false ones.
+
+    A found hand counts where its joints' box overlaps a true one's by an intersection over union of
+    `SAME_HAND`, each true hand once.
+
+    Returns:
+        images and hands, counts; recall and side (right ones of those), in per cent; false_hands, per image;
+        and sizes, recall and number of hands by the longer side of their boxes.
+    """
+    sizes, hit, side, false, count = [], [], [], 0, 0
+    for wide in tqdm(images, desc="finding", disable=None):
+        count += 1
+        poses = find(wide.image, wide.intrinsics)
+        missing = list(wide.hands)
+        for pose in poses:
+            if not pose.valid:
+                continue
+            box = np.concatenate([pose.joints_2d.min(0), pose.joints_2d.max(0)])
+            overlaps = [_overlap(box, hand.box) for hand in missing]
+            if overlaps and max(overlaps) > SAME_HAND:
+                hand = missing.pop(int(np.argmax(overlaps)))
+                sizes.append((hand.box[2:] - hand.box[:2]).max())
+                hit.append(True)
+                side.append(pose.side == hand.side)
+            else:
+                false += 1
+        sizes += [(hand.box[2:] - hand.box[:2]).max() for hand in missing]
+        hit += [False] * len(missing)
+    longer, found = np.array(sizes, float), np.array(hit, bool)
+    by_size = {}
+    for low, high in pairwise(SIZES_PX):
+        # Hands are a few px larger or smaller than drawn.
+        rows = (longer >= (low if low > SIZES_PX[0] else 0)) & (
+            longer < (high if high < SIZES_PX[-1] else np.inf)
+        )
+        by_size[f"{low} to {high}"] = {"recall": _rate(found[rows]), "hands": int(rows.sum())}
+    return {
+        "images": count,
+        "hands": len(found),
+        "recall": _rate(found),
+        "side": _rate(np.array(side, bool)),
+        "false_hands": false / max(count, 1),
+        "sizes": by_size,
+    }
+
+
+def measure_times(pose: Callable[[], object], find: Callable[[], object]) -> dict[str, float]:
+    """Medians in ms of posing one hand in a box and of finding and posing all hands of an image, in turn."""
+    for call in (pose, find) * 2:
+        call()
+    seconds: dict[str, list[float]] = {"pose": [], "find": []}
+    for _ in range(REPEATS):
+        for name, call in (("pose", pose), ("find", find)):
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * float(np.median(values)) for name, values in seconds.items()} | {
+        "threads": torch.get_num_threads()
+    }
+
+
+def plot_calibration(table: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw true against expected errors.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.subplots()
+    expected, true = ([row[name] for row in table] for name in ("expected", "true"))
+    limit = 1.05 * max([*expected, *true, 1e-3])
+    axes.plot([0, limit], [0, limit], color="0.7", linewidth=1)
+    axes.plot(expected, true, "o-")
+    axes.set(xlabel="expected error, mm", ylabel="true error, mm", xlim=(0, limit), ylim=(0, limit))
+    figure.savefig(path, dpi=120)
+
+
+def _truth(samples: Sequence[HandSample]) -> np.ndarray:
+    return np.stack([np.asarray(sample.joints) for sample in samples]).astype(np.float64)
+
+
+def _scales(samples: Sequence[HandSample]) -> np.ndarray:
+    """(N,) sizes of hands relative to the unit hand."""
+    return np.array([sample.hand_scale for sample in samples], np.float64) / UNIT_SCALE_MM
+
+
+def _errors_2d(joints: np.ndarray, truth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """(N, 21) distances in the image, per cent of the longer side of the joints' box."""
+    seen, true = (points @ intrinsics.transpose(0, 2, 1) for points in (joints, truth))
+    seen, true = seen[..., :2] / seen[..., 2:], true[..., :2] / true[..., 2:]
+    sizes = np.ptp(true, axis=1).max(1)
+    return 100 * np.linalg.norm(seen - true, axis=-1) / sizes[:, None]
+
+
+def _by_distance(joints: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float]]:
+    distances = truth[..., 2].mean(1)
+    errors = joints[..., 2].mean(1) - distances
+    found = {}
+    for low, high in pairwise(DISTANCES_MM):
+        rows = (distances >= low) & (distances < high)
+        found[f"{low} to {high} mm"] = {
+            "error": float(errors[rows].mean()) if rows.any() else float("nan"),
+            "hands": int(rows.sum()),
+        }
+    return found
+
+
+def _by_facing(joints: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float]]:
+    palm = np.cross(truth[:, 5] - truth[:, 0], truth[:, 17] - truth[:, 0])  # out of a right hand's palm
+    towards = -truth.mean(1)
+    cosine = (palm * towards).sum(1) / (np.linalg.norm(palm, axis=1) * np.linalg.norm(towards, axis=1))
+    found = {}
+    for name, (low, high) in FACING.items():
+        rows = (cosine >= low) & (cosine < high)
+        if rows.any():
+            moved = metrics.root_align(joints[rows], truth[rows])
+            found[name] = {
+                "aligned": metrics.pa_mpjpe(joints[rows], truth[rows]),
+                "relative": metrics.mpjpe(moved, truth[rows]),
+                "hands": int(rows.sum()),
+            }
+    return found
+
+
+def _presence_and_side(
+    predict_views: PredictViews, views: HandViews, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether a hand is present and whether it is a left one (N,); a left hand is judged as mirrored."""
+    seen = predict_views(views)
+    left = seen.left.numpy() > 0.5
+    present = seen.presence.numpy() >= threshold
+    if left.any():
+        flip = np.array([[-1.0, 0, VIEW_SIZE], [0, 1, 0], [0, 0, 1]])
+        chosen = views[left]
+        images = np.stack([warp_perspective(image, flip, VIEW_SIZE) for image in chosen.images])
+        mirrored = {field.name: getattr(chosen, field.name) for field in fields(HandViews)} | {
+            "images": images
+        }
+        present[left] = predict_views(HandViews(**mirrored)).presence.numpy() >= threshold
+    return present, left
+
+
+def _turned(sample: HandSample) -> HandSample:
+    """The sample with the camera turned by 180 degrees about its axis."""
+    height, width = sample.image.shape[:2]
+    intrinsics = sample.intrinsics.copy()
+    intrinsics[:2, 2] = [width - 1, height - 1] - intrinsics[:2, 2]
+    box = np.asarray(sample.box, np.float64)
+    assert sample.joints is not None
+    return replace(
+        sample,
+        image=np.ascontiguousarray(sample.image[::-1, ::-1]),
+        intrinsics=intrinsics,
+        joints=sample.joints * sample.joints.new_tensor([-1, -1, 1]),
+        box=torch.from_numpy(np.array([width - 1, height - 1] * 2) - box[[2, 3, 0, 1]]),
+    )
+
+
+def _moved(sample: HandSample) -> HandSample:
+    box = np.asarray(sample.box, np.float64)
+    view_px = (box[2:] - box[:2]).max() / HandVolume().fill / VIEW_SIZE
+    return replace(sample, box=torch.from_numpy(box + MOVED_PX * view_px * np.array([1, 0, 1, 0])))
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union."""
+    common = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
+    areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
+    return float(common / max(areas - common, 1e-9))
+
+
+def _rate(hits: np.ndarray) -> float:
+    return 100 * float(hits.mean()) if len(hits) else float("nan")
