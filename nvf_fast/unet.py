@@ -18,6 +18,7 @@ DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
 TYPICAL_MM_PER_PX = 1.7  # at the middle of a hand that fills 75 % of 128 px
 TYPICAL_ERROR_MM = 30.0
 MOMENTUM, EPSILON = 0.03, 1e-5  # of batch norms
+PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
 HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
 
 

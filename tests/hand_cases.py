@@ -6,13 +6,12 @@ import torch
 
 from nvf_fast.config import NVFConfig
 from nvf_fast.model import NVF
-from nvf_fast.unet import BatchNorm
+from nvf_fast.unet import LEFT, PRESENCE, BatchNorm
 
 CONFIG = NVFConfig(
     input_size=128, width=16, hidden=(32, 16), hand_scale=False, encoder="unet", view="hand",
     channels=(8, 8, 16, 16, 24), pose_code=8,
 )  # fmt: skip
-PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
 
 
 def hand_network() -> NVF:

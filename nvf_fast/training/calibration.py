@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nvf_fast.data.hand_views import HandViews
@@ -16,12 +17,13 @@ from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.model import NVF
 from nvf_fast.stages import Stages
 from nvf_fast.training.hand_losses import HandBatch
-from nvf_fast.unet import HandLook
+from nvf_fast.unet import LEFT, PRESENCE, HandLook
 from nvf_fast.volumes import HandVolume
 
 BATCH = 32
 WEIGHTS = torch.linspace(0, 1, 21)  # candidates for the weight of the votes
 LOST, ACCEPTED = 0.02, 0.005  # rates of lost hands and of accepted empty views that weigh the same
+PENALTY = 1e-4  # of the squared weights of a fitted logit, on features of unit variance
 STEP_MM, SURFACE_MM, FRACTION = 16.0, 5.0, 0.5  # the estimator's defaults
 
 
@@ -55,6 +57,9 @@ def predict_views(model: NVF, views: HandViews) -> ViewPredictions:
 def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict[str, float]]:
     """Fit what joins a network's predictions.
 
+    - The logits of presence and side: logistic regressions on the encoder's pooled description, of every
+      second view and its mirror image. Training moves these two rows as one part of a large sum of losses,
+      and rarely far enough.
     - The weight of the votes, for the hand's middle and for each joint relative to it: the one of `WEIGHTS`
       with the least mean distance to the truth.
     - The expected error: its logarithm is shifted, per joint, until expected and true errors agree in the
@@ -73,16 +78,18 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
     """
     fitted = copy.deepcopy(model).eval()
     assert fitted.heads is not None
-    found = predict_views(model, hands)
-    joints = torch.from_numpy(hands.joints)
     heads = fitted.heads
+    fit_logits(fitted, hands[::2], empty[::2])
+    hands, empty = hands[1::2], empty[1::2]
+    found = predict_views(fitted, hands)
+    joints = torch.from_numpy(hands.joints)
     heads.vote_weight.copy_(_vote_weight(found.coarse, found.voted, joints).to(heads.vote_weight.device))
     combined = heads.combine(found.coarse.to(model.device), found.voted.to(model.device)).cpu()
     errors = (combined - joints).norm(dim=-1)
     shift = (errors.mean(0) / found.error.mean(0)).log()
     with torch.no_grad():
         heads.view.bias[3:] += shift.to(heads.view.bias)
-    shown, hidden = found.presence.numpy(), predict_views(model, empty).presence.numpy()
+    shown, hidden = found.presence.numpy(), predict_views(fitted, empty).presence.numpy()
     threshold, lost, accepted = _threshold(shown, hidden)
     fitted.config = replace(fitted.config, presence_threshold=threshold)
     return fitted, {
@@ -93,6 +100,59 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
         "voted_mm": float((found.voted - joints).norm(dim=-1).mean()),
         "combined_mm": float(errors.mean()),
     }
+
+
+@torch.no_grad()
+def fit_logits(model: NVF, hands: HandViews, empty: HandViews) -> None:
+    """Refit the heads' logits of presence and side on views with one right hand and on empty views."""
+    assert model.heads is not None
+    right, left, none = (
+        _pooled(model, hands),
+        _pooled(model, hands, mirrored=True),
+        torch.cat([_pooled(model, empty), _pooled(model, empty, mirrored=True)]),
+    )
+    shown = torch.cat([right, left])
+    for row, features, positive in (
+        (PRESENCE, torch.cat([shown, none]), len(shown)),
+        (LEFT, torch.cat([left, right]), len(left)),
+    ):
+        labels = (torch.arange(len(features)) < positive).float()
+        weight, bias = _logistic_regression(features, labels)
+        model.heads.view.weight[row].copy_(weight)
+        model.heads.view.bias[row].copy_(bias)
+
+
+def _pooled(model: NVF, views: HandViews, mirrored: bool = False) -> Tensor:
+    """The encoder's description (B, 256) of views, or of their mirror images, on the CPU."""
+    encoder = model.for_inference().encoder
+    parts = []
+    for first in range(0, len(views), BATCH):
+        batch = HandBatch.of(views[first : first + BATCH], model.device)
+        images = batch.images.flip(3) if mirrored else batch.images
+        parts.append(encoder(images, batch.slopes)[2].float().cpu())
+    return torch.cat(parts)
+
+
+def _logistic_regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (C,) and bias () of a logit for features (N, C) and labels (N,); both classes weigh the same."""
+    middle, spread = features.mean(0), features.std(0) + 1e-3
+    scaled = (features - middle) / spread
+    shares = torch.where(labels > 0, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    parameters = torch.zeros(features.shape[1] + 1, requires_grad=True)
+    optimiser = torch.optim.LBFGS([parameters], max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimiser.zero_grad()
+        with torch.enable_grad():
+            logits = scaled @ parameters[:-1] + parameters[-1]
+            value = F.binary_cross_entropy_with_logits(logits, labels, weight=shares)
+            value = value + PENALTY * parameters[:-1].square().sum()
+            value.backward()
+        return float(value.detach())
+
+    optimiser.step(loss)
+    weight = parameters.detach()[:-1] / spread
+    return weight, parameters.detach()[-1] - weight @ middle
 
 
 def _vote_weight(coarse: Tensor, voted: Tensor, joints: Tensor) -> Tensor:
@@ -111,7 +171,8 @@ def _vote_weight(coarse: Tensor, voted: Tensor, joints: Tensor) -> Tensor:
 
 def _threshold(shown: np.ndarray, hidden: np.ndarray) -> tuple[float, float, float]:
     """The threshold, the rate of views with a hand below it, and that of views without one at or above it."""
-    candidates = np.unique(np.concatenate([shown, hidden, [0.5]]).astype(np.float64).round(4))
+    values = np.unique(np.concatenate([shown, hidden]).astype(np.float64))
+    candidates = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
     lost = (shown[:, None] < candidates).mean(0)
     accepted = (hidden[:, None] >= candidates).mean(0)
     worse = np.maximum(lost / LOST, accepted / ACCEPTED)
