@@ -131,7 +131,7 @@ def variants() -> list[Variant]:
         constants = {"RAYS": ray_mesh._RAYS, "FACES": ray_mesh._FACES}
         kernel, warps = ray_mesh.find_hits, ray_mesh._WARPS
         found.append(Variant(kernel.__name__, target, kernel, pointers, constants, warps, False))
-        # The full network's widest norm, and the embedded one's widest that needs padding.
+        # The released network's widest norm, and the widest of the preset small that needs padding.
         for channels, groups, dtype_name in ((256, 32, "fp16"), (256, 32, "fp32"), (208, 8, "fp32")):
             pointers = dict.fromkeys(("x_ptr", "y_ptr", "weight_ptr", "bias_ptr"), dtype_name)
             constants = group_norm_relu.tiling(channels, groups)

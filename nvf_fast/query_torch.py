@@ -26,8 +26,8 @@ from torch import Tensor
 
 from nvf_fast.kernels.query_field_ref import POSITION_MM
 
-# Activations of the widest hidden layer per pass, which then stay in the caches. On two cores at 16 mm the
-# embedded network, of 256 channels, took 53, 41, 35, 39 and 45 ms with 512, 1024, 2048, 4096 and 8192
+# Activations of the widest hidden layer per pass, which then stay in the caches. On two cores at 16 mm a
+# network of 256 channels took 53, 41, 35, 39 and 45 ms with 512, 1024, 2048, 4096 and 8192
 # points a pass, the released one, of 1024, 374, 372 and 410 ms with 512, 1024 and 2048. Direct layers, of 256
 # channels, take equal passes: 2744 points took 10.3, 8.8, 8.4, 7.9 and 9.0 ms in 8, 4, 3, 2 and 1.
 _PASS = 2**19
