@@ -17,7 +17,7 @@ from nvf_fast.data.glb_file import CHAINS
 
 PALM, CREASE, KNUCKLE, NAIL, TIP = range(5)  # columns of the masks
 TEXTURE_SIZE = 512  # px, of the details kept of a texture
-DETAIL = 0.6  # log reflectance, of the strongest detail
+DETAIL = 0.45  # log reflectance, of the strongest detail
 
 # Linear reflectance of the back of the hand, from the lightest people to the darkest.
 TONES = np.array(
@@ -105,7 +105,7 @@ def draw_skin(stream: Stream, texture: SkinTexture | None) -> SkinLook:
         redness=stream.uniform(0.2, 1.6),
         crease=stream.uniform(0.1, 0.55) * (0.5 if textured else 1.0),
         knuckle=stream.uniform(0.05, 0.4) * (0.5 if textured else 1.0),
-        nail_cover=stream.uniform(0.3, 1.0),
+        nail_cover=stream.uniform(0.3, 1.0) * (0.5 if textured else 1.0),
         texture_palm=np.zeros(3) if texture is None else texture.palm,
         gloss=stream.uniform(0.01, 0.09),
         shine=stream.uniform(6, 40),

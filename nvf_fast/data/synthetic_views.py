@@ -18,10 +18,11 @@ from nvf_fast.data.rig import built_in_rig, load_rig
 from nvf_fast.data.solids import Solid
 from nvf_fast.data.view_objects import about_axis, draw_orientation, face_solids, forearm_alone, lying_about
 from nvf_fast.data.view_renderer import HandRenderer, SceneChances
-from nvf_fast.data.view_scene import HandGeometry
+from nvf_fast.data.view_scene import HandGeometry, covered_joints
 
 Kind = Literal["close", "wide", "empty"]
 BATCH = 48  # hands posed at once
+TRIES, MOST_COVERED = 5, 0.5  # placements of a view, and how much of a hand forearms may cover
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,13 @@ class SyntheticViews:
 
     def _close(self, stream: Stream) -> list[HandViews]:
         options = self.options
-        hand = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
-        fill = _triangular(stream, options.smallest, 0.78, options.largest)
+        posed, fill = self._next_hand(), _triangular(stream, options.smallest, 0.78, options.largest)
         shift = (1.25 - fill) * 0.33 * stream.uniforms(-1, 1, 2)
-        hand, focal = _placed(hand, stream, options, fill, shift)
+        for _ in range(TRIES):
+            turned = posed.turned(draw_orientation(stream, options.any_orientation))
+            hand, focal = _placed(turned, stream, options, fill, shift)
+            if self._covered([hand], [False], focal)[0] < MOST_COVERED:
+                break
         canvas = self.renderer.render(stream, [hand], [False], focal)
         points = _draw_points(stream, hand, self.renderer.geometry, focal)
         distances = self.renderer.geometry.distances(points, hand)
@@ -151,23 +155,13 @@ class SyntheticViews:
 
     def _wide(self, stream: Stream) -> list[HandViews]:
         options = self.options
-        hands, left = [], []
         low, high = options.wide_smallest, options.wide_largest
         fill = low * (high / low) ** stream.random()
-        first = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
-        first, focal = _placed(first, stream, options, fill, _anywhere(stream, fill))
-        hands.append(first)
-        left.append(stream.chance(0.5))
-        if stream.chance(0.5):
-            other = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
-            depth = first.joints[:, 2].mean() * np.exp(stream.normal(0.15))
-            size = np.clip(fill * first.joints[:, 2].mean() / depth, low, high)
-            places = [_anywhere(stream, size) for _ in range(6)]
-            here = np.mean(first.joints[:, :2] / first.joints[:, 2:], 0) * focal / (VIEW_SIZE / 2)
-            place = max(places, key=lambda at: float(np.linalg.norm(at - here)))
-            other = other.moved(np.append(place * VIEW_SIZE / 2 / focal, 1.0) * depth)
-            hands.append(other)
-            left.append(not left[0] if stream.chance(0.7) else left[0])
+        for _ in range(TRIES):
+            hands, left, focal = self._wide_hands(stream, fill)
+            if max(self._covered(hands, left, focal)) < MOST_COVERED:
+                break
+        first = hands[0]
         canvas = self.renderer.render(stream, hands, left, focal)
         trusted = not left[0] and fill >= options.posed
         points = distances = None
@@ -190,6 +184,30 @@ class SyntheticViews:
                 )
             )  # fmt: skip
         return views
+
+    def _wide_hands(self, stream: Stream, fill: float) -> tuple[list[PosedHand], list[bool], float]:
+        """Place one or two hands of a wide view: right hands, which are left ones, and the focal length."""
+        options, hands, left = self.options, [], []
+        first = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
+        first, focal = _placed(first, stream, options, fill, _anywhere(stream, fill))
+        hands.append(first)
+        left.append(stream.chance(0.5))
+        if stream.chance(0.5):
+            other = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
+            depth = first.joints[:, 2].mean() * np.exp(stream.normal(0.15))
+            size = np.clip(
+                fill * first.joints[:, 2].mean() / depth, options.wide_smallest, options.wide_largest
+            )
+            places = [_anywhere(stream, size) for _ in range(6)]
+            here = np.mean(first.joints[:, :2] / first.joints[:, 2:], 0) * focal / (VIEW_SIZE / 2)
+            place = max(places, key=lambda at: float(np.linalg.norm(at - here)))
+            other = other.moved(np.append(place * VIEW_SIZE / 2 / focal, 1.0) * depth)
+            hands.append(other)
+            left.append(not left[0] if stream.chance(0.7) else left[0])
+        return hands, left, focal
+
+    def _covered(self, hands: Sequence[PosedHand], left: Sequence[bool], focal: float) -> list[float]:
+        return covered_joints(self.rig, self.renderer.geometry, hands, left, VIEW_SIZE / 2 / focal)
 
     def _empty(self, stream: Stream) -> list[HandViews]:
         focal, depth = VIEW_SIZE * 2 ** stream.uniform(-0.6, 1.6), stream.uniform(300, 1200)

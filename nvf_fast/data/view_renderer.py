@@ -126,9 +126,9 @@ class HandRenderer:
         lit = np.zeros((2, len(vertices)))
         for which in range(2):
             if lighting.colours[which].any():
-                lit[which] = 0.06 + 0.94 * visibility(
-                    vertices, normals, lighting.directions[which], SHADOW_MAP
-                )
+                reached = visibility(vertices, normals, lighting.directions[which], SHADOW_MAP)
+                floor = stream.uniform(0.06, 0.5)  # large lights leave no full shadow
+                lit[which] = floor + (1 - floor) * reached
         texture = stream.choose(self._textures) if self._textures else None
         skin, looks = draw_skin(stream, texture), draw_looks(stream, 1 + int(scene.materials.max()))
         patterns, gloss, shine = (
@@ -226,7 +226,7 @@ class HandRenderer:
             directions[behind, 2] *= -1
         if stream.chance(0.4):
             colours[1] = 0
-        ambient = stream.uniform(0.3, 1.2)
+        ambient = stream.uniform(0.4, 1.2)
         sky, ground = ambient * sky, ambient * ground
         total = (0.5 * (sky + ground) + 0.55 * colours.sum(0)).mean()
         return Lighting(

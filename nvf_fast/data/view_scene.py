@@ -11,8 +11,11 @@ import numpy as np
 from nvf_fast.data.forearm import face_materials, forearm_faces
 from nvf_fast.data.point_distance import SearchableMesh
 from nvf_fast.data.posed_hands import PosedHand
+from nvf_fast.data.rasteriser import rasterise
 from nvf_fast.data.rig import Rig
 from nvf_fast.data.solids import Solid
+
+COVER_SIZE = 64  # px, of the raster that tells what is covered
 
 
 class HandGeometry(NamedTuple):
@@ -125,3 +128,35 @@ class Scene:
     @cached_property
     def uv(self) -> np.ndarray:
         return np.concatenate(self._uv) if self._uv else np.zeros((0, 3, 2), np.float32)
+
+
+def covered_joints(
+    rig: Rig,
+    geometry: HandGeometry,
+    hands: Sequence[PosedHand],
+    left: Sequence[bool],
+    slope: float,
+) -> list[float]:
+    """Measure how much of each hand lies behind forearms and the other hand.
+
+    Args:
+        rig, geometry: of the hands.
+        hands: right hands in the camera frame.
+        left: which of them are shown mirrored.
+        slope: tangent of half the view's angle.
+
+    Returns:
+        For each hand the part of its joints inside the view that something else covers, in [0, 1].
+    """
+    scene = Scene()
+    scene.add_hands(rig, geometry, hands, left)
+    focal = COVER_SIZE / 2 / slope
+    shown, _, _ = rasterise(scene.vertices, scene.faces, focal, COVER_SIZE)
+    covered = []
+    for row, (hand, side) in enumerate(zip(hands, left, strict=True)):
+        joints = hand.seen(side).joints
+        at = np.rint(focal * joints[:, :2] / joints[:, 2:] + COVER_SIZE / 2).astype(int)
+        at = at[((at >= 0) & (at < COVER_SIZE)).all(1)]
+        face = shown[at[:, 1], at[:, 0]]
+        covered.append(float(((face >= 0) & (face // len(rig.faces) != row)).mean()) if len(at) else 0.0)
+    return covered
