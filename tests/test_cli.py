@@ -386,7 +386,7 @@ def test_tune(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     status, out, _ = run("tune", checkpoint, "--step", "32")
     assert status == 0 and str(tuning.CACHE) in out and tuning.CACHE.exists()
     estimator = load(checkpoint, step_mm=32)
-    assert list(estimator._frame._query._layers.tiling) in json.loads(tuning.CACHE.read_text()).values()
+    assert list(estimator._pipeline._query._layers.tiling) in json.loads(tuning.CACHE.read_text()).values()
 
 
 def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

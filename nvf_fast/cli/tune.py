@@ -16,13 +16,14 @@ class Tune:
     """Time the block shapes of the field kernel on this CUDA device, and keep the fastest for later runs.
 
     Attributes:
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent; or
-            "released", the paper's network with weights at random, on which times do not depend.
+        checkpoint: a checkpoint folder or a hub id of a network of the reference view or of root-relative
+            cubes; "released", the paper's network with weights at random, on which times do not depend, when
+            absent. Networks of hand views, such as the embedded one, keep the untuned block shapes.
         step: mm, spacing of the query points.
         dtype: precision of the field's matrix products.
     """
 
-    checkpoint: Annotated[str | None, tyro.conf.Positional] = None
+    checkpoint: Annotated[str, tyro.conf.Positional] = "released"
     step: float = 16.0
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
