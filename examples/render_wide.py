@@ -2,9 +2,9 @@
 
     python examples/render_wide.py --out wide --count 8 --seed 3 --backgrounds panoramas
 
-`nvf_fast/assets/demo.jpg` is image 5 of
+`nvf_fast/assets/demo.jpg` is image 1 of
 
-    python examples/render_wide.py --out assets --count 6 --seed 11 --shape 540 960 --sizes 150 240 \\
+    python examples/render_wide.py --out assets --count 2 --seed 11 --shape 540 960 --sizes 150 240 \\
         --sides right left --clear
 """
 

@@ -22,6 +22,7 @@ from nvf_fast.data.rig import built_in_rig, load_rig
 from nvf_fast.data.synthetic_views import ViewOptions
 from nvf_fast.data.view_objects import draw_orientation
 from nvf_fast.data.view_renderer import OVERSAMPLING, HandRenderer, SceneChances
+from nvf_fast.data.view_scene import covered_joints
 
 Side = Literal["right", "left"]
 SHAPE = (720, 1280)  # px, height and width
@@ -29,6 +30,7 @@ FIELD_OF_VIEW = 60.0  # degrees, across the width
 SIZES = (40.0, 400.0)  # px, of the joints' boxes, log-uniform
 MOST_HANDS = 2
 TRIES = 24  # hands drawn until one has room
+MOST_HIDDEN = 0.5  # of a hand's joints behind its own forearm
 LARGEST_LAYER = 2048  # px, side of a hand's own raster
 GAP = 0.15  # least distance of two boxes, relative to the longer side of the larger one
 MOST_COVERED = 3  # joints of one hand that lie behind another hand or its forearm
@@ -160,6 +162,8 @@ class WideImages:
             # Off the axis the image stretches what it shows by 1 / cos, and once more outwards.
             shown = size * rotation[2, 2] ** 1.5
             rendered = self._layer(stream, side == "left", shown / self.intrinsics[0, 0], shown)
+            if rendered is None:
+                continue
             hand = self._labelled(rendered, rotation, side)
             if (hand.box[:2] < 0).any() or (hand.box[2:] > [width - 1, height - 1]).any():
                 continue
@@ -177,7 +181,7 @@ class WideImages:
         seen = joints @ self.intrinsics.T
         return seen[:, :2] / seen[:, 2:]
 
-    def _layer(self, stream: Stream, left: bool, slope: float, size: float) -> _HandLayer:
+    def _layer(self, stream: Stream, left: bool, slope: float, size: float) -> _HandLayer | None:
         """Render a hand alone, at `OVERSAMPLING` times the size that it is shown at.
 
         Args:
@@ -186,10 +190,15 @@ class WideImages:
             slope: longer side of the joints' box at depth 1, which places the hand; the box lies about the
                 optical axis, but for the difference between a hand and its mirror image.
             size: px that this side spans where the hand is shown.
+
+        Returns:
+            The layer; None where the forearm hides the hand.
         """
         draws = Draws(stream.below(2**50), "posed hand", [0])
         (hand,) = draw_unit_hands(self._rig, self._definition, draws, self.options.sleeves)
         hand = _at_slope(hand.turned(draw_orientation(stream, self.options.any_orientation)), slope)
+        if covered_joints(self._rig, self._renderer.geometry, [hand], [left], slope)[0] >= MOST_HIDDEN:
+            return None
         focal, seen = size / slope, hand.seen(left)
         in_front = seen.vertices[seen.vertices[:, 2] > NEAREST_MM]
         reach = max(focal * np.abs(in_front[:, :2] / in_front[:, 2:]).max(), size)
