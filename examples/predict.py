@@ -17,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image", help="an image of hands")
     parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this image")
-    parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels; absent: every hand")
+    parser.add_argument(
+        "--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels; absent: every hand"
+    )
     parser.add_argument("--side", choices=("right", "left"), help="predicted when absent")
     arguments = parser.parse_args()
 
