@@ -317,7 +317,8 @@ class PoseEstimator:
                 "box must be (B, 4) px where several images are given: `find` finds the hands of one image"
             )
         found = self.find(image, K)
-        box, sides = found.boxes, [side or each for each in found.sides]
+        # The closer view tells the side better than the one that the hand was found in.
+        box, sides = found.boxes, [side] * len(found)
         for _ in range(PASSES):
             if not len(box):
                 pose = HandPose.none(return_votes)
@@ -329,7 +330,8 @@ class PoseEstimator:
             # Two boxes may have led to one hand. The batch is in the order of their scores.
             kept = distinct(boxes, -torch.arange(len(boxes)))
             rows = valid.cpu()[kept].tolist()
-            pose, box, sides = pose[rows], boxes[kept], [sides[row] for row in rows]
+            pose, box = pose[rows], boxes[kept]
+            sides = [*(pose.side or ())]
         return pose
 
     def _read_place(
