@@ -277,7 +277,8 @@ def test_weights_of_whole_numbers(
 
 def test_joints_are_bent_as_asked(rigged: RiggedHand) -> None:
     angles = {name: value[:, 0] for name, value in draw_angles(Draws(3, "hand", range(20))).items()}
-    bones = torch.diff(rigged.joint_positions(rigged.turns(angles), torch.ones(20, 25).double())[:, CHAINS], dim=2)
+    positions = rigged.joint_positions(rigged.turns(angles), torch.ones(20, 25).double())
+    bones = torch.diff(positions[:, CHAINS], dim=2)
     bones = torch.nn.functional.normalize(bones, dim=-1)
     bend = torch.linalg.vecdot(bones[:, :, :-1], bones[:, :, 1:]).clamp(-1, 1).acos()
     for index, names in ((0, ("thumb_mcp", "pip")), (1, ("thumb_ip", "dip"))):
