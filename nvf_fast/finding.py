@@ -13,7 +13,7 @@ from torch import Tensor
 SMALLEST = 1 / 32  # side of the smallest hand's box, relative to the image's longer side
 SMALLEST_IN_VIEW = 0.094  # relative to the view: 12 px of 128, the smallest that training shows
 OVERLAP = 1 / 3  # of neighbouring windows
-LEVEL_RATIO = 1.5  # of the largest window to the next; the further ones halve
+LEVEL_RATIO = 1.5  # of the first three levels' windows; the further ones halve
 SAME_HAND = 0.3  # boxes that overlap by more are one hand's: intersection over union
 NESTED = 0.7  # or that lie inside another by more: intersection over the smaller box
 
@@ -61,15 +61,16 @@ class Peaks(NamedTuple):
 def search_windows(height: int, width: int, smallest: float = SMALLEST) -> Tensor:
     """Square windows that together show every hand of an image large enough.
 
-    The first covers the longer side of the image; each further level has smaller windows that overlap by a
-    third, until a hand of `smallest` times the longer side is as large as training shows hands.
+    The first reaches beyond the image, for hands that fill it; the second covers its longer side; each
+    further level has smaller windows that overlap by a third, until a hand of `smallest` times the longer
+    side is as large as training shows hands.
 
     Returns:
         (W, 4) float64 px, (x0, y0, x1, y1) in the coordinates of pixel centres.
     """
     longer = max(height, width)
     least = longer * smallest / SMALLEST_IN_VIEW
-    sides = [float(longer)]
+    sides = [LEVEL_RATIO * longer, float(longer)]
     side = longer / LEVEL_RATIO
     while sides[-1] > least * 1.01:
         sides.append(max(side, least))
