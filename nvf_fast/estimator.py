@@ -26,6 +26,7 @@ from nvf_fast.finding import (
     distinct,
     read_peaks,
     search_windows,
+    shrink,
     squared,
 )
 from nvf_fast.grid import Lattice
@@ -46,7 +47,14 @@ from nvf_fast.inputs import (
 )
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
-from nvf_fast.pipeline import BaselinePipeline, Estimates, FieldPipeline, Pipeline, Views
+from nvf_fast.pipeline import (
+    BaselinePipeline,
+    Estimates,
+    FieldPipeline,
+    Pipeline,
+    Views,
+    network_images,
+)
 from nvf_fast.pose import HandPose, Votes, error_scores
 from nvf_fast.replay import CudaRecorder, Replay
 from nvf_fast.search import Search
@@ -283,15 +291,24 @@ class PoseEstimator:
             assert placement.slopes is not None
             seen = placement.slopes <= WIDEST_SLOPE
             homographies, slopes = placement.homographies[seen], placement.slopes[seen].float()
-            plans = [plan_view(each, self.model.config.input_size, *image.shape[:2]) for each in homographies]
-            inputs = _Inputs([image] * len(plans), plans, None, None, slopes, [False] * len(plans))
-        order, maps = [], []
+        size = self.model.config.input_size
+        with self._stages("remap"):
+            # Once as fine as the smallest window needs it, instead of once for each window.
+            fine = int((windows[:, 2] - windows[:, 0]).min() / size)
+            shrunk, to_image = shrink(_tensor(image), max(1, fine))
+        plans = [plan_view(each @ to_image, size, *shrunk.shape[:2]) for each in homographies]
+        inputs = _Inputs([shrunk] * len(plans), plans, None, None, slopes, [False] * len(plans))
+        order, views = [], []
         for members in self._alike(inputs):
-            views = self._views(inputs, members)
+            parts = self._views(inputs, members)
             order += members
-            maps.append(self._pipeline.look(views, plans[members[0]].factor).hands)  # type: ignore[attr-defined]
+            with self._stages("remap"):
+                views.append(network_images(parts, size, plans[members[0]].factor, self.dtype))
+        with self._stages("encode"):
+            assert isinstance(self.model, NVF)
+            maps = self.model.look(torch.cat(views), self._sent(slopes[order])).hands
         with self._stages("read"):
-            peaks = read_peaks(torch.cat(maps).cpu(), score)
+            peaks = read_peaks(maps.cpu(), score)
             peaks = peaks._replace(window=torch.tensor(order)[peaks.window])
             boxes = boxes_in_image(peaks, homographies)
             kept = distinct(boxes, peaks.scores)

@@ -82,6 +82,22 @@ def search_windows(height: int, width: int, smallest: float = SMALLEST) -> Tenso
     return torch.tensor(windows, dtype=torch.float64) - 0.5
 
 
+def shrink(image: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Average an image (H, W, 3) uint8 over squares of `factor` px.
+
+    Returns:
+        The averages (ceil(H / factor), ceil(W / factor), 3) uint8, and the matrix (3, 3) float64 on the CPU
+        from their px to the image's.
+    """
+    shift = (factor - 1) / 2
+    to_image = torch.tensor([[factor, 0, shift], [0, factor, shift], [0, 0, 1]], dtype=torch.float64)
+    if factor == 1:
+        return image, to_image
+    planes = image.permute(2, 0, 1)[None].float()
+    means = F.avg_pool2d(planes, factor, ceil_mode=True, count_include_pad=False)
+    return means[0].permute(1, 2, 0).round_().to(torch.uint8), to_image
+
+
 def read_peaks(maps: Tensor, threshold: float) -> Peaks:
     """Local maxima of the maps of hands' centres.
 

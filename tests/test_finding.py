@@ -14,6 +14,7 @@ from nvf_fast.finding import (
     distinct,
     read_peaks,
     search_windows,
+    shrink,
 )
 
 
@@ -83,3 +84,17 @@ def test_each_hand_keeps_its_best_box() -> None:
     scores = torch.tensor([0.7, 0.9, 0.5, 0.8, 0.6])
     assert distinct(boxes, scores).tolist() == [1, 4, 2]
     assert distinct(boxes[:0], scores[:0]).tolist() == []
+
+
+def test_shrinking_averages_squares_and_tells_where_they_lie() -> None:
+    image = torch.arange(7 * 10 * 3, dtype=torch.uint8).reshape(7, 10, 3)
+    shrunk, to_image = shrink(image, 3)
+    assert shrunk.shape == (3, 4, 3) and shrunk.dtype == torch.uint8
+    assert (shrunk[0, 1] == image[0:3, 3:6].float().mean((0, 1)).round()).all()
+    assert (shrunk[2, 3] == image[6, 9]).all()  # what reaches beyond the border does not count
+    # The middle of the square in column 1 and row 2 is the image's pixel (4, 7).
+    torch.testing.assert_close(
+        to_image @ torch.tensor([1.0, 2, 1]).double(), torch.tensor([4.0, 7, 1]).double()
+    )
+    same, identity = shrink(image, 1)
+    assert same is image and torch.equal(identity, torch.eye(3).double())

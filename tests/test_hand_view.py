@@ -26,7 +26,6 @@ from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.kernels.cast_votes_ref import cast_votes
 from nvf_fast.model import NVF
-from nvf_fast.pipeline import network_images
 from nvf_fast.pose import HandPose
 from nvf_fast.replay import Replay
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume
@@ -285,16 +284,15 @@ class Marked(PoseEstimator):
 
     def __init__(self, model: NVF) -> None:
         super().__init__(model)
-        look = self._pipeline.look  # type: ignore[attr-defined]
+        look = self.model.look
 
-        def marked(views: Any, factor: int) -> Any:
-            seen = look(views, factor)
-            images = network_images(views, self.model.config.input_size, factor, torch.float32)
+        def marked(images: Tensor, slopes: Tensor) -> Any:
+            seen = look(images, slopes)
             red = F.avg_pool2d((images[:, 0] - images[:, 1])[:, None], 4)[:, 0]  # 2 where it is bright red
             hands = torch.stack([4 * red - 4, torch.full_like(red, math.log(1 / 3)), red - 3], 1)
             return seen._replace(hands=hands, presence=torch.full_like(seen.presence, 4.0))
 
-        self._pipeline.look = marked  # type: ignore[attr-defined]
+        self.model.look = marked
 
 
 def test_without_a_box_every_hand_is_found_and_posed(model: NVF) -> None:
@@ -318,6 +316,24 @@ def test_without_a_box_every_hand_is_found_and_posed(model: NVF) -> None:
     given = estimator([image] * len(pose), np.stack([K] * len(pose)), box=pose.box, side=list(pose.side))
     np.testing.assert_allclose(given.joints, pose.joints, atol=1e-3)
     assert set(estimator(image, K, side="left").side) == {"left"}
+
+
+def test_a_finer_image_shows_the_same_hands(model: NVF) -> None:
+    """Four times as fine, it is shrunk before its windows are viewed."""
+    estimator = Marked(model)
+    image = np.zeros((240, 324, 3), np.uint8)
+    image[100:116, 60:76, 0] = image[40:56, 250:266, 0] = 255
+    finer = image.repeat(4, 0).repeat(4, 1)
+    finer_K = np.diag([4.0, 4.0, 1.0]) @ K
+    finer_K[:2, 2] += 1.5  # pixel u's copies are centred at 4 u + 1.5
+    found, again = estimator.find(image, K), estimator.find(finer, finer_K)
+    assert len(found) == len(again) == 2
+    middles, finer_middles = (
+        np.sort((hands.boxes[:, :2] + hands.boxes[:, 2:]) / 2, axis=0) for hands in (found, again)
+    )
+    # The finer image is averaged over 3 x 3 px, which are no multiple of its 4 x 4 equal ones: up to 3.5 px of
+    # 1296 were measured; a mistaken factor would be 300.
+    np.testing.assert_allclose(finer_middles, 4 * middles + 1.5, atol=8)
 
 
 def test_what_find_refuses(model: NVF, image: np.ndarray) -> None:

@@ -43,8 +43,8 @@ class HandLossConfig:
     depths: float = 0.3
     middle: float = 0.4
     error: float = 0.02
-    presence: float = 0.1
-    side: float = 0.15
+    presence: float = 0.15
+    side: float = 0.4
     hands: float = 0.03
     clamp_mm: float = 5.0
     wide_mm: float = 50.0
