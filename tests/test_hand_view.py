@@ -331,7 +331,7 @@ def test_a_finer_image_shows_the_same_hands(model: NVF) -> None:
     middles, finer_middles = (
         np.sort((hands.boxes[:, :2] + hands.boxes[:, 2:]) / 2, axis=0) for hands in (found, again)
     )
-    # The finer image is averaged over 3 x 3 px, which are no multiple of its 4 x 4 equal ones: up to 3.5 px of
+    # The finer image is averaged over 3 x 3 px, which do not divide its 4 x 4 equal ones: up to 3.5 px of
     # 1296 were measured; a mistaken factor would be 300.
     np.testing.assert_allclose(finer_middles, 4 * middles + 1.5, atol=8)
 
