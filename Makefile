@@ -4,6 +4,7 @@ WORKERS ?= 2
 TESTS ?= tests
 DEVICE ?= cuda
 BENCHMARKS ?= benchmarks
+PHOTOGRAPHS ?= $(SHARED)/photographs
 RUN ?= runs/default
 
 VENV := .venv
@@ -19,7 +20,8 @@ help:
 	@echo "make wheel   build the wheel and check it in an environment of its own"
 	@echo "make bench   measure speed here, into benchmarks/results/ and the README"
 	@echo "make searches  compare the searches with the dense grid, into benchmarks/results/"
-	@echo "make accuracy  measure the embedded model on synthetic pictures, into its config.json and benchmarks/results/"
+	@echo "make accuracy  measure the default network, into its config.json and benchmarks/results/; PHOTOGRAPHS=DIR,"
+	@echo "             and further options of benchmarks/default_network.py in EVAL=..."
 	@echo "make readme  fill the README's tables from benchmarks/results/"
 	@echo "make gpu     on a CUDA device, with $(PYTHON) as it is: gpu-tests, gpu-sanitize and gpu-bench; make -k gpu"
 	@echo "             goes on after a failure, DEVICE=cpu rehearses, BENCHMARKS=FILE runs some"
@@ -53,7 +55,7 @@ searches: $(VENV)/dev
 	$(BIN)/python -m benchmarks.searches
 
 accuracy: $(VENV)/dev
-	$(BIN)/nvf-fast eval synthetic --record --out benchmarks/results/accuracy.json
+	$(BIN)/python -m benchmarks.default_network --photographs $(PHOTOGRAPHS) $(EVAL)
 
 readme: $(VENV)/dev
 	$(BIN)/python benchmarks/readme.py

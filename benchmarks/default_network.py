@@ -19,16 +19,10 @@ import tyro
 
 from nvf_fast.checkpoint import load_checkpoint, record_scores, resolve
 from nvf_fast.evaluation.hand_view_report import report_tables
+from nvf_fast.evaluation.photographs import COLUMNS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PHOTOGRAPH_COLUMNS = {
-    "photographs": "photographs",
-    "error_2d": "2D error %",
-    "aligned": "aligned mm",
-    "relative": "relative mm",
-    "present": "present %",
-    "side": "side right %",
-    "correlation": "expected vs error",
+PHOTOGRAPH_COLUMNS = {name: title for name, title in COLUMNS.items() if not name.startswith("constant")} | {
     "constant_aligned": "constant: aligned mm",
     "constant_relative": "constant: relative mm",
 }
