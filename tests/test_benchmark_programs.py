@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks import curves, profile_frame
 
 
-def test_curves_show_losses_and_scores(tmp_path: Path) -> None:
+def test_curves_show_losses_rates_and_scores(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     lines = [
@@ -27,14 +27,20 @@ def test_curves_show_losses_and_scores(tmp_path: Path) -> None:
         {"step": 100, "minutes": 1.0, "images_per_second": 9.0, "loss": 0.5, "sdf": 0.05},
     ]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    losses, scores = curves.read_curves(run)
-    assert losses == {"loss": [(50, 0.9), (100, 0.5)], "sdf": [(50, 0.1), (100, 0.05)]}
-    assert scores == {"with_hand_scale_cs_mje": [(100, 80.0)]}
-    curves.main([str(run), str(run), "--out", str(tmp_path / "curves.png")])
+    assert curves.read_curves(run) == {
+        "loss": [(50, 0.9), (100, 0.5)],
+        "sdf": [(50, 0.1), (100, 0.05)],
+        "images_per_second": [(50, 9.0), (100, 9.0)],
+        "validation with_hand_scale_cs_mje (mm)": [(100, 80.0)],
+    }
+    for suffix in ("png", "svg"):
+        curves.main([str(run), str(run), "--out", str(tmp_path / f"curves.{suffix}")])
     assert Image.open(tmp_path / "curves.png").size[0] > 500
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert drawn.count("<!-- validation with hand scale cs mje (mm) -->") == 1
 
 
-def test_curves_say_what_is_missing_or_torn(tmp_path: Path) -> None:
+def test_missing_and_torn_logs_are_errors(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no training's folder: log\.jsonl is missing"):
         curves.main([str(tmp_path)])
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
