@@ -14,8 +14,9 @@ from nvf_fast.data.hand_views import HandViews
 from nvf_fast.model import NVF
 from nvf_fast.training import loop
 from nvf_fast.training.config import TrainingConfig, default
+from nvf_fast.training.view_augmentation import with_cut_hands
 from nvf_fast.training.view_mixture import ViewMixture, ViewMixtureConfig
-from tests.test_hand_losses import views
+from tests.test_hand_losses import SIZE, views
 from tests.test_unet import SMALL
 from tests.training_cases import assert_same_state, state_of
 
@@ -34,7 +35,8 @@ def source(shade: int) -> object:
 def mixture(seed: int = 0, **proportions: float) -> ViewMixture:
     names = ("rendered", "photographs", "empty")
     sources = {name: source(10 * (k + 1)) for k, name in enumerate(names)}
-    return ViewMixture(ViewMixtureConfig(**proportions), sources, seed, "made up")  # type: ignore[arg-type]
+    config = ViewMixtureConfig(**({"left": 0.0, "cut": 0.0} | proportions))
+    return ViewMixture(config, sources, seed, "made up")  # type: ignore[arg-type]
 
 
 def test_proportions_are_kept() -> None:
@@ -61,7 +63,39 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         ViewMixtureConfig(empty=-1)
     with pytest.raises(ValueError, match="must be positive"):
-        ViewMixtureConfig(rendered=0, photographs=0)
+        ViewMixtureConfig(rendered=0, photographs=0, dataset=0)
+    with pytest.raises(ValueError, match="at most 1"):
+        ViewMixtureConfig(left=1.5)
+
+
+def test_mirrored_views_teach_the_side_alone() -> None:
+    plain, turned = (
+        mixture(left=0).__getitems__(list(range(60))),
+        mixture(left=1).__getitems__(list(range(60))),
+    )
+    rows = plain.trust > 0
+    assert rows.any() and (turned.trust == 0).all()
+    np.testing.assert_array_equal(turned.left[rows], ~plain.left[rows])
+    np.testing.assert_array_equal(turned.images[rows], plain.images[rows][:, :, ::-1])
+    np.testing.assert_array_equal(turned.images[~rows], plain.images[~rows])
+    # Column x becomes S - 1 - x, and so do the edges of boxes.
+    np.testing.assert_allclose(turned.boxes[rows, 0, 0], SIZE - 1 - plain.boxes[rows, 0, 2], rtol=1e-6)
+    np.testing.assert_allclose(turned.boxes[rows, 0, 1::2], plain.boxes[rows, 0, 1::2])
+
+
+def test_a_cut_blackens_one_side_of_a_hand_and_changes_no_label() -> None:
+    plain = views(64, 0)
+    plain.images[:] = 200
+    cut = with_cut_hands(plain, 1.0, np.random.default_rng(0))
+    assert (plain.images == 200).all()
+    for name in ("joints", "points", "distances", "boxes", "trust"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(plain, name))
+    black = (cut.images == 0).all(-1)
+    for mask, box in zip(black, plain.boxes[:, 0], strict=True):
+        x0, y0, x1, y1 = np.clip(box.round().astype(int), 0, SIZE - 1)
+        inside = mask[y0 : y1 + 1, x0 : x1 + 1].mean()
+        assert 0 <= inside < 0.95 and mask.any() and not mask.all()
+    assert black.mean() > 0.1
 
 
 def training(steps: int) -> TrainingConfig:

@@ -11,6 +11,7 @@ from nvf_fast.data.faults import DatasetFaults
 from nvf_fast.training.view_mixture import ViewMixtureConfig
 from nvf_fast.training.view_sources import ViewFolders, open_views, view_credits
 from tests.photograph_cases import photograph_labels, write_photographs
+from tests.test_sample_views import Spots
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_source_takes_part_and_equal_indices_draw_equal_views(folder: Path) -> None:
-    config = ViewMixtureConfig(rendered=1, rendered_wide=1, empty=1, photographs=1, photographs_wide=1)
+    config = ViewMixtureConfig(
+        rendered=1, rendered_wide=1, empty=1, photographs=1, photographs_wide=1, dataset=1
+    )
     indices = list(range(20))
     views, again = (
-        open_views(config, ViewFolders(photographs=folder), seed=3).__getitems__(indices) for _ in range(2)
+        open_views(config, ViewFolders(photographs=folder), 3, Spots()).__getitems__(indices)
+        for _ in range(2)
     )
     assert len(views) == 20
     np.testing.assert_array_equal(views.images, again.images)
@@ -36,6 +40,7 @@ def test_without_photographs_the_built_in_hand_suffices() -> None:
     mixture = open_views(ViewMixtureConfig(), ViewFolders(), seed=0)
     assert set(mixture.sources) == {"rendered", "rendered_wide", "empty"}
     assert view_credits(ViewFolders()) == {"rigs": [], "textures": [], "backgrounds": 0}
+    assert view_credits(ViewFolders(), Spots())["dataset"] == "spots training"
 
 
 def test_the_fingerprint_follows_the_material(folder: Path) -> None:
@@ -44,6 +49,7 @@ def test_the_fingerprint_follows_the_material(folder: Path) -> None:
     assert open_views(config, ViewFolders(photographs=folder), seed=0).fingerprint != plain
     assert open_views(config, ViewFolders(), seed=1).fingerprint != plain
     assert open_views(config, ViewFolders(), seed=0).fingerprint == plain
+    assert open_views(config, ViewFolders(), 0, Spots()).fingerprint != plain
 
 
 def test_credits_name_sources_and_licences(folder: Path) -> None:

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from nvf_fast import metrics
+from nvf_fast.camera import remap
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
-from nvf_fast.data.image_warp import warp_perspective
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.wide_images import WideImage
 from nvf_fast.evaluation.constant import constant_pose, constant_shape
@@ -83,11 +83,11 @@ def exact_views(samples: Sequence[HandSample]) -> tuple[HandViews, np.ndarray]:
     hands = np.full((count, VIEW_HANDS, 4), np.nan, np.float32)
     hands[:, 0] = np.concatenate([seen.min(1), seen.max(1)], 1)
     images = [
-        warp_perspective(sample.image, homography, VIEW_SIZE)
-        for sample, homography in zip(samples, placement.homographies.numpy(), strict=True)
+        remap(torch.from_numpy(sample.image).permute(2, 0, 1)[None], homography[None], VIEW_SIZE)[0]
+        for sample, homography in zip(samples, placement.homographies, strict=True)
     ]
     views = HandViews(
-        images=np.stack(images),
+        images=torch.stack(images).permute(0, 2, 3, 1).round().byte().numpy(),
         focal=focal.astype(np.float32),
         joints=joints.astype(np.float32),
         points=np.full((count, VIEW_POINTS, 3), np.nan, np.float32),

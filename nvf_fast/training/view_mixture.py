@@ -11,6 +11,7 @@ import numpy as np
 
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.training.feed import mixed_seed
+from nvf_fast.training.view_augmentation import with_cut_hands, with_left_hands
 
 Source = Callable[[int, np.random.Generator], HandViews]
 """Draws so many views with the random numbers of a generator."""
@@ -20,7 +21,8 @@ Source = Callable[[int, np.random.Generator], HandViews]
 class ViewMixtureConfig:
     """Which hand views a network learns from.
 
-    Proportions are relative to each other; those of photographs count only where there are photographs.
+    Proportions are relative to each other; those of photographs and of a data set count only where there are
+    some.
 
     Attributes:
         rendered: proportion of close views of rendered hands.
@@ -28,24 +30,32 @@ class ViewMixtureConfig:
         empty: of views without a hand.
         photographs: of close views of labelled photographs.
         photographs_wide: of wide views of them.
+        dataset: of a data set's images seen through boxes.
+        left: share of the posed views that are mirrored to left hands, to learn sides from.
+        cut: share of the posed views in which a straight line cuts the hand off, as an image's border does.
         colour: standard deviation of each view's log gain per channel, and of its offset, as a fraction of
             half the range.
         epoch: views after which the log counts another epoch; none is drawn twice.
     """
 
-    rendered: float = 0.36
-    rendered_wide: float = 0.07
-    empty: float = 0.08
-    photographs: float = 0.42
-    photographs_wide: float = 0.07
+    rendered: float = 0.18
+    rendered_wide: float = 0.08
+    empty: float = 0.1
+    photographs: float = 0.34
+    photographs_wide: float = 0.06
+    dataset: float = 0.24
+    left: float = 0.22
+    cut: float = 0.1
     colour: float = 0.06
     epoch: int = 2**18
 
     def __post_init__(self) -> None:
         if any(getattr(self, field.name) < 0 for field in fields(self)) or self.epoch < 1:
             raise ValueError(f"proportions and colour must not be negative, and epoch at least 1, got {self}")
-        if self.rendered + self.photographs == 0:
-            raise ValueError("rendered or photographs must be positive: nothing else shows a hand's pose")
+        if self.left > 1 or self.cut > 1:
+            raise ValueError(f"left and cut are shares, at most 1, got {self}")
+        if self.rendered + self.photographs + self.dataset == 0:
+            raise ValueError("rendered, photographs or dataset must be positive: no other view shows a pose")
 
 
 class ViewMixture:
@@ -64,7 +74,7 @@ class ViewMixture:
     def __init__(
         self, config: ViewMixtureConfig, sources: Mapping[str, Source], seed: int, fingerprint: str
     ) -> None:
-        known = ("rendered", "rendered_wide", "empty", "photographs", "photographs_wide")
+        known = ("rendered", "rendered_wide", "empty", "photographs", "photographs_wide", "dataset")
         if unknown := sorted(sources.keys() - set(known)):
             raise ValueError(f"views have no proportion for the sources {unknown}, only for {known}")
         weights = {name: getattr(config, name) for name in known if name in sources}
@@ -89,4 +99,5 @@ class ViewMixture:
             for name, count in zip(self._names, counts, strict=True)
             if count
         ]
-        return HandViews.concatenate(drawn)
+        views = with_left_hands(HandViews.concatenate(drawn), self.config.left, random)
+        return with_cut_hands(views, self.config.cut, random)

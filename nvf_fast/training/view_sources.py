@@ -13,6 +13,8 @@ import numpy as np
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.data.photograph_views import PhotographViews
 from nvf_fast.data.photographs import Photographs
+from nvf_fast.data.sample import HandDataset
+from nvf_fast.data.sample_views import SampleViews
 from nvf_fast.data.synthetic_views import Kind, SyntheticViews
 from nvf_fast.training.view_mixture import Source, ViewMixture, ViewMixtureConfig
 
@@ -50,12 +52,20 @@ class RenderedViews:
         return maker.draw(count, self.kind)
 
 
-def open_views(config: ViewMixtureConfig, folders: ViewFolders, seed: int) -> ViewMixture:
+def open_views(
+    config: ViewMixtureConfig, folders: ViewFolders, seed: int, dataset: HandDataset | None = None
+) -> ViewMixture:
     """Open the sources of training views.
+
+    Args:
+        config: their proportions.
+        folders: of rendered hands and photographs.
+        seed: of all views.
+        dataset: whose images are seen through boxes, or None.
 
     Raises:
         DatasetFaults: the photographs' folder or a rig is not as described; the message lists all faults.
-        ValueError: textures come without a rig that has texture coordinates.
+        ValueError: textures come without a rig that has texture coordinates, or the data set has no surfaces.
     """
     makers = [SyntheticViews(seed, backgrounds=folders.backgrounds)]
     for rig in folders.rigs:
@@ -74,16 +84,21 @@ def open_views(config: ViewMixtureConfig, folders: ViewFolders, seed: int) -> Vi
         views = PhotographViews(photographs, backgrounds=folders.backgrounds)
         sources |= {"photographs": views.draw, "photographs_wide": views.wide}
         identity.append(photographs.fingerprint)
+    if dataset is not None:
+        sources["dataset"] = SampleViews(dataset)
+        identity.append(dataset.fingerprint)
     return ViewMixture(config, sources, seed, repr(identity))
 
 
-def view_credits(folders: ViewFolders) -> dict[str, Any]:
+def view_credits(folders: ViewFolders, dataset: HandDataset | None = None) -> dict[str, Any]:
     """Which collections a training learns from, with their licences, for the checkpoint's metadata."""
     found: dict[str, Any] = {
         "rigs": [path.name for path in folders.rigs],
         "textures": [path.name for path in folders.textures],
         "backgrounds": len(_files(folders.backgrounds)) if folders.backgrounds else 0,
     }
+    if dataset is not None:
+        found["dataset"] = f"{dataset.name} {dataset.split}"
     if folders.photographs is not None:
         counts: dict[tuple[str, str], int] = {}
         for label in Photographs(folders.photographs, "train", folders.leave_out).labels:
