@@ -6,11 +6,14 @@ Pixel coordinates are those of pixel centres: the first pixel of a row is centre
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 REFERENCE_SIZE = 224  # px, side of the released model's view
 REFERENCE_FOCAL = 480.0  # px at that size
@@ -49,26 +52,26 @@ def project(points: Tensor, intrinsics: Tensor) -> Tensor:
     return pixels[..., :2] / pixels[..., 2:]
 
 
-def look_at_rotation(pixels: Tensor, intrinsics: Tensor) -> Tensor:
+def look_at_rotation(pixels: Array, intrinsics: Array) -> Array:
     """The smallest rotation R that turns the camera's optical axis onto a pixel: R @ ray(pixel) = (0, 0, 1).
 
     Args:
-        pixels: (..., 2) float px.
+        pixels: (..., 2) float px, torch or numpy.
         intrinsics: (3, 3) or (..., 3, 3), same dtype, px; [[fx, s, cx], [0, fy, cy], [0, 0, 1]].
 
     Returns:
         (..., 3, 3); a point p of the camera's frame is R @ p in the rotated camera's.
     """
-    (fx, skew, cx), (_, fy, cy) = (row.unbind(-1) for row in intrinsics[..., :2, :].unbind(-2))
-    u, v = pixels.unbind(-1)
-    y = (v - cy) / fy
-    x = (u - cx - skew * y) / fx
-    z = (x * x + y * y + 1).rsqrt()
+    first, second = intrinsics[..., 0, :], intrinsics[..., 1, :]
+    y = (pixels[..., 1] - second[..., 2]) / second[..., 1]
+    x = (pixels[..., 0] - first[..., 2] - first[..., 1] * y) / first[..., 0]
+    z = (x * x + y * y + 1) ** -0.5
     x, y = x * z, y * z
     # Rodrigues' formula about the axis ray x (0, 0, 1); z > 0, so that 1 + z is never small.
     share = 1 / (1 + z)
     rows = [1 - share * x * x, -share * x * y, -x, -share * x * y, 1 - share * y * y, -y, x, y, z]
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+    stacked = torch.stack(rows, -1) if isinstance(pixels, Tensor) else np.stack(rows, -1)
+    return stacked.reshape(*stacked.shape[:-1], 3, 3)
 
 
 def view_frame(rotation: Tensor, mirror: Tensor) -> Tensor:
@@ -218,15 +221,29 @@ def sample_views(cuts: Tensor, matrices: Tensor, size: int, factor: int) -> Tens
         (B, C, size, size); float32 where the cuts are uint8, else their dtype.
     """
     if factor > 1:
-        cuts = cuts.contiguous()  # pooling is slow where channels lie interleaved
-    if not cuts.is_floating_point():
+        cuts = _averaged(cuts, factor)
+    elif not cuts.is_floating_point():
         cuts = cuts.float()
-    if factor > 1:
-        # Zeros fill up the last squares, as they surround the picture: the divisor is that of whole ones.
-        cuts = F.avg_pool2d(cuts, factor, ceil_mode=True, divisor_override=factor**2)
     height, width = cuts.shape[-2:]
     grid = _grid(matrices, size, height, width, cuts.dtype)
     return F.grid_sample(cuts, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _averaged(cuts: Tensor, factor: int) -> Tensor:
+    """Means (B, C, h', w') over squares of `factor` px of images (B, C, h, w); float32 of uint8.
+
+    Zeros fill up the last squares, as they surround the image: the divisor is that of whole ones.
+    """
+    if cuts.is_floating_point() or cuts.is_cuda:
+        # Pooling is slow where channels lie interleaved.
+        cuts = cuts.contiguous() if cuts.is_floating_point() else cuts.contiguous().float()
+        return F.avg_pool2d(cuts, factor, ceil_mode=True, divisor_override=factor**2)
+    # Rows of interleaved channels, then columns: the same sums of whole numbers in at most half the time.
+    height, width = cuts.shape[2:]
+    pixels = F.pad(cuts.permute(0, 2, 3, 1), (0, 0, 0, -width % factor, 0, -height % factor)).float()
+    rows = pixels.flatten(2).unflatten(1, (-1, factor)).sum(2)
+    columns = rows.unflatten(2, (-1, factor, cuts.shape[1])).permute(0, 4, 1, 2, 3).unbind(-1)
+    return sum(columns[1:], columns[0]).div(factor**2)
 
 
 def _cross(a: list[float], b: list[float]) -> list[float]:

@@ -167,7 +167,6 @@ class PoseEstimator:
             )
         return BaselinePipeline(self.model, self.dtype, self._stages)
 
-    @torch.no_grad()
     def __call__(
         self,
         image: Any,
@@ -214,6 +213,23 @@ class PoseEstimator:
         """
         if box is None and root is None and isinstance(self.volume, HandVolume):
             return self._found_poses(image, K, hand_scale, side, return_votes, previous)
+        with torch.inference_mode():
+            pose = self._estimated(image, K, hand_scale, box, side, return_votes, previous, root)
+        # What is made in inference mode could not take part in a caller's gradients.
+        return pose.clone() if isinstance(pose.joints, Tensor) else pose
+
+    def _estimated(
+        self,
+        image: Any,
+        K: Any,
+        hand_scale: Any,
+        box: Any,
+        side: Any,
+        return_votes: bool,
+        previous: HandPose | None,
+        root: Any,
+    ) -> HandPose:
+        """The pose of `__call__`, by a box, by a root or along the optical axis."""
         with self._stages("prepare"):
             groups, single = read_images(image)
             images = [each for group in groups for each in group]
@@ -259,7 +275,7 @@ class PoseEstimator:
             pose = pose.numpy() if isinstance(groups[0], np.ndarray) else pose.to(groups[0].device)
         return pose[0] if single else pose
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def find(self, image: Any, K: Any, score: float = FOUND_SCORE) -> FoundHands:
         """Find the hands of one image: 1/32 of its longer side or larger.
 
@@ -316,7 +332,8 @@ class PoseEstimator:
         sides = tuple("left" if left > 0.5 else "right" for left in peaks.left[kept].tolist())
         if isinstance(image, np.ndarray):
             return FoundHands(boxes.numpy(), sides, scores.numpy())
-        return FoundHands(boxes.to(image.device), sides, scores.to(image.device))
+        with torch.inference_mode(False):
+            return FoundHands(boxes.clone().to(image.device), sides, scores.clone().to(image.device))
 
     def _found_poses(
         self,
@@ -494,7 +511,7 @@ class PoseEstimator:
 
     def _cuts(self, images: list[Any], plans: list[ViewPlan]) -> Tensor:
         """(B, h, w, 3) uint8 on the device: the crops of the images that their views show."""
-        parts = [_tensor(image)[plan.rows, plan.columns] for image, plan in zip(images, plans, strict=True)]
+        parts = [_tensor(image[plan.rows, plan.columns]) for image, plan in zip(images, plans, strict=True)]
         shape = self._cut_shape(plans[0])
         if len(parts) == 1 and parts[0].shape[:2] == shape and parts[0].device == self.device:
             return parts[0][None]
@@ -562,7 +579,7 @@ def _tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image
     # torch takes no negative strides, and warns of arrays that cannot be written to.
-    return torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    return torch.from_numpy(image if image.flags.writeable and min(image.strides) >= 0 else image.copy())
 
 
 def _sized(pose: HandPose, errors: Tensor, scale: Tensor | None) -> HandPose:

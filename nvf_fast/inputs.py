@@ -167,6 +167,9 @@ def check_hand_views(placement: Placement, boxes: Tensor, intrinsics: Tensor, si
             )
     # numpy, whose operations on few numbers cost a fifth of torch's.
     shapes = np.array([(width, height) for height, width in sizes], dtype=np.float64)
+    middles = (boxes[:, 2:] + boxes[:, :2]).numpy() / 2
+    if ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
+        return  # the axes of the views meet the images
     slopes = placement.slopes.numpy()[:, None, None]
     # Rays of both pyramids' edges in the cameras' frames.
     image = _CORNERS * np.append(shapes, np.ones((len(shapes), 1)), 1)[:, None] - [0.5, 0.5, 0]

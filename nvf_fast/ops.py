@@ -198,8 +198,9 @@ class FieldQuery:
             intrinsics: (B, 3, 3) or (3, 3) float32 px.
             map_size: (H, W) of the maps.
             centres: (B, 3) float32 mm of the hands, for a network that takes the position about them.
-            per_ray: consecutive points that lie on one ray from the camera, the farthest last, as those of a
-                `HandLattice` do: the PyTorch form then evaluates part of the network once per ray.
+            per_ray: consecutive points that lie on one ray from the camera, the farthest last, at the same
+                depths on every ray, as those of a `HandLattice` do: the PyTorch form then evaluates part of
+                the network once per ray.
 
         Raises:
             ValueError: centres are missing or superfluous, or `per_ray` does not divide N.
@@ -274,7 +275,7 @@ def select_voters(
     if capacity < 1:
         raise ValueError(f"select_voters: capacity must be at least 1 slot, got {capacity}")
     _check_backend("select_voters", backend, sdf)
-    if backend == "torch":
+    if backend == "torch" or (backend is None and _called_directly(sdf)):
         return _select_voters_torch(sdf, surface_mm, capacity)
     if backend == "triton":
         return _select_voters_triton(sdf, surface_mm, capacity)
@@ -318,7 +319,7 @@ def cast_votes(
     """
     _check_votes(points, votes, indices, counts, fraction)
     _check_backend("cast_votes", backend, votes)
-    if backend == "torch":
+    if backend == "torch" or (backend is None and _called_directly(votes)):
         return _cast_votes_torch(points, votes, indices, counts, ball_mm, fraction)
     if backend == "triton":
         return _cast_votes_triton(points, votes, indices, counts, ball_mm, fraction)
@@ -574,6 +575,14 @@ def _ray_mesh_shapes(
 ) -> tuple[Tensor, Tensor]:
     shape = origins.shape[:2]
     return origins.new_empty(shape), origins.new_empty(shape, dtype=torch.int64)
+
+
+def _called_directly(tensor: Tensor) -> bool:
+    """Whether PyTorch runs at once: the way by the registered operation takes as long as one hand's votes.
+
+    Only devices and compilers need that way, and tensors that are not what they seem, such as fake ones.
+    """
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_backend(name: str, backend: str | None, tensor: Tensor) -> None:

@@ -117,6 +117,10 @@ class HandPose:
         """A torch pose on another device."""
         return _mapped(self, lambda tensor: tensor.to(device))
 
+    def clone(self) -> HandPose:
+        """A torch pose with memory of its own."""
+        return _mapped(self, Tensor.clone)
+
     def to_dict(self) -> dict[str, Any]:
         """One pose in JSON's types; joints, joints_2d and expected_error are None where it is not valid.
 

@@ -7,8 +7,8 @@ points, or with gradients, the layers run as the paper writes them.
 
 A network that takes the position about a centre is small: of 64 features and three columns of the position,
 a product costs what summing seven rows does, while a map of its own for each image has to be projected for
-few points. In float32 its layers are direct: applied to the x of each point; or, for points on common rays
-from the camera, to one x of each ray and to its slope, of which a point sums two rows.
+few points. In float32 its layers are direct: applied to the x of each point; or, for points at the same
+depths on rays from the camera, to one x of each ray and to its slope along the ray.
 
 Preparation is separate, as for the kernel: `pack_layers` for a network, `locate` for a set of points,
 `project_maps` for an image; `evaluate` brings them together.
@@ -29,28 +29,21 @@ from nvf_fast.kernels.query_field_ref import POSITION_MM
 # Activations of the widest hidden layer per pass, which then stay in the caches. On two cores at 16 mm a
 # network of 256 channels took 53, 41, 35, 39 and 45 ms with 512, 1024, 2048, 4096 and 8192
 # points a pass, the released one, of 1024, 374, 372 and 410 ms with 512, 1024 and 2048. Direct layers, of 256
-# channels, take equal passes: 2744 points took 10.3, 8.8, 8.4, 7.9 and 9.0 ms in 8, 4, 3, 2 and 1.
+# channels, take equal passes: on one core 2744 points took 4.1, 3.9, 3.8, 3.7 and 4.2 ms in 7, 4, 3, 2 and 1.
 _PASS = 2**19
 
 
 class Layers(NamedTuple):
     """A network's columns, layer by layer: for feature, position, scale and hidden activations."""
 
-    columns: list[Tensor]  # (out, C) compute dtype; of direct layers (out, C + 3), the position's included
+    columns: list[Tensor]  # (out, C) compute dtype; of direct layers (C + 3, out), the position's included
     position: list[Tensor]  # (P, out) float32, for the depth (P = 1) or the position about the centre (P = 3)
     scale: list[Tensor] | None  # (out,) float32
     bias: list[Tensor]  # (out,) or (B, out) float32
-    matrices: list[Tensor]  # (in, out) compute dtype, of every layer but the first
+    # (in, out) compute dtype, of every layer but the first, and of the last one's distance and votes apart.
+    matrices: list[Tensor]
     direct: bool  # applied to the x of each point instead of to the maps
-
-
-class Rays(NamedTuple):
-    """Rays from the camera; all points of one see the same texels, and their position is linear in depth."""
-
-    texels: Tensor  # (R, 4) the texels around each
-    tap_weights: Tensor  # (R, 4) their bilinear weights
-    position: Tensor  # (R, 3) at the centre's depth
-    slope: Tensor  # (R, 3) of the position, per POSITION_MM of depth
+    every_column: Tensor | None  # (C + 3, all outs) float32, the columns of all direct layers, side by side
 
 
 class Places(NamedTuple):
@@ -61,12 +54,25 @@ class Places(NamedTuple):
     tap_weights: Tensor  # (M, 4) their bilinear weights; with projected maps (M, 4 + P), the position too
     position: Tensor  # (M, P)
     total: int  # N, points in view or not
-    # With rays, texels and weights are (M, 2): the ray's row, and the row of its slope with the depth.
-    rays: Rays | None = None
 
     def split(self, size: int) -> Iterator[Places]:
         for parts in zip(*(of_all.split(size) for of_all in self[:4]), strict=True):
             yield self._replace(**dict(zip(self._fields, parts, strict=False)))
+
+
+class Rays(NamedTuple):
+    """Where one image's points lie that are D depths on each of R rays from the camera, ray by ray.
+
+    All points of a ray see the same texels, and their position is linear in depth.
+    """
+
+    texels: Tensor  # (R, 4) the texels around each ray
+    tap_weights: Tensor  # (R, 4) their bilinear weights
+    position: Tensor  # (R, 3) at the centre's depth
+    slope: Tensor  # (R, 3) of the position, per POSITION_MM of depth
+    depths: Tensor  # (D, 1) from the centre's, in POSITION_MM
+    outside: Tensor  # (R * D,) bool, the points out of view
+    total: int  # N = R * D
 
 
 class ProjectedMap(NamedTuple):
@@ -93,23 +99,16 @@ class FeatureMap(NamedTuple):
     rows: Tensor  # (H * W, C) float32
     biases: list[Tensor]  # per layer, the last one's distance and votes apart, (out,) float32
 
-    def along(self, rays: Rays, layers: Layers) -> ProjectedMap:
-        """The layers applied to rays: a row for each at the centre's depth, then a row for each slope."""
-        x = torch.cat([_weighted_sums(self.rows, rays.texels, rays.tap_weights), rays.position], 1)
-        return ProjectedMap(
-            [
-                torch.cat([torch.addmm(bias, x, columns.T), rays.slope @ columns[:, -3:].T])
-                for bias, columns in zip(self.biases, _split_last(layers.columns), strict=True)
-            ]
-        )
+    def x(self, places: Places | Rays) -> Tensor:
+        """(M, C + 3) of points, or (R, C + 3) of rays where they meet the centre's depth."""
+        sampled = _weighted_sums(self.rows, places.texels, places.tap_weights)
+        return torch.cat([sampled, places.position], 1)
 
     def contributions(self, places: Places, layers: Layers) -> Contributions:
-        sampled = _weighted_sums(self.rows, places.texels, places.tap_weights)
-        x = torch.cat([sampled, places.position], 1)
-        columns = _split_last(layers.columns)
+        x = self.x(places)
 
         def of_layer(layer: int, chosen: Tensor | slice) -> Tensor:
-            return torch.addmm(self.biases[layer], x[chosen], columns[layer].T)
+            return torch.addmm(self.biases[layer], x[chosen], layers.columns[layer])
 
         return of_layer
 
@@ -117,6 +116,8 @@ class FeatureMap(NamedTuple):
 # What x and the bias add to a layer at some points of a pass: (points, out) compute dtype.
 Contributions = Callable[[int, Tensor | slice], Tensor]
 Maps = Sequence[ProjectedMap | FeatureMap]
+# Some points of an image, their distances, the near ones among them, and those ones' raw votes.
+Evaluated = tuple[Tensor | slice, Tensor, Tensor, Tensor]
 
 
 def query_field(
@@ -162,13 +163,20 @@ def pack_layers(
     positions = 3 if inputs == channels + 3 else 1
     direct = positions == 3 and dtype == torch.float32
     own = [weight[:, -inputs:] for weight in weights]
+    columns = [part[:, : inputs if direct else channels].to(dtype) for part in own]
+    matrices = [weight[:, :-inputs].to(dtype).mT for weight in weights[1:]]
+    if direct:
+        # Products with a transposed matrix as small as these take up to 1.5 times as long.
+        matrices = [matrix.contiguous() for matrix in matrices]
+        columns = _split_last([part.mT.contiguous() for part in columns], 1)
     return Layers(
-        [columns[:, : inputs if direct else channels].to(dtype) for columns in own],
+        columns,
         [columns[:, channels : channels + positions].float().mT for columns in own],
         [columns[:, channels + 1].float() for columns in own] if inputs == channels + 2 else None,
         [bias.float() for bias in biases],
-        [weight[:, :-inputs].to(dtype).mT for weight in weights[1:]],
+        _split_last(matrices, 1) if matrices else [],
         direct,
+        torch.cat(columns, 1) if direct else None,
     )
 
 
@@ -180,7 +188,7 @@ def locate(
     layers: Layers,
     centres: Tensor | None = None,
     per_ray: int = 1,
-) -> list[Places]:
+) -> list[Places] | list[Rays]:
     """Where points lie on the maps.
 
     Args:
@@ -190,10 +198,10 @@ def locate(
         map_size: (H, W).
         layers: from `pack_layers`.
         centres: (B, 3) or None.
-        per_ray: consecutive points that lie on one ray, the farthest last.
+        per_ray: consecutive points that lie on one ray, the farthest last, at the same depths on every ray.
 
     Returns:
-        One `Places` per image, or a single one if the images share all of them.
+        One record per image, or a single one if the images share all of them.
     """
     points = points if points.ndim == 3 else points[None]
     intrinsics = intrinsics if intrinsics.ndim == 3 else intrinsics[None]
@@ -250,7 +258,7 @@ def project_maps(
 
 def evaluate(
     maps: Maps,
-    places: list[Places],
+    places: list[Places] | list[Rays],
     layers: Layers,
     surface_mm: float,
     capacity: int | None = None,
@@ -269,7 +277,7 @@ def evaluate(
         that holds a near point's. A slot past the capacity was not written. Without a capacity `votes` are in
         the points' order, zero where a point is not near, and `slots` is empty.
     """
-    batch, count, outputs = len(maps), places[0].total, len(layers.columns[-1]) - 1
+    batch, count, outputs = len(maps), places[0].total, layers.matrices[-1].shape[1]
     sdf = layers.position[0].new_full((batch, count), math.inf)
     if capacity is None:
         votes, slots = sdf.new_zeros(batch, count, outputs), sdf.new_empty(batch, 0).int()
@@ -279,7 +287,7 @@ def evaluate(
     for image, its_map in enumerate(maps):
         rows = 0
         its_places = places[image if len(places) > 1 else 0]
-        for points, distances, near_points, raw in _passes(its_map, its_places, layers, surface_mm):
+        for points, distances, near_points, raw in _evaluated(its_map, its_places, layers, surface_mm):
             sdf[image, points] = distances
             if capacity is None:
                 votes[image, near_points] = raw
@@ -308,32 +316,64 @@ def _projected_map(rows: Tensor, biases: list[Tensor], layers: Layers) -> Projec
     return ProjectedMap([*tables, last[:, :1].contiguous(), last[:, 1:].contiguous()])
 
 
-def _passes(
-    image_map: ProjectedMap | FeatureMap, places: Places, layers: Layers, surface_mm: float
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Of one image, chunk by chunk: points, distances, the near ones among the points, their raw votes."""
-    sdf_column, votes_columns = layers.matrices[-1][:, :1], layers.matrices[-1][:, 1:]
-    last, everyone = len(layers.matrices), slice(None)
+def _evaluated(
+    image_map: ProjectedMap | FeatureMap, places: Places | Rays, layers: Layers, surface_mm: float
+) -> Iterator[Evaluated]:
+    """Evaluate one image, pass by pass."""
+    if isinstance(places, Rays):
+        assert isinstance(image_map, FeatureMap)
+        yield from _along(image_map, places, layers, surface_mm)
+        return
+    *matrices, distance_matrix, vote_matrix = layers.matrices
+    last, everyone = len(matrices) + 1, slice(None)
     size = _points_per_pass(layers)
     if layers.direct and len(places.order) > size:  # equal passes
         size = math.ceil(len(places.order) / math.ceil(len(places.order) / size))
-    if places.rays is not None and isinstance(image_map, FeatureMap):
-        image_map = image_map.along(places.rays, layers)
     for chunk in places.split(size):
         contribution = image_map.contributions(chunk, layers)
         hidden = F.leaky_relu_(contribution(0, everyone), 0.01)
-        for layer, matrix in enumerate(layers.matrices[:-1], 1):
+        for layer, matrix in enumerate(matrices, 1):
             hidden = F.leaky_relu_(contribution(layer, everyone).addmm_(hidden, matrix), 0.01)
-        raw_distances = contribution(last, everyone).addmm_(hidden, sdf_column)
+        raw_distances = contribution(last, everyone).addmm_(hidden, distance_matrix)
         distances = 50 * torch.tanh(raw_distances[:, 0].float())
         near = (distances.abs() < surface_mm).nonzero()[:, 0]
-        raw = contribution(last + 1, near).addmm_(hidden[near], votes_columns)
+        raw = contribution(last + 1, near).addmm_(hidden[near], vote_matrix)
         yield chunk.order, distances, chunk.order[near], raw.float()
 
 
-def _split_last(of_layers: list[Tensor]) -> list[Tensor]:
+def _along(feature_map: FeatureMap, rays: Rays, layers: Layers, surface_mm: float) -> Iterator[Evaluated]:
+    """Evaluate one image along rays: what x adds to a layer is linear in a point's depth."""
+    *matrices, distance_matrix, vote_matrix = layers.matrices
+    last, per_ray = len(matrices) + 1, len(rays.depths)
+    assert layers.every_column is not None
+    outs = [len(bias) for bias in feature_map.biases]
+    middle = torch.addmm(torch.cat(feature_map.biases), feature_map.x(rays), layers.every_column)
+    middles, slopes = middle.split(outs, 1), (rays.slope @ layers.every_column[-3:]).split(outs, 1)
+
+    def contribution(layer: int, chosen: slice) -> Tensor:
+        parts = middles[layer][chosen, None], rays.depths, slopes[layer][chosen, None]
+        return torch.addcmul(*parts).flatten(0, 1)
+
+    size = max(1, math.ceil(_points_per_pass(layers) / 2) // per_ray)
+    last_hidden, raw_distances = [], []
+    for first in range(0, len(middle), size):
+        chosen = slice(first, first + size)
+        hidden = F.leaky_relu_(contribution(0, chosen), 0.01)
+        for layer, matrix in enumerate(matrices, 1):
+            hidden = F.leaky_relu_(contribution(layer, chosen).addmm_(hidden, matrix), 0.01)
+        last_hidden.append(hidden)
+        raw_distances.append(contribution(last, chosen).addmm_(hidden, distance_matrix))
+    distances = torch.cat(raw_distances)[:, 0].tanh_().mul_(50).masked_fill_(rays.outside, math.inf)
+    ray, depth = (distances.view(-1, per_ray).abs() < surface_mm).nonzero(as_tuple=True)
+    near = ray * per_ray + depth
+    raw = torch.addcmul(middles[-1][ray], rays.depths[depth], slopes[-1][ray])
+    yield slice(None), distances, near, raw.addmm_(torch.cat(last_hidden)[near], vote_matrix)
+
+
+def _split_last(of_layers: list[Tensor], axis: int = 0) -> list[Tensor]:
     """The last layer's distance and votes apart."""
-    return [*of_layers[:-1], of_layers[-1][:1], of_layers[-1][1:]]
+    *others, last = of_layers
+    return [*others, *last.split([1, last.shape[axis] - 1], axis)]
 
 
 def _weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -342,7 +382,7 @@ def _weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _points_per_pass(layers: Layers) -> int:
-    return max(1, _PASS // max(len(columns) for columns in layers.columns[:-1]))
+    return max(1, _PASS // max(len(matrix) for matrix in layers.matrices))
 
 
 def _locate_rays(
@@ -352,27 +392,16 @@ def _locate_rays(
     map_size: tuple[int, int],
     centres: Tensor,
     per_ray: int,
-) -> list[Places]:
-    runs = points.unflatten(1, (-1, per_ray))
-    farthest, depths = runs[:, :, -1], runs[..., 2]
+) -> list[Rays]:
+    farthest, depths = points[:, per_ray - 1 :: per_ray], points[:, :per_ray, 2]
     inside, texels, tap_weights, _ = _geometry(farthest, intrinsics, image_size, map_size, centres)
-    inside = (inside[..., None] & (depths > 0)).flatten(1)
+    outside = ~(inside[..., None] & (depths > 0)[:, None]).flatten(1)
     slope = farthest / farthest[..., 2:]
     position = (slope * centres[:, None, 2:] - centres[:, None]) / POSITION_MM
-    depths = ((depths - centres[:, 2, None, None]) / POSITION_MM).flatten(1)
-    weights = torch.stack([torch.ones_like(depths), depths], -1)
-    count = farthest.shape[1]
-    row = torch.arange(count, device=points.device).repeat_interleave(per_ray)
-    rows = torch.stack([row, row + count], -1)
-    every_place = []
-    for image, of_image in enumerate(inside):
-        order = of_image.nonzero()[:, 0]
-        own_rows, own_weights = rows, weights[image]
-        if len(order) < len(of_image):
-            own_rows, own_weights = rows[order], own_weights[order]
-        rays = Rays(texels[image], tap_weights[image], position[image], slope[image])
-        every_place.append(Places(order, own_rows, own_weights, own_weights[:, 1:], len(of_image), rays))
-    return every_place
+    depths = ((depths - centres[:, 2:]) / POSITION_MM)[..., None]
+    parts = texels, tap_weights, position, slope, depths, outside
+    count = points.shape[1]
+    return [Rays(*of_image, count) for of_image in zip(*parts, strict=True)]  # type: ignore[call-arg]
 
 
 def _geometry(

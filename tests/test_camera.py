@@ -78,6 +78,12 @@ def test_look_at_rotation_batch() -> None:
     torch.testing.assert_close(look_at_rotation(pixels, K), both)
 
 
+def test_look_at_rotation_of_arrays() -> None:
+    pixels = torch.tensor([[10.0, 20.0], [200.0, 100.0]], dtype=torch.float64)
+    arrays = look_at_rotation(pixels.numpy(), K.numpy())
+    np.testing.assert_allclose(arrays, look_at_rotation(pixels, K), rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 def test_homography_takes_a_point_where_the_rotated_camera_sees_it(mirror: bool) -> None:
     rotation = look_at_rotation(torch.tensor([300.0, 20.0], dtype=torch.float64), K)
@@ -124,6 +130,18 @@ def test_fine_pictures_are_averaged_before_they_are_sampled() -> None:
     homography = reference_homography(reference_intrinsics(896, dtype=torch.float64))[None]
     view = remap(image, homography, 224)[0, 0, 1:-1, 1:-1]
     torch.testing.assert_close(view, torch.full_like(view, 0.5))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_whole_numbers_average_to_the_same_bits(interleaved: bool) -> None:
+    cuts = torch.randint(
+        0, 256, (2, 3, 13, 18), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    matrices = torch.diag(torch.tensor([0.6, 0.5, 1.0], dtype=torch.float64)).expand(2, 3, 3)
+    expected = sample_views(cuts.float(), matrices, 8, 4)
+    cuts = cuts.contiguous(memory_format=torch.channels_last) if interleaved else cuts
+    assert torch.equal(sample_views(cuts, matrices, 8, 4), expected)
+    assert expected.amin() > 0 and len(expected.unique()) > 300
 
 
 def test_each_picture_of_a_batch_is_averaged_as_it_needs() -> None:

@@ -265,6 +265,15 @@ def test_a_batch_is_its_members(model: NVF, image: np.ndarray) -> None:
     assert tensors.side == together.side and tensors[2].side == "left"
 
 
+def test_poses_take_part_in_gradients(model: NVF, image: np.ndarray) -> None:
+    estimator, tensor = smooth(model), torch.from_numpy(image)
+    pose = estimator(tensor, K, box=BOX, return_votes=True)
+    for part in (pose.joints, pose.scores, pose.box, pose.votes.points, estimator.find(tensor, K, 0.0).boxes):
+        factor = torch.tensor(2.0, requires_grad=True)
+        (part * factor).square().sum().backward()
+        assert factor.grad is not None and factor.grad > 0
+
+
 def test_without_a_hand_a_pose_is_not_valid(model: NVF, image: np.ndarray) -> None:
     with torch.no_grad():
         model.heads.view.weight[PRESENCE] = 0.0
