@@ -36,6 +36,7 @@ from nvf_fast.inputs import (
     check_hand_views,
     check_middles,
     check_voting,
+    previous_boxes,
     read_boxes,
     read_hand_scale,
     read_images,
@@ -189,15 +190,16 @@ class PoseEstimator:
                 a hand view is that of a unit hand (`joint_definitions.UNIT_SCALE_MM`), which a given scale
                 multiplies exactly.
             box: px, (x0, y0, x1, y1) around the hand, or (B, 4). A hand view turns to its centre and zooms so
-                that its longer side spans 75 %; None finds every hand of one image. The reference camera,
-                which spans 26.3 degrees, turns to its centre, and a warning reports a box wider than the
-                view; None looks along the optical axis.
+                that its longer side spans 75 %; without a box and `previous` it finds every hand of one
+                image. The reference camera, which spans 26.3 degrees, turns to its centre, and a warning
+                reports a box wider than the view; None looks along the optical axis.
             side: "right", "left" or None, or one per image. With None a network of hand views predicts the
                 side, and any other network, which knows right hands alone, takes the hand for a right one.
             return_votes: whether the pose also holds its voters.
-            previous: with search="guided", the pose estimated in the frame before, in the same camera's
-                frame: the search then begins about that pose instead of with a sparse pass. One that is not
-                valid, or that the guard finds to be far off, costs time only.
+            previous: the pose estimated in the frame before, in the same camera's frame, or a batch of them.
+                It places a hand view as the box of its projected joints would, in place of `box`; a pose that
+                is not valid cannot. With search="guided" the search begins about it instead of with a sparse
+                pass; one that is not valid, or that the guard finds to be far off, then costs time only.
             root: mm, (3,) or (B, 3), the wrist in the frame of the camera that took the image, for a
                 root-relative network.
 
@@ -211,8 +213,8 @@ class PoseEstimator:
             ValueError: a shape or a value is not as above; the message says what came and what was expected.
             TypeError: an argument has the wrong type or dtype.
         """
-        if box is None and root is None and isinstance(self.volume, HandVolume):
-            return self._found_poses(image, K, hand_scale, side, return_votes, previous)
+        if box is None and root is None and previous is None and isinstance(self.volume, HandVolume):
+            return self._found_poses(image, K, hand_scale, side, return_votes)
         with torch.inference_mode():
             pose = self._estimated(image, K, hand_scale, box, side, return_votes, previous, root)
         # What is made in inference mode could not take part in a caller's gradients.
@@ -236,6 +238,9 @@ class PoseEstimator:
             count, sizes = len(images), [each.shape[:2] for each in images]
             intrinsics = read_intrinsics(K, count)
             scale = read_hand_scale(hand_scale, count, self.model.config)
+            self._check_field_arguments(return_votes, box, previous)
+            if previous is not None and isinstance(self.volume, HandVolume):
+                box, previous = previous_boxes(previous, intrinsics), None
             boxes, roots = self._read_place(box, root, sizes)
             left, unknown = read_sides(side, count)
             size = self.model.config.input_size
@@ -245,7 +250,6 @@ class PoseEstimator:
                 check_hand_views(placement, boxes, intrinsics, sizes)
             elif boxes is not None:
                 warn_of_wide_boxes(boxes, intrinsics)
-            self._check_field_arguments(return_votes, previous)
             before = read_previous(previous, placement)
             both_sides = (unknown & hand).tolist()
             plans = [
@@ -342,7 +346,6 @@ class PoseEstimator:
         hand_scale: Any,
         side: Any,
         return_votes: bool,
-        previous: HandPose | None,
     ) -> HandPose:
         """The poses of every hand found in one image, each viewed again by the box of its first pose."""
         (images, *_), single = read_images(image)
@@ -357,7 +360,7 @@ class PoseEstimator:
             if not len(box):
                 pose = HandPose.none(return_votes)
                 return pose.numpy() if isinstance(images, np.ndarray) else pose.to(images.device)
-            pose = self([images[0]] * len(box), K, hand_scale, box, sides, return_votes, previous)
+            pose = self([images[0]] * len(box), K, hand_scale, box, sides, return_votes)
             valid = torch.as_tensor(pose.valid).nonzero()[:, 0]
             pixels = torch.as_tensor(pose.joints_2d)[valid].double().cpu()
             boxes = squared(torch.cat([pixels.amin(1), pixels.amax(1)], 1))
@@ -390,11 +393,14 @@ class PoseEstimator:
             )
         return None, read_roots(root, len(sizes))
 
-    def _check_field_arguments(self, return_votes: bool, previous: HandPose | None) -> None:
+    def _check_field_arguments(self, return_votes: bool, box: Any, previous: HandPose | None) -> None:
         method = self.model.config.method
         if return_votes and method != "nvf":
             raise ValueError(f"return_votes must be False: a {method!r} baseline has no voting points")
-        if previous is not None and self.search != "guided":
+        if isinstance(self.volume, HandVolume):
+            if box is not None and previous is not None:
+                raise ValueError("box and previous both place a hand view: one of them must be None")
+        elif previous is not None and self.search != "guided":
             raise ValueError(f'previous is for search="guided" only, this is {self.search!r}')
 
     @property

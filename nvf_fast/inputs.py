@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import REFERENCE_SLOPE
+from nvf_fast.camera import REFERENCE_SLOPE, project
 from nvf_fast.config import NVFConfig
 from nvf_fast.pose import HandPose
 from nvf_fast.volumes import Placement
@@ -216,18 +216,36 @@ def read_previous(previous: HandPose | None, placement: Placement) -> Tensor | N
     """Joints (B, 21, 3) float32 mm on the CPU, in the volume's frames; NaN where a pose is not valid."""
     if previous is None:
         return None
+    joints = _previous_joints(previous, len(placement.frames))
+    return ((joints - placement.origins[:, None]) @ placement.frames.mT).float()
+
+
+def previous_boxes(previous: HandPose, intrinsics: Tensor) -> Tensor:
+    """Boxes (B, 4) float64 px of the joints of poses in the frames before, for intrinsics (B, 3, 3) px."""
+    joints = _previous_joints(previous, len(intrinsics))
+    if not (joints.isfinite().all() and (joints[..., 2] > 0).all()):
+        lost = [i for i, each in enumerate(joints) if not (each.isfinite().all() and (each[:, 2] > 0).all())]
+        raise ValueError(
+            f"previous must be valid and in front of the camera, to place the view: pose(s) {lost} are not; "
+            "give a box instead, or neither, to find the hands again"
+        )
+    pixels = project(joints, intrinsics)
+    return torch.cat([pixels.amin(1), pixels.amax(1)], 1)
+
+
+def _previous_joints(previous: HandPose, count: int) -> Tensor:
+    """(count, 21, 3) float64 mm on the CPU, in the frames of the cameras."""
     if not isinstance(previous, HandPose):
         raise TypeError(
             f"previous must be a HandPose, as the estimator returns it, got {type(previous).__name__}"
         )
     joints = _numbers("previous.joints", previous.joints, "(21, 3) or (B, 21, 3) mm")
     joints = joints if joints.ndim == 3 else joints[None]
-    count = len(placement.frames)
     if joints.shape != (count, 21, 3):
         raise ValueError(
             f"previous must hold a pose for each of {count} image(s), got joints {tuple(joints.shape)}"
         )
-    return ((joints - placement.origins[:, None]) @ placement.frames.mT).float()
+    return joints
 
 
 def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:

@@ -368,7 +368,7 @@ def test_what_find_refuses(model: NVF, image: np.ndarray) -> None:
         ({"box": (-1e5, 10, 200, 50)}, "needs a view of 180 degrees or more, the widest is 150"),
         ({"root": (0, 0, 500)}, "root must be None"),
         ({"side": "Right"}, '"right", "left" or None'),
-        ({"previous": "itself"}, 'previous is for search="guided" only'),
+        ({"previous": "itself"}, "box and previous both place a hand view"),
     ],
 )  # fmt: skip
 def test_refuses_what_no_view_can_show(
@@ -379,6 +379,25 @@ def test_refuses_what_no_view_can_show(
         arguments = {"previous": estimator(image, K, box=BOX)}
     with pytest.raises(ValueError, match=message):
         estimator(image, K, **{"box": BOX, **arguments})
+
+
+def test_a_hand_view_is_placed_by_the_pose_in_the_frame_before(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model, step_mm=56.0)
+    before = estimator([image, image], K, [30.0, 35.0], [BOX, (100, 40, 220, 150)], ["right", "left"])
+    boxes = np.concatenate([before.joints_2d.min(1), before.joints_2d.max(1)], 1)
+    pose = estimator([image, image], K, 31.0, side=before.side, previous=before)
+    expected = estimator([image, image], K, 31.0, boxes, before.side)
+    np.testing.assert_allclose(pose.box, boxes, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(pose.joints, expected.joints, rtol=0, atol=1e-2)
+    alone = estimator(image, K, 31.0, side="left", previous=before[1])
+    np.testing.assert_allclose(alone.joints, pose.joints[1], rtol=0, atol=1e-2)
+    with pytest.raises(ValueError, match="a pose for each of 1 image"):
+        estimator(image, K, previous=before)
+    with pytest.raises(TypeError, match="previous must be a HandPose"):
+        estimator(image, K, previous=before.joints)
+    lost = replace(before, joints=np.stack([before.joints[0], np.full((21, 3), np.nan)]))
+    with pytest.raises(ValueError, match=r"pose\(s\) \[1\] are not; give a box instead"):
+        estimator([image, image], K, previous=lost)
 
 
 def test_views_that_touch_the_image_are_taken(model: NVF, image: np.ndarray) -> None:
