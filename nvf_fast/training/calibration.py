@@ -83,7 +83,7 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
     hands, empty = hands[1::2], empty[1::2]
     found = predict_views(fitted, hands)
     joints = torch.from_numpy(hands.joints)
-    heads.vote_weight.copy_(_vote_weight(found.coarse, found.voted, joints).to(heads.vote_weight.device))
+    heads.vote_weight.copy_(fit_vote_weight(found.coarse, found.voted, joints).to(heads.vote_weight.device))
     combined = heads.combine(found.coarse.to(model.device), found.voted.to(model.device)).cpu()
     errors = (combined - joints).norm(dim=-1)
     shift = (errors.mean(0) / found.error.mean(0)).log()
@@ -122,6 +122,20 @@ def fit_logits(model: NVF, hands: HandViews, empty: HandViews) -> None:
         model.heads.view.bias[row].copy_(bias)
 
 
+def fit_vote_weight(coarse: Tensor, voted: Tensor, joints: Tensor) -> Tensor:
+    """(22,) the best weight of the votes for the middle, then for each joint relative to it."""
+
+    def best(start: Tensor, end: Tensor, target: Tensor) -> Tensor:
+        """Of (B, N, 3) each, (N,)."""
+        mixed = (start.lerp(end, weight) for weight in WEIGHTS.tolist())
+        distances = torch.stack([(joints - target).norm(dim=-1).mean(0) for joints in mixed])
+        return WEIGHTS[distances.argmin(0)]
+
+    middles = [each.mean(1, keepdim=True) for each in (coarse, voted, joints)]
+    relative = [each - middle for each, middle in zip((coarse, voted, joints), middles, strict=True)]
+    return torch.cat([best(*middles), best(*relative)])
+
+
 def _pooled(model: NVF, views: HandViews, mirrored: bool = False) -> Tensor:
     """The encoder's description (B, 256) of views, or of their mirror images, on the CPU."""
     encoder = model.for_inference().encoder
@@ -153,20 +167,6 @@ def _logistic_regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     optimiser.step(loss)
     weight = parameters.detach()[:-1] / spread
     return weight, parameters.detach()[-1] - weight @ middle
-
-
-def _vote_weight(coarse: Tensor, voted: Tensor, joints: Tensor) -> Tensor:
-    """(22,) the best weight of the votes for the middle, then for each joint relative to it."""
-
-    def best(start: Tensor, end: Tensor, target: Tensor) -> Tensor:
-        """Of (B, N, 3) each, (N,)."""
-        mixed = (start.lerp(end, weight) for weight in WEIGHTS.tolist())
-        distances = torch.stack([(joints - target).norm(dim=-1).mean(0) for joints in mixed])
-        return WEIGHTS[distances.argmin(0)]
-
-    middles = [each.mean(1, keepdim=True) for each in (coarse, voted, joints)]
-    relative = [each - middle for each, middle in zip((coarse, voted, joints), middles, strict=True)]
-    return torch.cat([best(*middles), best(*relative)])
 
 
 def _threshold(shown: np.ndarray, hidden: np.ndarray) -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nvf_fast.camera import view_intrinsics
 from nvf_fast.data.hand_views import HandViews
-from nvf_fast.model import NVF
+from nvf_fast.model import NVF, Field
 from nvf_fast.training.losses import sdf_loss
 from nvf_fast.unet import DEPTH_MM, HandLook
 
@@ -43,8 +43,8 @@ class HandLossConfig:
     depths: float = 0.3
     middle: float = 0.4
     error: float = 0.02
-    presence: float = 0.15
-    side: float = 0.4
+    presence: float = 0.2
+    side: float = 0.6
     hands: float = 0.03
     clamp_mm: float = 5.0
     wide_mm: float = 50.0
@@ -176,28 +176,52 @@ def _field_losses(
     if not len(posed):
         return {"sdf": zero, "wide": zero, "weight": zero, "direction": zero}
     slopes, points, distances = batch.slopes[posed], batch.points[posed], batch.distances[posed]
-    joints = batch.joints[posed]
     # The lattice is placed by the prediction, the labels by the truth, as at inference.
     coarse = look.joints(batch.slopes)[posed].detach()
     intrinsics = view_intrinsics(slopes, batch.images.shape[-1])
     field = model.query(look.features[posed], points, intrinsics, coarse=coarse)
-    seen = field.sdf.isfinite()
-    predicted = torch.where(seen, field.sdf, distances)
-    sdf = sdf_loss(predicted, distances, config.clamp_mm)
-    wide = sdf_loss(predicted, distances, config.wide_mm)
+    return distance_losses(field, distances, config) | vote_losses(
+        field, points, distances, batch.joints[posed], config
+    )
 
+
+def distance_losses(field: Field, distances: Tensor, config: HandLossConfig) -> dict[str, Tensor]:
+    """Losses "sdf" and "wide" of signed distances (Eq. 5); points outside the view do not count.
+
+    Args:
+        field: at N points of B views.
+        distances: (B, N) mm, the true signed distances.
+        config: where distances are clamped.
+    """
+    predicted = torch.where(field.sdf.isfinite(), field.sdf, distances)
+    return {
+        "sdf": sdf_loss(predicted, distances, config.clamp_mm),
+        "wide": sdf_loss(predicted, distances, config.wide_mm),
+    }
+
+
+def vote_losses(
+    field: Field, points: Tensor, distances: Tensor, joints: Tensor, config: HandLossConfig
+) -> dict[str, Tensor]:
+    """Losses "weight" and "direction" of votes (Eqs. 6, 7) at points in the view and near the surface.
+
+    Args:
+        field: at N points of B views.
+        points: (B, N, 3) mm.
+        distances: (B, N) mm, the true signed distances.
+        joints: (B, 21, 3) mm, the true joints.
+        config: which points are near, and the radius of the label ball.
+    """
     offset = joints[:, None] - points[:, :, None]
     distance = offset.norm(dim=-1)
     weight = (1 - distance / config.ball_mm).clamp_min(0)
     direction = offset / distance.clamp_min(1e-3)[..., None]
-    near = ((distances.abs() < config.near_mm) & seen).float()[..., None]
+    near = ((distances.abs() < config.near_mm) & field.sdf.isfinite()).float()[..., None]
     voting = near * (weight > 0)
     weights = F.huber_loss(field.weight, weight, reduction="none", delta=0.2) * near
     directions = F.huber_loss(field.direction, direction, reduction="none", delta=0.5).sum(-1) * voting
     joint_count = joints.shape[1]
     return {
-        "sdf": sdf,
-        "wide": wide,
         "weight": weights.sum() / near.sum().clamp_min(1) / joint_count / 0.2,
         "direction": directions.sum() / voting.sum().clamp_min(1),
     }
