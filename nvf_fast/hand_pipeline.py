@@ -8,12 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvf_fast import ops
 from nvf_fast.camera import view_intrinsics
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import (
-    VOTERS_AT_16_MM,
     Estimates,
+    QueryOptions,
     Views,
     cast_selected,
     images_together,
@@ -46,43 +45,27 @@ class Voters(NamedTuple):
 class HandPipeline:
     """Sampling, encoding, placing the query points, querying, selecting, voting and combining.
 
-    Where the side of a hand is unknown, the view is encoded as it is, and its left-hand logit decides whether
-    the mirrored view counts. If the host may read the device, only the views of left hands are encoded again;
-    otherwise, as a CUDA graph needs it, all of them, and the choice is made on the device.
+    Where the side of a hand is unknown, the view and its mirror image are encoded together, and the one whose
+    left-hand logit is smaller counts: what the network mistakes in both cancels out.
 
     Args:
-        model: a network of hand views, its encoder in `dtype`, on its device.
+        model: a network of hand views, its encoder in the dtype of the options, on its device.
         volume: where it is queried.
-        step_mm, surface_mm, fraction, backend: as in `PoseEstimator`.
-        dtype: of the encoder and of the field's matrix products.
+        options: how it is queried.
         stages: measures the stages.
+
+    Raises:
+        ValueError: the options name a search other than "dense".
     """
 
-    def __init__(
-        self,
-        model: NVF,
-        volume: HandVolume,
-        step_mm: float,
-        surface_mm: float,
-        fraction: float,
-        dtype: torch.dtype,
-        backend: ops.Backend | None,
-        stages: Stages,
-    ) -> None:
+    def __init__(self, model: NVF, volume: HandVolume, options: QueryOptions, stages: Stages) -> None:
+        if options.search != "dense":
+            raise ValueError(f'search must be "dense" for a network of hand views, got {options.search!r}')
         assert model.heads is not None
-        self._model, self._heads, self._dtype, self._stages = model, model.heads, dtype, stages
-        self._surface_mm, self._fraction, self._backend = surface_mm, fraction, backend
-        self.lattice = volume.lattice(step_mm, model.device)
-        rows = math.ceil(VOTERS_AT_16_MM * max(1.0, 16 / step_mm) ** 2)
-        self._capacity = min(rows, len(self.lattice))
-        self._query = ops.FieldQuery(
-            list(model.field.weights),
-            list(model.field.biases),
-            channels=model.config.width,
-            image_size=model.config.input_size,
-            dtype=dtype,
-            backend=backend,
-        )
+        self._model, self._heads, self._options, self._stages = model, model.heads, options, stages
+        self.lattice = volume.lattice(options.step_mm, model.device)
+        self._capacity = min(options.rows, len(self.lattice))
+        self._query = options.query(model)
 
     def together(self, exact: bool) -> int:
         return images_together(len(self.lattice) if exact else self._capacity)
@@ -90,11 +73,7 @@ class HandPipeline:
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         slopes = views.slopes
         assert slopes is not None
-        look = self.look(views, factor)
-        left = torch.zeros_like(slopes, dtype=torch.bool)
-        if views.mirrored is not None:
-            left = look.left > 0
-            look = self._mirrored_where(left, look, views, factor, exact)
+        look, left = self._look_on_its_side(views, factor)
         coarse, voted, voters = self.vote(look, slopes, exact)
         with self._stages("vote"):
             combined = self._heads.combine(coarse, voted)
@@ -135,42 +114,35 @@ class HandPipeline:
             biases = self._model.field_biases(coarse) if self._model.config.pose_code else None
             maps = self._query.project(look.features, None, biases)
             capacity = len(self.lattice) if exact else self._capacity
-            sdf, votes, slots = self._query(maps, places, self._surface_mm, capacity)
+            sdf, votes, slots = self._query(maps, places, self._options.surface_mm, capacity)
         with self._stages("select"):
-            size = near_points(sdf, self._surface_mm) if exact else capacity
-            chosen, votes, counts, overflow = select_votes(
-                sdf, votes, slots, self._surface_mm, size, self._backend
-            )
+            size = near_points(sdf, self._options.surface_mm) if exact else capacity
+            chosen, votes, counts, overflow = select_votes(sdf, votes, slots, size, self._options)
             points = points.gather(1, chosen[..., None].expand(-1, -1, 3))
         with self._stages("vote"):
-            voted, _ = cast_selected(points, votes, counts, self._fraction, self._backend)
+            voted, _ = cast_selected(points, votes, counts, self._options)
         return coarse, voted, Voters(points, votes, counts, overflow)
 
-    def look(self, views: Views, factor: int) -> HandLook:
-        """Sample and encode views."""
+    def look(self, *views: Views, factor: int) -> HandLook:
+        """Sample and encode views, of several batches after each other."""
+        size = self._model.config.input_size
         with self._stages("remap"):
-            images = network_images(views, self._model.config.input_size, factor, self._dtype)
+            images = torch.cat([network_images(each, size, factor, self._options.dtype) for each in views])
         with self._stages("encode"):
-            assert views.slopes is not None
-            return self._model.look(images, views.slopes)
+            slopes = [each.slopes for each in views if each.slopes is not None]
+            return self._model.look(images, torch.cat(slopes))
 
-    def _mirrored_where(
-        self, left: Tensor, look: HandLook, views: Views, factor: int, exact: bool
-    ) -> HandLook:
-        """`look`, replaced by that of the mirrored view where `left` (B,)."""
-        assert views.slopes is not None and views.mirrored is not None
-        if not exact:
-            mirrored = self.look(views._replace(matrices=views.mirrored), factor)
-            chosen = (
-                torch.where(left.view(-1, *[1] * (plain.ndim - 1)), other, plain)
-                for plain, other in zip(look, mirrored, strict=True)
-            )
-            return HandLook(*chosen)
-        rows = left.nonzero()[:, 0]
-        if len(rows) == 0:
-            return look
-        again = Views(views.cuts[rows], views.mirrored[rows], slopes=views.slopes[rows])
-        mirrored = self.look(again, factor)
-        return HandLook(
-            *(plain.index_copy(0, rows, other) for plain, other in zip(look, mirrored, strict=True))
+    def _look_on_its_side(self, views: Views, factor: int) -> tuple[HandLook, Tensor]:
+        """What the network says of each view, or of its mirror image where that looks more like a right hand;
+        and where that is so, (B,) bool."""
+        assert views.slopes is not None
+        if views.mirrored is None:
+            return self.look(views, factor=factor), torch.zeros_like(views.slopes, dtype=torch.bool)
+        both = self.look(views, views._replace(matrices=views.mirrored), factor=factor)
+        plain, mirrored = (HandLook(*half) for half in zip(*(each.chunk(2) for each in both), strict=True))
+        left = plain.left > mirrored.left
+        chosen = (
+            torch.where(left.view(-1, *[1] * (each.ndim - 1)), other, each)
+            for each, other in zip(plain, mirrored, strict=True)
         )
+        return HandLook(*chosen), left

@@ -206,22 +206,31 @@ class LaunchByLaunch:
 
 
 @pytest.mark.parametrize("on_cuda", [False, True], ids=["read back", "chosen on the device"])
-@pytest.mark.parametrize("logit", [-3.0, 3.0], ids=["right", "left"])
-def test_an_unknown_side_is_predicted(model: NVF, image: np.ndarray, logit: float, on_cuda: bool) -> None:
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_an_unknown_side_is_predicted(model: NVF, image: np.ndarray, sign: int, on_cuda: bool) -> None:
     with torch.no_grad():
-        model.heads.view.bias[LEFT] = logit
+        model.heads.view.weight[LEFT] *= sign
+        model.heads.view.bias[LEFT] = 5.0  # the same in both views, so that it decides nothing
     estimator = smooth(model)
-    side = "left" if logit > 0 else "right"
-    given = estimator(image, K, box=BOX, side=side, return_votes=True)
+    given = {side: estimator(image, K, box=BOX, side=side, return_votes=True) for side in ("right", "left")}
     if on_cuda:
         estimator._exact, estimator._replay = False, Replay(estimator._launch, LaunchByLaunch())
+    mirrored, intrinsics, box = mirror_of(image, BOX)
+    sides = []
     for votes in (False, True):
         predicted = estimator(image, K, box=BOX, return_votes=votes)
-        assert predicted.side == side and predicted.valid
+        other = estimator(mirrored, intrinsics, box=box, return_votes=votes)
+        sides.append(predicted.side)
+        assert predicted.valid and {predicted.side, other.side} == {"right", "left"}
         # 6e-5 mm measured: the mirrored view is one of another crop.
-        np.testing.assert_allclose(predicted.joints, given.joints, rtol=0, atol=2e-3)
-        np.testing.assert_allclose(predicted.joints_2d, given.joints_2d, rtol=0, atol=2e-3)
-    np.testing.assert_allclose(predicted.votes.directions, given.votes.directions, atol=1e-4)
+        expected = given[predicted.side]
+        np.testing.assert_allclose(predicted.joints, expected.joints, rtol=0, atol=2e-3)
+        np.testing.assert_allclose(predicted.joints_2d, expected.joints_2d, rtol=0, atol=2e-3)
+        np.testing.assert_allclose(other.joints * [-1, 1, 1], expected.joints, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(predicted.votes.directions, expected.votes.directions, atol=1e-4)
+    with torch.no_grad():
+        model.heads.view.weight[LEFT] *= -1
+    assert {smooth(model)(image, K, box=BOX).side, *sides} == {"right", "left"}
 
 
 def test_a_hand_scale_multiplies_exactly(model: NVF, image: np.ndarray) -> None:
@@ -251,7 +260,7 @@ def test_a_batch_is_its_members(model: NVF, image: np.ndarray) -> None:
     sides = ["right", None, "left", None]
     scales = [30.0, 35.0, 25.0, UNIT_SCALE_MM]
     together = estimator(images, K, scales, boxes, sides)
-    assert len(together) == 4 and together.side == ("right", "right", "left", "right")
+    assert len(together) == 4 and together.side[::2] == ("right", "left")
     assert together.box.shape == (4, 4) and together.expected_error.shape == (4, 21)
     for i, pose in enumerate(together):
         alone = estimator(images[i], K, scales[i], boxes[i], sides[i])

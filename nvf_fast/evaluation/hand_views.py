@@ -16,6 +16,7 @@ from tqdm import tqdm
 from nvf_fast import metrics
 from nvf_fast.camera import remap
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
+from nvf_fast.data.image_warp import warp_perspective
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.wide_images import WideImage
 from nvf_fast.evaluation.constant import constant_pose, constant_shape
@@ -360,17 +361,12 @@ def _presence_and_side(
     predict_views: PredictViews, views: HandViews, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether a hand is present and whether it is a left one (N,); a left hand is judged as mirrored."""
-    seen = predict_views(views)
-    left = seen.left.numpy() > 0.5
-    present = seen.presence.numpy() >= threshold
-    if left.any():
-        flip = np.array([[-1.0, 0, VIEW_SIZE], [0, 1, 0], [0, 0, 1]])
-        chosen = views[left]
-        images = np.stack([warp_perspective(image, flip, VIEW_SIZE) for image in chosen.images])
-        mirrored = {field.name: getattr(chosen, field.name) for field in fields(HandViews)} | {
-            "images": images
-        }
-        present[left] = predict_views(HandViews(**mirrored)).presence.numpy() >= threshold
+    flip = np.array([[-1.0, 0, VIEW_SIZE], [0, 1, 0], [0, 0, 1]])
+    images = np.stack([warp_perspective(image, flip, VIEW_SIZE) for image in views.images])
+    mirrored = {field.name: getattr(views, field.name) for field in fields(HandViews)} | {"images": images}
+    plain, other = predict_views(views), predict_views(HandViews(**mirrored))
+    left = (plain.left > other.left).numpy()
+    present = np.where(left, other.presence.numpy(), plain.presence.numpy()) >= threshold
     return present, left
 
 
