@@ -33,6 +33,7 @@ from nvf_fast.data.photographs import Photographs
 from nvf_fast.evaluation.photographs import FIRST_GROUPS
 from nvf_fast.hand_pipeline import HandPipeline, Voters
 from nvf_fast.model import NVF, Field
+from nvf_fast.pipeline import QueryOptions
 from nvf_fast.stages import Stages
 from nvf_fast.training.calibration import BATCH, FRACTION, STEP_MM, fit_vote_weight
 from nvf_fast.training.hand_losses import HandBatch, HandLossConfig, distance_losses, vote_losses
@@ -74,7 +75,7 @@ VARIANTS = {
     "+ position": Variant(pose_code=False),
     "+ pose code: the default": Variant(),
     "default, hidden layers 512-256-128-128": Variant(hidden=(512, 256, 128, 128)),
-    "default, shell of 10 mm, taught within 40 mm": Variant(near_mm=40.0, surface_mm=10.0),
+    "default, shell of 10 mm, trained within 40 mm": Variant(near_mm=40.0, surface_mm=10.0),
     "default, weights by learned precision": Variant(precision=True),
     "both: learned precision, shell of 10 mm": Variant(precision=True, near_mm=40.0, surface_mm=10.0),
 }
@@ -129,7 +130,7 @@ class EncodedViews(NamedTuple):
         return EncodedViews(*(each[rows] for each in self))
 
     def look(self) -> HandLook:
-        """What the field and the votes read of a `HandLook`; empty maps and logits stand for the rest."""
+        """A `HandLook` with the parts that field and votes read; the others are empty."""
         none = self.depth.new_empty(0)
         return HandLook(self.features.float(), self.uv, self.depth, none, none, none, self.error, none, none)
 
@@ -228,9 +229,7 @@ def precision_loss(field: Field, views: EncodedViews, config: HandLossConfig) ->
 def vote(network: NVF, variant: Variant, views: EncodedViews) -> Votes:
     """Query each network's lattice and cast the votes; coarse joints stand in where nothing votes."""
     volume, stages = HandVolume(), Stages(network.device)
-    pipeline = HandPipeline(
-        network, volume, STEP_MM, variant.surface_mm, FRACTION, torch.float32, None, stages
-    )
+    pipeline = HandPipeline(network, volume, QueryOptions(STEP_MM, variant.surface_mm, FRACTION), stages)
     parts = []
     for first in range(0, len(views.slopes), BATCH):
         part = views.rows(slice(first, first + BATCH))

@@ -8,9 +8,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ from nvf_fast.inputs import (
     WIDEST_SLOPE,
     check_hand_views,
     check_middles,
-    check_voting,
     previous_boxes,
     read_boxes,
     read_hand_scale,
@@ -53,6 +52,7 @@ from nvf_fast.pipeline import (
     Estimates,
     FieldPipeline,
     Pipeline,
+    QueryOptions,
     Views,
     network_images,
 )
@@ -64,7 +64,6 @@ from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, Placement, 
 
 CUT_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them
 PASSES = 2  # poses of a hand that was found: by the box found, then by the box of that pose
-DEFAULTS = {"step_mm": 16.0, "surface_mm": 5.0, "fraction": 0.5, "search": "dense"}  # options of a field
 _Votes = dict[int, tuple[Tensor, Tensor]]  # by image: points (V, 3) mm and votes (V, 21, 4)
 LOG = logging.getLogger("nvf_fast")
 
@@ -110,15 +109,11 @@ class PoseEstimator:
         dtype: torch.dtype | None = None,
         backend: ops.Backend | None = None,
     ) -> None:
-        check_voting(surface_mm, fraction)
-        if search not in get_args(Search):
-            raise ValueError(f"search must be one of {get_args(Search)}, got {search!r}")
         self.device = torch.device(device) if device is not None else model.field.biases[0].device
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise TypeError(f"dtype must be torch.float32, float16 or bfloat16, got {self.dtype}")
-        self.step_mm, self.surface_mm, self.fraction = step_mm, surface_mm, fraction
-        self.search, self.backend = search, backend
+        self.options = QueryOptions(step_mm, surface_mm, fraction, search, self.dtype, backend)
         model = model.for_inference() if isinstance(model, NVF) else copy.deepcopy(model)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.encoder.to(self.dtype)
@@ -136,32 +131,16 @@ class PoseEstimator:
 
     def _make_pipeline(self) -> Pipeline:
         if isinstance(self.volume, HandVolume):
-            if self.search != "dense":
-                raise ValueError(f'search must be "dense" for a network of hand views, got {self.search!r}')
             assert isinstance(self.model, NVF)
-            return HandPipeline(
-                self.model,
-                self.volume,
-                self.step_mm,
-                self.surface_mm,
-                self.fraction,
-                self.dtype,
-                self.backend,
-                self._stages,
-            )
+            return HandPipeline(self.model, self.volume, self.options, self._stages)
         if not isinstance(self.model, HolisticBaseline | DenseBaseline):
-            return FieldPipeline(
-                self.model,
-                self.volume,
-                self.step_mm,
-                self.surface_mm,
-                self.fraction,
-                self.search,
-                self.dtype,
-                self.backend,
-                self._stages,
-            )
-        given = [name for name, default in DEFAULTS.items() if getattr(self, name) != default]
+            return FieldPipeline(self.model, self.volume, self.options, self._stages)
+        default = QueryOptions(dtype=self.dtype, backend=self.options.backend)
+        given = [
+            field.name
+            for field in fields(default)
+            if getattr(self.options, field.name) != getattr(default, field.name)
+        ]
         if given:
             raise ValueError(
                 f"{given} are options of a field, this is a {self.model.config.method!r} baseline without one"
@@ -400,8 +379,8 @@ class PoseEstimator:
         if isinstance(self.volume, HandVolume):
             if box is not None and previous is not None:
                 raise ValueError("box and previous both place a hand view: one of them must be None")
-        elif previous is not None and self.search != "guided":
-            raise ValueError(f'previous is for search="guided" only, this is {self.search!r}')
+        elif previous is not None and self.options.search != "guided":
+            raise ValueError(f'previous is for search="guided" only, this is {self.options.search!r}')
 
     @property
     def takes_hand_scale(self) -> bool:

@@ -23,14 +23,6 @@ HAND_SCALE_RANGE_MM = (10.0, 120.0)
 _CORNERS = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
 
 
-def check_voting(surface_mm: float, fraction: float) -> None:
-    """Refuse a shell or a ratio that selects no vote."""
-    if not surface_mm > 0:
-        raise ValueError(f"surface_mm must be a positive number of mm, got {surface_mm}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-
-
 def read_images(image: Any) -> tuple[list[Any], bool]:
     """Images as uint8 arrays (B, H, W, 3), all numpy or all torch; and whether it was a single one."""
     several = isinstance(image, list | tuple)

@@ -8,8 +8,9 @@ runs it again with `exact`.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +29,46 @@ ASKED, ACTIVE = 2**17, 2**14  # nodes in one query of a search, and those whose 
 IMAGES = 64  # at a time; larger batches go in parts
 VOTE_BYTES = 2**30  # for votes, at a time
 LOCATED = 2**21  # points of a dense grid that are located once and kept; finer grids go in parts of this size
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """How a field is queried, and its votes are cast; `PoseEstimator` describes each.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    step_mm: float = 16.0
+    surface_mm: float = 5.0
+    fraction: float = 0.5
+    search: Search = "dense"
+    dtype: torch.dtype = torch.float32
+    backend: ops.Backend | None = None
+
+    def __post_init__(self) -> None:
+        if not self.surface_mm > 0:
+            raise ValueError(f"surface_mm must be a positive number of mm, got {self.surface_mm}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
+        if self.search not in get_args(Search):
+            raise ValueError(f"search must be one of {get_args(Search)}, got {self.search!r}")
+
+    @property
+    def rows(self) -> int:
+        """Rows for the votes of one image where lists have a fixed length."""
+        return math.ceil(VOTERS_AT_16_MM * max(1.0, 16 / self.step_mm) ** 2)
+
+    def query(self, model: NVF) -> ops.FieldQuery:
+        """The prepared query of a network's field."""
+        return ops.FieldQuery(
+            list(model.field.weights),
+            list(model.field.biases),
+            channels=model.config.width,
+            image_size=model.config.input_size,
+            dtype=self.dtype,
+            backend=self.backend,
+        )
 
 
 class Views(NamedTuple):
@@ -125,58 +166,36 @@ class FieldPipeline:
     """Sampling, encoding, querying, selecting and voting, in a frustum or a cube.
 
     Args:
-        model: the network, its encoder in `dtype`, on its device.
+        model: the network, its encoder in the dtype of the options, on its device.
         volume: where it is queried.
-        step_mm, surface_mm, fraction, search, backend: as in `PoseEstimator`.
-        dtype: of the encoder and of the field's matrix products.
+        options: how it is queried.
         stages: measures the stages.
     """
 
-    def __init__(
-        self,
-        model: NVF,
-        volume: Volume,
-        step_mm: float,
-        surface_mm: float,
-        fraction: float,
-        search: Search,
-        dtype: torch.dtype,
-        backend: ops.Backend | None,
-        stages: Stages,
-    ) -> None:
-        self._model, self._volume, self._dtype, self._stages = model, volume, dtype, stages
-        self._surface_mm, self._fraction, self._search = surface_mm, fraction, search
-        self._backend = backend
-        device = model.field.biases[0].device
+    def __init__(self, model: NVF, volume: Volume, options: QueryOptions, stages: Stages) -> None:
+        self._model, self._volume, self._options, self._stages = model, volume, options, stages
+        self._surface_mm, device = options.surface_mm, model.field.biases[0].device
         self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
-        self.lattice = volume.lattice(step_mm, device)
+        self.lattice = volume.lattice(options.step_mm, device)
         self.points = self.lattice.points(self.lattice.every(1))
-        rows = math.ceil(VOTERS_AT_16_MM * max(1.0, 16 / step_mm) ** 2)
-        self._sizes = Sizes(min(rows, len(self.points)), ASKED, ACTIVE)
-        self._query = ops.FieldQuery(
-            list(model.field.weights),
-            list(model.field.biases),
-            channels=model.config.width,
-            image_size=model.config.input_size,
-            dtype=dtype,
-            backend=backend,
-        )
+        self._sizes = Sizes(min(options.rows, len(self.points)), ASKED, ACTIVE)
+        self._query = options.query(model)
         self._places: dict[int, Any] = {}
 
     def together(self, exact: bool) -> int:
-        if self._search != "dense":
+        if self._options.search != "dense":
             return IMAGES  # searched one after the other
         return images_together(len(self.points) if exact else self._sizes.voters)
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         with self._stages("remap"):
-            images = network_images(views, self._model.config.input_size, factor, self._dtype)
+            images = network_images(views, self._model.config.input_size, factor, self._options.dtype)
         with self._stages("encode"):
             features = self._model.encode(images)
         with self._stages("query"):
             map_size = (features.shape[2], features.shape[3])
             maps = self._query.project(features, views.scale)
-        if self._search == "dense":
+        if self._options.search == "dense":
             return self._dense(maps, map_size, exact)
         found = [
             self._searched(
@@ -202,9 +221,7 @@ class FieldPipeline:
                 sdf, votes, slots = self._in_parts(maps, map_size, capacity, exact)
         with self._stages("select"):
             size = near_points(sdf, self._surface_mm) if exact else capacity
-            chosen, votes, counts, overflow = select_votes(
-                sdf, votes, slots, self._surface_mm, size, self._backend
-            )
+            chosen, votes, counts, overflow = select_votes(sdf, votes, slots, size, self._options)
             points = self.points[chosen]
         with self._stages("vote"):
             joints, scores = self._cast(points, votes, counts)
@@ -234,7 +251,7 @@ class FieldPipeline:
         field = _ImageField(self, maps, map_size)
         sizes = None if exact else self._sizes
         with self._stages("query"):
-            if self._search == "octree":
+            if self._options.search == "octree":
                 found = octree(field, self.lattice, self._surface_mm, sizes)
             else:
                 if exact and previous is not None and not previous.isfinite().all():
@@ -248,7 +265,7 @@ class FieldPipeline:
         )
 
     def _cast(self, points: Tensor, votes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        return cast_selected(points, votes, counts, self._fraction, self._backend)
+        return cast_selected(points, votes, counts, self._options)
 
     def _cast_some(self, points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         joints, scores = self._cast(points[None], votes[None], count)
@@ -337,23 +354,21 @@ def select_votes(
     sdf: Tensor,
     votes: Tensor,
     slots: Tensor,
-    surface_mm: float,
     capacity: int,
-    backend: ops.Backend | None,
+    options: QueryOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The voters of queried points and their votes.
 
     Args:
         sdf, votes, slots: (B, N), (B, rows, J, 4) and (B, N), as `ops.FieldQuery` gives them.
-        surface_mm: mm, half the thickness of the shell that votes.
         capacity: voters of each image, at most.
-        backend: of `ops.select_voters`.
+        options: which points vote.
 
     Returns:
         indices (B, capacity) of the voters, 0 in unused slots; votes (B, capacity, J, 4); counts (B,) int32;
         overflow (B,) bool, where there are more voters than `capacity`.
     """
-    indices, counts, overflow = ops.select_voters(sdf, surface_mm, capacity, backend=backend)
+    indices, counts, overflow = ops.select_voters(sdf, options.surface_mm, capacity, backend=options.backend)
     unused, chosen = indices < 0, indices.clamp(min=0)
     rows = slots.gather(1, chosen).masked_fill(unused, 0).clamp(max=votes.shape[1] - 1).long()
     votes = votes.gather(1, rows[..., None, None].expand(-1, -1, *votes.shape[2:]))
@@ -361,11 +376,11 @@ def select_votes(
 
 
 def cast_selected(
-    points: Tensor, votes: Tensor, counts: Tensor, fraction: float, backend: ops.Backend | None
+    points: Tensor, votes: Tensor, counts: Tensor, options: QueryOptions
 ) -> tuple[Tensor, Tensor]:
     """Joints (B, 21, 3) mm and scores (B, 21) from voters (B, V, 3) and their votes (B, V, 21, 4)."""
     everyone = torch.arange(points.shape[1], device=points.device).expand(len(points), -1)
     joints, weight, spread = ops.cast_votes(
-        points, votes, everyone, counts, fraction=fraction, backend=backend
+        points, votes, everyone, counts, fraction=options.fraction, backend=options.backend
     )
     return joints, joint_scores(weight, spread)

@@ -16,7 +16,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.kernels import cast_votes, query_field, select_voters
 from nvf_fast.model import NVF
-from nvf_fast.pipeline import Estimates, FieldPipeline, Views
+from nvf_fast.pipeline import Estimates, FieldPipeline, QueryOptions, Views
 from nvf_fast.stages import Stages
 from nvf_fast.volumes import FrustumVolume, HandVolume
 
@@ -72,7 +72,7 @@ class ShapesOnly:
 def test_a_run_reads_nothing_back(search: Any, step: float, before: bool) -> None:
     model = NVF(SMALL).eval().requires_grad_(False)
     stages = Stages(torch.device("cpu"))
-    pipeline = FieldPipeline(model, FrustumVolume(), step, 5.0, 0.5, search, torch.float32, None, stages)
+    pipeline = FieldPipeline(model, FrustumVolume(), QueryOptions(step, search=search), stages)
     pipeline._query = ShapesOnly()  # type: ignore[assignment]
     for stride in (1, 2, 4):  # found once, before anything is recorded
         pipeline.every(stride, MAP_SIZE)
@@ -86,9 +86,7 @@ def test_a_run_reads_nothing_back(search: Any, step: float, before: bool) -> Non
 @pytest.mark.parametrize("side_known", [True, False])
 def test_a_run_on_hand_views_reads_nothing_back(side_known: bool) -> None:
     model = NVF(HAND).for_inference()
-    pipeline = HandPipeline(
-        model, HandVolume(), 16.0, 5.0, 0.5, torch.float32, None, Stages(torch.device("cpu"))
-    )
+    pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Stages(torch.device("cpu")))
     pipeline._query = ShapesOnly()  # type: ignore[assignment]
     with nothing_read_back():
         cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)

@@ -15,6 +15,7 @@ from torch import Tensor
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.model import NVF
+from nvf_fast.pipeline import QueryOptions
 from nvf_fast.stages import Stages
 from nvf_fast.training.hand_losses import HandBatch
 from nvf_fast.unet import LEFT, PRESENCE, HandLook
@@ -41,9 +42,8 @@ class ViewPredictions(NamedTuple):
 def predict_views(model: NVF, views: HandViews) -> ViewPredictions:
     """Predict labelled views; voted joints are the coarse ones where nothing votes."""
     model = model.for_inference()
-    pipeline = HandPipeline(
-        model, HandVolume(), STEP_MM, SURFACE_MM, FRACTION, torch.float32, None, Stages(model.device)
-    )
+    options = QueryOptions(STEP_MM, SURFACE_MM, FRACTION)
+    pipeline = HandPipeline(model, HandVolume(), options, Stages(model.device))
     parts = []
     for first in range(0, len(views), BATCH):
         batch = HandBatch.of(views[first : first + BATCH], model.device)
