@@ -247,7 +247,7 @@ def test_the_surface_is_that_of_the_asked_field(
 
     assert answer.valid and len(answer.voters) > 50
     # The estimator's own query and `model.query` differ by rounding.
-    assert (np.abs(distance(answer.voters.astype(np.float32))) < estimator.surface_mm + 0.01).all()
+    assert (np.abs(distance(answer.voters.astype(np.float32))) < estimator.options.surface_mm + 0.01).all()
     assert (answer.voters[:, 2] > 0).all()
     joints = torch.from_numpy(answer.joints) @ field.frame.float().mT
     ((low, high),) = sought
