@@ -38,7 +38,7 @@ WORKER = Path(__file__).resolve().parent / "mediapipe_worker.py"
 MIRROR = np.array([-1.0, 1.0, 1.0])
 COLUMNS = [
     *("method", "hands found", "other hands found", "side right", "2D error %"),
-    *("aligned mm", "relative mm", "camera space mm", "processor ms", "MediaPipe's time over its"),
+    *("aligned mm", "relative mm", "camera space mm", "processor ms", "times the speed of MediaPipe"),
 ]
 
 
@@ -99,43 +99,47 @@ class MediaPipe:
 
     Args:
         python: interpreter that can import MediaPipe.
-        photographs: what it will be run on.
-        folder: for the file that hands the images over.
+        photographs: images that it will process.
+        folder: receives the file of images and the worker's log.
 
     Raises:
-        MediaPipeMissing: the interpreter does not exist, or cannot import MediaPipe.
+        MediaPipeMissing: the interpreter does not exist, or its process ended, as without MediaPipe.
     """
 
     def __init__(self, python: Path, photographs: Sequence[Photograph], folder: Path) -> None:
         arrays: dict[str, Any] = {f"image_{index}": each.image for index, each in enumerate(photographs)}
         path = folder / "images.npz"
         np.savez(path, intrinsics=np.stack([each.intrinsics for each in photographs]), **arrays)
-        log = (folder / "worker.log").open("w+")
+        self._python, self._log = python, folder / "worker.log"
         try:
-            self._process = subprocess.Popen(
-                [python, WORKER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-            )
+            with self._log.open("w") as log:
+                self._process = subprocess.Popen(
+                    [python, WORKER, path],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                )  # fmt: skip
         except OSError as error:
             raise MediaPipeMissing(f"{python}: {error.strerror}") from error
-        assert self._process.stdout is not None
-        first = self._process.stdout.readline()
-        if not first:
-            log.seek(0)
-            reason = (log.read().strip().splitlines() or ["no message"])[-1]
-            raise MediaPipeMissing(f"{python} cannot run MediaPipe Hands: {reason}")
-        self.version: str = json.loads(first)["mediapipe"]
+        self.version: str = self._read()["mediapipe"]
 
     def __call__(self, index: int) -> dict[str, Any]:
-        """What the worker writes about an image."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        """The worker's reply about an image."""
+        assert self._process.stdin is not None
         self._process.stdin.write(f"{index}\n")
         self._process.stdin.flush()
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return found
+        return self._read()
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate(timeout=60)
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            reason = (self._log.read_text().strip().splitlines() or ["no message"])[-1]
+            raise MediaPipeMissing(f"{self._python} cannot run MediaPipe Hands: {reason}")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
 
 def read_photographs(folder: Path) -> list[Photograph]:
@@ -223,7 +227,7 @@ def score(photographs: Sequence[Photograph], hands: Sequence[Sequence[Hand]]) ->
 
 
 def compare(options: Compare) -> dict[str, Any]:
-    """The table.
+    """Measure both methods and make the table.
 
     Raises:
         MediaPipeMissing: the interpreter cannot run MediaPipe.
