@@ -21,6 +21,8 @@ from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
 from nvf_fast.camera import ViewPlan, plan_view, project, view_frame
 from nvf_fast.finding import (
     FOUND_SCORE,
+    LEAST,
+    SMALLEST,
     FoundHands,
     boxes_in_image,
     distinct,
@@ -259,8 +261,8 @@ class PoseEstimator:
         return pose[0] if single else pose
 
     @torch.inference_mode()
-    def find(self, image: Any, K: Any, score: float = FOUND_SCORE) -> FoundHands:
-        """Find the hands of one image: 1/32 of its longer side or larger.
+    def find(self, image: Any, K: Any, score: float = FOUND_SCORE, smallest: float = SMALLEST) -> FoundHands:
+        """Find the hands of one image.
 
         Square windows over the image are viewed as hands are, and the network's maps of hands' centres are
         read. What is found is not yet verified: the pose of a box is valid only where its closer view shows a
@@ -270,6 +272,8 @@ class PoseEstimator:
             image: (H, W, 3) uint8 RGB, numpy or torch.
             K: (3, 3) intrinsics in px.
             score: least score in [0, 1].
+            smallest: side of the smallest box to look for, relative to the image's longer side. Smaller
+                ones need finer windows, whose number the time grows with.
 
         Raises:
             ValueError: the network does not find hands, several images came, or a value is out of its range.
@@ -279,12 +283,14 @@ class PoseEstimator:
             raise ValueError("find is for networks of hand views; this one is told where the hand is")
         if not 0 <= score <= 1:
             raise ValueError(f"score must be in [0, 1], got {score}")
+        if not LEAST <= smallest <= 1:
+            raise ValueError(f"smallest must be {LEAST:g} to 1 of the image's longer side, got {smallest}")
         with self._stages("prepare"):
             groups, single = read_images(image)
             if not single:
                 raise ValueError("find takes one image, got several: find the hands of each in turn")
             (image,) = groups[0]
-            windows = search_windows(*image.shape[:2])
+            windows = search_windows(*image.shape[:2], smallest)
             intrinsics = read_intrinsics(K, 1).expand(len(windows), 3, 3)
             placement = HandVolume(fill=1.0).place(intrinsics, self.model.config.input_size, boxes=windows)
             assert placement.slopes is not None

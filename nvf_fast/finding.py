@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST = 1 / 32  # side of the smallest hand's box, relative to the image's longer side
+LEAST = 1 / 64  # the smallest that may be looked for: about 70 windows
 SMALLEST_IN_VIEW = 0.094  # relative to the view: 12 px of 128, the smallest that training shows
 OVERLAP = 1 / 3  # of neighbouring windows
 LEVEL_RATIO = 1.5  # of the first three levels' windows; the further ones halve

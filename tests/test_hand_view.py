@@ -354,12 +354,24 @@ def test_a_finer_image_shows_the_same_hands(model: NVF) -> None:
     np.testing.assert_allclose(finer_middles, 4 * middles + 1.5, atol=8)
 
 
+def test_finer_windows_show_smaller_hands(model: NVF) -> None:
+    estimator = Marked(model)
+    image = np.zeros((240, 324, 3), np.uint8)
+    image[101:106, 61:66, 0] = 255  # a few px: too dim a spot in coarse windows
+    assert len(estimator.find(image, K, score=0.6, smallest=0.1)) == 0
+    (box,) = estimator.find(image, K, score=0.6, smallest=1 / 64).boxes
+    np.testing.assert_allclose((box[:2] + box[2:]) / 2, [63, 103], atol=3)
+
+
 def test_what_find_refuses(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model)
     with pytest.raises(ValueError, match="one image, got several"):
         estimator.find([image, image], K)
     with pytest.raises(ValueError, match=r"score must be in \[0, 1\]"):
         estimator.find(image, K, score=2)
+    for smallest in (0, 1 / 65, 1.01, math.nan):
+        with pytest.raises(ValueError, match=r"smallest must be 0.015625 to 1"):
+            estimator.find(image, K, smallest=smallest)
     with pytest.raises(ValueError, match=r"box must be \(B, 4\) px where several images are given"):
         estimator([image, image], K)
 
