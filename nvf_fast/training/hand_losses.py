@@ -45,7 +45,7 @@ class HandLossConfig:
     error: float = 0.02
     presence: float = 0.2
     side: float = 0.6
-    hands: float = 0.03
+    hands: float = 0.1
     clamp_mm: float = 5.0
     wide_mm: float = 50.0
     wide: float = 0.2
