@@ -15,7 +15,6 @@ from torch import Tensor
 
 import nvf_fast
 from nvf_fast.camera import network_view, view_intrinsics
-from nvf_fast.inputs import centred_squares
 from nvf_fast.volumes import HandVolume
 
 STEP_MM, NEAR_MM = 4.0, 2.0
@@ -56,8 +55,9 @@ def main() -> None:
     K = torch.tensor(
         [[arguments.focal, 0, centre_x], [0, arguments.focal, centre_y], [0, 0, 1]], dtype=torch.float64
     )
-    given = arguments.box
-    box = centred_squares([image.shape[:2]])[0] if given is None else torch.tensor(given, dtype=torch.float64)
+    half = min(image.shape[:2]) / 2
+    square = (centre_x - half, centre_y - half, centre_x + half, centre_y + half)
+    box = torch.tensor(arguments.box or square, dtype=torch.float64)
     with torch.inference_mode():
         points = surface_points(nvf_fast.load(device="cpu").model, image, K, box)
     if len(points) == 0:

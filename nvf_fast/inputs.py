@@ -140,13 +140,6 @@ def check_middles(boxes: Tensor, sizes: Sequence[Sequence[int]]) -> None:
         )
 
 
-def centred_squares(sizes: Sequence[Sequence[int]]) -> Tensor:
-    """The largest centred squares (B, 4) float64 px of images of (height, width) px."""
-    shapes = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64)
-    middles, half = (shapes - 1) / 2, shapes.amin(1, keepdim=True) / 2
-    return torch.cat([middles - half, middles + half], 1)
-
-
 def check_hand_views(placement: Placement, boxes: Tensor, intrinsics: Tensor, sizes: Sequence[Any]) -> None:
     """Refuse boxes (B, 4) px whose hand views are too wide or show no pixel of their images."""
     assert placement.slopes is not None

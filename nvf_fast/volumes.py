@@ -9,8 +9,9 @@ a slab of the view, at the depth that the network itself predicts.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,20 +56,28 @@ class Placement(NamedTuple):
     slopes: Tensor | None = None
 
 
-class Volume(Protocol):
-    """One kind of volume. Points are mm in the volume's frame, (B, N, 3) unless said otherwise."""
+class Cameras(NamedTuple):
+    """B cameras, and what is known about the hand before each.
+
+    Attributes:
+        intrinsics: (B, 3, 3) float64 px of the images.
+        size: px, side of the network's view.
+        left: (B,) bool, left hands.
+        boxes: (B, 4) float64 px, (x0, y0, x1, y1) around the hands, or None.
+        roots: (B, 3) float64 mm, the wrists in the cameras' frames, or None.
+    """
+
+    intrinsics: Tensor
+    size: int
+    left: Tensor
+    boxes: Tensor | None
+    roots: Tensor | None
+
+
+class Placed(ABC):
+    """A volume that has a place before each camera."""
 
     needs_root: bool  # whether the wrist places it, instead of a box
-
-    @property
-    def centre_mm(self) -> tuple[float, ...]:
-        """Centre of the volume's bounding box."""
-        ...
-
-    @property
-    def half_mm(self) -> tuple[float, ...]:
-        """Half-extent of the volume's bounding box."""
-        ...
 
     def place(
         self,
@@ -79,53 +88,71 @@ class Volume(Protocol):
         boxes: Tensor | None = None,
         roots: Tensor | None = None,
     ) -> Placement:
-        """Place the volume before each camera.
+        """Place the volume before each camera; the arguments are those of `Cameras`.
 
         Args:
-            intrinsics: (B, 3, 3) float64 px of the images.
-            size: px, side of the network's view.
-            left: (B,) bool, left hands; None where all are right ones.
-            boxes: (B, 4) float64 px, (x0, y0, x1, y1) around the hands; None looks along the optical axis. A
-                volume that the wrist places ignores them.
-            roots: (B, 3) float64 mm, the wrists in the cameras' frames. A volume that a box places ignores
-                them.
+            intrinsics: (B, 3, 3) float64 px.
+            size: px.
+            left: (B,) bool; None where all hands are right ones.
+            boxes: (B, 4) float64 px; None looks along the optical axis. A volume that the wrist places
+                ignores them.
+            roots: (B, 3) float64 mm. A volume that a box places ignores them.
         """
-        ...
+        if left is None:
+            left = torch.zeros(len(intrinsics), dtype=torch.bool, device=intrinsics.device)
+        return self._placement(Cameras(intrinsics, size, left, boxes, roots))
 
+    @abstractmethod
+    def _placement(self, cameras: Cameras) -> Placement: ...
+
+
+class Volume(Placed):
+    """One kind of volume. Points are mm in the volume's frame, (B, N, 3) unless said otherwise."""
+
+    @property
+    @abstractmethod
+    def centre_mm(self) -> tuple[float, ...]:
+        """Centre of the volume's bounding box."""
+
+    @property
+    @abstractmethod
+    def half_mm(self) -> tuple[float, ...]:
+        """Half-extent of the volume's bounding box."""
+
+    @abstractmethod
     def network_points(self, points: Tensor) -> Tensor:
         """The points in the frame of the network's camera, which is the reference camera."""
-        ...
 
+    @abstractmethod
     def lattice(self, step_mm: float, device: torch.device | str | None = None) -> Lattice:
         """The query points of inference.
 
         Raises:
             ValueError: the step is no positive number, or leaves no point.
         """
-        ...
 
+    @abstractmethod
     def contains(self, points: Tensor) -> Tensor:
         """(B, N) bool: inside the network's view and clear of its edge."""
-        ...
 
+    @abstractmethod
     def spread(self, uniform: Tensor) -> Tensor:
         """Points uniform in the volume, from numbers (B, N, 3) uniform in [0, 1]."""
-        ...
 
+    @abstractmethod
     def other_depths(self, depth: Tensor, uniform: Tensor, log_range: float) -> Tensor:
         """Random depths on the rays through points of `depth`, from numbers uniform in [0, 1]; all (B, N)."""
-        ...
 
+    @abstractmethod
     def moved_to(self, points: Tensor, depth: Tensor) -> Tensor:
         """Points slid along their rays to depths (B, N) mm, kept inside the volume's."""
-        ...
 
+    @abstractmethod
     def rays(self, side: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
         """Origins and directions, both (side * side, 3), of the rays through the texels of a feature map."""
-        ...
 
 
-class FrustumVolume:
+class FrustumVolume(Volume):
     """The reference camera's frustum within `nvf_fast.grid.BOX_MM`; the camera turns to the hand's box."""
 
     needs_root = False
@@ -133,19 +160,12 @@ class FrustumVolume:
     half_mm = tuple((high - low) / 2 for low, high in BOX_MM)
     nearest_mm, farthest_mm = BOX_MM[2]
 
-    def place(
-        self,
-        intrinsics: Tensor,
-        size: int,
-        left: Tensor | None = None,
-        *,
-        boxes: Tensor | None = None,
-        roots: Tensor | None = None,
-    ) -> Placement:
+    def _placement(self, cameras: Cameras) -> Placement:
+        intrinsics, boxes = cameras.intrinsics, cameras.boxes
         pixels = intrinsics[:, :2, 2] if boxes is None else (boxes[:, 2:] + boxes[:, :2]) / 2
-        frames = view_frame(look_at_rotation(pixels, intrinsics), _left(left, intrinsics))
+        frames = view_frame(look_at_rotation(pixels, intrinsics), cameras.left)
         origins = intrinsics.new_zeros(len(intrinsics), 3)
-        return Placement(reference_homography(intrinsics, size, frames), frames, origins)
+        return Placement(reference_homography(intrinsics, cameras.size, frames), frames, origins)
 
     def network_points(self, points: Tensor) -> Tensor:
         return points
@@ -189,7 +209,7 @@ class FrustumVolume:
         return torch.zeros_like(directions), directions
 
 
-class RootCube:
+class RootCube(Volume):
     """A cube of 340 mm about the wrist, axes as the camera's, seen along z by a scaled-orthographic camera.
 
     The paper leaves RS-NVF's projection open. Here u = x / 170 and v = y / 170 in [-1, 1], and the network's
@@ -203,15 +223,8 @@ class RootCube:
     half_mm = (half_side_mm, half_side_mm, half_side_mm)
     _depth_offset = 2.0
 
-    def place(
-        self,
-        intrinsics: Tensor,
-        size: int,
-        left: Tensor | None = None,
-        *,
-        boxes: Tensor | None = None,
-        roots: Tensor | None = None,
-    ) -> Placement:
+    def _placement(self, cameras: Cameras) -> Placement:
+        intrinsics, size, left, _, roots = cameras
         assert roots is not None
         pixel = intrinsics @ roots[..., None]
         pixel = pixel[..., :2, 0] / pixel[..., 2:, 0]
@@ -219,7 +232,6 @@ class RootCube:
         scale = size * roots[..., 2:] / (focal * 2 * self.half_side_mm)
         homographies = torch.diag_embed(torch.cat([scale, torch.ones_like(scale[..., :1])], -1))
         homographies[..., :2, 2] = size / 2 - scale * pixel
-        left = _left(left, intrinsics)
         mirror = intrinsics.new_tensor([[-1.0, 0.0, size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
         homographies = torch.where(left[:, None, None], mirror @ homographies, homographies)
         unturned = torch.eye(3, dtype=intrinsics.dtype, device=intrinsics.device).expand_as(intrinsics)
@@ -257,7 +269,7 @@ class RootCube:
 
 
 @dataclass(frozen=True)
-class HandVolume:
+class HandVolume(Placed):
     """A slab of the hand view, the view of a virtual camera that turns to a box and zooms to its size.
 
     The camera turns by the smallest rotation to the box's centre, and its focal length makes the box's longer
@@ -268,18 +280,10 @@ class HandVolume:
 
     needs_root = False
 
-    def place(
-        self,
-        intrinsics: Tensor,
-        size: int,
-        left: Tensor | None = None,
-        *,
-        boxes: Tensor | None = None,
-        roots: Tensor | None = None,
-    ) -> Placement:
-        assert boxes is not None
+    def _placement(self, cameras: Cameras) -> Placement:
+        assert cameras.boxes is not None
         # numpy, whose operations on few numbers cost a fifth of torch's.
-        K, corners = intrinsics.numpy(), boxes.numpy()
+        K, corners, half_size = cameras.intrinsics.numpy(), cameras.boxes.numpy(), cameras.size / 2
         middles, half = (corners[:, 2:] + corners[:, :2]) / 2, (corners[:, 2:] - corners[:, :2]) / 2
         frames, inverse = look_at_rotation(middles, K), np.linalg.inv(K)
         # Between the midpoints of opposite sides, at depth 1 of the turned camera.
@@ -290,11 +294,10 @@ class HandVolume:
             ends = rays[..., :2] / rays[..., 2:]
         longer = np.sqrt(((ends[:, 2:] - ends[:, :2]) ** 2).sum(-1)).max(1)
         slopes = np.where((rays[..., 2] > 0).all(1), longer / (2 * self.fill), np.inf)
-        if left is not None:
-            frames[left.numpy(), 0] *= -1
+        frames[cameras.left.numpy(), 0] *= -1
         views = np.zeros_like(frames)
-        views[:, 0, 0] = views[:, 1, 1] = size / 2 / slopes
-        views[:, :2, 2], views[:, 2, 2] = size / 2, 1
+        views[:, 0, 0] = views[:, 1, 1] = half_size / slopes
+        views[:, :2, 2], views[:, 2, 2] = half_size, 1
         placed = views @ frames @ inverse, frames, np.zeros((len(K), 3)), slopes
         return Placement(*map(torch.from_numpy, placed))
 
@@ -349,12 +352,6 @@ def volume_of(config: NVFConfig) -> FrustumVolume | RootCube:
     if config.view == "hand":
         raise ValueError("hand views are placed by boxes and by the network's own depths: see HandVolume")
     return FrustumVolume() if config.task == "camera-space" else RootCube()
-
-
-def _left(left: Tensor | None, intrinsics: Tensor) -> Tensor:
-    if left is None:
-        return torch.zeros(len(intrinsics), dtype=torch.bool, device=intrinsics.device)
-    return left
 
 
 def _texels(side: int, device: torch.device | str | None) -> Tensor:

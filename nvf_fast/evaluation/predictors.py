@@ -14,7 +14,6 @@ from torch import Tensor
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.inputs import centred_squares
 from nvf_fast.pose import HandPose
 
 
@@ -116,7 +115,8 @@ def box_on_picture(sample: HandSample) -> np.ndarray:
     """
     height, width = sample.image.shape[:2]
     if sample.box is None:
-        return centred_squares([(height, width)])[0].numpy()
+        middle, half = np.array([width - 1, height - 1]) / 2, min(height, width) / 2
+        return np.concatenate([middle - half, middle + half])
     box = np.asarray(sample.box, np.float64).reshape(2, 2)
     middle = box.mean(0)
     return (box + np.clip(middle, 0, [width - 1, height - 1]) - middle).ravel()
