@@ -34,8 +34,7 @@ class NVFConfig:
         task: "camera-space" (CS-NVF), or "root-relative" (RS-NVF, joints relative to a known wrist).
         encoder: "hourglass", the paper's; or "unet", a small foldable one for CPUs.
         view: "reference", the paper's camera; or "hand", a virtual camera turned and zoomed to a hand's box,
-            whose network has coarse heads and predicts in the unit hand's millimetres. "hourglass" goes with
-            the first, "unet" with the second.
+            whose network has coarse heads and predicts in the unit hand's millimetres; "unet" needs "hand".
         channels: of the U-Net's maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the view.
         pose_code: channels of the hidden layer that turns the coarse pose into the field's biases; 0 leaves
             the code out.
@@ -85,11 +84,18 @@ class NVFConfig:
                 _check_count(name, channels, least=1)
         if not isinstance(self.presence_threshold, int | float) or not 0 <= self.presence_threshold <= 1:
             raise ValueError(f"presence_threshold must be in [0, 1], got {self.presence_threshold!r}")
+        if self.scale_optional and not self.hand_scale:
+            raise ValueError("scale_optional=True needs hand_scale=True: there is no hand scale to leave out")
         if self.view == "hand" or self.encoder == "unet":
             self._check_hand_view()
-            return
-        if self.pose_code:
+        elif self.pose_code:
             raise ValueError('pose_code needs view="hand", whose network has a coarse pose to encode')
+        if self.encoder == "unet":
+            self._check_unet()
+        else:
+            self._check_hourglass()
+
+    def _check_hourglass(self) -> None:
         if self.width % 8:
             raise ValueError(
                 f"width must be a multiple of 8: blocks quarter it and its half; got {self.width}"
@@ -109,15 +115,18 @@ class NVFConfig:
                 f"groups must be below {narrowest}, the fewest channels on the hourglass's 1 x 1 map: "
                 f"a group of one value always normalises to 0; got {self.groups}"
             )
-        if self.scale_optional and not self.hand_scale:
-            raise ValueError("scale_optional=True needs hand_scale=True: there is no hand scale to leave out")
 
     def _check_hand_view(self) -> None:
-        pair = {"encoder": self.encoder, "view": self.view, "method": self.method, "task": self.task}
-        if pair != {"encoder": "unet", "view": "hand", "method": "nvf", "task": "camera-space"}:
-            raise ValueError(f"hand views need encoder='unet', method='nvf', task='camera-space', got {pair}")
+        given = {"view": self.view, "method": self.method, "task": self.task}
+        if given != {"view": "hand", "method": "nvf", "task": "camera-space"}:
+            raise ValueError(
+                f"hand views need view='hand', method='nvf', task='camera-space', and the U-Net hand views; "
+                f"got {given}"
+            )
         if self.hand_scale:
             raise ValueError("hand_scale must be False for hand views: a known scale multiplies the result")
+
+    def _check_unet(self) -> None:
         if len(self.channels) != 5:
             raise ValueError(f"channels must be 5 numbers, one per halving of the view, got {self.channels}")
         if self.input_size % 32:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nvf_fast import ops
 from nvf_fast.config import NVFConfig
+from nvf_fast.unet import GLOBAL_WIDTH, pooled_inputs
 
 
 class HourglassEncoder(nn.Module):
@@ -62,6 +63,28 @@ class HourglassEncoder(nn.Module):
     def _stem(self, images: Tensor) -> Tensor:
         x = self.shallow(self.norm(self.conv(images)))
         return self.deep(self.middle(F.avg_pool2d(x, 2)))
+
+
+class HandHourglassEncoder(HourglassEncoder):
+    """Features and a pooled description of hand views, as `nvf_fast.unet.UNetEncoder` gives them."""
+
+    def __init__(self, config: NVFConfig) -> None:
+        super().__init__(config)
+        self.pooled = nn.Linear(2 * config.width + 1, GLOBAL_WIDTH)
+
+    def forward(self, images: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """Encode views.
+
+        Args:
+            images: (B, 3, S, S), RGB as (x / 255 - 0.5) / 0.5.
+            slopes: (B,) tangents of half the views' angles.
+
+        Returns:
+            features (B, width, S/4, S/4) after the last stack, which the heads read too, and again; the
+            pooled description (B, 256).
+        """
+        x = self.last_features(images)
+        return x, x, F.relu(self.pooled(pooled_inputs(x, slopes)))
 
 
 class Stack(nn.Module):

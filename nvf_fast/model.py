@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nvf_fast import ops
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
-from nvf_fast.encoder import Block, Hourglass, HourglassEncoder, PreActivated, Stack
+from nvf_fast.encoder import Block, HandHourglassEncoder, Hourglass, HourglassEncoder, PreActivated, Stack
 from nvf_fast.field import FieldMLP
 from nvf_fast.unet import HandHeads, HandLook, UNetEncoder, fold_norms
 
@@ -43,7 +43,11 @@ class NVF(nn.Module):
         if self.config.method != "nvf":
             raise ValueError(f"NVF is the field; nvf_fast.baselines makes a {self.config.method!r} network")
         hand = self.config.view == "hand"
-        self.encoder: nn.Module = UNetEncoder(self.config) if hand else HourglassEncoder(self.config)
+        self.encoder: nn.Module
+        if self.config.encoder == "unet":
+            self.encoder = UNetEncoder(self.config)
+        else:
+            self.encoder = (HandHourglassEncoder if hand else HourglassEncoder)(self.config)
         self.heads = HandHeads(self.config) if hand else None
         self.field = FieldMLP(self.config)
 
@@ -71,9 +75,9 @@ class NVF(nn.Module):
             ValueError: the images are not of the size or the channels that the encoder sees.
         """
         self._check_images(images)
-        if not isinstance(self.encoder, HourglassEncoder):
+        if self.heads is not None:
             raise ValueError('encode is for view="reference"; `look` encodes hand views')
-        return self.encoder.last_features(images)
+        return cast(HourglassEncoder, self.encoder).last_features(images)
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
         """`encode` after every stack, last last, for supervision of them all."""

@@ -102,8 +102,7 @@ class UNetEncoder(nn.Module):
         for down in self.down:
             x = down(x)
             maps.append(x)
-        angle = ((slopes - 0.2) * 5)[:, None].to(x.dtype)
-        pooled = F.relu(self.pooled(torch.cat([x.mean((2, 3)), x.amax((2, 3)), angle], 1)))
+        pooled = F.relu(self.pooled(pooled_inputs(x, slopes)))
         x = x + self.unpooled(pooled)[:, :, None, None]
         for up, merged, beside in zip(self.up, self.merged, maps[-2::-1], strict=True):
             x = merged(up(x, beside))
@@ -240,6 +239,12 @@ class Merge(nn.Module):
     def forward(self, below: Tensor, beside: Tensor) -> Tensor:
         upsampled = F.interpolate(self.below(below), scale_factor=2, mode="nearest")
         return F.relu(self.beside(beside) + upsampled)
+
+
+def pooled_inputs(maps: Tensor, slopes: Tensor) -> Tensor:
+    """Mean and maximum of each channel of maps (B, C, H, W), and the views' angles: (B, 2 C + 1)."""
+    angle = ((slopes - 0.2) * 5)[:, None].to(maps.dtype)
+    return torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), angle], 1)
 
 
 def fold_norms(module: nn.Module) -> None:

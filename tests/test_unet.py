@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nvf_fast.config import NVFConfig
+from nvf_fast.estimator import PoseEstimator
 from nvf_fast.model import NVF
 from nvf_fast.unet import BatchNorm, HandHeads
 
@@ -99,6 +100,30 @@ def test_the_field_depends_on_the_coarse_pose() -> None:
     torch.testing.assert_close(field.sdf[1], other.sdf[1])
 
 
+def test_an_hourglass_sees_hand_views() -> None:
+    config = replace(SMALL, encoder="hourglass", stem=8, stacks=2, depth=1, groups=4)
+    assert NVFConfig.from_dict(config.to_dict()) == config
+    torch.manual_seed(0)
+    model = NVF(config).eval()
+    images, slopes = torch.rand(2, 3, 64, 64), torch.tensor([0.2, 0.3])
+    look = model.look(images, slopes)
+    assert look.features.shape == (2, 16, 16, 16) and look.heat.shape == (2, 21, 16, 16)
+    assert look.middle.shape == look.presence.shape == (2,) and (look.middle > 0).all()
+    (look.joints(slopes).square().mean() + look.presence.sum()).backward()
+    # The middle and presence come by the pooled description, the depths by the last stack's features.
+    heads = [model.encoder.pooled.weight, model.encoder.stacks[1].features.weight, model.encoder.conv.weight]
+    with torch.no_grad():
+        model.heads.view.weight.normal_(std=0.1)
+    (model.look(images, slopes).presence.sum()).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in heads)
+    image = torch.randint(0, 256, (80, 90, 3), dtype=torch.uint8)
+    K = torch.tensor([[100.0, 0, 45], [0, 100, 40], [0, 0, 1]])
+    pose = PoseEstimator(model)(image, K, box=(20, 20, 60, 70), side="right")
+    assert pose.points_evaluated == 2744 and pose.joints.shape == (21, 3)
+    with pytest.raises(ValueError, match="look"):
+        model.encode(images)
+
+
 def test_each_view_has_its_calls() -> None:
     model = NVF(SMALL)
     images = torch.zeros(1, 3, 64, 64)
@@ -118,7 +143,8 @@ def test_each_view_has_its_calls() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"encoder": "hourglass"}, "hand views need encoder='unet'"),
+        ({"encoder": "hourglass", "width": 20}, "width must be a multiple of 8"),
+        ({"method": "dense"}, "hand views need"),
         ({"view": "reference"}, "hand views need"),
         ({"task": "root-relative"}, "hand views need"),
         ({"hand_scale": True}, "hand_scale must be False"),
