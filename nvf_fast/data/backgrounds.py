@@ -21,6 +21,7 @@ KEPT = 256  # pictures in memory
 PANORAMA_SIZES = 3  # each half as wide as the one before
 PROCEDURAL, PROCEDURAL_SIZE = 256, 192  # number and side of the procedural pictures
 PICTURE_CHANCE = 0.8  # of a picture, where there is a folder
+SHADOW_REACH = 0.025  # of a painted shape, against the picture's side
 FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a cut from a panorama
 
 
@@ -66,11 +67,11 @@ class Backgrounds:
             cut = _turned(procedural_picture(stream.below(PROCEDURAL)), stream, size)
         image = cut.astype(np.float32) / 255
         if stream.chance(0.5):
-            image = np.ascontiguousarray(image[:, ::-1])
+            image = image[:, ::-1]
         if stream.chance(0.5):
             image = gaussian_blur(image, stream.uniform(0.3, 1.0) * 3 ** stream.uniform(0, 1))
         gain = np.exp(stream.normal(0.2) + stream.normal(0.05) * np.array([1, 0, -1]))
-        return np.clip(image * gain.astype(np.float32), 0, 1)
+        return np.minimum(image * gain.astype(np.float32), 1)
 
     def draw_view(self, stream: Stream, focal: float, shape: tuple[int, int]) -> np.ndarray:
         """Draw what a camera sees, (height, width, 3) float32 display RGB in [0, 1].
@@ -175,8 +176,19 @@ def _paint_shape(
     size = len(image)
     cosine, sine = np.cos(shape[4]), np.sin(shape[4])
     half_x, half_y = shape[2], shape[3]
-    for row in range(size):
-        for column in range(size):
+    reach_x, reach_y = half_x + SHADOW_REACH, half_y + SHADOW_REACH
+    if kind == 1:
+        wider = 1 + SHADOW_REACH / min(half_x, half_y)
+        reach_x, reach_y = half_x * wider, half_y * wider
+    elif kind == 2:
+        reach_x = reach_y = 2.0
+    elif kind == 3:
+        reach_x += half_x
+    across, high = abs(cosine) * reach_x + abs(sine) * reach_y, abs(sine) * reach_x + abs(cosine) * reach_y
+    left, right_end = (0.5 + shape[0] - across) * size, (0.5 + shape[0] + across) * size
+    top, bottom = (0.5 + shape[1] - high) * size, (0.5 + shape[1] + high) * size
+    for row in range(max(int(top), 0), min(int(bottom) + 2, size)):
+        for column in range(max(int(left), 0), min(int(right_end) + 2, size)):
             right, down = column / size - 0.5 - shape[0], row / size - 0.5 - shape[1]
             x, y = right * cosine + down * sine, down * cosine - right * sine
             if kind == 0:
@@ -189,7 +201,7 @@ def _paint_shape(
                 phase = x / half_x / 0.7
                 gap = (abs(phase - np.floor(phase) - 0.5) * 0.7 - 0.15) * half_x
                 gap = max(gap, abs(x) - 2 * half_x, abs(y) - half_y)
-            shadow = shape[10] * min(max((0.01 - gap) / 0.03 + 0.5, 0.0), 1.0)
+            shadow = shape[10] * min(max((SHADOW_REACH - gap) / 0.03, 0.0), 1.0)
             cover = shape[8] * min(max(-gap / shape[9] + 0.5, 0.0), 1.0)
             if shadow == 0 and cover == 0:
                 continue

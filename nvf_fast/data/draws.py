@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TypeVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 512  # words fetched at a time
+STANDARD_NORMAL = NormalDist()
 
 Item = TypeVar("Item")
 
@@ -93,8 +95,7 @@ class Stream:
     def random(self) -> float:
         """Uniform in (0, 1)."""
         if not self._waiting:
-            words = self._philox.random_raw(BLOCK)
-            self._waiting = (((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53)[::-1].tolist()
+            self._fetch()
         return self._waiting.pop()
 
     def uniform(self, low: float, high: float) -> float:
@@ -103,7 +104,7 @@ class Stream:
 
     def normal(self, deviation: float = 1.0) -> float:
         """Normal of mean 0, by the inverse of its distribution."""
-        return deviation * NormalDist().inv_cdf(self.random())
+        return deviation * STANDARD_NORMAL.inv_cdf(self.random())
 
     def chance(self, probability: float) -> bool:
         return self.random() < probability
@@ -117,12 +118,26 @@ class Stream:
 
     def uniforms(self, low: float, high: float, *shape: int) -> np.ndarray:
         """(*shape) float64, uniform in (low, high)."""
-        values = [self.random() for _ in range(int(np.prod(shape, dtype=int)))]
-        return low + (high - low) * np.array(values).reshape(shape)
+        return low + (high - low) * np.array(self._take(math.prod(shape))).reshape(shape)
 
     def normals(self, *shape: int) -> np.ndarray:
         """(*shape) float64, standard normal."""
-        return torch.special.ndtri(torch.from_numpy(self.uniforms(0.0, 1.0, *shape))).numpy()
+        values = [STANDARD_NORMAL.inv_cdf(value) for value in self._take(math.prod(shape))]
+        return np.array(values).reshape(shape)
+
+    def _take(self, count: int) -> list[float]:
+        """The next numbers, uniform in (0, 1)."""
+        while len(self._waiting) < count:
+            self._fetch()
+        first = len(self._waiting) - count
+        taken = self._waiting[first:][::-1]
+        del self._waiting[first:]
+        return taken
+
+    def _fetch(self) -> None:
+        """Set a block of numbers before those that wait, whose last one comes next."""
+        words = self._philox.random_raw(BLOCK)
+        self._waiting[:0] = (((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53)[::-1].tolist()
 
 
 def _philox(key: int | str, purpose: str, index: int) -> np.random.Philox:

@@ -40,7 +40,8 @@ def sample_layer(layer: np.ndarray, linear: np.ndarray, offset: np.ndarray, size
         (size, size, 4) float32.
     """
     height, width = layer.shape[:2]
-    out = np.zeros((size, size, 4), np.float32)
+    flat, out = layer.reshape(-1), np.zeros((size, size, 4), np.float32)
+    across, down, one = np.uint64(4), np.uint64(4 * width), np.float32(1)  # unsigned: no index is negative
     for row in range(size):
         for column in range(size):
             x = linear[0, 0] * column + linear[0, 1] * row + offset[0]
@@ -48,15 +49,17 @@ def sample_layer(layer: np.ndarray, linear: np.ndarray, offset: np.ndarray, size
             if x < 0 or y < 0 or x >= width - 1 or y >= height - 1:
                 continue
             i, j = int(x), int(y)
-            cover = layer[j, i, 3] + layer[j, i + 1, 3] + layer[j + 1, i, 3] + layer[j + 1, i + 1, 3]
-            if cover == 0:
+            a = np.uint64(4 * (j * width + i))
+            b, c, d = a + across, a + down, a + down + across
+            k = np.uint64(3)
+            if flat[a + k] == 0 and flat[b + k] == 0 and flat[c + k] == 0 and flat[d + k] == 0:
                 continue
             u, v = np.float32(x - i), np.float32(y - j)
-            one = np.float32(1)
-            for k in range(4):
-                top = (one - u) * layer[j, i, k] + u * layer[j, i + 1, k]
-                bottom = (one - u) * layer[j + 1, i, k] + u * layer[j + 1, i + 1, k]
-                out[row, column, k] = (one - v) * top + v * bottom
+            for channel in range(4):
+                k = np.uint64(channel)
+                top = (one - u) * flat[a + k] + u * flat[b + k]
+                bottom = (one - u) * flat[c + k] + u * flat[d + k]
+                out[row, column, channel] = (one - v) * top + v * bottom
     return out
 
 
@@ -64,33 +67,42 @@ def sample_layer(layer: np.ndarray, linear: np.ndarray, offset: np.ndarray, size
 def motion_blur(image: np.ndarray, x: float, y: float) -> np.ndarray:
     """Blur a square image (S, S, C) along the way (x, y) px that it moves while it is exposed."""
     steps = max(int(np.ceil(np.sqrt(x * x + y * y))), 1)
-    out = np.zeros_like(image)
     size, _, channels = image.shape
+    reach = int(max(abs(x), abs(y)) / 2) + 1
+    line, width = size * channels, (size + 2 * reach) * channels
+    padded = np.empty((size + 2 * reach, width), np.float32)
+    for row in range(size + 2 * reach):
+        source = image[min(max(row - reach, 0), size - 1)]
+        for column in range(size + 2 * reach):
+            for k in range(channels):
+                padded[row, column * channels + k] = source[min(max(column - reach, 0), size - 1), k]
+    out = np.zeros((size, line), np.float32)
     for step in range(steps):
         t = (step + 0.5) / steps - 0.5
         dx, dy = t * x, t * y
         ix, iy = int(np.floor(dx)), int(np.floor(dy))
         fx, fy = dx - ix, dy - iy
+        first = (reach + ix) * channels
         for row in range(size):
-            r0, r1 = min(max(row + iy, 0), size - 1), min(max(row + iy + 1, 0), size - 1)
-            for column in range(size):
-                c0, c1 = min(max(column + ix, 0), size - 1), min(max(column + ix + 1, 0), size - 1)
-                for k in range(channels):
-                    upper = (1 - fx) * image[r0, c0, k] + fx * image[r0, c1, k]
-                    lower = (1 - fx) * image[r1, c0, k] + fx * image[r1, c1, k]
-                    out[row, column, k] += ((1 - fy) * upper + fy * lower) / steps
-    return out
+            upper, lower = padded[row + reach + iy, first:], padded[row + reach + iy + 1, first:]
+            total = out[row]
+            for k in range(line):
+                above = (1 - fx) * upper[k] + fx * upper[k + channels]
+                below = (1 - fx) * lower[k] + fx * lower[k + channels]
+                total[k] += ((1 - fy) * above + fy * below) / steps
+    return out.reshape(size, size, channels)
 
 
 @njit(cache=True)
 def mean_colour(image: np.ndarray) -> np.ndarray:
     """(3,) float64 mean of an image (H, W, 3)."""
-    total = np.zeros(3)
+    red = green = blue = 0.0
     for row in range(len(image)):
         for column in range(image.shape[1]):
-            for k in range(3):
-                total[k] += image[row, column, k]
-    return total / (len(image) * image.shape[1])
+            red += image[row, column, 0]
+            green += image[row, column, 1]
+            blue += image[row, column, 2]
+    return np.array([red, green, blue]) / (len(image) * image.shape[1])
 
 
 @njit(cache=True)
@@ -111,13 +123,15 @@ def over(
     """
     size = len(background)
     out = np.empty((size, size, 3), np.float32)
+    red, green, blue = tint[0], tint[1], tint[2]
     for row in range(size):
         for column in range(size):
-            behind = 1 - layer[row, column, 3]
+            behind = 1.0 - layer[row, column, 3]
             if len(shadow):
                 behind *= 1 - strength * shadow[row, column]
-            for k in range(3):
-                out[row, column, k] = behind * background[row, column, k] + tint[k] * layer[row, column, k]
+            out[row, column, 0] = behind * background[row, column, 0] + red * layer[row, column, 0]
+            out[row, column, 1] = behind * background[row, column, 1] + green * layer[row, column, 1]
+            out[row, column, 2] = behind * background[row, column, 2] + blue * layer[row, column, 2]
     return out
 
 
@@ -161,11 +175,11 @@ def develop(
                 word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
                 word = word ^ (word >> np.uint64(31))
-                four = (
-                    float(word & mask)
-                    + float((word >> np.uint64(16)) & mask)
-                    + float((word >> np.uint64(32)) & mask)
-                    + float(word >> np.uint64(48))
+                four = np.int64(
+                    (word & mask)
+                    + ((word >> np.uint64(16)) & mask)
+                    + ((word >> np.uint64(32)) & mask)
+                    + (word >> np.uint64(48))
                 )
                 nearly_normal = (four / 65536 - 2) * 1.7320508
                 clean = grey + saturation * (value[k] - grey)

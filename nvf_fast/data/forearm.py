@@ -90,26 +90,24 @@ def face_materials(forearm: Forearm, length: int) -> np.ndarray:
 
 def forearm_vertices(rim: np.ndarray, forearm: Forearm) -> np.ndarray:
     """(12 L + 1, 3) mm: rings behind the wrist's rim (L, 3), in the hand frame, and the forearm's end."""
+    distance = forearm.distances[:, None]
+    flat, turned = np.minimum(distance / 28, 1), np.minimum(distance / 45, 1)
+    turned = turned * turned * (3 - 2 * turned)
+    round_off = 0.6 * np.clip((distance - 40) / 120, 0, 1)[..., None]
     centre = rim.mean(0)
-    rings = []
-    for distance, girth in zip(forearm.distances, forearm.girths, strict=True):
-        flat = min(distance / 28, 1.0)
-        ring = rim - centre
-        ring[:, 1] *= 1 - flat
-        turned = min(distance / 45, 1.0)
-        turned = turned * turned * (3 - 2 * turned)
-        round_off = min(max(distance - 40, 0) / 120, 1.0)
-        radius = np.linalg.norm(ring[:, [0, 2]], axis=1).mean()
-        circle = ring / np.maximum(np.linalg.norm(ring, axis=1, keepdims=True), 1e-9) * radius
-        ring = girth * ((1 - 0.6 * round_off) * ring + 0.6 * round_off * circle)
-        step = _bend(0.8 * turned * forearm.bend) @ np.array([0.0, -distance, 0.0])
-        rings.append(centre + ring @ _bend(turned * forearm.bend).T + step)
-    end = rings[-1].mean(0) + 0.05 * (rings[-1].mean(0) - centre)
-    return np.concatenate([*rings, end[None]])
+    rings = np.tile(rim - centre, (RINGS, 1, 1))
+    rings[..., 1] *= 1 - flat
+    radius = np.sqrt(np.square(rings[..., [0, 2]]).sum(-1)).mean(1)[:, None, None]
+    circles = rings / np.maximum(np.sqrt(np.square(rings).sum(-1, keepdims=True)), 1e-9) * radius
+    rings = forearm.girths[:, None, None] * ((1 - round_off) * rings + round_off * circles)
+    behind = -distance * _bends(0.8 * turned * forearm.bend)[:, :, 1]
+    rings = centre + rings @ _bends(turned * forearm.bend).transpose(0, 2, 1) + behind[:, None]
+    last = rings[-1].mean(0)
+    return np.concatenate([rings.reshape(-1, 3), (last + 0.05 * (last - centre))[None]])
 
 
-def _bend(angles: np.ndarray) -> np.ndarray:
-    (sx, sz), (cx, cz) = np.sin(angles), np.cos(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_x
+def _bends(angles: np.ndarray) -> np.ndarray:
+    """(N, 3, 3) rotations about x, then z, by angles (N, 2) radians."""
+    (sx, sz), (cx, cz) = np.sin(angles).T, np.cos(angles).T
+    zero = np.zeros_like(sx)
+    return np.stack([cz, -sz * cx, sz * sx, sz, cz * cx, -cz * sx, zero, sx, cx], -1).reshape(-1, 3, 3)

@@ -60,12 +60,12 @@ class SearchableMesh(NamedTuple):
         that is not watertight has no such number, and the normal at the nearest place decides.
         """
         vertices = np.ascontiguousarray(vertices)
-        normals = mesh_normals(vertices, self.faces)
-        distance = _distance(points, vertices, normals, *self[:-1])
-        if not self.watertight:
-            return distance
-        inside = _winding_numbers(points, vertices, self.faces) > 0
-        return np.where(inside, -np.abs(distance), np.abs(distance))
+        squared, closest = _closest_faces(points, vertices, *self[:-1])
+        if self.watertight:
+            inside = _winding_numbers(points, vertices, self.faces) > 0
+        else:
+            inside = _behind(points, vertices, mesh_normals(vertices, self.faces), self.faces[closest])
+        return np.where(inside, -1, 1) * np.sqrt(squared)
 
 
 def _halves(vertices: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
@@ -104,34 +104,36 @@ def _winding_numbers(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray
             filled[where[n]] += 1
     winding = np.zeros(len(points), np.int64)
     for face in range(len(faces)):
-        a, b, c = vertices[faces[face, 0]], vertices[faces[face, 1]], vertices[faces[face, 2]]
-        left, right = int((min(a[0], b[0], c[0]) - low_x) / cell), int((max(a[0], b[0], c[0]) - low_x) / cell)
-        top, bottom = int((min(a[1], b[1], c[1]) - low_y) / cell), int((max(a[1], b[1], c[1]) - low_y) / cell)
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+        ax, ay, bx, by = vertices[a, 0], vertices[a, 1], vertices[b, 0], vertices[b, 1]
+        cx, cy = vertices[c, 0], vertices[c, 1]
+        left, right = int((min(ax, bx, cx) - low_x) / cell), int((max(ax, bx, cx) - low_x) / cell)
+        top, bottom = int((min(ay, by, cy) - low_y) / cell), int((max(ay, by, cy) - low_y) / cell)
         for j in range(top, min(bottom, CELLS - 1) + 1):
             for i in range(left, min(right, CELLS - 1) + 1):
                 for at in range(starts[j * CELLS + i], starts[j * CELLS + i + 1]):
                     x, y, z = points[members[at]]
-                    w0 = (b[0] - x) * (c[1] - y) - (b[1] - y) * (c[0] - x)
-                    w1 = (c[0] - x) * (a[1] - y) - (c[1] - y) * (a[0] - x)
-                    w2 = (a[0] - x) * (b[1] - y) - (a[1] - y) * (b[0] - x)
+                    w0 = (bx - x) * (cy - y) - (by - y) * (cx - x)
+                    w1 = (cx - x) * (ay - y) - (cy - y) * (ax - x)
+                    w2 = (ax - x) * (by - y) - (ay - y) * (bx - x)
                     if (w0 > 0 and w1 > 0 and w2 > 0) or (w0 < 0 and w1 < 0 and w2 < 0):
                         total = w0 + w1 + w2
-                        if (w0 * a[2] + w1 * b[2] + w2 * c[2]) / total > z:
+                        if (w0 * vertices[a, 2] + w1 * vertices[b, 2] + w2 * vertices[c, 2]) / total > z:
                             winding[members[at]] += 1 if total > 0 else -1
     return winding
 
 
 @njit(cache=True)
-def _distance(
+def _closest_faces(
     points: np.ndarray,
     vertices: np.ndarray,
-    normals: np.ndarray,
     faces: np.ndarray,
     starts: np.ndarray,
     around: np.ndarray,
     wide: np.ndarray,
     groups: np.ndarray,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distances (N,) of points to their closest faces (N,)."""
     centres, radii = np.zeros((len(groups), 3)), np.zeros(len(groups))
     for g in range(len(groups)):
         for i in groups[g]:
@@ -152,7 +154,7 @@ def _distance(
         for i in faces[wide[at]]:
             a, b, c = vertices[i, 0] - middle[0], vertices[i, 1] - middle[1], vertices[i, 2] - middle[2]
             reach = max(reach, np.sqrt(a * a + b * b + c * c))
-    out, far = np.empty(len(points)), np.empty(len(groups))
+    out, faces_out, far = np.empty(len(points)), np.empty(len(points), np.int64), np.empty(len(groups))
     for n in range(len(points)):
         x, y, z = points[n]
         limit = np.inf
@@ -170,40 +172,59 @@ def _distance(
                 gap = a * a + b * b + c * c
                 if gap < squared:
                     nearest, squared = i, gap
-        best, sign, closest = np.inf, 1.0, -1
+        best, closest = np.inf, -1
         for at in range(starts[nearest], starts[nearest + 1]):
-            distance, side = _triangle(points[n], vertices, normals, faces[around[at]])
+            distance = _triangle(x, y, z, vertices, faces[around[at]])[0]
             if distance < best:
-                best, sign, closest = distance, side, around[at]
+                best, closest = distance, around[at]
         while True:  # and on from the closest triangle to its neighbours
             before = closest
             for corner in faces[before]:
                 for at in range(starts[corner], starts[corner + 1]):
-                    distance, side = _triangle(points[n], vertices, normals, faces[around[at]])
+                    distance = _triangle(x, y, z, vertices, faces[around[at]])[0]
                     if distance < best:
-                        best, sign, closest = distance, side, around[at]
+                        best, closest = distance, around[at]
             if closest == before:
                 break
         a, b, c = x - middle[0], y - middle[1], z - middle[2]
         least = np.sqrt(a * a + b * b + c * c) - reach
         for at in range(len(wide) if least < 0 or least * least < best else 0):
-            distance, side = _triangle(points[n], vertices, normals, faces[wide[at]])
+            distance = _triangle(x, y, z, vertices, faces[wide[at]])[0]
             if distance < best:
-                best, sign = distance, side
-        out[n] = sign * np.sqrt(best)
-    return out
+                best, closest = distance, wide[at]
+        out[n], faces_out[n] = best, closest
+    return out, faces_out
+
+
+@njit(cache=True)
+def _behind(points: np.ndarray, vertices: np.ndarray, normals: np.ndarray, closest: np.ndarray) -> np.ndarray:
+    """(N,) bool, whether points lie behind their closest faces (N, 3), by the normal at the nearest place."""
+    behind = np.empty(len(points), np.bool_)
+    for n in range(len(points)):
+        x, y, z = points[n]
+        _, v, w = _triangle(x, y, z, vertices, closest[n])
+        a, b, c = closest[n]
+        side = 0.0
+        face = np.cross(vertices[b] - vertices[a], vertices[c] - vertices[a])
+        for k in range(3):
+            place = (1 - v - w) * vertices[a, k] + v * vertices[b, k] + w * vertices[c, k]
+            normal = (1 - v - w) * normals[a, k] + v * normals[b, k] + w * normals[c, k]
+            side += (points[n, k] - place) * (face[k] if v > 0 and w > 0 and v + w < 1 else normal)
+        behind[n] = side < 0
+    return behind
 
 
 @njit(cache=True)
 def _triangle(
-    point: np.ndarray, vertices: np.ndarray, normals: np.ndarray, face: np.ndarray
-) -> tuple[float, float]:
-    """Squared distance to one triangle and the side, 1 or -1, by the normal at the nearest place (C. Ericson,
-    Real-Time Collision Detection, 2005, section 5.1.5)."""
-    a, b, c = vertices[face[0]], vertices[face[1]], vertices[face[2]]
-    abx, aby, abz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
-    acx, acy, acz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
-    apx, apy, apz = point[0] - a[0], point[1] - a[1], point[2] - a[2]
+    x: float, y: float, z: float, vertices: np.ndarray, face: np.ndarray
+) -> tuple[float, float, float]:
+    """Squared distance of a point to one triangle, and the weights of its second and third corner at the
+    nearest place (C. Ericson, Real-Time Collision Detection, 2005, section 5.1.5)."""
+    a, b, c = face[0], face[1], face[2]
+    ax, ay, az = vertices[a, 0], vertices[a, 1], vertices[a, 2]
+    abx, aby, abz = vertices[b, 0] - ax, vertices[b, 1] - ay, vertices[b, 2] - az
+    acx, acy, acz = vertices[c, 0] - ax, vertices[c, 1] - ay, vertices[c, 2] - az
+    apx, apy, apz = x - ax, y - ay, z - az
     aa, bb, ab = (
         abx * abx + aby * aby + abz * abz,
         acx * acx + acy * acy + acz * acz,
@@ -213,7 +234,6 @@ def _triangle(
     d3, d4 = d1 - aa, d2 - ab
     d5, d6 = d1 - ab, d2 - bb
     va, vb, vc = d3 * d6 - d5 * d4, d5 * d2 - d1 * d6, d1 * d4 - d3 * d2
-    inside = False
     if d1 <= 0 and d2 <= 0:
         v, w = 0.0, 0.0
     elif d3 >= 0 and d4 <= d3:
@@ -230,16 +250,5 @@ def _triangle(
     else:
         total = va + vb + vc
         v, w = vb / total, vc / total
-        inside = True
     gx, gy, gz = apx - v * abx - w * acx, apy - v * aby - w * acy, apz - v * abz - w * acz
-    if inside:
-        nx, ny, nz = aby * acz - abz * acy, abz * acx - abx * acz, abx * acy - aby * acx
-    else:
-        u, na, nb, nc = 1 - v - w, normals[face[0]], normals[face[1]], normals[face[2]]
-        nx, ny, nz = (
-            u * na[0] + v * nb[0] + w * nc[0],
-            u * na[1] + v * nb[1] + w * nc[1],
-            u * na[2] + v * nb[2] + w * nc[2],
-        )
-    side = 1.0 if gx * nx + gy * ny + gz * nz >= 0 else -1.0
-    return gx * gx + gy * gy + gz * gz, side
+    return gx * gx + gy * gy + gz * gz, v, w

@@ -44,11 +44,11 @@ def rasterise(
         right = min(int(np.floor(max(xa, xb, xc))), size - 1)
         top = max(int(np.ceil(min(ya, yb, yc))), 0)
         bottom = min(int(np.floor(max(ya, yb, yc))), size - 1)
-        qa, qb, qc = q[a], q[b], q[c]
+        qa, qb, qc, inverse = q[a], q[b], q[c], 1 / area
         for row in range(top, bottom + 1):
             for column in range(left, right + 1):
-                w0 = ((xb - column) * (yc - row) - (yb - row) * (xc - column)) / area
-                w1 = ((xc - column) * (ya - row) - (yc - row) * (xa - column)) / area
+                w0 = ((xb - column) * (yc - row) - (yb - row) * (xc - column)) * inverse
+                w1 = ((xc - column) * (ya - row) - (yc - row) * (xa - column)) * inverse
                 w2 = 1 - w0 - w1
                 if w0 < 0 or w1 < 0 or w2 < 0:
                     continue
@@ -66,23 +66,31 @@ def mesh_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """(V, 3) unit normals of vertices (V, 3), means over the faces (F, 3) around each by area."""
     normals = np.zeros_like(vertices)
     for face in range(len(faces)):
-        a, b, c = faces[face]
-        ux, uy, uz = (
-            vertices[b, 0] - vertices[a, 0],
-            vertices[b, 1] - vertices[a, 1],
-            vertices[b, 2] - vertices[a, 2],
-        )
-        wx, wy, wz = (
-            vertices[c, 0] - vertices[a, 0],
-            vertices[c, 1] - vertices[a, 1],
-            vertices[c, 2] - vertices[a, 2],
-        )
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+        ax, ay, az = vertices[a, 0], vertices[a, 1], vertices[a, 2]
+        ux, uy, uz = vertices[b, 0] - ax, vertices[b, 1] - ay, vertices[b, 2] - az
+        wx, wy, wz = vertices[c, 0] - ax, vertices[c, 1] - ay, vertices[c, 2] - az
         x, y, z = uy * wz - uz * wy, uz * wx - ux * wz, ux * wy - uy * wx
         for k in (a, b, c):
             normals[k, 0] += x
             normals[k, 1] += y
             normals[k, 2] += z
     for i in range(len(normals)):
-        length = np.sqrt(normals[i, 0] ** 2 + normals[i, 1] ** 2 + normals[i, 2] ** 2) + 1e-12
-        normals[i] /= length
+        x, y, z = normals[i, 0], normals[i, 1], normals[i, 2]
+        scale = 1 / (np.sqrt(x * x + y * y + z * z) + 1e-12)
+        normals[i, 0], normals[i, 1], normals[i, 2] = x * scale, y * scale, z * scale
     return normals
+
+
+@njit(cache=True)
+def shown_vertices(shown: np.ndarray, faces: np.ndarray, count: int) -> np.ndarray:
+    """Indices (K,) int64 of those of `count` vertices whose faces `rasterise` has shown."""
+    seen, last = np.zeros(count, np.bool_), -1
+    for row in range(len(shown)):
+        for column in range(len(shown)):
+            face = shown[row, column]
+            if face != last and face >= 0:
+                for k in range(3):
+                    seen[faces[face, k]] = True
+            last = face
+    return np.flatnonzero(seen)

@@ -38,17 +38,20 @@ class Lighting(NamedTuple):
 
 
 @njit(cache=True)
-def visibility(vertices: np.ndarray, normals: np.ndarray, towards: np.ndarray, size: int) -> np.ndarray:
-    """Find how much of a distant light reaches each vertex, by a depth map of the vertices as splats.
+def visibility(
+    vertices: np.ndarray, normals: np.ndarray, rows: np.ndarray, towards: np.ndarray, size: int
+) -> np.ndarray:
+    """Find how much of a distant light reaches vertices, by a depth map of all of them as splats.
 
     Args:
         vertices: (V, 3) mm.
         normals: (V, 3) unit.
+        rows: (K,) indices of the vertices that are lit.
         towards: (3,) unit, from the surface to the light.
         size: px of the depth map.
 
     Returns:
-        (V,) in [0, 1].
+        (V,) in [0, 1]; 0 beyond `rows`.
     """
     dx, dy, dz = towards[0], towards[1], towards[2]
     if abs(dy) < 0.9:
@@ -60,24 +63,25 @@ def visibility(vertices: np.ndarray, normals: np.ndarray, towards: np.ndarray, s
     wx, wy, wz = dy * uz - dz * uy, dz * ux - dx * uz, dx * uy - dy * ux
     count = len(vertices)
     x, y, z = np.empty(count), np.empty(count), np.empty(count)
+    low_x = low_y = np.inf
+    high_x = high_y = -np.inf
     for i in range(count):
-        a, b, c = vertices[i]
+        a, b, c = vertices[i, 0], vertices[i, 1], vertices[i, 2]
         x[i] = a * ux + b * uy + c * uz
         y[i] = a * wx + b * wy + c * wz
         z[i] = -(a * dx + b * dy + c * dz)
-    x -= x.min()
-    y -= y.min()
-    scale = (size - 3) / max(x.max(), y.max())
+        low_x, high_x = min(low_x, x[i]), max(high_x, x[i])
+        low_y, high_y = min(low_y, y[i]), max(high_y, y[i])
+    scale = (size - 3) / max(high_x - low_x, high_y - low_y)
     depth = np.full((size, size), 1e9)
     for i in range(count):
-        x[i], y[i] = x[i] * scale + 1, y[i] * scale + 1
+        x[i], y[i] = (x[i] - low_x) * scale + 1, (y[i] - low_y) * scale + 1
         column, row = int(x[i] + 0.5), int(y[i] + 0.5)
-        for b in range(max(row - 1, 0), min(row + 2, size)):
-            for a in range(max(column - 1, 0), min(column + 2, size)):
-                depth[b, a] = min(depth[b, a], z[i])
-    out = np.empty(count)
-    for i in range(count):
-        a, b, c = normals[i]
+        depth[row, column] = min(depth[row, column], z[i])
+    depth = _least_of_nine(depth)
+    out = np.zeros(count)
+    for i in rows:
+        a, b, c = normals[i, 0], normals[i, 1], normals[i, 2]
         cosine = a * dx + b * dy + c * dz
         at_x = min(max(x[i] + LIFT_MM * scale * (a * ux + b * uy + c * uz), 0.0), size - 2.0)
         at_y = min(max(y[i] + LIFT_MM * scale * (a * wx + b * wy + c * wz), 0.0), size - 2.0)
@@ -99,46 +103,89 @@ def visibility(vertices: np.ndarray, normals: np.ndarray, towards: np.ndarray, s
 
 
 @njit(cache=True)
-def openness(vertices: np.ndarray, normals: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """(V,) part of the surroundings that each vertex sees, over some directions (D, 3): ambient occlusion."""
+def _least_of_nine(depth: np.ndarray) -> np.ndarray:
+    """(S, S) smallest value of each pixel of an image (S, S) and its neighbours."""
+    size = len(depth)
+    out, line = np.empty_like(depth), np.full(size + 2, 1e9)
+    for row in range(size):
+        above, here, below = depth[max(row - 1, 0)], depth[row], depth[min(row + 1, size - 1)]
+        for column in range(size):
+            line[column + 1] = min(above[column], here[column], below[column])
+        for column in range(size):
+            out[row, column] = min(line[column], line[column + 1], line[column + 2])
+    return out
+
+
+@njit(cache=True)
+def openness(
+    vertices: np.ndarray, normals: np.ndarray, rows: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
+    """Find the part of the surroundings that vertices see: ambient occlusion.
+
+    Args:
+        vertices: (V, 3) mm.
+        normals: (V, 3) unit.
+        rows: (K,) indices of the vertices that are lit.
+        directions: (D, 3) unit, where the surroundings are looked for.
+
+    Returns:
+        (V,) in [0, 1].
+    """
     seen, total = np.zeros(len(vertices)), np.full(len(vertices), 1e-3)
+    cosines = np.empty(len(vertices))
     for k in range(len(directions)):
-        reached = visibility(vertices, normals, directions[k], OCCLUSION_MAP)
-        for i in range(len(vertices)):
-            cosine = (
-                normals[i, 0] * directions[k, 0]
-                + normals[i, 1] * directions[k, 1]
-                + normals[i, 2] * directions[k, 2]
-            )
-            if cosine > 0:
-                seen[i] += cosine * reached[i]
-                total[i] += cosine
+        dx, dy, dz = directions[k, 0], directions[k, 1], directions[k, 2]
+        for i in rows:
+            cosines[i] = normals[i, 0] * dx + normals[i, 1] * dy + normals[i, 2] * dz
+        facing = rows[cosines[rows] > 0]
+        reached = visibility(vertices, normals, facing, directions[k], OCCLUSION_MAP)
+        for i in facing:
+            seen[i] += cosines[i] * reached[i]
+            total[i] += cosines[i]
     return (seen + 0.5e-3) / total
 
 
 @njit(cache=True)
-def skin_colours(
-    places: np.ndarray, masks: np.ndarray, skin: SkinLook, textured: bool, noise: np.ndarray
+def reflectances(
+    rows: np.ndarray,
+    materials: np.ndarray,
+    looks: np.ndarray,
+    places: np.ndarray,
+    masks: np.ndarray,
+    skin: SkinLook,
+    textured: bool,
+    noise: np.ndarray,
 ) -> np.ndarray:
-    """Find the reflectance of skin at each vertex.
+    """Find how vertices reflect light.
 
     Args:
+        rows: (K,) indices of the vertices that are lit.
+        materials: (V,) int64, 0 for skin.
+        looks: (M, 9) of each material, see `draw_looks`; that of skin is not read.
         places: (V, 3) mm, at rest.
-        masks: (V, 5), see `skin_masks`.
+        masks: (H, 5) of the first H vertices, see `skin_masks`; those of further vertices are zero.
         skin: its look.
         textured: a texture adds its own detail later.
         noise: from `noise_volume`.
 
     Returns:
-        (V, 3) float64, linear RGB.
+        (V, 5) float64: linear RGB, gloss and shine.
     """
-    out = np.empty((len(places), 3))
-    for i in range(len(places)):
+    out = np.empty((len(places), 5))
+    for i in rows:
+        if materials[i] != 0:
+            for k in range(3):
+                out[i, k] = looks[materials[i], k]
+            out[i, 3], out[i, 4] = looks[materials[i], 7], looks[materials[i], 8]
+            continue
         x, y, z = places[i, 0] + skin.offset[0], places[i, 1] + skin.offset[1], places[i, 2] + skin.offset[2]
         coarse = noise_at(noise, x / 9, y / 9, z / 9) + 0.6 * noise_at(noise, x / 4, y / 4, z / 4)
-        palm, nail, knuckle = masks[i, PALM], masks[i, NAIL] * skin.nail_cover, masks[i, KNUCKLE]
-        red = skin.redness * (0.6 * masks[i, TIP] + 0.5 * knuckle + 0.35 * coarse + 0.4 * palm)
-        dark = (1 - skin.crease * masks[i, CREASE]) * (1 - skin.knuckle * knuckle * (1 + 0.4 * coarse))
+        palm = nail = knuckle = tip = crease = 0.0
+        if i < len(masks):
+            palm, nail, knuckle = masks[i, PALM], masks[i, NAIL] * skin.nail_cover, masks[i, KNUCKLE]
+            tip, crease = masks[i, TIP], masks[i, CREASE]
+        red = skin.redness * (0.6 * tip + 0.5 * knuckle + 0.35 * coarse + 0.4 * palm)
+        dark = (1 - skin.crease * crease) * (1 - skin.knuckle * knuckle * (1 + 0.4 * coarse))
         for k in range(3):
             blood = 0.1 if k == 0 else (-0.16 if k == 1 else -0.12)
             log = skin.mottling * coarse * (0.8 + 0.2 * k) + red * blood
@@ -146,6 +193,7 @@ def skin_colours(
                 log -= palm * skin.texture_palm[k]
             colour = (skin.back[k] + palm * (skin.palm[k] - skin.back[k])) * np.exp(log) * dark
             out[i, k] = min(colour + nail * (skin.nail[k] - colour), 0.95)
+        out[i, 3], out[i, 4] = skin.gloss * (1 + 2.5 * nail), skin.shine * (1 + nail)
     return out
 
 
@@ -153,11 +201,11 @@ def skin_colours(
 def light_vertices(
     vertices: np.ndarray,
     normals: np.ndarray,
+    rows: np.ndarray,
     seen: np.ndarray,
     lit: np.ndarray,
-    gloss: np.ndarray,
-    shine: np.ndarray,
-    soft: np.ndarray,
+    reflecting: np.ndarray,
+    materials: np.ndarray,
     lighting: Lighting,
 ) -> np.ndarray:
     """Find the light on each vertex: hemisphere light, wrapped Lambert, Blinn's highlight.
@@ -165,19 +213,23 @@ def light_vertices(
     Args:
         vertices: (V, 3) mm, camera frame.
         normals: (V, 3) unit.
+        rows: (K,) indices of the vertices that are lit.
         seen: (V,), openness.
         lit: (2, V), how much of both lights arrives.
-        gloss, shine: (V,), strength and exponent of the highlight.
-        soft: (V,) bool, skin, which scatters red light around edges and into folds.
+        reflecting: (V, 5), from `reflectances`.
+        materials: (V,) int64, 0 for skin, which scatters red light around edges and into folds.
         lighting: of the scene.
 
     Returns:
-        (V, 6) float64, diffuse and specular linear RGB.
+        (V, 9) float64: reflectance, diffuse and specular light, linear RGB each.
     """
-    out = np.zeros((len(vertices), 6))
+    out = np.zeros((len(vertices), 9))
     up, sky, ground = lighting.up, lighting.sky, lighting.ground
     directions, colours, wrap = lighting.directions, lighting.colours, lighting.wrap
-    for i in range(len(vertices)):
+    for i in rows:
+        for k in range(3):
+            out[i, k] = reflecting[i, k]
+        gloss, shine, soft = reflecting[i, 3], reflecting[i, 4], materials[i] == 0
         nx, ny, nz = normals[i, 0], normals[i, 1], normals[i, 2]
         vx, vy, vz = -vertices[i, 0], -vertices[i, 1], -vertices[i, 2]
         length = np.sqrt(vx * vx + vy * vy + vz * vz)
@@ -186,9 +238,9 @@ def light_vertices(
         vx, vy, vz = vx / length, vy / length, vz / length
         above = 0.5 + 0.5 * (nx * up[0] + ny * up[1] + nz * up[2])
         reached = max(seen[i], 0.12)
-        step = np.sqrt(np.sqrt(reached)) if soft[i] else 1.0  # light in a fold was reflected by skin
+        step = np.sqrt(np.sqrt(reached)) if soft else 1.0  # light in a fold was reflected by skin
         for k in range(3):
-            out[i, k] = lighting.exposure * reached * (above * sky[k] + (1 - above) * ground[k])
+            out[i, 3 + k] = lighting.exposure * reached * (above * sky[k] + (1 - above) * ground[k])
             reached *= step
         for which in range(2):
             dx, dy, dz = directions[which, 0], directions[which, 1], directions[which, 2]
@@ -197,17 +249,17 @@ def light_vertices(
                 continue
             cosine = nx * dx + ny * dy + nz * dz
             lambert = max((cosine + wrap) / (1 + wrap), 0.0)
-            redder = max((cosine + wrap + 0.15) / (1.15 + wrap), 0.0) if soft[i] else lambert
+            redder = max((cosine + wrap + 0.15) / (1.15 + wrap), 0.0) if soft else lambert
             highlight = 0.0
-            if cosine > 0 and gloss[i] > 0:
+            if cosine > 0 and gloss > 0:
                 hx, hy, hz = dx + vx, dy + vy, dz + vz
                 length = np.sqrt(hx * hx + hy * hy + hz * hz) + 1e-9
                 facing = (nx * hx + ny * hy + nz * hz) / length
                 if facing > 0.6:
-                    highlight = gloss[i] * facing ** shine[i]
+                    highlight = gloss * facing**shine
             for k in range(3):
-                out[i, k] += strength * colours[which, k] * (redder if k == 0 else lambert)
-                out[i, 3 + k] += strength * colours[which, k] * highlight
+                out[i, 3 + k] += strength * colours[which, k] * (redder if k == 0 else lambert)
+                out[i, 6 + k] += strength * colours[which, k] * highlight
     return out
 
 
@@ -216,11 +268,10 @@ def shade(
     shown: np.ndarray,
     corners: np.ndarray,
     faces: np.ndarray,
-    albedo: np.ndarray,
     light: np.ndarray,
     places: np.ndarray,
     face_materials: np.ndarray,
-    patterns: np.ndarray,
+    looks: np.ndarray,
     uv: np.ndarray,
     details: np.ndarray,
     noise: np.ndarray,
@@ -230,11 +281,10 @@ def shade(
     Args:
         shown, corners: from `rasterise`, of a view of S px.
         faces: (F, 3) int32.
-        albedo: (V, 3) linear RGB.
-        light: (V, 6), from `light_vertices`.
+        light: (V, 9), from `light_vertices`.
         places: (V, 3) mm, where the vertices lie in the noise.
         face_materials: (F,) int64.
-        patterns: (M, 4) of each material: strength and wave number (1/mm) of its noise, and of its stripes.
+        looks: (M, 9) of each material, see `draw_looks`, of which its noise and its stripes are read.
         uv: (T, 3, 2) texture coordinates of the first T faces.
         details: (D, D, 3), factors of the texture.
         noise: from `noise_volume`.
@@ -242,50 +292,68 @@ def shade(
     Returns:
         (S, S, 4) float32: display RGB in [0, 1] times coverage, and coverage.
     """
-    size = len(shown)
+    size, texels = len(shown), len(details) - 1
     out = np.zeros((size, size, 4), np.float32)
+    texture, linear = np.ones(3), np.zeros(3 * size)
     for row in range(size):
+        covered = False
         for column in range(size):
             face = shown[row, column]
             if face < 0:
                 continue
+            covered = True
             w1, w2 = corners[row, column, 0], corners[row, column, 1]
             w0 = 1 - w1 - w2
             a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
             x = w0 * places[a, 0] + w1 * places[b, 0] + w2 * places[c, 0]
             y = w0 * places[a, 1] + w1 * places[b, 1] + w2 * places[c, 1]
             z = w0 * places[a, 2] + w1 * places[b, 2] + w2 * places[c, 2]
-            material = face_materials[face]
-            waves = patterns[material, 1]
-            pattern = 1 + patterns[material, 0] * noise_at(noise, x * waves, y * waves, z * waves)
-            if patterns[material, 2] != 0:
-                phase = (0.3 * x + y) * patterns[material, 3]
+            look = looks[face_materials[face]]
+            pattern = 1 + look[3] * noise_at(noise, x * look[4], y * look[4], z * look[4])
+            if look[5] != 0:
+                phase = (0.3 * x + y) * look[6]
                 if phase - np.floor(phase) < 0.5:
-                    pattern *= 1 + patterns[material, 2]
-            at_x = at_y = 0.0
+                    pattern *= 1 + look[5]
             if face < len(uv):
-                at_x = w0 * uv[face, 0, 0] + w1 * uv[face, 1, 0] + w2 * uv[face, 2, 0]
-                at_y = w0 * uv[face, 0, 1] + w1 * uv[face, 1, 1] + w2 * uv[face, 2, 1]
+                x = w0 * uv[face, 0, 0] + w1 * uv[face, 1, 0] + w2 * uv[face, 2, 0]
+                y = w0 * uv[face, 0, 1] + w1 * uv[face, 1, 1] + w2 * uv[face, 2, 1]
+                x, y = (x - np.floor(x)) * texels, (y - np.floor(y)) * texels
+                i, j = min(int(x), texels - 1), min(int(y), texels - 1)
+                x, y = x - i, y - j
+                for k in range(3):
+                    top = details[j, i, k] * (1 - x) + details[j, i + 1, k] * x
+                    bottom = details[j + 1, i, k] * (1 - x) + details[j + 1, i + 1, k] * x
+                    texture[k] = top * (1 - y) + bottom * y
+            else:
+                texture[:] = 1
             for k in range(3):
-                colour = pattern * (w0 * albedo[a, k] + w1 * albedo[b, k] + w2 * albedo[c, k])
-                if face < len(uv):
-                    colour *= _texel(details, at_x, at_y, k)
-                diffuse = w0 * light[a, k] + w1 * light[b, k] + w2 * light[c, k]
-                specular = w0 * light[a, 3 + k] + w1 * light[b, 3 + k] + w2 * light[c, 3 + k]
-                out[row, column, k] = display(colour * diffuse + specular)
+                colour = pattern * (w0 * light[a, k] + w1 * light[b, k] + w2 * light[c, k]) * texture[k]
+                diffuse = w0 * light[a, 3 + k] + w1 * light[b, 3 + k] + w2 * light[c, 3 + k]
+                specular = w0 * light[a, 6 + k] + w1 * light[b, 6 + k] + w2 * light[c, 6 + k]
+                value = max(colour * diffuse + specular, 0.0)
+                if value > 0.7:  # a soft shoulder
+                    value = 1 - 0.3 * np.exp((0.7 - value) / 0.3)
+                linear[3 * column + k] = value
             out[row, column, 3] = 1
+        if covered:
+            shades = _display(linear)
+            for column in range(size):
+                if shown[row, column] >= 0:
+                    for k in range(3):
+                        out[row, column, k] = shades[3 * column + k]
     return out
 
 
 @njit(cache=True)
-def display(linear: float) -> float:
-    """Display value in [0, 1] of linear light: a soft shoulder, then sRGB's curve (to 0.003, by roots)."""
-    x = max(linear, 0.0)
-    if x > 0.7:
-        x = 1 - 0.3 * np.exp((0.7 - x) / 0.3)
-    first = np.sqrt(x)
-    second = np.sqrt(first)
-    return min(max(0.585122381 * first + 0.783140355 * second - 0.368262736 * np.sqrt(second), 0.0), 1.0)
+def _display(linear: np.ndarray) -> np.ndarray:
+    """Display values of linear ones in [0, 1], both (N,): sRGB's curve, to 0.003 by roots."""
+    out = np.empty_like(linear)
+    for at in range(len(linear)):
+        first = np.sqrt(linear[at])
+        second = np.sqrt(first)
+        value = 0.585122381 * first + 0.783140355 * second - 0.368262736 * np.sqrt(second)
+        out[at] = min(max(value, 0.0), 1.0)
+    return out
 
 
 @cache
@@ -303,23 +371,13 @@ def noise_at(volume: np.ndarray, x: float, y: float, z: float) -> float:
     """Value of a noise volume at a place in cells, interpolated."""
     last = len(volume) - 1  # a power of two less one
     fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
-    i, j, k = int(fx) & last, int(fy) & last, int(fz) & last
+    i, j, k = int(fx), int(fy), int(fz)
     x, y, z = x - fx, y - fy, z - fz
-    i1, j1, k1 = (i + 1) & last, (j + 1) & last, (k + 1) & last
-    low = (volume[i, j, k] * (1 - x) + volume[i1, j, k] * x) * (1 - y)
-    low += (volume[i, j1, k] * (1 - x) + volume[i1, j1, k] * x) * y
-    high = (volume[i, j, k1] * (1 - x) + volume[i1, j, k1] * x) * (1 - y)
-    high += (volume[i, j1, k1] * (1 - x) + volume[i1, j1, k1] * x) * y
+    # Unsigned, so that no index is checked for counting from the end.
+    i0, j0, k0 = np.uint64(i & last), np.uint64(j & last), np.uint64(k & last)
+    i1, j1, k1 = np.uint64((i + 1) & last), np.uint64((j + 1) & last), np.uint64((k + 1) & last)
+    low = (volume[i0, j0, k0] * (1 - x) + volume[i1, j0, k0] * x) * (1 - y)
+    low += (volume[i0, j1, k0] * (1 - x) + volume[i1, j1, k0] * x) * y
+    high = (volume[i0, j0, k1] * (1 - x) + volume[i1, j0, k1] * x) * (1 - y)
+    high += (volume[i0, j1, k1] * (1 - x) + volume[i1, j1, k1] * x) * y
     return low * (1 - z) + high * z
-
-
-@njit(cache=True)
-def _texel(details: np.ndarray, u: float, v: float, channel: int) -> float:
-    """A texture's value, interpolated."""
-    size = len(details)
-    x, y = (u - np.floor(u)) * (size - 1), (v - np.floor(v)) * (size - 1)
-    i, j = min(int(x), size - 2), min(int(y), size - 2)
-    x, y = x - i, y - j
-    top = details[j, i, channel] * (1 - x) + details[j, i + 1, channel] * x
-    bottom = details[j + 1, i, channel] * (1 - x) + details[j + 1, i + 1, channel] * x
-    return top * (1 - y) + bottom * y

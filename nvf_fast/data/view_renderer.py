@@ -15,7 +15,7 @@ from nvf_fast.data.draws import Stream
 from nvf_fast.data.filters import develop, mean_colour, motion_blur, over, sample_layer, soften
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.data.posed_hands import PosedHand
-from nvf_fast.data.rasteriser import mesh_normals, rasterise
+from nvf_fast.data.rasteriser import mesh_normals, rasterise, shown_vertices
 from nvf_fast.data.rig import Rig
 from nvf_fast.data.shading import (
     SHADOW_MAP,
@@ -23,11 +23,11 @@ from nvf_fast.data.shading import (
     light_vertices,
     noise_volume,
     openness,
+    reflectances,
     shade,
-    skin_colours,
     visibility,
 )
-from nvf_fast.data.skin import NAIL, PALM, draw_skin, load_texture
+from nvf_fast.data.skin import PALM, draw_skin, load_texture
 from nvf_fast.data.solids import Solid
 from nvf_fast.data.view_objects import (
     FIRST_OBJECT,
@@ -122,35 +122,28 @@ class HandRenderer:
         lighting = self._lighting(stream)
         spread = stream.normals(6, 3)
         spread /= np.linalg.norm(spread, axis=1, keepdims=True)
-        seen = openness(vertices, normals, spread) ** stream.uniform(0.7, 1.5)
+        shown, corners, _ = rasterise(vertices, faces, focal * OVERSAMPLING, canvas)
+        rows = shown_vertices(shown, faces, len(vertices))  # others need no light
+        seen = openness(vertices, normals, rows, spread) ** stream.uniform(0.7, 1.5)
         lit = np.zeros((2, len(vertices)))
         for which in range(2):
             if lighting.colours[which].any():
-                reached = visibility(vertices, normals, lighting.directions[which], SHADOW_MAP)
+                reached = visibility(vertices, normals, rows, lighting.directions[which], SHADOW_MAP)
                 floor = stream.uniform(0.06, 0.5)  # large lights leave no full shadow
                 lit[which] = floor + (1 - floor) * reached
         texture = stream.choose(self._textures) if self._textures else None
         skin, looks = draw_skin(stream, texture), draw_looks(stream, 1 + int(scene.materials.max()))
-        patterns, gloss, shine = (
-            looks[:, 3:7],
-            looks[scene.vertex_materials, 7],
-            looks[scene.vertex_materials, 8],
+        looks[0, 3:7] = skin.grain, 1 / 1.3, 0.0, 0.0
+        materials, textured = scene.vertex_materials, texture is not None
+        reflecting = reflectances(
+            rows, materials, looks, scene.places, scene.masks, skin, textured, self._noise
         )
-        patterns[0] = skin.grain, 1 / 1.3, 0.0, 0.0
-        albedo, soft = looks[scene.vertex_materials, :3], scene.vertex_materials == 0
-        albedo[soft] = skin_colours(
-            scene.places[soft], scene.masks[soft], skin, texture is not None, self._noise
-        )
-        nail = scene.masks[:, NAIL] * skin.nail_cover
-        gloss[soft], shine[soft] = (skin.gloss * (1 + 2.5 * nail))[soft], (skin.shine * (1 + nail))[soft]
-        light = light_vertices(vertices, normals, seen, lit, gloss, shine, soft, lighting)
+        light = light_vertices(vertices, normals, rows, seen, lit, reflecting, materials, lighting)
         details = np.zeros((2, 2, 3), np.float32) if texture is None else texture.details
         uv = np.zeros((0, 3, 2), np.float32) if texture is None else scene.uv
-        shown, corners, _ = rasterise(vertices, faces, focal * OVERSAMPLING, canvas)
         layer = shade(
-            shown, corners, faces, albedo, light, scene.places, scene.materials, patterns, uv, details,
-            self._noise,
-        )  # fmt: skip
+            shown, corners, faces, light, scene.places, scene.materials, looks, uv, details, self._noise
+        )
         return soften(layer)
 
     def compose(
@@ -168,16 +161,16 @@ class HandRenderer:
         Returns:
             (S, S, 3) uint8.
         """
-        linear = zoom / OVERSAMPLING * about_axis(turn)[:2, :2]
+        inverse = OVERSAMPLING / zoom * about_axis(-turn)[:2, :2]
         if mirrored:
-            linear[0] *= -1
-        inverse = np.linalg.inv(linear)
-        offset = self.canvas / 2 - inverse @ np.full(2, self.size / 2)
+            inverse[:, 0] *= -1
+        offset = self.canvas / 2 - inverse.sum(1) * (self.size / 2)
         layer = sample_layer(canvas, inverse, offset, self.size)
         background = self._backgrounds.draw(stream, self.size)
         mean = mean_colour(background) + 0.02
-        brightness = (mean.mean() / 0.42) ** stream.uniform(0.0, 0.6)
-        tint = (mean / mean.mean()) ** stream.uniform(0.0, 0.4) * np.clip(brightness, 0.6, 1.3)
+        grey = float(mean.sum()) / 3
+        brightness = (grey / 0.42) ** stream.uniform(0.0, 0.6)
+        tint = (mean / grey) ** stream.uniform(0.0, 0.4) * min(max(brightness, 0.6), 1.3)
         shadow, strength = np.zeros((0, 0), np.float32), 0.0
         if stream.chance(0.3):  # on what lies behind
             shift = np.rint(0.08 * self.size * stream.uniforms(-1, 1, 2)).astype(int)

@@ -13,16 +13,24 @@ from nvf_fast.data.point_distance import SearchableMesh
 from nvf_fast.data.posed_hands import PosedHand
 from nvf_fast.data.rasteriser import rasterise
 from nvf_fast.data.rig import Rig
+from nvf_fast.data.skin import PALM
 from nvf_fast.data.solids import Solid
 
 COVER_SIZE = 64  # px, of the raster that tells what is covered
 
 
 class HandGeometry(NamedTuple):
-    """What stays the same over all hands of a rig: faces of the forearm (R, 3), the closed hand, and how far
-    each of its faces reaches on the way through all of their area (F,)."""
+    """What stays the same over all hands of a rig.
+
+    Attributes:
+        forearm: (R, 3) int32, its faces.
+        masks: (V + R', 5), see `skin_masks`, of the hand's vertices and the forearm's.
+        closed: the hand, closed at the wrist.
+        area: (F,) how far each of its faces reaches on the way through all of their area.
+    """
 
     forearm: np.ndarray
+    masks: np.ndarray
     closed: SearchableMesh
     area: np.ndarray
 
@@ -31,8 +39,13 @@ class HandGeometry(NamedTuple):
         first, second, third = rig.vertices[rig.faces].transpose(1, 0, 2)
         area = np.linalg.norm(np.cross(second - first, third - first), axis=1)
         wide = np.arange(len(rig.faces), len(rig.closed_faces))
+        forearm = forearm_faces(rig.rim, len(rig.vertices))
+        masks = np.zeros((forearm.max() + 1, 5))
+        masks[:, PALM] = 0.35
+        masks[: len(rig.vertices)] = rig.masks
         return cls(
-            forearm_faces(rig.rim, len(rig.vertices)),
+            forearm,
+            masks,
             SearchableMesh.build(rig.vertices, rig.closed_faces, wide),
             np.cumsum(area) / area.sum(),
         )
@@ -51,51 +64,40 @@ class Scene:
         self._places: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
         self._materials: list[np.ndarray] = []
+        self._vertex_materials: list[np.ndarray] = []
         self._uv: list[np.ndarray] = []
         self._count = 0
 
     def add_hands(
         self, rig: Rig, geometry: HandGeometry, hands: Sequence[PosedHand], left: Sequence[bool]
     ) -> None:
-        starts = []
+        start = self._count
         for hand, side in zip(hands, left, strict=True):
-            starts.append(self._count)
-            faces = rig.faces if not side else rig.faces[:, ::-1]
-            places = np.concatenate([rig.vertices, hand.places])
-            masks = np.zeros((len(places), 5))
-            masks[: len(rig.masks)] = rig.masks
-            masks[len(rig.masks) :, 0] = 0.35
+            self._add(hand.seen(side).vertices, rig.faces if not side else rig.faces[:, ::-1])
+            self._materials.append(np.zeros(len(rig.faces), np.int64))
+            self._places += [rig.vertices, hand.places]
+            self._masks.append(geometry.masks)
             if rig.uv is not None:
                 self._uv.append(rig.uv if not side else rig.uv[:, ::-1])
-            self._add(hand.seen(side).vertices, faces, places, masks, np.zeros(len(faces), int))
-        for hand, side, start in zip(hands, left, starts, strict=True):
+        for hand, side in zip(hands, left, strict=True):
             faces = geometry.forearm if not side else geometry.forearm[:, ::-1]
-            self._faces.append(faces + start)
-            self._materials.append(face_materials(hand.forearm, len(rig.rim)))
+            materials = face_materials(hand.forearm, len(rig.rim))
+            self._faces.append(faces + np.int32(start))
+            self._materials.append(materials)
+            of_vertices = np.zeros(len(hand.vertices), np.int64)
+            of_vertices[faces] = materials[:, None]  # of the last face around each
+            self._vertex_materials.append(of_vertices)
+            start += len(hand.vertices)
 
     def add_solid(self, solid: Solid, material: int) -> None:
-        middle = solid.vertices.mean(0)
-        self._add(
-            solid.vertices,
-            solid.faces,
-            solid.vertices - middle,
-            np.zeros((len(solid.vertices), 5)),
-            np.full(len(solid.faces), material),
-        )
+        self._add(solid.vertices, solid.faces)
+        self._places.append(solid.vertices - solid.vertices.mean(0))
+        self._materials.append(np.full(len(solid.faces), material))
+        self._vertex_materials.append(np.full(len(solid.vertices), material))
 
-    def _add(
-        self,
-        vertices: np.ndarray,
-        faces: np.ndarray,
-        places: np.ndarray,
-        masks: np.ndarray,
-        materials: np.ndarray,
-    ) -> None:
+    def _add(self, vertices: np.ndarray, faces: np.ndarray) -> None:
         self._vertices.append(vertices)
-        self._faces.append(faces + self._count)
-        self._places.append(places)
-        self._masks.append(masks)
-        self._materials.append(materials)
+        self._faces.append(faces + np.int32(self._count))
         self._count += len(vertices)
 
     @cached_property
@@ -104,7 +106,7 @@ class Scene:
 
     @cached_property
     def faces(self) -> np.ndarray:
-        return np.concatenate(self._faces).astype(np.int32) if self._faces else np.zeros((0, 3), np.int32)
+        return np.concatenate(self._faces) if self._faces else np.zeros((0, 3), np.int32)
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -112,18 +114,16 @@ class Scene:
 
     @cached_property
     def masks(self) -> np.ndarray:
-        return np.concatenate(self._masks)
+        """(H, 5), of the hands' vertices, which come first."""
+        return np.concatenate(self._masks) if self._masks else np.zeros((0, 5))
 
     @cached_property
     def materials(self) -> np.ndarray:
-        return np.concatenate(self._materials).astype(np.int64)
+        return np.concatenate(self._materials)
 
     @cached_property
     def vertex_materials(self) -> np.ndarray:
-        """(V,) int64: of the last face around each vertex."""
-        materials = np.zeros(self._count, np.int64)
-        materials[self.faces] = self.materials[:, None]
-        return materials
+        return np.concatenate(self._vertex_materials)
 
     @cached_property
     def uv(self) -> np.ndarray:
