@@ -7,7 +7,7 @@ import pytest
 import trimesh
 
 from nvf_fast.data.rasteriser import mesh_normals, rasterise
-from nvf_fast.data.solids import Solid, box, cylinder, ellipsoid
+from nvf_fast.data.solids import Solid, box, capsule, cylinder, ellipsoid, rounded_box
 
 SIZE, FOCAL = 96, 130.0
 
@@ -70,8 +70,11 @@ def test_the_nearer_surface_hides_the_other() -> None:
         (box(np.array([2.0, 3.0, 5.0])), 30.0),
         (cylinder(2.0, 5.0, sides=400), 20 * np.pi),
         (ellipsoid(np.array([1.0, 2.0, 3.0]), 120, 240), 8 * np.pi),
+        # Their few rings lose 2 and 6 % of an ellipsoid's and a capsule's volume.
+        (rounded_box(np.array([2.0, 4.0, 6.0]), 1.0), 0.979 * 8 * np.pi),
+        (capsule(2.0, 5.0), 0.9376 * (20 + 32 / 3) * np.pi),
     ],
-    ids=["box", "cylinder", "ellipsoid"],
+    ids=["box", "cylinder", "ellipsoid", "rounded box", "capsule"],
 )
 def test_solids_are_closed_and_face_outwards(solid: Solid, volume: float) -> None:
     mesh = trimesh.Trimesh(solid.vertices, solid.faces, process=False)

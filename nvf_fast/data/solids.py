@@ -49,6 +49,23 @@ def cylinder(radius: float, length: float, sides: int = 20, taper: float = 1.0) 
     return Solid(np.concatenate([near, far, near, far, ends]), faces.astype(np.int32))
 
 
+def capsule(radius: float, length: float, taper: float = 1.0) -> Solid:
+    """A cylinder about the x axis with round ends at its `length`; the far one is `taper` times as wide."""
+    ball = ellipsoid(np.full(3, radius), rings=9, sides=14)  # an odd number of rings has none at the equator
+    along = np.array([0.0, 0.0, length / 2])
+    far = ball.vertices[:, 2:] > 0
+    vertices = np.where(far, taper * ball.vertices + along, ball.vertices - along)
+    return Solid(vertices[:, [2, 0, 1]], ball.faces)
+
+
+def rounded_box(size: np.ndarray, roundness: float) -> Solid:
+    """A superellipsoid with edges size (3,) about the origin: an ellipsoid for roundness 1, a box near 0."""
+    ball = ellipsoid(np.ones(3), rings=16, sides=24)
+    power = 2 / roundness
+    norm = (np.abs(ball.vertices) ** power).sum(1, keepdims=True) ** (1 / power)
+    return Solid(ball.vertices / norm * np.asarray(size) / 2, ball.faces)
+
+
 def ellipsoid(radii: np.ndarray, rings: int = 10, sides: int = 16) -> Solid:
     """An ellipsoid about the origin with half axes radii (3,)."""
     polar = np.pi * np.arange(1, rings) / rings

@@ -16,7 +16,16 @@ from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandVie
 from nvf_fast.data.posed_hands import Definition, PosedHand, draw_unit_hands
 from nvf_fast.data.rig import built_in_rig, load_rig
 from nvf_fast.data.solids import Solid
-from nvf_fast.data.view_objects import about_axis, draw_orientation, face_solids, forearm_alone, lying_about
+from nvf_fast.data.view_objects import (
+    about_axis,
+    draw_orientation,
+    elbow,
+    face_solids,
+    forearm_alone,
+    like_fingers,
+    lying_about,
+    skin_lump,
+)
 from nvf_fast.data.view_renderer import HandRenderer, SceneChances
 from nvf_fast.data.view_scene import HandGeometry, covered_joints
 
@@ -33,7 +42,9 @@ class ViewOptions:
         compositions: views made of one rendered hand, each with its own background, rotation, zoom, colours.
         nearest_mm, farthest_mm: range of the hands' depth, log-uniform.
         smallest, largest: of close views, how much of the view the joints' longer side fills.
-        wide_smallest, wide_largest: the same of wide views.
+        wide_smallest, wide_usual, wide_largest: the same of wide views, log-uniform up to `wide_usual` and
+            uniform from there on.
+        wide_beyond: chance of a wide view whose hand is larger than `wide_usual`, alone and near the middle.
         posed: from this size on, right hands in wide views carry pose labels.
         any_orientation: chance of an orientation uniform over the sphere; the others are upright gestures.
         left_hands: chance of a close view to be mirrored.
@@ -49,10 +60,12 @@ class ViewOptions:
     smallest: float = 0.45
     largest: float = 1.02
     wide_smallest: float = 0.08
-    wide_largest: float = 0.6
+    wide_usual: float = 0.6
+    wide_largest: float = 1.0
+    wide_beyond: float = 0.25
     posed: float = 0.35
     any_orientation: float = 0.45
-    left_hands: float = 0.1
+    left_hands: float = 0.22
     sleeves: float = 0.45
     held: float = 0.18
     in_front: float = 0.15
@@ -155,8 +168,7 @@ class SyntheticViews:
 
     def _wide(self, stream: Stream) -> list[HandViews]:
         options = self.options
-        low, high = options.wide_smallest, options.wide_largest
-        fill = low * (high / low) ** stream.random()
+        fill = wide_fill(stream, options)
         for _ in range(TRIES):
             hands, left, focal = self._wide_hands(stream, fill)
             if max(self._covered(hands, left, focal)) < MOST_COVERED:
@@ -192,11 +204,11 @@ class SyntheticViews:
         first, focal = _placed(first, stream, options, fill, _anywhere(stream, fill))
         hands.append(first)
         left.append(stream.chance(0.5))
-        if stream.chance(0.5):
+        if stream.chance(0.5) and fill <= options.wide_usual:
             other = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
             depth = first.joints[:, 2].mean() * np.exp(stream.normal(0.15))
             size = np.clip(
-                fill * first.joints[:, 2].mean() / depth, options.wide_smallest, options.wide_largest
+                fill * first.joints[:, 2].mean() / depth, options.wide_smallest, options.wide_usual
             )
             places = [_anywhere(stream, size) for _ in range(6)]
             here = np.mean(first.joints[:, :2] / first.joints[:, 2:], 0) * focal / (VIEW_SIZE / 2)
@@ -217,6 +229,8 @@ class SyntheticViews:
             objects += forearm_alone(stream, self.rig, half, depth)
         if stream.chance(0.25):
             objects += face_solids(stream, half, depth)
+        if stream.chance(0.5):
+            objects += stream.choose((like_fingers, elbow, skin_lump))(stream, half, depth)
         for _ in range(stream.below(5)):
             objects.append(lying_about(stream, half, depth, skin_chance=0.4))
         canvas = self.renderer.render(stream, [], [], focal, objects)
@@ -237,6 +251,13 @@ class SyntheticViews:
             self._hands.extend(draw_unit_hands(self.rig, self._definition, draws, self.options.sleeves))
             self._batches += 1
         return self._hands.popleft()
+
+
+def wide_fill(stream: Stream, options: ViewOptions) -> float:
+    """Longer side of the first hand's joints in a wide view, against the view."""
+    if stream.chance(options.wide_beyond):
+        return stream.uniform(options.wide_usual, options.wide_largest)
+    return options.wide_smallest * (options.wide_usual / options.wide_smallest) ** stream.random()
 
 
 def _placed(
@@ -262,7 +283,7 @@ def _placed(
 
 def _anywhere(stream: Stream, fill: float) -> np.ndarray:
     """(2,) middle of a hand in a wide view, against half the view; most of the hand is inside."""
-    return stream.uniforms(-1, 1, 2) * (0.95 - 0.6 * fill)
+    return stream.uniforms(-1, 1, 2) * (0.95 - 0.4 * fill - 0.45 * fill**2)
 
 
 def _draw_points(stream: Stream, hand: PosedHand, geometry: HandGeometry, focal: float) -> np.ndarray:

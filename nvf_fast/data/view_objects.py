@@ -17,7 +17,7 @@ from nvf_fast.data.forearm import (
 from nvf_fast.data.posed_hands import PosedHand
 from nvf_fast.data.rig import Rig
 from nvf_fast.data.skin import draw_tone
-from nvf_fast.data.solids import Solid, box, cylinder, ellipsoid
+from nvf_fast.data.solids import Solid, box, capsule, cylinder, ellipsoid, rounded_box
 
 FIRST_OBJECT = 3  # material; before it are those of the forearm
 
@@ -97,6 +97,45 @@ def forearm_alone(stream: Stream, rig: Rig, half: float, depth: float) -> list[t
         for material in (SKIN, SLEEVE, BAND)
         if (materials == material).any()
     ]
+
+
+def like_fingers(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
+    """Two to five capsules of skin side by side, which are no hand."""
+    radius = half * stream.uniform(0.05, 0.17)
+    count, length = 2 + stream.below(4), radius * stream.uniform(4, 11)
+    turn, place = draw_orientation(stream, 0.5), np.append(stream.uniforms(-0.6, 0.6, 2) * half, depth)
+    solids = []
+    for row in range(count):
+        solid = capsule(radius, length * stream.uniform(0.75, 1.1), taper=stream.uniform(0.8, 1.0))
+        beside = [0.15 * length * stream.normal(), radius * (2.1 + stream.random()) * (row - count / 2), 0.0]
+        fanned = solid.vertices @ about_axis(0.07 * stream.normal()).T + beside
+        solids.append((Solid(fanned @ turn.T + place, solid.faces), SKIN))
+    return solids
+
+
+def elbow(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
+    """A bent arm, bare or in a sleeve, whose hand and shoulder lie outside the view."""
+    radius, sleeve = half * stream.uniform(0.15, 0.45), stream.chance(0.5)
+    turn, place = stream.uniform(-np.pi, np.pi), np.append(stream.uniforms(-0.4, 0.4, 2) * half, depth)
+    solids, bend = [], stream.uniform(0.6, 2.4)
+    for angle, taper in ((turn, 0.75), (turn + bend, 1.15)):
+        solid = capsule(radius, 4 * half, taper)
+        arm = (solid.vertices + [2 * half, 0, 0]) @ about_axis(angle).T + place
+        solids.append((Solid(arm, solid.faces), SLEEVE if sleeve else SKIN))
+    return solids
+
+
+def skin_lump(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
+    """A heap of one to four rounded solids of skin."""
+    place, size = np.append(stream.uniforms(-0.7, 0.7, 2) * half, depth), half * stream.uniform(0.15, 0.5)
+    solids = []
+    for _ in range(1 + stream.below(4)):
+        edges = 2 * size * 2.5 ** stream.uniforms(-0.6, 0.4, 3)
+        solid = rounded_box(edges, stream.uniform(0.2, 1.0))
+        shift = 0.7 * size * stream.normals(3) * [1, 1, 0.3]
+        turned = solid.vertices @ draw_orientation(stream, 1.0)
+        solids.append((Solid(turned + shift + place, solid.faces), SKIN))
+    return solids
 
 
 def face_solids(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
