@@ -74,15 +74,20 @@ class Rig:
         """
         count, tries = angles["thumb_ip"].shape
         rows, chosen = torch.arange(count), torch.zeros(count, dtype=torch.int64)
-        for attempt in range(tries):
-            chosen[rows] = attempt
-            turns = self.skeleton.turns({name: value[rows, attempt] for name, value in angles.items()})
-            ends = self.skeleton.joint_positions(turns, stretch[rows])[:, BONES]
-            radii = self.skeleton.radii.expand(len(rows), -1, 2)
-            rows = rows[deepest_overlap(ends, radii) > DEEPEST_OVERLAP]
-            if not len(rows):
-                break
-        return {name: value[torch.arange(count), chosen] for name, value in angles.items()}, chosen
+        # The first tries alone, then all further ones of those that overlap.
+        again = rows[self._overlaps({name: value[:, 0] for name, value in angles.items()}, stretch)]
+        if tries > 1 and len(again):
+            others = {name: value[again, 1:].flatten(0, 1) for name, value in angles.items()}
+            free = ~self._overlaps(others, stretch[again].repeat_interleave(tries - 1, 0))
+            free = free.reshape(-1, tries - 1)
+            free[:, -1] = True
+            chosen[again] = 1 + free.int().argmax(1)
+        return {name: value[rows, chosen] for name, value in angles.items()}, chosen
+
+    def _overlaps(self, angles: Mapping[str, Tensor], stretch: Tensor) -> Tensor:
+        """(B,) bool, whether fingers run through each other."""
+        ends = self.skeleton.joint_positions(self.skeleton.turns(angles), stretch)[:, BONES]
+        return deepest_overlap(ends, self.skeleton.radii.expand(len(ends), -1, 2)) > DEEPEST_OVERLAP
 
     def posed(
         self, angles: Mapping[str, Tensor], stretch: Tensor, girth: Tensor, breadth: Tensor
