@@ -221,7 +221,7 @@ def sample_views(cuts: Tensor, matrices: Tensor, size: int, factor: int) -> Tens
         (B, C, size, size); float32 where the cuts are uint8, else their dtype.
     """
     if factor > 1:
-        cuts = _averaged(cuts, factor)
+        cuts = averaged(cuts, factor)
     elif not cuts.is_floating_point():
         cuts = cuts.float()
     height, width = cuts.shape[-2:]
@@ -229,7 +229,7 @@ def sample_views(cuts: Tensor, matrices: Tensor, size: int, factor: int) -> Tens
     return F.grid_sample(cuts, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _averaged(cuts: Tensor, factor: int) -> Tensor:
+def averaged(cuts: Tensor, factor: int) -> Tensor:
     """Means (B, C, h', w') over squares of `factor` px of images (B, C, h, w); float32 of uint8.
 
     Zeros fill up the last squares, as they surround the image: the divisor is that of whole ones.

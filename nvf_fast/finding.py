@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvf_fast.camera import averaged
+
 SMALLEST = 1 / 32  # side of the smallest hand's box, relative to the image's longer side
 LEAST = 1 / 64  # the smallest that may be looked for: about 70 windows
 SMALLEST_IN_VIEW = 0.094  # relative to the view: 12 px of 128, the smallest that training shows
@@ -94,9 +96,11 @@ def shrink(image: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     to_image = torch.tensor([[factor, 0, shift], [0, factor, shift], [0, 0, 1]], dtype=torch.float64)
     if factor == 1:
         return image, to_image
-    planes = image.permute(2, 0, 1)[None].float()
-    means = F.avg_pool2d(planes, factor, ceil_mode=True, count_include_pad=False)
-    return means[0].permute(1, 2, 0).round_().to(torch.uint8), to_image
+    means = averaged(image.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0)
+    # The last squares hold fewer pixels.
+    for axis, (squares, pixels) in enumerate(zip(means.shape, image.shape[:2], strict=False)):
+        means.select(axis, -1).mul_(factor / (pixels - factor * (squares - 1)))
+    return means.round_().to(torch.uint8), to_image
 
 
 def read_peaks(maps: Tensor, threshold: float) -> Peaks:
