@@ -29,11 +29,12 @@ from benchmarks.paired import time_in_turn
 from benchmarks.peer import HandPeer, Peer
 from benchmarks.tables import TABLES, speed_row
 from benchmarks.taught import teach
-from nvf_fast.camera import project, reference_intrinsics
+from nvf_fast.camera import project
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.hand import Hands, sample_hands
-from nvf_fast.data.render import render_hand
+from nvf_fast.data.placement import HandDistribution
+from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
@@ -76,12 +77,12 @@ def cases() -> list[Case]:
 
 
 @cache
-def picture() -> tuple[np.ndarray, np.ndarray, float, Hands]:
-    """An open hand half a metre away, wholly in view: its picture, camera, scale and truth."""
-    generator = torch.Generator().manual_seed(562)
-    hand = sample_hands(1, generator)
-    image = render_hand(hand, 224, generator).permute(1, 2, 0).numpy()
-    return image, reference_intrinsics(224).numpy(), float(hand.hand_scale), hand
+def picture() -> tuple[np.ndarray, np.ndarray, float, MeshHands]:
+    """An open hand half a metre away, wholly in view: its image, camera, scale and truth."""
+    near = HandDistribution(nearest_mm=480, farthest_mm=520, visible_joints=21)
+    data = SyntheticHands(SyntheticConfig(1, seed=5, distribution=near))
+    hand = data.hands([0])
+    return data[0].image, data[0].intrinsics, float(hand.hand_scale), hand
 
 
 def given(name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from benchmarks.measured import CUDA, DEVICE, now
 from benchmarks.paired import time_in_turn
 from benchmarks.plain_step import PlainStep
-from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.training.config import PRESETS, Optimisation, TrainingConfig
 from nvf_fast.training.loop import Trainer
 from nvf_fast.training.pictures import PictureBatch

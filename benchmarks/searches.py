@@ -24,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.taught import teach
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.hand import HandDistribution, Hands
+from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.model import NVF
@@ -39,11 +39,11 @@ COLUMNS = [
 
 @cache
 def synthetic(pictures: int) -> SyntheticHands:
-    return SyntheticHands(SyntheticConfig(pictures, SEED, distribution=HandDistribution()))
+    return SyntheticHands(SyntheticConfig(pictures, SEED))
 
 
 def compare(
-    name: str, step: float, search: str, pictures: int, make: Callable[[str, Hands], PoseEstimator]
+    name: str, step: float, search: str, pictures: int, make: Callable[[str, MeshHands], PoseEstimator]
 ) -> list[Any]:
     """A row under `COLUMNS`.
 
@@ -79,11 +79,11 @@ def compare(
     ]
 
 
-def released(step: float) -> Callable[[str, Hands], PoseEstimator]:
+def released(step: float) -> Callable[[str, MeshHands], PoseEstimator]:
     torch.manual_seed(0)
     model = NVF(NVFConfig())
 
-    def make(kind: str, hand: Hands) -> PoseEstimator:
+    def make(kind: str, hand: MeshHands) -> PoseEstimator:
         estimator = PoseEstimator(model, step, search=kind)  # type: ignore[arg-type]
         teach(estimator, hand)
         estimator(np.zeros((8, 8, 3), np.uint8), reference_intrinsics(8), 35.0)

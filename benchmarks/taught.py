@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvf_fast.data.hand import Hands
+from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.grid import Lattice
 from nvf_fast.ops import FieldQuery
@@ -16,7 +16,7 @@ from nvf_fast.training.labels import voting_labels
 CLAMP_MM = 5.0  # of the distances that training shows
 
 
-def teach(estimator: PoseEstimator, hand: Hands) -> None:
+def teach(estimator: PoseEstimator, hand: MeshHands) -> None:
     """From now on the network computes as ever, and its answers give way to what is known of one hand."""
     pipeline = estimator._pipeline
     pipeline._query = _TaughtQuery(pipeline._query, estimator.lattice, hand)  # type: ignore[attr-defined]
@@ -25,7 +25,7 @@ def teach(estimator: PoseEstimator, hand: Hands) -> None:
 class _TaughtQuery:
     """`FieldQuery`, asked and overruled. For one picture at a time, within 5 mm of the surface."""
 
-    def __init__(self, query: FieldQuery, lattice: Lattice, hand: Hands) -> None:
+    def __init__(self, query: FieldQuery, lattice: Lattice, hand: MeshHands) -> None:
         self._query, self._lattice = query, lattice
         nodes, joints = lattice.every(1), hand.joints[0]
         points = lattice.points(nodes).cpu()

@@ -89,7 +89,7 @@ def to_freihand(joints: np.ndarray, source: Source) -> np.ndarray:
 
     Args:
         joints: (..., 21, 3) right hands in any unit and frame; mirror left hands first.
-        source: "freihand" (already there), "anatomical" (the capsule hand of `nvf_fast.data.hand`), "openxr"
+        source: "freihand" (already there), "anatomical" (the built-in hand), "openxr"
             (rigged hands with OpenXR's joints, fingertips on the skin), "mediapipe" (MediaPipe Hands),
             "ge2019" (annotators of the photographs of Ge et al., CVPR 2019).
 

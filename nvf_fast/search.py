@@ -23,7 +23,7 @@ from nvf_fast.pose import BONES
 
 Search = Literal["dense", "octree", "guided"]
 
-# Sparsest spacings that start a search (mm). Fingers are 10 to 22 mm thick (`nvf_fast.data.hand`): an octree
+# Sparsest spacings that start a search (mm). Fingers are 10 to 22 mm thick (`capsule_hand.py`): an octree
 # must meet each of them, a provisional pose need not.
 OCTREE_MM = 16.5
 GUIDED_MM = 33.0

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.distributed
 
-from nvf_fast.data.hand import sample_hands
 from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on, write_report

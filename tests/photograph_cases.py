@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nvf_fast.data.hand import HandDistribution, sample_hands
 from nvf_fast.data.photographs import mirrored
+from nvf_fast.data.placement import HandDistribution
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.data.tables import write_picture
 
 SIZE = 240

@@ -25,11 +25,10 @@ from torch.utils import backend_registration
 
 from nvf_fast.baselines import build
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.hand import sample_hands
-from nvf_fast.data.mesh import hand_mesh
-from nvf_fast.data.render import render
+from nvf_fast.data.rig import built_in_surface
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic import V1, SyntheticConfig, SyntheticHands, draw_chunk
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.run import predict
@@ -138,7 +137,7 @@ def install() -> torch.library.Library:
 
 def rehearsals() -> dict[str, Callable[[], None]]:
     """What is run on the device, each beside the same on the CPU."""
-    found: dict[str, Callable[[], None]] = {"render": _render, "meshes": _meshes}
+    found: dict[str, Callable[[], None]] = {"meshes": _meshes}
     for search, step in (("dense", 16.0), ("guided", 16.0), ("octree", 8.0)):
         found[f"estimator {search}"] = lambda search=search, step=step: _estimator(search, step)
     for side in ("left", None):
@@ -157,19 +156,9 @@ def _refusal() -> None:
         torch.ones(3, device=THERE) + torch.ones(3)
 
 
-def _render() -> None:
-    hands, scenes, _ = draw_chunk(V1, 0)
-    hands, scenes = hands[:3], scenes[:3]
-    pictures = render(hands.to(THERE), scenes.to(THERE), 64)
-    assert pictures.device.type == "pretend"
-    assert torch.equal(pictures.cpu(), render(hands, scenes, 64))
-
-
 def _meshes() -> None:
-    mesh = hand_mesh(sample_hands(1, torch.Generator().manual_seed(0)), 9.5)
-    vertices, faces = torch.tensor(mesh.vertices, dtype=torch.float32)[None], torch.tensor(mesh.faces)
-    hands = MeshHands(vertices, faces, torch.zeros(1, 21, 3))
-    points = vertices[:, ::40] + 3
+    hands = _hands(1)
+    points = hands.vertices[:, ::40] + 3
     rays = torch.zeros_like(points), points / points.norm(dim=-1, keepdim=True)
     there = hands.to(THERE)
     assert there.sample_surface(20).device.type == "pretend"
@@ -179,11 +168,10 @@ def _meshes() -> None:
 
 def _estimator(search: Any, step: float) -> None:
     model = reference_network(nearness=1.0)
-    hands, scenes, _ = draw_chunk(V1, 1)
-    pictures = [*render(hands[:2], scenes[:2], 224).permute(0, 2, 3, 1).numpy()]
+    images = [*np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)]
     camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
     poses = [
-        PoseEstimator(model, step, search=search, device=device)(pictures, camera, hands[:2].hand_scale)
+        PoseEstimator(model, step, search=search, device=device)(images, camera, _hands(2).hand_scale)
         for device in ("cpu", THERE)
     ]
     assert poses[0].valid.all()
@@ -216,6 +204,11 @@ def _evaluate(method: Any, task: Any) -> None:
 
 
 @cache
+def _hands(count: int) -> MeshHands:
+    return sample_hands(count, torch.Generator().manual_seed(0), surface=built_in_surface(10.0))
+
+
+@cache
 def _seen() -> SyntheticHands:
     return SyntheticHands(SyntheticConfig(3, seed=5, size=64))
 
@@ -225,7 +218,7 @@ def _train(method: Any, preset: str) -> None:
     config = replace(config, model=_tiny(replace(config.model, method=method)))
     pictures = PictureBatch(
         torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),
-        sample_hands(2, torch.Generator().manual_seed(0)),
+        _hands(2),
     )
     if config.model.task == "root-relative":
         pictures = pictures._replace(hands=pictures.hands.translated(-pictures.hands.joints[:, 0]))

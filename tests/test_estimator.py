@@ -24,8 +24,7 @@ import nvf_fast.pipeline
 from nvf_fast.camera import project, reference_intrinsics
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.hand import sample_hands
-from nvf_fast.data.render import render_hand
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
@@ -393,9 +392,8 @@ def test_two_runs_give_the_same_bits(tiny: NVF, search: str, step: float) -> Non
 @pytest.mark.parametrize(("search", "step"), [("dense", 16), ("octree", 4), ("guided", 16), ("guided", 8)])
 def test_a_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype: torch.dtype) -> None:
     """One graph per shape, the CPU's poses, and the same bits from run to run, launched or replayed."""
-    generator = torch.Generator().manual_seed(6)
-    hand = sample_hands(3, generator)
-    images = [render_hand(hand[i : i + 1], 224, generator).permute(1, 2, 0).numpy() for i in range(3)]
+    data = SyntheticHands(SyntheticConfig(3, seed=6))
+    hand, images = data.hands(range(3)), [data[i].image for i in range(3)]
     camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
     wanted = PoseEstimator(tiny, step, search=search)(images, camera, hand.hand_scale)
     estimator = PoseEstimator(tiny, step, search=search, device="cuda", dtype=dtype)

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from nvf_fast import metrics
-from nvf_fast.data import synthetic
-from nvf_fast.data.hand import HandDistribution, sample_hands
+from nvf_fast.data.placement import HandDistribution
 from nvf_fast.data.sample import DamagedPicture, HandSample
 from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.evaluation import run
 from nvf_fast.evaluation.constant import constant_pose, constant_scores, constant_shape, other_hands
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
@@ -448,9 +448,8 @@ def test_rank_correlation_is_spearmans() -> None:
 
 
 def test_synthetic_pictures_are_reported_in_each_setting(
-    asked: NetworkPredictor, monkeypatch: pytest.MonkeyPatch
+    asked: NetworkPredictor,
 ) -> None:
-    monkeypatch.setattr(synthetic, "CHUNK", 4)
     data = SyntheticHands(SyntheticConfig(count=3, seed=0, size=64))
     report = evaluate(asked, data)
     assert list(report) == ["data", "constant", "with_hand_scale", "without_hand_scale"]

@@ -16,10 +16,11 @@ from torch import Tensor
 from nvf_fast import metrics
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.hand import Hands, sample_hands
 from nvf_fast.data.mesh import Mesh, level_mesh
-from nvf_fast.data.render import render_hand
 from nvf_fast.data.sample import HandSample
+from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.figures import rows
 from nvf_fast.evaluation.figures.files import read_photographs, read_predictions
@@ -46,21 +47,15 @@ GREY = np.full((SIZE, SIZE, 3), 90, np.uint8)
 
 
 @pytest.fixture(scope="module")
-def hand() -> Hands:
+def hand() -> MeshHands:
     """One that fills the picture."""
     hand = sample_hands(1, torch.Generator().manual_seed(3))
     return hand.translated(torch.tensor([[0.0, 0.0, 450.0]]) - hand.joints.mean(1))
 
 
 @pytest.fixture(scope="module")
-def picture(hand: Hands) -> np.ndarray:
-    pixels = render_hand(hand, 2 * SIZE, torch.Generator().manual_seed(3))
-    return pixels.permute(1, 2, 0).contiguous().numpy()
-
-
-def true_mesh(hand: Hands) -> Mesh:
-    joints = hand.joints[0]
-    return level_mesh(lambda p: hand.signed_distance(p[None])[0], joints.amin(0) - 40, joints.amax(0) + 40)
+def picture() -> np.ndarray:
+    return SyntheticHands(SyntheticConfig(1, seed=3, size=2 * SIZE))[0].image
 
 
 def spread_pose() -> np.ndarray:
@@ -158,10 +153,11 @@ def test_smaller_weights_make_darker_lines() -> None:
     assert (drawn[:20] == drawn[0, 0]).all(), "and little else is drawn"
 
 
-def test_the_mesh_covers_the_hand(hand: Hands) -> None:
+def test_the_mesh_covers_the_hand(hand: MeshHands) -> None:
     view = PictureView(np.zeros((SIZE, SIZE, 3), np.uint8), K, SIZE)
-    mesh = true_mesh(hand)
-    drawn = np.array(mesh_panel(view, mesh.vertices, mesh.faces)).sum(-1) > 140  # half covered
+    drawn = (
+        np.array(mesh_panel(view, hand.vertices[0].numpy(), hand.faces.numpy())).sum(-1) > 140
+    )  # half covered
     columns, lines = np.meshgrid(np.arange(SIZE), np.arange(SIZE))
     pixels = np.stack([columns, lines, np.ones_like(lines)], -1).reshape(1, -1, 3)
     rays = torch.from_numpy(pixels @ np.linalg.inv(K).T).float()

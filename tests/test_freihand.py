@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,9 @@ from torch.utils.data import DataLoader
 
 from nvf_fast.data.faults import DatasetFaults
 from nvf_fast.data.freihand import VERSIONS, FreiHAND, write_freihand
-from nvf_fast.data.hand import sample_hands
 from nvf_fast.data.mano import place_freihand
-from nvf_fast.data.render import render_hand
 from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from tests.dataset_trees import HANDS, edit_json, freihand_samples, mano, picture, posed, write_trees
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,13 +128,8 @@ def test_vertices_are_made_of_mano_s_parameters_where_there_are_no_others(tmp_pa
 
 
 def test_rendered_hands_of_ours_are_written_without_a_mesh(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(1)
-    hands = sample_hands(2, generator)
-    camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
-    samples = []
-    for i in range(2):
-        image = render_hand(hands[i : i + 1], 224, generator).permute(1, 2, 0).contiguous().numpy()
-        samples.append(HandSample(str(i), image, camera, joints=hands.joints[i]))
+    rendered = SyntheticHands(SyntheticConfig(2, seed=1))
+    samples = [replace(rendered[index], surface=None) for index in range(2)]
     write_freihand(tmp_path, samples, versions=("gs",))
     data = FreiHAND(tmp_path, versions=("gs",), mano=mano())
     for read, sample in zip((data[0], data[1]), samples, strict=True):

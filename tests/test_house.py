@@ -12,13 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 import nvf_fast
 from benchmarks.readme import filled
-from nvf_fast.data.hand import sample_hands
-from nvf_fast.data.render import render_hand
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nvf_fast"
@@ -184,9 +182,7 @@ def test_tables_are_the_committed_results(document: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["predict.py", "surface.py"])
 def test_examples_run(program: str, tmp_path: Path) -> None:
-    hand = sample_hands(1, torch.Generator().manual_seed(0))
-    pixels = render_hand(hand, 224, torch.Generator().manual_seed(0)).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(tmp_path / "hand.png")
+    Image.fromarray(SyntheticHands(SyntheticConfig(1))[0].image).save(tmp_path / "hand.png")
     output = [str(tmp_path / "surface.ply")] if program == "surface.py" else []
     command = [sys.executable, str(ROOT / "examples" / program), str(tmp_path / "hand.png"), "480", *output]
     known = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

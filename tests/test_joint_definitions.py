@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.draws import Draws
+from nvf_fast.data.joint_angles import draw_angles
 from nvf_fast.data.photographs import Photographs
+from nvf_fast.data.posed_hands import draw_shapes
+from nvf_fast.data.rig import built_in_surface
 from nvf_fast.joint_definitions import (
     CONVERSIONS,
     PALM,
@@ -28,7 +30,12 @@ from nvf_fast.joint_definitions import (
 
 @pytest.fixture(scope="module")
 def hands() -> np.ndarray:
-    return sample_hands(300, torch.Generator().manual_seed(1)).joints.numpy()
+    """Anatomical joints (300, 21, 3) float32 mm of the built-in hand in random poses, half a metre away."""
+    rig, draws = built_in_surface(), Draws(1, "test of joints", range(300))
+    shapes = draw_shapes(rig, draws)
+    angles, _ = rig.first_free_pose(draw_angles(draws), shapes.stretch)
+    joints = rig.posed_joints(angles, shapes.stretch, shapes.breadth) + [0.0, 0.0, 500.0]
+    return joints.astype(np.float32)
 
 
 def mean_bone_errors(joints: np.ndarray) -> np.ndarray:
@@ -53,7 +60,7 @@ def test_offsets_move_with_the_hand(source: str, hands: np.ndarray) -> None:
     assert 2 < np.linalg.norm(converted - joints, axis=-1).max() < 25
 
 
-def test_capsule_hands_get_the_unit_hands_bones_and_palm(hands: np.ndarray) -> None:
+def test_built_in_hands_get_the_unit_hands_bones_and_palm(hands: np.ndarray) -> None:
     assert np.abs(mean_bone_errors(hands)).max() > 10
     converted = to_freihand(hands, "anatomical")
     assert converted.dtype == hands.dtype
@@ -68,7 +75,7 @@ def test_capsule_hands_get_the_unit_hands_bones_and_palm(hands: np.ndarray) -> N
     assert moved[:, [4, 8, 12, 16, 20]].max() < 1.0
 
 
-def test_fit_recovers_the_offsets_of_capsule_hands(hands: np.ndarray) -> None:
+def test_fit_recovers_the_offsets_of_built_in_hands(hands: np.ndarray) -> None:
     fitted = JointConversion.fit(hands)
     # 300 other hands than the 1 000 of the committed offsets.
     np.testing.assert_allclose(fitted.along, CONVERSIONS["anatomical"].along, atol=0.5)

@@ -10,7 +10,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from nvf_fast.baselines import build
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.hand import Hands, sample_hands
+from nvf_fast.data.rig import built_in_surface
+from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.losses import LossConfig
 from nvf_fast.training.objectives import DenseObjective, FieldObjective, objective_of
@@ -19,27 +21,28 @@ from nvf_fast.training.points import PointSampling
 from nvf_fast.training.step import Step
 from nvf_fast.volumes import FrustumVolume, RootCube, Volume
 
+COARSE_MM = 10.0  # of hands with a thousand faces
 TINY = NVFConfig(input_size=64, stem=8, width=16, groups=4, stacks=2, hidden=(32, 16), hand_scale=False)
 POINTS = PointSampling(surface=200, sphere=20, frustum=20, inside=60, outside=60)
 
 
 @pytest.fixture(scope="module")
-def hands() -> Hands:
-    return sample_hands(3, torch.Generator().manual_seed(4))
+def hands() -> MeshHands:
+    return sample_hands(3, torch.Generator().manual_seed(4), surface=built_in_surface(COARSE_MM))
 
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def in_frame(hands: Hands, volume: Volume) -> Hands:
+def in_frame(hands: MeshHands, volume: Volume) -> MeshHands:
     roots = hands.joints[:, 0].double()
     placement = volume.place(torch.eye(3).double().expand(len(roots), 3, 3), 32, roots=roots)
     return hands.translated(-placement.origins.float())
 
 
 @pytest.mark.parametrize("volume", [FrustumVolume(), RootCube()], ids=["frustum", "cube"])
-def test_field_points_lie_in_the_volume_half_of_them_inside(hands: Hands, volume: Volume) -> None:
+def test_field_points_lie_in_the_volume_half_of_them_inside(hands: MeshHands, volume: Volume) -> None:
     placed = in_frame(hands, volume)
     labels = FieldObjective(volume, POINTS, LossConfig()).labels(placed, seeded())
     assert labels.points.shape == (3, 120, 3) and volume.contains(labels.points).all()
@@ -49,7 +52,7 @@ def test_field_points_lie_in_the_volume_half_of_them_inside(hands: Hands, volume
 
 
 @pytest.mark.parametrize("volume", [FrustumVolume(), RootCube()], ids=["frustum", "cube"])
-def test_dense_labels_are_the_first_hits(hands: Hands, volume: Volume) -> None:
+def test_dense_labels_are_the_first_hits(hands: MeshHands, volume: Volume) -> None:
     placed = in_frame(hands, volume)
     labels = DenseObjective(volume, 32, LossConfig()).labels(placed, seeded())
     assert 20 < labels.hand.sum() < 3 * 32 * 32
@@ -66,7 +69,7 @@ def test_dense_labels_are_the_first_hits(hands: Hands, volume: Volume) -> None:
     assert not labels.weight[~labels.hand].any()
 
 
-def test_dense_loss_is_equation_12(hands: Hands) -> None:
+def test_dense_loss_is_equation_12(hands: MeshHands) -> None:
     model = build(replace(TINY, method="dense"))
     config = LossConfig(vote_weight=0.3)
     objective = DenseObjective(FrustumVolume(), 16, config)
@@ -88,7 +91,7 @@ def test_dense_loss_is_equation_12(hands: Hands) -> None:
     torch.testing.assert_close(terms["loss"], mask + 0.3 * huber / (3 * 256 * 21 * 4))
 
 
-def test_each_method_learns_a_batch_by_heart(hands: Hands) -> None:
+def test_each_method_learns_a_batch_by_heart(hands: MeshHands) -> None:
     # Every method and task: the loss of one fixed batch falls by its own gradients.
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     for method in ("nvf", "holistic", "dense"):
@@ -113,7 +116,7 @@ def test_each_method_learns_a_batch_by_heart(hands: Hands) -> None:
             assert losses[-1] < 0.7 * losses[0], (method, task, losses[0], losses[-1])
 
 
-def test_parts_draw_from_their_own_generators(hands: Hands) -> None:
+def test_parts_draw_from_their_own_generators(hands: MeshHands) -> None:
     config = TrainingConfig("test", model=TINY, sampling=POINTS)
     step = Step(config, torch.device("cpu"), torch.contiguous_format)
     images = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nvf_fast.camera import project, reference_intrinsics
-from nvf_fast.data.hand import sample_hands
 from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.training.pictures import TaskPictures
 from nvf_fast.volumes import FrustumVolume, RootCube
 

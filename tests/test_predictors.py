@@ -12,8 +12,8 @@ import torch
 from nvf_fast.baselines import Baseline, build
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.hand import sample_hands
 from nvf_fast.data.sample import HandSample
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.evaluation.predictors import NetworkPredictor
 

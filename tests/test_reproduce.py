@@ -43,7 +43,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smoke run made smaller, on few small pictures instead of synthetic-v1."""
+    """The smoke run made smaller, on few small images instead of synthetic-v2."""
     pictures = DataConfig("synthetic", SyntheticConfig(count=COUNT, size=64))
     monkeypatch.setattr(recipes, "SMOKE", TINY)
     for module in (recipes, cells):

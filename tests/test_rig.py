@@ -13,7 +13,7 @@ from nvf_fast import ops
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.gestures import draw_poses
 from nvf_fast.data.glb_file import JOINTS, webxr_name
-from nvf_fast.data.hand import POSES
+from nvf_fast.data.joint_angles import POSES
 from nvf_fast.data.point_distance import SearchableMesh
 from nvf_fast.data.rig import Rig, built_in_rig, load_rig
 from nvf_fast.data.skinning import blend_maps, blend_motions

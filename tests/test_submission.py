@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nvf_fast import metrics
-from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.evaluation import submission
 from nvf_fast.evaluation.submission import read_submission, write_freihand_submission, write_ho3d_submission
 from nvf_fast.metrics import Floats

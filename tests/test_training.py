@@ -16,7 +16,7 @@ import tyro
 
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.cli.train import Train
-from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.training import loop
 from nvf_fast.training.augmentation import ABSENT_SCALE_MM, Augmentation, augment
 from nvf_fast.training.config import PRESETS, small

@@ -16,13 +16,15 @@ from torch import Tensor
 from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.catalogue import DataConfig
-from nvf_fast.data.hand import sample_hands
+from nvf_fast.data.rig import built_in_surface
 from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.training.config import TrainingConfig, small
 from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.points import PointSampling
 
 SIZE = 32
+COARSE_MM = 10.0  # of hands with a thousand faces, whose distances cost little
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,7 +35,9 @@ class Dots:
     """
 
     def __init__(self, count: int = 12, damaged: tuple[int, ...] = ()) -> None:
-        self.hands = sample_hands(count, torch.Generator().manual_seed(1))
+        self.hands = sample_hands(
+            count, torch.Generator().manual_seed(1), surface=built_in_surface(COARSE_MM)
+        )
         self.pictures = draw_dots(self.hands.joints, SIZE)
         self.damaged = damaged
 

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
-from nvf_fast.data.hand import UNIFORM, HandDistribution
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands, render_ahead
+from nvf_fast.data.placement import UNIFORM, HandDistribution
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands, render_ahead, synthetic_v2
 from nvf_fast.search import Search
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Measure on unseen synthetic pictures, beside the best constant pose.
+    """Measure on unseen synthetic images, beside the best constant pose.
 
     Twice: hands as the embedded checkpoint was trained on (palm to the camera within 60 degrees, fingers up
     within 60), and hands turned uniformly over the sphere. "score vs error" is Spearman's rank correlation of
@@ -122,8 +122,7 @@ class Synthetic:
         count: pictures of each kind.
         seed: seed of the pictures; trainings use others.
         size: side of the pictures in px.
-        data_cache: folder that keeps rendered pictures, which are drawn where the network runs; without one
-            the CPU draws them.
+        data_cache: folder that keeps rendered images.
         out: JSON file for the table and the whole report.
         record: whether to keep the scores in the checkpoint, where `nvf-fast info` shows them.
     """
@@ -153,7 +152,7 @@ class Synthetic:
                 count=self.count, seed=self.seed, size=self.size, distribution=distribution
             )
             pictures = SyntheticHands(config, self.data_cache)
-            render_ahead(pictures, facts["device"])
+            render_ahead(pictures)
             report[name] = finite(evaluate(predictor, pictures, progress=True))
         around = surroundings()
         result = {
@@ -182,40 +181,24 @@ class Synthetic:
 
 
 @dataclass(frozen=True)
-class FixedSynthetic:
-    """Measure on a fixed synthetic set.
+class SyntheticV2:
+    """Measure on synthetic-v2, the fixed set, beside the best constant pose of such hands.
 
     Attributes:
         output: where the report goes.
         asked: the checkpoint and how it is asked.
         split: which part.
-        data_cache: folder that keeps rendered pictures.
+        data_cache: folder that keeps rendered images.
     """
 
     output: Annotated[Output, tyro.conf.arg(name="")]
     asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
     split: Split = "evaluation"
     data_cache: Path | None = None
-    dataset: ClassVar[Literal["synthetic-v1", "synthetic-v2"]]
 
     def run(self) -> None:
-        _evaluate(
-            self.asked, self.output, DataConfig(self.dataset), self.split, Folders(cache=self.data_cache)
-        )
-
-
-@dataclass(frozen=True)
-class SyntheticV1(FixedSynthetic):
-    """Measure on synthetic-v1, capsule hands drawn by rays."""
-
-    dataset: ClassVar[Literal["synthetic-v1", "synthetic-v2"]] = "synthetic-v1"
-
-
-@dataclass(frozen=True)
-class SyntheticV2(FixedSynthetic):
-    """Measure on synthetic-v2, the built-in mesh hand, beside the best constant pose of such hands."""
-
-    dataset: ClassVar[Literal["synthetic-v1", "synthetic-v2"]] = "synthetic-v2"
+        folders = Folders(cache=self.data_cache)
+        _evaluate(self.asked, self.output, DataConfig("synthetic-v2"), self.split, folders)
 
 
 @dataclass(frozen=True)
@@ -409,11 +392,10 @@ class HandViews:
     def _measure(self, estimator: PoseEstimator) -> dict[str, Any]:
         from nvf_fast.data.photograph_views import PhotographViews
         from nvf_fast.data.photographs import Photographs
-        from nvf_fast.data.synthetic_v2 import synthetic_v2
         from nvf_fast.data.synthetic_views import SyntheticViews
         from nvf_fast.data.wide_images import WideImages
         from nvf_fast.evaluation import hand_views
-        from nvf_fast.evaluation.constant import other_mesh_hands
+        from nvf_fast.evaluation.constant import other_hands
         from nvf_fast.evaluation.photographs import predict_with
         from nvf_fast.model import NVF
         from nvf_fast.training.calibration import predict_views
@@ -423,11 +405,11 @@ class HandViews:
         report: dict[str, Any] = {"skipped": {}}
         if self.count:
             data = synthetic_v2("test", self.data_cache)
-            render_ahead(data, "cpu", count=self.count)
+            render_ahead(data, count=self.count)
             samples = [replace(data[index], surface=None) for index in range(min(self.count, len(data)))]
             parts = hand_views.part_joints(heads, samples)
             poses = hand_views.predicted(predict, samples)
-            report["poses"] = hand_views.score_poses(poses, parts, samples, other_mesh_hands())
+            report["poses"] = hand_views.score_poses(poses, parts, samples, other_hands(UNIFORM))
             few = samples[: self.stable]
             report["stability"] = hand_views.score_stability(predict, few) | {"hands": len(few)}
         else:
@@ -463,7 +445,6 @@ class Eval:
 
     data: Annotated[
         Annotated[Synthetic, tyro.conf.subcommand("synthetic")]
-        | Annotated[SyntheticV1, tyro.conf.subcommand("synthetic-v1")]
         | Annotated[SyntheticV2, tyro.conf.subcommand("synthetic-v2")]
         | Annotated[FreiHAND, tyro.conf.subcommand("freihand")]
         | Annotated[HO3D, tyro.conf.subcommand("ho3d")]
@@ -486,7 +467,7 @@ def _evaluate(
     layout: Layout | None = None,
 ) -> None:
     """Asks about every picture and writes the report; of several processes the first one does."""
-    from nvf_fast.evaluation.constant import constant_pose, other_hands, other_mesh_hands
+    from nvf_fast.evaluation.constant import fallback_pose
     from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
     from nvf_fast.evaluation.run import Options, predict
 
@@ -494,7 +475,7 @@ def _evaluate(
     predictor, facts = asked.load()
     with user_errors():
         dataset = open_dataset(config, split, folders)
-        render_ahead(dataset, facts["device"], share=(rank, processes), progress=rank == 0)
+        render_ahead(dataset, share=(rank, processes), progress=rank == 0)
         options = Options(
             batch=output.batch,
             shard=8 * output.batch,
@@ -515,7 +496,7 @@ def _evaluate(
         "processes": processes,
         **surroundings(),
     }
-    fallback = constant_pose(other_mesh_hands() if config.dataset == "synthetic-v2" else other_hands())
+    fallback = fallback_pose(config)
     report = report_on(answers, fallback, context, layout)
     submit = None
     if layout is not None and split == "evaluation":

@@ -16,8 +16,6 @@ from nvf_fast.data.synthetic import render_ahead
 from nvf_fast.training.config import PRESETS, TrainingConfig
 from nvf_fast.training.feed import Pictures
 
-RENDERERS_ON_A_GPU = 6
-
 
 @dataclass(frozen=True)
 class Run:
@@ -26,10 +24,11 @@ class Run:
     Attributes:
         config: every number of the training.
         out: folder for the states, the log and the checkpoint.
-        data: folder of FreiHAND, HO-3D or Complement; synthetic pictures are made on demand.
+        data: folder of FreiHAND, HO-3D or Complement; synthetic images are made on demand.
         evaluation_data: FreiHAND's released evaluation annotations, for evaluate_every.
         mano: the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement.
-        data_cache: folder that keeps rendered pictures; without one they are made anew and kept in memory.
+        data_cache: folder that keeps rendered images; without one they are made anew and kept in memory. The
+            default network learns from a data set's images only where `data` or `data_cache` is given.
         photographs: of the default network: a folder of labelled photographs (docs/datasets.md).
         leave_out: groups of photographs to leave out.
         backgrounds: of the default network: a folder of images and panoramas to put behind hands.
@@ -82,13 +81,13 @@ class Run:
             with user_errors():
                 evaluate, pictures, credits = None, None, None
                 if config.model.view == "hand":
-                    pictures, credits = self._hand_views()
+                    pictures, credits = self._hand_views(folders)
                 else:
                     dataset = open_dataset(config.data, "training", folders)
-                    _render_ahead(dataset, place)
+                    _render_ahead(dataset)
                     pictures = task_pictures(dataset, config.model)
                     if first and config.evaluate_every > 0:
-                        evaluate = validation(config.data, folders, config.evaluation_images, place)
+                        evaluate = validation(config.data, folders, config.evaluation_images)
                 try:
                     result = train(
                         config,
@@ -110,29 +109,26 @@ class Run:
             state = "finished" if result.finished else "stopped; the same command goes on"
             print(f"{state}: step {result.step}, {result.minutes:.1f} minutes, {self.out / 'checkpoint'}")
 
-
-    def _hand_views(self) -> tuple[Pictures, dict[str, Any]]:
+    def _hand_views(self, images: Folders) -> tuple[Pictures, dict[str, Any]]:
         """The views that a network learns from, and where they come from."""
         from nvf_fast.training.view_sources import ViewFolders, open_views, view_credits
 
-        given = [name for name in ("data", "evaluation_data", "mano", "data_cache") if getattr(self, name)]
-        if given:
-            raise ValueError(f"the preset {self.config.preset!r} takes no {', '.join(given)}")
-        if self.config.evaluate_every:
+        if self.config.evaluate_every or self.evaluation_data:
             raise ValueError("evaluate_every must be 0 for hand views: nvf-fast eval measures their network")
         folders = ViewFolders(self.photographs, self.backgrounds, self.rigs, self.textures, self.leave_out)
-        return open_views(self.config.views, folders, self.config.seed), view_credits(folders)
+        dataset = None
+        if self.data or self.data_cache:
+            dataset = open_dataset(self.config.data, "training", images)
+            _render_ahead(dataset)
+        views = open_views(self.config.views, folders, self.config.seed, dataset)
+        return views, view_credits(folders, dataset)
 
 
-def _render_ahead(dataset: object, device: torch.device) -> None:
-    """Each process draws its share of what a cache of pictures lacks, on all cores.
-
-    On a GPU it takes some to draw hands and scenes at the rate at which it renders them.
-    """
+def _render_ahead(dataset: object) -> None:
+    """Render this process's part of the images that a cache lacks, on all cores."""
     rank, processes = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    workers = cores if device.type == "cpu" else min(cores, RENDERERS_ON_A_GPU)
-    render_ahead(dataset, device, progress=rank == 0, share=(rank, processes), processes=workers)
+    render_ahead(dataset, progress=rank == 0, share=(rank, processes), processes=cores)
 
 
 if TYPE_CHECKING:

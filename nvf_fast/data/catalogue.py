@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from nvf_fast.data.sample import HandDataset
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands, synthetic_v2
 
-Name = Literal["synthetic", "synthetic-v1", "synthetic-v2", "freihand", "ho3d", "complement"]
+Name = Literal["synthetic", "synthetic-v2", "freihand", "ho3d", "complement"]
 Split = Literal["training", "evaluation"]
 NEEDS_FOLDER = ("freihand", "ho3d", "complement")
 
@@ -19,8 +19,8 @@ class DataConfig:
     """Which pictures.
 
     Attributes:
-        dataset: "synthetic", any seeded set of rendered hands; "synthetic-v1" and "synthetic-v2", the fixed
-            ones; or a real set, whose folder is given where it is opened.
+        dataset: "synthetic", any seeded set of rendered hands; "synthetic-v2", the fixed one; or a real set,
+            whose folder is given where it is opened.
         synthetic: which set, where `dataset` is "synthetic".
         ho3d_version: of HO-3D, "v2" or "v3".
     """
@@ -65,13 +65,7 @@ def open_dataset(config: DataConfig, split: Split, folders: Folders) -> HandData
         raise ValueError(f"the data set {name!r} {fault} (--data)")
     if name == "synthetic":
         return SyntheticHands(config.synthetic, folders.cache)
-    if name == "synthetic-v1":
-        from nvf_fast.data.synthetic import synthetic_v1
-
-        return synthetic_v1("train" if split == "training" else "test", folders.cache)
     if name == "synthetic-v2":
-        from nvf_fast.data.synthetic_v2 import synthetic_v2
-
         return synthetic_v2("train" if split == "training" else "test", folders.cache)
     assert folders.data is not None
     mano, cache = folders.mano, folders.cache

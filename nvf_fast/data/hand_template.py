@@ -8,16 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.data.draws import Draws
+from nvf_fast.data.capsule_hand import BASES, CAPSULES, cone_distances, mean_nodes
 from nvf_fast.data.glb_file import CHAINS
-from nvf_fast.data.hand import BASES, CAPSULES, FINGER_SPLAY, Hands, _pose, _sample_shapes
 from nvf_fast.data.mesh import level_mesh
 
 SPACING_MM = 2.4
 WRIST_MM = -6.0  # where the hand ends, along its own y axis
 FINGER_BLEND_MM, PALM_BLEND_MM = 1.5, 5.0
-REST_DEGREES = {"mcp": 12.0, "pip": 18.0, "dip": 9.0, "thumb_opposition": 8.0, "thumb_mcp": 14.0}
-REST_DEGREES |= {"thumb_abduction": -5.0, "thumb_ip": 10.0}
 SMOOTHING, SHRINK, SWELL = 6, 0.5, -0.53  # passes and factors of Taubin's smoothing
 DIFFUSION, THUMB_DIFFUSION = 14, 60  # steps over the mesh's edges
 THENAR = CAPSULES.index((1, 5))
@@ -40,16 +37,15 @@ class Template(NamedTuple):
 
 
 def build_template(spacing_mm: float = SPACING_MM) -> Template:
-    """Mesh the mean capsule hand, slightly bent and with its fingers spread.
+    """Mesh the mean capsule hand.
 
     Args:
         spacing_mm: of the lattice that it is meshed on.
     """
-    hand = _mean_hand()
-    nodes = hand.nodes[0]
+    nodes = mean_nodes()
     low, high = nodes.amin(0).float() - 22, nodes.amax(0).float() + 22
     low[1] = WRIST_MM  # marching cubes leaves the surface open where its box ends
-    mesh = level_mesh(lambda points: _blended(hand, points.double()).float(), low, high, spacing_mm)
+    mesh = level_mesh(lambda points: _blended(nodes, points.double()).float(), low, high, spacing_mm)
     neighbours = _neighbours(mesh.faces, len(mesh.vertices))
     vertices, rim = mesh.vertices, mesh.vertices[:, 1] < WRIST_MM + 1e-3
     for _ in range(SMOOTHING):
@@ -60,41 +56,20 @@ def build_template(spacing_mm: float = SPACING_MM) -> Template:
     for finger in range(4):
         points += [nodes[BASES[finger]], *nodes[5 + 4 * finger : 9 + 4 * finger]]
     joints = torch.stack(points).numpy()
-    return Template(vertices, mesh.faces, _weights(hand, vertices, neighbours, spacing_mm), joints)
+    return Template(vertices, mesh.faces, _weights(nodes, vertices, neighbours, spacing_mm), joints)
 
 
-def _mean_hand() -> Hands:
-    """The capsule hand of mean proportions, float64."""
-    shape = _sample_shapes(_Means())
-    angles = {
-        name: torch.full((1, 4) if name in ("mcp", "pip", "dip") else (1,), value, dtype=torch.float64)
-        for name, value in REST_DEGREES.items()
-    }
-    angles["abduction"] = 2.0 * torch.tensor([FINGER_SPLAY], dtype=torch.float64)
-    return _pose(shape, {name: torch.deg2rad(value) for name, value in angles.items()})
-
-
-class _Means(Draws):
-    """A stream whose every normal number is its mean."""
-
-    def __init__(self) -> None:
-        super().__init__(0, "template", [0])
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.zeros(1, *shape, dtype=torch.float64)
-
-
-def _blended(hand: Hands, points: Tensor) -> Tensor:
+def _blended(nodes: Tensor, points: Tensor) -> Tensor:
     """(N,) mm: a wide blend between the palm's cones, a narrow one along fingers and towards the palm."""
-    cones = hand._cone_distances(points[None])[0][0]
+    cones = cone_distances(nodes, points)
     palm = -PALM_BLEND_MM * torch.logsumexp(cones[:, 15:] * (-1 / PALM_BLEND_MM), -1, keepdim=True)
     parts = torch.cat([palm + 0.5 * PALM_BLEND_MM, cones[:, :15]], 1)
     return -FINGER_BLEND_MM * torch.logsumexp(parts * (-1 / FINGER_BLEND_MM), -1)
 
 
-def _weights(hand: Hands, vertices: np.ndarray, neighbours: _Average, spacing_mm: float) -> np.ndarray:
+def _weights(nodes: Tensor, vertices: np.ndarray, neighbours: _Average, spacing_mm: float) -> np.ndarray:
     """(V, 25): the joint of the nearest cone, diffused over the surface, so that no finger moves another."""
-    nearest = hand._cone_distances(torch.from_numpy(vertices)[None])[0][0].argmin(1).numpy()
+    nearest = cone_distances(nodes, torch.from_numpy(vertices)).argmin(1).numpy()
     owner = np.concatenate([CHAINS[:, :3].flatten().numpy(), np.zeros(len(CAPSULES) - 15, int)])
     start = np.eye(25)[owner[nearest]]
     start[nearest == THENAR, 1] = start[nearest == THENAR, 0] = 0.5

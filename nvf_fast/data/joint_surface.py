@@ -8,8 +8,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from nvf_fast.data.hand import CAPSULE_RADII, CAPSULES
-from nvf_fast.data.hand_views import VIEW_POINTS
+from nvf_fast.data.capsule_hand import CAPSULE_RADII, CAPSULES
+from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about, unit_vectors
 from nvf_fast.joint_definitions import TIPS, palm_frame
 
 # The unit hand is smaller than the mean capsule hand, whose radii these are.
@@ -37,11 +37,6 @@ CONES = np.array(_FINGERS + list(_PALM))
 """(C, 2) nodes at both ends of each cone; three cones for each finger come first."""
 RADII_MM = RADIUS_SCALE * np.array(list(CAPSULE_RADII[:15]) + list(_PALM.values()))
 """(C, 2) of the unit hand."""
-
-NEAR, ON_RAYS, IN_BALL = VIEW_POINTS // 2, VIEW_POINTS // 3, 18  # points; the rest lies in the slab
-NEAR_MM, RAY_MM = 4.0, 45.0  # standard deviations of the distance from the surface and along rays
-BALL_MM, SLAB_MM = 120.0, 130.0  # about the joints' mean: radius of the ball, half the slab's thickness
-NEAREST_MM = 50.0
 
 
 def cone_ends(joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,16 +80,13 @@ def sample_field_points(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample query points around each hand and measure their signed distances.
 
-    Half of the points lie near the surface, a third at other depths on the rays through it, the rest in a
-    ball about the joints' mean and in the slab of the view's frustum around it.
-
     Args:
         joints: (B, 21, 3) mm, camera frame.
         slope: (B,) tangent of half the view's angle.
         random: source of randomness.
 
     Returns:
-        Points (B, `VIEW_POINTS`, 3) and distances (B, `VIEW_POINTS`), float32 mm.
+        Points (B, P, 3), as `points_about` spreads them, and distances (B, P), float32 mm.
     """
     batch = len(joints)
     starts, ends = cone_ends(joints)
@@ -105,7 +97,7 @@ def sample_field_points(
     cones = (chosen[..., None] > cumulated[:, None]).sum(-1)
     rows = np.arange(batch)[:, None]
     along = random.random((batch, count, 1))
-    directions = _unit_vectors(random, batch, count)
+    directions = unit_vectors(random, batch, count)
     first, second = starts[rows, cones], ends[rows, cones]
     radii = RADII_MM[cones]
     surface = first + along * (second - first)
@@ -114,24 +106,8 @@ def sample_field_points(
     for index in range(batch):
         _settle(surface[index], starts[index], ends[index], RADII_MM, normals[index])
     near = surface[:, :NEAR] + normals[:, :NEAR] * random.normal(0, NEAR_MM, (batch, NEAR, 1))
-    on_rays = surface[:, NEAR:]
-    depth = np.maximum(on_rays[..., 2:] + random.normal(0, RAY_MM, (batch, ON_RAYS, 1)), NEAREST_MM)
-    on_rays = on_rays * (depth / on_rays[..., 2:])
-    centre = joints.mean(1, keepdims=True).astype(np.float64)
-    ball = centre + BALL_MM * _unit_vectors(random, batch, IN_BALL) * random.random((batch, IN_BALL, 1)) ** (
-        1 / 3
-    )
-    rest = VIEW_POINTS - count - IN_BALL
-    depth = np.maximum(centre[..., 2:] + random.uniform(-SLAB_MM, SLAB_MM, (batch, rest, 1)), NEAREST_MM)
-    slab = random.uniform(-1, 1, (batch, rest, 2)) * slope[:, None, None] * depth
-    points = np.concatenate([near, on_rays, ball, np.concatenate([slab, depth], axis=-1)], axis=1)
-    points = points.astype(np.float32)
+    points = points_about(near, surface[:, NEAR:], joints, slope, random)
     return points, surface_distance(points, joints)
-
-
-def _unit_vectors(random: np.random.Generator, *shape: int) -> np.ndarray:
-    vectors = random.standard_normal((*shape, 3))
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 @numba.njit(cache=True, nogil=True)

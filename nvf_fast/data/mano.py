@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from nvf_fast.data.faults import DatasetFaults, Faults
-from nvf_fast.data.hand import rotation_about
 from nvf_fast.data.joint_orders import FINGERTIPS, HO3D_TO_FREIHAND
 from nvf_fast.data.pickles import dense, load_pickle
+from nvf_fast.data.rotations import rotation_about
 
 PAGE = "https://mano.is.tue.mpg.de"
 VERTICES = 778

@@ -9,9 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.data.hand import Hands
-
-REACH_MM = 22.0  # how far a hand's surface lies from its skeleton at most
 OUTSIDE_MM = 50.0  # the largest distance a network knows; outside its view there is no finite one
 ASKED = 65_536  # points at a time
 
@@ -31,22 +28,6 @@ class Mesh(NamedTuple):
 
 
 NOTHING = Mesh(np.empty((0, 3)), np.empty((0, 3), np.int64))
-
-
-def hand_mesh(hand: Hands, spacing_mm: float = 2.5) -> Mesh:
-    """Extracts the watertight surface of one synthetic hand.
-
-    Args:
-        hand: a batch of exactly one hand, camera frame, mm.
-        spacing_mm: lattice spacing; the vertices lie on the surface to about spacing² / (8 * radius).
-
-    Raises:
-        ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
-    """
-    if len(hand) != 1:
-        raise ValueError(f"hand_mesh takes one hand at a time, got a batch of {len(hand)}")
-    low, high = hand.nodes[0].amin(0) - REACH_MM, hand.nodes[0].amax(0) + REACH_MM
-    return level_mesh(lambda points: hand.signed_distance(points[None])[0], low, high, spacing_mm)
 
 
 def level_mesh(distance: Distance, low: Tensor, high: Tensor, spacing_mm: float = 4.0) -> Mesh:

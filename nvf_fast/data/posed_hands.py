@@ -12,11 +12,11 @@ from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.forearm import Forearm, draw_forearm, forearm_vertices
 from nvf_fast.data.gestures import draw_poses
 from nvf_fast.data.glb_file import METACARPALS
-from nvf_fast.data.hand import BONE_SPREAD
 from nvf_fast.data.rig import Rig
 from nvf_fast.joint_definitions import UNIT_SCALE_MM, to_freihand
 
 Definition = Literal["anatomical", "openxr"]
+BONE_SPREAD = 0.04  # of each bone on its own, beside the size of the whole hand
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast.data.faults import Faults
-from nvf_fast.data.glb import OURS, PAGE, RiggedHand
+from nvf_fast.data.finger_overlap import DEEPEST_OVERLAP, deepest_overlap
 from nvf_fast.data.glb_file import BONES, CHAINS, JOINTS, METACARPALS, GLBFile
-from nvf_fast.data.hand import DEEPEST_OVERLAP, deepest_overlap
+from nvf_fast.data.hand_skeleton import OURS, HandSkeleton
 from nvf_fast.data.hand_template import build_template
 from nvf_fast.data.skin import skin_masks
 from nvf_fast.data.skinning import blend_maps, blend_motions
 
+PAGE = "https://www.w3.org/TR/webxr-hand-input-1, docs/synthetic.md"
 INFLUENCES = 4  # joints of each vertex
 SURFACE_SPACING_MM = 5.0  # of the built-in hand's coarser mesh
 SMALL_MESH = 8000  # faces; a coarser mesh is subdivided once
@@ -44,7 +45,7 @@ class Rig:
         masks: (V, 5) float32 in [0, 1]: palm, crease, knuckle, nail, tip; see `skin_masks`.
     """
 
-    skeleton: RiggedHand
+    skeleton: HandSkeleton
     vertices: np.ndarray
     faces: np.ndarray
     cap: np.ndarray
@@ -156,7 +157,11 @@ def load_rig(path: Path | str) -> Rig:
     path = Path(path)
     faults = Faults("A rigged hand", path, PAGE)
     file = GLBFile.open(path, faults)
-    skeleton, mesh = file.skeleton(), file.mesh()
+    skeleton = mesh = None
+    try:
+        skeleton, mesh = file.skeleton(), file.mesh()
+    except (IndexError, TypeError) as error:
+        faults.add(path, f"its parts do not fit together ({error})", "valid glTF 2.0")
     faults.check()
     assert skeleton is not None and mesh is not None
     order = [skeleton.names.index(name) for name in JOINTS]
@@ -165,6 +170,8 @@ def load_rig(path: Path | str) -> Rig:
     faults.add_many(
         path, "further joints move vertices", others, "the 25 joints of WebXR's generic hand alone"
     )
+    still = [JOINTS[joint] for joint in CHAINS[:, :3].flatten().tolist() if moved[order[joint]] == 0]
+    faults.add_many(path, "joints move no vertex", still, "skin on every bone of the fingers")
     faults.check()
     key = np.round(mesh.positions / ALIKE_M)
     _, first, merged = np.unique(key, axis=0, return_index=True, return_inverse=True)
@@ -175,8 +182,17 @@ def load_rig(path: Path | str) -> Rig:
     blended = np.einsum("vj,jab->vab", weights, maps)
     vertices = np.einsum("vab,vb->va", blended[:, :3, :3], mesh.positions[first]) + blended[:, :3, 3]
     uv = None if mesh.uv is None else mesh.uv[mesh.faces[whole]]
-    faces, uv = _without_lid(vertices, faces[whole], uv)
-    return assemble(vertices, faces, weights, skeleton.rest, uv, tips_on_skin=True)
+    faces = faces[whole]
+    first, second, third = vertices[faces].transpose(1, 0, 2)
+    if (first * np.cross(second, third)).sum() < 0:  # the volume of an inside-out skin is negative
+        faces, uv = faces[:, ::-1], None if uv is None else uv[:, ::-1]
+    faces, uv = _without_lid(vertices, faces, uv)
+    try:
+        return assemble(vertices, faces, weights, skeleton.rest, uv, tips_on_skin=True)
+    except ValueError as error:
+        faults.add(path, str(error), "a skin that is open at the wrist, or closed by a lid")
+        faults.check()
+        raise
 
 
 @cache
@@ -187,9 +203,9 @@ def built_in_rig() -> Rig:
 
 
 @cache
-def built_in_surface() -> Rig:
+def built_in_surface(spacing_mm: float = SURFACE_SPACING_MM) -> Rig:
     """The built-in hand as a coarser mesh, on which distances to every triangle cost little."""
-    template = build_template(SURFACE_SPACING_MM)
+    template = build_template(spacing_mm)
     return assemble(
         template.vertices, template.faces, template.weights, template.joints, None, subdivide=False
     )
@@ -221,12 +237,8 @@ def assemble(
     used, compact = np.unique(faces, return_inverse=True)
     faces = compact.reshape(-1, 3)
     vertices, weights = vertices[used], weights[used]
-    skeleton = RiggedHand(
-        vertices=torch.from_numpy(vertices),
-        faces=torch.from_numpy(faces),
-        weights=torch.from_numpy(weights),
-        bind=torch.eye(4, dtype=torch.float64).repeat(25, 1, 1),
-        rest=torch.from_numpy(np.ascontiguousarray(joints)),
+    skeleton = HandSkeleton(
+        torch.from_numpy(vertices), torch.from_numpy(weights), torch.from_numpy(np.ascontiguousarray(joints))
     )
     if tips_on_skin:
         skeleton = skeleton.with_tips_on_the_skin()

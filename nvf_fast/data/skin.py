@@ -12,8 +12,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from nvf_fast.data.draws import Stream
-from nvf_fast.data.glb import RiggedHand
 from nvf_fast.data.glb_file import CHAINS
+from nvf_fast.data.hand_skeleton import HandSkeleton
 
 PALM, CREASE, KNUCKLE, NAIL, TIP = range(5)  # columns of the masks
 TEXTURE_SIZE = 512  # px, of the details kept of a texture
@@ -133,7 +133,7 @@ def load_texture(path: Path | str, uv: np.ndarray, palm: np.ndarray) -> SkinText
     return SkinTexture(np.exp((log - back).clip(low, high)).astype(np.float32), slope)
 
 
-def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: RiggedHand) -> np.ndarray:
+def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: HandSkeleton) -> np.ndarray:
     """Tell the parts of a hand apart.
 
     Args:

@@ -1,4 +1,4 @@
-"""Surfaces of hands as training asks them: distance, surface points, what a ray meets."""
+"""Surfaces of hands as training queries them: distance, surface points, first hits of rays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvf_fast import ops
 
 
 class HandSurfaces(Protocol):
-    """A batch of B right hands in one frame, mm; `nvf_fast.data.hand.Hands` and `MeshHands` are such."""
+    """A batch of B right hands in one frame, mm, such as `MeshHands`."""
 
     @property
     def joints(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Seeded sets of synthetic hand pictures with their hands, made on demand and kept in a cache folder."""
+"""Seeded sets of images of the built-in hand, made on demand and kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,32 +21,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvf_fast.camera import reference_intrinsics
-from nvf_fast.data.draws import Draws
-from nvf_fast.data.hand import UNIFORM, HandDistribution, Hands, draw_hands
-from nvf_fast.data.render import render
+from nvf_fast.data.placement import UNIFORM, HandDistribution
 from nvf_fast.data.sample import HandSample
-from nvf_fast.data.scenes import SceneDistribution, Scenes, draw_scenes
+from nvf_fast.data.surfaces import MeshHands
 
-CHUNK = 128  # pictures kept in one file
-RECIPE = 2  # raise when the same seed would give other pictures
+CHUNK = 128  # images kept in one file
+RECIPE = 1  # raise when the same seed would give other images or labels
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """A set of synthetic pictures.
+    """A set of synthetic images.
 
-    count: number of pictures; a longer set begins with the shorter one.
-    seed: sets of different seeds share no picture.
-    size: side of the pictures in pixels, seen by the reference camera (f = 480 * size / 224).
-    distribution: which hands, seen how.
-    scene: how often there is what around them.
+    count: number of images; a longer set begins with the shorter one.
+    seed: sets of different seeds have no image in common.
+    size: side of the images in px, taken by the reference camera (f = 480 * size / 224).
+    distribution: orientations and distances of the hands.
     """
 
     count: int = 16_384
     seed: int = 0
     size: int = 224
     distribution: HandDistribution = field(default_factory=HandDistribution)
-    scene: SceneDistribution = field(default_factory=SceneDistribution)
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 16:
@@ -56,32 +52,26 @@ class SyntheticConfig:
 
     @property
     def fingerprint(self) -> str:
-        """Names the stream of pictures (not how many of them are used)."""
-        facts = {"recipe": RECIPE, **asdict(replace(self, count=1))}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of the stream of images, the same for every count."""
+        described = {"recipe": RECIPE, **asdict(replace(self, count=1))}
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
-V1 = SyntheticConfig(
-    count=20_000,
-    seed=100_001,
-    size=224,
-    distribution=UNIFORM,
-    scene=SceneDistribution(
-        objects=0.3, clutter=0.4, textures=0.3, coloured_lights=0.3, shadows=0.5,
-        motion_blur=0.2, defocus=0.2, sensor_noise=0.25, exposure=0.25, compression=0.25,
-    ),
-)  # fmt: skip
-V1_PARTS = {"train": V1, "test": replace(V1, count=2_000, seed=100_002)}
+V2 = SyntheticConfig(count=20_000, seed=200_001, size=224, distribution=UNIFORM)
+V2_PARTS = {"train": V2, "test": replace(V2, count=2_000, seed=200_002)}
 
 
 class SyntheticHands:
-    """Pictures and their hands, by index: a data set of `HandSample`s.
+    """Images of the built-in mesh hand and its labels, by index: a data set of `HandSample`s.
+
+    The reference camera sees one right hand, whose joints are in FreiHAND's definition and whose surface is a
+    mesh closed at the wrist.
 
     Args:
-        config: which set.
-        cache: folder that keeps rendered pictures between runs; without one they are kept in memory only.
-        name, split: what the set is called.
-        checksums: of every chunk's parameters, which are then checked when pictures are made.
+        config: seed, size and distribution.
+        cache: folder that keeps rendered images between runs; without one they are kept in memory only.
+        name, split: names of the set.
+        checksums: of every chunk's parameters, which are then checked when images are made.
     """
 
     why_no_surfaces: str | None = None
@@ -116,40 +106,35 @@ class SyntheticHands:
             joints=hand.joints[0],
             surface=hand,
             hand_scale=float(hand.hand_scale),
+            box=self._stacked("boxes", [index])[0],
         )
 
     def images(self, indices: Iterable[int] | Tensor) -> Tensor:
-        """(B, 3, size, size) uint8 RGB pictures of these indices."""
-        return torch.stack(
-            [self._chunk(index // CHUNK)["images"][index % CHUNK] for index in self._checked(indices)]
-        )
+        """(B, 3, size, size) uint8 RGB images of these indices."""
+        return self._stacked("images", indices)
 
-    def hands(self, indices: Iterable[int] | Tensor) -> Hands:
-        """The hands in these pictures, camera frame, mm."""
-        rows = [(self._chunk(index // CHUNK), index % CHUNK) for index in self._checked(indices)]
-        return Hands(
-            **{
-                name: torch.stack([chunk[name][row] for chunk, row in rows])
-                for name in ("nodes", "radii", "dorsal", "palm")
-            }
-        )
+    def hands(self, indices: Iterable[int] | Tensor) -> MeshHands:
+        """The hands in these images, camera frame, mm."""
+        from nvf_fast.data.rig import built_in_surface
+
+        numbers = self._checked(indices)
+        vertices, joints = (self._stacked(name, numbers) for name in ("vertices", "joints"))
+        return MeshHands(vertices, torch.from_numpy(built_in_surface().closed_faces).long(), joints)
 
     def render(
         self,
         processes: int = 1,
         progress: bool = True,
-        device: torch.device | str = "cpu",
         count: int | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Makes the pictures that the cache lacks.
+        """Render the images that the cache lacks.
 
         Args:
-            processes: how many work at once. On a GPU a few: drawing hands and scenes is the CPU's work.
+            processes: how many work at once.
             progress: shows a bar.
-            device: where to draw.
-            count: only so many of the first; None is all.
-            share: (i, n) makes the i-th of n equal shares, where n callers divide the work.
+            count: of the first images; None is all.
+            share: (i, n) makes the i-th of n equal parts, where n callers divide the work.
         """
         if self.folder is None:
             raise ValueError("rendering ahead needs a cache folder: SyntheticHands(config, cache=FOLDER)")
@@ -159,12 +144,11 @@ class SyntheticHands:
             total=len(missing) * CHUNK, unit="img", desc="rendering", disable=not progress or not missing
         )
         with bar, ExitStack() as stack:
-            store = partial(self._store_chunk, device=device)
-            done: Iterable[None] = map(store, missing)
+            done: Iterable[None] = map(self._store_chunk, missing)
             processes = min(processes, len(missing))
             if processes > 1:
                 pool = stack.enter_context(get_context("spawn").Pool(processes, torch.set_num_threads, (1,)))
-                done = pool.imap_unordered(store, missing)
+                done = pool.imap_unordered(self._store_chunk, missing)
             for _ in done:
                 bar.update(CHUNK)
 
@@ -179,9 +163,14 @@ class SyntheticHands:
         numbers = indices.tolist() if isinstance(indices, Tensor) else [int(index) for index in indices]
         if any(not 0 <= number < len(self) for number in numbers):
             raise IndexError(
-                f"picture indices must lie in [0, {len(self)}), got {min(numbers)} to {max(numbers)}"
+                f"image indices must lie in [0, {len(self)}), got {min(numbers)} to {max(numbers)}"
             )
         return numbers
+
+    def _stacked(self, name: str, indices: Iterable[int] | Tensor) -> Tensor:
+        return torch.stack(
+            [self._chunk(index // CHUNK)[name][index % CHUNK] for index in self._checked(indices)]
+        )
 
     def _path(self, chunk: int) -> Path:
         assert self.folder is not None
@@ -199,70 +188,69 @@ class SyntheticHands:
                 f"{self._path(chunk)} is damaged ({error}); delete it and it is rendered again"
             ) from error
 
-    def _store_chunk(self, chunk: int, device: torch.device | str = "cpu") -> None:
+    def _store_chunk(self, chunk: int) -> None:
         path = self._path(chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(self._make_chunk(chunk, device), temporary)
+        save_file(self._make_chunk(chunk), temporary)
         temporary.replace(path)
 
-    @torch.no_grad()
-    def _make_chunk(self, chunk: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        hands, scenes, checksum = draw_chunk(self.config, chunk)
-        if self.checksums is not None and checksum != self.checksums[chunk]:
+    def _make_chunk(self, chunk: int) -> dict[str, Tensor]:
+        from nvf_fast.data.synthetic_images import draw_hands, render_hands
+
+        end = (chunk + 1) * CHUNK
+        if self.folder is None and self.checksums is None:  # no longer set takes images from this chunk
+            end = min(end, len(self))
+        hands = draw_hands(self.config, range(chunk * CHUNK, end))
+        if self.checksums is not None and hands.checksum != self.checksums[chunk]:
             raise ValueError(
                 f"chunk {chunk} of {self.name} {self.split} is drawn differently here: the SHA-256 of its "
-                f"parameters is {checksum}, not {self.checksums[chunk]}; no picture of it is made, since "
+                f"parameters is {hands.checksum}, not {self.checksums[chunk]}; no image of it is made, since "
                 "results on it would not compare"
             )
-        pictures = render(hands.to(device), scenes.to(device), self.config.size).cpu()
-        return {"images": pictures, **{name: value.clone() for name, value in vars(hands).items()}}
+        return render_hands(hands, self.config.size)
 
 
-def synthetic_v1(part: Literal["train", "test"], cache: Path | str | None = None) -> SyntheticHands:
-    """The fixed benchmark `synthetic-v1`: 20 000 pictures to train on and 2 000 to test on, 224 px.
+def synthetic_v2(part: Literal["train", "test"], cache: Path | str | None = None) -> SyntheticHands:
+    """The fixed benchmark `synthetic-v2`: 20 000 images to train on and 2 000 to test on, 224 px.
 
-    Hands are turned uniformly over the sphere, palms and backs alike; `V1.scene` says how often there is what
-    around them. Parameters are drawn from counted integers and their checksums are kept beside this file, so
-    that every machine makes the same set: labels to 0.001 mm, pixels to one grey level.
+    Hands make everyday gestures or random poses, are turned uniformly over the sphere, hold objects, and lie
+    behind and before others. Parameters are drawn from counted integers whose checksums are kept beside this
+    file, so that every machine makes the same set: labels to 0.001 mm, 99.9 % of the pixels to
+    one grey level.
 
     Args:
         part: which.
-        cache: folder for the pictures, 3.0 GB for "train"; `render(processes)` fills it ahead.
+        cache: folder for the images, 3.5 GB for "train"; `render(processes)` fills it ahead.
+
+    Raises:
+        ValueError: there is no such part.
     """
-    if part not in V1_PARTS:
-        raise ValueError(f"synthetic-v1 has the parts 'train' and 'test', got {part!r}")
-    kept = json.loads((files("nvf_fast.data") / "synthetic_v1.json").read_text())
+    if part not in V2_PARTS:
+        raise ValueError(f"synthetic-v2 has the parts 'train' and 'test', got {part!r}")
     split = {"train": "training", "test": "evaluation"}[part]
-    return SyntheticHands(
-        V1_PARTS[part], cache, name="synthetic-v1", split=split, checksums=kept["sha256"][part]
-    )
+    checksums = published()["sha256"][part]
+    return SyntheticHands(V2_PARTS[part], cache, name="synthetic-v2", split=split, checksums=checksums)
+
+
+def published() -> dict[str, Any]:
+    """Fingerprints, checksums and some labels and coarse images of synthetic-v2 as it was published."""
+    return json.loads((files("nvf_fast.data") / "synthetic_v2.json").read_text())
 
 
 def render_ahead(
     dataset: object,
-    device: torch.device | str,
     *,
     progress: bool = True,
     count: int | None = None,
     share: tuple[int, int] = (0, 1),
     processes: int = 1,
 ) -> None:
-    """Draws what the cache of a synthetic set lacks; other sets, and one without a cache, are let be.
+    """Render what the cache of a synthetic set lacks; do nothing for other sets and without a cache.
 
     Args:
         dataset: of any kind.
-        device, progress, count, share, processes: as in `SyntheticHands.render`.
+        progress, count, share, processes: as in `SyntheticHands.render`.
     """
     if isinstance(dataset, SyntheticHands) and dataset.folder is not None:
-        dataset.render(processes, progress, device, count, share)
-
-
-def draw_chunk(config: SyntheticConfig, chunk: int) -> tuple[Hands, Scenes, str]:
-    """Hands, scenes and SHA-256 of one chunk: of every word drawn for it and of which tries were taken."""
-    indices = range(chunk * CHUNK, (chunk + 1) * CHUNK)
-    for_hands, for_scenes = (Draws(config.seed, purpose, indices) for purpose in ("hand", "scene"))
-    hands, tries = draw_hands(for_hands, config.distribution)
-    scenes = draw_scenes(for_scenes, config.scene)
-    facts = for_hands.digest + for_scenes.digest + tries.numpy().astype("<i8").tobytes()
-    return hands, scenes, hashlib.sha256(facts).hexdigest()
+        dataset.render(processes, progress, count, share)

@@ -1,14 +1,15 @@
-"""The best answers that look at no picture, which every method must beat."""
+"""The best predictions that see no image, which every method must beat."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from nvf_fast import metrics
-from nvf_fast.data.hand import HandDistribution, sample_hands
+from nvf_fast.data.catalogue import DataConfig
+from nvf_fast.data.placement import HandDistribution
+from nvf_fast.data.synthetic import V2, SyntheticConfig
 
 FITTED_ON, SEED = 2048, 123
 
@@ -40,17 +41,16 @@ def other_hands(
 
     They are drawn once and kept, and must not be changed.
     """
-    generator = torch.Generator().manual_seed(seed)
-    hands = sample_hands(count, generator, distribution or HandDistribution())
-    return hands.joints.double().numpy()
+    from nvf_fast.data.synthetic_images import draw_joints
+
+    return draw_joints(SyntheticConfig(count, seed, distribution=distribution or HandDistribution()))
 
 
-@lru_cache(maxsize=2)
-def other_mesh_hands(count: int = FITTED_ON, seed: int = SEED) -> np.ndarray:
-    """Joints (count, 21, 3) float64 mm of hands as in synthetic-v2, but not its own; see `other_hands`."""
-    from nvf_fast.data.synthetic_v2 import draw_joints
-
-    return draw_joints(count, seed)
+def fallback_pose(config: DataConfig) -> np.ndarray:
+    """The best constant pose (21, 3) mm for a data set: that of synthetic hands, placed as its own if it is
+    synthetic."""
+    distributions = {"synthetic": config.synthetic.distribution, "synthetic-v2": V2.distribution}
+    return constant_pose(other_hands(distributions.get(config.dataset)))
 
 
 def constant_scores(pose: np.ndarray, shape: np.ndarray, truth: np.ndarray) -> dict[str, float]:

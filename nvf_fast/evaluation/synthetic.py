@@ -1,4 +1,4 @@
-"""Scores on seeded synthetic pictures, beside the best constant pose of their distribution."""
+"""Scores on seeded synthetic images, beside the best constant pose of their distribution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def evaluate(predictor: Predictor, data: SyntheticHands, progress: bool = False)
 
     Args:
         predictor: of either task.
-        data: the pictures; the constant pose is fitted on other hands of their distribution.
+        data: the images; the constant pose is fitted on other hands of their distribution.
         progress: shows a bar.
 
     Returns:

@@ -17,7 +17,7 @@ from nvf_fast.data.catalogue import Folders, Split, open_dataset
 from nvf_fast.data.sample import FirstSamples, HandDataset
 from nvf_fast.data.synthetic import SyntheticHands
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.constant import constant_pose, other_hands
+from nvf_fast.evaluation.constant import fallback_pose
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import SETTINGS, Options, predict
@@ -69,8 +69,7 @@ class Workshop:
         dataset = open_dataset(data_for(role, self.size, frozenset(self.data)), split, folders)
         count = self.size.pictures if split == "training" else self.size.evaluated
         if isinstance(dataset, SyntheticHands):
-            processes = 1 if torch.device(self.device).type == "cuda" else os.cpu_count() or 1
-            dataset.render(processes, device=self.device, count=count)
+            dataset.render(os.cpu_count() or 1, count=count)
         return dataset if count is None else FirstSamples(dataset, count)
 
     def network(self, variant: Variant) -> tuple[Network, dict[str, Any]]:
@@ -110,7 +109,8 @@ class Workshop:
             Options(progress=True, workers=self.workers),
         )
         assert answers is not None
-        report = report_on(answers, constant_pose(other_hands()), {})
+        fallback = fallback_pose(data_for(role, self.size, frozenset(self.data)))
+        report = report_on(answers, fallback, {})
         if "settings" not in report:
             raise ValueError(f"{dataset.name}: the evaluation part's joints are not there: nothing to score")
         return report["settings"][SETTINGS[variant.hand_scale]] | {"counts": report["counts"]}

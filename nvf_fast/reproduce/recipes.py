@@ -21,7 +21,7 @@ from nvf_fast.training.points import PointSampling
 
 Role = Literal["freihand", "complement", "ho3d"]
 FINETUNING_EPOCHS = 60
-EXTRA_SEED = 77  # of the synthetic pictures that stand for Complement
+EXTRA_SEED = 77  # of the synthetic images that stand for Complement
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def data_for(role: Role, size: Size, real: frozenset[Role]) -> DataConfig:
         return DataConfig(role)
     if role == "complement":
         return DataConfig("synthetic", SyntheticConfig(count=size.pictures or 20_000, seed=EXTRA_SEED))
-    return DataConfig("synthetic-v1")
+    return DataConfig("synthetic-v2")
 
 
 def _trained(

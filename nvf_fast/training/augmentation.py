@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from nvf_fast.data.hand import rotation_about
+from nvf_fast.data.rotations import rotation_about
 from nvf_fast.data.surfaces import HandSurfaces
 from nvf_fast.volumes import Volume
 
@@ -100,7 +100,7 @@ def _range(size: float, shape: tuple[int, ...], like: Tensor, generator: torch.G
 
 def _about_optical_axis(angle: Tensor) -> Tensor:
     axis = torch.tensor([0.0, 0.0, 1.0], device=angle.device)
-    return rotation_about(axis.expand(len(angle), 3), angle)
+    return rotation_about(axis, angle)
 
 
 def _roll_angles(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
-from nvf_fast.data.hand import HandDistribution
+from nvf_fast.data.placement import HandDistribution
 from nvf_fast.data.synthetic import SyntheticConfig
 from nvf_fast.training.augmentation import Augmentation
 from nvf_fast.training.hand_losses import HandLossConfig
@@ -119,7 +119,7 @@ class TrainingConfig:
         sampling: query points.
         losses: losses.
         augmentation: changes to the pictures.
-        views: for hand views, which of them; instead of `data` and `augmentation`.
+        views: for hand views, which of them, of `data` among others; instead of `augmentation`.
         hand_losses: for hand views, the losses; instead of `sampling` and `losses`.
         optimisation: optimiser and schedule.
         log_every: steps between two lines of the log.
@@ -231,6 +231,7 @@ def default() -> TrainingConfig:
             input_size=128, width=64, hidden=(256, 128, 64, 64), hand_scale=False,
             encoder="unet", view="hand", pose_code=128,
         ),
+        data=DataConfig("synthetic-v2"),
         optimisation=Optimisation(
             optimiser="adamw", learning_rate=1.5e-3, weight_decay=0.02, batch=16, parts=2,
             epochs=None, steps=250_000, schedule="cosine", warmup_steps=200,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from nvf_fast.baselines import Network
 from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
 from nvf_fast.data.sample import FirstSamples
 from nvf_fast.data.synthetic import render_ahead
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.constant import constant_pose, other_hands
+from nvf_fast.evaluation.constant import fallback_pose
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import predict
@@ -21,16 +19,13 @@ SYNTHETIC_SEED = 1_000_003  # pictures that no training on a smaller seed sees
 SHOWN = ("cs_mje", "te", "de", "rs_mje", "pa_mpjpe", "voters", "invalid")
 
 
-def validation(
-    config: DataConfig, folders: Folders, count: int, device: torch.device | str = "cpu"
-) -> Callable[[Network], dict[str, float]]:
+def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Network], dict[str, float]]:
     """What measures a network on the first pictures of a data set's evaluation part.
 
     Args:
         config: the training's data set; of a seeded synthetic one, pictures of another seed are taken.
         folders: where it lies.
         count: pictures.
-        device: draws synthetic ones ahead, where there is a folder for them.
 
     Returns:
         From a network to its scores (`SHOWN`), with and without hand scale where it can be asked both ways.
@@ -40,12 +35,11 @@ def validation(
     """
     synthetic = replace(config.synthetic, seed=SYNTHETIC_SEED, count=count)
     whole = open_dataset(replace(config, synthetic=synthetic), "evaluation", folders)
-    render_ahead(whole, device, progress=False, count=count)
+    render_ahead(whole, progress=False, count=count)
     dataset = FirstSamples(whole, count)
     if dataset[0].joints is None:
         raise ValueError(f"{dataset.name}: without the evaluation part's joints evaluate_every must be 0")
-    seeded = config.dataset == "synthetic"
-    fallback = constant_pose(other_hands(config.synthetic.distribution if seeded else None))
+    fallback = fallback_pose(config)
 
     def scores(model: Network) -> dict[str, float]:
         answers = predict(NetworkPredictor(PoseEstimator(model)), dataset)

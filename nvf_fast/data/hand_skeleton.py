@@ -1,0 +1,143 @@
+"""The skeleton of a rigged hand: WebXR's 25 joints, bent by the angles that `draw_angles` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from nvf_fast.data.glb_file import BONES, CHAINS, METACARPALS
+from nvf_fast.data.joint_angles import THUMB_ACROSS, THUMB_AHEAD
+from nvf_fast.data.rotations import rotation_about
+
+PARENTS = [0 if joint in (0, 1, *METACARPALS) else joint - 1 for joint in range(25)]
+OURS = [joint for joint in range(25) if joint not in METACARPALS]
+"""Of the 25 joints our 21, in FreiHAND's order."""
+
+PALM_WEIGHT = 0.5  # of the palm's normal in a finger's hinge, beside the sine of the finger's own bend
+
+
+@dataclass(frozen=True)
+class HandSkeleton:
+    """A right hand's joints at rest and the skin around them, float64, joints in the order of `JOINTS`.
+
+    Hand frame (mm): origin at the wrist, y towards the middle knuckle, x towards the thumb's side, z out of
+    the palm.
+
+    Attributes:
+        vertices: (V, 3) mm.
+        weights: (V, 25) of each joint on each vertex.
+        rest: (25, 3) mm.
+    """
+
+    vertices: Tensor
+    weights: Tensor
+    rest: Tensor
+
+    @cached_property
+    def angles(self) -> dict[str, Tensor]:
+        """The pose at rest in the terms of `draw_angles`: (1, 4) and (1,) radians."""
+        first, bends = self._bones[1:, 0], self._bends
+        abduction, opposition = _thumb_angles(self._bones[0, 0])
+        return {
+            "mcp": first[None, :, 2].asin(),
+            "pip": bends[None, 1:, 0],
+            "dip": bends[None, 1:, 1],
+            "abduction": torch.atan2(first[:, 0], first[:, 1])[None],
+            "thumb_abduction": abduction[None],
+            "thumb_opposition": opposition[None],
+            "thumb_mcp": bends[:1, 0],
+            "thumb_ip": bends[:1, 1],
+        }
+
+    @cached_property
+    def _bones(self) -> Tensor:
+        """(5, 3, 3) directions of each finger's bones at rest, from base to tip."""
+        chains = self.rest[CHAINS]
+        return normalize(chains[:, 1:] - chains[:, :-1], dim=-1)
+
+    @cached_property
+    def hinges(self) -> Tensor:
+        """(5, 3) axes of flexion at rest, across the first bone: across the plane in which a finger is bent,
+        and the straighter it is the more across the palm's normal."""
+        ahead = torch.tensor(THUMB_AHEAD, dtype=torch.float64)
+        across = _thumb_turn(*_thumb_angles(self._bones[0, 0])) @ torch.tensor(
+            THUMB_ACROSS, dtype=ahead.dtype
+        )
+        palmar = torch.cat([across[None], ahead.new_tensor([[0.0, 0.0, 1.0]]).expand(4, 3)])
+        first, last = self._bones[:, 0], self._bones[:, 2]
+        by_palm = normalize(torch.linalg.cross(first, palmar), dim=-1)
+        return normalize(torch.linalg.cross(first, last) + PALM_WEIGHT * by_palm, dim=-1)
+
+    @cached_property
+    def _bends(self) -> Tensor:
+        """(5, 2) radians at rest, about the hinge, of each finger's second and third bone against the one
+        before."""
+        before, after = self._bones[:, :-1], self._bones[:, 1:]
+        sine = (torch.linalg.cross(before, after) * self.hinges[:, None]).sum(-1)
+        return torch.atan2(sine, (before * after).sum(-1))
+
+    @cached_property
+    def radii(self) -> Tensor:
+        """(19, 1) mm of the flesh around `BONES`: the median over the vertices that a bone moves most."""
+        mover = self.weights.argmax(1)
+        start, end = self.rest[BONES].unbind(1)
+        radii = torch.zeros(len(BONES), 1, dtype=torch.float64)
+        for bone, joint in enumerate(BONES[:, 0].tolist()):
+            offset, axis = self.vertices[mover == joint] - start[bone], end[bone] - start[bone]
+            along = ((offset @ axis) / axis.square().sum()).clamp(0, 1)
+            if len(offset):  # a metacarpal may move none
+                radii[bone] = (offset - along[:, None] * axis).norm(dim=-1).median()
+        return radii
+
+    def turns(self, angles: Mapping[str, Tensor]) -> Tensor:
+        """(B, 25, 3, 3) rotations of the joints, against the pose at rest."""
+        angles = {name: angles[name].double() for name in self.angles}
+        change = {name: angles[name] - rest for name, rest in self.angles.items()}
+        turns = torch.eye(3, dtype=torch.float64).repeat(len(change["thumb_ip"]), 25, 1, 1)
+        at_rest = _thumb_turn(self.angles["thumb_abduction"], self.angles["thumb_opposition"])
+        turn = _thumb_turn(angles["thumb_abduction"], angles["thumb_opposition"]) @ at_rest.mT
+        bends = [torch.zeros_like(change["thumb_mcp"]), change["thumb_mcp"], change["thumb_ip"]]
+        for finger, chain in enumerate(CHAINS.tolist()):
+            if finger > 0:
+                turn = rotation_about((0, 0, 1), -change["abduction"][:, finger - 1])
+                bends = [change[name][:, finger - 1] for name in ("mcp", "pip", "dip")]
+            for joint, bend in zip(chain[:3], bends, strict=True):
+                turn = turn @ rotation_about(self.hinges[finger], bend)
+                turns[:, joint] = turn
+            turns[:, chain[-1]] = turn
+        return turns
+
+    def joint_positions(self, turns: Tensor, stretch: Tensor) -> Tensor:
+        """(B, 25, 3) mm, hand frame."""
+        joints = [self.rest[0].expand(len(turns), 3)]
+        for joint, parent in enumerate(PARENTS[1:], 1):
+            bone = turns[:, parent] @ (self.rest[joint] - self.rest[parent])
+            joints.append(joints[parent] + stretch[:, joint, None] * bone)
+        return torch.stack(joints, 1)
+
+    def with_tips_on_the_skin(self) -> HandSkeleton:
+        """Move the tip joints along the last bones to where these leave the skin."""
+        rest, mover = self.rest.clone(), self.weights.argmax(1)
+        for (last, tip), ahead in zip(CHAINS[:, 2:].tolist(), self._bones[:, 2], strict=True):
+            finger = self.vertices[(mover == last) | (mover == tip)]
+            rest[tip] = rest[last] + ahead * ((finger - rest[last]) @ ahead).amax()
+        return replace(self, rest=rest)
+
+
+def _thumb_turn(abduction: Tensor, opposition: Tensor) -> Tensor:
+    """(..., 3, 3) rotation of the thumb's first joint, applied to `THUMB_AHEAD`."""
+    return rotation_about((0, 1, 0), -opposition) @ rotation_about((0, 0, 1), abduction)
+
+
+def _thumb_angles(bone: Tensor) -> tuple[Tensor, Tensor]:
+    """Abduction and opposition that bring `THUMB_AHEAD` onto a unit bone (3,), or as near as they can."""
+    x, y, z = normalize(torch.tensor(THUMB_AHEAD, dtype=bone.dtype), dim=0)
+    level = torch.hypot(x, y)
+    turned = (bone[1] / level).clamp(-1, 1).asin()
+    opposition = torch.atan2(bone[2], bone[0]) - torch.atan2(z, level * turned.cos())
+    return turned - torch.atan2(y, x), opposition

@@ -1,0 +1,143 @@
+"""The built-in hand before the reference camera: drawn, posed, placed and rendered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE
+from nvf_fast.data.backgrounds import Backgrounds
+from nvf_fast.data.draws import Draws, Stream
+from nvf_fast.data.placement import HandDistribution, draw_places
+from nvf_fast.data.posed_hands import HandShapes, draw_shapes, posed_vertices, with_forearm
+from nvf_fast.data.rig import Rig, built_in_rig, built_in_surface
+from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.data.view_renderer import HandRenderer, SceneChances
+from nvf_fast.joint_definitions import to_freihand
+
+CHANCES = SceneChances(held=0.2, in_front=0.2, clutter=0.4)
+SLEEVES = 0.4
+SIZE_SPREAD = 0.075  # between people
+CHECKED_WORDS = 64  # of each image's stream
+
+
+class DrawnHands(NamedTuple):
+    """B hands and where they are placed.
+
+    Attributes:
+        skins, surfaces: (B, V, 3) float64 mm, hand frame: the mesh that is rendered and the coarser one.
+        joints: (B, 21, 3) float64 mm, hand frame.
+        rotations, offsets: (B, 3, 3) and (B, 3) mm, into the camera frame.
+        streams: random numbers of each image.
+        checksum: SHA-256 of the hands' words, of the first words of each image, and of the tries taken.
+    """
+
+    skins: np.ndarray
+    surfaces: np.ndarray
+    joints: np.ndarray
+    rotations: np.ndarray
+    offsets: np.ndarray
+    streams: list[Stream]
+    checksum: str
+
+
+def draw_hands(config: SyntheticConfig, indices: Sequence[int]) -> DrawnHands:
+    """Draw the hands of these images."""
+    draws = Draws(config.seed, "mesh hand", indices)
+    shapes, size = _draw_people(built_in_rig(), draws)
+    skins, joints = (size * points for points in posed_vertices(built_in_rig(), shapes, "anatomical"))
+    surfaces = size * posed_vertices(built_in_surface(), shapes, "anatomical")[0]
+    rotation, offset, places = draw_places(torch.from_numpy(joints), draws, config.distribution)
+    streams = [Stream(config.seed, "mesh scene", index) for index in indices]
+    scenes = Draws(config.seed, "mesh scene", indices)  # the same words as the streams'
+    scenes.uniform(0, 1, CHECKED_WORDS)
+    tries = torch.stack([shapes.tries, places]).numpy().astype("<i8").tobytes()
+    checksum = hashlib.sha256(draws.digest + scenes.digest + tries).hexdigest()
+    return DrawnHands(skins, surfaces, joints, rotation.numpy(), offset.numpy(), streams, checksum)
+
+
+def render_hands(hands: DrawnHands, size: int) -> dict[str, Tensor]:
+    """Render hands with their forearms, objects and surroundings, as the reference camera sees them.
+
+    Args:
+        hands: B hands.
+        size: px, side of the images.
+
+    Returns:
+        images (B, 3, size, size) uint8 RGB, and in the camera frame the labels: vertices (B, V, 3) and joints
+        (B, 21, 3) in mm, boxes (B, 4) around the joints in px, float32.
+    """
+    renderer, focal = _renderer(size), REFERENCE_FOCAL * size / REFERENCE_SIZE
+    images = []
+    for row, stream in enumerate(hands.streams):
+        hand = with_forearm(renderer.rig, hands.skins[row], hands.joints[row], stream, SLEEVES)
+        hand = hand.placed(hands.rotations[row], hands.offsets[row])
+        canvas = renderer.render(stream, [hand], [False], focal)
+        images.append(renderer.compose(stream, canvas, 0.0, 1.0, False))
+    joints, vertices = (
+        points @ hands.rotations.transpose(0, 2, 1) + hands.offsets[:, None]
+        for points in (hands.joints, hands.surfaces)
+    )
+    seen = focal * joints[..., :2] / joints[..., 2:] + size / 2
+    return {
+        "images": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        "vertices": torch.from_numpy(vertices).float(),
+        "joints": torch.from_numpy(joints).float(),
+        "boxes": torch.from_numpy(np.concatenate([seen.min(1), seen.max(1)], 1)).float(),
+    }
+
+
+def draw_joints(config: SyntheticConfig) -> np.ndarray:
+    """Draw the joints (count, 21, 3) float64 mm, camera frame, of a set's hands."""
+    rig, draws = built_in_rig(), Draws(config.seed, "mesh hand", range(config.count))
+    shapes, size = _draw_people(rig, draws)
+    joints = to_freihand(rig.posed_joints(shapes.angles, shapes.stretch, shapes.breadth), "anatomical")
+    rotation, offset, _ = draw_places(torch.from_numpy(size * joints), draws, config.distribution)
+    return size * joints @ rotation.numpy().transpose(0, 2, 1) + offset.numpy()[:, None]
+
+
+def sample_hands(
+    count: int,
+    generator: torch.Generator,
+    distribution: HandDistribution | None = None,
+    surface: Rig | None = None,
+) -> MeshHands:
+    """Draw hands of varied people in varied poses before the reference camera, without images.
+
+    Args:
+        count: number of hands B.
+        generator: its next number seeds the hands (CPU).
+        distribution: orientations and distances; `HandDistribution()` when absent.
+        surface: the built-in hand as another mesh; `built_in_surface()` when absent.
+
+    Returns:
+        B right hands in the camera frame, mm.
+    """
+    surface, draws = surface or built_in_surface(), Draws.from_generator(generator, "mesh hand", count)
+    shapes, size = _draw_people(surface, draws)
+    vertices, joints = (
+        torch.from_numpy(size * points) for points in posed_vertices(surface, shapes, "anatomical")
+    )
+    rotation, offset, _ = draw_places(joints, draws, distribution or HandDistribution())
+    faces = torch.from_numpy(surface.closed_faces).long()
+    hands = MeshHands(vertices, faces, joints).rotated(rotation).translated(offset)
+    return replace(hands, vertices=hands.vertices.float(), joints=hands.joints.float())
+
+
+def _draw_people(rig: Rig, draws: Draws) -> tuple[HandShapes, np.ndarray]:
+    """Shapes and poses of B hands, and their sizes (B, 1, 1)."""
+    shapes = draw_shapes(rig, draws)
+    return shapes, (1 + SIZE_SPREAD * draws.normal()).clamp(0.8, 1.22).numpy()[:, None, None]
+
+
+@cache
+def _renderer(size: int) -> HandRenderer:
+    return HandRenderer(built_in_rig(), (), Backgrounds(), CHANCES, size, turnable=False)
