@@ -354,7 +354,7 @@ def _along(feature_map: FeatureMap, rays: Rays, layers: Layers, surface_mm: floa
         parts = middles[layer][chosen, None], rays.depths, slopes[layer][chosen, None]
         return torch.addcmul(*parts).flatten(0, 1)
 
-    size = max(1, math.ceil(_points_per_pass(layers) / 2) // per_ray)
+    size = math.ceil(len(middle) / math.ceil(rays.total / _points_per_pass(layers)))  # equal passes
     last_hidden, raw_distances = [], []
     for first in range(0, len(middle), size):
         chosen = slice(first, first + size)
