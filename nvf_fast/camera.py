@@ -1,4 +1,4 @@
-"""Cameras: projection, the reference camera, and remapping a picture into its view.
+"""Cameras: projection, the reference camera, and remapping an image into its view.
 
 Pixel coordinates are those of pixel centres: the first pixel of a row is centred at 0. Frames are OpenCV's.
 """
@@ -94,10 +94,10 @@ def view_frame(rotation: Tensor, mirror: Tensor) -> Tensor:
 def reference_homography(
     intrinsics: Tensor, size: int = REFERENCE_SIZE, frame: Tensor | None = None
 ) -> Tensor:
-    """From pixels of a picture to pixels of the reference view, K_ref F K^-1.
+    """From pixels of an image to pixels of the reference view, K_ref F K^-1.
 
     Args:
-        intrinsics: (..., 3, 3) float64, K of the picture, px.
+        intrinsics: (..., 3, 3) float64, K of the image, px.
         size: px, side of the reference view.
         frame: (..., 3, 3) float64 F as `view_frame` gives it; None looks along the optical axis.
 
@@ -111,14 +111,14 @@ def reference_homography(
 
 
 def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
-    """Looks at pictures through homographies: bilinear, zero outside, differentiable in the pictures.
+    """Look at images through homographies: bilinear, zero outside, differentiable in the images.
 
-    A picture more than twice as fine as the view is first averaged over squares of as many whole pixels as
+    An image more than twice as fine as the view is first averaged over squares of as many whole pixels as
     fit into a pixel at the view's middle.
 
     Args:
         images: (B, C, H, W) float32 or float64, or uint8, of which only what is seen is made float32.
-        homographies: (B, 3, 3) float64 from picture to view px, as `reference_homography` makes them; best on
+        homographies: (B, 3, 3) float64 from image to view px, as `reference_homography` makes them; best on
             the CPU, where reading them waits for no device.
         size: px, side of the square view.
 
@@ -128,7 +128,7 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
     height, width = images.shape[-2:]
     plans = [plan_view(homography, size, height, width) for homography in homographies.cpu()]
     matrices = torch.stack([plan.matrix for plan in plans]).to(images.device)
-    together = all(plan[:3] == plans[0][:3] for plan in plans)  # the same is cut out of each picture
+    together = all(plan[:3] == plans[0][:3] for plan in plans)  # the same is cut out of each image
     part = len(plans) if together else 1
     views = []
     for start in range(0, len(plans), part):
@@ -153,22 +153,22 @@ def network_view(image: Tensor, homography: Tensor, size: int) -> Tensor:
 
 
 class ViewPlan(NamedTuple):
-    """How one picture is looked at: what to cut out of it, and where the pixels of the view lie in that."""
+    """How one image is looked at: what to cut out of it, and where the pixels of the view lie in that."""
 
-    rows: slice  # of the picture, from a multiple of `factor` on; at least one
+    rows: slice  # of the image, from a multiple of `factor` on; at least one
     columns: slice  # likewise
     factor: int  # px, side of the squares over which the cut-out is averaged; 1 leaves it as it is
     matrix: Tensor  # (3, 3) float64 on the CPU, from homogeneous view px to px of the averaged cut-out
 
 
 def plan_view(homography: Tensor, size: int, height: int, width: int, margin: float = 0.0) -> ViewPlan:
-    """What `remap` decides about a picture before it reads one: the part that needs the host.
+    """Plan how an image is sampled: the part of `remap` that needs the host, before an image is read.
 
     Args:
-        homography: (3, 3) float64 on the CPU, from picture to view px.
+        homography: (3, 3) float64 on the CPU, from image to view px.
         size: px, side of the square view.
-        height: px, of the picture.
-        width: px, of the picture.
+        height: px, of the image.
+        width: px, of the image.
         margin: px of the view about it that the cut-out holds too.
 
     Returns:
@@ -206,13 +206,13 @@ def plan_view(homography: Tensor, size: int, height: int, width: int, margin: fl
 
 
 def sample_views(cuts: Tensor, matrices: Tensor, size: int, factor: int) -> Tensor:
-    """Views of what was cut out of pictures as planned: the part that never waits for the device.
+    """Views of what was cut out of images as planned: the part that never waits for the device.
 
     Where a pixel of the view lies in the averaged cut-out is right to 1e-3 px in up to 8000 px. Zeros below
     and to the right of a cut-out change nothing, so that cut-outs of different sizes can go together.
 
     Args:
-        cuts: (B, C, h, w) float32, float64 or uint8, `rows` and `columns` of each picture.
+        cuts: (B, C, h, w) float32, float64 or uint8, `rows` and `columns` of each image.
         matrices: (B, 3, 3) float64 on the cuts' device, the `matrix` of each plan.
         size: px, side of the square views.
         factor: px, the `factor` that the plans share.
@@ -263,9 +263,9 @@ def _seen(low: float, high: float, extent: int, factor: int) -> slice:
 
 
 def _grid(matrices: Tensor, size: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """(B, size, size, 2) where views are sampled, through matrices (B, 3, 3) from view px to pictures' px.
+    """(B, size, size, 2) where views are sampled, through matrices (B, 3, 3) from view px to images' px.
 
-    Coordinates are `grid_sample`'s, from -1 to 1 between the outer borders of the picture.
+    Coordinates are `grid_sample`'s, from -1 to 1 between the outer borders of the image.
     """
     x, y, depth = matrices.unbind(1)
     rows = torch.stack([(2 * x + depth) / width - depth, (2 * y + depth) / height - depth, depth], 1)

@@ -239,7 +239,7 @@ def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:
         raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(image).__name__}{hint}")
     shape = tuple(image.shape)
     if len(shape) not in dimensions or shape[-1] != 3 or 0 in shape:
-        wanted = "(H, W, 3), or (B, H, W, 3) for a batch" if 4 in dimensions else "(H, W, 3)"
+        expected = "(H, W, 3), or (B, H, W, 3) for a batch" if 4 in dimensions else "(H, W, 3)"
         hint = ""
         if len(shape) == 2:
             hint = "; repeat the channel of a grey image three times"
@@ -247,16 +247,16 @@ def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:
             hint = "; leave the alpha channel out"
         elif len(shape) > 2 and shape[-3] == 3:
             hint = "; channels come last"
-        raise ValueError(f"{name} must be {wanted}, RGB, got shape {shape}{hint}")
+        raise ValueError(f"{name} must be {expected}, RGB, got shape {shape}{hint}")
     if image.dtype not in (np.uint8, torch.uint8):
         raise TypeError(f"{name} must be uint8, values 0 to 255, got {image.dtype}")
 
 
-def _numbers(name: str, value: Any, wanted: str) -> Tensor:
+def _numbers(name: str, value: Any, expected: str) -> Tensor:
     """float64 on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", torch.float64)
     try:
         return torch.from_numpy(np.array(value, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be {wanted}, got {value!r}") from error
+        raise TypeError(f"{name} must be {expected}, got {value!r}") from error

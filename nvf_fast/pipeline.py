@@ -25,7 +25,7 @@ from nvf_fast.stages import Stages
 from nvf_fast.volumes import Volume
 
 VOTERS_AT_16_MM = 4096  # rows for votes; a hand takes some 100, a poor field some 600
-ASKED, ACTIVE = 2**17, 2**14  # nodes in one query of a search, and those whose neighbours are searched
+QUERIED, ACTIVE = 2**17, 2**14  # nodes in one query of a search, and those whose neighbours are searched
 IMAGES = 64  # at a time; larger batches go in parts
 VOTE_BYTES = 2**30  # for votes, at a time
 LOCATED = 2**21  # points of a dense grid that are located once and kept; finer grids go in parts of this size
@@ -178,7 +178,7 @@ class FieldPipeline:
         self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
         self.lattice = volume.lattice(options.step_mm, device)
         self.points = self.lattice.points(self.lattice.every(1))
-        self._sizes = Sizes(min(options.rows, len(self.points)), ASKED, ACTIVE)
+        self._sizes = Sizes(min(options.rows, len(self.points)), QUERIED, ACTIVE)
         self._query = options.query(model)
         self._places: dict[int, Any] = {}
 

@@ -31,9 +31,9 @@ GUIDED_MM = 33.0
 # Training clamps distances at 5 mm, beyond which a network says about 5: only less is a sign of the surface.
 CLAMPED_MM = 4.9
 
-AT_ONCE = 2**20  # points asked in one call where lists have no fixed length
+AT_ONCE = 2**20  # points queried in one call where lists have no fixed length
 PROVISIONAL_VOTERS = 16  # the points nearest to the surface vote for a provisional pose, so many at least
-BONE_RADIUS_MM = 32.0  # what is asked about its bones
+BONE_RADIUS_MM = 32.0  # of its bones, within which nodes are queried
 WIDENINGS, WIDENING_MM = 6, 16.0  # how often, and how far, and two nodes at least, the surface is followed
 FEW_VOTERS = 8
 DISAGREEMENT_MM = 40.0  # mean distance of a joint from its provisional place
@@ -43,12 +43,12 @@ class Sizes(NamedTuple):
     """Lengths of the lists of a search that reads nothing back."""
 
     voters: int
-    asked: int  # nodes in one call
+    queried: int  # nodes queried in one call
     active: int  # nodes whose surroundings are looked at
 
 
 class Field(Protocol):
-    """One picture's field on a lattice."""
+    """One image's field on a lattice."""
 
     def every(self, stride: int, within_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
         """At the nodes of `lattice.every(stride)`.
@@ -76,28 +76,28 @@ class Found(NamedTuple):
     points: Tensor  # (V, 3) mm
     votes: Tensor  # (V, J, 4)
     voters: Tensor  # (1,) int32
-    evaluated: Tensor  # (1,) int32 points that were asked
+    evaluated: Tensor  # (1,) int32 points that were queried
     needs_retry: Tensor  # (1,) bool, whether the search must run again without `Sizes`
     pose: tuple[Tensor, Tensor] | None = None  # joints (J, 3) mm and scores (J,), where the votes were cast
 
 
 def octree(field: Field, lattice: Lattice, surface_mm: float, sizes: Sizes | None = None) -> Found:
-    """Subdivides where the surface may be, from about 16 mm down to the lattice's step.
+    """Subdivide where the surface may be, from about 16 mm down to the lattice's step.
 
     A node is active where its distance is below `CLAMPED_MM`, or has another sign than a neighbour's. All
-    nodes of half the spacing within one coarse spacing of an active node are asked next.
+    nodes of half the spacing within one coarse spacing of an active node are queried next.
     """
-    asked = _Asked(field, lattice, surface_mm, sizes)
+    queried = _Queried(field, lattice, surface_mm, sizes)
     stride = _stride(lattice, OCTREE_MM)
-    asked.every(stride)
+    queried.every(stride)
     nodes = lattice.every(stride)
     while stride > 1:
-        near = asked.sdf[nodes].abs() < CLAMPED_MM
-        active = asked.list_of(near | asked.changes_sign(nodes, stride), nodes)
+        near = queried.sdf[nodes].abs() < CLAMPED_MM
+        active = queried.list_of(near | queried.changes_sign(nodes, stride), nodes)
         stride //= 2
         around = lattice.neighbours(active, cube(2, lattice.device) * stride)
-        nodes = asked.ask(lattice.mask(around))
-    return asked.found()
+        nodes = queried.query(lattice.mask(around))
+    return queried.found()
 
 
 def guided(
@@ -108,31 +108,31 @@ def guided(
     sizes: Sizes | None = None,
     provisional: Tensor | None = None,
 ) -> Found:
-    """Asks about the bones of a provisional pose (J, 3) mm; where none is given, a sparse pass finds one.
+    """Query the field about the bones of a provisional pose (J, 3) mm; without one, a sparse pass finds it.
 
-    Guarded: where voters have neighbours that were not asked, those are asked too, and so on; where that
+    Guarded: where voters have neighbours that were not queried, those are queried too, and so on; where that
     does not end, or voters are too few, or the pose is far from the provisional one, a pose that was given is
-    forgotten, and one that was found is no reason to leave the rest of the lattice unasked.
+    forgotten, and one that was found is no reason to leave the rest of the lattice unqueried.
     """
-    asked = _Asked(field, lattice, surface_mm, sizes)
+    queried = _Queried(field, lattice, surface_mm, sizes)
     stride = _stride(lattice, GUIDED_MM)
     if stride == 1:
-        asked.every(1)
-        return asked.found()
+        queried.every(1)
+        return queried.found()
     given = provisional is not None
     if provisional is None:
-        provisional = asked.provisional(stride, cast)
+        provisional = queried.provisional(stride, cast)
     reach = cube(max(2, int(WIDENING_MM / lattice.step_mm)), lattice.device)
     near = lattice.balls(_along_bones(provisional), BONE_RADIUS_MM)
-    border = asked.border()
-    asked.ask(near | lattice.mask(lattice.neighbours(border, reach)))
-    border = asked.border()
+    border = queried.border()
+    queried.query(near | lattice.mask(lattice.neighbours(border, reach)))
+    border = queried.border()
     for _ in range(WIDENINGS):
         if sizes is None and len(border) == 0:
             break
-        asked.ask(lattice.mask(lattice.neighbours(border, reach)))
-        border = asked.border()
-    found = asked.found()
+        queried.query(lattice.mask(lattice.neighbours(border, reach)))
+        border = queried.border()
+    found = queried.found()
     pose = cast(found.points, found.votes, found.voters)
     found = found._replace(pose=pose)
     moved = (pose[0] - provisional).norm(dim=-1).nanmean()
@@ -145,48 +145,48 @@ def guided(
     if given:
         again = guided(field, lattice, surface_mm, cast)
         return again._replace(evaluated=again.evaluated + found.evaluated)
-    asked.ask(lattice.seen)
-    return asked.found()
+    queried.query(lattice.seen)
+    return queried.found()
 
 
-class _Asked:
-    """What has been asked so far."""
+class _Queried:
+    """The nodes queried so far, their distances and the votes of the near ones."""
 
     def __init__(self, field: Field, lattice: Lattice, surface_mm: float, sizes: Sizes | None) -> None:
         self._field, self._lattice, self._surface_mm, self._sizes = field, lattice, surface_mm, sizes
         device = lattice.device
-        self.sdf = torch.full(lattice.seen.shape, torch.nan, device=device)  # NaN where not asked
-        self._open = lattice.seen.clone()  # seen and not asked
+        self.sdf = torch.full(lattice.seen.shape, torch.nan, device=device)  # NaN where not queried
+        self._open = lattice.seen.clone()  # seen and not queried
         self._slots = torch.zeros(lattice.seen.shape, dtype=torch.int32, device=device)
         self._votes: list[Tensor] = []
         self._evaluated = torch.zeros(1, dtype=torch.int32, device=device)
         self._needs_retry = torch.zeros(1, dtype=torch.bool, device=device)
 
     def every(self, stride: int) -> None:
-        """Asks a sublattice, of which nothing has been asked."""
+        """Query a sublattice, of which nothing has been queried."""
         nodes = self._lattice.every(stride)
         self._note(nodes, *self._field.every(stride, self._surface_mm, self._voters(len(nodes))))
 
-    def ask(self, wanted: Tensor) -> Tensor:
-        """Asks those of the wanted nodes (nodes,) bool that are seen and have not been asked.
+    def query(self, requested: Tensor) -> Tensor:
+        """Query those of the requested nodes (nodes,) bool that are seen and have not been queried.
 
         Returns:
-            All that are wanted and seen.
+            All that are requested and seen.
         """
         nodes = self.list_of(
-            wanted & self._lattice.seen, size=None if self._sizes is None else self._sizes.asked
+            requested & self._lattice.seen, size=None if self._sizes is None else self._sizes.queried
         )
-        unasked = self._open[nodes]
+        unqueried = self._open[nodes]
         if self._sizes is None:
-            parts = [part for part in nodes[unasked].split(AT_ONCE) if len(part)]
+            parts = [part for part in nodes[unqueried].split(AT_ONCE) if len(part)]
         else:
-            parts = [nodes.masked_fill(~unasked, self._lattice.nowhere)]
+            parts = [nodes.masked_fill(~unqueried, self._lattice.nowhere)]
         for part in parts:
             self._note(part, *self._field.at(part, self._surface_mm, self._voters(len(part))))
         return nodes
 
     def provisional(self, stride: int, cast: Cast) -> Tensor:
-        """Asks a sublattice for a first pose (J, 3) mm: that of the points nearest to the surface."""
+        """Query a sublattice for a first pose (J, 3) mm: that of the points nearest to the surface."""
         nodes = self._lattice.every(stride)
         sdf, votes, slots = self._field.every(stride, torch.inf, len(nodes))
         self._note(nodes, sdf, votes, slots)
@@ -219,7 +219,7 @@ class _Asked:
         return (~other.isnan() & ((other < 0) != (self.sdf[nodes] < 0)[:, None])).any(1)
 
     def border(self) -> Tensor:
-        """The voters with a neighbour in view that has not been asked."""
+        """The voters with a neighbour in view that has not been queried."""
         size = None if self._sizes is None else self._sizes.voters
         nodes = self.list_of(self.sdf.abs() < self._surface_mm, size=size)
         return self.list_of(self._open[self._lattice.neighbours(nodes, cube(1, nodes.device))].any(1), nodes)
@@ -239,9 +239,9 @@ class _Asked:
         rows = self._slots[nodes].long().clamp(max=len(votes) - 1)
         return Found(self._lattice.points(nodes), votes[rows], counts, self._evaluated, self._needs_retry)
 
-    def _voters(self, asked: int) -> int:
+    def _voters(self, queried: int) -> int:
         """Rows for the votes of one call."""
-        return asked if self._sizes is None else min(asked, self._sizes.voters)
+        return queried if self._sizes is None else min(queried, self._sizes.voters)
 
     def _note(self, nodes: Tensor, sdf: Tensor, votes: Tensor, slots: Tensor) -> None:
         rows = sum(map(len, self._votes))
