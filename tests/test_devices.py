@@ -24,6 +24,6 @@ def test_everything_keeps_to_one_device() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert len(told) == 21 and "refusal" in told
+    assert len(told) == 20 and "refusal" in told
     wrong = {name: trouble for name, trouble in told.items() if trouble is not None}
     assert not wrong, "\n".join(f"{name}: {trouble}" for name, trouble in wrong.items())
