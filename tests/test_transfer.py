@@ -9,7 +9,9 @@ import torch
 
 from nvf_fast.baselines import build
 from nvf_fast.config import NVFConfig
+from nvf_fast.model import NVF
 from nvf_fast.training.transfer import transfer
+from tests.hand_cases import CONFIG
 
 TINY = NVFConfig(input_size=32, stem=8, width=16, groups=4, stacks=2, hidden=(32, 16), hand_scale=False)
 
@@ -39,5 +41,13 @@ def test_a_new_hand_scale_changes_nothing_at_first() -> None:
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="takes a hand scale and the training's does not"):
         transfer(build(replace(TINY, hand_scale=True)), build(TINY))
-    with pytest.raises(ValueError, match=r"width is 16, wanted 24; method is 'nvf', wanted 'dense'"):
+    with pytest.raises(ValueError, match=r"width is 16, expected 24; method is 'nvf', expected 'dense'"):
         transfer(build(TINY), build(replace(TINY, width=24, method="dense")))
+
+
+def test_heads_and_the_pose_code_are_copied_too() -> None:
+    source, target = NVF(CONFIG), NVF(replace(CONFIG, presence_threshold=0.8))
+    transfer(source, target)
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
+    assert target.config.presence_threshold == 0.8
