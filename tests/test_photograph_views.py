@@ -97,16 +97,13 @@ def test_drawn_views_show_the_joints(
     views: PhotographViews, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_colour_changes(monkeypatch)
-    drawn = views.draw(40, random)
+    drawn = views.draw(80, random)
     assert_discs_lie_on_joints(drawn)
     size = (drawn.boxes[:, 0, 2:] - drawn.boxes[:, 0, :2]).max(1) / 128
     assert 0.43 < size.min() < 0.6 and 0.85 < size.max() < 1.1
     centre = (drawn.boxes[:, 0, :2] + drawn.boxes[:, 0, 2:]) / 2 - 64
     assert 6 < np.abs(centre).max() < 18
-    # Of 40 views 6 show left hands in the mean, with a standard deviation of 2.3; they teach no pose.
-    left = drawn.left[:, 0]
-    assert 0 < left.sum() < 15
-    np.testing.assert_array_equal(drawn.trust, ~left)
+    assert not drawn.left.any() and (drawn.trust == 1).all()
     # Rolled by anything: fingers up, down and sideways.
     ahead = joints_in_views(drawn)[:, 9] - joints_in_views(drawn)[:, 0]
     quarters = Counter((np.arctan2(ahead[:, 1], ahead[:, 0]) // (np.pi / 2)).tolist())

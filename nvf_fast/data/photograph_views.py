@@ -35,7 +35,6 @@ EXACT_FILL = 0.75  # of the view, by the longer side of the joints' box
 FILL = (0.45, 0.75, 1.0)  # least, most frequent and largest in training
 ANY_ROLL = 0.35  # probability of any rotation in the image plane
 ROLL = 0.45  # radians, standard deviation otherwise
-LEFT_HANDS = 0.15  # probability of a hand that is left, or made left, and teaches its side alone
 REPLACED = 0.45  # probability of another background
 REPLACED_OUTSIDE, OUTSIDE = 0.85, 0.12  # where more than this part of the view lies outside the photograph
 WIDE_FILL, CUT_FILL = (0.10, 0.60), 0.6  # in wide views, and in the view that hands are cut out of
@@ -118,7 +117,7 @@ class PhotographViews:
         self._backgrounds = _BackgroundStock(Backgrounds(backgrounds), seed)
 
     def draw(self, count: int, random: np.random.Generator) -> HandViews:
-        """Draw training views: jittered cameras, colours and backgrounds; some are mirrored to left hands.
+        """Draw training views of right hands: jittered cameras, colours and backgrounds.
 
         Args:
             count: number of views B.
@@ -127,8 +126,6 @@ class PhotographViews:
         views = _Batch(count)
         for row, index in enumerate(self._choose(count, random)):
             crop = self._crop(index)
-            left = random.random() < LEFT_HANDS
-            crop = crop.mirror() if left else crop
             any_roll = random.random() < ANY_ROLL
             roll = random.uniform(-np.pi, np.pi) if any_roll else random.normal(0, ROLL)
             fill = random.triangular(*FILL)
@@ -141,7 +138,7 @@ class PhotographViews:
             if random.random() < (REPLACED_OUTSIDE if outside > OUTSIDE else REPLACED):
                 alpha = hand_mask(image, joints, focal, crop.covered(homography), random)
                 image = composite(image, alpha, self._backgrounds.draw(random), random)
-            views.add(row, change_colours(image, random), joints, focal, left)
+            views.add(row, change_colours(image, random), joints, focal)
         return views.finished(random)
 
     def wide(self, count: int, random: np.random.Generator) -> HandViews:

@@ -47,7 +47,6 @@ class ViewOptions:
         wide_beyond: chance of a wide view whose hand is larger than `wide_usual`, alone and near the middle.
         posed: from this size on, right hands in wide views carry pose labels.
         any_orientation: chance of an orientation uniform over the sphere; the others are upright gestures.
-        left_hands: chance of a close view to be mirrored.
         sleeves: chance of a sleeve.
         held: chance of an object in the hand.
         in_front: chance of objects before the hand.
@@ -65,7 +64,6 @@ class ViewOptions:
     wide_beyond: float = 0.25
     posed: float = 0.35
     any_orientation: float = 0.45
-    left_hands: float = 0.22
     sleeves: float = 0.45
     held: float = 0.18
     in_front: float = 0.15
@@ -155,13 +153,12 @@ class SyntheticViews:
             if composition:
                 zoom = np.clip(stream.uniform(0.88, 1.14), options.smallest / fill, options.largest / fill)
             turn = _turn(stream, composition, options.any_orientation)
-            mirrored = stream.chance(options.left_hands)
-            image = self.renderer.compose(stream, canvas, turn, zoom, mirrored)
+            image = self.renderer.compose(stream, canvas, turn, zoom, False)
             rotation = about_axis(turn)
             views.append(
                 _view(
-                    image, focal * zoom, [hand.joints @ rotation.T], [mirrored],
-                    points=points @ rotation.T, distances=distances, trusted=True, mirrored=mirrored,
+                    image, focal * zoom, [hand.joints @ rotation.T], [False],
+                    points=points @ rotation.T, distances=distances, trusted=True,
                 )
             )  # fmt: skip
         return views
@@ -192,7 +189,7 @@ class SyntheticViews:
                     self.renderer.compose(stream, canvas, turn, 1.0, False), focal,
                     [hand.seen(side).joints @ rotation.T for hand, side in zip(hands, left, strict=True)],
                     left, points=None if points is None else points @ rotation.T, distances=distances,
-                    trusted=trusted, mirrored=False,
+                    trusted=trusted,
                 )
             )  # fmt: skip
         return views
@@ -239,9 +236,7 @@ class SyntheticViews:
             image = self.renderer.compose(
                 stream, canvas, _turn(stream, composition, 0.3), 1.0, stream.chance(0.5)
             )
-            views.append(
-                _view(image, focal, [], [], points=None, distances=None, trusted=False, mirrored=False)
-            )
+            views.append(_view(image, focal, [], [], points=None, distances=None, trusted=False))
         return views
 
     def _next_hand(self) -> PosedHand:
@@ -322,14 +317,13 @@ def _view(
     points: np.ndarray | None,
     distances: np.ndarray | None,
     trusted: bool,
-    mirrored: bool,
 ) -> HandViews:
-    """One view with its labels; `hands` are joints (21, 3) before the view is mirrored."""
+    """One view with its labels; `hands` are joints (21, 3)."""
     boxes, sides = np.full((VIEW_HANDS, 4), np.nan), np.zeros(VIEW_HANDS, bool)
     for row, (joints, side) in enumerate(zip(hands, left, strict=True)):
-        seen = focal * joints[:, :2] / joints[:, 2:] * [-1 if mirrored else 1, 1] + VIEW_SIZE / 2
+        seen = focal * joints[:, :2] / joints[:, 2:] + VIEW_SIZE / 2
         boxes[row], sides[row] = np.concatenate([seen.min(0), seen.max(0)]), side
-    posed = trusted and not mirrored and points is not None and distances is not None
+    posed = trusted and points is not None and distances is not None
     none = np.full((VIEW_POINTS, 4), np.nan)
     return HandViews(
         images=image[None],

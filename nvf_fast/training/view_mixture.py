@@ -44,7 +44,7 @@ class ViewMixtureConfig:
     photographs: float = 0.34
     photographs_wide: float = 0.06
     dataset: float = 0.24
-    left: float = 0.22
+    left: float = 0.28
     cut: float = 0.1
     colour: float = 0.06
     epoch: int = 2**18
