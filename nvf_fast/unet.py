@@ -17,6 +17,7 @@ GLOBAL_WIDTH = 256  # channels of the pooled description of a view
 DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
 TYPICAL_MM_PER_PX = 1.7  # at the middle of a hand that fills 75 % of 128 px
 TYPICAL_ERROR_MM = 30.0
+ERROR_RANGE = 4.0  # of the log of expected over typical errors, either way: no loss bounds it in empty views
 MOMENTUM, EPSILON = 0.03, 1e-5  # of batch norms
 PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
 HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
@@ -162,7 +163,7 @@ class HandHeads(nn.Module):
             middle,
             presence[:, 0],
             left[:, 0],
-            TYPICAL_ERROR_MM * error.exp(),
+            TYPICAL_ERROR_MM * error.clamp(-ERROR_RANGE, ERROR_RANGE).exp(),
             heat,
             self.hands(maps).float(),
         )

@@ -81,6 +81,16 @@ def test_expected_errors_agree_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> N
     assert fitted.heads.view.bias[0] == model.heads.view.bias[0]
 
 
+def test_the_threshold_keeps_to_half_a_percent_of_empty_views() -> None:
+    shown, hidden = np.linspace(0.2, 1, 801), np.linspace(0, 0.9, 1001)
+    threshold, lost, accepted = calibration._threshold(shown, hidden)
+    # Five of 1001 views lie above 0.9 * 995.5 / 1000.
+    assert accepted == 5 / 1001 and abs(threshold - 0.9 * 0.9955) < 1e-3
+    assert abs(lost - (threshold - 0.2) / 0.8) < 2e-3
+    # Apart, in the middle of the gap.
+    assert calibration._threshold(np.array([0.8, 0.9]), np.array([0.1, 0.2])) == (0.5, 0.0, 0.0)
+
+
 def test_logits_separate_what_the_encoder_separates() -> None:
     """Hands are bright on the view's left; mirrored hands on its right; empty views are dark."""
     drawn = sized(24)

@@ -23,7 +23,7 @@ from nvf_fast.volumes import HandVolume
 
 BATCH = 32
 WEIGHTS = torch.linspace(0, 1, 21)  # candidates for the weight of the votes
-LOST, ACCEPTED = 0.02, 0.005  # rates of lost hands and of accepted empty views that weigh the same
+ACCEPTED = 0.005  # rate of accepted empty views that the threshold of presence keeps to
 PENALTY = 1e-4  # of the squared weights of a fitted logit, on features of unit variance
 STEP_MM, SURFACE_MM, FRACTION = 16.0, 5.0, 0.5  # the estimator's defaults
 
@@ -64,8 +64,7 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
       with the least mean distance to the truth.
     - The expected error: its logarithm is shifted, per joint, until expected and true errors agree in the
       mean.
-    - The threshold of presence: it minimises the larger of the rate of lost hands over 2 % and the rate of
-      accepted empty views over 0.5 %.
+    - The threshold of presence: the lowest that accepts at most 0.5 % of the empty views.
 
     Args:
         model: a network of hand views.
@@ -175,7 +174,8 @@ def _threshold(shown: np.ndarray, hidden: np.ndarray) -> tuple[float, float, flo
     candidates = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
     lost = (shown[:, None] < candidates).mean(0)
     accepted = (hidden[:, None] >= candidates).mean(0)
-    worse = np.maximum(lost / LOST, accepted / ACCEPTED)
-    least = np.flatnonzero(worse == worse.min())
-    best = least[len(least) // 2]  # in the middle of a gap between hands and none
+    # Of those that accept as few, the middle of the ones that lose the fewest: between hands and none.
+    kept = np.flatnonzero(accepted <= max(ACCEPTED, accepted.min()))
+    least = kept[lost[kept] == lost[kept].min()]
+    best = least[len(least) // 2]
     return float(candidates[best]), float(lost[best]), float(accepted[best])
