@@ -280,6 +280,12 @@ class PoseEstimator:
             ValueError: the network does not find hands, several images came, or a value is out of its range.
             TypeError: an argument has the wrong type or dtype.
         """
+        return self._find(image, K, score, smallest)
+
+    def _find(
+        self, image: Any, K: Any, score: float, smallest: float, keep_around: bool = False
+    ) -> FoundHands:
+        """`find`; with `keep_around`, boxes around better ones too."""
         if not isinstance(self.volume, HandVolume):
             raise ValueError("find is for networks of hand views; this one is told where the hand is")
         if not 0 <= score <= 1:
@@ -318,7 +324,7 @@ class PoseEstimator:
             peaks = read_peaks(maps.cpu(), score)
             peaks = peaks._replace(window=torch.tensor(order)[peaks.window])
             boxes = boxes_in_image(peaks, homographies)
-            kept = distinct(boxes, peaks.scores)
+            kept = distinct(boxes, peaks.scores, keep_around)
             boxes, scores = boxes[kept].float(), peaks.scores[kept]
         sides = tuple("left" if left > 0.5 else "right" for left in peaks.left[kept].tolist())
         if isinstance(image, np.ndarray):
@@ -339,7 +345,7 @@ class PoseEstimator:
             raise ValueError(
                 "box must be (B, 4) px where several images are given: `find` finds the hands of one image"
             )
-        found = self.find(image, K)
+        found = self._find(image, K, FOUND_SCORE, SMALLEST, keep_around=True)
         # The closer view tells the side better than the one that the hand was found in.
         box, sides = found.boxes, [side] * len(found)
         for _ in range(PASSES):
@@ -350,8 +356,11 @@ class PoseEstimator:
             valid = torch.as_tensor(pose.valid).nonzero()[:, 0]
             pixels = torch.as_tensor(pose.joints_2d)[valid].double().cpu()
             boxes = squared(torch.cat([pixels.amin(1), pixels.amax(1)], 1))
-            # Two boxes may have led to one hand. The batch is in the order of their scores.
-            kept = distinct(boxes, -torch.arange(len(boxes)))
+            # Two boxes may have led to one hand, or one to a part of another's: the surer pose stays.
+            errors, depths = (
+                torch.as_tensor(each)[valid].cpu() for each in (pose.expected_error, pose.joints[..., 2])
+            )
+            kept = distinct(boxes, -errors.mean(1) / depths.mean(1))
             rows = valid.cpu()[kept].tolist()
             pose, box = pose[rows], boxes[kept]
             sides = [*(pose.side or ())]

@@ -152,8 +152,11 @@ def squared(boxes: Tensor) -> Tensor:
     return torch.cat([middles - half, middles + half], 1)
 
 
-def distinct(boxes: Tensor, scores: Tensor) -> Tensor:
-    """Indices of the boxes (N, 4) that remain where each hand keeps its best one, best first."""
+def distinct(boxes: Tensor, scores: Tensor, keep_around: bool = False) -> Tensor:
+    """Indices of the boxes (N, 4) that remain where each hand keeps its best one, best first.
+
+    With `keep_around` a box around better ones stays: knuckles pass for small hands until a closer view.
+    """
     order = scores.argsort(descending=True, stable=True).tolist()
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     kept: list[int] = []
@@ -164,8 +167,8 @@ def distinct(boxes: Tensor, scores: Tensor) -> Tensor:
             high = torch.minimum(boxes[index, 2:], others[:, 2:])
             common = (high - low).clamp_min(0).prod(1)
             union = areas[index] + areas[kept] - common
-            smaller = torch.minimum(areas[index], areas[kept])
-            if ((common > SAME_HAND * union) | (common > NESTED * smaller)).any():
+            inner = areas[index] if keep_around else torch.minimum(areas[index], areas[kept])
+            if ((common > SAME_HAND * union) | (common > NESTED * inner)).any():
                 continue
         kept.append(index)
     return torch.tensor(kept, dtype=torch.int64)

@@ -84,6 +84,11 @@ def test_each_hand_keeps_its_best_box() -> None:
     scores = torch.tensor([0.7, 0.9, 0.5, 0.8, 0.6])
     assert distinct(boxes, scores).tolist() == [1, 4, 2]
     assert distinct(boxes[:0], scores[:0]).tolist() == []
+    around = torch.tensor([[0, 0, 10, 10], [2, 2, 6, 6]], dtype=torch.float64)
+    for keep_around in (False, True):
+        assert distinct(around, torch.tensor([0.9, 0.8]), keep_around).tolist() == [0]
+    assert distinct(around, torch.tensor([0.8, 0.9])).tolist() == [1]
+    assert distinct(around, torch.tensor([0.8, 0.9]), keep_around=True).tolist() == [1, 0]
 
 
 def test_shrinking_averages_squares_and_tells_where_they_lie() -> None:
