@@ -47,3 +47,10 @@ def test_it_poses_rendered_hands(estimator: PoseEstimator) -> None:
     errors = np.linalg.norm(pixels[..., :2] / pixels[..., 2:] - poses.joints_2d, axis=-1).mean(1)
     # 0.11 of the box's longer side in the mean, 0.17 at most, after 0.5 million images.
     assert np.nanmean(errors / (boxes[:, 2:] - boxes[:, :2]).max(1)) < 0.2
+
+
+@pytest.mark.parametrize("level", [0, 20, 255])
+def test_an_image_of_one_colour_shows_no_hand(estimator: PoseEstimator, level: int) -> None:
+    for height, width in ((480, 640), (90, 120)):
+        intrinsics = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
+        assert len(estimator(np.full((height, width, 3), level, np.uint8), intrinsics)) == 0

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvf_fast.data.hand_views import HandViews
+from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import QueryOptions
@@ -24,6 +24,8 @@ from nvf_fast.volumes import HandVolume
 BATCH = 32
 WEIGHTS = torch.linspace(0, 1, 21)  # candidates for the weight of the votes
 ACCEPTED = 0.005  # rate of accepted empty views that the threshold of presence keeps to
+BLACK, NOISE = 0.2, 8.0  # blank views: chance of black, most noise in grey levels
+BLANK_SLOPES = (0.05, 0.9)  # and half angles' tangents
 PENALTY = 1e-4  # of the squared weights of a fitted logit, on features of unit variance
 STEP_MM, SURFACE_MM, FRACTION = 16.0, 5.0, 0.5  # the estimator's defaults
 
@@ -58,8 +60,8 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
     """Fit what joins a network's predictions.
 
     - The logits of presence and side: logistic regressions on the encoder's pooled description, of every
-      second view and its mirror image. Training moves these two rows as one part of a large sum of losses,
-      and rarely far enough.
+      second view and its mirror image, and of blank views. Training moves these two rows as one part of a
+      large sum of losses, and rarely far enough.
     - The weight of the votes, for the hand's middle and for each joint relative to it: the one of `WEIGHTS`
       with the least mean distance to the truth.
     - The expected error: its logarithm is shifted, per joint, until expected and true errors agree in the
@@ -78,7 +80,8 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
     fitted = copy.deepcopy(model).eval()
     assert fitted.heads is not None
     heads = fitted.heads
-    fit_logits(fitted, hands[::2], empty[::2])
+    blank = blank_views(len(empty) // 4, np.random.default_rng(0))
+    fit_logits(fitted, hands[::2], HandViews.concatenate([empty[::2], blank]))
     hands, empty = hands[1::2], empty[1::2]
     found = predict_views(fitted, hands)
     joints = torch.from_numpy(hands.joints)
@@ -99,6 +102,31 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
         "voted_mm": float((found.voted - joints).norm(dim=-1).mean()),
         "combined_mm": float(errors.mean()),
     }
+
+
+def blank_views(count: int, random: np.random.Generator) -> HandViews:
+    """Views (B = count) of nothing: of one colour, most of them dark, some noisy, half with a border."""
+    colour = random.uniform(0, 255, (count, 1, 1, 3)) * random.random((count, 1, 1, 1)) ** 2
+    colour *= random.random((count, 1, 1, 1)) > BLACK
+    noise = random.normal(size=(count, VIEW_SIZE, VIEW_SIZE, 3)) * random.uniform(0, NOISE, (count, 1, 1, 1))
+    images = (colour + noise * (random.random((count, 1, 1, 1)) < 0.5)).clip(0, 255).astype(np.uint8)
+    for image in images[: count // 2]:
+        top, left = random.integers(-VIEW_SIZE // 2, VIEW_SIZE // 2, 2)
+        rows, columns = (slice(max(first, 0), VIEW_SIZE + min(first, 0)) for first in (top, left))
+        shown = image[rows, columns].copy()
+        image[:] = 0
+        image[rows, columns] = shown
+    none = np.full((count, VIEW_POINTS, 4), np.nan, np.float32)
+    return HandViews(
+        images=images,
+        focal=(VIEW_SIZE / 2 / random.uniform(*BLANK_SLOPES, count)).astype(np.float32),
+        joints=np.full((count, 21, 3), np.nan, np.float32),
+        points=none[..., :3],
+        distances=none[..., 3],
+        boxes=np.full((count, VIEW_HANDS, 4), np.nan, np.float32),
+        left=np.zeros((count, VIEW_HANDS), bool),
+        trust=np.zeros(count, np.float32),
+    )
 
 
 @torch.no_grad()
