@@ -92,8 +92,7 @@ def test_the_threshold_keeps_to_half_a_percent_of_empty_views() -> None:
 
 
 def test_blank_views_are_dark_and_of_one_colour() -> None:
-    blank = calibration.blank_views(60, np.random.default_rng(0))
-    assert (blank.trust == 0).all() and np.isnan(blank.boxes).all()
+    blank = calibration.blank_views(sized(60), np.random.default_rng(0))
     black = (blank.images == 0).all((1, 2, 3))
     middles = blank.images.reshape(60, -1, 3).mean(1)
     assert 4 < black.sum() < 40 and middles.max() > 100 > np.median(middles)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
+from nvf_fast.data.hand_views import HandViews
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import QueryOptions
@@ -80,7 +80,7 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
     fitted = copy.deepcopy(model).eval()
     assert fitted.heads is not None
     heads = fitted.heads
-    blank = blank_views(len(empty) // 4, np.random.default_rng(0))
+    blank = blank_views(empty[::4], np.random.default_rng(0))
     fit_logits(fitted, hands[::2], HandViews.concatenate([empty[::2], blank]))
     hands, empty = hands[1::2], empty[1::2]
     found = predict_views(fitted, hands)
@@ -104,29 +104,21 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
     }
 
 
-def blank_views(count: int, random: np.random.Generator) -> HandViews:
-    """Views (B = count) of nothing: of one colour, most of them dark, some noisy, half with a border."""
+def blank_views(empty: HandViews, random: np.random.Generator) -> HandViews:
+    """Empty views (B, ...) made blank: of one colour, most of them dark, some noisy, half with a border."""
+    count, size = len(empty), empty.images.shape[1]
     colour = random.uniform(0, 255, (count, 1, 1, 3)) * random.random((count, 1, 1, 1)) ** 2
     colour *= random.random((count, 1, 1, 1)) > BLACK
-    noise = random.normal(size=(count, VIEW_SIZE, VIEW_SIZE, 3)) * random.uniform(0, NOISE, (count, 1, 1, 1))
+    noise = random.normal(size=(count, size, size, 3)) * random.uniform(0, NOISE, (count, 1, 1, 1))
     images = (colour + noise * (random.random((count, 1, 1, 1)) < 0.5)).clip(0, 255).astype(np.uint8)
     for image in images[: count // 2]:
-        top, left = random.integers(-VIEW_SIZE // 2, VIEW_SIZE // 2, 2)
-        rows, columns = (slice(max(first, 0), VIEW_SIZE + min(first, 0)) for first in (top, left))
+        top, left = random.integers(-size // 2, size // 2, 2)
+        rows, columns = (slice(max(first, 0), size + min(first, 0)) for first in (top, left))
         shown = image[rows, columns].copy()
         image[:] = 0
         image[rows, columns] = shown
-    none = np.full((count, VIEW_POINTS, 4), np.nan, np.float32)
-    return HandViews(
-        images=images,
-        focal=(VIEW_SIZE / 2 / random.uniform(*BLANK_SLOPES, count)).astype(np.float32),
-        joints=np.full((count, 21, 3), np.nan, np.float32),
-        points=none[..., :3],
-        distances=none[..., 3],
-        boxes=np.full((count, VIEW_HANDS, 4), np.nan, np.float32),
-        left=np.zeros((count, VIEW_HANDS), bool),
-        trust=np.zeros(count, np.float32),
-    )
+    focal = size / 2 / random.uniform(*BLANK_SLOPES, count)
+    return replace(empty, images=images, focal=focal.astype(np.float32))
 
 
 @torch.no_grad()
