@@ -32,7 +32,7 @@ from nvf_fast.model import NVF
 RESULT = Path(__file__).resolve().parent / "results" / "searches.json"
 SEED = 9_000_001
 COLUMNS = [
-    *("network", "pictures", "step (mm)", "search", "points asked", "all asked", "voters missed"),
+    *("network", "images", "step (mm)", "search", "points queried", "all queried", "voters missed"),
     *("mean difference (mm)", "largest (mm)", "times as fast"),
 ]
 

@@ -100,7 +100,7 @@ TABLES = {
     "speed": Table(
         "bench_pipeline",
         [
-            *("network", "step (mm)", "search", "precision", "points asked", *TIMES, "FPS"),
+            *("network", "step (mm)", "search", "precision", "points queried", *TIMES, "FPS"),
             "times the peer",
         ],
         speed_row,

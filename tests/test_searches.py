@@ -14,4 +14,4 @@ def test_a_taught_network_finds_its_hand() -> None:
     assert row["voters missed"].startswith("0 of ") and row["largest (mm)"] < 1e-3
     assert row["pictures"] == 1 and np.isfinite(row["times as fast"])
     # A grid as sparse as a guided search begins is queried whole.
-    assert row["all asked"] == 1 and row["points asked"] == 3183
+    assert row["all queried"] == 1 and row["points queried"] == 3183

@@ -21,7 +21,7 @@ KEPT = 256  # pictures in memory
 PANORAMA_SIZES = 3  # each half as wide as the one before
 PROCEDURAL, PROCEDURAL_SIZE = 256, 192  # number and side of the procedural pictures
 PICTURE_CHANCE = 0.8  # of a picture, where there is a folder
-SHADOW_REACH = 0.025  # of a painted shape, against the picture's side
+SHADOW_REACH = 0.025  # of a painted shape, relative to the image's side
 FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a cut from a panorama
 
 
