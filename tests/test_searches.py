@@ -12,6 +12,6 @@ from benchmarks.searches import COLUMNS, compare, released
 def test_a_taught_network_finds_its_hand() -> None:
     row = dict(zip(COLUMNS, compare("released", 32, "guided", 1, released(32)), strict=True))
     assert row["voters missed"].startswith("0 of ") and row["largest (mm)"] < 1e-3
-    assert row["pictures"] == 1 and np.isfinite(row["times as fast"])
+    assert row["images"] == 1 and np.isfinite(row["times as fast"])
     # A grid as sparse as a guided search begins is queried whole.
     assert row["all queried"] == 1 and row["points queried"] == 3183
