@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from nvf_fast.camera import remap
-from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_SIZE, HandViews
+from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about
 from nvf_fast.data.sample import HandDataset, HandSample
 from nvf_fast.data.surfaces import HandSurfaces
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
-from nvf_fast.volumes import HandVolume, Placement
+from nvf_fast.volumes import HandVolume
 
 GROWTH = (0.75, 1.0, 1.45)  # of the box's sides: least, most likely, largest
 SHIFT = 0.14  # of the box's middle, relative to its longer side, at most
@@ -50,7 +53,7 @@ class SampleViews:
 
 
 def view_samples(samples: list[HandSample], random: np.random.Generator) -> HandViews:
-    """Views (B, ...) of samples through jittered boxes, labelled with unit hands.
+    """Views (B, ...) of samples through jittered boxes, labelled with unit hands and points about them.
 
     Raises:
         ValueError: a sample is no right hand with joints and a surface.
@@ -62,32 +65,50 @@ def view_samples(samples: list[HandSample], random: np.random.Generator) -> Hand
         joints.append(sample.joints)
         surfaces.append(sample.surface)
     intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples]))
-    placement, slopes = _placed(_boxes(torch.stack(joints).double(), intrinsics), intrinsics, random)
+    exact = _boxes(torch.stack(joints).double(), intrinsics)
+    views, rotations = views_of_boxes(samples, _within_horizon(_jittered(exact, random), exact, intrinsics))
+    hands: HandSurfaces = type(surfaces[0]).stack(surfaces)
+    hands = hands.scaled(UNIT_SCALE_MM / hands.hand_scale).rotated(torch.from_numpy(rotations).float())
+    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+    surface = hands.sample_surface(NEAR + ON_RAYS, generator).numpy()
+    near = surface[:, :NEAR] + random.normal(0, NEAR_MM, (len(samples), NEAR, 3))
+    points = points_about(near, surface[:, NEAR:], views.joints, VIEW_SIZE / 2 / views.focal, random)
+    return replace(views, points=points, distances=hands.signed_distance(torch.from_numpy(points)).numpy())
+
+
+def views_of_boxes(samples: Sequence[HandSample], boxes: Tensor) -> tuple[HandViews, np.ndarray]:
+    """The views of an estimator that knows boxes (B, 4) px of right hands.
+
+    Returns:
+        The views, labelled with joints of unit hands, without points; and the rotations (B, 3, 3) from the
+        images' cameras to the views'.
+    """
+    count = len(samples)
+    intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples]))
+    placement = HandVolume().place(intrinsics, VIEW_SIZE, boxes=boxes)
+    assert placement.slopes is not None
+    rotations, focal = placement.frames.numpy(), VIEW_SIZE / 2 / placement.slopes.numpy()
+    joints = np.stack([np.asarray(sample.joints) for sample in samples]).astype(np.float64)
+    scales = np.linalg.norm(joints[:, 10] - joints[:, 9], axis=-1)[:, None, None]
+    joints = joints * (UNIT_SCALE_MM / scales) @ rotations.transpose(0, 2, 1)
+    seen = focal[:, None, None] * joints[..., :2] / joints[..., 2:] + VIEW_SIZE / 2
+    shown = np.full((count, VIEW_HANDS, 4), np.nan, np.float32)
+    shown[:, 0] = np.concatenate([seen.min(1), seen.max(1)], 1)
     images = [
         remap(torch.from_numpy(sample.image).permute(2, 0, 1)[None], homography[None], VIEW_SIZE)[0]
         for sample, homography in zip(samples, placement.homographies, strict=True)
     ]
-    hands: HandSurfaces = type(surfaces[0]).stack(surfaces)
-    hands = hands.scaled(UNIT_SCALE_MM / hands.hand_scale).rotated(placement.frames.float())
-    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-    surface = hands.sample_surface(NEAR + ON_RAYS, generator).numpy()
-    near = surface[:, :NEAR] + random.normal(0, NEAR_MM, (len(samples), NEAR, 3))
-    posed = hands.joints.numpy()
-    points = points_about(near, surface[:, NEAR:], posed, slopes, random)
-    count, focal = len(samples), VIEW_SIZE / 2 / slopes
-    seen = focal[:, None, None] * posed[..., :2] / posed[..., 2:] + VIEW_SIZE / 2
-    shown = np.full((count, VIEW_HANDS, 4), np.nan, np.float32)
-    shown[:, 0] = np.concatenate([seen.min(1), seen.max(1)], 1)
-    return HandViews(
+    views = HandViews(
         images=torch.stack(images).permute(0, 2, 3, 1).round().byte().numpy(),
         focal=focal.astype(np.float32),
-        joints=posed,
-        points=points,
-        distances=hands.signed_distance(torch.from_numpy(points)).numpy(),
+        joints=joints.astype(np.float32),
+        points=np.full((count, VIEW_POINTS, 3), np.nan, np.float32),
+        distances=np.full((count, VIEW_POINTS), np.nan, np.float32),
         boxes=shown,
         left=np.zeros((count, VIEW_HANDS), bool),
         trust=np.ones(count, np.float32),
     )
+    return views, rotations
 
 
 def _boxes(joints: Tensor, intrinsics: Tensor) -> Tensor:
@@ -97,15 +118,11 @@ def _boxes(joints: Tensor, intrinsics: Tensor) -> Tensor:
     return torch.cat([pixels.amin(1), pixels.amax(1)], 1)
 
 
-def _placed(boxes: Tensor, intrinsics: Tensor, random: np.random.Generator) -> tuple[Placement, np.ndarray]:
-    """The views of boxes, jittered unless that makes one reach the horizon; and their slopes (B,)."""
-    jittered = _jittered(boxes, random)
-    slopes = HandVolume().place(intrinsics, VIEW_SIZE, boxes=jittered).slopes
+def _within_horizon(boxes: Tensor, exact: Tensor, intrinsics: Tensor) -> Tensor:
+    """`boxes`, and the exact ones where those grew to the horizon."""
+    slopes = HandVolume().place(intrinsics, VIEW_SIZE, boxes=boxes).slopes
     assert slopes is not None
-    chosen = torch.where(slopes.isfinite()[:, None], jittered, boxes)
-    placement = HandVolume().place(intrinsics, VIEW_SIZE, boxes=chosen)
-    assert placement.slopes is not None
-    return placement, placement.slopes.numpy()
+    return torch.where(slopes.isfinite()[:, None], boxes, exact)
 
 
 def _jittered(boxes: Tensor, random: np.random.Generator) -> Tensor:

@@ -14,10 +14,10 @@ import torch
 from tqdm import tqdm
 
 from nvf_fast import metrics
-from nvf_fast.camera import remap
-from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
+from nvf_fast.data.hand_views import VIEW_SIZE, HandViews
 from nvf_fast.data.image_warp import warp_perspective
 from nvf_fast.data.sample import HandSample
+from nvf_fast.data.sample_views import views_of_boxes
 from nvf_fast.data.wide_images import WideImage
 from nvf_fast.evaluation.constant import constant_pose, constant_shape
 from nvf_fast.evaluation.photographs import Predict
@@ -67,37 +67,9 @@ def predicted(predict: Predict, samples: Sequence[HandSample], batch: int = BATC
 
 
 def exact_views(samples: Sequence[HandSample]) -> tuple[HandViews, np.ndarray]:
-    """The views of an estimator that knows the boxes of right hands.
-
-    Returns:
-        The views, labelled with joints of unit hands; and the rotations (N, 3, 3) from the images' cameras to
-        the views'.
-    """
-    count = len(samples)
-    intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples]))
-    boxes = torch.from_numpy(np.stack([np.asarray(sample.box, np.float64) for sample in samples]))
-    placement = HandVolume().place(intrinsics, VIEW_SIZE, boxes=boxes)
-    assert placement.slopes is not None
-    rotations, focal = placement.frames.numpy(), VIEW_SIZE / 2 / placement.slopes.numpy()
-    joints = _truth(samples) / _scales(samples)[:, None, None] @ rotations.transpose(0, 2, 1)
-    seen = focal[:, None, None] * joints[..., :2] / joints[..., 2:] + VIEW_SIZE / 2
-    hands = np.full((count, VIEW_HANDS, 4), np.nan, np.float32)
-    hands[:, 0] = np.concatenate([seen.min(1), seen.max(1)], 1)
-    images = [
-        remap(torch.from_numpy(sample.image).permute(2, 0, 1)[None], homography[None], VIEW_SIZE)[0]
-        for sample, homography in zip(samples, placement.homographies, strict=True)
-    ]
-    views = HandViews(
-        images=torch.stack(images).permute(0, 2, 3, 1).round().byte().numpy(),
-        focal=focal.astype(np.float32),
-        joints=joints.astype(np.float32),
-        points=np.full((count, VIEW_POINTS, 3), np.nan, np.float32),
-        distances=np.full((count, VIEW_POINTS), np.nan, np.float32),
-        boxes=hands,
-        left=np.zeros((count, VIEW_HANDS), bool),
-        trust=np.ones(count, np.float32),
-    )
-    return views, rotations
+    """`views_of_boxes` of the samples' own boxes."""
+    boxes = np.stack([np.asarray(sample.box, np.float64) for sample in samples])
+    return views_of_boxes(samples, torch.from_numpy(boxes))
 
 
 def part_joints(predict_views: PredictViews, samples: Sequence[HandSample]) -> dict[str, np.ndarray]:
