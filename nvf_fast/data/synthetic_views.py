@@ -14,6 +14,7 @@ from nvf_fast.data.backgrounds import Backgrounds
 from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.posed_hands import Definition, PosedHand, draw_unit_hands
+from nvf_fast.data.query_points import BALL_MM, NEAR, NEAR_MM, NEAREST_MM, ON_RAYS, RAY_MM, SLAB_MM
 from nvf_fast.data.rig import built_in_rig, load_rig
 from nvf_fast.data.solids import Solid
 from nvf_fast.data.view_objects import (
@@ -282,9 +283,8 @@ def _anywhere(stream: Stream, fill: float) -> np.ndarray:
 
 
 def _draw_points(stream: Stream, hand: PosedHand, geometry: HandGeometry, focal: float) -> np.ndarray:
-    """(192, 3) mm: half near the surface, a third along rays through it, the others about and around."""
-    near, along, ball = VIEW_POINTS // 2, VIEW_POINTS // 3, VIEW_POINTS // 12
-    on_surface = near + along
+    """(P, 3) mm, spread as `points_about` spreads them, by the numbers of a stream."""
+    on_surface, ball = NEAR + ON_RAYS, VIEW_POINTS // 12
     faces = np.searchsorted(geometry.area, stream.uniforms(0, 1, on_surface))
     weights = stream.uniforms(0, 1, on_surface, 2)
     weights = np.where(weights.sum(1, keepdims=True) > 1, 1 - weights, weights)
@@ -293,17 +293,17 @@ def _draw_points(stream: Stream, hand: PosedHand, geometry: HandGeometry, focal:
     surface = corners[:, 0] + (weights[..., None] * edges).sum(1)
     normal = np.cross(edges[:, 0], edges[:, 1])
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
-    shell = surface[:near] + 4.0 * stream.normals(near, 1) * normal[:near]
-    rays = surface[near:]
-    depth = np.maximum(rays[:, 2:] + 45.0 * stream.normals(along, 1), 50.0)
+    shell = surface[:NEAR] + NEAR_MM * stream.normals(NEAR, 1) * normal[:NEAR]
+    rays = surface[NEAR:]
+    depth = np.maximum(rays[:, 2:] + RAY_MM * stream.normals(ON_RAYS, 1), NEAREST_MM)
     rays = rays * depth / rays[:, 2:]
     middle = hand.joints.mean(0)
     towards = stream.normals(ball, 3)
     towards *= (
-        120 * stream.uniforms(0, 1, ball, 1) ** (1 / 3) / np.linalg.norm(towards, axis=1, keepdims=True)
+        BALL_MM * stream.uniforms(0, 1, ball, 1) ** (1 / 3) / np.linalg.norm(towards, axis=1, keepdims=True)
     )
     rest = VIEW_POINTS - on_surface - ball
-    depth = np.maximum(middle[2] + stream.uniforms(-130, 130, rest, 1), 50.0)
+    depth = np.maximum(middle[2] + stream.uniforms(-SLAB_MM, SLAB_MM, rest, 1), NEAREST_MM)
     slab = np.concatenate([stream.uniforms(-0.5, 0.5, rest, 2) * VIEW_SIZE / focal * depth, depth], 1)
     return np.concatenate([shell, rays, middle + towards, slab])
 
