@@ -20,8 +20,7 @@ def with_left_hands(views: HandViews, share: float, random: np.random.Generator)
     rows = np.flatnonzero((views.trust > 0) & (random.random(len(views)) < share))
     arrays = {field.name: getattr(views, field.name).copy() for field in fields(views)}
     arrays["images"][rows] = views.images[rows, :, ::-1]
-    arrays["boxes"][rows] = views.images.shape[2] - 1 - views.boxes[rows][..., [2, 1, 0, 3]]
-    arrays["boxes"][rows, :, 1::2] = views.boxes[rows, :, 1::2]
+    arrays["boxes"][rows, :, 0::2] = views.images.shape[2] - 1 - views.boxes[rows, :, 2::-2]
     arrays["left"][rows] = ~views.left[rows]
     arrays["trust"][rows] = 0
     return HandViews(**arrays)
