@@ -91,14 +91,6 @@ def test_the_threshold_keeps_to_half_a_percent_of_empty_views() -> None:
     assert calibration._threshold(np.array([0.8, 0.9]), np.array([0.1, 0.2])) == (0.5, 0.0, 0.0)
 
 
-def test_blank_views_are_dark_and_of_one_colour() -> None:
-    blank = calibration.blank_views(sized(60), np.random.default_rng(0))
-    black = (blank.images == 0).all((1, 2, 3))
-    middles = blank.images.reshape(60, -1, 3).mean(1)
-    assert 4 < black.sum() < 40 and middles.max() > 100 > np.median(middles)
-    assert blank.images.std((1, 2))[30:].max() < 10  # the others have borders
-
-
 def test_logits_separate_what_the_encoder_separates() -> None:
     """Hands are bright on the view's left; mirrored hands on its right; empty views are dark."""
     drawn = sized(24)

@@ -10,7 +10,14 @@ import torch
 
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.model import NVF
-from nvf_fast.training.hand_losses import HandBatch, HandLossConfig, hand_losses, view_intrinsics
+from nvf_fast.training.hand_losses import (
+    HandBatch,
+    HandLossConfig,
+    hand_losses,
+    moved_views,
+    steady_losses,
+    view_intrinsics,
+)
 from tests.test_unet import SMALL
 
 SIZE = SMALL.input_size
@@ -123,6 +130,51 @@ def test_perfect_coarse_joints_cost_nothing(model: NVF) -> None:
     losses = _place_losses(perfect, batch, HandLossConfig())
     for name in ("places", "depths", "middle"):
         assert losses[name] < 1e-5, name
+
+
+def test_moved_views_show_the_same_scene() -> None:
+    """An image that is linear in the place shows where each pixel of a moved view comes from."""
+    config = HandLossConfig(move_px=3.0, move_zoom=0.1)
+    batch = HandBatch.of(views(3))
+    places = (torch.arange(SIZE) / (SIZE / 2) - 1).expand(SIZE, SIZE)
+    scene = torch.stack([places, places.T, places + places.T]).expand(3, -1, -1, -1)
+    moves = torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.4, 0.7, 1.0]])
+    moved = moved_views(batch._replace(images=scene, moves=moves), torch.arange(3), config)
+    torch.testing.assert_close(moved.slopes, batch.slopes * (config.move_zoom * moves[:, 2]).exp())
+    inside = slice(10, -10)  # clear of the border, which is padded
+    for axis in (0, 1):
+        expected = moved.zoom[:, None, None] * scene[:, axis] + moved.shift[:, axis, None, None]
+        torch.testing.assert_close(
+            moved.images[:, axis, inside, inside], expected[:, inside, inside], rtol=0, atol=2e-5
+        )
+    torch.testing.assert_close(moved.shift[:2] * SIZE / 2, 3.0 * moves[:2, :2])
+
+
+def test_steady_losses_compare_the_pose_across_a_move(model: NVF) -> None:
+    config = HandLossConfig(move_px=2.0, move_zoom=0.05)
+    model.eval()
+    batch = HandBatch.of(views())._replace(moves=torch.rand(4, 3) * 2 - 1)
+    moved = moved_views(batch, torch.arange(4), config)
+    look = model.look(batch.images, batch.slopes)
+    same = look._replace(uv=(look.uv - moved.shift[:, None]) / moved.zoom[:, None, None])
+    assert steady_losses(look, same, moved, config)["steady"] < 1e-6
+    farther = same._replace(middle=look.middle * 1.01, depth=look.depth + 0.01 * look.middle[:, None])
+    expected = config.middle * np.log(1.01)
+    assert abs(steady_losses(look, farther, moved, config)["steady"].item() - expected) < 1e-5
+    aside = same._replace(uv=same.uv + 0.1 / moved.zoom[:, None, None])
+    assert abs(steady_losses(look, aside, moved, config)["steady"].item() - config.places * 0.2) < 1e-5
+    bent = same._replace(depth=same.depth + 6.0)
+    assert abs(steady_losses(look, bent, moved, config)["steady"].item() - config.depths * 0.1) < 1e-5
+
+
+def test_moved_views_change_no_other_loss(model: NVF) -> None:
+    model.eval()  # batch norms would see another batch
+    batch = HandBatch.of(views())._replace(moves=torch.ones(4, 3))
+    steady, plain = (hand_losses(model, batch, HandLossConfig(steady=weight)) for weight in (2.0, 0.0))
+    assert steady["steady"] > 0 and plain["steady"] == 0
+    for name in plain.keys() - {"loss", "steady"}:
+        torch.testing.assert_close(steady[name], plain[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(steady["loss"], plain["loss"] + 2 * steady["steady"], rtol=1e-4, atol=1e-4)
 
 
 def test_intrinsics_of_views() -> None:

@@ -14,7 +14,7 @@ from nvf_fast.data.hand_views import HandViews
 from nvf_fast.model import NVF
 from nvf_fast.training import loop
 from nvf_fast.training.config import TrainingConfig, default
-from nvf_fast.training.view_augmentation import with_cut_hands
+from nvf_fast.training.view_augmentation import with_blank_views, with_cut_hands
 from nvf_fast.training.view_mixture import ViewMixture, ViewMixtureConfig
 from tests.test_hand_losses import SIZE, views
 from tests.test_unet import SMALL
@@ -35,7 +35,7 @@ def source(shade: int) -> object:
 def mixture(seed: int = 0, **proportions: float) -> ViewMixture:
     names = ("rendered", "photographs", "empty")
     sources = {name: source(10 * (k + 1)) for k, name in enumerate(names)}
-    config = ViewMixtureConfig(**({"left": 0.0, "cut": 0.0} | proportions))
+    config = ViewMixtureConfig(**({"left": 0.0, "cut": 0.0, "blank": 0.0} | proportions))
     return ViewMixture(config, sources, seed, "made up")  # type: ignore[arg-type]
 
 
@@ -66,6 +66,20 @@ def test_what_does_not_fit_is_refused() -> None:
         ViewMixtureConfig(rendered=0, photographs=0, dataset=0)
     with pytest.raises(ValueError, match="at most 1"):
         ViewMixtureConfig(left=1.5)
+
+
+def test_blank_views_are_dark_and_of_one_colour() -> None:
+    empty = replace(views(80), boxes=np.full((80, 2, 4), np.nan, np.float32))
+    posed = views(20, seed=1)
+    both = with_blank_views(HandViews.concatenate([empty, posed]), 1.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(both.images[80:], posed.images)
+    blank = both.images[:80]
+    black = (blank == 0).all((1, 2, 3))
+    middles = blank.reshape(80, -1, 3).mean(1)
+    assert 5 < black.sum() < 55 and middles.max() > 100 > np.median(middles)
+    assert blank.std((1, 2))[40:].max() < 10  # the others have borders
+    some = with_blank_views(empty, 0.5, np.random.default_rng(0)).images
+    assert 25 < (some != empty.images).any((1, 2, 3)).sum() < 55
 
 
 def test_mirrored_views_teach_the_side_alone() -> None:

@@ -16,16 +16,15 @@ from nvf_fast.data.hand_views import HandViews
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import QueryOptions
-from nvf_fast.stages import Stages
+from nvf_fast.runtime.profiling import Stages
 from nvf_fast.training.hand_losses import HandBatch
+from nvf_fast.training.view_augmentation import with_blank_views
 from nvf_fast.unet import LEFT, PRESENCE, HandLook
 from nvf_fast.volumes import HandVolume
 
 BATCH = 32
 WEIGHTS = torch.linspace(0, 1, 21)  # candidates for the weight of the votes
 ACCEPTED = 0.005  # rate of accepted empty views that the threshold of presence keeps to
-BLACK, NOISE = 0.2, 8.0  # blank views: chance of black, most noise in grey levels
-BLANK_SLOPES = (0.05, 0.9)  # and half angles' tangents
 PENALTY = 1e-4  # of the squared weights of a fitted logit, on features of unit variance
 STEP_MM, SURFACE_MM, FRACTION = 16.0, 5.0, 0.5  # the estimator's defaults
 
@@ -80,7 +79,7 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
     fitted = copy.deepcopy(model).eval()
     assert fitted.heads is not None
     heads = fitted.heads
-    blank = blank_views(empty[::4], np.random.default_rng(0))
+    blank = with_blank_views(empty[::4], 1.0, np.random.default_rng(0))
     fit_logits(fitted, hands[::2], HandViews.concatenate([empty[::2], blank]))
     hands, empty = hands[1::2], empty[1::2]
     found = predict_views(fitted, hands)
@@ -102,23 +101,6 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
         "voted_mm": float((found.voted - joints).norm(dim=-1).mean()),
         "combined_mm": float(errors.mean()),
     }
-
-
-def blank_views(empty: HandViews, random: np.random.Generator) -> HandViews:
-    """Empty views (B, ...) made blank: of one colour, most of them dark, some noisy, half with a border."""
-    count, size = len(empty), empty.images.shape[1]
-    colour = random.uniform(0, 255, (count, 1, 1, 3)) * random.random((count, 1, 1, 1)) ** 2
-    colour *= random.random((count, 1, 1, 1)) > BLACK
-    noise = random.normal(size=(count, size, size, 3)) * random.uniform(0, NOISE, (count, 1, 1, 1))
-    images = (colour + noise * (random.random((count, 1, 1, 1)) < 0.5)).clip(0, 255).astype(np.uint8)
-    for image in images[: count // 2]:
-        top, left = random.integers(-size // 2, size // 2, 2)
-        rows, columns = (slice(max(first, 0), size + min(first, 0)) for first in (top, left))
-        shown = image[rows, columns].copy()
-        image[:] = 0
-        image[rows, columns] = shown
-    focal = size / 2 / random.uniform(*BLANK_SLOPES, count)
-    return replace(empty, images=images, focal=focal.astype(np.float32))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ class HandLossConfig:
         presence: weight of the cross-entropy of a hand's presence.
         side: weight of that of its side.
         hands: weight of the focal loss of hands' centres and of the losses of their sizes and sides.
+        steady: weight of the disagreement between a view's coarse pose and that of the view moved a little,
+            its terms weighted as those of the coarse pose.
+        moved: ratio of the posed views that are encoded a second time for it.
+        move_px, move_zoom: largest shift and change of the log of the focal length of a moved view.
         clamp_mm, wide_mm, wide: signed distances are compared after clamping at the first, and with weight
             `wide` at the second.
         near_mm: points carry votes where their true distance to the surface is below this.
@@ -46,6 +51,10 @@ class HandLossConfig:
     presence: float = 0.2
     side: float = 0.6
     hands: float = 0.1
+    steady: float = 1.0
+    moved: float = 0.25
+    move_px: float = 1.0
+    move_zoom: float = 0.02
     clamp_mm: float = 5.0
     wide_mm: float = 50.0
     wide: float = 0.2
@@ -56,7 +65,11 @@ class HandLossConfig:
 
 
 class HandBatch(NamedTuple):
-    """Labelled hand views as tensors; see `HandViews`. images (B, 3, S, S) normalised; slopes (B,)."""
+    """Labelled hand views as tensors; see `HandViews`.
+
+    images (B, 3, S, S) normalised; slopes (B,); moves (B, 3) in [-1, 1], shift and zoom of a moved view in
+    units of the largest.
+    """
 
     images: Tensor
     slopes: Tensor
@@ -66,6 +79,7 @@ class HandBatch(NamedTuple):
     boxes: Tensor
     left: Tensor
     trust: Tensor
+    moves: Tensor
 
     @classmethod
     def of(cls, views: HandViews, device: torch.device | str = "cpu") -> HandBatch:
@@ -77,19 +91,28 @@ class HandBatch(NamedTuple):
             images.float().div_(127.5).sub_(1),
             size / 2 / to["focal"],
             *(to[name] for name in ("joints", "points", "distances", "boxes", "left", "trust")),
+            torch.zeros(len(images), 3, device=device),
         )
 
 
 def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[str, Tensor]:
     """Losses by name, () tensors without their weights, and "loss", their weighted sum."""
-    look = model.look(batch.images, batch.slopes)
+    posed = (batch.trust > 0).nonzero()[:, 0]
+    moved = posed[: math.ceil(config.moved * len(posed))] if config.steady else posed[:0]
+    views = moved_views(batch, moved, config)
+    # Together, so that batch norms see one batch.
+    both = model.look(torch.cat([batch.images, views.images]), torch.cat([batch.slopes, views.slopes]))
+    look, again = (
+        HandLook(*part)
+        for part in zip(*(each.split([len(batch.images), len(moved)]) for each in both), strict=True)
+    )
     terms = _place_losses(look, batch, config)
     terms |= _hand_map_losses(look, batch)
-    posed = (batch.trust > 0).nonzero()[:, 0]
+    terms |= steady_losses(HandLook(*(each[moved] for each in look)), again, views, config)
     terms |= _field_losses(model, look, batch, posed, config)
     weights = {
         name: getattr(config, name)
-        for name in ("places", "heat", "depths", "middle", "error", "presence", "side", "hands")
+        for name in ("places", "heat", "depths", "middle", "error", "presence", "side", "hands", "steady")
     } | {"sdf": 1.0, "wide": config.wide, "weight": config.weights, "direction": config.directions}
     terms["loss"] = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
     return terms
@@ -134,6 +157,45 @@ def _place_losses(look: HandLook, batch: HandBatch, config: HandLossConfig) -> d
         "places": places, "heat": heat, "depths": depths, "middle": scale, "error": error,
         "presence": presence, "side": side,
     }  # fmt: skip
+
+
+class MovedViews(NamedTuple):
+    """M views moved by `shift` (M, 2), in halves of the view, and widened by the factors `zoom` (M,)."""
+
+    images: Tensor
+    slopes: Tensor
+    shift: Tensor
+    zoom: Tensor
+
+
+def moved_views(batch: HandBatch, rows: Tensor, config: HandLossConfig) -> MovedViews:
+    """Resample views as a slightly different box would show them."""
+    images, size = batch.images[rows], batch.images.shape[-1]
+    shift = batch.moves[rows, :2] * (2 * config.move_px / size)
+    zoom = (batch.moves[rows, 2] * config.move_zoom).exp()
+    # Place p of a moved view shows zoom * p + shift; grid_sample's -1 lies half a pixel before ours.
+    if not len(rows):
+        return MovedViews(images, batch.slopes[rows], shift, zoom)
+    matrix = torch.diag_embed(zoom[:, None].expand(-1, 2))
+    offset = shift + ((1 - zoom) / size)[:, None]
+    grid = F.affine_grid(torch.cat([matrix, offset[..., None]], 2), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return MovedViews(moved.to(images.dtype), batch.slopes[rows] * zoom, shift, zoom)
+
+
+def steady_losses(
+    look: HandLook, again: HandLook, views: MovedViews, config: HandLossConfig
+) -> dict[str, Tensor]:
+    """How far the coarse poses of the same M hands, in their views and in the moved ones, disagree."""
+    if not len(views.zoom):
+        return {"steady": look.uv.new_zeros(())}
+    uv = again.uv * views.zoom[:, None, None] + views.shift[:, None]
+    depth = again.depth - again.middle[:, None] - (look.depth - look.middle[:, None])
+    return {
+        "steady": config.places * (uv - look.uv).abs().sum(-1).mean()
+        + config.depths * (depth.abs() / DEPTH_MM).mean()
+        + config.middle * (again.middle.log() - look.middle.log()).abs().mean()
+    }
 
 
 def _hand_map_losses(look: HandLook, batch: HandBatch) -> dict[str, Tensor]:

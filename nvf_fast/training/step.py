@@ -14,9 +14,9 @@ from nvf_fast.model import NVF
 from nvf_fast.training.augmentation import augment
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.hand_losses import HandBatch, hand_losses
+from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.losses import AuxiliaryHead
 from nvf_fast.training.objectives import Objective, objective_of
-from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.volumes import Volume, volume_of
 
 
@@ -54,7 +54,7 @@ class Step:
         return self.objective.shown
 
     @torch.no_grad()
-    def batch(self, parts: Iterable[tuple[PictureBatch, torch.Generator]]) -> Batch:
+    def batch(self, parts: Iterable[tuple[ImageBatch, torch.Generator]]) -> Batch:
         """Joins parts of a batch, each augmented and labelled with random numbers of its own.
 
         Args:
@@ -102,14 +102,15 @@ class HandStep:
 
     @torch.no_grad()
     def batch(self, parts: Iterable[tuple[HandViews, torch.Generator]]) -> HandBatch:
-        """Join parts of a batch, the colours of each view changed a little."""
+        """Join parts of a batch, the colours of each view changed a little, and moves drawn for it."""
         made = []
         for views, generator in parts:
             batch = HandBatch.of(views, self.device)
             count, jitter = len(batch.images), self.config.views.colour
             noise = torch.randn(count, 4, 1, 1, generator=generator, device=self.device) * jitter
             images = (batch.images * noise[:, :3].exp() + noise[:, 3:]).clamp_(-1, 1)
-            made.append(batch._replace(images=images))
+            moves = 2 * torch.rand(count, 3, generator=generator, device=self.device) - 1
+            made.append(batch._replace(images=images, moves=moves))
         joined = HandBatch(*map(torch.cat, zip(*made, strict=True)))
         return joined._replace(images=joined.images.contiguous(memory_format=self.layout))
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from nvf_fast.data.hand_views import HandViews
-from nvf_fast.training.feed import mixed_seed
-from nvf_fast.training.view_augmentation import with_cut_hands, with_left_hands
+from nvf_fast.training.loader import mixed_seed
+from nvf_fast.training.view_augmentation import with_blank_views, with_cut_hands, with_left_hands
 
 Source = Callable[[int, np.random.Generator], HandViews]
 """Draws so many views with the random numbers of a generator."""
@@ -31,29 +31,31 @@ class ViewMixtureConfig:
         photographs: of close views of labelled photographs.
         photographs_wide: of wide views of them.
         dataset: of a data set's images seen through boxes.
-        left: share of the posed views that are mirrored to left hands, to learn sides from.
-        cut: share of the posed views in which a straight line cuts the hand off, as an image's border does.
+        left: ratio of the posed views that are mirrored to left hands, to learn sides from.
+        cut: ratio of the posed views in which a straight line cuts the hand off, as an image's border does.
+        blank: ratio of the empty views that are featureless.
         colour: standard deviation of each view's log gain per channel, and of its offset, as a fraction of
             half the range.
         epoch: views after which the log counts another epoch; none is drawn twice.
     """
 
-    rendered: float = 0.18
-    rendered_wide: float = 0.08
-    empty: float = 0.1
-    photographs: float = 0.34
-    photographs_wide: float = 0.06
-    dataset: float = 0.24
+    rendered: float = 0.17
+    rendered_wide: float = 0.11
+    empty: float = 0.09
+    photographs: float = 0.28
+    photographs_wide: float = 0.05
+    dataset: float = 0.3
     left: float = 0.28
     cut: float = 0.1
+    blank: float = 0.12
     colour: float = 0.06
     epoch: int = 2**18
 
     def __post_init__(self) -> None:
         if any(getattr(self, field.name) < 0 for field in fields(self)) or self.epoch < 1:
             raise ValueError(f"proportions and colour must not be negative, and epoch at least 1, got {self}")
-        if self.left > 1 or self.cut > 1:
-            raise ValueError(f"left and cut are shares, at most 1, got {self}")
+        if max(self.left, self.cut, self.blank) > 1:
+            raise ValueError(f"left, cut and blank are ratios, at most 1, got {self}")
         if self.rendered + self.photographs + self.dataset == 0:
             raise ValueError("rendered, photographs or dataset must be positive: no other view shows a pose")
 
@@ -100,4 +102,5 @@ class ViewMixture:
             if count
         ]
         views = with_left_hands(HandViews.concatenate(drawn), self.config.left, random)
-        return with_cut_hands(views, self.config.cut, random)
+        views = with_cut_hands(views, self.config.cut, random)
+        return with_blank_views(views, self.config.blank, random)
