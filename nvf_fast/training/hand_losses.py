@@ -88,10 +88,10 @@ class HandBatch(NamedTuple):
         images = to["images"].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         size = images.shape[-1]
         return cls(
-            images.float().div_(127.5).sub_(1),
-            size / 2 / to["focal"],
-            *(to[name] for name in ("joints", "points", "distances", "boxes", "left", "trust")),
-            torch.zeros(len(images), 3, device=device),
+            images=images.float().div_(127.5).sub_(1),
+            slopes=size / 2 / to["focal"],
+            moves=torch.zeros(len(images), 3, device=device),
+            **{name: to[name] for name in ("joints", "points", "distances", "boxes", "left", "trust")},
         )
 
 
