@@ -32,12 +32,12 @@ from benchmarks.taught import teach
 from nvf_fast.camera import project
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.placement import HandDistribution
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.placement import HandDistribution
 
 DENSE_ON_CPU_MM = 16  # a dense grid of a smaller step of the released network takes many seconds there
 

@@ -18,10 +18,10 @@ import torch
 from benchmarks.measured import CUDA, DEVICE, now
 from benchmarks.paired import time_in_turn
 from benchmarks.plain_step import PlainStep
-from nvf_fast.data.synthetic_images import sample_hands
+from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.config import PRESETS, Optimisation, TrainingConfig
+from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.loop import Trainer
-from nvf_fast.training.pictures import PictureBatch
 
 
 def small() -> TrainingConfig:
@@ -54,8 +54,8 @@ class Noise:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: list[int]) -> PictureBatch:
-        return PictureBatch(self.images[indices], self.hands[torch.tensor(indices)])
+    def __getitems__(self, indices: list[int]) -> ImageBatch:
+        return ImageBatch(self.images[indices], self.hands[torch.tensor(indices)])
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from benchmarks.taught import teach
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.model import NVF
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 
 RESULT = Path(__file__).resolve().parent / "results" / "searches.json"
 SEED = 9_000_001

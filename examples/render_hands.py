@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from nvf_fast.data.placement import UNIFORM, HandDistribution
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from nvf_fast.data.hand_views import VIEW_SIZE, HandViews
-from nvf_fast.data.synthetic_views import SyntheticViews
 from nvf_fast.joint_definitions import PARENTS
+from nvf_fast.synthetic.rendered_views import SyntheticViews
 
 ZOOM, COLUMNS = 2, 8
 FINGERS = ("#ff5050", "#50ff50", "#50a0ff", "#ffff50", "#ff50ff")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from nvf_fast.data.synthetic_views import ViewOptions
-from nvf_fast.data.wide_images import SHAPE, SIZES, WideImages
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.synthetic.rendered_views import ViewOptions
+from nvf_fast.synthetic.wide_images import SHAPE, SIZES, WideImages
 
 CLEAR = ViewOptions(any_orientation=0.0, held=0.0, in_front=0.0)
 

@@ -14,11 +14,11 @@ import torch
 import torch.distributed
 
 from nvf_fast.data.sample import DamagedPicture, HandSample
-from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on, write_report
 from nvf_fast.evaluation.run import Options, predict
+from nvf_fast.synthetic.reference_images import sample_hands
 from tests.reference_cases import reference_network
 
 FOCAL, SIZE = 480.0, 224

@@ -10,8 +10,8 @@ import torch
 import trimesh
 from torch import Tensor
 
-from nvf_fast.data.rig import built_in_surface
-from nvf_fast.data.synthetic_images import sample_hands
+from nvf_fast.synthetic.reference_images import sample_hands
+from nvf_fast.synthetic.rig import built_in_surface
 
 
 class FieldCase(NamedTuple):

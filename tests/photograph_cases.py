@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from nvf_fast.data.photographs import mirrored
-from nvf_fast.data.placement import HandDistribution
-from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.data.tables import write_picture
+from nvf_fast.synthetic.placement import HandDistribution
+from nvf_fast.synthetic.reference_images import sample_hands
 
 SIZE = 240
 FOCAL = 300.0

@@ -25,16 +25,16 @@ from torch.utils import backend_registration
 
 from nvf_fast.baselines import build
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.rig import built_in_surface
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
-from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.run import predict
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.reference_images import sample_hands
+from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import PRESETS
+from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.losses import AuxiliaryHead
-from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.step import Step
 from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
@@ -216,7 +216,7 @@ def _seen() -> SyntheticHands:
 def _train(method: Any, preset: str) -> None:
     config = PRESETS[preset]()
     config = replace(config, model=_tiny(replace(config.model, method=method)))
-    pictures = PictureBatch(
+    pictures = ImageBatch(
         torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),
         _hands(2),
     )

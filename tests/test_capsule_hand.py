@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nvf_fast.data.capsule_hand import (
+from nvf_fast.synthetic.capsule_hand import (
     CAPSULE_RADII,
     CAPSULES,
     FINGER_METACARPALS,

@@ -8,8 +8,8 @@ import pytest
 import nvf_fast
 from nvf_fast.checkpoint import EMBEDDED, embedded_names, resolve
 from nvf_fast.data.hand_views import VIEW_SIZE, HandViews
-from nvf_fast.data.synthetic_views import SyntheticViews
 from nvf_fast.estimator import PoseEstimator
+from nvf_fast.synthetic.rendered_views import SyntheticViews
 
 MOST_BYTES = 12_000_000
 

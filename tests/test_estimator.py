@@ -24,11 +24,11 @@ import nvf_fast.pipeline
 from nvf_fast.camera import project, reference_intrinsics
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
-from nvf_fast.replay import Replay
+from nvf_fast.runtime.cuda_graph import Replay
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from tests.reference_cases import reference_network
 
 MARKED = [0, 8, 20]

@@ -14,20 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from nvf_fast import metrics
-from nvf_fast.data.placement import HandDistribution
 from nvf_fast.data.sample import DamagedPicture, HandSample
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
-from nvf_fast.data.synthetic_images import sample_hands
-from nvf_fast.evaluation import run
-from nvf_fast.evaluation.constant import constant_pose, constant_scores, constant_shape, other_hands
+from nvf_fast.evaluation import metrics, run
+from nvf_fast.evaluation.mean_pose import mean_pose, mean_pose_scores, mean_shape, other_hands
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.evaluation.report import report_on, write_report
 from nvf_fast.evaluation.run import (
-    AnotherRun,
     Answers,
     MissingShards,
     Options,
+    ResumeError,
     load_answers,
     predict,
     save_answers,
@@ -36,6 +32,9 @@ from nvf_fast.evaluation.scores import rank_correlation, score_predictions, serv
 from nvf_fast.evaluation.submission import read_submission, write_freihand_submission
 from nvf_fast.evaluation.synthetic import evaluate
 from nvf_fast.pose import JOINT_NAMES
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.placement import HandDistribution
+from nvf_fast.synthetic.reference_images import sample_hands
 from tests import evaluation_cases
 from tests.evaluation_cases import Pictures, predictor
 
@@ -175,7 +174,7 @@ def test_shards_of_another_run_are_refused(tmp_path: Path, change: str) -> None:
         options, wanted = Options(batch=4, shard=4), "batch: 2 there, 4 now"
     else:
         method.method, wanted = "other", "method: 'constant' there, 'other' now"
-    with pytest.raises(AnotherRun, match=re.escape(f"of another run ({wanted})")):
+    with pytest.raises(ResumeError, match=re.escape(f"of another run ({wanted})")):
         predict(method, data, tmp_path, facts, options)
 
 
@@ -294,16 +293,16 @@ def test_unanswered_pictures_count_with_the_constant_pose(truth: np.ndarray) -> 
     joints = np.where(valid[:, None, None], truth, np.nan)
     scores = np.where(valid, 1.0, 0.0)[:, None].repeat(21, 1)
     predictions = Predictions(joints, scores, valid, np.ones(len(truth)))
-    result = score_predictions(predictions, truth, constant_pose(truth))
-    refused = metrics.joint_errors(np.broadcast_to(constant_pose(truth), truth.shape), truth)[~valid]
+    result = score_predictions(predictions, truth, mean_pose(truth))
+    refused = metrics.joint_errors(np.broadcast_to(mean_pose(truth), truth.shape), truth)[~valid]
     assert result["invalid"] == len(truth) // 2
     assert result["cs_mje"] == pytest.approx(refused.sum() / truth[..., 0].size)
     assert result["rs_mje"] == pytest.approx(
         metrics.mpjpe(
-            metrics.root_align(np.where(valid[:, None, None], truth, constant_pose(truth)), truth), truth
+            metrics.root_align(np.where(valid[:, None, None], truth, mean_pose(truth)), truth), truth
         )
     )
-    relative = score_predictions(predictions, truth, constant_pose(truth), "root-relative")
+    relative = score_predictions(predictions, truth, mean_pose(truth), "root-relative")
     assert result.keys() - relative.keys() == {"cs_mje", "cs_auc", "te", "de"}
 
 
@@ -413,7 +412,7 @@ def test_without_released_joints_only_a_submission_is_written(tmp_path: Path) ->
 
 
 def test_no_neighbour_of_the_constant_pose_is_better(truth: np.ndarray) -> None:
-    best = constant_pose(truth)
+    best = mean_pose(truth)
     error = metrics.mpjpe(np.broadcast_to(best, truth.shape), truth)
     random = np.random.default_rng(0)
     for size in (0.5, 5.0, 50.0):
@@ -423,15 +422,15 @@ def test_no_neighbour_of_the_constant_pose_is_better(truth: np.ndarray) -> None:
 
 
 def test_the_constant_shape_beats_single_poses_after_alignment(truth: np.ndarray) -> None:
-    error = metrics.pa_mpjpe(np.broadcast_to(constant_shape(truth), truth.shape), truth)
-    for pose in (*truth[:5], constant_pose(truth)):
+    error = metrics.pa_mpjpe(np.broadcast_to(mean_shape(truth), truth.shape), truth)
+    for pose in (*truth[:5], mean_pose(truth)):
         assert metrics.pa_mpjpe(np.broadcast_to(pose, truth.shape), truth) > error
 
 
 def test_constant_scores_generalise(truth: np.ndarray) -> None:
     others = other_hands(HandDistribution(), 512)
-    scores = constant_scores(constant_pose(others), constant_shape(others), truth)
-    assert scores["cs_mje"] < 1.1 * metrics.mpjpe(np.broadcast_to(constant_pose(truth), truth.shape), truth)
+    scores = mean_pose_scores(mean_pose(others), mean_shape(others), truth)
+    assert scores["cs_mje"] < 1.1 * metrics.mpjpe(np.broadcast_to(mean_pose(truth), truth.shape), truth)
     assert scores["de"] <= scores["te"] <= scores["cs_mje"]
 
 

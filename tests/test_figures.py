@@ -13,15 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nvf_fast import metrics
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.mesh import Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
-from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.estimator import PoseEstimator
+from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.figures import rows
 from nvf_fast.evaluation.figures.files import read_photographs, read_predictions
 from nvf_fast.evaluation.figures.panels import (
@@ -39,6 +37,8 @@ from nvf_fast.evaluation.figures.rows import asked_field, nvf_row
 from nvf_fast.evaluation.figures.sheet import panel_side, sheet
 from nvf_fast.model import NVF
 from nvf_fast.overlay import FINGER_COLOURS, WRIST_COLOUR
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.reference_images import sample_hands
 from tests.reference_cases import reference_network
 
 SIZE = 112

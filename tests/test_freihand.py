@@ -18,7 +18,7 @@ from nvf_fast.data.faults import DatasetFaults
 from nvf_fast.data.freihand import VERSIONS, FreiHAND, write_freihand
 from nvf_fast.data.mano import place_freihand
 from nvf_fast.data.sample import DamagedPicture, HandSample
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from tests.dataset_trees import HANDS, edit_json, freihand_samples, mano, picture, posed, write_trees
 
 ROOT = Path(__file__).resolve().parent.parent

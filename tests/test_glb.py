@@ -20,11 +20,11 @@ from trimesh import transformations
 from nvf_fast import ops
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.faults import DatasetFaults
-from nvf_fast.data.glb_file import CHAINS, JOINTS
-from nvf_fast.data.hand_template import build_template
-from nvf_fast.data.joint_angles import THUMB_AHEAD, draw_angles
-from nvf_fast.data.rig import Rig, load_rig
-from nvf_fast.data.rig import assemble as build_rig
+from nvf_fast.synthetic.glb_file import CHAINS, JOINTS
+from nvf_fast.synthetic.hand_template import build_template
+from nvf_fast.synthetic.joint_angles import THUMB_AHEAD, draw_angles
+from nvf_fast.synthetic.rig import Rig, load_rig
+from nvf_fast.synthetic.rig import assemble as build_rig
 
 SPACING_MM = 3.4  # fine enough that the reader does not subdivide the mesh
 TIPS = CHAINS[:, 3].tolist()
@@ -262,7 +262,7 @@ def test_skins_become_one_outward_sheet_open_at_the_wrist(
 
 
 def test_a_skin_without_an_opening_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nvf_fast.data.rig.LID_COSINE", -2.0)  # no edge is sharp, so no lid is found
+    monkeypatch.setattr("nvf_fast.synthetic.rig.LID_COSINE", -2.0)  # no edge is sharp, so no lid is found
     with pytest.raises(DatasetFaults, match="no opening at the wrist; wanted a skin that is open"):
         load_rig(glb(closed(source())).save(tmp_path / "right.glb"))
 

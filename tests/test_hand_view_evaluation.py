@@ -16,16 +16,16 @@ from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import main
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.hand_views import HandViews
-from nvf_fast.data.posed_hands import draw_unit_hands
-from nvf_fast.data.rig import built_in_rig
 from nvf_fast.data.sample import HandSample
-from nvf_fast.data.synthetic_views import SyntheticViews, ViewOptions
-from nvf_fast.data.wide_images import WideHand, WideImage
 from nvf_fast.evaluation import hand_views
 from nvf_fast.evaluation.hand_view_report import report_tables, write_hand_view_report
 from nvf_fast.evaluation.photographs import Predict
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pose import HandPose
+from nvf_fast.synthetic.posed_hands import draw_unit_hands
+from nvf_fast.synthetic.rendered_views import SyntheticViews, ViewOptions
+from nvf_fast.synthetic.rig import built_in_rig
+from nvf_fast.synthetic.wide_images import WideHand, WideImage
 from nvf_fast.training.calibration import ViewPredictions
 from tests.hand_cases import hand_network
 

@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from nvf_fast.data.draws import Draws
-from nvf_fast.data.joint_angles import draw_angles
 from nvf_fast.data.photographs import Photographs
-from nvf_fast.data.posed_hands import draw_shapes
-from nvf_fast.data.rig import built_in_surface
 from nvf_fast.joint_definitions import (
     CONVERSIONS,
     PALM,
@@ -26,6 +23,9 @@ from nvf_fast.joint_definitions import (
     scale_to_unit,
     to_freihand,
 )
+from nvf_fast.synthetic.joint_angles import draw_angles
+from nvf_fast.synthetic.posed_hands import draw_shapes
+from nvf_fast.synthetic.rig import built_in_surface
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from nvf_fast.baselines import build
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.rig import built_in_surface
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic_images import sample_hands
+from nvf_fast.synthetic.reference_images import sample_hands
+from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import TrainingConfig
+from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.losses import LossConfig
 from nvf_fast.training.objectives import DenseObjective, FieldObjective, objective_of
-from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.points import PointSampling
 from nvf_fast.training.step import Step
 from nvf_fast.volumes import FrustumVolume, RootCube, Volume
@@ -102,7 +102,7 @@ def test_each_method_learns_a_batch_by_heart(hands: MeshHands) -> None:
             )  # fmt: skip
             step = Step(config, torch.device("cpu"), torch.contiguous_format)
             placed = in_frame(hands, step.volume)
-            batch = step.batch([(PictureBatch(images, placed), seeded())])
+            batch = step.batch([(ImageBatch(images, placed), seeded())])
             model = build(config.model)
             optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
             losses = []
@@ -121,8 +121,8 @@ def test_parts_draw_from_their_own_generators(hands: MeshHands) -> None:
     step = Step(config, torch.device("cpu"), torch.contiguous_format)
     images = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
 
-    def part(rows: slice, seed: int) -> tuple[PictureBatch, torch.Generator]:
-        return PictureBatch(images[rows], hands[rows]), torch.Generator().manual_seed(seed)
+    def part(rows: slice, seed: int) -> tuple[ImageBatch, torch.Generator]:
+        return ImageBatch(images[rows], hands[rows]), torch.Generator().manual_seed(seed)
 
     whole = step.batch([part(slice(0, 1), 1), part(slice(1, 3), 2)])
     alone = step.batch([part(slice(1, 3), 2)])

@@ -290,7 +290,7 @@ def test_backgrounds_come_from_a_folder(
     folder: Path, tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_colour_changes(monkeypatch)
-    monkeypatch.setattr("nvf_fast.data.backgrounds.PICTURE_CHANCE", 1.0)
+    monkeypatch.setattr("nvf_fast.synthetic.backgrounds.PICTURE_CHANCE", 1.0)
     write_picture(tmp_path / "room.png", np.full((64, 128, 3), (10, 200, 30), np.uint8))
     wide = PhotographViews(Photographs(folder, "all"), backgrounds=tmp_path).wide(6, random)
     corners = np.median(wide.images[:, [0, 0, -1, -1], [0, -1, 0, -1]], axis=1)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nvf_fast.data.draws import Draws
-from nvf_fast.data.placement import UNIFORM, HandDistribution, draw_places
-from nvf_fast.data.rig import built_in_surface
+from nvf_fast.synthetic.placement import UNIFORM, HandDistribution, draw_places
+from nvf_fast.synthetic.rig import built_in_surface
 
 
 def placed(distribution: HandDistribution, count: int = 512) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from nvf_fast.data.rasteriser import mesh_normals, rasterise
-from nvf_fast.data.solids import Solid, box, capsule, cylinder, ellipsoid, rounded_box
+from nvf_fast.synthetic.rasteriser import mesh_normals, rasterise
+from nvf_fast.synthetic.solids import Solid, box, capsule, cylinder, ellipsoid, rounded_box
 
 SIZE, FOCAL = 96, 130.0
 

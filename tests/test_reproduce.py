@@ -14,10 +14,10 @@ from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import main
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.catalogue import DataConfig
-from nvf_fast.data.synthetic import SyntheticConfig
 from nvf_fast.reproduce import cells, published, recipes
 from nvf_fast.reproduce.recipes import PAPER, SMOKE, Size, Variant, stages
 from nvf_fast.reproduce.tables import METHODS
+from nvf_fast.synthetic.dataset import SyntheticConfig
 from nvf_fast.training.points import PointSampling
 from tests.reference_cases import reference_network
 

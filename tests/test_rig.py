@@ -11,13 +11,13 @@ import trimesh
 
 from nvf_fast import ops
 from nvf_fast.data.draws import Draws
-from nvf_fast.data.gestures import draw_poses
-from nvf_fast.data.glb_file import JOINTS, webxr_name
-from nvf_fast.data.joint_angles import POSES
-from nvf_fast.data.point_distance import SearchableMesh
-from nvf_fast.data.rig import Rig, built_in_rig, load_rig
-from nvf_fast.data.skinning import blend_maps, blend_motions
 from nvf_fast.joint_definitions import bone_lengths
+from nvf_fast.synthetic.gestures import draw_poses
+from nvf_fast.synthetic.glb_file import JOINTS, webxr_name
+from nvf_fast.synthetic.joint_angles import POSES
+from nvf_fast.synthetic.point_distance import SearchableMesh
+from nvf_fast.synthetic.rig import Rig, built_in_rig, load_rig
+from nvf_fast.synthetic.skinning import blend_maps, blend_motions
 
 FILES = ("hand_r.gltf", "Hand_Nails_R.gltf")
 COUNT = 12

@@ -13,12 +13,12 @@ from torch import Tensor
 from benchmarks.taught import teach
 from nvf_fast.data.joint_surface import surface_distance
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands
-from nvf_fast.data.synthetic_images import sample_hands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.grid import Lattice
-from nvf_fast.kernels.cast_votes_ref import cast_votes
+from nvf_fast.kernels.cast_votes.reference import cast_votes
 from nvf_fast.search import Cast, Found, Sizes, guided, octree
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.labels import voting_labels
 from tests.reference_cases import reference_network
 

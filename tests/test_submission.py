@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from nvf_fast import metrics
-from nvf_fast.data.synthetic_images import sample_hands
-from nvf_fast.evaluation import submission
+from nvf_fast.evaluation import metrics, submission
+from nvf_fast.evaluation.metrics import Floats
 from nvf_fast.evaluation.submission import read_submission, write_freihand_submission, write_ho3d_submission
-from nvf_fast.metrics import Floats
+from nvf_fast.synthetic.reference_images import sample_hands
 
 COUNT = 3
 # Wrist; index, middle, little, ring, thumb without tips; tips of thumb, index, middle, ring, little: HO-3D's

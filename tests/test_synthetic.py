@@ -16,18 +16,18 @@ import trimesh
 
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import Method
-from nvf_fast.data import synthetic
 from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
-from nvf_fast.data.placement import UNIFORM
-from nvf_fast.data.rig import built_in_rig
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic import V2_PARTS, SyntheticConfig, SyntheticHands, published, synthetic_v2
-from nvf_fast.data.synthetic_images import draw_hands, draw_joints, sample_hands
-from nvf_fast.data.view_scene import HandGeometry
-from nvf_fast.evaluation.constant import constant_pose
+from nvf_fast.evaluation.mean_pose import mean_pose
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.synthetic import dataset
+from nvf_fast.synthetic.dataset import V2_PARTS, SyntheticConfig, SyntheticHands, published, synthetic_v2
+from nvf_fast.synthetic.placement import UNIFORM
+from nvf_fast.synthetic.reference_images import draw_hands, draw_joints, sample_hands
+from nvf_fast.synthetic.rig import built_in_rig
+from nvf_fast.synthetic.scene import HandGeometry
 from nvf_fast.training import loop
-from nvf_fast.training.pictures import task_pictures
+from nvf_fast.training.images import task_images
 from tests.training_cases import tiny
 
 PUBLISHED = published()
@@ -36,12 +36,12 @@ SMALL = replace(V2_PARTS["test"], count=6, size=64)
 
 @pytest.fixture
 def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "CHUNK", 2)
+    monkeypatch.setattr(dataset, "CHUNK", 2)
 
 
 def test_a_seed_gives_one_set_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = SyntheticHands(SMALL)
-    monkeypatch.setattr(synthetic, "CHUNK", 4)
+    monkeypatch.setattr(dataset, "CHUNK", 4)
     again = SyntheticHands(SMALL)
     assert torch.equal(whole.images(range(6)), again.images([0, 1, 2, 3, 4, 5]))
     assert torch.equal(whole.hands([5]).vertices, again.hands(torch.tensor([5])).vertices)
@@ -91,7 +91,7 @@ def test_impossible_sets_and_indices_are_refused() -> None:
 
 
 def test_rendering_ahead_makes_the_missing_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "CHUNK", 4)
+    monkeypatch.setattr(dataset, "CHUNK", 4)
     data = SyntheticHands(replace(SMALL, count=5 * 4), tmp_path)
     made: list[int] = []
     monkeypatch.setattr(data, "_store_chunk", made.append)
@@ -124,7 +124,7 @@ def test_the_checksums_are_of_these_sets() -> None:
     """A changed recipe, seed or distribution needs other checksums, and is another benchmark."""
     for part, config in V2_PARTS.items():
         assert PUBLISHED["fingerprint"][part] == SyntheticHands(config).fingerprint
-        assert len(PUBLISHED["sha256"][part]) == -(-config.count // synthetic.CHUNK)
+        assert len(PUBLISHED["sha256"][part]) == -(-config.count // dataset.CHUNK)
     assert len(synthetic_v2("train")) == 20_000 and len(synthetic_v2("test")) == 2_000
     data = open_dataset(DataConfig("synthetic-v2"), "evaluation", Folders())
     assert (data.name, data.split, len(data)) == ("synthetic-v2", "evaluation", 2_000)
@@ -218,7 +218,7 @@ def test_joints_for_the_constant_pose_are_of_the_same_distribution() -> None:
     joints = draw_joints(replace(SMALL, count=2))
     hands = SyntheticHands(SMALL).hands([0, 1])
     np.testing.assert_allclose(joints, hands.joints.numpy(), atol=1e-3)
-    assert constant_pose(draw_joints(SyntheticConfig(64, 1))).shape == (21, 3)
+    assert mean_pose(draw_joints(SyntheticConfig(64, 1))).shape == (21, 3)
 
 
 @pytest.mark.parametrize("method", ["nvf", "holistic", "dense"])
@@ -227,6 +227,6 @@ def test_networks_train_on_it(tmp_path: Path, method: Method) -> None:
     config = tiny(steps=1)
     losses = replace(config.losses, auxiliary_weight=config.losses.auxiliary_weight * (method == "nvf"))
     config = replace(config, model=replace(config.model, method=method), losses=losses)
-    pictures = task_pictures(SyntheticHands(SMALL), config.model)
+    pictures = task_images(SyntheticHands(SMALL), config.model)
     result = loop.train(config, pictures, tmp_path, progress=False)
     assert result.finished

@@ -14,17 +14,17 @@ import trimesh
 from PIL import Image
 
 from nvf_fast import ops
-from nvf_fast.data import view_renderer
 from nvf_fast.data.draws import Stream
-from nvf_fast.data.forearm import SKIN, SLEEVE
 from nvf_fast.data.hand_views import VIEW_POINTS, VIEW_SIZE, HandViews
-from nvf_fast.data.rasteriser import rasterise
-from nvf_fast.data.solids import Solid
-from nvf_fast.data.synthetic_views import SyntheticViews, ViewOptions, wide_fill
-from nvf_fast.data.view_objects import elbow, like_fingers, skin_lump
-from nvf_fast.data.view_renderer import HandRenderer
-from nvf_fast.data.view_scene import HandGeometry
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.synthetic import renderer
+from nvf_fast.synthetic.forearm import SKIN, SLEEVE
+from nvf_fast.synthetic.objects import elbow, like_fingers, skin_lump
+from nvf_fast.synthetic.rasteriser import rasterise
+from nvf_fast.synthetic.rendered_views import SyntheticViews, ViewOptions, wide_fill
+from nvf_fast.synthetic.renderer import HandRenderer
+from nvf_fast.synthetic.scene import HandGeometry
+from nvf_fast.synthetic.solids import Solid
 
 Likeness = Callable[[Stream, float, float], list[tuple[Solid, int]]]
 PLAIN = ViewOptions(held=0.0, in_front=0.0, clutter=0.0)
@@ -74,9 +74,9 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
     original = HandRenderer.compose
     monkeypatch.setattr(HandRenderer, "compose", coverage)
     monkeypatch.setattr(
-        view_renderer, "photographed", lambda stream, image: np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+        renderer, "photographed", lambda stream, image: np.rint(255 * image.clip(0, 1)).astype(np.uint8)
     )
-    monkeypatch.setattr(view_renderer, "mean_colour", lambda image: np.full(3, 0.4))
+    monkeypatch.setattr(renderer, "mean_colour", lambda image: np.full(3, 0.4))
     views = SyntheticViews(4, options=PLAIN).draw(24, "close")
     inside, tried = 0, 0
     for row in range(24):

@@ -16,7 +16,7 @@ import tyro
 
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.cli.train import Train
-from nvf_fast.data.synthetic_images import sample_hands
+from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training import loop
 from nvf_fast.training.augmentation import ABSENT_SCALE_MM, Augmentation, augment
 from nvf_fast.training.config import PRESETS, small
@@ -136,7 +136,7 @@ def test_not_finite_stops_and_keeps_the_good_state(tmp_path: Path) -> None:
     trainer.load()
     with torch.no_grad():
         trainer.model.field.weights[0].fill_(float("nan"))
-    with pytest.raises(loop.NonFiniteLoss, match="loss"):
+    with pytest.raises(loop.NonFiniteLossError, match="loss"):
         trainer.run(trainer.upcoming(), None, None, threading.Event(), trainer.log())
     assert state_of(tmp_path)["step"] == 1
     assert all(value.isfinite().all() for value in state_of(tmp_path)["model"].values())

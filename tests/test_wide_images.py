@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from nvf_fast.data.draws import Stream
-from nvf_fast.data.synthetic_views import ViewOptions
-from nvf_fast.data.wide_images import WideImages
+from nvf_fast.synthetic.rendered_views import ViewOptions
+from nvf_fast.synthetic.wide_images import WideImages
 
 SHAPE, SIZES = (270, 360), (40.0, 120.0)
 BARE = ViewOptions(held=0.0, in_front=0.0)

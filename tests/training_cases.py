@@ -1,8 +1,9 @@
-"""Trainings small enough for a test: pictures that cost nothing, a tiny network, states side by side."""
+"""Trainings small enough for a test: cheap images, a tiny network, a comparison of states."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -16,12 +17,14 @@ from torch import Tensor
 from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.catalogue import DataConfig
-from nvf_fast.data.rig import built_in_surface
-from nvf_fast.data.synthetic import SyntheticConfig
-from nvf_fast.data.synthetic_images import sample_hands
+from nvf_fast.synthetic.dataset import SyntheticConfig
+from nvf_fast.synthetic.reference_images import sample_hands
+from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import TrainingConfig, small
-from nvf_fast.training.pictures import PictureBatch
+from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.points import PointSampling
+from nvf_fast.training.state import SavedTraining
+from nvf_fast.training.trainer import Trainer
 
 SIZE = 32
 COARSE_MM = 10.0  # of hands with a thousand faces, whose distances cost little
@@ -29,28 +32,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Dots:
-    """Hands with pictures that cost nothing: each joint a dot whose colour tells which one.
+    """Hands with cheap images: each joint is a dot, its colour the joint's index.
 
-    damaged: indices of pictures that are told to be damaged.
+    damaged: indices of images reported as damaged.
     """
 
     def __init__(self, count: int = 12, damaged: tuple[int, ...] = ()) -> None:
         self.hands = sample_hands(
             count, torch.Generator().manual_seed(1), surface=built_in_surface(COARSE_MM)
         )
-        self.pictures = draw_dots(self.hands.joints, SIZE)
+        self.images = draw_dots(self.hands.joints, SIZE)
         self.damaged = damaged
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.pictures.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
-    def __getitems__(self, indices: list[int]) -> PictureBatch:
-        names = tuple(f"picture {index} is torn" for index in indices if index in self.damaged)
-        return PictureBatch(self.pictures[indices], self.hands[torch.tensor(indices)], names)
+    def __getitems__(self, indices: list[int]) -> ImageBatch:
+        names = tuple(f"image {index} is torn" for index in indices if index in self.damaged)
+        return ImageBatch(self.images[indices], self.hands[torch.tensor(indices)], names)
 
 
 def draw_dots(joints: Tensor, size: int) -> Tensor:
@@ -80,13 +83,24 @@ def tiny(steps: int = 6, **changes: object) -> TrainingConfig:
     return replace(config, **changes)
 
 
+def saved_training(config: TrainingConfig, directory: Path, data: Dots | None = None) -> SavedTraining:
+    """A trainer of `data` at its first step, in the folder of a training."""
+    data = data or Dots()
+    return SavedTraining(directory, Trainer(config, len(data), torch.device("cpu")), data.fingerprint)
+
+
 def state_of(directory: Path) -> dict:
     """The newest state."""
     return torch.load(max(directory.glob("state-*.pt")), weights_only=True)
 
 
+def log_of(directory: Path) -> list[dict]:
+    """The lines of a training's log."""
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
 def assert_same_state(first: object, second: object, name: str = "state", **tolerance: float) -> None:
-    """Everything but the seconds that it took is equal, bit for bit unless there is a tolerance."""
+    """Compare everything but the seconds, bit for bit unless a tolerance is given."""
     if isinstance(first, dict):
         assert first.keys() == second.keys(), name
         for key in first.keys() - {"seconds"}:
@@ -109,16 +123,16 @@ import torch
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from tests.training_cases import Dots, tiny
+from tests.training_cases import Dots, saved_training, tiny
 from nvf_fast.checkpoint import load_checkpoint
-from nvf_fast.training import loop
-from nvf_fast.training.processes import process_group
+from nvf_fast.runtime.processes import Processes, process_group
+from nvf_fast.training.loop import train
 
 torch.set_num_threads(1)
-loop.Trainer(tiny(), Dots(), Path(), torch.device("cpu"))  # what is imported at first use, once for all forks
+saved_training(tiny(), Path())  # lazy imports, once for all forks
 
 def launch(run, port):
-    # Two processes of run(rank), as torchrun would start them; by rank, the status and time of its end.
+    # Run two processes of run(rank) as torchrun would; return the status and time of each one's end, by rank.
     def main(rank):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -138,7 +152,7 @@ def launch(run, port):
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process of one thread that runs code, for which a training's names are imported."""
+    """Start a single-threaded process that runs code after the imports of `SCRIPT`."""
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT + code, *map(str, arguments)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
@@ -147,7 +161,7 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def output_of(code: str, *arguments: object) -> str:
-    """What such a process prints; it must end well and within two minutes."""
+    """The output of such a process, which must succeed within two minutes."""
     process = python(code, *arguments)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

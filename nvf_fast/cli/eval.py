@@ -15,9 +15,9 @@ import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
-from nvf_fast.data.placement import UNIFORM, HandDistribution
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands, render_ahead, synthetic_v2
 from nvf_fast.search import Search
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands, render_ahead, synthetic_v2
+from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
 if TYPE_CHECKING:
     from nvf_fast.estimator import PoseEstimator
@@ -139,7 +139,7 @@ class Synthetic:
         from nvf_fast.checkpoint import record_scores
         from nvf_fast.evaluation.report import finite, surroundings
         from nvf_fast.evaluation.synthetic import evaluate
-        from nvf_fast.files import whole_file
+        from nvf_fast.runtime.files import whole_file
 
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError("eval synthetic runs in one process; eval synthetic-v2 in several")
@@ -392,12 +392,12 @@ class HandViews:
     def _measure(self, estimator: PoseEstimator) -> dict[str, Any]:
         from nvf_fast.data.photograph_views import PhotographViews
         from nvf_fast.data.photographs import Photographs
-        from nvf_fast.data.synthetic_views import SyntheticViews
-        from nvf_fast.data.wide_images import WideImages
         from nvf_fast.evaluation import hand_views
-        from nvf_fast.evaluation.constant import other_hands
+        from nvf_fast.evaluation.mean_pose import other_hands
         from nvf_fast.evaluation.photographs import predict_with
         from nvf_fast.model import NVF
+        from nvf_fast.synthetic.rendered_views import SyntheticViews
+        from nvf_fast.synthetic.wide_images import WideImages
         from nvf_fast.training.calibration import predict_views
 
         assert isinstance(estimator.model, NVF)
@@ -467,7 +467,7 @@ def _evaluate(
     layout: Layout | None = None,
 ) -> None:
     """Asks about every picture and writes the report; of several processes the first one does."""
-    from nvf_fast.evaluation.constant import fallback_pose
+    from nvf_fast.evaluation.mean_pose import fallback_pose
     from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
     from nvf_fast.evaluation.run import Options, predict
 

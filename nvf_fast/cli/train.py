@@ -12,9 +12,9 @@ import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.data.catalogue import Folders, open_dataset
-from nvf_fast.data.synthetic import render_ahead
+from nvf_fast.synthetic.dataset import render_ahead
 from nvf_fast.training.config import PRESETS, TrainingConfig
-from nvf_fast.training.feed import Pictures
+from nvf_fast.training.loader import Pictures
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Run:
     inexact: bool = False
 
     def run(self) -> None:
-        from nvf_fast.training.loop import NonFiniteLoss, train
-        from nvf_fast.training.pictures import task_pictures
-        from nvf_fast.training.processes import ProcessLost, process_group
+        from nvf_fast.runtime.processes import ProcessLostError, process_group
+        from nvf_fast.training.images import task_images
+        from nvf_fast.training.loop import NonFiniteLossError, train
         from nvf_fast.training.validation import validation
 
         config = self.config
@@ -85,7 +85,7 @@ class Run:
                 else:
                     dataset = open_dataset(config.data, "training", folders)
                     _render_ahead(dataset)
-                    pictures = task_pictures(dataset, config.model)
+                    pictures = task_images(dataset, config.model)
                     if first and config.evaluate_every > 0:
                         evaluate = validation(config.data, folders, config.evaluation_images)
                 try:
@@ -103,7 +103,7 @@ class Run:
                         timeout_s=self.timeout_s,
                         inexact=self.inexact,
                     )
-                except (NonFiniteLoss, ProcessLost) as error:
+                except (NonFiniteLossError, ProcessLostError) as error:
                     raise UserError(str(error)) from error
         if first:
             state = "finished" if result.finished else "stopped; the same command goes on"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from nvf_fast.data.sample import HandDataset
-from nvf_fast.data.synthetic import SyntheticConfig, SyntheticHands, synthetic_v2
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands, synthetic_v2
 
 Name = Literal["synthetic", "synthetic-v2", "freihand", "ho3d", "complement"]
 Split = Literal["training", "evaluation"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from nvf_fast.data.capsule_hand import CAPSULE_RADII, CAPSULES
 from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about, unit_vectors
 from nvf_fast.joint_definitions import TIPS, palm_frame
+from nvf_fast.synthetic.capsule_hand import CAPSULE_RADII, CAPSULES
 
 # The unit hand is smaller than the mean capsule hand, whose radii these are.
 RADIUS_SCALE = 0.975

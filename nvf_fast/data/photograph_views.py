@@ -10,13 +10,13 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from nvf_fast.data.backgrounds import Backgrounds
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.data.joint_surface import RADII_MM, cone_ends, sample_field_points
 from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
 from nvf_fast.joint_definitions import scale_to_unit
+from nvf_fast.synthetic.backgrounds import Backgrounds
 
 WEIGHTS: Mapping[str, float] = {
     "gestures": 5.0,  # many people and rooms, closest to users' photographs

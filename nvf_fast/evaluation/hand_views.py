@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nvf_fast import metrics
 from nvf_fast.data.hand_views import VIEW_SIZE, HandViews
 from nvf_fast.data.image_warp import warp_perspective
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.sample_views import views_of_boxes
-from nvf_fast.data.wide_images import WideImage
-from nvf_fast.evaluation.constant import constant_pose, constant_shape
+from nvf_fast.evaluation import metrics
+from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
 from nvf_fast.evaluation.photographs import Predict
 from nvf_fast.evaluation.scores import rank_correlation
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pose import HandPose
+from nvf_fast.synthetic.wide_images import WideImage
 from nvf_fast.training.calibration import ViewPredictions
 from nvf_fast.volumes import HandVolume
 
@@ -102,9 +102,9 @@ def score_poses(
     """
     truth, scales = _truth(samples), _scales(samples)
     intrinsics = np.stack([sample.intrinsics for sample in samples])
-    constant = np.broadcast_to(constant_pose(others), truth.shape)
-    from_wrist = np.broadcast_to(constant_pose(others - others[:, :1]), truth.shape)
-    shape = np.broadcast_to(constant_shape(others), truth.shape)
+    constant = np.broadcast_to(mean_pose(others), truth.shape)
+    from_wrist = np.broadcast_to(mean_pose(others - others[:, :1]), truth.shape)
+    shape = np.broadcast_to(mean_shape(others), truth.shape)
     lost = ~np.isfinite(poses.joints).all((1, 2))
     unit = np.where(lost[:, None, None], constant / scales[:, None, None], poses.joints)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from nvf_fast.data.synthetic import SyntheticHands
-from nvf_fast.evaluation.constant import constant_pose, constant_scores, constant_shape, other_hands
+from nvf_fast.evaluation.mean_pose import mean_pose, mean_pose_scores, mean_shape, other_hands
 from nvf_fast.evaluation.predictors import Predictor
 from nvf_fast.evaluation.run import Options, predict
 from nvf_fast.evaluation.scores import score_predictions
+from nvf_fast.synthetic.dataset import SyntheticHands
 
 
 def evaluate(predictor: Predictor, data: SyntheticHands, progress: bool = False) -> dict[str, Any]:
@@ -26,10 +26,10 @@ def evaluate(predictor: Predictor, data: SyntheticHands, progress: bool = False)
     answers = predict(predictor, data, options=Options(progress=progress))
     assert answers is not None
     others = other_hands(data.config.distribution)
-    pose = constant_pose(others)
+    pose = mean_pose(others)
     return {
         "data": asdict(data.config),
-        "constant": constant_scores(pose, constant_shape(others), answers.truth),
+        "constant": mean_pose_scores(pose, mean_shape(others), answers.truth),
         **{
             setting: score_predictions(predictions, answers.truth, pose, predictor.task)
             for setting, predictions in answers.predictions.items()

@@ -15,15 +15,15 @@ from nvf_fast.baselines import Network
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.data.catalogue import Folders, Split, open_dataset
 from nvf_fast.data.sample import FirstSamples, HandDataset
-from nvf_fast.data.synthetic import SyntheticHands
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.constant import fallback_pose
+from nvf_fast.evaluation.mean_pose import fallback_pose
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import SETTINGS, Options, predict
 from nvf_fast.reproduce.recipes import Role, Size, Stage, Variant, data_for, stages
+from nvf_fast.synthetic.dataset import SyntheticHands
+from nvf_fast.training.images import task_images
 from nvf_fast.training.loop import train
-from nvf_fast.training.pictures import task_pictures
 
 LOG = logging.getLogger("nvf_fast")
 EVALUATED_ON: dict[str, Role] = {"camera-space": "freihand", "root-relative": "ho3d"}
@@ -77,7 +77,7 @@ class Workshop:
 
         Raises:
             Stopped: the training was asked to stop.
-            CannotStart: the folder holds other trainings.
+            ResumeError: the folder holds other trainings.
         """
         wanted = stages(variant, self.size, frozenset(self.data), self.seed)
         for stage in wanted:
@@ -119,7 +119,7 @@ class Workshop:
         LOG.info("training %s", stage.name)
         result = train(
             stage.config,
-            task_pictures(self.dataset(stage.role, "training"), stage.config.model),
+            task_images(self.dataset(stage.role, "training"), stage.config.model),
             self._folder(stage.name),
             start=None if stage.after is None else self._folder(stage.after) / "checkpoint",
             device=self.device,

@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from nvf_fast.config import Method, NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
-from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.synthetic.dataset import SyntheticConfig
 from nvf_fast.training.config import (
     TrainingConfig,
     camera_space,

@@ -8,8 +8,8 @@ from typing import Literal
 
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
-from nvf_fast.data.placement import HandDistribution
-from nvf_fast.data.synthetic import SyntheticConfig
+from nvf_fast.synthetic.dataset import SyntheticConfig
+from nvf_fast.synthetic.placement import HandDistribution
 from nvf_fast.training.augmentation import Augmentation
 from nvf_fast.training.hand_losses import HandLossConfig
 from nvf_fast.training.losses import LossConfig

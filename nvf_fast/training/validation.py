@@ -8,12 +8,12 @@ from dataclasses import replace
 from nvf_fast.baselines import Network
 from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
 from nvf_fast.data.sample import FirstSamples
-from nvf_fast.data.synthetic import render_ahead
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.constant import fallback_pose
+from nvf_fast.evaluation.mean_pose import fallback_pose
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import predict
+from nvf_fast.synthetic.dataset import render_ahead
 
 SYNTHETIC_SEED = 1_000_003  # pictures that no training on a smaller seed sees
 SHOWN = ("cs_mje", "te", "de", "rs_mje", "pa_mpjpe", "voters", "invalid")

@@ -15,7 +15,7 @@ from nvf_fast.data.photograph_views import PhotographViews
 from nvf_fast.data.photographs import Photographs
 from nvf_fast.data.sample import HandDataset
 from nvf_fast.data.sample_views import SampleViews
-from nvf_fast.data.synthetic_views import Kind, SyntheticViews
+from nvf_fast.synthetic.rendered_views import Kind, SyntheticViews
 from nvf_fast.training.view_mixture import Source, ViewMixture, ViewMixtureConfig
 
 SEEDS = 2**62

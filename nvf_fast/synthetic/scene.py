@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvf_fast.data.forearm import face_materials, forearm_faces
-from nvf_fast.data.point_distance import SearchableMesh
-from nvf_fast.data.posed_hands import PosedHand
-from nvf_fast.data.rasteriser import rasterise
-from nvf_fast.data.rig import Rig
-from nvf_fast.data.skin import PALM
-from nvf_fast.data.solids import Solid
+from nvf_fast.synthetic.forearm import face_materials, forearm_faces
+from nvf_fast.synthetic.point_distance import SearchableMesh
+from nvf_fast.synthetic.posed_hands import PosedHand
+from nvf_fast.synthetic.rasteriser import rasterise
+from nvf_fast.synthetic.rig import Rig
+from nvf_fast.synthetic.skin import PALM
+from nvf_fast.synthetic.solids import Solid
 
 COVER_SIZE = 64  # px, of the raster that tells what is covered
 

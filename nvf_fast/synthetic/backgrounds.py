@@ -12,8 +12,8 @@ from PIL import Image
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
-from nvf_fast.data.shading import noise_at, noise_volume
-from nvf_fast.data.skin import draw_tone
+from nvf_fast.synthetic.shading import noise_at, noise_volume
+from nvf_fast.synthetic.skin import draw_tone
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LARGEST = 1024  # px, of a picture's longer side in memory

@@ -10,14 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from nvf_fast.data.backgrounds import Backgrounds
 from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
-from nvf_fast.data.posed_hands import Definition, PosedHand, draw_unit_hands
 from nvf_fast.data.query_points import BALL_MM, NEAR, NEAR_MM, NEAREST_MM, ON_RAYS, RAY_MM, SLAB_MM
-from nvf_fast.data.rig import built_in_rig, load_rig
-from nvf_fast.data.solids import Solid
-from nvf_fast.data.view_objects import (
+from nvf_fast.synthetic.backgrounds import Backgrounds
+from nvf_fast.synthetic.objects import (
     about_axis,
     draw_orientation,
     elbow,
@@ -27,8 +24,11 @@ from nvf_fast.data.view_objects import (
     lying_about,
     skin_lump,
 )
-from nvf_fast.data.view_renderer import HandRenderer, SceneChances
-from nvf_fast.data.view_scene import HandGeometry, covered_joints
+from nvf_fast.synthetic.posed_hands import Definition, PosedHand, draw_unit_hands
+from nvf_fast.synthetic.renderer import HandRenderer, SceneChances
+from nvf_fast.synthetic.rig import built_in_rig, load_rig
+from nvf_fast.synthetic.scene import HandGeometry, covered_joints
+from nvf_fast.synthetic.solids import Solid
 
 Kind = Literal["close", "wide", "empty"]
 BATCH = 48  # hands posed at once

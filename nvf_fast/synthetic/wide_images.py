@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 from nvf_fast.camera import look_at_rotation
-from nvf_fast.data.backgrounds import Backgrounds
 from nvf_fast.data.draws import Draws, Stream
-from nvf_fast.data.filters import develop, mean_colour
 from nvf_fast.data.hand_views import VIEW_SIZE
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
-from nvf_fast.data.posed_hands import Definition, PosedHand, draw_unit_hands
-from nvf_fast.data.rasteriser import NEAREST_MM
-from nvf_fast.data.rig import built_in_rig, load_rig
-from nvf_fast.data.synthetic_views import ViewOptions
-from nvf_fast.data.view_objects import draw_orientation
-from nvf_fast.data.view_renderer import OVERSAMPLING, HandRenderer, SceneChances
-from nvf_fast.data.view_scene import covered_joints
+from nvf_fast.synthetic.backgrounds import Backgrounds
+from nvf_fast.synthetic.filters import develop, mean_colour
+from nvf_fast.synthetic.objects import draw_orientation
+from nvf_fast.synthetic.posed_hands import Definition, PosedHand, draw_unit_hands
+from nvf_fast.synthetic.rasteriser import NEAREST_MM
+from nvf_fast.synthetic.rendered_views import ViewOptions
+from nvf_fast.synthetic.renderer import OVERSAMPLING, HandRenderer, SceneChances
+from nvf_fast.synthetic.rig import built_in_rig, load_rig
+from nvf_fast.synthetic.scene import covered_joints
 
 Side = Literal["right", "left"]
 SHAPE = (720, 1280)  # px, height and width

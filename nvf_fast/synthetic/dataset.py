@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvf_fast.camera import reference_intrinsics
-from nvf_fast.data.placement import UNIFORM, HandDistribution
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
 CHUNK = 128  # images kept in one file
 RECIPE = 1  # raise when the same seed would give other images or labels
@@ -115,7 +115,7 @@ class SyntheticHands:
 
     def hands(self, indices: Iterable[int] | Tensor) -> MeshHands:
         """The hands in these images, camera frame, mm."""
-        from nvf_fast.data.rig import built_in_surface
+        from nvf_fast.synthetic.rig import built_in_surface
 
         numbers = self._checked(indices)
         vertices, joints = (self._stacked(name, numbers) for name in ("vertices", "joints"))
@@ -196,7 +196,7 @@ class SyntheticHands:
         temporary.replace(path)
 
     def _make_chunk(self, chunk: int) -> dict[str, Tensor]:
-        from nvf_fast.data.synthetic_images import draw_hands, render_hands
+        from nvf_fast.synthetic.reference_images import draw_hands, render_hands
 
         end = (chunk + 1) * CHUNK
         if self.folder is None and self.checksums is None:  # no longer set takes images from this chunk
@@ -235,7 +235,7 @@ def synthetic_v2(part: Literal["train", "test"], cache: Path | str | None = None
 
 def published() -> dict[str, Any]:
     """Fingerprints, checksums and some labels and coarse images of synthetic-v2 as it was published."""
-    return json.loads((files("nvf_fast.data") / "synthetic_v2.json").read_text())
+    return json.loads((files("nvf_fast.synthetic") / "synthetic_v2.json").read_text())
 
 
 def render_ahead(

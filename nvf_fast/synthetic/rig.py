@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast.data.faults import Faults
-from nvf_fast.data.finger_overlap import DEEPEST_OVERLAP, deepest_overlap
-from nvf_fast.data.glb_file import BONES, CHAINS, JOINTS, METACARPALS, GLBFile
-from nvf_fast.data.hand_skeleton import OURS, HandSkeleton
-from nvf_fast.data.hand_template import build_template
-from nvf_fast.data.skin import skin_masks
-from nvf_fast.data.skinning import blend_maps, blend_motions
+from nvf_fast.synthetic.finger_overlap import DEEPEST_OVERLAP, deepest_overlap
+from nvf_fast.synthetic.glb_file import BONES, CHAINS, JOINTS, METACARPALS, GLBFile
+from nvf_fast.synthetic.hand_skeleton import OURS, HandSkeleton
+from nvf_fast.synthetic.hand_template import build_template
+from nvf_fast.synthetic.skin import skin_masks
+from nvf_fast.synthetic.skinning import blend_maps, blend_motions
 
 PAGE = "https://www.w3.org/TR/webxr-hand-input-1, docs/synthetic.md"
 INFLUENCES = 4  # joints of each vertex

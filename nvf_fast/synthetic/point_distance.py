@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from nvf_fast.data.rasteriser import mesh_normals
+from nvf_fast.synthetic.rasteriser import mesh_normals
 
 CELLS = 48  # along each axis of the grid that finds the points below a triangle
 GROUP = 32  # vertices that are looked through or left out together

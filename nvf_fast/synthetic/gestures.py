@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.data.draws import Draws
-from nvf_fast.data.joint_angles import FINGER_SPLAY, POSES, draw_angles
+from nvf_fast.synthetic.joint_angles import FINGER_SPLAY, POSES, draw_angles
 
 GESTURE_CHANCE = 0.6
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from nvf_fast.data.draws import Stream
-from nvf_fast.data.glb_file import CHAINS
-from nvf_fast.data.hand_skeleton import HandSkeleton
+from nvf_fast.synthetic.glb_file import CHAINS
+from nvf_fast.synthetic.hand_skeleton import HandSkeleton
 
 PALM, CREASE, KNUCKLE, NAIL, TIP = range(5)  # columns of the masks
 TEXTURE_SIZE = 512  # px, of the details kept of a texture

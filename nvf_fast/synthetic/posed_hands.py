@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from nvf_fast.data.draws import Draws, Stream
-from nvf_fast.data.forearm import Forearm, draw_forearm, forearm_vertices
-from nvf_fast.data.gestures import draw_poses
-from nvf_fast.data.glb_file import METACARPALS
-from nvf_fast.data.rig import Rig
 from nvf_fast.joint_definitions import UNIT_SCALE_MM, to_freihand
+from nvf_fast.synthetic.forearm import Forearm, draw_forearm, forearm_vertices
+from nvf_fast.synthetic.gestures import draw_poses
+from nvf_fast.synthetic.glb_file import METACARPALS
+from nvf_fast.synthetic.rig import Rig
 
 Definition = Literal["anatomical", "openxr"]
 BONE_SPREAD = 0.04  # of each bone on its own, beside the size of the whole hand

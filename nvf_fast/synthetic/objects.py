@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nvf_fast.data.draws import Stream
-from nvf_fast.data.forearm import (
+from nvf_fast.synthetic.forearm import (
     BAND,
     SKIN,
     SLEEVE,
@@ -14,10 +14,10 @@ from nvf_fast.data.forearm import (
     forearm_faces,
     forearm_vertices,
 )
-from nvf_fast.data.posed_hands import PosedHand
-from nvf_fast.data.rig import Rig
-from nvf_fast.data.skin import draw_tone
-from nvf_fast.data.solids import Solid, box, capsule, cylinder, ellipsoid, rounded_box
+from nvf_fast.synthetic.posed_hands import PosedHand
+from nvf_fast.synthetic.rig import Rig
+from nvf_fast.synthetic.skin import draw_tone
+from nvf_fast.synthetic.solids import Solid, box, capsule, cylinder, ellipsoid, rounded_box
 
 FIRST_OBJECT = 3  # material; before it are those of the forearm
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from nvf_fast.data.skin import CREASE, KNUCKLE, NAIL, PALM, TIP, SkinLook
+from nvf_fast.synthetic.skin import CREASE, KNUCKLE, NAIL, PALM, TIP, SkinLook
 
 SHADOW_MAP, OCCLUSION_MAP = 110, 84  # px
 BIAS_MM = 4.0  # of depth maps

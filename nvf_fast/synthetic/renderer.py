@@ -10,14 +10,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nvf_fast.data.backgrounds import Backgrounds
 from nvf_fast.data.draws import Stream
-from nvf_fast.data.filters import develop, mean_colour, motion_blur, over, sample_layer, soften
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
-from nvf_fast.data.posed_hands import PosedHand
-from nvf_fast.data.rasteriser import mesh_normals, rasterise, shown_vertices
-from nvf_fast.data.rig import Rig
-from nvf_fast.data.shading import (
+from nvf_fast.synthetic.backgrounds import Backgrounds
+from nvf_fast.synthetic.filters import develop, mean_colour, motion_blur, over, sample_layer, soften
+from nvf_fast.synthetic.objects import (
+    FIRST_OBJECT,
+    about_axis,
+    any_solid,
+    draw_looks,
+    held_solid,
+    lying_about,
+)
+from nvf_fast.synthetic.posed_hands import PosedHand
+from nvf_fast.synthetic.rasteriser import mesh_normals, rasterise, shown_vertices
+from nvf_fast.synthetic.rig import Rig
+from nvf_fast.synthetic.scene import HandGeometry, Scene
+from nvf_fast.synthetic.shading import (
     SHADOW_MAP,
     Lighting,
     light_vertices,
@@ -27,17 +36,8 @@ from nvf_fast.data.shading import (
     shade,
     visibility,
 )
-from nvf_fast.data.skin import PALM, draw_skin, load_texture
-from nvf_fast.data.solids import Solid
-from nvf_fast.data.view_objects import (
-    FIRST_OBJECT,
-    about_axis,
-    any_solid,
-    draw_looks,
-    held_solid,
-    lying_about,
-)
-from nvf_fast.data.view_scene import HandGeometry, Scene
+from nvf_fast.synthetic.skin import PALM, draw_skin, load_texture
+from nvf_fast.synthetic.solids import Solid
 
 OVERSAMPLING = 1.5  # of the raster against the view
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from nvf_fast.data.glb_file import BONES, CHAINS, METACARPALS
-from nvf_fast.data.joint_angles import THUMB_ACROSS, THUMB_AHEAD
 from nvf_fast.data.rotations import rotation_about
+from nvf_fast.synthetic.glb_file import BONES, CHAINS, METACARPALS
+from nvf_fast.synthetic.joint_angles import THUMB_ACROSS, THUMB_AHEAD
 
 PARENTS = [0 if joint in (0, 1, *METACARPALS) else joint - 1 for joint in range(25)]
 OURS = [joint for joint in range(25) if joint not in METACARPALS]

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE
-from nvf_fast.data.backgrounds import Backgrounds
 from nvf_fast.data.draws import Draws, Stream
-from nvf_fast.data.placement import HandDistribution, draw_places
-from nvf_fast.data.posed_hands import HandShapes, draw_shapes, posed_vertices, with_forearm
-from nvf_fast.data.rig import Rig, built_in_rig, built_in_surface
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.data.synthetic import SyntheticConfig
-from nvf_fast.data.view_renderer import HandRenderer, SceneChances
 from nvf_fast.joint_definitions import to_freihand
+from nvf_fast.synthetic.backgrounds import Backgrounds
+from nvf_fast.synthetic.dataset import SyntheticConfig
+from nvf_fast.synthetic.placement import HandDistribution, draw_places
+from nvf_fast.synthetic.posed_hands import HandShapes, draw_shapes, posed_vertices, with_forearm
+from nvf_fast.synthetic.renderer import HandRenderer, SceneChances
+from nvf_fast.synthetic.rig import Rig, built_in_rig, built_in_surface
 
 CHANCES = SceneChances(held=0.2, in_front=0.2, clutter=0.4)
 SLEEVES = 0.4
