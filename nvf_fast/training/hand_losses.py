@@ -31,8 +31,8 @@ class HandLossConfig:
         presence: weight of the cross-entropy of a hand's presence.
         side: weight of that of its side.
         hands: weight of the focal loss of hands' centres and of the losses of their sizes and sides.
-        steady: weight of the disagreement between a view's coarse pose and that of the view moved a little,
-            its terms weighted as those of the coarse pose.
+        steady: weight of the disagreement between the coarse poses of a view and of the same view moved, its
+            terms weighted as those of the coarse pose.
         moved: ratio of the posed views that are encoded a second time for it.
         move_px, move_zoom: largest shift and change of the log of the focal length of a moved view.
         clamp_mm, wide_mm, wide: signed distances are compared after clamping at the first, and with weight
@@ -52,9 +52,9 @@ class HandLossConfig:
     side: float = 0.6
     hands: float = 0.1
     steady: float = 1.0
-    moved: float = 0.25
-    move_px: float = 1.0
-    move_zoom: float = 0.02
+    moved: float = 0.3
+    move_px: float = 8.0
+    move_zoom: float = 0.1
     clamp_mm: float = 5.0
     wide_mm: float = 50.0
     wide: float = 0.2

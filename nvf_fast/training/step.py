@@ -109,7 +109,8 @@ class HandStep:
             count, jitter = len(batch.images), self.config.views.colour
             noise = torch.randn(count, 4, 1, 1, generator=generator, device=self.device) * jitter
             images = (batch.images * noise[:, :3].exp() + noise[:, 3:]).clamp_(-1, 1)
-            moves = 2 * torch.rand(count, 3, generator=generator, device=self.device) - 1
+            # Cubed: most moves are small, by a pixel or less.
+            moves = (2 * torch.rand(count, 3, generator=generator, device=self.device) - 1) ** 3
             made.append(batch._replace(images=images, moves=moves))
         joined = HandBatch(*map(torch.cat, zip(*made, strict=True)))
         return joined._replace(images=joined.images.contiguous(memory_format=self.layout))
