@@ -20,9 +20,11 @@ from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation import metrics
-from nvf_fast.evaluation.figures import rows
-from nvf_fast.evaluation.figures.files import read_photographs, read_predictions
-from nvf_fast.evaluation.figures.panels import (
+from nvf_fast.model import NVF
+from nvf_fast.overlay import FINGER_COLOURS, WRIST_COLOUR
+from nvf_fast.reproduce.inputs import read_photographs, read_predictions
+from nvf_fast.reproduce.plots import rows
+from nvf_fast.reproduce.plots.panels import (
     DARKENED,
     PictureView,
     mask_panel,
@@ -30,13 +32,11 @@ from nvf_fast.evaluation.figures.panels import (
     pose_panel,
     vote_panel,
 )
-from nvf_fast.evaluation.figures.pck import pck_figure
-from nvf_fast.evaluation.figures.poses import PosePair, comparison_figure, photograph_figure
-from nvf_fast.evaluation.figures.qualitative import QualitativeRow, hand_window, qualitative_figure
-from nvf_fast.evaluation.figures.rows import asked_field, nvf_row
-from nvf_fast.evaluation.figures.sheet import panel_side, sheet
-from nvf_fast.model import NVF
-from nvf_fast.overlay import FINGER_COLOURS, WRIST_COLOUR
+from nvf_fast.reproduce.plots.pck import pck_figure
+from nvf_fast.reproduce.plots.poses import PosePair, comparison_figure, photograph_figure
+from nvf_fast.reproduce.plots.qualitative import QualitativeRow, hand_window, qualitative_figure
+from nvf_fast.reproduce.plots.rows import asked_field, nvf_row
+from nvf_fast.reproduce.plots.sheet import panel_side, sheet
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.reference_images import sample_hands
 from tests.reference_cases import reference_network

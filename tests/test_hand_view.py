@@ -21,13 +21,13 @@ from nvf_fast.camera import network_view, project, view_intrinsics
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator, load
-from nvf_fast.evaluation.figures.rows import asked_field
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
-from nvf_fast.kernels.cast_votes_ref import cast_votes
+from nvf_fast.kernels.cast_votes.reference import cast_votes
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
-from nvf_fast.replay import Replay
+from nvf_fast.reproduce.plots.rows import asked_field
+from nvf_fast.runtime.cuda_graph import Replay
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume
 from tests.hand_cases import LEFT, PRESENCE, hand_network
 

@@ -19,6 +19,7 @@ import torch
 
 from nvf_fast import __version__
 from nvf_fast.config import Task
+from nvf_fast.evaluation.metrics import KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
 from nvf_fast.evaluation.run import Answers, Times, save_answers
 from nvf_fast.evaluation.scores import (
@@ -30,8 +31,7 @@ from nvf_fast.evaluation.scores import (
     server_scores,
 )
 from nvf_fast.evaluation.submission import Layout
-from nvf_fast.files import whole_file
-from nvf_fast.metrics import KeypointScores
+from nvf_fast.runtime.files import whole_file
 
 SHOWN_FAULTS = 20
 TABLE = {
@@ -147,7 +147,7 @@ def write_report(
         report["notes"].append("The submissions' vertices are zeros: their mesh scores mean nothing.")
     if "settings" in report:
         if importlib.util.find_spec("matplotlib"):
-            from nvf_fast.evaluation.figures.pck import pck_figure
+            from nvf_fast.reproduce.plots.pck import pck_figure
 
             files.append(folder / "pck.png")
             pck_figure(_drawn(report["settings"]), files[-1])

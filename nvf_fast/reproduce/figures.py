@@ -7,21 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from nvf_fast import metrics
 from nvf_fast.baselines import DenseBaseline
 from nvf_fast.data.sample import HandDataset, HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.figures.dense import dense_row
-from nvf_fast.evaluation.figures.files import read_photographs, read_predictions
-from nvf_fast.evaluation.figures.pck import pck_figure
-from nvf_fast.evaluation.figures.poses import PosePair, comparison_figure, photograph_figure
-from nvf_fast.evaluation.figures.qualitative import QualitativeRow, hand_window, qualitative_figure
-from nvf_fast.evaluation.figures.rows import nvf_row
+from nvf_fast.evaluation import metrics
+from nvf_fast.evaluation.metrics import KeypointScores
 from nvf_fast.evaluation.scores import curve_of
-from nvf_fast.metrics import KeypointScores
 from nvf_fast.model import NVF
 from nvf_fast.reproduce import published
 from nvf_fast.reproduce.cells import Workshop
+from nvf_fast.reproduce.inputs import read_photographs, read_predictions
+from nvf_fast.reproduce.plots.dense import dense_row
+from nvf_fast.reproduce.plots.pck import pck_figure
+from nvf_fast.reproduce.plots.poses import PosePair, comparison_figure, photograph_figure
+from nvf_fast.reproduce.plots.qualitative import QualitativeRow, hand_window, qualitative_figure
+from nvf_fast.reproduce.plots.rows import nvf_row
 from nvf_fast.reproduce.recipes import Variant
 from nvf_fast.reproduce.results import Result
 from nvf_fast.reproduce.tables import METHODS

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvf_fast.evaluation.report import finite, surroundings
-from nvf_fast.files import whole_file
+from nvf_fast.runtime.files import whole_file
 
 SMALLER = (
     "**A {size}: networks far smaller and trainings far shorter than the paper's. It shows that every step "

@@ -13,7 +13,7 @@ import numpy as np
 from nvf_fast.config import Method
 from nvf_fast.data.sample import HandDataset
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.constant import constant_pose, other_hands
+from nvf_fast.evaluation.mean_pose import mean_pose, other_hands
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import SETTINGS, Options, predict
@@ -126,7 +126,7 @@ def step_sizes(network: NVF, dataset: HandDataset, use_scale: bool) -> Result:
         predictor = NetworkPredictor(estimator)
         answers = predict(predictor, dataset, options=Options(batch=1, shard=16, progress=True))
         assert answers is not None
-        report = report_on(answers, constant_pose(other_hands()), {})["settings"][SETTINGS[use_scale]]
+        report = report_on(answers, mean_pose(other_hands()), {})["settings"][SETTINGS[use_scale]]
         times = list(_milliseconds(estimator, dataset, use_scale))
         median = statistics.median(times)
         details[str(step)] = {"scores": report["scores"], "milliseconds": times}

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nvf_fast.evaluation.figures.panels import PictureView, pose_panel
-from nvf_fast.evaluation.figures.sheet import noted, panel_side, save_sheet, sheet
+from nvf_fast.reproduce.plots.panels import PictureView, pose_panel
+from nvf_fast.reproduce.plots.sheet import noted, panel_side, save_sheet, sheet
 
 PAIRS = 4  # of photographs in a row
 NO_ANSWER = "no pose"

@@ -10,7 +10,7 @@ from torch.nn.functional import grid_sample
 from nvf_fast.baselines import DenseBaseline
 from nvf_fast.camera import network_view
 from nvf_fast.data.sample import HandSample
-from nvf_fast.evaluation.figures.qualitative import QualitativeRow
+from nvf_fast.reproduce.plots.qualitative import QualitativeRow
 from nvf_fast.volumes import FrustumVolume
 
 

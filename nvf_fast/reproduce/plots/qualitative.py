@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image
 
 from nvf_fast.data.mesh import Mesh
-from nvf_fast.evaluation.figures.panels import (
+from nvf_fast.overlay import FINGER_COLOURS
+from nvf_fast.reproduce.plots.panels import (
     PictureView,
     mask_panel,
     mesh_panel,
     pose_panel,
     vote_panel,
 )
-from nvf_fast.evaluation.figures.sheet import noted, panel_side, save_sheet, sheet
-from nvf_fast.overlay import FINGER_COLOURS
+from nvf_fast.reproduce.plots.sheet import noted, panel_side, save_sheet, sheet
 
 VOTED = {"Wrist": 0, "Thumb root": 1, "Index tip": 8, "Middle root": 9, "Ring tip": 16, "Pinky root": 17}
 VOTED_WRIST_COLOUR = (95, 225, 225)  # the circles are white already

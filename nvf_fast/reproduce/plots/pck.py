@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nvf_fast.files import whole_file
+from nvf_fast.runtime.files import whole_file
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes help where paper is grey.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,7 +29,7 @@ STYLE = {
 
 
 class PckCurve(Protocol):
-    """One method's curve; `nvf_fast.metrics.KeypointScores` is such."""
+    """One method's curve; `metrics.KeypointScores` is one."""
 
     @property
     def thresholds(self) -> np.ndarray:

@@ -12,11 +12,11 @@ from nvf_fast.camera import network_view, view_intrinsics
 from nvf_fast.data.mesh import NOTHING, Distance, Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.figures.qualitative import QualitativeRow
 from nvf_fast.evaluation.predictors import box_on_picture
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes
+from nvf_fast.reproduce.plots.qualitative import QualitativeRow
 from nvf_fast.volumes import HandVolume, Volume
 
 MARGIN_MM = 40.0  # between the joints and the sides of the box in which the surface is sought

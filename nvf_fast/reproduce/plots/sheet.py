@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nvf_fast.files import whole_file
+from nvf_fast.runtime.files import whole_file
 
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 PANEL_PX = (120, 224)  # sides of the smallest and the largest panels
