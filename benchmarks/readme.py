@@ -1,12 +1,15 @@
-"""Fills the tables of the README and of docs/ from benchmarks/results/, so that no figure is typed by hand.
+"""Fill the figures of README.md and docs/ from benchmarks/results/.
 
     python benchmarks/readme.py
 
-Between `<!-- results:NAME -->` and `<!-- /results -->` stands the table of benchmarks/results/NAME.json:
+Two markers are filled from benchmarks/results/NAME.json:
+
+    <!-- results:NAME --> ... <!-- /results -->                  the whole table, and its conditions below
+    <!-- value:NAME/ROW/COLUMN -->...<!-- /value -->             one value; ROW is the first cell of its row
+
+A result file holds one table and the conditions of its measurement:
 
     {"columns": ["step (mm)", "FPS"], "rows": [[16, 24.6]], "context": {"device": "...", "torch": "..."}}
-
-`rows` hold numbers or text in the columns' order; `context` says under what conditions they were measured.
 """
 
 from __future__ import annotations
@@ -14,41 +17,74 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+VALUE = re.compile(r"(<!-- value:(\w+)/([^/]+)/([^/]+) -->).*?(<!-- /value -->)", re.DOTALL)
 
 
 def filled(text: str, results: Path) -> str:
-    """The document with every results block replaced by its table.
+    """Replace the contents of every marker.
 
     Args:
         text: a Markdown document.
-        results: folder of NAME.json files; a block without its file says that nothing was measured.
+        results: folder of NAME.json files; a missing file leaves "not measured yet".
 
     Returns:
         The document.
 
     Raises:
-        ValueError: a row does not have one value per column.
+        ValueError: a row does not have one value per column, or a value's row or column does not exist.
     """
-    return BLOCK.sub(lambda match: match[1] + _table(results / f"{match[2]}.json") + match[3], text)
+    previous: dict[str, Any] = {}  # conditions of the table above
+
+    def table(match: re.Match[str]) -> str:
+        nonlocal previous
+        path = results / f"{match[2]}.json"
+        if not path.exists():
+            return f"{match[1]}*Not measured yet.*\n{match[3]}"
+        result = _read(path)
+        conditions = result["context"]
+        below = "Conditions as above." if conditions == previous else _listed(conditions)
+        previous = conditions
+        return f"{match[1]}{_rows(result)}\n*{below}*\n{match[3]}"
+
+    text = TABLE.sub(table, text)
+    return VALUE.sub(lambda m: m[1] + _value(results / f"{m[2]}.json", m[3], m[4]) + m[5], text)
 
 
-def _table(path: Path) -> str:
-    """The file's rows as Markdown, their context below."""
+def _rows(result: dict[str, Any]) -> str:
+    columns = result["columns"]
+    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in result["rows"])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _listed(conditions: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in conditions.items())
+
+
+def _value(path: Path, row: str, column: str) -> str:
+    """One value with three digits."""
     if not path.exists():
-        return "*Not measured yet.*\n"
-    result = json.loads(path.read_text())
-    columns, rows = result["columns"], result["rows"]
-    for row in rows:
+        return "not measured yet"
+    result = _read(path)
+    rows = [values for values in result["rows"] if str(values[0]) == row]
+    if len(rows) != 1 or column not in result["columns"]:
+        raise ValueError(f"{path.name}: no value in row {row!r}, column {column!r}")
+    value = rows[0][result["columns"].index(column)]
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else _cell(value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    columns = result["columns"]
+    for row in result["rows"]:
         if len(row) != len(columns):
             raise ValueError(f"{path.name}: a row holds {len(row)} values for {len(columns)} columns: {row}")
-    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
-    context = ", ".join(f"{name}: {value}" for name, value in result["context"].items())
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n*{context}*\n"
+    return result
 
 
 def _cell(value: float | str | None) -> str:

@@ -1,14 +1,17 @@
-"""The rules of the house: public names, import rules, complete operations, clean files, true documents."""
+"""Rules of the repository: public names, imports, complete operations, clean files, correct documents."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import json
 import os
 import re
 import statistics
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from PIL import Image
 
 import nvf_fast
 from benchmarks.readme import filled
+from nvf_fast.cli.main import COMMANDS, main
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,13 +28,14 @@ PUBLIC_NAMES = ["HandPose", "NVF", "NVFConfig", "PoseEstimator", "__version__", 
 NOT_FOR_INFERENCE = tuple(
     f"nvf_fast.{name}" for name in ("data", "evaluation", "reproduce", "synthetic", "training")
 )
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 
 
 def text_files() -> list[Path]:
-    """Every text file that git tracks or would track."""
+    """Text files that git tracks or would track."""
     if not (ROOT / ".git").exists():
-        pytest.skip("the list of files comes from git, and this is no git checkout")
+        pytest.skip("listing files needs a git checkout")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -40,7 +45,7 @@ def text_files() -> list[Path]:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Full names of everything a file imports, imports for type checkers left out."""
+    """Full names of a file's imports, without those for type checkers."""
     found: set[str] = set()
     pending: list[ast.AST] = [ast.parse(path.read_text())]
     while pending:
@@ -63,7 +68,7 @@ def functions_of(path: Path) -> dict[str, ast.FunctionDef]:
 
 
 def operations() -> list[str]:
-    return [name for name in functions_of(PACKAGE / "ops.py") if not name.startswith("_")]
+    return sorted(path.stem for path in (PACKAGE / "ops").glob("*.py") if path.stem in functions_of(path))
 
 
 def test_public_names() -> None:
@@ -94,7 +99,7 @@ print(json.dumps([seconds, torch.cuda.is_initialized(), unwanted]))
 
 
 def test_inference_never_imports_training_data_or_evaluation() -> None:
-    inference = [*PACKAGE.glob("*.py"), *(ROOT / "kernels").glob("*.py")]
+    inference = [*PACKAGE.glob("*.py"), *(PACKAGE / "ops").glob("*.py"), *(ROOT / "kernels").glob("*/*.py")]
     assert len(inference) > 5
     for path in inference:
         assert not {name for name in imports_of(path) if name.startswith(NOT_FOR_INFERENCE)}, path
@@ -102,7 +107,7 @@ def test_inference_never_imports_training_data_or_evaluation() -> None:
 
 @pytest.mark.parametrize("name", operations())
 def test_every_operation_has_its_four(name: str) -> None:
-    kernel, reference = ROOT / f"kernels/{name}.py", ROOT / f"kernels/{name}_ref.py"
+    kernel, reference = (ROOT / f"kernels/{name}/{form}.py" for form in ("triton", "reference"))
     for path in (kernel, reference, ROOT / f"tests/test_{name}.py", ROOT / f"benchmarks/bench_{name}.py"):
         assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
     ours = [imported for imported in imports_of(reference) if imported.startswith("nvf_fast")]
@@ -112,10 +117,8 @@ def test_every_operation_has_its_four(name: str) -> None:
 
 
 def test_no_kernel_without_an_operation() -> None:
-    stems = {path.stem.removesuffix("_ref") for path in (ROOT / "kernels").glob("*.py")}
-    assert {stem for stem in stems if not stem.startswith("_")} == set(operations())
-    assert not (ROOT / "kernels/__init__.py").exists()
-    assert (PACKAGE / "kernels").resolve() == ROOT / "kernels"
+    assert {path.parent.name for path in (ROOT / "kernels").rglob("*.py")} == set(operations())
+    assert not any(path.is_symlink() for path in PACKAGE.rglob("*"))
 
 
 def test_nothing_imports_the_top_level_kernels_folder() -> None:
@@ -145,17 +148,70 @@ def test_files_are_clean() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_only_what_exists(document: Path) -> None:
     text = document.read_text()
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= set(targets)
-    for command in re.findall(r"nvf-fast ([a-z]+)", text):
-        assert (PACKAGE / f"cli/{command}.py").exists(), f"{document.name} speaks of nvf-fast {command}"
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        assert (document.parent / link).exists(), link
+    for link, _, heading in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]*))?\)", text):
+        target = document.parent / link if link else document
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, (
+                link
+            )
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, str(document), "exec")
         for name in re.findall(r"\bnvf_fast\.(\w+)", block):
             known = name in PUBLIC_NAMES or (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
-            assert known, f"{document.name} speaks of nvf_fast.{name}"
+            assert known, f"{document.name} mentions nvf_fast.{name}"
+
+
+def help_of(*command: str) -> str:
+    """The help text of a command."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0, f"nvf-fast {' '.join(command)} does not exist"
+    return output.getvalue()
+
+
+def test_commands_in_messages_and_documents_exist() -> None:
+    mentioned: dict[tuple[str, ...], set[str]] = {}
+    pattern = re.compile(
+        r"(?:`|'|^|\$ |\"|python -m |--no-python |PYTHON\) -m )nvf[-_]fast ([a-z]+)"
+        r"(?: ([a-z][a-z0-9-]+))?([^`\n#]*)",
+        re.MULTILINE,
+    )
+    for path in text_files():
+        if path.suffix not in (".py", ".md") and path.name != "Makefile" or path == Path(__file__):
+            continue
+        for command, argument, rest in pattern.findall(path.read_text().replace("\\\n", " ")):
+            if command in ("import", "uses", "was", "is", "estimates"):
+                continue
+            assert command in COMMANDS, f"{path.relative_to(ROOT)} mentions nvf-fast {command}"
+            words = (command, argument) if argument and command in ("train", "eval") else (command,)
+            mentioned.setdefault(words, set()).update(re.findall(r"(?<=\s)--[a-z][a-z.-]*", rest))
+    assert len(mentioned) > 12
+    for words, options in mentioned.items():
+        known = set(re.findall(r"--[a-z][a-z0-9.-]*", help_of(*words))) | {"--help", "--nproc-per-node"}
+        assert options <= known, f"nvf-fast {' '.join(words)} has no {sorted(options - known)}"
+
+
+def test_make_targets_and_extras_in_messages_and_documents_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    for path in text_files():
+        if path.suffix in (".py", ".md") or path.name == "Makefile":
+            text = path.read_text()
+            assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= targets, path
+            assert set(re.findall(r"nvf-fast\[(\w+)\]", text)) <= extras, path
+
+
+def test_readme_example_runs_as_pasted(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    known = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": known}
+    command = [sys.executable, "-c", code]
+    lines = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()
+    assert sorted(line.split()[0] for line in lines) == ["left", "right"]
 
 
 def test_results_become_a_table(tmp_path: Path) -> None:
@@ -167,13 +223,31 @@ def test_results_become_a_table(tmp_path: Path) -> None:
     assert "| step (mm) | FPS |\n| --- | --- |\n| 16 | 24.6 |\n| 8 | – |\n\n*device: a CPU*\n<!-- /" in text
     assert "old" not in text and "<!-- results:other -->\n*Not measured yet.*\n<!-- /results -->b" in text
     assert filled(text, tmp_path) == text
+    twice = filled(text.split("<!-- results:other")[0] * 2, tmp_path)
+    assert twice.count("*device: a CPU*") == 1 and twice.count("*Conditions as above.*") == 1
     (tmp_path / "speed.json").write_text(json.dumps(result | {"rows": [[16]]}))
     with pytest.raises(ValueError, match="1 values for 2 columns"):
         filled(text, tmp_path)
 
 
+def test_results_become_single_values(tmp_path: Path) -> None:
+    rows = [["near", 24.618], ["far", 17]]
+    result = {"columns": ["where", "error, mm"], "rows": rows, "context": {}}
+    (tmp_path / "errors.json").write_text(json.dumps(result))
+
+    def value(place: str) -> str:
+        return filled(f"a <!-- value:{place} -->old<!-- /value --> b", tmp_path)
+
+    assert value("errors/near/error, mm") == "a <!-- value:errors/near/error, mm -->24.6<!-- /value --> b"
+    assert ">17<" in value("errors/far/error, mm")
+    assert ">not measured yet<" in value("other/near/error, mm")
+    for missing in ("errors/middle/error, mm", "errors/near/error"):
+        with pytest.raises(ValueError, match=r"errors\.json: no value in row"):
+            value(missing)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_tables_are_the_committed_results(document: Path) -> None:
+def test_figures_are_the_committed_results(document: Path) -> None:
     text = document.read_text()
     assert filled(text, ROOT / "benchmarks/results") == text, "run `make readme`"
 
