@@ -37,6 +37,7 @@ test: $(VENV)/dev
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
+	mkdir -p build/mypy/nvf_fast && ln -sfn ../../../kernels build/mypy/nvf_fast/kernels
 	$(BIN)/mypy
 
 wheel: $(VENV)/dev

@@ -13,7 +13,7 @@ import torch
 from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
 from benchmarks.paired import time_in_turn
 from nvf_fast import ops
-from nvf_fast.kernels.cast_votes_ref import cast_votes as definition
+from nvf_fast.kernels.cast_votes.reference import cast_votes as definition
 
 
 @pytest.mark.parametrize("form", ["triton", "torch"] if CUDA else ["torch"])

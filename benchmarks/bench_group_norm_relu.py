@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
 from benchmarks.paired import time_in_turn
 from nvf_fast import ops
-from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as reference
+from nvf_fast.kernels.group_norm_relu.reference import group_norm_relu as reference
 from tests.kernel_cases import rms
 
 # Channels, side of the map and groups: some norms of the preset small and of the released network.

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.measured import CUDA, DEVICE, now, record
 from benchmarks.paired import time_in_turn
 from nvf_fast import ops
-from nvf_fast.kernels.mesh_distance_ref import mesh_distance as definition
+from nvf_fast.kernels.mesh_distance.reference import mesh_distance as definition
 from tests.kernel_cases import hand_of_mano_size, mesh_tensors
 
 POINTS = 14_500

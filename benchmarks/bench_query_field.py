@@ -22,8 +22,8 @@ from benchmarks.paired import time_in_turn
 from nvf_fast import ops
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import frustum_grid
-from nvf_fast.kernels.query_field import tilings
-from nvf_fast.kernels.query_field_ref import query_field as reference
+from nvf_fast.kernels.query_field.reference import query_field as reference
+from nvf_fast.kernels.query_field.triton import tilings
 from tests.kernel_cases import (
     DEFAULT_NETWORK,
     FULL_NETWORK,

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.measured import CUDA, DEVICE, now, record
 from benchmarks.paired import time_in_turn
 from nvf_fast import ops
-from nvf_fast.kernels.ray_mesh_ref import ray_mesh as definition
+from nvf_fast.kernels.ray_mesh.reference import ray_mesh as definition
 from tests.kernel_cases import hand_of_mano_size, mesh_tensors
 
 

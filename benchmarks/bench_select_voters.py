@@ -13,7 +13,7 @@ import torch
 from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
 from benchmarks.paired import time_in_turn
 from nvf_fast import ops
-from nvf_fast.kernels.select_voters_ref import select_voters as definition
+from nvf_fast.kernels.select_voters.reference import select_voters as definition
 
 
 @pytest.mark.parametrize("form", ["triton", "torch"] if CUDA else ["torch"])

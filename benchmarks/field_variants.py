@@ -24,17 +24,18 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from nvf_fast import metrics, ops
+from nvf_fast import ops
 from nvf_fast.camera import view_intrinsics
 from nvf_fast.checkpoint import load_checkpoint, resolve
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.data.photograph_views import PhotographViews
 from nvf_fast.data.photographs import Photographs
+from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.photographs import FIRST_GROUPS
 from nvf_fast.hand_pipeline import HandPipeline, Voters
 from nvf_fast.model import NVF, Field
 from nvf_fast.pipeline import QueryOptions
-from nvf_fast.stages import Stages
+from nvf_fast.runtime.profiling import Stages
 from nvf_fast.training.calibration import BATCH, FRACTION, STEP_MM, fit_vote_weight
 from nvf_fast.training.hand_losses import HandBatch, HandLossConfig, distance_losses, vote_losses
 from nvf_fast.unet import HandLook

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.ceilings import RESULTS, read_ceilings
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import Lattice
-from nvf_fast.kernels.query_field import CENTRED_EXTRA_ROWS, EXTRA_ROWS, SLOTS, Tiling, tilings
+from nvf_fast.kernels.query_field.triton import CENTRED_EXTRA_ROWS, EXTRA_ROWS, SLOTS, Tiling, tilings
 
 H200_TFLOPS, H200_TBYTES = 790.0, 4.3  # bf16 matrix rate and memory bandwidth that one is said to reach
 OUTPUTS = 85

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE, reference_homography, remap
 from nvf_fast.encoder import NormReLU
 from nvf_fast.grid import Lattice
-from nvf_fast.kernels.query_field_ref import POSITION_MM
+from nvf_fast.kernels.query_field.reference import POSITION_MM
 from nvf_fast.model import NVF
 from nvf_fast.volumes import HandVolume
 

@@ -32,14 +32,12 @@ from triton.runtime import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nvf_fast.kernels import (
-    cast_votes,
-    group_norm_relu,
-    mesh_distance,
-    query_field,
-    ray_mesh,
-    select_voters,
-)
+from nvf_fast.kernels.cast_votes import triton as cast_votes
+from nvf_fast.kernels.group_norm_relu import triton as group_norm_relu
+from nvf_fast.kernels.mesh_distance import triton as mesh_distance
+from nvf_fast.kernels.query_field import triton as query_field
+from nvf_fast.kernels.ray_mesh import triton as ray_mesh
+from nvf_fast.kernels.select_voters import triton as select_voters
 
 BUDGET = Path(__file__).with_suffix(".json")
 TARGETS = {

@@ -17,8 +17,8 @@ from safetensors.torch import save as bytes_from_tensors
 
 from nvf_fast.baselines import Network, build
 from nvf_fast.config import NVFConfig
-from nvf_fast.files import remove_unfinished, sync_folder, whole_file
 from nvf_fast.model import check_entries
+from nvf_fast.runtime.files import remove_unfinished, sync_folder, whole_file
 
 SCHEMA_VERSION = 1
 DEFAULTS = ("default",)  # the first of these that comes with the library is the default

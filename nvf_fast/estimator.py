@@ -59,9 +59,9 @@ from nvf_fast.pipeline import (
     network_images,
 )
 from nvf_fast.pose import HandPose, Votes, error_scores
-from nvf_fast.replay import CudaRecorder, Replay
+from nvf_fast.runtime.cuda_graph import CudaRecorder, Replay
+from nvf_fast.runtime.profiling import Stages
 from nvf_fast.search import Search
-from nvf_fast.stages import Stages
 from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, Placement, RootCube, volume_of
 
 CUT_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them

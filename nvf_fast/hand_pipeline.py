@@ -21,7 +21,7 @@ from nvf_fast.pipeline import (
     select_votes,
 )
 from nvf_fast.pose import error_scores
-from nvf_fast.stages import Stages
+from nvf_fast.runtime.profiling import Stages
 from nvf_fast.unet import HandLook
 from nvf_fast.volumes import HandVolume
 

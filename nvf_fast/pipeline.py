@@ -20,8 +20,8 @@ from nvf_fast.baselines import DenseBaseline, HolisticBaseline
 from nvf_fast.camera import reference_intrinsics, sample_views
 from nvf_fast.model import NVF
 from nvf_fast.pose import joint_scores
+from nvf_fast.runtime.profiling import Stages
 from nvf_fast.search import Search, Sizes, guided, octree
-from nvf_fast.stages import Stages
 from nvf_fast.volumes import Volume
 
 VOTERS_AT_16_MM = 4096  # rows for votes; a hand takes some 100, a poor field some 600

@@ -23,7 +23,8 @@ home = pathlib.Path(nvf_fast.__file__).parent
 assert home.is_relative_to(sys.prefix), f"nvf_fast was imported from {home}, not from the wheel"
 assert importlib.util.find_spec("kernels") is None, "the wheel installs a top-level package named kernels"
 names = [module.name for module in pkgutil.walk_packages([str(home)], "nvf_fast.")]
-names += [f"nvf_fast.kernels.{path.stem}" for path in sorted((home / "kernels").glob("*.py"))]
+kernels = sorted((home / "kernels").glob("*/*.py"))
+names += [f"nvf_fast.kernels.{path.parent.name}.{path.stem}" for path in kernels]
 for name in names:
     importlib.import_module(name)
 for name in nvf_fast.__all__:
@@ -33,13 +34,14 @@ print(f"{len(names)} modules import:", *(name for name in names if ".kernels." i
 
 
 def expected_files() -> set[str]:
-    """The package's files in the checkout, the linked kernels included."""
-    found = set()
-    for folder in (ROOT / "nvf_fast", *(ROOT / "nvf_fast").iterdir()):
-        inner = folder.glob("*") if folder == ROOT / "nvf_fast" else folder.rglob("*")
-        files = (path for path in inner if path.is_file() and path.parent.name != "__pycache__")
-        found |= {path.relative_to(ROOT).as_posix() for path in files}
-    return found
+    """The package's files in the checkout, with the kernels inside it."""
+    files = [path for folder in ("nvf_fast", "kernels") for path in (ROOT / folder).rglob("*")]
+    names = [path.relative_to(ROOT).as_posix() for path in files if path.is_file()]
+    return {
+        name.replace("kernels/", "nvf_fast/kernels/", name.startswith("kernels/"))
+        for name in names
+        if "__pycache__" not in name
+    }
 
 
 def check_contents(wheel: Path) -> None:

@@ -36,8 +36,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def launched_kernels(operation: str) -> list[str]:
-    """The kernels that kernels/OPERATION.py launches, as name[grid](...)."""
-    calls = ast.walk(ast.parse((ROOT / f"kernels/{operation}.py").read_text()))
+    """The kernels that kernels/OPERATION/triton.py launches, as name[grid](...)."""
+    calls = ast.walk(ast.parse((ROOT / f"kernels/{operation}/triton.py").read_text()))
     launches = (call.func.value for call in calls if _is_launch(call))
     return list(dict.fromkeys(name.id for name in launches if isinstance(name, ast.Name)))
 
@@ -212,7 +212,7 @@ def inside(operations: Sequence[str]) -> int:
     torch.manual_seed(0)
     never = []
     for name in operations:
-        module = import_module(f"nvf_fast.kernels.{name}")
+        module = import_module(f"nvf_fast.kernels.{name}.triton")
         kernels = {kernel: Launches(getattr(module, kernel)) for kernel in launched_kernels(name)}
         for kernel, launches in kernels.items():
             setattr(module, kernel, launches)
@@ -229,7 +229,7 @@ def inside(operations: Sequence[str]) -> int:
 
 
 def run_query_field() -> None:
-    from nvf_fast.kernels import query_field as kernel
+    from nvf_fast.kernels.query_field import triton as kernel
     from tests.kernel_cases import FIELD_CASES, field_inputs
     from tests.test_query_field import DEVICE, SHORT
 
@@ -249,7 +249,7 @@ def run_query_field() -> None:
 
 
 def run_select_voters() -> None:
-    from nvf_fast.kernels.select_voters import select_voters
+    from nvf_fast.kernels.select_voters.triton import select_voters
     from tests.test_select_voters import DEVICE
 
     for count in (1, 63, 1024, 2049):
@@ -260,7 +260,7 @@ def run_select_voters() -> None:
 
 
 def run_cast_votes() -> None:
-    from nvf_fast.kernels.cast_votes import cast_votes
+    from nvf_fast.kernels.cast_votes.triton import cast_votes
     from tests.test_cast_votes import voting
 
     for count, share in ((1, 2.0), (63, 0.0), (63, 0.3), (1025, 2.0)):
@@ -270,7 +270,7 @@ def run_cast_votes() -> None:
 
 
 def run_group_norm_relu() -> None:
-    from nvf_fast.kernels.group_norm_relu import group_norm_relu
+    from nvf_fast.kernels.group_norm_relu.triton import group_norm_relu
     from tests.test_group_norm_relu import CASES, inputs
 
     for dtype in DTYPES:
@@ -279,7 +279,7 @@ def run_group_norm_relu() -> None:
 
 
 def run_mesh_distance() -> None:
-    from nvf_fast.kernels.mesh_distance import mesh_distance
+    from nvf_fast.kernels.mesh_distance.triton import mesh_distance
     from tests.kernel_cases import mesh_tensors
     from tests.test_mesh_distance import DEVICE, TETRAHEDRON
 
@@ -290,7 +290,7 @@ def run_mesh_distance() -> None:
 
 
 def run_ray_mesh() -> None:
-    from nvf_fast.kernels.ray_mesh import ray_mesh
+    from nvf_fast.kernels.ray_mesh.triton import ray_mesh
     from tests.kernel_cases import mesh_tensors
     from tests.test_ray_mesh import DEVICE, aimed
 

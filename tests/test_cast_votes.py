@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvf_fast.kernels import cast_votes as kernel_file
-from nvf_fast.kernels.cast_votes import cast_votes as kernel
-from nvf_fast.kernels.cast_votes_ref import cast_votes as reference
-from nvf_fast.kernels.select_voters_ref import select_voters
+from nvf_fast.kernels.cast_votes import triton as kernel_file
+from nvf_fast.kernels.cast_votes.reference import cast_votes as reference
+from nvf_fast.kernels.cast_votes.triton import cast_votes as kernel
+from nvf_fast.kernels.select_voters.reference import select_voters
 from tests.kernel_cases import rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

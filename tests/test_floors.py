@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.floors import main, query_work
 from nvf_fast.config import NVFConfig
-from nvf_fast.kernels.query_field import tilings
-from nvf_fast.kernels.query_field_ref import query_field
+from nvf_fast.kernels.query_field.reference import query_field
+from nvf_fast.kernels.query_field.triton import tilings
 from nvf_fast.model import NVF
 
 TILING = tilings(torch.float16, "cuda", 90)[0]

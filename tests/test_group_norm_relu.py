@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nvf_fast import ops
-from nvf_fast.kernels import group_norm_relu as kernel_file
-from nvf_fast.kernels.group_norm_relu import group_norm_relu as kernel
-from nvf_fast.kernels.group_norm_relu_ref import group_norm_relu as reference
+from nvf_fast.kernels.group_norm_relu import triton as kernel_file
+from nvf_fast.kernels.group_norm_relu.reference import group_norm_relu as reference
+from nvf_fast.kernels.group_norm_relu.triton import group_norm_relu as kernel
 from tests.kernel_cases import rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

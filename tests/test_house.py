@@ -180,7 +180,7 @@ def test_commands_in_messages_and_documents_exist() -> None:
         re.MULTILINE,
     )
     for path in text_files():
-        if path.suffix not in (".py", ".md") and path.name != "Makefile" or path == Path(__file__):
+        if path == Path(__file__) or not (path.suffix in (".py", ".md") or path.name == "Makefile"):
             continue
         for command, argument, rest in pattern.findall(path.read_text().replace("\\\n", " ")):
             if command in ("import", "uses", "was", "is", "estimates"):

@@ -11,10 +11,10 @@ import trimesh
 from torch import Tensor
 
 from nvf_fast import ops
-from nvf_fast.kernels import mesh_distance as kernel_file
-from nvf_fast.kernels.mesh_distance import mesh_distance as kernel
-from nvf_fast.kernels.mesh_distance_ref import mesh_distance as reference
-from nvf_fast.mesh_torch import mesh_distance as culled
+from nvf_fast.kernels.mesh_distance import triton as kernel_file
+from nvf_fast.kernels.mesh_distance.cpu import mesh_distance as culled
+from nvf_fast.kernels.mesh_distance.reference import mesh_distance as reference
+from nvf_fast.kernels.mesh_distance.triton import mesh_distance as kernel
 from tests.kernel_cases import closed_meshes, mesh_tensors, rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.config import NVFConfig
-from nvf_fast.kernels.query_field_ref import query_field
+from nvf_fast.kernels.query_field.reference import query_field
 from nvf_fast.model import NVF, _released_entries
 
 SMALL = NVFConfig(

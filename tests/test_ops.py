@@ -95,12 +95,14 @@ def test_opcheck(device: str) -> None:
         torch.library.opcheck(torch.ops.nvf_fast.group_norm_relu, (maps, *rest, 1e-5))
     for surface_mm in (math.inf, 3.0):
         query = torch.ops.nvf_fast.query_field
-        torch.library.opcheck(query, (*field_arguments(device), 224, surface_mm))
+        options = {"image_size": 224, "surface_mm": surface_mm}
+        torch.library.opcheck(query, (*field_arguments(device), None), options)
         centred = centred_inputs(device)
-        torch.library.opcheck(query, (*centred[:6], 224, surface_mm, centred.centres))
+        torch.library.opcheck(query, (*centred[:6], centred.centres), options)
     torch.library.opcheck(torch.ops.nvf_fast.select_voters, (torch.randn(3, 50, device=device), 0.5, 10))
     votes = (argument.to(device) for argument in vote_arguments())
-    torch.library.opcheck(torch.ops.nvf_fast.cast_votes, (*votes, 80.0, 0.5))
+    options = {"ball_mm": 80.0, "fraction": 0.5}
+    torch.library.opcheck(torch.ops.nvf_fast.cast_votes, tuple(votes), options)
     torch.library.opcheck(torch.ops.nvf_fast.mesh_distance, distance_arguments(device))
     torch.library.opcheck(torch.ops.nvf_fast.ray_mesh, ray_arguments(device))
 

@@ -14,10 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from nvf_fast.config import NVFConfig
 from nvf_fast.hand_pipeline import HandPipeline
-from nvf_fast.kernels import cast_votes, query_field, select_voters
+from nvf_fast.kernels.cast_votes import triton as cast_votes
+from nvf_fast.kernels.query_field import triton as query_field
+from nvf_fast.kernels.select_voters import triton as select_voters
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import Estimates, FieldPipeline, QueryOptions, Views
-from nvf_fast.stages import Stages
+from nvf_fast.runtime.profiling import Stages
 from nvf_fast.volumes import FrustumVolume, HandVolume
 
 SMALL = NVFConfig(input_size=64, stem=16, width=32, stacks=2, hidden=(64, 32), scale_optional=True)

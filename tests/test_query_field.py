@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvf_fast import ops, query_torch
-from nvf_fast.kernels import query_field as kernel_module
-from nvf_fast.kernels.query_field import query_field as kernel
-from nvf_fast.kernels.query_field_ref import query_field as reference
+from nvf_fast import ops
+from nvf_fast.kernels.query_field import cpu
+from nvf_fast.kernels.query_field import triton as kernel_module
+from nvf_fast.kernels.query_field.reference import query_field as reference
+from nvf_fast.kernels.query_field.triton import query_field as kernel
 from tests.kernel_cases import (
     FIELD_CASES,
     FULL_NETWORK,
@@ -235,7 +236,7 @@ def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch, 
 def test_chunks_of_the_pytorch_form_change_nothing(monkeypatch: pytest.MonkeyPatch, case: FieldCase) -> None:
     inputs = field_inputs(case)
     whole = run(ops.query_field, inputs, backend="torch", surface_mm=3.0)
-    monkeypatch.setattr(query_torch, "_PASS", 7 * 48)  # seven points
+    monkeypatch.setattr(cpu, "_PASS", 7 * 48)  # seven points
     for got, wanted in zip(run(ops.query_field, inputs, backend="torch", surface_mm=3.0), whole, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)  # mm; measured 2e-5 on sdf
 
@@ -332,7 +333,7 @@ def test_points_on_rays_err_at_most_twice_as_much_as_the_reference(monkeypatch: 
         found = votes[image, slots[image, chosen].long()]
         wanted, by_torch = exact[1][image, chosen], torch_found[1][image, chosen]
         assert rms(found - wanted) <= 2 * rms(by_torch - wanted)
-    monkeypatch.setattr(query_torch, "_PASS", 48 * 4 * 7)  # seven rays
+    monkeypatch.setattr(cpu, "_PASS", 48 * 4 * 7)  # seven rays
     again, votes_again, _ = query(query.project(inputs.features, None, inputs.biases), places, 60.0, count)
     torch.testing.assert_close(again, sdf, rtol=0, atol=1e-4)  # mm; other rows of a product, other sums
     voting = int((sdf[0].abs() < 60).sum())

@@ -12,10 +12,10 @@ import trimesh
 from torch import Tensor
 
 from nvf_fast import ops
-from nvf_fast.kernels import ray_mesh as kernel_file
-from nvf_fast.kernels.ray_mesh import ray_mesh as kernel
-from nvf_fast.kernels.ray_mesh_ref import ray_mesh as reference
-from nvf_fast.mesh_torch import ray_mesh as culled
+from nvf_fast.kernels.ray_mesh import triton as kernel_file
+from nvf_fast.kernels.ray_mesh.cpu import ray_mesh as culled
+from nvf_fast.kernels.ray_mesh.reference import ray_mesh as reference
+from nvf_fast.kernels.ray_mesh.triton import ray_mesh as kernel
 from tests.kernel_cases import closed_meshes, mesh_tensors, rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

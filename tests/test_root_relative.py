@@ -13,7 +13,7 @@ from nvf_fast.baselines import build
 from nvf_fast.camera import project, remap
 from nvf_fast.config import NVFConfig
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.kernels.cast_votes_ref import cast_votes
+from nvf_fast.kernels.cast_votes.reference import cast_votes
 from nvf_fast.model import NVF
 from nvf_fast.volumes import RootCube
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvf_fast.kernels import select_voters as kernel_file
-from nvf_fast.kernels.select_voters import select_voters as kernel
-from nvf_fast.kernels.select_voters_ref import select_voters as reference
+from nvf_fast.kernels.select_voters import triton as kernel_file
+from nvf_fast.kernels.select_voters.reference import select_voters as reference
+from nvf_fast.kernels.select_voters.triton import select_voters as kernel
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,4 +1,4 @@
-"""`nvf-fast tune`: finds the fastest block shapes of the field kernel on this device."""
+"""`nvf-fast tune`: find the fastest block shapes of the field kernel on this device."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Tune:
 
     Attributes:
         checkpoint: a checkpoint folder or a hub id of a network of the reference view or of root-relative
-            cubes; "released", the paper's network with weights at random, on which times do not depend, when
-            absent. Networks of hand views, such as the embedded one, keep the untuned block shapes.
+            cubes; "released" is the paper's network with random weights, which do not affect times. Networks
+            of hand views, such as the embedded one, keep the untuned block shapes.
         step: mm, spacing of the query points.
         dtype: precision of the field's matrix products.
     """
@@ -31,11 +31,11 @@ class Tune:
         import torch
 
         if not torch.cuda.is_available():
-            raise UserError("tuning needs a CUDA device; elsewhere the field runs in PyTorch, untuned")
-        from nvf_fast import tuning
+            raise UserError("tuning needs a CUDA device: on a CPU the field runs in PyTorch")
         from nvf_fast.estimator import PoseEstimator
         from nvf_fast.grid import Lattice
         from nvf_fast.model import NVF
+        from nvf_fast.runtime import autotuning
 
         options = {"step_mm": self.step, "dtype": getattr(torch, self.dtype)}
         if self.checkpoint == "released":
@@ -47,12 +47,12 @@ class Tune:
             raise UserError(f"a {model.config.method!r} baseline has no field to tune")
         lattice = estimator.lattice
         if not isinstance(lattice, Lattice):
-            raise UserError("a network of hand views cannot be tuned: its points differ from view to view")
+            raise UserError("a network of hand views cannot be tuned: its points differ between views")
         size = model.config.input_size
         generator = torch.Generator("cuda").manual_seed(0)
         view = torch.randn(1, 3, size, size, device="cuda", generator=generator).to(estimator.dtype)
         with torch.no_grad():
-            milliseconds = tuning.tune(
+            milliseconds = autotuning.tune(
                 model.encode(view),
                 lattice.points(lattice.every(1)),
                 model.reference_intrinsics,
@@ -64,4 +64,4 @@ class Tune:
         for tiling, time in milliseconds.items():
             shape = f"{tiling.points} x {tiling.columns} x {tiling.depth}, {tiling.warps}, {tiling.stages}"
             print(f"{shape:40} {time:7.3f}")
-        print(f"kept in {tuning.CACHE}")
+        print(f"kept in {autotuning.CACHE}")

@@ -19,10 +19,10 @@ def query_field(
     hand_scale: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    centres: Tensor | None = None,
     *,
     image_size: int = 224,
     surface_mm: float = math.inf,
-    centres: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes of camera-space points, f(S(F, pi(p)), Z(p)) = (s, V) of Eq. 4.
 

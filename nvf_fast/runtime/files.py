@@ -43,7 +43,10 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what processes that were killed in `whole_file` left in a folder that nobody else writes to."""
-    for path in folder.glob(".*.part"):
+def remove_unfinished(folder: Path, start: str = "") -> None:
+    """Remove what processes killed in `whole_file` left in a folder of files that start so.
+
+    No other process may be writing such a file.
+    """
+    for path in folder.glob(f".{start}*.part"):
         path.unlink(missing_ok=True)

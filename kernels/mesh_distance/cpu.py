@@ -1,8 +1,7 @@
-"""`mesh_distance` and `ray_mesh` in PyTorch, for CPU tensors; tested against the references.
+"""`mesh_distance` in PyTorch, for CPU tensors; tested against the reference.
 
-The formulas are the references' own; only the faces that can matter to a point or a ray meet them. Measured
-with 1540 faces on one core, in turn with the references: 14 times as fast for 14 500 points, half of them
-near the hand, and 25 times for the 112 x 112 rays of a picture.
+The formulas are the reference's own; only the faces that can matter to a point meet it. Measured with 1540
+faces on one core, in turn with the reference: 14 times as fast for 14 500 points, half of them near the hand.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvf_fast.kernels.mesh_distance_ref import Triangles, crossings, squared_distance
-from nvf_fast.kernels.ray_mesh_ref import hits, longest_last
+from nvf_fast.kernels.mesh_distance.reference import Triangles, crossings, squared_distance
 
-# At a time: few enough to bound memory and for caches, enough to hide what a PyTorch call costs.
-_VERTEX_PAIRS = 2**20  # of points and vertices
-_CLUSTER_PAIRS = 2**17  # of rays and clusters
+_VERTEX_PAIRS = (
+    2**20
+)  # of points and vertices at a time, which bounds memory
 _COLUMNS = 32  # across the mesh, each way
-_CLUSTER = 16  # faces
 
 
 def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
@@ -40,27 +37,6 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
             answer[:] = torch.where(inside, -nearest, nearest)
             answer[~chunk.isfinite().all(1)] = math.nan
     return distance
-
-
-def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """t (B, R) and face (B, R); `nvf_fast.ops.ray_mesh` describes them, and has checked the arguments."""
-    t = origins.new_full(origins.shape[:2], math.inf)
-    face = torch.full_like(t, len(faces), dtype=torch.int64)
-    order, ordered = longest_last(directions)
-    rays = torch.arange(origins.shape[1], device=origins.device)
-    for image, mesh in enumerate(vertices):
-        corners = mesh[faces].permute(1, 2, 0).contiguous()
-        clusters = _Clusters(corners)
-        for chunk in rays.split(max(1, _CLUSTER_PAIRS // clusters.count)):
-            ray, met = clusters.along(origins[image, chunk], directions[image, chunk])
-            ray = chunk[ray]
-            seen = _take(corners, met) - origins[image].T.index_select(1, ray)
-            seen = seen.gather(1, order[image, ray].T.expand_as(seen))
-            found = hits(seen, ordered[image].T.index_select(1, ray))
-            t[image].scatter_reduce_(0, ray, found, "amin")
-            first = (found == t[image, ray]) & (found < math.inf)
-            face[image].scatter_reduce_(0, ray[first], met[first], "amin")
-    return t, torch.where(t < math.inf, face, -1)
 
 
 def _distance(points: Tensor, vertices: Tensor, triangles: Triangles, fans: _Rows, reach: Tensor) -> Tensor:
@@ -139,44 +115,6 @@ class _Columns:
 
     def _place(self, across: Tensor) -> Tensor:
         return ((across - self._low) / self._pitch).long().clamp(max=_COLUMNS - 1)
-
-
-class _Clusters:
-    """Faces in groups of neighbours, with a ball around each; corners (3, xyz, F) mm."""
-
-    def __init__(self, corners: Tensor) -> None:
-        faces = _halved(corners.mean(0).T)
-        self.count = len(faces)
-        around = corners[:, :, faces]  # (3, xyz, C, n)
-        self._centre = (around.amax((0, 3)) + around.amin((0, 3))) / 2  # (xyz, C)
-        self._radius = (around - self._centre[:, :, None]).square().sum(1).amax((0, 2)).sqrt()  # (C,)
-        self._faces = faces
-
-    def along(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of rays (n, 3) and faces: all where the face lies on the ray's line, and more."""
-        d = (directions / directions.abs().amax(1, keepdim=True)).T[:, :, None]
-        seen = self._centre[:, None] - origins.T[:, :, None]
-        off = seen - (seen * d).sum(0) / (d * d).sum(0) * d
-        largest = origins.abs().amax(1, keepdim=True) + self._centre.abs().amax()
-        reach = self._radius + 32 * torch.finfo(d.dtype).eps * largest  # the coordinates are rounded
-        ray, cluster = ((off * off).sum(0) <= reach * reach).nonzero(as_tuple=True)
-        return ray.repeat_interleave(self._faces.shape[1]), self._faces[cluster].flatten()
-
-
-def _halved(places: Tensor) -> Tensor:
-    """(C, n) int64: places (F, 3) in halves of halves, each cut across its longest side.
-
-    The last place fills up, so it may stand in several.
-    """
-    levels = max(0, math.ceil(math.log2(len(places) / _CLUSTER)))
-    size = -(-len(places) // 2**levels) * 2**levels
-    groups = torch.arange(size, device=places.device).clamp(max=len(places) - 1)[None]
-    for _ in range(levels):
-        here = places[groups]
-        longest = (here.amax(1) - here.amin(1)).argmax(1)
-        order = here.gather(2, longest[:, None, None].expand(-1, groups.shape[1], 1))[..., 0].argsort(1)
-        groups = groups.gather(1, order).reshape(2 * len(groups), -1)
-    return groups
 
 
 def _reach(triangles: Triangles, faces: Tensor, count: int) -> Tensor:

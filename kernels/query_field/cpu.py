@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvf_fast.kernels.query_field_ref import POSITION_MM
+from nvf_fast.kernels.query_field.reference import POSITION_MM
 
 # Activations of the widest hidden layer per pass, which then stay in the caches. On two cores at 16 mm a
 # network of 256 channels took 53, 41, 35, 39 and 45 ms with 512, 1024, 2048, 4096 and 8192
@@ -127,9 +127,10 @@ def query_field(
     hand_scale: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    centres: Tensor | None,
+    *,
     image_size: int,
     surface_mm: float,
-    centres: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes; `nvf_fast.ops.query_field` describes them, and has checked the arguments.
 

@@ -14,8 +14,8 @@ import torch
 import triton
 from torch import Tensor
 
-from nvf_fast.kernels import query_field as kernel
-from nvf_fast.kernels.query_field import Tiling
+from nvf_fast.kernels.query_field import triton as kernel
+from nvf_fast.kernels.query_field.triton import Tiling
 
 CACHE = Path.home() / ".cache" / "nvf_fast" / "tilings.json"
 GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is taken for noise

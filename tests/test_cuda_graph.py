@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import nvf_fast.replay
-from nvf_fast.replay import CudaRecorder, Replay
+import nvf_fast.runtime.cuda_graph
+from nvf_fast.runtime.cuda_graph import CudaRecorder, Replay
 
 
 class FakeRecorder:
@@ -80,7 +80,7 @@ def test_memory_running_out_is_for_the_caller() -> None:
 
 
 def test_the_graph_unused_for_longest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvf_fast.replay, "GRAPHS", 2)
+    monkeypatch.setattr(nvf_fast.runtime.cuda_graph, "GRAPHS", 2)
     recorder = FakeRecorder()
     replay = Replay(scaled, recorder)
     for key, recorded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def cast_votes(
-    points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, ball_mm: float, fraction: float
+    points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, *, ball_mm: float, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints, weight and spread; `nvf_fast.ops.cast_votes` describes them, and has checked the arguments."""
     batch, _, joint_count, _ = votes.shape

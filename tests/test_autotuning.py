@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nvf_fast import tuning
-from nvf_fast.kernels.query_field import tilings
-from nvf_fast.tuning import in_turn, remember, tuned
+from nvf_fast.kernels.query_field.triton import tilings
+from nvf_fast.runtime import autotuning
+from nvf_fast.runtime.autotuning import in_turn, remember, tuned
 
 CUDA = torch.device("cuda")
 SPACE = tilings(torch.float16, "cuda", 90)
@@ -20,7 +20,7 @@ SPACE = tilings(torch.float16, "cuda", 90)
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A device of compute capability 9.0, and a cache of its own."""
-    monkeypatch.setattr(tuning, "CACHE", tmp_path / "made" / "tilings.json")
+    monkeypatch.setattr(autotuning, "CACHE", tmp_path / "made" / "tilings.json")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
@@ -34,7 +34,7 @@ def test_the_fastest_is_kept_for_its_device_dtype_and_network() -> None:
     assert tuned(CUDA, torch.float16, [128, 85]) == SPACE[1]
     assert tuned(CUDA, torch.bfloat16, [64, 85]) is None
     assert tuned(torch.device("cpu"), torch.float16, [64, 85]) is None
-    assert [path.name for path in tuning.CACHE.parent.iterdir()] == ["tilings.json"]
+    assert [path.name for path in autotuning.CACHE.parent.iterdir()] == ["tilings.json"]
 
 
 def test_noise_does_not_choose() -> None:
@@ -54,14 +54,14 @@ def test_another_device_or_kernel_is_not_tuned(monkeypatch: pytest.MonkeyPatch, 
         assert tuned(CUDA, torch.float16, [64, 85]) is None
     changed = tmp_path / "changed.py"
     changed.write_text("# another kernel")
-    monkeypatch.setattr(tuning.kernel, "__file__", str(changed))
+    monkeypatch.setattr(autotuning.kernel, "__file__", str(changed))
     assert tuned(CUDA, torch.float16, [64, 85]) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 5}', '{"a": ["x", 1, 1, 1, 1]}'])
 def test_a_damaged_file_is_reported_and_replaced(text: str, caplog: pytest.LogCaptureFixture) -> None:
-    tuning.CACHE.parent.mkdir()
-    tuning.CACHE.write_text(text)
+    autotuning.CACHE.parent.mkdir()
+    autotuning.CACHE.write_text(text)
     with caplog.at_level(logging.WARNING, "nvf_fast"):
         assert tuned(CUDA, torch.float16, [64, 85]) is None
     assert "is damaged" in caplog.text

@@ -23,9 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvf_fast.kernels import query_field_ref
+from nvf_fast.kernels.query_field import reference
 
-POSITION_MM = tl.constexpr(query_field_ref.POSITION_MM)
+POSITION_MM = tl.constexpr(reference.POSITION_MM)
 WINDOW_ROWS = tl.constexpr(4)
 WINDOW_COLUMNS = tl.constexpr(7)
 CENTRED_WINDOW_COLUMNS = tl.constexpr(6)
@@ -388,10 +388,10 @@ def query_field(
     hand_scale: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    centres: Tensor | None = None,
     *,
     image_size: int = 224,
     surface_mm: float = math.inf,
-    centres: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes of camera-space points; see `query_field_ref`.
 

@@ -1,0 +1,26 @@
+"""The accelerated operations: normalise feature maps, query the field, select the voters, cast their votes;
+and for training and evaluation, the distance to a mesh and where rays meet it.
+
+Each takes tensors and runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"`
+or `backend="torch"` forces one, and a backend that cannot run says why. `nvf_fast.kernels.NAME.reference`
+defines each.
+"""
+
+from nvf_fast.ops.cast_votes import cast_votes
+from nvf_fast.ops.group_norm_relu import group_norm_relu
+from nvf_fast.ops.mesh_distance import mesh_distance
+from nvf_fast.ops.operation import Backend
+from nvf_fast.ops.query_field import FieldQuery, query_field
+from nvf_fast.ops.ray_mesh import ray_mesh
+from nvf_fast.ops.select_voters import select_voters
+
+__all__ = [
+    "Backend",
+    "FieldQuery",
+    "cast_votes",
+    "group_norm_relu",
+    "mesh_distance",
+    "query_field",
+    "ray_mesh",
+    "select_voters",
+]

@@ -1,0 +1,89 @@
+"""Group normalisation and ReLU in one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nvf_fast.kernels.group_norm_relu import reference
+from nvf_fast.ops.operation import Backend, Operation, check_devices
+
+
+def group_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Group normalisation and ReLU in one: max(0, (x - mean) / sqrt(variance + eps) * weight + bias).
+
+    Mean and (biased) variance of each image are taken over C / groups channels and all texels, in float32.
+    Where a gradient is needed the PyTorch form runs, on any device.
+
+    Args:
+        x: (B, C, H, W) float32, float16 or bfloat16.
+        weight: (C,) in the dtype of `x` or float32.
+        bias: (C,) in the dtype of `weight`.
+        groups: a divisor of C.
+        eps: added to the variance.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        (B, C, H, W) in the dtype of `x`; channels-last if `x` is that, else contiguous. NaN stays NaN.
+
+    Raises:
+        ValueError: a shape, `groups` or `eps` does not fit.
+        TypeError: a dtype does not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    _check(x, weight, bias, groups, eps)
+    return _run(backend, x, weight, bias, groups, eps)
+
+
+def _torch_form(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """The reference in the dtype and memory format of `x`; on CUDA or under autocast it changes them."""
+    y = reference.group_norm_relu(x, weight, bias, groups, eps)
+    if y.dtype == x.dtype and y.stride() == x.stride():
+        return y
+    return y.to(dtype=x.dtype, memory_format=_memory_format(x))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+_run = Operation(
+    "group_norm_relu",
+    _torch_form,
+    lambda x, *_: torch.empty_like(x, memory_format=_memory_format(x)),
+    differentiable=True,
+)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> None:
+    # Asks each tensor for as little as it can: in a small network on a CPU the checks are felt.
+    shape, dtype = x.shape, x.dtype
+    if len(shape) != 4:
+        raise ValueError(f"group_norm_relu: x must be (B, C, H, W), got {tuple(shape)}")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"group_norm_relu: x must be float32, float16 or bfloat16, got {dtype}")
+    if not weight.shape == bias.shape == shape[1:2]:
+        raise ValueError(
+            f"group_norm_relu: weight and bias must be ({shape[1]},), got {tuple(weight.shape)} and "
+            f"{tuple(bias.shape)}"
+        )
+    if weight.dtype != bias.dtype or weight.dtype not in (dtype, torch.float32):
+        raise TypeError(
+            f"group_norm_relu: weight and bias must be float32 or {dtype} as x is, got {weight.dtype} "
+            f"and {bias.dtype}"
+        )
+    if groups < 1 or shape[1] % groups:
+        raise ValueError(f"group_norm_relu: groups must divide the {shape[1]} channels, got {groups}")
+    if not eps > 0:
+        raise ValueError(f"group_norm_relu: eps must be positive, got {eps}")
+    if not x.device == weight.device == bias.device:
+        check_devices("group_norm_relu", x=x, weight=weight, bias=bias)

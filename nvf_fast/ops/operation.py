@@ -1,0 +1,108 @@
+"""Operations: registration with PyTorch, choice of backend, and the checks that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+Backend = Literal["triton", "torch"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Operation(Generic[P, R]):
+    """An operation with a PyTorch form and the Triton kernel `nvf_fast.kernels.NAME.triton.NAME`.
+
+    It is registered as `torch.ops.nvf_fast.NAME` with the signature of the PyTorch form. A call takes the
+    backend first, and expects a tensor as first argument.
+
+    Args:
+        name: of the operation.
+        torch_form: runs on any device.
+        empty_results: the results' shapes and dtypes, for compilers.
+        differentiable: whether a call that needs a gradient runs the PyTorch form, on any device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        torch_form: Callable[P, R],
+        empty_results: Callable[P, R],
+        *,
+        differentiable: bool = False,
+    ) -> None:
+        self._name, self._torch, self._differentiable = name, torch_form, differentiable
+        schema = torch.library.infer_schema(torch_form, mutates_args=())
+        self._registered: Any = torch.library.custom_op(
+            f"nvf_fast::{name}", torch.no_grad()(torch_form), mutates_args=(), schema=schema
+        )
+        self._registered.register_kernel("cuda")(self._triton)
+        self._registered.register_fake(empty_results)
+
+    def __call__(self, backend: Backend | None, /, *arguments: P.args, **options: P.kwargs) -> R:
+        """Run the kernel on CUDA tensors and PyTorch on others; a backend that is named in any case.
+
+        Raises:
+            ValueError: there is no such backend.
+            RuntimeError: the backend cannot run here.
+        """
+        tensor: Any = arguments[0]
+        self.check_backend(backend, tensor)
+        gradient = self._differentiable and torch.is_grad_enabled() and _any_requires_grad(arguments)
+        if gradient and backend == "triton":
+            raise RuntimeError(
+                f"{self._name}: the Triton kernel has no backward; use torch.no_grad() or another backend"
+            )
+        # A call of the registered operation takes as long as one hand's votes. Only devices, compilers and
+        # subclasses such as fake tensors need it.
+        direct = type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+        if gradient or backend == "torch" or (backend is None and direct):
+            with torch.set_grad_enabled(gradient) if self._differentiable else torch.no_grad():
+                return self._torch(*arguments, **options)
+        if backend == "triton":
+            return self._triton(*arguments, **options)
+        return self._registered(*arguments, **options)
+
+    def check_backend(self, backend: str | None, tensor: Tensor) -> None:
+        if backend not in (None, "triton", "torch"):
+            raise ValueError(f'{self._name}: backend must be None, "triton" or "torch", got {backend!r}')
+        if backend == "triton" and not tensor.is_cuda:
+            import triton
+
+            if not triton.knobs.runtime.interpret:
+                raise RuntimeError(
+                    f"{self._name}: Triton runs on CUDA tensors, and these are on {tensor.device}"
+                )
+
+    def _triton(self, *arguments: P.args, **options: P.kwargs) -> R:
+        kernel = import_module(f"nvf_fast.kernels.{self._name}.triton")
+        return getattr(kernel, self._name)(*arguments, **options)
+
+
+def check_points(name: str, points: Tensor, batch: int) -> None:
+    if points.ndim not in (2, 3) or points.shape[-1] != 3 or (points.ndim == 3 and points.shape[0] != batch):
+        raise ValueError(f"{name}: points must be (N, 3) or ({batch}, N, 3) mm, got {tuple(points.shape)}")
+    if points.dtype != torch.float32:
+        raise TypeError(f"{name}: points must be float32 mm, got {points.dtype}")
+
+
+def check_devices(name: str, **tensors: Tensor) -> None:
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
+        raise ValueError(f"{name}: all tensors must be on one device, got {found}")
+
+
+def _any_requires_grad(arguments: tuple[Any, ...]) -> bool:
+    return any(tensor.requires_grad for tensor in _tensors(arguments))
+
+
+def _tensors(arguments: Any) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from argument

@@ -1,0 +1,279 @@
+"""The field of Eq. 4 at camera-space points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvf_fast.kernels.query_field import cpu
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_points
+
+
+def query_field(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    centres: Tensor | None = None,
+    *,
+    image_size: int = 224,
+    surface_mm: float = math.inf,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Signed distance and votes of camera-space points: f(S(F, pi(p)), Z(p)) = (s, V), Eq. 4 of the paper.
+
+    The feature map is sampled bilinearly at the point's projection; x = [feature, depth(, hand scale)] enters
+    every layer, after the hidden activations; LeakyReLU(0.01) between layers; channel 0 is sdf = 50 tanh(.)
+    mm. With `centres` the field knows where the hand is: x = [feature, (point - centre) / 60 mm], and biases
+    of each image may carry a code of its pose. If a gradient is needed the PyTorch form runs, on any device;
+    it reaches features, weights and biases.
+
+    Args:
+        features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
+        points: (B, N, 3), or (N, 3) shared by the batch; float32 mm, camera frame.
+        intrinsics: (B, 3, 3) or (3, 3) float32, of the `image_size` px view: centred, fx = fy.
+        hand_scale: (B,) float32 mm; None for a model without that input, or for its neutral value of 15 mm.
+        weights: L matrices (out, in) with in = X for the first layer and previous out + X for the others,
+            where X = C + 1, C + 2 with the hand scale, or C + 3 with centres; the last out is 1 + 4 J.
+        biases: L vectors (out,), or L of (B, out), one per image.
+        image_size: px, side of the view that `intrinsics` describe.
+        surface_mm: mm; votes are computed where abs(sdf) < surface_mm only.
+        centres: (B, 3) float32 mm, camera frame, of the hands; None for a model that takes the depth.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        sdf (B, N) float32 mm, +inf where a point projects outside the view or lies behind the camera; votes
+        (B, N, J, 4) float32 raw (weight, direction xyz), zero where not abs(sdf) < surface_mm.
+
+    Raises:
+        ValueError: a shape does not fit, a hand scale is given to a model that takes none, or centres are
+            missing or superfluous.
+        TypeError: a dtype does not fit.
+        RuntimeError: the requested backend cannot run here.
+    """
+    _check(features, points, intrinsics, hand_scale, weights, biases, image_size, surface_mm, centres)
+    return _run(
+        backend,
+        features,
+        points,
+        intrinsics,
+        hand_scale,
+        list(weights),
+        list(biases),
+        centres,
+        image_size=image_size,
+        surface_mm=surface_mm,
+    )
+
+
+def _empty_results(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    *_: object,
+    **__: object,
+) -> tuple[Tensor, Tensor]:
+    batch, count, joints = len(features), points.shape[-2], (weights[-1].shape[0] - 1) // 4
+    return points.new_empty(batch, count), points.new_empty(batch, count, joints, 4)
+
+
+_run = Operation("query_field", cpu.query_field, _empty_results, differentiable=True)
+
+
+class FieldQuery:
+    """`query_field` without gradients for a fixed network, each of its parts computed once and reused.
+
+    The layers are packed once, a set of points is located once, and the maps of an image are projected once
+    for any number of queries. `locate` and `project` return objects of the backend's own. The kernel takes
+    the block shapes that `nvf-fast tune` found on the device.
+
+    Args:
+        weights: as in `query_field`.
+        biases: L vectors (out,).
+        channels: C of the features.
+        image_size: px, side of the view.
+        dtype: torch.float32, float16 or bfloat16, of the features and of the matrix products.
+        backend: None, "triton" or "torch".
+
+    Raises:
+        ValueError: the kernel has no form for such a network.
+        RuntimeError: the requested backend cannot run here.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        *,
+        channels: int,
+        image_size: int = 224,
+        dtype: torch.dtype = torch.float32,
+        backend: Backend | None = None,
+    ) -> None:
+        weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
+        _run.check_backend(backend, weights[0])
+        self._image_size = image_size
+        self._centred = weights[0].shape[1] == channels + 3
+        self._form: Any = cpu
+        options = {}
+        if backend == "triton" or (backend is None and weights[0].is_cuda):
+            from nvf_fast.kernels.query_field import triton as kernel
+            from nvf_fast.runtime import autotuning
+
+            self._form = kernel
+            options["tiling"] = autotuning.tuned(weights[0].device, dtype, [len(bias) for bias in biases])
+        self._layers = self._form.pack_layers(weights, biases, channels, dtype, **options)
+
+    def locate(
+        self,
+        points: Tensor,
+        intrinsics: Tensor,
+        map_size: tuple[int, int],
+        centres: Tensor | None = None,
+        per_ray: int = 1,
+    ) -> Any:
+        """The points' places on feature maps.
+
+        Args:
+            points: (B, N, 3), or (N, 3) shared by the images; float32 mm, camera frame.
+            intrinsics: (B, 3, 3) or (3, 3) float32 px.
+            map_size: (H, W) of the maps.
+            centres: (B, 3) float32 mm of the hands, for a network that takes the position about them.
+            per_ray: consecutive points that lie on one ray from the camera, the farthest last, at the same
+                depths on every ray, as those of a `HandLattice` do: the PyTorch form then evaluates part of
+                the network once per ray.
+
+        Raises:
+            ValueError: centres are missing or superfluous, or `per_ray` does not divide N.
+        """
+        if self._centred != (centres is not None):
+            raise ValueError(
+                f"FieldQuery: this network's centres must be {'(B, 3) mm' if self._centred else 'None'}, "
+                f"got {None if centres is None else tuple(centres.shape)}"
+            )
+        if per_ray < 1 or points.shape[-2] % per_ray:
+            raise ValueError(f"FieldQuery: per_ray must divide the {points.shape[-2]} points, got {per_ray}")
+        options = {"per_ray": per_ray} if self._form is cpu else {}
+        return self._form.locate(
+            points, intrinsics, self._image_size, map_size, self._layers, centres, **options
+        )
+
+    def project(
+        self, features: Tensor, hand_scale: Tensor | None, biases: Sequence[Tensor] | None = None
+    ) -> Any:
+        """Feature maps, ready for queries.
+
+        Args:
+            features: (B, C, H, W).
+            hand_scale: (B,) mm or None.
+            biases: L of (B, out), which replace the network's own in each image; None keeps those.
+        """
+        return self._form.project_maps(features, hand_scale, self._layers, biases)
+
+    def __call__(
+        self, maps: Any, places: Any, surface_mm: float, capacity: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Signed distances, and votes where they are needed.
+
+        Args:
+            maps: from `project`, of B images.
+            places: from `locate`, of N points.
+            surface_mm: mm; votes are computed where abs(sdf) < surface_mm only.
+            capacity: rows of votes per image.
+
+        Returns:
+            sdf (B, N) float32 mm, +inf out of view; votes (B, capacity, J, 4) float32 raw (weight, direction
+            xyz); slots (B, N) int32, the row of `votes` that holds a near point's, undefined elsewhere. Rows
+            past the capacity are not written.
+        """
+        return self._form.evaluate(maps, places, self._layers, surface_mm, capacity)
+
+
+def _check(
+    features: Tensor,
+    points: Tensor,
+    intrinsics: Tensor,
+    hand_scale: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    image_size: int,
+    surface_mm: float,
+    centres: Tensor | None,
+) -> None:
+    if features.ndim != 4 or min(features.shape[2:]) < 2:
+        raise ValueError(
+            f"query_field: features must be (B, C, H, W) with H, W of 2 or more, got {tuple(features.shape)}"
+        )
+    if features.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"query_field: features must be float32, float16 or bfloat16, got {features.dtype}")
+    batch, channels = features.shape[:2]
+    check_points("query_field", points, batch)
+    if intrinsics.shape not in ((3, 3), (batch, 3, 3)):
+        raise ValueError(
+            f"query_field: intrinsics must be (3, 3) or ({batch}, 3, 3), got {tuple(intrinsics.shape)}"
+        )
+    if intrinsics.dtype != torch.float32:
+        raise TypeError(f"query_field: intrinsics must be float32, got {intrinsics.dtype}")
+    if not weights or len(weights) != len(biases):
+        raise ValueError(
+            f"query_field: weights and biases must be equally many, one or more, got {len(weights)} and "
+            f"{len(biases)}"
+        )
+    inputs = weights[0].shape[-1]
+    if centres is not None and inputs != channels + 3:
+        raise ValueError(
+            f"query_field: with centres the first weight must take C + 3 = {channels + 3} inputs for "
+            f"features with C = {channels}; got {tuple(weights[0].shape)}"
+        )
+    if centres is None and inputs == channels + 3:
+        raise ValueError(
+            f"query_field: the first weight takes C + 3 = {inputs} inputs, so centres must be ({batch}, 3) "
+            "mm, got None"
+        )
+    if centres is None and inputs not in (channels + 1, channels + 2):
+        raise ValueError(
+            f"query_field: the first weight must take C + 1 = {channels + 1} inputs, or {channels + 2} with "
+            f"the hand scale, for features with C = {channels}; got {tuple(weights[0].shape)}"
+        )
+    hidden, per_image = 0, biases[0].ndim == 2
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        outs = weight.shape[:1]
+        bias_shape = (batch, *outs) if per_image else outs
+        if weight.ndim != 2 or weight.shape[1] != hidden + inputs or bias.shape != bias_shape:
+            raise ValueError(
+                f"query_field: layer {layer} must have weight (out, {hidden + inputs}) and bias (out,), or "
+                f"({batch}, out) in all layers, got {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+        hidden = weight.shape[0]
+    if hidden < 1 or hidden % 4 != 1:
+        raise ValueError(f"query_field: the last layer must give 1 + 4 J channels, got {hidden}")
+    if hand_scale is not None:
+        if inputs != channels + 2:
+            raise ValueError("query_field: hand_scale was given, but the weights have no input for it")
+        if hand_scale.shape != (batch,):
+            raise ValueError(f"query_field: hand_scale must be ({batch},) mm, got {tuple(hand_scale.shape)}")
+        if hand_scale.dtype != torch.float32:
+            raise TypeError(f"query_field: hand_scale must be float32 mm, got {hand_scale.dtype}")
+    if centres is not None:
+        if centres.shape != (batch, 3):
+            raise ValueError(f"query_field: centres must be ({batch}, 3) mm, got {tuple(centres.shape)}")
+        if centres.dtype != torch.float32:
+            raise TypeError(f"query_field: centres must be float32 mm, got {centres.dtype}")
+    if image_size < 1:
+        raise ValueError(f"query_field: image_size must be at least 1 px, got {image_size}")
+    if not surface_mm > 0:
+        raise ValueError(f"query_field: surface_mm must be positive, got {surface_mm}")
+    given = {"features": features, "points": points, "intrinsics": intrinsics, "weights": weights[0]}
+    if hand_scale is not None:
+        given["hand_scale"] = hand_scale
+    if centres is not None:
+        given["centres"] = centres
+    check_devices("query_field", **given)

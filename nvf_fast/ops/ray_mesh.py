@@ -1,0 +1,54 @@
+"""Where rays first meet a triangle mesh."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nvf_fast.kernels.ray_mesh import cpu
+from nvf_fast.ops.mesh_distance import check_mesh
+from nvf_fast.ops.operation import Backend, Operation
+
+
+def ray_mesh(
+    vertices: Tensor,
+    faces: Tensor,
+    origins: Tensor,
+    directions: Tensor,
+    *,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Where rays origin + t * direction, t > 0, first meet triangle meshes of one topology, from either side.
+
+    No ray slips between two faces that share an edge; among faces met at equal t the lowest index wins. A
+    face seen edge-on is not met, and a direction of zero meets nothing. No gradient is computed.
+
+    Args:
+        vertices: (B, V, 3) float32 mm.
+        faces: (F, 3) int64 indices of vertices, F of 1 or more, shared by the batch.
+        origins: (B, R, 3) float32 mm.
+        directions: (B, R, 3) float32 mm, of any length.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        t (B, R) float32 in multiples of the direction, +inf where a ray meets nothing; face (B, R) int64, -1
+        there.
+
+    Raises:
+        ValueError: a shape does not fit, or, on a CPU, a face names no vertex; CUDA itself asserts that,
+            since reading it would wait for the device.
+        TypeError: a dtype does not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    check_mesh("ray_mesh", vertices, faces, origins=origins, directions=directions)
+    return _run(backend, vertices, faces, origins, directions)
+
+
+def _empty_results(
+    vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor]:
+    shape = origins.shape[:2]
+    return origins.new_empty(shape), origins.new_empty(shape, dtype=torch.int64)
+
+
+_run = Operation("ray_mesh", cpu.ray_mesh, _empty_results)

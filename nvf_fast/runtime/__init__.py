@@ -1,0 +1,1 @@
+"""Infrastructure: CUDA graphs, profiling ranges, autotuning, atomic files."""
