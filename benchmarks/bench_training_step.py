@@ -1,7 +1,7 @@
 """One training step, batch to moved weights, beside the same step in plain eager float32 (`plain_step.py`).
 
 Timed: augmentation, query points, labels, forward, backward, clipping, optimiser and averaged weights, host
-to finished device, on pictures that were fetched before. On a CPU a small configuration; on CUDA also the
+to finished device, on images loaded before. On a CPU a small configuration; on CUDA also the
 paper's camera-space training, batch 24 with 5 000 points each. Before they are timed, both sides give the
 same loss in float32.
 """
@@ -9,7 +9,6 @@ same loss in float32.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,8 @@ from benchmarks.plain_step import PlainStep
 from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.config import PRESETS, Optimisation, TrainingConfig
 from nvf_fast.training.images import ImageBatch
-from nvf_fast.training.loop import Trainer
+from nvf_fast.training.loop import load_batches
+from nvf_fast.training.trainer import Trainer
 
 
 def small() -> TrainingConfig:
@@ -44,7 +44,7 @@ if CUDA:
 
 
 class Noise:
-    """Hands on pictures of noise; a step takes as long as on any other."""
+    """Hands on images of noise; a step takes as long as on any other."""
 
     def __init__(self, count: int, size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -63,29 +63,29 @@ class Noise:
     CASES,
     ids=[f"{make.__name__}-{precision}{'-compiled' * on}" for make, precision, on in CASES],
 )
-def bench_training_step(benchmark: Any, tmp_path: Path, make: Any, precision: str, compiled: bool) -> None:
+def bench_training_step(benchmark: Any, make: Any, precision: str, compiled: bool) -> None:
     config = make()
     data = Noise(config.optimisation.batch, config.model.input_size)
 
     def trainer(**options: Any) -> Trainer:
         changed = replace(config, optimisation=replace(config.optimisation, **options))
-        return Trainer(changed, data, tmp_path, torch.device(DEVICE))
+        return Trainer(changed, len(data), torch.device(DEVICE))
 
     exact = trainer(precision="float32")
-    pictures = next(exact.upcoming())
+    parts = next(load_batches(exact, data))
     plain = PlainStep(exact)
-    terms = exact.arithmetic.losses(exact.model, exact.auxiliary, exact.batch(pictures))
-    assert plain.loss(pictures).item() == pytest.approx(terms["loss"].item(), rel=1e-4)
+    terms = exact.arithmetic.losses(exact.model, exact.auxiliary, exact.batch(parts))
+    assert plain.loss(parts).item() == pytest.approx(terms["loss"].item(), rel=1e-4)
 
     ours = trainer(precision=precision, compile=compiled)
 
     def step() -> None:
-        ours.update(pictures, stop=False)
+        ours.update(parts)
         now()
 
     def plain_step() -> float:
         began = now()
-        plain.update(pictures)
+        plain.update(parts)
         return now() - began
 
     paired = time_in_turn(benchmark, step, plain_step, rounds=20 if CUDA else 7)

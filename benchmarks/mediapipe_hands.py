@@ -28,8 +28,8 @@ from PIL import Image
 
 import nvf_fast
 from benchmarks.measured import device_name
-from nvf_fast import metrics
 from nvf_fast.checkpoint import load_checkpoint, resolve
+from nvf_fast.evaluation import metrics
 from nvf_fast.joint_definitions import Source, scale_to_unit, to_freihand
 from nvf_fast.pose import HandPose
 

@@ -19,11 +19,11 @@ from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SLOPE
 from nvf_fast.encoder import BicubicUpsample, NormReLU
 from nvf_fast.model import NVF, Field
 from nvf_fast.training.augmentation import augment
-from nvf_fast.training.feed import mixed_seed
-from nvf_fast.training.loop import Trainer
+from nvf_fast.training.images import ImageBatch
+from nvf_fast.training.loader import mixed_seed
 from nvf_fast.training.losses import Targets, field_losses, mean_terms
-from nvf_fast.training.pictures import PictureBatch
 from nvf_fast.training.points import sample_points
+from nvf_fast.training.trainer import Trainer
 
 
 class PlainStep:
@@ -48,7 +48,7 @@ class PlainStep:
         self.optimiser = torch.optim.AdamW(self.parameters, lr=trainer.learning_rate, foreach=False)
         self.step = trainer.step
 
-    def update(self, pictures: list[PictureBatch]) -> None:
+    def update(self, pictures: list[ImageBatch]) -> None:
         """One step on the parts of a batch."""
         loss = self.loss(pictures)
         self.optimiser.zero_grad()
@@ -63,7 +63,7 @@ class PlainStep:
                 for averaged, latest in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
                     averaged.lerp_(latest, 1 - options.ema)
 
-    def loss(self, pictures: list[PictureBatch]) -> Tensor:
+    def loss(self, pictures: list[ImageBatch]) -> Tensor:
         """() the loss of the next batch."""
         every = [self._part(part, number) for part, number in zip(pictures, self.own, strict=True)]
         images, fed, points, sdf, joints, scale = (torch.cat(each) for each in zip(*every, strict=True))
@@ -79,7 +79,7 @@ class PlainStep:
         return loss
 
     @torch.no_grad()
-    def _part(self, pictures: PictureBatch, number: int) -> tuple[Tensor, ...]:
+    def _part(self, pictures: ImageBatch, number: int) -> tuple[Tensor, ...]:
         seed = mixed_seed(self.config.seed, self.step, number)
         generator = torch.Generator(self.device).manual_seed(seed)
         images, hands = pictures.images.to(self.device), pictures.hands.to(self.device)

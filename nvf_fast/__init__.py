@@ -3,7 +3,7 @@
     estimator = nvf_fast.load()
     pose = estimator(image, K)      # pose.joints: (21, 3) float32, mm, in the frame of the camera
 
-Names load on first use, so that `import nvf_fast` costs next to nothing and touches no device.
+Names load on first use, so `import nvf_fast` is quick and initialises no device.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nvf_fast import metrics, ops
+    from nvf_fast import ops
     from nvf_fast.config import NVFConfig
     from nvf_fast.estimator import PoseEstimator, load
+    from nvf_fast.evaluation import metrics
     from nvf_fast.model import NVF
     from nvf_fast.pose import HandPose
 
@@ -29,13 +30,14 @@ _MODULE_OF = {
     "PoseEstimator": "nvf_fast.estimator",
     "load": "nvf_fast.estimator",
 }
+_MODULES = {"metrics": "nvf_fast.evaluation.metrics", "ops": "nvf_fast.ops"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    elif name in ("metrics", "ops"):
-        value = importlib.import_module(f"nvf_fast.{name}")
+    elif name in _MODULES:
+        value = importlib.import_module(_MODULES[name])
     else:
         raise AttributeError(f"module 'nvf_fast' has no attribute {name!r}")
     globals()[name] = value

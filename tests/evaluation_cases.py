@@ -1,39 +1,39 @@
-"""A small data set and a small network, for the tests of evaluation; run as a module, one process of several.
+"""A small data set and predictors for the tests of evaluation; as a module, one process of several.
 
 torchrun ... -m tests.evaluation_cases FOLDER
 """
 
 from __future__ import annotations
 
-import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed
 
 from nvf_fast.data.sample import DamagedPicture, HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.predictors import NetworkPredictor
+from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.evaluation.report import report_on, write_report
 from nvf_fast.evaluation.run import Options, predict
+from nvf_fast.runtime.processes import Processes, process_group
 from nvf_fast.synthetic.reference_images import sample_hands
 from tests.reference_cases import reference_network
 
 FOCAL, SIZE = 480.0, 224
 
 
-class Pictures:
-    """Noise, with hands that have nothing to do with it; every third has a box, every fourth is a left one.
+class Images:
+    """Images of noise with unrelated hands; every third has a box, every fourth is a left one.
 
     Args:
-        count: pictures.
+        count: images.
         damaged: indices of those that cannot be read.
         released: whether joints, roots and hand scales are known.
     """
 
-    name, split = "pictures", "evaluation"
+    name, split = "images", "evaluation"
     why_no_surfaces, fingerprint = "they are noise", "noise"
 
     def __init__(self, count: int = 12, damaged: tuple[int, ...] = (), released: bool = True) -> None:
@@ -61,23 +61,42 @@ class Pictures:
         )
 
 
+class Fixed:
+    """Predicts `joints` (N, 21, 3) by the number in the sample's id; NaN is invalid."""
+
+    method, scale_choices = "fixed", (False,)
+
+    def __init__(self, joints: np.ndarray, task: str = "camera-space") -> None:
+        self.joints, self.task = joints.astype(np.float32), task
+        self.predicted: list[int] = []
+
+    def __call__(self, samples: list[HandSample], use_scale: bool) -> Predictions:
+        numbers = [int(sample.id) for sample in samples]
+        self.predicted += numbers
+        joints = self.joints[numbers]
+        valid = np.isfinite(joints).all((1, 2))
+        return Predictions(joints, np.ones(joints.shape[:2], np.float32), valid, np.ones(len(joints), int))
+
+    def timed(self) -> AbstractContextManager[dict[str, float]]:
+        return nullcontext({"think": 2.0})
+
+
 def predictor(**config: bool) -> NetworkPredictor:
-    """A small network whose every point votes, so that poses are valid."""
+    """A small network in which every point votes, so that poses are valid."""
     return NetworkPredictor(PoseEstimator(reference_network(**config), step_mm=32, fraction=1.0))
 
 
-def evaluate(folder: Path, rank: int = 0, processes: int = 1) -> None:
-    """Twelve pictures, one of them damaged, in shards of four."""
-    options = Options(batch=2, shard=4, rank=rank, processes=processes, wait_seconds=60)
-    answers = predict(predictor(), Pictures(damaged=(5,)), folder / "shards", {"seed": 7}, options)
-    assert (answers is None) == (rank > 0)
-    if answers is not None:
+def evaluate(folder: Path) -> None:
+    """Evaluate twelve images, one of them damaged, in shards of four."""
+    options, processes = Options(batch=2, shard=4), Processes.joined()
+    results = predict(predictor(), Images(damaged=(5,)), folder / "shards", {"seed": 7}, options, processes)
+    assert (results is None) == (processes.rank > 0)
+    if results is not None:
         fallback = np.full((21, 3), 500.0)
-        write_report(folder, report_on(answers, fallback, {}), answers, fallback)
+        write_report(folder, report_on(results, fallback, {}), results, fallback)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    evaluate(Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    torch.distributed.destroy_process_group()
+    with process_group("cpu", 60):
+        evaluate(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Evaluation: shards that resume and never mix, scores that add up, reports that say what was measured."""
+"""Evaluation: resumable shards, several processes, scores, and reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +14,31 @@ import pytest
 import torch
 
 from nvf_fast.data.sample import DamagedPicture, HandSample
-from nvf_fast.evaluation import metrics, run
+from nvf_fast.evaluation import metrics
+from nvf_fast.evaluation.dataset_predictions import (
+    SETTINGS,
+    DatasetPredictions,
+    load_predictions,
+    save_predictions,
+)
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_pose_scores, mean_shape, other_hands
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.evaluation.report import report_on, write_report
-from nvf_fast.evaluation.run import (
-    Answers,
-    MissingShards,
-    Options,
-    ResumeError,
-    load_answers,
-    predict,
-    save_answers,
-)
+from nvf_fast.evaluation.run import Options, predict
 from nvf_fast.evaluation.scores import rank_correlation, score_predictions, server_scores
 from nvf_fast.evaluation.submission import read_submission, write_freihand_submission
 from nvf_fast.evaluation.synthetic import evaluate
 from nvf_fast.pose import JOINT_NAMES
+from nvf_fast.runtime.store import ResumeError
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.placement import HandDistribution
 from nvf_fast.synthetic.reference_images import sample_hands
 from tests import evaluation_cases
-from tests.evaluation_cases import Pictures, predictor
+from tests.evaluation_cases import Fixed, Images, predictor
+from tests.training_cases import free_port, output_of
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = Options(batch=2, shard=4, wait_seconds=0.5)
+SMALL = Options(batch=2, shard=4)
 FALLBACK = np.full((21, 3), 500.0) + 10 * np.arange(63.0).reshape(21, 3)
 
 
@@ -49,44 +48,25 @@ def truth() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def asked() -> NetworkPredictor:
+def network() -> NetworkPredictor:
     return predictor()
 
 
 @pytest.fixture(scope="module")
-def answers(asked: NetworkPredictor) -> Answers:
-    """Of six pictures, the fourth of which is damaged."""
-    return predict_all(asked, Pictures(6, damaged=(3,)))
+def results(network: NetworkPredictor) -> DatasetPredictions:
+    """Predictions on six images, the fourth of which is damaged."""
+    return predict_all(network, Images(6, damaged=(3,)))
 
 
-class Constant:
-    """Answers `joints` (N, 21, 3), by the number in the sample's id; refuses where they are NaN."""
-
-    method, scale_choices = "constant", (False,)
-
-    def __init__(self, joints: np.ndarray, task: str = "camera-space") -> None:
-        self.joints, self.task = joints.astype(np.float32), task
-        self.asked: list[str] = []
-
-    def __call__(self, samples: list[HandSample], use_scale: bool) -> Predictions:
-        self.asked += [sample.id for sample in samples]
-        joints = self.joints[[int(sample.id) for sample in samples]]
-        valid = np.isfinite(joints).all((1, 2))
-        return Predictions(joints, np.ones(joints.shape[:2], np.float32), valid, np.ones(len(joints), int))
-
-    def timed(self) -> AbstractContextManager[dict[str, float]]:
-        return nullcontext({"think": 2.0})
-
-
-def predict_all(*arguments: object, **options: object) -> Answers:
+def predict_all(*arguments: object, **options: object) -> DatasetPredictions:
     found = predict(*arguments, **{"options": SMALL} | options)  # type: ignore[arg-type]
     assert found is not None
     return found
 
 
-def assert_same(first: Answers, second: Answers) -> None:
-    """Equal but for the times."""
-    assert (first.ids, first.faults, first.facts) == (second.ids, second.faults, second.facts)
+def assert_same(first: DatasetPredictions, second: DatasetPredictions) -> None:
+    """Compare everything but the times."""
+    assert (first.ids, first.faults, first.metadata) == (second.ids, second.faults, second.metadata)
     np.testing.assert_array_equal(first.truth, second.truth)
     np.testing.assert_array_equal(first.roots, second.roots)
     assert first.predictions.keys() == second.predictions.keys()
@@ -95,45 +75,46 @@ def assert_same(first: Answers, second: Answers) -> None:
             np.testing.assert_array_equal(array, getattr(second.predictions[setting], name), err_msg=name)
 
 
-def test_answers_are_the_estimators(asked: NetworkPredictor, answers: Answers) -> None:
-    data = Pictures(6)
+def test_predictions_equal_the_estimators(network: NetworkPredictor, results: DatasetPredictions) -> None:
+    data = Images(6)
     for index in (0, 1, 2, 4, 5):
         sample = data[index]
         for given in (True, False):
-            pose = asked.estimator(
+            pose = network.estimator(
                 sample.image,
                 sample.intrinsics,
                 sample.hand_scale if given else None,
                 None if sample.box is None else sample.box.numpy(),
                 sample.side,
             )
-            found = answers.predictions[run.SETTINGS[given]]
+            found = results.predictions[SETTINGS[given]]
             assert found.valid[index] and found.voters[index] == pose.voters > 0
-            # One picture at a time sums in another order than a batch; measured 2e-4 mm and 2e-9.
+            # A single image sums in another order than a batch; measured 2e-4 mm and 2e-9.
             np.testing.assert_allclose(found.joints[index], pose.joints, atol=2e-3)
             np.testing.assert_allclose(found.scores[index], pose.scores, atol=1e-6)
-        np.testing.assert_array_equal(answers.truth[index], sample.joints)
-        np.testing.assert_array_equal(answers.roots[index], sample.joints[0])
-    given, absent = (answers.predictions[setting].joints for setting in run.SETTINGS.values())
+        np.testing.assert_array_equal(results.truth[index], sample.joints)
+        np.testing.assert_array_equal(results.roots[index], sample.joints[0])
+    given, absent = (results.predictions[setting].joints for setting in SETTINGS.values())
     assert np.abs(given - absent)[0].max() > 1
 
 
-def test_damaged_pictures_are_skipped_and_remembered(answers: Answers) -> None:
-    assert answers.damaged.tolist() == [False, False, False, True, False, False]
-    assert answers.faults[3] == "3.png cannot be read" and answers.ids[3] == "sample 3"
-    found = answers.predictions["with_hand_scale"]
+def test_damaged_images_are_skipped_and_noted(results: DatasetPredictions) -> None:
+    assert results.damaged.tolist() == [False, False, False, True, False, False]
+    assert results.faults[3] == "3.png cannot be read" and results.ids[3] == "sample 3"
+    found = results.predictions["with_hand_scale"]
     assert not found.valid[3] and np.isnan(found.joints[3]).all() and found.valid.sum() == 5
-    with pytest.raises(ValueError, match="none of 2 pictures can be read"):
-        predict(predictor(), Pictures(2, damaged=(0, 1)))
+    with pytest.raises(ValueError, match="none of 2 images can be read"):
+        predict(predictor(), Images(2, damaged=(0, 1)))
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = Pictures(10, damaged=(1,))
-    whole = Constant(data.joints.numpy())
+def test_resumes_an_interrupted_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = Images(10, damaged=(1,))
+    readable = [index for index in range(10) if index != 1]
+    whole = Fixed(data.joints.numpy())
     in_memory = predict_all(whole, data)
-    assert whole.asked == [f"{index:04d}" for index in range(10) if index != 1]
+    assert whole.predicted == readable
 
-    class Interrupted(Constant):
+    class Interrupted(Fixed):
         def __call__(self, samples: list[HandSample], use_scale: bool) -> Predictions:
             if samples[-1].id == "0007":
                 raise KeyboardInterrupt
@@ -141,64 +122,95 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, caplog: pytest.LogCa
 
     with pytest.raises(KeyboardInterrupt):
         predict(Interrupted(data.joints.numpy()), data, tmp_path, options=SMALL)
-    names = [f"shard-0000{index}-of-00003.safetensors" for index in range(3)]
-    assert [path.name for path in tmp_path.iterdir()] == names[:1], "whole shards, and nothing else"
-    rest = Constant(data.joints.numpy())
+    assert [path.name[:20] for path in tmp_path.iterdir()] == ["shard-00000-of-00003"]
+    rest = Fixed(data.joints.numpy())
     assert_same(predict_all(rest, data, tmp_path), in_memory)
-    assert rest.asked == [f"{index:04d}" for index in range(4, 10)]
+    assert rest.predicted == list(range(4, 10))
 
-    # A shard that was cut off, and one of which a bit changed, are done again, and that is said.
-    (tmp_path / names[0]).write_bytes((tmp_path / names[0]).read_bytes()[:-100])
-    content = bytearray((tmp_path / names[1]).read_bytes())
+    # A truncated shard and one with a changed bit are predicted again, with a warning each.
+    first, second, _ = sorted(tmp_path.iterdir())
+    first.write_bytes(first.read_bytes()[:-100])
+    content = bytearray(second.read_bytes())
     content[-30] ^= 1
-    (tmp_path / names[1]).write_bytes(content)
-    again = Constant(data.joints.numpy())
+    second.write_bytes(content)
+    again = Fixed(data.joints.numpy())
     assert_same(predict_all(again, data, tmp_path), in_memory)
-    assert again.asked == [f"{index:04d}" for index in range(8) if index != 1]
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and all("the shard is done again" in message for message in said)
-    assert names[0] in said[0] and "sha256" in said[1]
+    assert again.predicted == [index for index in readable if index < 8]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2 and first.name in messages[0] and second.name in messages[1]
+    assert all("the shard is done again" in message for message in messages)
+    assert len(list(tmp_path.iterdir())) == 3, "the damaged shards have made way"
 
 
-@pytest.mark.parametrize("change", ["facts", "samples", "batch", "method"])
-def test_shards_of_another_run_are_refused(tmp_path: Path, change: str) -> None:
-    data = Pictures(6)
-    method = Constant(data.joints.numpy())
+@pytest.mark.parametrize("change", ["metadata", "samples", "batch", "method"])
+def test_refuses_shards_of_another_run(tmp_path: Path, change: str) -> None:
+    data = Images(6)
+    method = Fixed(data.joints.numpy())
     predict_all(method, data, tmp_path, {"checkpoint": "aa"})
-    facts, options = {"checkpoint": "aa"}, SMALL
-    if change == "facts":
-        facts, wanted = {"checkpoint": "bb"}, "checkpoint: 'aa' there, 'bb' now"
+    metadata, options = {"checkpoint": "aa"}, SMALL
+    if change == "metadata":
+        metadata, expected = {"checkpoint": "bb"}, "checkpoint was 'aa', now 'bb'"
     elif change == "samples":
-        data, wanted = Pictures(5), "samples: 6 there, 5 now"
+        data, expected = Images(5), "samples was 6, now 5"
     elif change == "batch":
-        options, wanted = Options(batch=4, shard=4), "batch: 2 there, 4 now"
+        options, expected = Options(batch=4, shard=4), "batch was 2, now 4"
     else:
-        method.method, wanted = "other", "method: 'constant' there, 'other' now"
-    with pytest.raises(ResumeError, match=re.escape(f"of another run ({wanted})")):
-        predict(method, data, tmp_path, facts, options)
+        method.method, expected = "other", "method was 'fixed', now 'other'"
+    with pytest.raises(ResumeError, match=re.escape(f"of another run ({expected})")):
+        predict(method, data, tmp_path, metadata, options)
 
 
-def test_several_processes_share_shards_by_their_folder(tmp_path: Path) -> None:
-    data = Pictures(10)
-    first, second = Constant(data.joints.numpy()), Constant(data.joints.numpy())
-    options = {rank: Options(batch=2, shard=4, rank=rank, processes=2, wait_seconds=0.3) for rank in (0, 1)}
-    with pytest.raises(MissingShards, match=r"not written shard-00001-of-00003\.safetensors in"):
-        predict(first, data, tmp_path, options=options[0])
-    assert predict(second, data, tmp_path, options=options[1]) is None
-    assert second.asked == [f"{index:04d}" for index in range(4, 8)]
-    idle = Constant(data.joints.numpy())
-    assert_same(predict_all(idle, data, tmp_path, options=options[0]), predict_all(first, data))
-    assert idle.asked == []
-    with pytest.raises(ValueError, match="2 processes need a folder in common"):
-        predict(first, data, options=options[0])
+TWO_PROCESSES = """
+from nvf_fast.evaluation.dataset_predictions import save_predictions
+from nvf_fast.evaluation.run import Options, predict
+from tests.evaluation_cases import Fixed, Images
+
+class Mortal(Fixed):
+    def __call__(self, samples, use_scale):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+folder, data = Path(sys.argv[1]), Images(10)
+
+def run(rank, name, method):
+    with process_group("cpu", 60):
+        processes = Processes.joined()
+        results = predict(method, data, folder / name, None, Options(batch=2, shard=4), processes)
+    (folder / f"{name}-{rank}.json").write_text(json.dumps(method.predicted))
+    if results is not None:
+        save_predictions(folder / f"{name}.safetensors", results)
+
+joints = data.joints.numpy()
+whole = launch(lambda rank: run(rank, "whole", Fixed(joints)), sys.argv[2])
+began = time.monotonic()
+killed = launch(lambda rank: run(rank, "killed", [Fixed, Mortal][rank](joints)), sys.argv[3])
+seconds = time.monotonic() - began
+print(json.dumps([*([ended[rank][0] for rank in (0, 1)] for ended in (whole, killed)), seconds]))
+"""
+
+
+def test_two_processes_share_shards_and_outlive_each_other(tmp_path: Path) -> None:
+    whole, killed, seconds = json.loads(output_of(TWO_PROCESSES, tmp_path, free_port(), free_port()))
+    data = Images(10)
+    expected = predict_all(Fixed(data.joints.numpy()), data)
+    assert whole == [0, 0]
+    assert_same(load_predictions(tmp_path / "whole.safetensors"), expected)
+    assert [json.loads((tmp_path / f"whole-{rank}.json").read_text()) for rank in (0, 1)] == [
+        [0, 1, 2, 3, 8, 9],
+        [4, 5, 6, 7],
+    ]
+    assert killed == [1, -9] and seconds < 30  # the survivor does not wait for its 60 s
+    rest = Fixed(data.joints.numpy())
+    assert_same(predict_all(rest, data, tmp_path / "killed"), expected)
+    assert rest.predicted == [4, 5, 6, 7]
 
 
 def test_one_process_of_a_training_evaluates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.distributed.barrier", lambda: pytest.fail("the others would never come"))
-    data = Pictures(2)
+    exchange = "torch.distributed.all_gather_object"
+    monkeypatch.setattr(exchange, lambda *_: pytest.fail("the others would never come"))
+    data = Images(2)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        assert len(predict_all(Constant(data.joints.numpy()), data)) == 2
+        assert len(predict_all(Fixed(data.joints.numpy()), data)) == 2
     finally:
         torch.distributed.destroy_process_group()
 
@@ -222,73 +234,71 @@ def test_two_processes_equal_one_bit_for_bit(tmp_path: Path) -> None:
     assert reports[0] == reports[1] and reports[0]["counts"]["scored"] == 11
 
 
-def test_reading_ahead_changes_nothing(asked: NetworkPredictor, answers: Answers) -> None:
+def test_workers_change_no_prediction(network: NetworkPredictor, results: DatasetPredictions) -> None:
     ahead = Options(batch=2, shard=4, workers=1)
-    assert_same(predict_all(asked, Pictures(6, damaged=(3,)), options=ahead), answers)
+    assert_same(predict_all(network, Images(6, damaged=(3,)), options=ahead), results)
 
 
-def test_a_faulty_data_set_stops_the_run(asked: NetworkPredictor) -> None:
-    class Faulty(Pictures):
+def test_other_errors_of_the_data_set_stop_the_run(network: NetworkPredictor) -> None:
+    class Faulty(Images):
         def __getitem__(self, index: int) -> HandSample:
             if index == 2:
-                raise RuntimeError("a bug is no damaged picture")
+                raise RuntimeError("a bug is no damaged image")
             return super().__getitem__(index)
 
     assert issubclass(DamagedPicture, ValueError)
     with pytest.raises(RuntimeError, match="a bug"):
-        predict(asked, Faulty(4), options=SMALL)
+        predict(network, Faulty(4), options=SMALL)
 
 
 def test_hand_scales_are_given_where_there_are_some(
-    asked: NetworkPredictor, caplog: pytest.LogCaptureFixture
+    network: NetworkPredictor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert list(predict_all(predictor(scale_optional=False), Pictures(2)).predictions) == ["with_hand_scale"]
+    assert list(predict_all(predictor(scale_optional=False), Images(2)).predictions) == ["with_hand_scale"]
     without = predictor(hand_scale=False, scale_optional=False)
-    assert list(predict_all(without, Pictures(2)).predictions) == ["without_hand_scale"]
+    assert list(predict_all(without, Images(2)).predictions) == ["without_hand_scale"]
     assert caplog.records == []
-    assert list(predict_all(asked, Pictures(2, released=False)).predictions) == ["without_hand_scale"]
+    assert list(predict_all(network, Images(2, released=False)).predictions) == ["without_hand_scale"]
     assert "evaluating without the hand scale only" in caplog.text
-    with pytest.raises(ValueError, match="pictures, evaluation has no hand scales, and this network"):
-        predict(predictor(scale_optional=False), Pictures(2, released=False))
+    with pytest.raises(ValueError, match="images, evaluation has no hand scales, and this network"):
+        predict(predictor(scale_optional=False), Images(2, released=False))
 
 
-def test_options_are_checked() -> None:
+def test_refuses_shards_of_broken_batches() -> None:
     with pytest.raises(ValueError, match="multiple of batch, got 5 and 2"):
         Options(batch=2, shard=5)
-    with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\), got 2"):
-        Options(rank=2, processes=2)
 
 
-def test_answers_are_kept_whole(tmp_path: Path, answers: Answers) -> None:
-    path = tmp_path / "answers.safetensors"
-    save_answers(path, answers)
-    found = load_answers(path)
-    assert_same(found, answers)
-    assert found.times == answers.times
+def test_saved_predictions_are_checked(tmp_path: Path, results: DatasetPredictions) -> None:
+    path = tmp_path / "predictions.safetensors"
+    save_predictions(path, results)
+    found = load_predictions(path)
+    assert_same(found, results)
+    assert found.times == results.times
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"0004", b"0009"))
     with pytest.raises(ValueError, match="does not have the sha256"):
-        load_answers(path)
+        load_predictions(path)
     for damaged in (whole[:200], whole[:-1], b"", b"{}" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="no whole file of answers"):
-            load_answers(path)
+        with pytest.raises(ValueError, match="no whole file of predictions"):
+            load_predictions(path)
 
 
-def test_times_add_up(asked: NetworkPredictor, answers: Answers) -> None:
+def test_times_cover_the_right_batches(network: NetworkPredictor, results: DatasetPredictions) -> None:
     # Shards of two batches and of one: of the batches one is the first, and two are the last of a shard.
-    data = Pictures(6)
-    times = predict_all(Constant(data.joints.numpy()), data).times
-    assert (times.pictures, times.staged) == (0, 4)
+    data = Images(6)
+    times = predict_all(Fixed(data.joints.numpy()), data).times
+    assert (times.images, times.staged) == (0, 4)
     assert times.milliseconds == {"without_hand_scale/think": 4.0}
-    data = Pictures(8)
-    times = predict_all(Constant(data.joints.numpy()), data).times
-    assert (times.pictures, times.staged) == (2, 4) and times.seconds.keys() == {"read", "without_hand_scale"}
-    stages = [name.split("/")[1] for name in answers.times.milliseconds if name.startswith("with_hand")]
+    data = Images(8)
+    times = predict_all(Fixed(data.joints.numpy()), data).times
+    assert (times.images, times.staged) == (2, 4) and times.seconds.keys() == {"read", "without_hand_scale"}
+    stages = [name.split("/")[1] for name in results.times.milliseconds if name.startswith("with_hand")]
     assert {"prepare", "encode", "query", "vote"} <= set(stages)
 
 
-def test_unanswered_pictures_count_with_the_constant_pose(truth: np.ndarray) -> None:
+def test_images_without_prediction_count_with_the_mean_pose(truth: np.ndarray) -> None:
     valid = np.arange(len(truth)) % 2 == 0
     joints = np.where(valid[:, None, None], truth, np.nan)
     scores = np.where(valid, 1.0, 0.0)[:, None].repeat(21, 1)
@@ -306,7 +316,7 @@ def test_unanswered_pictures_count_with_the_constant_pose(truth: np.ndarray) -> 
     assert result.keys() - relative.keys() == {"cs_mje", "cs_auc", "te", "de"}
 
 
-def test_a_score_that_follows_the_error_correlates(truth: np.ndarray) -> None:
+def test_score_that_follows_the_error_correlates(truth: np.ndarray) -> None:
     joints = truth + 30 * np.random.default_rng(0).standard_normal(truth.shape)
     errors = metrics.joint_errors(joints, truth)
     everyone = np.ones(len(truth), bool)
@@ -314,21 +324,21 @@ def test_a_score_that_follows_the_error_correlates(truth: np.ndarray) -> None:
     assert result["score_correlation"] == pytest.approx(-1) == result["frame_score_correlation"]
 
 
-def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
-    data = Pictures(8, damaged=(2,))
+def test_report_holds_scores_counts_and_conditions(tmp_path: Path) -> None:
+    data = Images(8, damaged=(2,))
     joints = data.joints.numpy() + np.array([3.0, 0, -4])
     joints[5] = np.nan
-    answers = predict_all(Constant(joints), data)
-    report = report_on(answers, FALLBACK, {"from": "a test"}, "ho3d")
-    files = write_report(tmp_path, report, answers, FALLBACK)
+    results = predict_all(Fixed(joints), data)
+    report = report_on(results, FALLBACK, {"from": "a test"}, "ho3d")
+    files = write_report(tmp_path, report, results, FALLBACK)
     assert {"predictions.safetensors", "report.json", "report.md"} <= {path.name for path in files}
-    assert_same(load_answers(tmp_path / "predictions.safetensors"), answers)
+    assert_same(load_predictions(tmp_path / "predictions.safetensors"), results)
 
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["counts"] == {
         "pictures": 8, "damaged": 1, "scored": 7, "invalid": {"without_hand_scale": 1}
     }  # fmt: skip
-    assert written["context"]["from"] == "a test" and written["context"]["data set"] == "pictures"
+    assert written["context"]["from"] == "a test" and written["context"]["data set"] == "images"
     assert written["damaged"] == {"sample 2": "2.png cannot be read"}
     kept = np.arange(8) != 2
     true = data.joints.double().numpy()[kept]
@@ -336,12 +346,12 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     found = written["settings"]["without_hand_scale"]
     assert found["scores"]["cs_mje"] == pytest.approx(metrics.mpjpe(completed, true), abs=1e-4)
     # Areas count errors below thresholds; errors that are 0 but for float32 rounding lie beside one of them.
-    wanted = server_scores(completed, true, "ho3d")
-    assert found["server"].keys() == wanted.keys()
-    for name, value in wanted.items():
+    expected = server_scores(completed, true, "ho3d")
+    assert found["server"].keys() == expected.keys()
+    for name, value in expected.items():
         assert found["server"][name] == pytest.approx(value, abs=2e-3 if "auc" in name else 1e-4), name
     assert found["server"]["xyz_mean3d"] == pytest.approx(found["scores"]["cs_mje"])
-    # Six answers 5 mm off, the seventh is the constant pose.
+    # Six predictions are 5 mm off, the seventh is the mean pose.
     errors = metrics.joint_errors(completed, true)
     assert list(found["joints"]) == list(JOINT_NAMES)
     for index, statistics in enumerate(found["joints"].values()):
@@ -355,34 +365,34 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
         metrics.mpjpe(np.broadcast_to(FALLBACK, true.shape), true), abs=1e-4
     )
     text = (tmp_path / "report.md").read_text()
-    for fact in (
-        "8 pictures, 1 damaged, 7 scored", "1 picture(s) without a valid answer count with the constant pose",
+    for line in (
+        "8 images, 1 damaged, 7 scored", "1 image(s) without a valid prediction count with the mean pose",
         "| CS-MJE mm |", "| xyz_procrustes_al_mean3d |", "| PINKY_TIP | ", "- from: a test", "2.png cannot",
     ):  # fmt: skip
-        assert fact in text
+        assert line in text
     assert "nan" not in text
 
 
-def test_the_curves_are_drawn_where_matplotlib_is(
-    tmp_path: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
+def test_curves_need_matplotlib(
+    tmp_path: Path, results: DatasetPredictions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = report_on(answers, FALLBACK, {})
+    report = report_on(results, FALLBACK, {})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    write_report(tmp_path, report, answers, FALLBACK)
+    write_report(tmp_path, report, results, FALLBACK)
     assert not (tmp_path / "pck.png").exists()
     assert "No pck.png: it needs matplotlib" in (tmp_path / "report.md").read_text()
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
-    assert tmp_path / "pck.png" in write_report(tmp_path, report_on(answers, FALLBACK, {}), answers, FALLBACK)
+    assert tmp_path / "pck.png" in write_report(tmp_path, report_on(results, FALLBACK, {}), results, FALLBACK)
     assert (tmp_path / "pck.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_root_relative_answers_fall_back_about_the_true_wrist(tmp_path: Path) -> None:
-    data = Pictures(4)
+def test_root_relative_fallback_is_moved_onto_the_true_wrist(tmp_path: Path) -> None:
+    data = Images(4)
     joints = data.joints.numpy().copy()
     joints[1] = np.nan
-    answers = predict_all(Constant(joints, "root-relative"), data)
-    report = report_on(answers, FALLBACK, {})
+    results = predict_all(Fixed(joints, "root-relative"), data)
+    report = report_on(results, FALLBACK, {})
     moved = data.joints.double().numpy()
     moved[1] = FALLBACK - FALLBACK[0] + moved[1, 0]
     expected = metrics.mpjpe(moved, data.joints.double().numpy())
@@ -391,27 +401,27 @@ def test_root_relative_answers_fall_back_about_the_true_wrist(tmp_path: Path) ->
 
 
 def test_without_released_joints_only_a_submission_is_written(tmp_path: Path) -> None:
-    data = Pictures(4, damaged=(1,), released=False)
+    data = Images(4, damaged=(1,), released=False)
     joints = data.joints.numpy().copy()
     joints[2] = np.nan
-    answers = predict_all(Constant(joints), data)
-    report = report_on(answers, FALLBACK, {}, "freihand")
+    results = predict_all(Fixed(joints), data)
+    report = report_on(results, FALLBACK, {}, "freihand")
     assert "settings" not in report and "constant" not in report
     files = write_report(
-        tmp_path, report, answers, FALLBACK,
+        tmp_path, report, results, FALLBACK,
         lambda path, joints: write_freihand_submission(path, joints, official=False),
     )  # fmt: skip
     names = [str(path.relative_to(tmp_path)) for path in files]
     assert names == ["predictions.safetensors", "without_hand_scale/pred.zip", "report.json", "report.md"]
     text = (tmp_path / "report.md").read_text()
     assert "No joints are released for this split: nothing is scored." in text and "## Scores" not in text
-    assert "their mesh scores mean nothing" in text
+    assert "ignore their mesh scores" in text
     submitted, _ = read_submission(tmp_path / "without_hand_scale/pred.zip", "freihand")
     np.testing.assert_allclose(submitted[[0, 3]], joints[[0, 3]], rtol=1e-12)
     np.testing.assert_allclose(submitted[[1, 2]], [FALLBACK, FALLBACK])
 
 
-def test_no_neighbour_of_the_constant_pose_is_better(truth: np.ndarray) -> None:
+def test_mean_pose_has_the_least_error(truth: np.ndarray) -> None:
     best = mean_pose(truth)
     error = metrics.mpjpe(np.broadcast_to(best, truth.shape), truth)
     random = np.random.default_rng(0)
@@ -421,13 +431,13 @@ def test_no_neighbour_of_the_constant_pose_is_better(truth: np.ndarray) -> None:
     assert error < metrics.mpjpe(np.broadcast_to(truth.mean(0), truth.shape), truth)
 
 
-def test_the_constant_shape_beats_single_poses_after_alignment(truth: np.ndarray) -> None:
+def test_mean_shape_beats_single_poses_after_alignment(truth: np.ndarray) -> None:
     error = metrics.pa_mpjpe(np.broadcast_to(mean_shape(truth), truth.shape), truth)
     for pose in (*truth[:5], mean_pose(truth)):
         assert metrics.pa_mpjpe(np.broadcast_to(pose, truth.shape), truth) > error
 
 
-def test_constant_scores_generalise(truth: np.ndarray) -> None:
+def test_mean_pose_scores_generalise(truth: np.ndarray) -> None:
     others = other_hands(HandDistribution(), 512)
     scores = mean_pose_scores(mean_pose(others), mean_shape(others), truth)
     assert scores["cs_mje"] < 1.1 * metrics.mpjpe(np.broadcast_to(mean_pose(truth), truth.shape), truth)
@@ -446,11 +456,9 @@ def test_rank_correlation_is_spearmans() -> None:
     assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
 
 
-def test_synthetic_pictures_are_reported_in_each_setting(
-    asked: NetworkPredictor,
-) -> None:
+def test_synthetic_images_are_scored_in_each_setting(network: NetworkPredictor) -> None:
     data = SyntheticHands(SyntheticConfig(count=3, seed=0, size=64))
-    report = evaluate(asked, data)
+    report = evaluate(network, data)
     assert list(report) == ["data", "constant", "with_hand_scale", "without_hand_scale"]
     assert report["with_hand_scale"]["images"] == 3
     json.dumps(report)

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import mediapipe_hands
 from benchmarks.mediapipe_hands import COLUMNS, Compare, Hand, MediaPipeMissing, Photograph
-from nvf_fast import metrics
+from nvf_fast.evaluation import metrics
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths
 
 ASSETS = Path(__file__).resolve().parent.parent / "nvf_fast" / "assets"

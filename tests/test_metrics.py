@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nvf_fast import metrics
-from nvf_fast.metrics import Floats
+from nvf_fast.evaluation import metrics
+from nvf_fast.evaluation.metrics import Floats
 
 VECTORS = "protocol/vectors_public.json"
 CASES = [

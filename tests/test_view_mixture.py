@@ -18,7 +18,7 @@ from nvf_fast.training.view_augmentation import with_blank_views, with_cut_hands
 from nvf_fast.training.view_mixture import ViewMixture, ViewMixtureConfig
 from tests.test_hand_losses import SIZE, views
 from tests.test_unet import SMALL
-from tests.training_cases import assert_same_state, state_of
+from tests.training_cases import assert_same_state, saved_training, state_of
 
 
 def source(shade: int) -> object:
@@ -120,13 +120,9 @@ def training(steps: int) -> TrainingConfig:
 
 def test_a_stopped_training_on_hand_views_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole = loop.train(training(4), mixture(), tmp_path / "whole", progress=False)
-    config = training(4)
-    trainer = loop.Trainer(config, mixture(), tmp_path / "parts", torch.device("cpu"))
-    upcoming = trainer.upcoming()
     for _ in range(2):
-        trainer.update(next(upcoming), False)
-    trainer.save()
-    loop.train(config, mixture(), tmp_path / "parts", progress=False)
+        loop.train(training(4), mixture(), tmp_path / "parts", minutes=0, progress=False)
+    loop.train(training(4), mixture(), tmp_path / "parts", progress=False)
     assert_same_state(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
 
     exported, info = load_checkpoint(tmp_path / "whole" / "checkpoint")
@@ -145,7 +141,7 @@ def test_running_statistics_are_averaged_too(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_the_same_network_is_a_beginning(tmp_path: Path) -> None:
     loop.train(training(2), mixture(), tmp_path / "first", progress=False)
-    trainer = loop.Trainer(training(2), mixture(seed=1), tmp_path / "second", torch.device("cpu"))
-    trainer.start_from(tmp_path / "first" / "checkpoint")
+    saved = saved_training(training(2), tmp_path / "second", mixture(seed=1))
+    saved.start_from(tmp_path / "first" / "checkpoint")
     stored, _ = load_checkpoint(tmp_path / "first" / "checkpoint")
-    assert_same_state(dict(trainer.model.state_dict()), dict(stored.state_dict()))
+    assert_same_state(dict(saved.trainer.model.state_dict()), dict(stored.state_dict()))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def tiny(steps: int = 6, **changes: object) -> TrainingConfig:
     return replace(config, **changes)
 
 
-def saved_training(config: TrainingConfig, directory: Path, data: Dots | None = None) -> SavedTraining:
+def saved_training(config: TrainingConfig, directory: Path, data: Any = None) -> SavedTraining:
     """A trainer of `data` at its first step, in the folder of a training."""
     data = data or Dots()
     return SavedTraining(directory, Trainer(config, len(data), torch.device("cpu")), data.fingerprint)

@@ -1,4 +1,4 @@
-"""What is evaluated: anything that predicts camera-space joints for samples of a data set."""
+"""Predictors of camera-space joints for samples of a data set."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class NetworkPredictor:
             [sample.image for sample in samples],
             np.stack([sample.intrinsics for sample in samples]),
             hand_scales(samples) if use_scale else None,
-            np.stack([box_on_picture(sample) for sample in samples]) if boxed else None,
+            np.stack([box_on_image(sample) for sample in samples]) if boxed else None,
             [sample.side for sample in samples],
             root=roots(samples) if self.task == "root-relative" else None,
         )
@@ -108,7 +108,7 @@ def scale_choices(config: NVFConfig) -> tuple[bool, ...]:
     return (True, False) if config.scale_optional else (True,)
 
 
-def box_on_picture(sample: HandSample) -> np.ndarray:
+def box_on_image(sample: HandSample) -> np.ndarray:
     """The sample's box (4,) px; one whose middle lies off the image is moved to its nearest pixel.
 
     An image without a box is taken for a crop: its box is the largest centred square.

@@ -1,4 +1,4 @@
-"""What an evaluation says: report.json, report.md, pck.png, predictions.safetensors and the submissions."""
+"""Reports of an evaluation: report.json, report.md, pck.png, predictions.safetensors and submissions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import torch
 
 from nvf_fast import __version__
 from nvf_fast.config import Task
+from nvf_fast.evaluation.dataset_predictions import DatasetPredictions, Times, save_predictions
 from nvf_fast.evaluation.metrics import KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
-from nvf_fast.evaluation.run import Answers, Times, save_answers
 from nvf_fast.evaluation.scores import (
     completed,
     curve_of,
@@ -44,69 +44,72 @@ TABLE = {
     "auc": "AUC",
     "rs_mje": "RS-MJE mm",
     "score_correlation": "score vs error",
-    "invalid": "no answer",
+    "invalid": "no prediction",
 }
 Submit = Callable[[Path, np.ndarray], None]
 """Writes joints (N, 21, 3) mm as a submission into a .zip file."""
 
 
 def report_on(
-    answers: Answers, fallback: np.ndarray, context: Mapping[str, Any], layout: Layout | None = None
+    results: DatasetPredictions,
+    fallback: np.ndarray,
+    context: Mapping[str, Any],
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
-    """Everything that is said about answers, JSON-ready.
+    """Score predictions and describe the run, ready for JSON.
 
     Args:
-        answers: of `run.predict`.
-        fallback: (21, 3) mm, the constant pose that counts where there is no valid answer; of root-relative
-            answers it is moved onto the true wrist.
-        context: under what conditions they were made, beside their own facts.
+        results: of `run.predict`.
+        fallback: (21, 3) mm, the mean pose that counts where no prediction is valid; for root-relative
+            predictions it is moved onto the true wrist.
+        context: conditions of the run, in addition to the metadata of `results`.
         layout: whose server's scores to add.
 
     Returns:
-        context, counts, damaged, times, notes; and where joints are released constant (scores of the constant
+        context, counts, damaged, times, notes; and where joints are released constant (scores of the mean
         pose) and settings: by setting scores, server, joints and curves.
     """
-    task: Task = answers.facts["task"]
-    scored = answers.released & ~answers.damaged
+    task: Task = results.metadata["task"]
+    scored = results.released & ~results.damaged
     notes = []
-    damaged = {id: fault for id, fault in zip(answers.ids, answers.faults, strict=True) if fault}
+    damaged = {id: fault for id, fault in zip(results.ids, results.faults, strict=True) if fault}
     if damaged:
-        notes.append(f"{len(damaged)} damaged picture(s) were skipped; no score counts them.")
+        notes.append(f"{len(damaged)} damaged image(s) were skipped; no score counts them.")
     invalid = {
-        setting: int((~predictions.valid & ~answers.damaged).sum())
-        for setting, predictions in answers.predictions.items()
+        setting: int((~predictions.valid & ~results.damaged).sum())
+        for setting, predictions in results.predictions.items()
     }
     notes += [
-        f"{setting}: {count} picture(s) without a valid answer count with the constant pose."
+        f"{setting}: {count} image(s) without a valid prediction count with the mean pose."
         for setting, count in invalid.items()
         if count
     ]
     result: dict[str, Any] = {
-        "context": {**answers.facts, **context},
+        "context": {**results.metadata, **context},
         "counts": {
-            "pictures": len(answers),
+            "pictures": len(results),
             "damaged": len(damaged),
             "scored": int(scored.sum()),
             "invalid": invalid,
         },
         "damaged": dict(list(damaged.items())[:SHOWN_FAULTS]),
-        "times": _times(answers.times),
+        "times": _times(results.times),
         "notes": notes,
     }
     if not scored.any():
         notes.append("No joints are released for this split: nothing is scored.")
         return result
-    if scored.sum() + len(damaged) < len(answers):
-        notes.append(f"Scores cover the {int(scored.sum())} picture(s) whose joints are released.")
-    truth = answers.truth[scored].astype(np.float64)
-    constants = _fallbacks(answers, fallback, task)[scored]
-    result["constant"] = score_predictions(_always(constants), truth, constants, task)
+    if scored.sum() + len(damaged) < len(results):
+        notes.append(f"Scores cover the {int(scored.sum())} image(s) whose joints are released.")
+    truth = results.truth[scored].astype(np.float64)
+    means = _fallbacks(results, fallback, task)[scored]
+    result["constant"] = score_predictions(_always(means), truth, means, task)
     result["settings"] = {}
-    for setting, predictions in answers.predictions.items():
+    for setting, predictions in results.predictions.items():
         chosen = Predictions(**{name: array[scored] for name, array in vars(predictions).items()})
-        joints = completed(chosen, constants)
+        joints = completed(chosen, means)
         result["settings"][setting] = {
-            "scores": score_predictions(chosen, truth, constants, task),
+            "scores": score_predictions(chosen, truth, means, task),
             "server": {} if layout is None else server_scores(joints, truth, layout),
             "joints": joint_statistics(joints, truth),
             "curves": {
@@ -121,30 +124,30 @@ def report_on(
 def write_report(
     folder: Path,
     report: dict[str, Any],
-    answers: Answers,
+    results: DatasetPredictions,
     fallback: np.ndarray,
     submit: Submit | None = None,
 ) -> list[Path]:
-    """Writes an evaluation's files.
+    """Write an evaluation's files.
 
     Args:
         folder: made when missing.
-        report: of `report_on`; its notes are added to.
-        answers: what it is about.
-        fallback: as in `report_on`; it stands for damaged pictures in a submission as well.
-        submit: writes SETTING/pred.zip; None where there is no server.
+        report: of `report_on`; notes are added to it.
+        results: of `run.predict`.
+        fallback: as in `report_on`; it stands for damaged images in a submission as well.
+        submit: writes SETTING/pred.zip; None where the data set has no server.
 
     Returns:
         The files.
     """
     files = [folder / "predictions.safetensors"]
-    save_answers(files[0], answers, with_times=False)
+    save_predictions(files[0], results, with_times=False)
     if submit is not None:
-        constants = _fallbacks(answers, fallback, answers.facts["task"])
-        for setting, predictions in answers.predictions.items():
+        means = _fallbacks(results, fallback, results.metadata["task"])
+        for setting, predictions in results.predictions.items():
             files.append(folder / setting / "pred.zip")
-            submit(files[-1], completed(predictions, constants))
-        report["notes"].append("The submissions' vertices are zeros: their mesh scores mean nothing.")
+            submit(files[-1], completed(predictions, means))
+        report["notes"].append("The submissions' vertices are zeros: ignore their mesh scores.")
     if "settings" in report:
         if importlib.util.find_spec("matplotlib"):
             from nvf_fast.reproduce.plots.pck import pck_figure
@@ -161,19 +164,19 @@ def write_report(
 
 
 def score_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the scores of the constant pose and of each setting."""
+    """Columns and rows of the scores of the mean pose and of each setting."""
     rows = {"constant pose": report["constant"]}
     rows |= {_words(setting): found["scores"] for setting, found in report["settings"].items()}
     names = [name for name in TABLE if name in report["constant"]]
-    return ["answers", *(TABLE[name] for name in names)], [
+    return ["predictions", *(TABLE[name] for name in names)], [
         [row, *(scores[name] for name in names)] for row, scores in rows.items()
     ]
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report to be read: scores beside the constant pose's, the server's, the joints', times, context."""
+    """The report as a document: scores with the mean pose as baseline, the server's, the joints', times."""
     context, counts, times = (report[name] for name in ("context", "counts", "times"))
-    numbers = f"{counts['pictures']} pictures, {counts['damaged']} damaged, {counts['scored']} scored"
+    numbers = f"{counts['pictures']} images, {counts['damaged']} damaged, {counts['scored']} scored"
     lines = [f"# {context['data set']}, {context['split']}", "", f"{numbers}. Errors are mm.", ""]
     lines += [f"- {note}" for note in report["notes"]]
     if "settings" in report:
@@ -187,12 +190,12 @@ def markdown(report: Mapping[str, Any]) -> str:
         rows = [[name, *errors.values()] for name, errors in found["joints"].items()]
         lines += ["", f"## Joints, {_words(setting)}", *markdown_table(columns, rows)]
     lines += ["", "## Times"]
-    for columns, key in ((["asking", "pictures/s"], "pictures_per_s"), (["stage", "ms"], "ms_per_picture")):
+    for columns, key in ((["activity", "images/s"], "pictures_per_s"), (["stage", "ms"], "ms_per_picture")):
         lines += markdown_table(columns, [list(item) for item in times[key].items()])
     lines += ["", times["what"], "", "## Context", ""]
     lines += [f"- {name}: {value}" for name, value in context.items()]
     if report["damaged"]:
-        lines += ["", "## Damaged pictures", ""]
+        lines += ["", "## Damaged images", ""]
         lines += [f"- {id}: {fault}" for id, fault in report["damaged"].items()]
         more = counts["damaged"] - len(report["damaged"])
         lines += [f"- and {more} more"] * (more > 0)
@@ -213,33 +216,31 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def _fallbacks(answers: Answers, fallback: np.ndarray, task: Task) -> np.ndarray:
+def _fallbacks(results: DatasetPredictions, fallback: np.ndarray, task: Task) -> np.ndarray:
     """(N, 21, 3) mm."""
-    poses = np.broadcast_to(fallback, answers.truth.shape)
+    poses = np.broadcast_to(fallback, results.truth.shape)
     if task == "camera-space":
         return poses
-    moved = poses - poses[:, :1] + answers.roots[:, None]
+    moved = poses - poses[:, :1] + results.roots[:, None]
     return np.where(np.isfinite(moved), moved, poses)
 
 
 def _always(poses: np.ndarray) -> Predictions:
-    """Poses (N, 21, 3) mm as the answers of a method that always answers."""
+    """Poses (N, 21, 3) mm as valid predictions."""
     count = len(poses)
     return Predictions(poses, np.zeros((count, 21)), np.ones(count, bool), np.zeros(count, int))
 
 
 def _times(times: Times) -> dict[str, Any]:
     rates = {
-        name: times.pictures / seconds
-        for name, seconds in times.seconds.items()
-        if times.pictures and seconds
+        name: times.images / seconds for name, seconds in times.seconds.items() if times.images and seconds
     }
-    per_picture = {name: value / times.staged for name, value in times.milliseconds.items() if times.staged}
+    per_image = {name: value / times.staged for name, value in times.milliseconds.items() if times.staged}
     return {
         "pictures_per_s": rates,
-        "ms_per_picture": per_picture,
-        "what": f"Pictures/s of one process, over {times.pictures} pictures after its first batch; 'read' is "
-        f"waiting for pictures. Stages over {times.staged} pictures, the last batch of each shard, each "
+        "ms_per_picture": per_image,
+        "what": f"Images/s of one process, over {times.images} images after its first batch; 'read' is "
+        f"waiting for images. Stages over {times.staged} images, the last batch of each shard, each "
         "stage waiting for the device.",
     }
 

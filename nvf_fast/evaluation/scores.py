@@ -1,4 +1,4 @@
-"""The scores of a set of answers: of whole poses, of each joint, and as curves over the error."""
+"""Scores of predictions: of whole poses, of each joint, and as curves over the error."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from typing import Any
 
 import numpy as np
 
-from nvf_fast import metrics
 from nvf_fast.config import Task
 from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D
+from nvf_fast.evaluation import metrics
+from nvf_fast.evaluation.metrics import Floats, KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
 from nvf_fast.evaluation.submission import Layout
-from nvf_fast.metrics import Floats, KeypointScores
 from nvf_fast.pose import JOINT_NAMES
 
 CAMERA_SPACE_ONLY = ("cs_mje", "cs_auc", "te", "de")
 
 
 def completed(predictions: Predictions, fallback: np.ndarray) -> Floats:
-    """Joints (N, 21, 3) mm, those of `fallback` (21, 3) or (N, 21, 3) mm where there is no valid answer."""
+    """Joints (N, 21, 3) mm, those of `fallback` (21, 3) or (N, 21, 3) mm where no prediction is valid."""
     return np.where(predictions.valid[:, None, None], predictions.joints, fallback).astype(np.float64)
 
 
 def score_predictions(
     predictions: Predictions, truth: np.ndarray, fallback: np.ndarray, task: Task = "camera-space"
 ) -> dict[str, float]:
-    """Scores of answers, under the names of `nvf_fast.metrics`, and how far their scores can be trusted.
+    """Errors of predictions, under the names of `nvf_fast.metrics`, and the correlation of their scores.
 
-    A picture without a valid answer counts with the pose `fallback`, and `invalid` says how many there were,
-    so that refusing to answer is never an advantage. `rs_mje` is the root-relative mean error, the wrist
-    moved onto the true one. `score_correlation` is Spearman's rank correlation of a joint's score with its
-    error, `frame_score_correlation` that of their means over a hand (negative: higher scores, smaller
-    errors), both over valid answers and NaN where there is none.
+    An image without a valid prediction counts with the pose `fallback`, so that refusing to predict is never
+    an advantage; `invalid` counts them. `rs_mje` is the root-relative mean error, the wrist moved onto the
+    true one. `score_correlation` is Spearman's rank correlation of a joint's score with its error,
+    `frame_score_correlation` that of their means over a hand (negative: higher scores, smaller errors), both
+    over valid predictions and NaN without any.
 
     Args:
-        predictions: of N pictures.
+        predictions: of N images.
         truth: (N, 21, 3) mm.
         fallback: (21, 3) or (N, 21, 3) mm.
-        task: of the answers; root-relative ones know the true wrist and get no camera-space scores.
+        task: of the network; root-relative predictions use the true wrist and get no camera-space scores.
 
     Returns:
         Errors in mm; areas and correlations; `voters`, the median; `invalid` and `images`.
@@ -63,14 +63,14 @@ def score_predictions(
 
 
 def server_scores(joints: np.ndarray, truth: np.ndarray, layout: Layout) -> dict[str, float]:
-    """What a data set's server would say of joints (N, 21, 3) mm against truth, in mm; no mesh scores."""
+    """The scores of a data set's server for joints (N, 21, 3) mm, in mm; no mesh scores."""
     if layout == "freihand":
         return metrics.freihand_scores(joints, truth)
     return metrics.ho3d_scores(joints[:, FREIHAND_TO_HO3D], truth[:, FREIHAND_TO_HO3D])
 
 
 def joint_statistics(joints: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float]]:
-    """For each joint by name the mean and the median of its error, mm, in place and with the wrist moved."""
+    """Mean and median error of each joint by name, mm, in place and with the wrist on the true one."""
     errors = metrics.joint_errors(joints, truth)
     moved = metrics.joint_errors(metrics.root_align(joints, truth), truth)
     return {

@@ -1,4 +1,4 @@
-"""Files for the servers of FreiHAND and HO-3D: pred.json = [joints, vertices] of every picture, zipped.
+"""Files for the servers of FreiHAND and HO-3D: pred.json = [joints, vertices] of every image, zipped.
 
 Lengths are mm, axes OpenCV's and joints in FreiHAND's order on our side, whatever the file holds. Numbers are
 written as float64 in their shortest form that reads back the same: nothing is rounded.
@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D, OPENGL_TO_OPENCV
-from nvf_fast.files import whole_file
-from nvf_fast.metrics import MANO_VERTICES, Floats
+from nvf_fast.evaluation.metrics import MANO_VERTICES, Floats
+from nvf_fast.runtime.files import whole_file
 
 Layout = Literal["freihand", "ho3d"]
 MEMBER = "pred.json"
-FREIHAND_PICTURES = 3960
-HO3D_PICTURES = {"v2": 11_524, "v3": 20_137}
+FREIHAND_IMAGES = 3960
+HO3D_IMAGES = {"v2": 11_524, "v3": 20_137}
 
 _METRE_MM = 1000.0
 _JOINTS = 21
@@ -33,7 +33,7 @@ _JOINTS = 21
 
 @dataclass(frozen=True)
 class _Server:
-    """How one server's file differs from ours."""
+    """Joint order and axes of one server's file."""
 
     order: Sequence[int]
     axes: Floats
@@ -52,10 +52,10 @@ def write_freihand_submission(
     *,
     official: bool = True,
 ) -> None:
-    """Writes a submission for FreiHAND: metres, OpenCV's axes, FreiHAND's joint order.
+    """Write a submission for FreiHAND: metres, OpenCV's axes, FreiHAND's joint order.
 
     Args:
-        path: .zip file, which gets the one member pred.json; it appears whole or not at all.
+        path: .zip file with the one member pred.json, written atomically.
         joints_mm: (N, 21, 3) mm, camera frame, in the order of the evaluation split.
         vertices_mm: N times (778, 3) mm, in MANO's order, taken one by one; None writes zeros, as the release
             of Neural Voting Field does. The server's mesh scores then mean nothing.
@@ -66,7 +66,7 @@ def write_freihand_submission(
             what came.
         OSError: the file cannot be written.
     """
-    _write(Path(path), "freihand", joints_mm, vertices_mm, FREIHAND_PICTURES if official else None)
+    _write(Path(path), "freihand", joints_mm, vertices_mm, FREIHAND_IMAGES if official else None)
 
 
 def write_ho3d_submission(
@@ -77,10 +77,10 @@ def write_ho3d_submission(
     version: Literal["v2", "v3"],
     official: bool = True,
 ) -> None:
-    """Writes a submission for HO-3D: metres, OpenGL's axes (hands at negative z), HO-3D's joint order.
+    """Write a submission for HO-3D: metres, OpenGL's axes (hands at negative z), HO-3D's joint order.
 
     Args:
-        path: .zip file, which gets the one member pred.json; it appears whole or not at all.
+        path: .zip file with the one member pred.json, written atomically.
         joints_mm: (N, 21, 3) mm, camera frame with OpenCV's axes, FreiHAND's joint order, in the order of
             evaluation.txt.
         vertices_mm: as in `write_freihand_submission`, with OpenCV's axes.
@@ -91,13 +91,13 @@ def write_ho3d_submission(
         ValueError: as in `write_freihand_submission`.
         OSError: the file cannot be written.
     """
-    if version not in HO3D_PICTURES:
-        raise ValueError(f"version must be one of {', '.join(HO3D_PICTURES)}, got {version!r}")
-    _write(Path(path), "ho3d", joints_mm, vertices_mm, HO3D_PICTURES[version] if official else None)
+    if version not in HO3D_IMAGES:
+        raise ValueError(f"version must be one of {', '.join(HO3D_IMAGES)}, got {version!r}")
+    _write(Path(path), "ho3d", joints_mm, vertices_mm, HO3D_IMAGES[version] if official else None)
 
 
 def read_submission(path: Path | str, layout: Layout) -> tuple[Floats, Floats]:
-    """Reads a submission back, whoever wrote it.
+    """Read a submission, ours or another program's.
 
     The whole file is parsed at once: some 2 GB of memory for HO-3D v3 with vertices.
 
@@ -136,16 +136,16 @@ def _write(
     layout: Layout,
     joints_mm: ArrayLike,
     vertices_mm: Iterable[ArrayLike] | None,
-    wanted: int | None,
+    expected: int | None,
 ) -> None:
     if path.suffix != ".zip":
         raise ValueError(f"a submission is a .zip file, got {path}")
     server = _SERVERS[layout]
-    joints = _checked_joints(joints_mm, wanted)
+    joints = _checked_joints(joints_mm, expected)
     with (
         whole_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
-        # Without a date, equal answers are equal files.
+        # Without a date, equal predictions are equal files.
         archive.open(_member(), "w", force_zip64=True) as member,
     ):
         member.write(b"[")
@@ -160,16 +160,16 @@ def _write(
         member.write(b"]")
 
 
-def _checked_joints(joints_mm: ArrayLike, wanted: int | None) -> Floats:
+def _checked_joints(joints_mm: ArrayLike, expected: int | None) -> Floats:
     joints = np.asarray(joints_mm, np.float64)
     if joints.ndim != 3 or joints.shape[1:] != (_JOINTS, 3) or len(joints) == 0:
         raise ValueError(f"joints must be (N, 21, 3) mm, got shape {joints.shape}")
-    if wanted is not None and len(joints) != wanted:
+    if expected is not None and len(joints) != expected:
         raise ValueError(
-            f"the evaluation split has {wanted} pictures, got {len(joints)} poses; official=False takes any"
+            f"the evaluation split has {expected} images, got {len(joints)} poses; official=False takes any"
         )
     if not np.isfinite(joints).all():
-        raise ValueError("joints hold values that are not finite: every picture needs a pose")
+        raise ValueError("joints hold values that are not finite: every image needs a pose")
     if (joints[..., 2] < 0).all():
         raise ValueError(
             "every joint lies behind the camera: joints must have OpenCV's axes, z away from the camera"
@@ -186,7 +186,7 @@ def _checked_meshes(vertices_mm: Iterable[ArrayLike], count: int) -> Iterator[Fl
         vertices = np.asarray(mesh, np.float64)
         if vertices.shape != (MANO_VERTICES, 3) or not np.isfinite(vertices).all():
             raise ValueError(
-                f"vertices of picture {number - 1} must be ({MANO_VERTICES}, 3) finite mm, "
+                f"vertices of image {number - 1} must be ({MANO_VERTICES}, 3) finite mm, "
                 f"got shape {vertices.shape}"
             )
         yield vertices

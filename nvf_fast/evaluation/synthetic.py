@@ -1,4 +1,4 @@
-"""Scores on seeded synthetic images, beside the best constant pose of their distribution."""
+"""Scores on seeded synthetic images, with the mean pose of their distribution as baseline."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from nvf_fast.synthetic.dataset import SyntheticHands
 
 
 def evaluate(predictor: Predictor, data: SyntheticHands, progress: bool = False) -> dict[str, Any]:
-    """Scores with and without hand scale, beside the best constant pose, as one JSON-ready report.
+    """Score a predictor with and without hand scale, ready for JSON.
 
     Args:
         predictor: of either task.
-        data: the images; the constant pose is fitted on other hands of their distribution.
+        data: the images; the mean pose is fitted on other hands of their distribution.
         progress: shows a bar.
 
     Returns:
-        data, its configuration; constant, the constant pose's scores; and scores by setting (`run.SETTINGS`).
+        data, its configuration; constant, the mean pose's scores; and scores by setting (`SETTINGS`).
     """
-    answers = predict(predictor, data, options=Options(progress=progress))
-    assert answers is not None
+    results = predict(predictor, data, options=Options(progress=progress))
+    assert results is not None
     others = other_hands(data.config.distribution)
     pose = mean_pose(others)
     return {
         "data": asdict(data.config),
-        "constant": mean_pose_scores(pose, mean_shape(others), answers.truth),
+        "constant": mean_pose_scores(pose, mean_shape(others), results.truth),
         **{
-            setting: score_predictions(predictions, answers.truth, pose, predictor.task)
-            for setting, predictions in answers.predictions.items()
+            setting: score_predictions(predictions, results.truth, pose, predictor.task)
+            for setting, predictions in results.predictions.items()
         },
     }

@@ -16,10 +16,11 @@ from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.data.catalogue import Folders, Split, open_dataset
 from nvf_fast.data.sample import FirstSamples, HandDataset
 from nvf_fast.estimator import PoseEstimator
+from nvf_fast.evaluation.dataset_predictions import SETTINGS
 from nvf_fast.evaluation.mean_pose import fallback_pose
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
-from nvf_fast.evaluation.run import SETTINGS, Options, predict
+from nvf_fast.evaluation.run import Options, predict
 from nvf_fast.reproduce.recipes import Role, Size, Stage, Variant, data_for, stages
 from nvf_fast.synthetic.dataset import SyntheticHands
 from nvf_fast.training.images import task_images

@@ -13,10 +13,11 @@ import numpy as np
 from nvf_fast.config import Method
 from nvf_fast.data.sample import HandDataset
 from nvf_fast.estimator import PoseEstimator
+from nvf_fast.evaluation.dataset_predictions import SETTINGS
 from nvf_fast.evaluation.mean_pose import mean_pose, other_hands
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
-from nvf_fast.evaluation.run import SETTINGS, Options, predict
+from nvf_fast.evaluation.run import Options, predict
 from nvf_fast.grid import frustum_grid
 from nvf_fast.model import NVF
 from nvf_fast.reproduce import published

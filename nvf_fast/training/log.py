@@ -1,45 +1,60 @@
-"""What a training tells while it runs: log.jsonl always, a progress bar and TensorBoard where asked."""
+"""The log of a training: log.jsonl always, a progress bar and TensorBoard on request."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
-from nvf_fast.files import whole_file
+from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.processes import Processes
 
 LOG_FILE = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the last saved state is from before."""
+
+
 class TrainingLog:
-    """The first process's log; those of the others keep silent.
+    """The log of the first process; those of the others are silent.
 
     Args:
-        directory: the run's folder, made when missing.
-        step: where the training stands.
+        folder: of the training, made when missing; lines of later steps in it are dropped.
+        step: steps done.
         total: steps of the whole training.
-        silent: whether to write and show nothing.
-        progress: whether to show a progress bar.
-        tensorboard: whether to write for TensorBoard, which the extra `train` installs.
+        silent: write and show nothing.
+        progress: show a progress bar.
+        tensorboard: write for TensorBoard, which the extra `train` installs.
 
     Raises:
-        ImportError: TensorBoard is wanted and not installed.
+        ImportError: TensorBoard is requested and not installed.
     """
 
     def __init__(
-        self, directory: Path, step: int, total: int, *, silent: bool, progress: bool, tensorboard: bool
+        self,
+        folder: Path,
+        step: int,
+        total: int,
+        *,
+        silent: bool = False,
+        progress: bool = False,
+        tensorboard: bool = False,
     ) -> None:
-        self._file = None if silent else directory / LOG_FILE
+        self._file = None if silent else folder / LOG_FILE
         self._board: Any = None
         if not silent:
-            directory.mkdir(parents=True, exist_ok=True)
-            forget_after(directory, step)
+            folder.mkdir(parents=True, exist_ok=True)
+            forget_after(folder, step)
             if tensorboard:
-                self._board = _board(directory / TENSORBOARD_FOLDER, step)
+                self._board = _board(folder / TENSORBOARD_FOLDER, step)
         hidden = silent or not progress
         self._bar = tqdm(total=total, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
 
@@ -51,32 +66,98 @@ class TrainingLog:
         if self._board is not None:
             self._board.close()
 
-    def write(self, step: int, minutes: float, facts: dict[str, Any]) -> None:
-        """Adds a line: the step, the minutes of training, and facts that JSON holds, nested or not."""
+    def write(self, step: int, minutes: float, entry: dict[str, Any]) -> None:
+        """Add a line: the step, the minutes of training, and an entry that JSON holds, nested or not."""
         if self._file is not None:
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "minutes": minutes, **facts}) + "\n")
+                file.write(json.dumps({"step": step, "minutes": minutes, **entry}) + "\n")
         if self._board is not None:
-            for name, value in _numbers(facts):
+            for name, value in _numbers(entry):
                 self._board.add_scalar(name, value, step)
 
-    def show(self, facts: dict[str, float]) -> None:
-        """Puts numbers beside the progress bar."""
-        self._bar.set_postfix(facts, refresh=False)
+    def show(self, numbers: dict[str, float]) -> None:
+        """Show numbers beside the progress bar."""
+        self._bar.set_postfix(numbers, refresh=False)
 
-    def say(self, sentence: str) -> None:
-        """A line above the progress bar."""
+    def write_evaluation(self, step: int, minutes: float, scores: dict[str, float]) -> None:
+        """Add a line of scores, and print it above the progress bar."""
+        self.write(step, minutes, {"evaluation": scores})
         if not self._bar.disable:
-            self._bar.write(sentence)
+            listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self._bar.write(f"step {step}: {listed}")
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Move the progress bar by one step."""
         self._bar.update()
 
 
-def forget_after(directory: Path, step: int) -> None:
-    """Drops lines of later steps, which a crash left behind and which come again, and a line it tore."""
-    path = directory / LOG_FILE
+@dataclass
+class DamagedImages:
+    """Unreadable images that any process has met.
+
+    total: times that one was met.
+    names: of the images, in the order of their first meeting.
+    """
+
+    total: int = 0
+    names: dict[str, None] = field(default_factory=dict)
+    _own: list[str] = field(default_factory=list)
+
+    def add(self, parts: list[Any]) -> None:
+        """Note the damaged images of this process's parts of a batch."""
+        self._own += [name for part in parts for name in getattr(part, "damaged", ())]
+
+    def gather(self, processes: Processes) -> None:
+        """Exchange what the processes have noted since the last exchange."""
+        for names in processes.gather(self._own):
+            self.total += len(names)
+            self.names |= dict.fromkeys(names)
+        self._own = []
+
+
+class Window:
+    """The steps since the last line of the log: losses, seconds and damaged images."""
+
+    def __init__(self, damaged: DamagedImages) -> None:
+        self.steps, self.seconds = 0, 0.0
+        self._sums: dict[str, Tensor] = {}
+        self._damaged, self._total, self._names = damaged, damaged.total, len(damaged.names)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Add the losses () of a step."""
+        self.steps += 1
+        self._sums = {name: value + self._sums.get(name, 0) for name, value in terms.items()}
+
+    def means(self, step: int) -> dict[str, float]:
+        """Mean losses up to a step; waits for the device.
+
+        Raises:
+            NonFiniteLossError: one is not finite.
+        """
+        means = {name: float(value) / self.steps for name, value in self._sums.items()}
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            steps = f"the {self.steps} steps up to step {step}"
+            raise NonFiniteLossError(f"not finite in {steps}: {', '.join(bad)}")
+        return means
+
+    def entry(self, batch: int, learning_rate: float, means: dict[str, float]) -> dict[str, Any]:
+        """A line of the log."""
+        damaged = self._damaged
+        names = [*damaged.names][self._names :]
+        return {
+            "images_per_second": self.steps * batch / self.seconds,
+            "learning_rate": learning_rate,
+            "damaged_pictures": damaged.total - self._total,
+            "damaged_pictures_total": damaged.total,
+            **({"newly_damaged": names} if names else {}),
+            **means,
+        }
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drop the lines of later steps, which a crash left behind and which come again, and a torn line."""
+    path = folder / LOG_FILE
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -94,8 +175,8 @@ def _board(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-def _numbers(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in facts.items():
+def _numbers(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in entry.items():
         if isinstance(value, dict):
             yield from _numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):

@@ -1,107 +1,177 @@
-"""A training's state on disk: written whole or not at all, checked when read, the last good one kept."""
+"""Saving a training and resuming it exactly, or refusing to by name."""
 
 from __future__ import annotations
 
-import hashlib
 import io
+import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from nvf_fast.files import remove_unfinished, whole_file
+from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
+from nvf_fast.model import check_entries
+from nvf_fast.runtime.store import DamagedRecordError, ResumeError, Store, differences
+from nvf_fast.training.log import DamagedImages
+from nvf_fast.training.trainer import Trainer
+from nvf_fast.training.transfer import transfer
 
-PATTERN = "state-*.pt"
-
-
-class CannotStart(ValueError):
-    """The directory, the starting checkpoint or the processes do not fit the training."""
-
-
-class Found(NamedTuple):
-    """A state that was read, the name of its file, and those of newer ones that are damaged."""
-
-    state: dict[str, Any]
-    name: str
-    damaged: list[str]
+STATE_VERSION = 2
+# Fields of the configuration that may change when a training goes on.
+WITHOUT_INFLUENCE = ("log_every", "save_every", "evaluate_every", "evaluation_images")
 
 
-class StateFiles:
-    """The states in a folder, `state-STEP-SERIAL-DIGEST.pt`; the digest of the contents reveals damage.
+class SavedTraining:
+    """A trainer in its folder, where the first process keeps the last two states and `checkpoint/`.
 
-    The serial number grows with every write, so that two states of one step have an order. Two states are
-    kept: the newest, and the one before it that is known to have been whole.
+    Args:
+        folder: of the training; all processes see it.
+        trainer: at its first step.
+        fingerprint: of the data set's contents; None where it has none.
+        credits: where the images come from, for the checkpoint's metadata.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._last: Path | None = None  # the last one that was written or found whole
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Trainer,
+        fingerprint: str | None = None,
+        credits: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.trainer, self.fingerprint, self.credits = folder, trainer, fingerprint, credits
+        self.store = Store(folder, "state", ".pt")
+        self.seconds = 0.0  # of training, over all calls
+        self.started_from: dict[str, Any] | None = None  # the metadata of the checkpoint it began from
+        self.damaged = DamagedImages()
+        self.damaged_states: list[str] = []  # newer than the one that was resumed
 
-    def write(self, step: int, state: dict[str, Any]) -> None:
-        """Adds the state of a step, then removes all but the one before."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getbuffer()
-        serial = 1 + max((_serial(other) for other in self.directory.glob(PATTERN)), default=0)
-        path = self.directory / f"state-{step:09d}-{serial:09d}-{_digest(content)}.pt"
-        with whole_file(path) as file:
-            file.write(content)
-        for other in self.directory.glob(PATTERN):
-            if other not in (path, self._last):
-                other.unlink()
-        remove_unfinished(self.directory)
-        self._last = path
+    def save(self) -> None:
+        """Write the checkpoint and the state; a crash at any moment leaves a whole one of each behind."""
+        if self.trainer.processes.rank == 0:
+            save_checkpoint(self.trainer.exported, self.folder / "checkpoint", self.metadata())
+            buffer = io.BytesIO()
+            torch.save(self._state(), buffer)
+            self.store.write(buffer.getbuffer(), f"{self.trainer.step:09d}")
 
-    def newest(self) -> Found | None:
-        """The newest state that is whole, its tensors on the CPU; None where the folder has none at all.
+    def resume(self, inexact: bool = False) -> bool:
+        """Take up the newest whole state. Returns whether the folder holds one.
 
-        Warns of newer ones that are damaged.
+        Args:
+            inexact: go on although the environment has changed and results are equal up to rounding only.
 
         Raises:
-            CannotStart: all there are are damaged.
+            ResumeError: the states are damaged or of another training, or the processes do not agree.
         """
-        damaged: list[str] = []
-        for path in sorted(self.directory.glob(PATTERN), key=_age, reverse=True):
-            content = path.read_bytes()
-            if _digest(content) != path.stem.rpartition("-")[2]:
-                damaged.append(path.name)
-                continue
-            if damaged:
-                warnings.warn(f"{self.directory}: damaged: {', '.join(damaged)}; going on from {path.name}")
-            self._last = path
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            return Found(state, path.name, damaged)
-        if damaged:
-            raise CannotStart(
-                f"{self.directory}: every state is damaged: {', '.join(damaged)}; "
-                "bring one back from elsewhere, or remove them to begin anew"
+        trainer = self.trainer
+        try:
+            record = self.store.newest()
+        except DamagedRecordError as error:
+            hint = "bring one back from elsewhere, or remove them to begin anew"
+            raise ResumeError(f"{error}; {hint}") from error
+        trainer.processes.agree("state to go on from", record and record.name)
+        trainer.processes.agree("training", self._identity())
+        if record is None:
+            return False
+        if record.damaged:
+            names = ", ".join(record.damaged)
+            warnings.warn(f"{self.folder}: damaged: {names}; going on from {record.name}")
+        state = torch.load(io.BytesIO(record.content), map_location="cpu", weights_only=True)
+        self._check(state, inexact)
+        trainer.load_state_dict(state)
+        self.seconds, self.started_from = state["seconds"], json.loads(state["started_from"])
+        self.damaged = DamagedImages(state["damaged"], dict.fromkeys(state["damaged_names"]))
+        self.damaged_states = record.damaged
+        return True
+
+    def start_from(self, checkpoint: Path | str) -> None:
+        """Begin from a checkpoint's weights; see `nvf_fast.training.transfer`.
+
+        Raises:
+            ResumeError: the checkpoint is another network, or the processes read different ones.
+        """
+        trainer = self.trainer
+        weights, info = load_checkpoint(checkpoint, device=trainer.device, dtype=torch.float32)
+        trainer.processes.agree("starting checkpoint", info["sha256"])
+        try:
+            transfer(weights, trainer.model)
+        except ValueError as error:
+            raise ResumeError(f"{checkpoint}: {error}") from error
+        trainer.averaged.load_state_dict(trainer.model.state_dict())
+        self.started_from = info["training"]
+
+    def metadata(self) -> dict[str, Any]:
+        """The checkpoint's metadata about its training."""
+        trainer = self.trainer
+        return {
+            "preset": trainer.config.preset,
+            "steps": trainer.step,
+            "total_steps": trainer.total,
+            "images_seen": trainer.step * trainer.options.batch,
+            "damaged_pictures": self.damaged.total,
+            "minutes": round(self.seconds / 60, 2),
+            "processes": trainer.processes.count,
+            "config": asdict(trainer.config),
+            "started_from": self.started_from,
+            **({"credits": self.credits} if self.credits else {}),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "version": STATE_VERSION,
+            "identity": self._identity(),
+            "environment": self._environment(),
+            "seconds": self.seconds,
+            "started_from": json.dumps(self.started_from),
+            "damaged": self.damaged.total,
+            "damaged_names": [*self.damaged.names],
+            **self.trainer.state_dict(),
+        }
+
+    def _identity(self) -> str:
+        """Whatever determines the weights, as JSON: the data, and the configuration but for its habits."""
+        config = asdict(self.trainer.config)
+        for name in WITHOUT_INFLUENCE:
+            del config[name]
+        data = {"count": self.trainer.images, "fingerprint": self.fingerprint}
+        return json.dumps({"config": config, "pictures": data})
+
+    def _environment(self) -> str:
+        """Whatever else the last bits depend on, as JSON."""
+        device = self.trainer.device
+        cpu = device.type == "cpu"
+        return json.dumps(
+            {
+                "torch": torch.__version__,
+                "device": torch.backends.cpu.get_cpu_capability()
+                if cpu
+                else torch.cuda.get_device_name(device),
+                "threads": torch.get_num_threads() if cpu else None,
+                "processes": self.trainer.processes.count,
+            }
+        )
+
+    def _check(self, state: dict[str, Any], inexact: bool) -> None:
+        """Refuse a state that the training cannot go on from exactly."""
+        if state["version"] != STATE_VERSION:
+            version = f"version {state['version']}, this library reads {STATE_VERSION}"
+            raise ResumeError(f"{self.folder} holds a state of {version}")
+        missing = sorted(self._state().keys() - state.keys())
+        if missing:
+            raise ResumeError(f"{self.folder} holds a state without {', '.join(missing)}")
+        changed = differences(json.loads(state["identity"]), json.loads(self._identity()))
+        for name, tensors in self.trainer.weights().items():
+            try:
+                check_entries({entry: tensor.shape for entry, tensor in tensors.items()}, state[name], name)
+            except ValueError as error:
+                changed.append(str(error))
+        moved = differences(json.loads(state["environment"]), json.loads(self._environment()))
+        if changed:
+            listed = "; ".join(changed + moved)
+            raise ResumeError(f"{self.folder} holds another training; differing: {listed}")
+        if moved and not inexact and state["step"] < self.trainer.total:
+            raise ResumeError(
+                f"{self.folder} would not go on bit for bit, but equal up to rounding, if told to "
+                f"go on inexactly: {'; '.join(moved)}"
             )
-        return None
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Readable list of what differs between two nested dicts."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
-
-
-def _age(path: Path) -> tuple[int, str]:
-    """Sorting key of a state, the newest last."""
-    return _serial(path), path.name
-
-
-def _serial(path: Path) -> int:
-    """When a state was written, counted in writes; 0 for one without a readable number."""
-    parts = path.stem.split("-")
-    return int(parts[2]) if len(parts) == 4 and parts[2].isdigit() else 0
-
-
-def _digest(content: bytes | memoryview) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Scores of a network while it trains, on pictures that it does not learn from."""
+"""Scores of a network while it trains, on images that it does not learn from."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import predict
 from nvf_fast.synthetic.dataset import render_ahead
 
-SYNTHETIC_SEED = 1_000_003  # pictures that no training on a smaller seed sees
+SYNTHETIC_SEED = 1_000_003  # trainings use smaller seeds
 SHOWN = ("cs_mje", "te", "de", "rs_mje", "pa_mpjpe", "voters", "invalid")
 
 
 def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Network], dict[str, float]]:
-    """What measures a network on the first pictures of a data set's evaluation part.
+    """Prepare the evaluation of networks on the first images of a data set's evaluation part.
 
     Args:
-        config: the training's data set; of a seeded synthetic one, pictures of another seed are taken.
+        config: the training's data set; a seeded synthetic one is replaced by one of another seed.
         folders: where it lies.
-        count: pictures.
+        count: images.
 
     Returns:
-        From a network to its scores (`SHOWN`), with and without hand scale where it can be asked both ways.
+        Maps a network to its scores (`SHOWN`), with and without hand scale where it accepts both.
 
     Raises:
         ValueError: their joints are not released, or there is no such part.
@@ -42,9 +42,9 @@ def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Ne
     fallback = fallback_pose(config)
 
     def scores(model: Network) -> dict[str, float]:
-        answers = predict(NetworkPredictor(PoseEstimator(model)), dataset)
-        assert answers is not None
-        found = report_on(answers, fallback, {})["settings"]
+        results = predict(NetworkPredictor(PoseEstimator(model)), dataset)
+        assert results is not None
+        found = report_on(results, fallback, {})["settings"]
         return {
             f"{setting}_{name}": measured["scores"][name]
             for setting, measured in found.items()

@@ -12,7 +12,7 @@ from nvf_fast.camera import network_view, view_intrinsics
 from nvf_fast.data.mesh import NOTHING, Distance, Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.predictors import box_on_picture
+from nvf_fast.evaluation.predictors import box_on_image
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose, Votes
@@ -137,7 +137,7 @@ def _pose(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> 
 def _box(estimator: PoseEstimator, sample: HandSample) -> np.ndarray | None:
     """The box (4,) px that places the view; a hand view always has one, a root-relative network none."""
     if isinstance(estimator.volume, HandVolume):
-        return box_on_picture(sample)
+        return box_on_image(sample)
     return None if estimator.volume.needs_root or sample.box is None else sample.box.numpy()
 
 

@@ -1,4 +1,4 @@
-"""Which pictures each step sees, and how they are fetched ahead of it."""
+"""The order of a training's images, and their loading ahead of the steps."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ import torch
 from torch.utils.data import DataLoader
 
 
-class Pictures(Protocol):
-    """What a training asks of a data set; `nvf_fast.training.pictures.TaskPictures` is one.
+class TrainingData(Protocol):
+    """A data set as training reads it, such as `nvf_fast.training.images.TaskImages`.
 
-    Where it has an attribute `fingerprint`, a str that tells its contents, a training resumes only with the
-    same one.
+    Where it has an attribute `fingerprint`, a str that identifies its contents, a training resumes only with
+    the same one.
     """
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: list[int]) -> Any:
-        """The pictures of these indices, always the same: a `PictureBatch`, or `HandViews`."""
+        """The images of these indices, always the same: an `ImageBatch`, or `HandViews`."""
         ...
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of the pictures: each epoch is a permutation, its incomplete last batch left out.
+    """The order of the images: each epoch is a permutation, its incomplete last batch left out.
 
     seed: with the epoch it determines the permutation.
-    pictures: how many there are.
-    batch: pictures of a step.
+    images: size of the data set.
+    batch: images of a step.
     parts: equal parts of a batch.
     """
 
     seed: int
-    pictures: int
+    images: int
     batch: int
     parts: int
 
     def part(self, step: int, part: int) -> list[int]:
-        """Indices of the pictures of one part of a step."""
-        epoch, position = divmod(step, self.pictures // self.batch)
+        """Indices of the images of one part of a step."""
+        epoch, position = divmod(step, self.images // self.batch)
         size = self.batch // self.parts
         first = position * self.batch + part * size
-        return _permutation(self.seed, epoch, self.pictures)[first : first + size]
+        return _permutation(self.seed, epoch, self.images)[first : first + size]
 
 
-def fetched(
-    pictures: Pictures,
+def load_parts(
+    data: TrainingData,
     order: Order,
     own: Sequence[int],
     steps: range,
-    workers: int,
-    pinned: bool,
-    timeout_s: float,
+    workers: int = 0,
+    pinned: bool = False,
+    timeout_s: float = 600.0,
 ) -> Generator[list[Any]]:
-    """The parts of each step that are this process's own, the same for any number of workers.
+    """This process's parts of each step, the same for any number of workers.
 
     Args:
-        pictures: the data set.
-        order: which pictures each part holds.
+        data: the data set.
+        order: which images each part holds.
         own: numbers of the parts.
         steps: from the next to the last.
-        workers: processes that fetch ahead, two parts each; 0 fetches when asked.
-        pinned: whether pictures come in pinned memory, from where they reach a GPU faster.
-        timeout_s: a worker that is silent for so long is an error.
+        workers: processes that load ahead, two parts each; 0 loads on demand.
+        pinned: return images in pinned memory, from where they reach a GPU faster.
+        timeout_s: longest wait for a worker.
 
     Raises:
         RuntimeError: a worker died or was silent for too long.
     """
     loader: DataLoader[Any] = DataLoader(
-        pictures,  # type: ignore[arg-type]
+        data,  # type: ignore[arg-type]
         batch_sampler=(order.part(step, part) for step in steps for part in own),
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=workers,
         worker_init_fn=_stop_for_the_parent_alone,
         pin_memory=pinned,
@@ -91,24 +91,24 @@ def fetched(
         yield list(islice(parts, len(own)))
 
 
-def mixed_seed(*facts: int | str) -> int:
-    """A 63-bit seed from several numbers, unrelated for unlike ones."""
-    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:8], "big") >> 1
+def mixed_seed(*keys: int | str) -> int:
+    """A 63-bit seed from several keys, unrelated for different ones."""
+    return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "big") >> 1
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, pictures: int) -> list[int]:
+def _permutation(seed: int, epoch: int, images: int) -> list[int]:
     generator = torch.Generator().manual_seed(mixed_seed(seed, "order", epoch))
-    order: list[int] = torch.randperm(pictures, generator=generator).tolist()
+    order: list[int] = torch.randperm(images, generator=generator).tolist()
     return order
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _stop_for_the_parent_alone(worker: int) -> None:
-    """Makes a worker deaf to Ctrl-C, and to SIGTERM unless its parent sends it.
+    """Let a worker ignore Ctrl-C, and SIGTERM unless its parent sends it.
 
     Both reach whole groups of processes; the parent then finishes its step, for which it needs its workers.
     """

@@ -1,4 +1,4 @@
-"""Several processes: one that is killed or hangs ends the others soon, and the same command goes on."""
+"""Several processes: the others end soon after one is killed or hangs, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from nvf_fast.training.processes import Processes
-from nvf_fast.training.state import CannotStart
+from nvf_fast.runtime.processes import Processes
 from tests.training_cases import ROOT, SCRIPT, assert_same_state, free_port, output_of, python, state_of
 
-# Eight steps, a state after every third. `once` happens to one process, in the fetch of a step.
+# Eight steps, a state after every third. One process calls `once` while it loads a step.
 TRAINING = """
 class Interrupted(Dots):
     def __init__(self, rank, step, once):
         super().__init__()
-        self.rank, self.step, self.once, self.fetched = rank, step, once, 0
+        self.rank, self.step, self.once, self.loaded = rank, step, once, 0
     def __getitems__(self, indices):
-        self.fetched += 1  # a process fetches one part of each step
-        if self.fetched == self.step + 1 and int(os.environ["RANK"]) == self.rank:
+        self.loaded += 1  # a process loads one part of each step
+        if self.loaded == self.step + 1 and int(os.environ["RANK"]) == self.rank:
             self.once()
         return super().__getitems__(indices)
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def run(directory, pictures, timeout_s=60):
+def run(directory, data, timeout_s=60):
     with process_group("cpu", timeout_s):
-        loop.train(replace(tiny(steps=8), save_every=3), pictures, directory, progress=False)
+        train(replace(tiny(steps=8), save_every=3), data, directory, progress=False)
 """
 
 KILLED = """
@@ -46,7 +46,7 @@ print(json.dumps([victim, step, [whole[0], whole[1]], [killed[0], killed[1]], [a
 """
 
 
-def test_a_killed_process_costs_nothing_but_time(tmp_path: Path) -> None:
+def test_resumes_exactly_after_a_killed_process(tmp_path: Path) -> None:
     output = output_of(TRAINING + KILLED, tmp_path, free_port(), free_port(), free_port())
     victim, step, whole, killed, again, saved = json.loads(output)
     assert [status for status, _ in whole] == [0, 0]
@@ -62,34 +62,34 @@ HANGS = """
 folder, ports = Path(sys.argv[1]), sys.argv[2:]
 
 def hanging(rank):
-    pictures = Interrupted(1, 1, lambda: (print(time.monotonic(), flush=True), time.sleep(8)))
-    run(folder / "hangs", pictures, timeout_s=3)
+    data = Interrupted(1, 1, lambda: (print(time.monotonic(), flush=True), time.sleep(8)))
+    run(folder / "hangs", data, timeout_s=3)
 
 def alone(rank):
     if rank == 0:
         run(folder / "alone", Dots(), timeout_s=2)
 
-def asked(rank):
+def stopped(rank):
     # SIGTERM reaches both, as from torchrun, at different steps; both end after the same one.
-    run(folder / "asked", Interrupted(rank, 2 + rank, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    run(folder / "stopped", Interrupted(rank, 2 + rank, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
-print(json.dumps([launch(hanging, ports[0]), launch(asked, ports[2]), time.monotonic()]))
+print(json.dumps([launch(hanging, ports[0]), launch(stopped, ports[2]), time.monotonic()]))
 print(json.dumps([launch(alone, ports[1]), time.monotonic()]))
 """
 
 
-def test_every_wait_ends(tmp_path: Path) -> None:
+def test_every_wait_has_a_timeout(tmp_path: Path) -> None:
     process = python(TRAINING + HANGS, tmp_path, free_port(), free_port(), free_port())
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    hung, (hanging, asked, between), (alone, end) = (json.loads(line) for line in output.splitlines())
+    hung, (hanging, stopped, between), (alone, end) = (json.loads(line) for line in output.splitlines())
     assert hanging["0"][0] == 1
-    assert hanging["0"][1] - hung < 7.5  # 3 s of patience, and the other hangs for 8
-    assert "another process of the training ended or did not answer in time" in errors
+    assert hanging["0"][1] - hung < 7.5  # a timeout of 3 s, and the other hangs for 8
+    assert "another process ended or did not answer in time" in errors
     assert alone["0"][0] == 1 and end - between < 20
     assert "the 2 processes could not join each other within 2 s" in errors
-    assert [asked["0"][0], asked["1"][0]] == [0, 0]
-    assert state_of(tmp_path / "asked")["step"] == 3
+    assert [stopped["0"][0], stopped["1"][0]] == [0, 0]
+    assert state_of(tmp_path / "stopped")["step"] == 3
 
 
 @pytest.mark.slow
@@ -106,18 +106,47 @@ run(folder / "run", Interrupted(1, 5, kill) if first else Dots())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # Without this the second attempt may be led to the addresses of the first one's processes.
     fresh_addresses = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    answer = subprocess.run(
+    ended = subprocess.run(
         [*torchrun, "--max-restarts", "1", str(program)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **fresh_addresses},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    assert "Signal 9" in answer.stderr or "-9" in answer.stderr
+    assert ended.returncode == 0, ended.stderr
+    assert "Signal 9" in ended.stderr or "-9" in ended.stderr
     assert state_of(tmp_path / "run")["step"] == 8
 
 
-def test_processes_that_disagree_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    Processes().agree("state", 3)
-    monkeypatch.setattr(Processes, "gather", lambda self, fact: [fact, None])
-    with pytest.raises(CannotStart, match=r"reads the state for itself, .*: process 0: 3; process 1: None"):
-        Processes(0, 2).agree("state", 3)
+TOGETHER = """
+def run(rank):
+    with process_group("cpu", 60):
+        processes = Processes.joined()
+        tensors = [torch.full((2, 3), float(rank)), torch.tensor(4.0 * rank)]
+        processes.average(tensors)
+        processes.agree("state", 3)
+        try:
+            processes.agree("state", rank)
+        except ValueError as error:
+            if rank == 0:
+                message = str(error)
+        else:
+            raise AssertionError("two values")
+        gathered = processes.gather("ab"[rank])
+        if rank == 0:
+            print(json.dumps([[tensor.tolist() for tensor in tensors], gathered, message]))
+
+assert all(status == 0 for status, _ in launch(run, sys.argv[1]).values())
+"""
+
+
+def test_averages_gathers_and_agrees() -> None:
+    tensors, gathered, message = json.loads(output_of(TOGETHER, free_port()))
+    assert tensors == [[[0.5] * 3] * 2, 2.0]
+    assert gathered == ["a", "b"]
+    assert message.endswith("do not agree: process 0: 0; process 1: 1")
+
+
+def test_a_process_alone_waits_for_nobody() -> None:
+    alone, tensor = Processes.joined(), torch.tensor(2.0)
+    alone.average([tensor])
+    alone.agree("state", 3)
+    assert (alone.rank, alone.count, tensor.item(), alone.gather("a")) == (0, 1, 2.0, ["a"])

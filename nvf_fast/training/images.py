@@ -14,7 +14,7 @@ from nvf_fast.data.surfaces import HandSurfaces, MeshHands
 from nvf_fast.volumes import Volume, volume_of
 
 
-class PictureBatch(NamedTuple):
+class ImageBatch(NamedTuple):
     """Pictures and their hands.
 
     images (B, 3, S, S) uint8; hands: B in the task's frame; damaged: what is said of pictures that could not
@@ -26,7 +26,7 @@ class PictureBatch(NamedTuple):
     damaged: tuple[str, ...] = ()
 
 
-class TaskPictures:
+class TaskImages:
     """What a training asks of a data set: batches by index, cut and remapped as the task wants them.
 
     A picture that cannot be read is replaced by the next one that can, always the same, and named.
@@ -45,7 +45,7 @@ class TaskPictures:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices: list[int]) -> PictureBatch:
+    def __getitems__(self, indices: list[int]) -> ImageBatch:
         """The pictures of these indices; the name is the one by which torch's loader fetches a batch.
 
         Raises:
@@ -58,7 +58,7 @@ class TaskPictures:
             image, hand = self._picture(self._readable(index, damaged))
             images.append(image)
             hands.append(hand)
-        return PictureBatch(torch.stack(images), type(hands[0]).stack(hands), tuple(damaged))
+        return ImageBatch(torch.stack(images), type(hands[0]).stack(hands), tuple(damaged))
 
     def _readable(self, index: int, damaged: list[str]) -> HandSample:
         last: DamagedPicture | None = None
@@ -89,7 +89,7 @@ class TaskPictures:
         return image, hand.translated(-placement.origins.float())
 
 
-def task_pictures(dataset: HandDataset, config: NVFConfig) -> TaskPictures:
+def task_images(dataset: HandDataset, config: NVFConfig) -> TaskImages:
     """What a network learns from.
 
     Raises:
@@ -98,7 +98,7 @@ def task_pictures(dataset: HandDataset, config: NVFConfig) -> TaskPictures:
     needs_surface = config.method != "holistic"
     if needs_surface and dataset.why_no_surfaces:
         raise ValueError(f"{dataset.name}: {dataset.why_no_surfaces}; {config.method!r} learns from surfaces")
-    return TaskPictures(dataset, volume_of(config), config.input_size, needs_surface)
+    return TaskImages(dataset, volume_of(config), config.input_size, needs_surface)
 
 
 def _is_identity(homography: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The log keeps what happened, once, whatever happened."""
+"""The training log: dropped lines, silent processes, TensorBoard and the progress bar."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nvf_fast.training import loop
 from nvf_fast.training.log import TrainingLog, forget_after
-from tests.training_cases import Dots, tiny
+from nvf_fast.training.loop import train
+from tests.training_cases import Dots, log_of, tiny
 
 
-def test_later_lines_and_a_torn_one_are_forgotten(tmp_path: Path) -> None:
+def test_drops_later_lines_and_a_torn_one(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"step": step, "minutes": 0.5}) + "\n" for step in (2, 4, 6)]
     path.write_text("".join(lines) + '{"step": 8, "minu')
@@ -30,24 +30,30 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_receives_the_numbers(tmp_path: Path) -> None:
+def test_tensorboard_shows_the_numbers_of_the_log(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = tiny(steps=4, evaluate_every=4)
-    loop.train(
-        config, Dots(), tmp_path, evaluate=lambda model: {"cs_mje": 12.5}, progress=False, tensorboard=True
-    )
+    train(config, Dots(), tmp_path, evaluate=lambda model: {"cs_mje": 12.5}, progress=False, tensorboard=True)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    entries = log_of(tmp_path)
     losses = {event.step: event.value for event in events.Scalars("loss")}
     assert losses == pytest.approx({entry["step"]: entry["loss"] for entry in entries if "loss" in entry})
     assert events.Scalars("evaluation/cs_mje")[0].value == 12.5
 
 
-def test_tensorboard_that_is_missing_is_told_before_the_first_step(
+def test_refuses_missing_tensorboard_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'nvf-fast\[train\]'"):
-        loop.train(tiny(), Dots(), tmp_path, progress=False, tensorboard=True)
+        train(tiny(), Dots(), tmp_path, progress=False, tensorboard=True)
     assert not list(tmp_path.glob("state-*"))
+
+
+def test_progress_bar_shows_losses_and_damage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(tiny(steps=2, log_every=1), Dots(damaged=tuple(range(12))), tmp_path / "damaged")
+    shown = capfd.readouterr().err
+    assert "damaged=8" in shown and "img/s=" in shown and "sdf=" in shown
+    train(tiny(steps=2, log_every=1), Dots(), tmp_path / "whole")
+    assert "damaged" not in capfd.readouterr().err

@@ -1,0 +1,179 @@
+"""Predictions on a whole data set with the truth beside them, in memory and as a checked file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from nvf_fast.evaluation.predictors import Predictions
+from nvf_fast.runtime.files import whole_file
+
+SETTINGS = {True: "with_hand_scale", False: "without_hand_scale"}
+ENTRY = "nvf_fast"  # one entry of metadata: safetensors writes several in no fixed order
+
+
+@dataclass(frozen=True)
+class Times:
+    """Times of a run.
+
+    Attributes:
+        images: over which `seconds` were summed: all but each process's first batch and the staged ones.
+        seconds: by activity: "read", and predicting in each setting.
+        staged: images over which `milliseconds` were summed: the last batch of each shard.
+        milliseconds: by setting and stage, "SETTING/STAGE"; each stage waits for the device.
+    """
+
+    images: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    staged: int = 0
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DatasetPredictions:
+    """Predictions on N samples, in the data set's order.
+
+    Attributes:
+        metadata: whatever the predictions depend on, `task` among it, as JSON holds it.
+        ids: of the samples.
+        faults: why an image could not be read, "" where it could; a damaged one has no other entries.
+        truth: (N, 21, 3) float32 mm, camera frame; NaN where it is not released.
+        roots: (N, 3) float32 mm, the true wrist; NaN where unknown.
+        predictions: by setting (`SETTINGS`); not valid where the image is damaged.
+        times: measured on the way.
+    """
+
+    metadata: dict[str, Any]
+    ids: tuple[str, ...]
+    faults: tuple[str, ...]
+    truth: np.ndarray
+    roots: np.ndarray
+    predictions: dict[str, Predictions]
+    times: Times
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def damaged(self) -> np.ndarray:
+        """(N,) bool."""
+        return np.array([bool(fault) for fault in self.faults])
+
+    @property
+    def released(self) -> np.ndarray:
+        """(N,) bool: whose joints are known."""
+        return np.isfinite(self.truth).all((1, 2))
+
+    @classmethod
+    def joined(cls, parts: Sequence[DatasetPredictions]) -> DatasetPredictions:
+        """The parts of one run, one after another."""
+        arrays = [part.arrays() for part in parts]
+        times = [part.times for part in parts]
+        return cls.of_arrays(
+            parts[0].metadata,
+            tuple(id for part in parts for id in part.ids),
+            tuple(fault for part in parts for fault in part.faults),
+            {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]},
+            Times(
+                sum(each.images for each in times),
+                _summed([each.seconds for each in times]),
+                sum(each.staged for each in times),
+                _summed([each.milliseconds for each in times]),
+            ),
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every array by name: "truth", "roots", and "SETTING/NAME" of the predictions."""
+        found = {"truth": self.truth, "roots": self.roots}
+        for setting, predictions in self.predictions.items():
+            found |= {f"{setting}/{name}": array for name, array in vars(predictions).items()}
+        return found
+
+    @classmethod
+    def of_arrays(
+        cls,
+        metadata: dict[str, Any],
+        ids: Sequence[str],
+        faults: Sequence[str],
+        arrays: Mapping[str, np.ndarray],
+        times: Times,
+    ) -> DatasetPredictions:
+        """The inverse of `arrays`."""
+        predictions = {
+            setting: Predictions(
+                **{name: arrays[f"{setting}/{name}"] for name in Predictions.__dataclass_fields__}
+            )
+            for setting in SETTINGS.values()
+            if f"{setting}/joints" in arrays
+        }
+        return cls(metadata, tuple(ids), tuple(faults), arrays["truth"], arrays["roots"], predictions, times)
+
+    def to_bytes(self, with_times: bool = True) -> bytes:
+        """A safetensors file that holds its own checksum."""
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays().items()}
+        known: dict[str, Any] = {name: getattr(self, name) for name in ("metadata", "ids", "faults")}
+        known["times"] = asdict(self.times if with_times else Times())
+        entry = json.dumps(known | {"sha256": _digest(known, arrays)})
+        return safetensors.numpy.save(arrays, {ENTRY: entry})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> DatasetPredictions:
+        """Read what `to_bytes` returned.
+
+        Raises:
+            ValueError: the content is damaged, or something else.
+        """
+        try:
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            known = json.loads(header["__metadata__"][ENTRY])
+            sha256 = known.pop("sha256")
+            arrays = safetensors.numpy.load(content)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no whole file of predictions ({error})") from error
+        if _digest(known, arrays) != sha256:
+            raise ValueError("the content does not have the sha256 that it was written with")
+        known["times"] = Times(**known["times"])
+        return cls.of_arrays(arrays=arrays, **known)
+
+
+def save_predictions(path: Path, predictions: DatasetPredictions, with_times: bool = True) -> None:
+    """Write predictions as safetensors, atomically; without times equal predictions are equal bytes."""
+    with whole_file(path) as file:
+        file.write(predictions.to_bytes(with_times))
+
+
+def load_predictions(path: Path) -> DatasetPredictions:
+    """Read a file of `save_predictions`.
+
+    Raises:
+        ValueError: the file is damaged, or something else.
+        OSError: it cannot be read.
+    """
+    try:
+        return DatasetPredictions.from_bytes(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _digest(known: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+def _summed(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)

@@ -1,0 +1,158 @@
+"""Processes that share a training or an evaluation: joining, averaging, agreeing, and stopping on request.
+
+They communicate through torch.distributed alone, and every wait has a timeout.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from nvf_fast.runtime.store import ResumeError
+
+TIMEOUT_S = 600.0
+
+
+class ProcessLostError(RuntimeError):
+    """Another process has ended, or has not answered in time."""
+
+
+@contextmanager
+def process_group(device: torch.device | str, timeout_s: float = TIMEOUT_S) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did, on this machine or several.
+
+    Args:
+        device: where to compute; "cuda" is the GPU of the process's local rank.
+        timeout_s: longest wait for the others, when joining and at every exchange. The first process of a
+            training evaluates and saves while the others wait, which must take less.
+
+    Yields:
+        This process's device.
+
+    Raises:
+        ProcessLostError: the others did not come.
+    """
+    device = torch.device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        raise ProcessLostError(
+            f"the {os.environ['WORLD_SIZE']} processes could not join each other within {timeout_s:g} s"
+        ) from error
+    yield device
+    # After an error the group is left as it is: taking it down would wait for a process that is gone.
+    torch.distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share a run.
+
+    Every wait ends: with an error when a peer's connection closes, or after the timeout of `process_group`.
+    NCCL waits on the device: there its watchdog ends the process (TORCH_NCCL_ASYNC_ERROR_HANDLING, on unless
+    it is set to 0).
+
+    rank: 0 writes files and shows progress.
+    count: processes in all.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def joined(cls) -> Processes:
+        """Those of torch.distributed where it is initialised, else this process alone."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return cls()
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their means over the processes, in one message.
+
+        Raises:
+            ProcessLostError: a process did not answer.
+        """
+        if self.count == 1:
+            return
+        message = torch.cat([tensor.flatten() for tensor in tensors])
+        with _errors_of_processes():
+            torch.distributed.all_reduce(message)
+        message /= self.count
+        pieces = message.split([tensor.numel() for tensor in tensors])
+        for tensor, piece in zip(tensors, pieces, strict=True):
+            tensor.copy_(piece.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, of any type that pickle holds, by rank.
+
+        Raises:
+            ProcessLostError: a process did not answer.
+        """
+        values = [value] * self.count
+        if self.count > 1:
+            with _errors_of_processes():
+                torch.distributed.all_gather_object(values, value)
+        return values
+
+    def agree(self, name: str, value: Any) -> None:
+        """Check that all processes hold the same value.
+
+        Raises:
+            ResumeError: they do not; the message lists the values.
+            ProcessLostError: a process did not answer.
+        """
+        values = self.gather(value)
+        if any(other != values[0] for other in values):
+            listed = "; ".join(f"process {rank}: {other}" for rank, other in enumerate(values))
+            raise ResumeError(f"each process reads the {name} for itself, and they do not agree: {listed}")
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set; a second one of them acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    before: dict[signal.Signals, Any] = {}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for stopper in (signal.SIGTERM, signal.SIGINT):
+        before[stopper] = signal.signal(stopper, request)
+    try:
+        yield event
+    finally:
+        for stopper, handler in before.items():
+            signal.signal(stopper, handler)
+
+
+@contextmanager
+def _errors_of_processes() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            "another process ended or did not answer in time; the same command goes on from what is saved"
+        ) from error

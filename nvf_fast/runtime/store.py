@@ -1,0 +1,99 @@
+"""Resumable work on disk: records written atomically, checked when read, the newest whole one found."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nvf_fast.runtime.files import remove_unfinished, whole_file
+
+
+class ResumeError(ValueError):
+    """A run cannot start or go on in its folder: the folder, the processes or the checkpoint do not fit."""
+
+
+class DamagedRecordError(ResumeError):
+    """Every record of a name is damaged."""
+
+
+class Record(NamedTuple):
+    """The content of a record, the name of its file, and the names of newer files that are damaged."""
+
+    content: bytes
+    name: str
+    damaged: list[str]
+
+
+class Store:
+    """The successive records of one name in a folder.
+
+    A record is a file `NAME-LABEL-SERIAL-DIGEST.SUFFIX`. The serial number grows with every write and orders
+    the records whatever their labels are; the digest, the start of the content's SHA-256, reveals damage. Two
+    records are kept: the newest, and the one before it that is known to be whole.
+
+    Args:
+        folder: made when missing; other names may share it.
+        name: what the record holds, such as "state".
+        suffix: of the files, such as ".pt".
+    """
+
+    def __init__(self, folder: Path, name: str, suffix: str) -> None:
+        self.folder, self.name, self.suffix = folder, name, suffix
+        self._whole: Path | None = None  # the newest record known to be whole
+
+    def write(self, content: bytes | memoryview, label: str = "") -> None:
+        """Add a record; a process killed at any moment leaves the one before it or both."""
+        files = self._files()
+        serial = 1 + max(map(_serial, files), default=0)
+        parts = (self.name, label, f"{serial:09d}", _digest(content))
+        path = self.folder / ("-".join(filter(None, parts)) + self.suffix)
+        with whole_file(path) as file:
+            file.write(content)
+        for other in files:
+            if other != self._whole:
+                other.unlink()
+        remove_unfinished(self.folder, f"{self.name}-")
+        self._whole = path
+
+    def newest(self) -> Record | None:
+        """The newest whole record, or None where the folder has no record of this name.
+
+        Raises:
+            DamagedRecordError: every record is damaged; the message names them.
+        """
+        damaged: list[str] = []
+        for path in sorted(self._files(), key=_serial, reverse=True):
+            content = path.read_bytes()
+            if _digest(content) == path.stem.rpartition("-")[2]:
+                self._whole = path
+                return Record(content, path.name, damaged)
+            damaged.append(path.name)
+        if damaged:
+            raise DamagedRecordError(f"{self.folder}: every {self.name} is damaged: {', '.join(damaged)}")
+        return None
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.glob(f"{self.name}-*{self.suffix}"))
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """List what differs between two nested dicts, one sentence per entry."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
+
+
+def _serial(path: Path) -> int:
+    """The serial number of a record; 0 where the name has none."""
+    parts = path.stem.split("-")
+    return int(parts[-2]) if parts[-2].isdigit() else 0
+
+
+def _digest(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
