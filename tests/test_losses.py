@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -155,6 +156,23 @@ def test_auxiliary_head_learns_a_batch() -> None:
         costs.append(cost.item())
     assert set(losses) == {"auxiliary_depth", "auxiliary_uv", "auxiliary_relative"}
     assert costs[-1] < 0.2 * costs[0]
+
+
+def test_auxiliary_depth_is_in_hand_scales() -> None:
+    head = AuxiliaryHead(8, hidden=32)
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)  # log depth 0, relative depths 0
+    joints = torch.tensor([0.0, 0.0, 600.0]).repeat(2, 21, 1)
+    joints[:, 0, 2], joints[:, 1, 2] = 640.0, 560.0
+    losses = head.losses(torch.zeros(2, 8, 6, 6), joints, torch.tensor([30.0, 60.0]))
+    assert losses["auxiliary_depth"].item() == pytest.approx((math.log(20) + math.log(10)) / 2)
+    relative = 2 * 40 / 21 * (1 / 30 + 1 / 60) / 2  # two joints 40 mm off the mean depth
+    assert losses["auxiliary_relative"].item() == pytest.approx(relative)
+    # The same image shows a hand twice as large at twice the distance.
+    twice = head.losses(torch.zeros(2, 8, 6, 6), 2 * joints, torch.tensor([60.0, 120.0]))
+    assert {name: value.item() for name, value in twice.items()} == pytest.approx(
+        {name: value.item() for name, value in losses.items()}
+    )
 
 
 def test_soft_argmax_reads_aligned_corners() -> None:

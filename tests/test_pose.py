@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvf_fast.pose import BONES, JOINT_NAMES, HandPose, Votes, joint_scores
+from nvf_fast.pose import BONES, JOINT_NAMES, HandPose, Votes, error_scores, joint_scores
 
 
 def batch(count: int = 3) -> HandPose:
@@ -69,7 +69,9 @@ def test_to_dict_is_json() -> None:
         poses.to_dict()
 
 
-def test_scores_fall_with_doubt_and_with_scatter() -> None:
-    weight = torch.tensor([1.0, 1.0, 0.5, 1.4, -0.2, 0.0])
-    spread = torch.tensor([0.0, 20.0, 20.0, 0.0, 1.0, torch.nan])
-    torch.testing.assert_close(joint_scores(weight, spread), torch.tensor([1.0, 0.5, 0.25, 1.0, 0.0, 0.0]))
+def test_scores_fall_with_weight_and_with_the_square_of_the_spread() -> None:
+    weight = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 1.4, -0.2, 0.0])
+    spread = torch.tensor([0.0, 10.0, 20.0, 40.0, 20.0, 0.0, 1.0, torch.nan])
+    expected = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.25, 1.0, 0.0, 0.0])
+    torch.testing.assert_close(joint_scores(weight, spread), expected)
+    torch.testing.assert_close(error_scores(spread[:4]), expected[:4])

@@ -105,7 +105,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_state(tmp_path: Path) -> None:
     train(config, data, tmp_path, minutes=0, progress=False)
     before = state_of(tmp_path)
     data.hands.joints[:] = float("nan")
-    with pytest.raises(NonFiniteLossError, match="not finite in the 1 steps up to step 2: .*loss"):
+    with pytest.raises(NonFiniteLossError, match=r"not finite in the 1 steps up to step 2: .*loss"):
         train(config, data, tmp_path, progress=False)
     assert_same_state(state_of(tmp_path), before)
     assert before["step"] == 1 and all(value.isfinite().all() for value in before["model"].values())
