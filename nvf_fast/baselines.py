@@ -1,4 +1,4 @@
-"""The two baselines of Sec. 4.1, which share the encoder and the MLP with the field."""
+"""The baselines of Sec. 4.1, which share encoder and MLP with the field."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nvf_fast.volumes import volume_of
 
 
 class Baseline(nn.Module):
-    """The common part of both baselines: an encoder, an MLP, and joints normalised by the task's volume.
+    """Common base of the baselines: an encoder, an MLP, and joints normalised by the task's volume.
 
-    Joints are regressed as (joint - centre) / half-extent of the volume's box, so that the baselines start
-    from its middle and treat all axes alike.
+    Joints are regressed as (joint - centre) / half-extent of the volume's box, so that the baselines start at
+    its middle and treat all axes alike.
     """
 
     def __init__(self, config: NVFConfig) -> None:
@@ -34,23 +34,23 @@ class Baseline(nn.Module):
     extent: Tensor
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features (B, width, S/4, S/4) of images (B, 3, S, S) as `NVF.encode` takes."""
+        """Encode images (B, 3, S, S), normalised as for `NVF.encode`, as features (B, width, S/4, S/4)."""
         return self.encoder.last_features(images)
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
-        """Features (B, width, S/4, S/4) after every stack, of images (B, 3, S, S) as `NVF.encode` takes."""
+        """Features after every stack, in order, for deep supervision."""
         return self.encoder(images)
 
     def normalised(self, joints: Tensor) -> Tensor:
-        """Joints (..., 3) mm as the MLP predicts them."""
+        """Normalise joints (..., 3) mm by the volume."""
         return (joints - self.centre) / self.extent
 
     def in_mm(self, normalised: Tensor) -> Tensor:
-        """The inverse of `normalised`."""
+        """Invert `normalised`."""
         return normalised * self.extent + self.centre
 
     def _raw(self, x: Tensor, hand_scale: Tensor | None) -> Tensor:
-        """The MLP's raw output, float32, for inputs (B, ..., width) and hand scales (B,) mm or None."""
+        """Evaluate the MLP in float32 for inputs (B, ..., width) and hand scales (B,) mm or None."""
         if self.config.hand_scale:
             if hand_scale is None and not self.config.scale_optional:
                 raise ValueError(
@@ -89,8 +89,8 @@ class PixelVotes(NamedTuple):
     """Predictions of `DenseBaseline` at the L texels of B feature maps, row by row.
 
     Attributes:
-        hand: (B, L) float32 logit of e, the probability that the hand is there.
-        weight: (B, L, 21) float32, closeness of the hand's first point on the ray to each joint.
+        hand: (B, L) float32 logit of e, the probability that the texel shows the hand.
+        weight: (B, L, 21) float32, closeness to each joint of the hand's first point on the texel's ray.
         joints: (B, L, 21, 3) float32, normalised.
     """
 
@@ -102,11 +102,11 @@ class PixelVotes(NamedTuple):
 class DenseBaseline(Baseline):
     """Baseline-2D-Dense: every texel predicts whether it shows the hand, and votes for joints (Eqs. 11-12).
 
-    The paper's pixels are the texels of the feature map here, where features need no interpolation.
+    Pixels are the texels of the feature map, which need no interpolation.
     """
 
     def votes(self, features: Tensor, hand_scale: Tensor | None = None) -> PixelVotes:
-        """Predictions at every texel of features (B, width, H, W), for hand scales (B,) mm or None."""
+        """Predict at every texel of features (B, width, H, W), for hand scales (B,) mm or None."""
         raw = self._raw(features.flatten(2).mT, hand_scale)
         votes = raw[..., 1:].unflatten(-1, (JOINTS, 4))
         return PixelVotes(raw[..., 0], votes[..., 0], votes[..., 1:])
@@ -120,8 +120,8 @@ class DenseBaseline(Baseline):
             hand_scale: (B,) float32 mm, or None.
 
         Returns:
-            joints (B, 21, 3) mm in the frame of the task's volume, NaN where no texel shows the hand or none
-            of those votes for a joint; and voters (B,) int, the texels that voted.
+            joints (B, 21, 3) mm in the frame of the task's volume, NaN without a texel that shows the hand
+            and votes for the joint; and voters (B,) int, the number of texels that voted.
         """
         votes = self.votes(features, hand_scale)
         voting = votes.hand > 0
@@ -134,6 +134,6 @@ Network = NVF | HolisticBaseline | DenseBaseline
 
 
 def build(config: NVFConfig) -> Network:
-    """The network of a configuration, freshly initialised."""
+    """Make the network of a configuration, with initial weights."""
     classes: dict[str, type[Network]] = {"nvf": NVF, "holistic": HolisticBaseline, "dense": DenseBaseline}
     return classes[config.method](config)

@@ -1,4 +1,4 @@
-"""The configuration of the network: every number that shapes it, named."""
+"""The configuration of a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Task = Literal["camera-space", "root-relative"]
 Encoder = Literal["hourglass", "unet"]
 View = Literal["reference", "hand"]
 
-# Entries that configurations written before them lack: they then take their defaults.
+# Entries missing from older configurations, which then take their defaults.
 LATER_ENTRIES = ("encoder", "view", "channels", "pose_code", "presence_threshold")
 
 
@@ -19,30 +19,30 @@ class NVFConfig:
     """Shape of an NVF network; the defaults are the released one (Sec. 4.1).
 
     Args:
-        input_size: px, side of the square reference view that the encoder sees.
+        input_size: px, side of the encoder's square input view.
         stem: channels after the first convolution.
         width: channels of the hourglasses and of `features`.
-        widen: channels added per hourglass level going down; 0 as released.
+        widen: channels added per hourglass level; 0 as released.
         stacks: number of hourglasses.
         depth: levels of each hourglass; each halves the map once.
-        groups: GroupNorm groups; a layer whose channels do not divide takes the largest divisor below.
+        groups: GroupNorm groups; a layer whose channels they do not divide uses their largest divisor below.
         hidden: channels of the MLP's hidden layers.
-        hand_scale: whether the MLP takes the hand scale.
-        scale_optional: trained with the hand scale dropped at random, so that None is a fair input.
+        hand_scale: whether the MLP takes the hand scale as an input.
+        scale_optional: whether training dropped the hand scale at random, so that it may be None.
         method: "nvf", the field; or a baseline of Sec. 4.1 that shares encoder and MLP: "holistic" regresses
             the joints from the pooled features, "dense" votes from the hand's pixels.
         task: "camera-space" (CS-NVF), or "root-relative" (RS-NVF, joints relative to a known wrist).
         encoder: "hourglass", the paper's; or "unet", a small foldable one for CPUs.
         view: "reference", the paper's camera; or "hand", a virtual camera turned and zoomed to a hand's box,
             whose network has coarse heads and predicts in the unit hand's millimetres; "unet" needs "hand".
-        channels: of the U-Net's maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the view.
-        pose_code: channels of the hidden layer that turns the coarse pose into the field's biases; 0 leaves
-            the code out.
-        presence_threshold: probability from which a view is taken to show a hand.
+        channels: channels of the U-Net's maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the view's size.
+        pose_code: channels of the hidden layer between the coarse pose and the field's biases; 0 for a field
+            without this input.
+        presence_threshold: lowest probability of presence at which a view counts as showing a hand.
 
     Raises:
-        TypeError: a value is not of its field's type.
-        ValueError: a value is out of range, or the sizes do not divide as the encoder needs.
+        TypeError: a value does not have its field's type.
+        ValueError: a value is out of range, or a size is not divisible as the encoder requires.
     """
 
     input_size: int = 224
@@ -138,7 +138,7 @@ class NVFConfig:
         return self.input_size // 4
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as values that JSON knows."""
+        """The configuration as JSON values."""
         return asdict(self) | {"hidden": list(self.hidden), "channels": list(self.channels)}
 
     @classmethod
@@ -146,7 +146,7 @@ class NVFConfig:
         """The inverse of `to_dict`.
 
         Args:
-            values: one entry for each field, channels as lists or tuples; those of `LATER_ENTRIES` may lack.
+            values: one entry per field, channels as lists or tuples; those of `LATER_ENTRIES` are optional.
 
         Raises:
             ValueError: an entry is unknown or missing; the message names it.

@@ -46,7 +46,7 @@ class HourglassEncoder(nn.Module):
         return every_features
 
     def last_features(self, images: Tensor) -> Tensor:
-        """`forward(images)[-1]` but for rounding, with less work: no stack before computes its features.
+        """`forward(images)[-1]` up to rounding, without the features of earlier stacks.
 
         Args:
             images: as in `forward`.
@@ -66,7 +66,7 @@ class HourglassEncoder(nn.Module):
 
 
 class HandHourglassEncoder(HourglassEncoder):
-    """Features and a pooled description of hand views, as `nvf_fast.unet.UNetEncoder` gives them."""
+    """Features and a pooled description of hand views, in the form of `nvf_fast.unet.UNetEncoder`."""
 
     def __init__(self, config: NVFConfig) -> None:
         super().__init__(config)
@@ -80,15 +80,15 @@ class HandHourglassEncoder(HourglassEncoder):
             slopes: (B,) tangents of half the views' angles.
 
         Returns:
-            features (B, width, S/4, S/4) after the last stack, which the heads read too, and again; the
-            pooled description (B, 256).
+            features (B, width, S/4, S/4) after the last stack; the same map as the heads' input; the pooled
+            description (B, 256).
         """
         x = self.last_features(images)
         return x, x, F.relu(self.pooled(pooled_inputs(x, slopes)))
 
 
 class Stack(nn.Module):
-    """One hourglass, its features, and what it hands to the next."""
+    """One hourglass, its features, and the next stack's input."""
 
     def __init__(self, config: NVFConfig, last: bool) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Stack(nn.Module):
         self.features_onward = None if last else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The features, and the next stack's input; of the last stack, its own input."""
+        """Compute the features and the next stack's input; the last stack returns its own input."""
         mixed = self.mixed(x)
         features = self.features(mixed)
         if self.mixed_onward is not None and self.features_onward is not None:
@@ -110,13 +110,13 @@ class Stack(nn.Module):
         return features, x
 
     def mixed(self, x: Tensor) -> Tensor:
-        """What the features are a linear map of, texel by texel."""
+        """Compute the map of which the features are a linear function, texel by texel."""
         return self.norm(self.mix(self.block(self.hourglass(x))))
 
     def onward(self, x: Tensor) -> Tensor:
-        """The next stack's input alone: x + Wm m + Wf F m = x + (Wm + Wf F) m, one convolution of m."""
-        # Multiplied out in every call, for a product kept would be wrong once a weight changes; it costs as
-        # much as the convolution does on `width` texels.
+        """Compute the next stack's input alone, x + Wm m + Wf F m = x + (Wm + Wf F) m: one convolution."""
+        # Multiplied in every call, since a cached product would be stale after a weight changes; it costs as
+        # much as the convolution on `width` texels.
         features, features_bias = _matrix(self.features)
         onward, onward_bias = _matrix(self.features_onward)
         direct, direct_bias = _matrix(self.mixed_onward)
@@ -126,7 +126,7 @@ class Stack(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """The sum of a full-resolution branch and a half-resolution one, which holds the next level."""
+    """The sum of a full-resolution branch and a half-resolution branch with the next level."""
 
     def __init__(self, size: int, depth: int, channels: int, widen: int, groups: int) -> None:
         super().__init__()
@@ -161,8 +161,8 @@ class Block(nn.Module):
         first = self.first(x)
         second = self.second(first)
         third = self.third(second)
-        # In place takes 12 to 42 % less than a new sum, channels-last on a CPU. Sums slice by slice in the
-        # concatenation's place win on large maps alone, and take up to five times as long on small ones.
+        # In-place addition takes 12 to 42 % less time than a new sum, channels-last on a CPU. Adding slices
+        # into the concatenation is faster on large maps only, and up to five times slower on small ones.
         return torch.cat([first, second, third], 1).add_(self.shortcut(x))
 
 
@@ -179,7 +179,7 @@ class PreActivated(nn.Module):
 
 
 class NormReLU(nn.GroupNorm):
-    """GroupNorm of at most `groups` groups, the most that divide the channels, and ReLU."""
+    """GroupNorm with the largest number of groups, at most `groups`, that divides the channels, and ReLU."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(next(n for n in range(min(groups, channels), 0, -1) if channels % n == 0), channels)
@@ -192,8 +192,8 @@ class BicubicUpsample(nn.Module):
     """Bicubic upsampling by 2 with align_corners=True, as one small matrix product per axis.
 
     The same linear map as `F.interpolate`, faster on a CPU: forward and backward on one core, channels-last,
-    (8, 128, 16, 16) takes 2.8 against 43 ms in float32 and 2.2 against 44 ms in bfloat16; (8, 128, 32, 32)
-    takes 24 against 119 ms and 9 against 125 ms.
+    (8, 128, 16, 16) takes 2.8 instead of 43 ms in float32 and 2.2 instead of 44 ms in bfloat16;
+    (8, 128, 32, 32) takes 24 instead of 119 ms and 9 instead of 125 ms.
     """
 
     matrix: Tensor
@@ -208,6 +208,8 @@ class BicubicUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, size, size) to (B, C, 2 size, 2 size), in the memory format of `x`."""
         batch, channels, height, width = x.shape
+        if height != self.matrix.shape[1] or width != height:
+            return F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=True)
         matrix = self.matrix.to(x.dtype)
         if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
             return matrix @ x @ matrix.T
@@ -217,7 +219,7 @@ class BicubicUpsample(nn.Module):
 
 
 def _matrix(conv: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
-    """A 1 x 1 convolution as matrix (out, in) and bias (out,)."""
+    """Matrix (out, in) and bias (out,) of a 1 x 1 convolution."""
     assert conv is not None and conv.bias is not None
     return conv.weight.flatten(1), conv.bias
 

@@ -8,7 +8,7 @@ figures are measured between the mean joint positions in the flat pose that publ
 Other sources place the same joints elsewhere: MANO's knuckles lie about 10 mm nearer to the fingertips than
 the anatomical ones. A `JointConversion` moves each joint by a constant offset in the hand's own frame, so
 that over many poses of a source the mean lengths of the bones and the mean shape of the palm become the unit
-hand's. It cannot know what no source shows, such as how deep a joint lies in a straight finger.
+hand's. Quantities that no source shows, such as the depth of a joint in a straight finger, stay unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 Source = Literal["freihand", "anatomical", "openxr", "mediapipe", "ge2019"]
 
 PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11, 0, 13, 14, 15, 0, 17, 18, 19)
-"""The joint before each of the 21, on the way to the wrist; bone j runs from `PARENTS[j]` to j."""
+"""The parent of each joint, towards the wrist; bone j runs from `PARENTS[j]` to j."""
 PALM = (0, 1, 5, 9, 13, 17)
 """The wrist and the first joint of each finger, rigid with the palm in MANO."""
 TIPS = (4, 8, 12, 16, 20)
@@ -53,9 +53,9 @@ UNIT_PALM_MM = np.array(
 )
 """(6, 3) joints `PALM` of the unit hand in the palm's frame (`palm_frame`), origin at the wrist."""
 
-ITERATIONS = 15  # of the fit; it converges in five
-SPREAD_WEIGHT = 0.3  # of a bone's changes over poses, beside its mean length
-OFFSET_WEIGHT, TIP_WEIGHT = 0.15, 1.0  # keep offsets small; fingertips lie on the skin in every definition
+ITERATIONS = 15  # the fit converges in five
+SPREAD_WEIGHT = 0.3  # of a bone's variation over poses, relative to its mean length
+OFFSET_WEIGHT, TIP_WEIGHT = 0.15, 1.0  # penalties; fingertips lie on the skin in every definition
 
 
 def bone_lengths(joints: np.ndarray) -> np.ndarray:

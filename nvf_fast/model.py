@@ -1,4 +1,4 @@
-"""The network: an image encoder and a field that any camera-space point can be asked."""
+"""The network: an image encoder, and a field that can be queried at any camera-space point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvf_fast.unet import HandHeads, HandLook, UNetEncoder, fold_norms
 
 
 class Field(NamedTuple):
-    """What the field answers at N points of each image.
+    """The field's values at N points of each image.
 
     Attributes:
         sdf: (B, N) float32 mm, signed distance to the hand, negative inside; +inf where a point projects
@@ -41,7 +41,9 @@ class NVF(nn.Module):
         super().__init__()
         self.config = config or NVFConfig()
         if self.config.method != "nvf":
-            raise ValueError(f"NVF is the field; nvf_fast.baselines makes a {self.config.method!r} network")
+            raise ValueError(
+                f"NVF needs method='nvf'; nvf_fast.baselines.build makes a {self.config.method!r} network"
+            )
         hand = self.config.view == "hand"
         self.encoder: nn.Module
         if self.config.encoder == "unet":
@@ -53,16 +55,16 @@ class NVF(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.field.biases[0].device
 
     @property
     def reference_intrinsics(self) -> Tensor:
-        """Intrinsics (3, 3) float32 px of the paper's view at the model's size, on the model's device."""
+        """Intrinsics (3, 3) float32 px of the reference view at the model's size, on the model's device."""
         return reference_intrinsics(self.config.input_size, device=self.device)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The features F = g(I) that the field is asked with.
+        """Encode reference views as features F = g(I).
 
         Args:
             images: (B, 3, S, S) in the encoder's dtype, reference views of S = input_size px, RGB as
@@ -72,7 +74,7 @@ class NVF(nn.Module):
             (B, width, S/4, S/4).
 
         Raises:
-            ValueError: the images are not of the size or the channels that the encoder sees.
+            ValueError: the images do not have the encoder's size and channels.
         """
         self._check_images(images)
         if self.heads is not None:
@@ -80,13 +82,13 @@ class NVF(nn.Module):
         return cast(HourglassEncoder, self.encoder).last_features(images)
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
-        """`encode` after every stack, last last, for supervision of them all."""
+        """Features after every stack, in order, for deep supervision."""
         self._check_images(images)
         every_features: list[Tensor] = self.encoder(images)
         return every_features
 
     def look(self, images: Tensor, slopes: Tensor) -> HandLook:
-        """Features of hand views, and what their heads say.
+        """Encode hand views and evaluate the coarse heads.
 
         Args:
             images: (B, 3, S, S) in the encoder's dtype, hand views of S = input_size px, RGB as
@@ -94,20 +96,33 @@ class NVF(nn.Module):
             slopes: (B,) float32, tangents of half the views' angles: S / 2 over the focal length in px.
 
         Raises:
-            ValueError: the images are not of the size that the encoder sees, or the network is for the
-                paper's view.
+            ValueError: the images do not have the encoder's size, or the network is for reference views.
         """
         self._check_images(images)
         if self.heads is None:
             raise ValueError('look is for view="hand"; `encode` encodes reference views')
         return cast(HandLook, self.heads(*self.encoder(images, slopes), slopes))
 
+    def hand_maps(self, images: Tensor, slopes: Tensor) -> Tensor:
+        """Maps of hands' centres in views of any size.
+
+        Args:
+            images: (B, 3, H, W) as `look` takes them, H and W multiples of 32 px.
+            slopes: (B,) float32, S / 2 over the focal length in px, for S = input_size px.
+
+        Returns:
+            (B, 3, H/4, W/4) float32, as `HandLook.hands`.
+        """
+        assert self.heads is not None
+        _, maps, _ = self.encoder(images, slopes)
+        return cast(Tensor, self.heads.hands(maps.to(self.heads.hands.weight.dtype))).float()
+
     def field_biases(self, coarse: Tensor) -> list[Tensor]:
-        """Biases of the field's layers, (B, out) each, for coarse joints (B, 21, 3) mm."""
+        """Compute biases of the field's layers, (B, out) each, from coarse joints (B, 21, 3) mm."""
         return self.field.biases_for(coarse)
 
     def for_inference(self) -> NVF:
-        """A copy in evaluation mode, without gradients, its batch norms folded into convolutions."""
+        """Copy the model in evaluation mode, without gradients, with batch norms folded into convolutions."""
         model = copy.deepcopy(self).eval().requires_grad_(False)
         fold_norms(model.encoder)
         return model
@@ -120,18 +135,18 @@ class NVF(nn.Module):
         hand_scale: Tensor | None = None,
         coarse: Tensor | None = None,
     ) -> Field:
-        """Signed distance and votes of camera-space points.
+        """Predict signed distances and votes at camera-space points.
 
         Args:
             features: (B, width, H, W) from `encode`; its dtype is the compute dtype.
             points: (B, N, 3), or (N, 3) shared by the batch; float32 mm, camera frame.
-            K: (B, 3, 3) or (3, 3) float32 px, of the input_size px view that `features` show.
-            hand_scale: (B,) float32 mm, length of the bone between joints 9 and 10; None where the model
-                takes none, or was trained to do without.
-            coarse: (B, 21, 3) float32 mm, the coarse joints that `look` gives, for hand views alone.
+            K: (B, 3, 3) or (3, 3) float32 px, intrinsics of the input_size px view of `features`.
+            hand_scale: (B,) float32 mm, length of the bone between joints 9 and 10; None for a model without
+                this input, or trained with it optional.
+            coarse: (B, 21, 3) float32 mm, the coarse joints from `look`, for hand views only.
 
         Raises:
-            ValueError: a hand scale or the coarse joints are missing or superfluous, or a shape does not fit.
+            ValueError: a hand scale or the coarse joints are missing or unexpected, or a shape is wrong.
         """
         config = self.config
         if (coarse is None) == (config.view == "hand"):
@@ -163,12 +178,12 @@ class NVF(nn.Module):
 
     @classmethod
     def from_authors(cls, source: Mapping[str, Tensor] | str | Path) -> NVF:
-        """A network with the weights of the authors' released layout.
+        """Make a network from weights in the authors' released layout.
 
         Args:
             source: a state dict with entries image_filter.* and surface_classifier.*, or the path of a file
-                with one (read as tensors only, never as pickled code). Stacks and hand scale are read from
-                the shapes.
+                with one (read as tensors only, never as pickled code). The shapes determine the number of
+                stacks and whether hand scale is an input.
 
         Raises:
             ValueError: an entry is missing, unknown, of another shape or not finite, or the two copies of a
@@ -177,10 +192,10 @@ class NVF(nn.Module):
         if isinstance(source, str | Path):
             source = torch.load(source, map_location="cpu", weights_only=True)
         if not isinstance(source, Mapping):
-            raise ValueError(f"released checkpoint: wanted tensors by name, got a {type(source).__name__}")
+            raise ValueError(f"released checkpoint: expected tensors by name, got a {type(source).__name__}")
         for name, value in source.items():
             if not isinstance(value, Tensor) or not value.isfinite().all():
-                raise ValueError(f"released checkpoint: {name} is no tensor of finite numbers")
+                raise ValueError(f"released checkpoint: {name} is not a tensor of finite numbers")
         model = cls(_released_config(source))
         targets = dict(_released_entries(model))
         check_entries({name: target.shape for name, target in targets.items()}, source, "released checkpoint")
@@ -194,12 +209,12 @@ class NVF(nn.Module):
 
 
 def check_entries(shapes: Mapping[str, torch.Size], state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse a state dict that is not exactly what is wanted.
+    """Check that a state dict has exactly the expected entries.
 
     Args:
-        shapes: the wanted shape of every entry.
-        state: what came.
-        source: what the message calls it.
+        shapes: the expected shape of every entry.
+        state: the received state dict.
+        source: its name in the message.
 
     Raises:
         ValueError: entries are missing, unknown or of another shape; the message names up to eight of each.
@@ -207,22 +222,22 @@ def check_entries(shapes: Mapping[str, torch.Size], state: Mapping[str, Tensor],
     missing = [f"{name} {tuple(shape)}" for name, shape in shapes.items() if name not in state]
     unknown = [name for name in state if name not in shapes]
     misshaped = [
-        f"{name} is {tuple(state[name].shape)}, wanted {tuple(shape)}"
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(shape)}"
         for name, shape in shapes.items()
         if name in state and state[name].shape != shape
     ]
     faults = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
     if any(faults.values()):
-        told = [
+        reports = [
             f"{len(names)} {fault}: {', '.join(map(str, names[:8]))}{', …' if len(names) > 8 else ''}"
             for fault, names in faults.items()
             if names
         ]
-        raise ValueError(f"{source}: {'; '.join(told)}")
+        raise ValueError(f"{source}: {'; '.join(reports)}")
 
 
 def _released_config(state: Mapping[str, Tensor]) -> NVFConfig:
-    """The released network that has these shapes; what does not fit it is told by `check_entries`."""
+    """Derive the configuration of a released network from its shapes; `check_entries` reports mismatches."""
     stacks = sum(f"image_filter.l{k}.weight" in state for k in range(len(state)))
     plain = NVFConfig(stacks=max(stacks, 1), hand_scale=False)
     first = state.get("surface_classifier.conv0.weight")
@@ -231,7 +246,7 @@ def _released_config(state: Mapping[str, Tensor]) -> NVFConfig:
 
 
 def _released_entries(model: NVF) -> Iterator[tuple[str, Tensor]]:
-    """Every name of the released layout and the tensor of ours that it fills."""
+    """Pairs of a name in the released layout and the parameter of this model that it fills."""
     for name, module in _released_encoder(model.encoder):
         for kind, parameter in module.named_parameters():
             yield f"image_filter.{name}.{kind}", parameter
@@ -277,5 +292,5 @@ def _released_block(name: str, block: Block) -> Iterator[tuple[str, nn.Module]]:
         yield f"{name}.downsample.0", block.shortcut.norm
         yield f"{name}.downsample.2", block.shortcut.conv
     else:
-        # The release stores a norm here that it never applies.
+        # The release stores an unused norm here.
         yield f"{name}.bn4", copy.deepcopy(block.first.norm)

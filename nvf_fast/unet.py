@@ -15,28 +15,28 @@ from nvf_fast.field import JOINTS
 
 GLOBAL_WIDTH = 256  # channels of the pooled description of a view
 DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
-TYPICAL_MM_PER_PX = 1.7  # at the middle of a hand that fills 75 % of 128 px
+TYPICAL_MM_PER_PX = 1.7  # at the middle of a hand that spans 75 % of 128 px
 TYPICAL_ERROR_MM = 30.0
-ERROR_RANGE = 4.0  # of the log of expected over typical errors, either way: no loss bounds it in empty views
+ERROR_RANGE = 4.0  # bound of abs(log(expected / typical error)), which no loss bounds in empty views
 MOMENTUM, EPSILON = 0.03, 1e-5  # of batch norms
 PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
 HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
 
 
 class HandLook(NamedTuple):
-    """What the network says of B hand views at once, before its field is queried.
+    """The encoding and coarse predictions of B hand views, before the field is queried.
 
     Attributes:
-        features: (B, C, H, W) in the encoder's dtype, what the field samples.
+        features: (B, C, H, W) in the encoder's dtype, the map that the field samples.
         uv: (B, 21, 2) float32, coarse joints in the view, in [-1, 1].
         depth: (B, 21) float32 mm, their depths, for the unit hand.
-        middle: (B,) float32 mm, the depth that those are predicted relative to.
-        presence: (B,) float32, logit of there being a hand.
-        left: (B,) float32, logit of its being a left one.
+        middle: (B,) float32 mm, the depth relative to which those are predicted.
+        presence: (B,) float32, logit of a hand's presence.
+        left: (B,) float32, logit of a left hand.
         error: (B, 21) float32 mm, expected distance of each coarse joint from the truth.
-        heat: (B, 21, H, W) float32, logits of each joint's place.
-        hands: (B, 3, H, W) float32, per texel the logit of the centre of a hand's box, and there the log of
-            the box's longer side over the view's, and the logit of the hand's being a left one.
+        heat: (B, 21, H, W) float32, logits of each joint's position.
+        hands: (B, 3, H, W) float32, per texel the logit of being the centre of a hand's box, the log of that
+            box's longer side over the view's, and the logit of a left hand.
     """
 
     features: Tensor
@@ -50,7 +50,7 @@ class HandLook(NamedTuple):
     hands: Tensor
 
     def joints(self, slopes: Tensor) -> Tensor:
-        """Coarse joints (B, 21, 3) mm in the views' frames, whose half angles have tangents `slopes` (B,)."""
+        """Coarse joints (B, 21, 3) mm in frames of views whose half angles have tangents `slopes` (B,)."""
         return torch.cat([self.uv * (slopes[:, None] * self.depth)[..., None], self.depth[..., None]], -1)
 
 
@@ -95,8 +95,8 @@ class UNetEncoder(nn.Module):
             slopes: (B,) tangents of half the views' angles.
 
         Returns:
-            features (B, width, S/4, S/4); the map that the heads read, of the same shape; the pooled
-            description (B, 256).
+            features (B, width, S/4, S/4); the heads' input map, of the same shape; the pooled description
+            (B, 256).
         """
         x = self.stem(images)
         maps = []
@@ -111,7 +111,7 @@ class UNetEncoder(nn.Module):
 
 
 class HandHeads(nn.Module):
-    """Coarse joints, presence, side, expected errors, and where hands are, of encoded views."""
+    """Heads for coarse joints, presence, side, expected errors and the positions of hands."""
 
     def __init__(self, config: NVFConfig) -> None:
         super().__init__()
@@ -121,11 +121,11 @@ class HandHeads(nn.Module):
         self.view = nn.Linear(GLOBAL_WIDTH, 3 + JOINTS)
         nn.init.normal_(self.joints.weight, std=0.05)
         nn.init.normal_(self.hands.weight, std=0.05)
-        # Most texels are no hand's centre.
+        # Most texels are not the centre of a hand.
         self.hands.bias = nn.Parameter(torch.tensor([-4.0, 0.0, 0.0]))
         nn.init.zeros_(self.view.weight)
         nn.init.zeros_(self.view.bias)
-        # How far the voted pose moves the coarse one: its middle, then each joint relative to that.
+        # Weight of the voted pose against the coarse one: of its middle, then of each joint relative to that.
         self.register_buffer("vote_weight", torch.full((1 + JOINTS,), 0.5))
         # Texel centres of a map of stride 4, as uv in [-1, 1] of the view.
         texels = torch.arange(config.feature_size, dtype=torch.float32)
@@ -136,17 +136,17 @@ class HandHeads(nn.Module):
     vote_weight: Tensor
 
     def combine(self, coarse: Tensor, voted: Tensor) -> Tensor:
-        """Joints (B, 21, 3) mm between coarse and voted ones, by weights fitted on data.
+        """Interpolate joints (B, 21, 3) mm between coarse and voted ones, by weights fitted on data.
 
-        The middle and the joints relative to it are combined apart: votes place a hand better than the heads
-        do, and draw its fingertips together.
+        The middle and the joints relative to it have separate weights: votes place a hand better than the
+        heads, but contract its fingertips.
         """
         coarse_middle, voted_middle = coarse.mean(1, keepdim=True), voted.mean(1, keepdim=True)
         middle = coarse_middle.lerp(voted_middle, self.vote_weight[0])
         return middle + (coarse - coarse_middle).lerp(voted - voted_middle, self.vote_weight[1:, None])
 
     def forward(self, features: Tensor, maps: Tensor, pooled: Tensor, slopes: Tensor) -> HandLook:
-        """Read the heads from what the encoder gives."""
+        """Evaluate the heads on the encoder's outputs."""
         maps, pooled = (each.to(self.view.weight.dtype) for each in (maps, pooled))
         heat, relative = self.joints(maps).float().chunk(2, 1)
         size = heat.shape[-1]
@@ -170,7 +170,7 @@ class HandHeads(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm and, unless `linear`, ReLU; `fold` makes one convolution of the first two."""
+    """Convolution, batch norm and, unless `linear`, ReLU; `fold` merges the first two."""
 
     def __init__(
         self, channels: int, out_channels: int, kernel_size: int, stride: int = 1, linear: bool = False
@@ -186,7 +186,7 @@ class ConvNorm(nn.Module):
         return x if self.linear else F.relu(x, inplace=not self.training)
 
     def fold(self) -> None:
-        """Multiply the norm, with its running statistics, into the convolution; there is no way back."""
+        """Multiply the norm, with its running statistics, into the convolution; irreversible."""
         norm = self.norm
         if isinstance(norm, BatchNorm):
             self.conv.weight, self.conv.bias = fuse_conv_bn_weights(
@@ -196,7 +196,7 @@ class ConvNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation that stores weights and running statistics alone, not how often it was called."""
+    """Batch normalisation without a counter of calls in its state."""
 
     mean: Tensor
     variance: Tensor
@@ -214,7 +214,7 @@ class BatchNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions beside the input or, where shapes change, a linear map of it."""
+    """Two 3 x 3 convolutions plus the input or, where shapes change, a linear map of it."""
 
     def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -223,14 +223,14 @@ class Residual(nn.Module):
         same = channels == out_channels and stride == 1
         self.shortcut = nn.Identity() if same else ConvNorm(channels, out_channels, 1, stride, linear=True)
         assert isinstance(self.second.norm, BatchNorm)
-        nn.init.constant_(self.second.norm.weight, 0.2)  # a block begins near its shortcut
+        nn.init.constant_(self.second.norm.weight, 0.2)  # a block starts close to its shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
 class Merge(nn.Module):
-    """The sum of a map, and of one of half its size, brought to the same channels."""
+    """The sum of a map and one of half its size, mapped to the same channels."""
 
     def __init__(self, below: int, beside: int, out_channels: int) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class Merge(nn.Module):
 
 
 def pooled_inputs(maps: Tensor, slopes: Tensor) -> Tensor:
-    """Mean and maximum of each channel of maps (B, C, H, W), and the views' angles: (B, 2 C + 1)."""
+    """Means and maxima of maps (B, C, H, W) and the views' angles, concatenated as (B, 2 C + 1)."""
     angle = ((slopes - 0.2) * 5)[:, None].to(maps.dtype)
     return torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), angle], 1)
 

@@ -1,4 +1,4 @@
-"""The baselines of Section 4.1: what they share with the field, and how they answer."""
+"""The baselines of Section 4.1: parts common with the field, and predictions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(method: str, **changes: object) -> HolisticBaseline | DenseBaseline:
 
 
 @pytest.mark.parametrize("method", ["holistic", "dense"])
-def test_share_encoder_and_mlp_with_the_field(method: str) -> None:
+def test_baselines_have_the_encoder_and_mlp_of_the_field(method: str) -> None:
     model, field = network(method), build(TINY)
     assert model.encoder.state_dict().keys() == field.encoder.state_dict().keys()
     for ours, theirs in zip(model.field.weights[:-1], field.field.weights[:-1], strict=True):
@@ -41,7 +41,7 @@ def test_mlp_concatenates_its_input_at_every_layer() -> None:
     torch.testing.assert_close(mlp(x), torch.cat([hidden, x], 1) @ mlp.weights[2].T + mlp.biases[2])
 
 
-def test_field_mlp_is_what_the_operation_evaluates() -> None:
+def test_field_mlp_equals_the_operation() -> None:
     model = build(replace(TINY, hand_scale=False, scale_optional=False))
     assert isinstance(model, NVF)
     features = torch.randn(1, 16, 8, 8)
@@ -68,9 +68,9 @@ def test_dense_votes_are_a_weighted_mean_over_the_hand() -> None:
         hand = votes.hand[image].sigmoid() > 0.5
         assert voters[image] == hand.sum() > 0
         weight = votes.weight[image][hand].clamp_min(0).double()
-        wanted = (weight[..., None] * votes.joints[image][hand].double()).sum(0) / weight.sum(0)[:, None]
-        wanted = model.in_mm(wanted.float())
-        torch.testing.assert_close(joints[image], wanted, rtol=1e-3, atol=0.05, equal_nan=True)
+        expected = (weight[..., None] * votes.joints[image][hand].double()).sum(0) / weight.sum(0)[:, None]
+        expected = model.in_mm(expected.float())
+        torch.testing.assert_close(joints[image], expected, rtol=1e-3, atol=0.05, equal_nan=True)
     with torch.no_grad():
         model.field.weights[-1].zero_()
         model.field.biases[-1][0] = -1.0
@@ -79,7 +79,7 @@ def test_dense_votes_are_a_weighted_mean_over_the_hand() -> None:
 
 
 @pytest.mark.parametrize("method", ["holistic", "dense"])
-def test_hand_scale_counts_and_its_absence_is_the_neutral_value(method: str) -> None:
+def test_hand_scale_affects_joints_and_none_is_neutral(method: str) -> None:
     model = network(method)
     features = model.encode(torch.randn(1, 3, 32, 32))
     with torch.no_grad():
@@ -104,8 +104,8 @@ def test_checkpoints_keep_method_and_task(tmp_path: Path, method: str, task: str
     assert torch.equal(again.encode_all(images)[-1], model.encode_all(images)[-1])
 
 
-def test_the_field_is_not_built_for_a_baseline() -> None:
-    with pytest.raises(ValueError, match=r"baselines makes a 'dense' network"):
+def test_nvf_refuses_the_configuration_of_a_baseline() -> None:
+    with pytest.raises(ValueError, match=r"baselines.build makes a 'dense' network"):
         NVF(replace(TINY, method="dense"))
     for wrong in ({"method": "cnn"}, {"task": "absolute"}):
         with pytest.raises(ValueError, match="must be one of"):

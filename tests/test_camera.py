@@ -85,7 +85,7 @@ def test_look_at_rotation_of_arrays() -> None:
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_homography_takes_a_point_where_the_rotated_camera_sees_it(mirror: bool) -> None:
+def test_homography_agrees_with_the_rotated_camera(mirror: bool) -> None:
     rotation = look_at_rotation(torch.tensor([300.0, 20.0], dtype=torch.float64), K)
     homography = reference_homography(K, 128, view_frame(rotation, torch.tensor(mirror)))
     points = torch.tensor([[30.0, -40.0, 600.0], [0.0, 5.0, 300.0]], dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_remap_by_the_identity_changes_nothing() -> None:
 
 @pytest.mark.parametrize("fine", [1.0, 1.9, 2.0, 2.7, 4.0, 9.5])
 @pytest.mark.parametrize("mirror", [False, True])
-def test_remap_puts_a_spot_where_the_homography_does_at_any_fineness(fine: float, mirror: bool) -> None:
+def test_remap_moves_a_spot_by_the_homography_at_any_resolution(fine: float, mirror: bool) -> None:
     intrinsics = torch.tensor(
         [[500.0 * fine, 0, 120 * fine], [0, 490.0 * fine, 100 * fine], [0, 0, 1]], dtype=torch.float64
     )
@@ -124,7 +124,7 @@ def test_remap_puts_a_spot_where_the_homography_does_at_any_fineness(fine: float
     torch.testing.assert_close(centroid(remap(image, homography[None], 224)), expected, rtol=0, atol=2e-2)
 
 
-def test_fine_pictures_are_averaged_before_they_are_sampled() -> None:
+def test_fine_images_are_averaged_before_sampling() -> None:
     checks = (torch.arange(896)[:, None] + torch.arange(896)) % 2  # every other pixel black: grey from afar
     image = checks[None, None].float()
     homography = reference_homography(reference_intrinsics(896, dtype=torch.float64))[None]
@@ -133,18 +133,18 @@ def test_fine_pictures_are_averaged_before_they_are_sampled() -> None:
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_whole_numbers_average_to_the_same_bits(interleaved: bool) -> None:
-    cuts = torch.randint(
+def test_integer_averages_are_bitwise_equal(interleaved: bool) -> None:
+    crops = torch.randint(
         0, 256, (2, 3, 13, 18), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     matrices = torch.diag(torch.tensor([0.6, 0.5, 1.0], dtype=torch.float64)).expand(2, 3, 3)
-    expected = sample_views(cuts.float(), matrices, 8, 4)
-    cuts = cuts.contiguous(memory_format=torch.channels_last) if interleaved else cuts
-    assert torch.equal(sample_views(cuts, matrices, 8, 4), expected)
+    expected = sample_views(crops.float(), matrices, 8, 4)
+    crops = crops.contiguous(memory_format=torch.channels_last) if interleaved else crops
+    assert torch.equal(sample_views(crops, matrices, 8, 4), expected)
     assert expected.amin() > 0 and len(expected.unique()) > 300
 
 
-def test_each_picture_of_a_batch_is_averaged_as_it_needs() -> None:
+def test_images_of_a_batch_are_averaged_separately() -> None:
     image = torch.rand(2, 3, 300, 400)
     intrinsics = torch.stack([reference_intrinsics(size, dtype=torch.float64) for size in (224, 800)])
     homographies = reference_homography(intrinsics, 128)
@@ -153,7 +153,7 @@ def test_each_picture_of_a_batch_is_averaged_as_it_needs() -> None:
         assert torch.equal(both[i], remap(image[i, None], homographies[i, None], 128)[0])
 
 
-def test_nothing_is_seen_outside_or_behind_the_picture() -> None:
+def test_view_is_empty_outside_and_behind_the_image() -> None:
     image = torch.ones(1, 1, 224, 224)
     beside = look_at_rotation(torch.tensor([1e3, 112.0], dtype=torch.float64), K)
     assert remap(image, reference_homography(K, 64, beside)[None], 64).abs().max() == 0
@@ -171,7 +171,7 @@ def test_the_part_of_a_view_behind_the_camera_is_empty() -> None:
 
 
 def view_between(fine: float, pixel: tuple[float, float]) -> Tensor:
-    """(3, 3) from a picture of 601 x 802 px, `fine` times as fine as the reference view, to one of 128 px."""
+    """(3, 3) from an image of 601 x 802 px, `fine` times as fine as the reference view, to one of 128 px."""
     intrinsics = torch.tensor([[480.0 * fine, 0, 400], [0, 480 * fine, 300], [0, 0, 1]], dtype=torch.float64)
     frame = look_at_rotation(torch.tensor(pixel, dtype=torch.float64), intrinsics)
     return reference_homography(intrinsics, 128, frame)
@@ -185,7 +185,7 @@ places = pytest.mark.parametrize(
 
 @fineness
 @places
-def test_reading_only_what_is_seen_changes_nothing(
+def test_reading_only_the_visible_part_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, fine: float, pixel: tuple[float, float]
 ) -> None:
     homography = view_between(fine, pixel)
@@ -201,7 +201,7 @@ def test_reading_only_what_is_seen_changes_nothing(
 
 @fineness
 @places
-def test_zeros_around_what_was_cut_out_change_nothing(fine: float, pixel: tuple[float, float]) -> None:
+def test_zeros_around_crops_change_nothing(fine: float, pixel: tuple[float, float]) -> None:
     image = torch.randint(0, 256, (1, 3, 601, 802), dtype=torch.uint8)
     plan = plan_view(view_between(fine, pixel), 128, 601, 802)
     cut = image[..., plan.rows, plan.columns]
@@ -215,7 +215,7 @@ def test_zeros_around_what_was_cut_out_change_nothing(fine: float, pixel: tuple[
     assert torch.equal(several, other.expand(2, -1, -1, -1)), "uint8 gives what its float32 does"
 
 
-def test_pictures_seen_in_different_places_are_remapped_each_for_itself() -> None:
+def test_images_with_different_crops_are_remapped_separately() -> None:
     image = torch.randint(0, 256, (3, 3, 601, 802), dtype=torch.uint8)
     homographies = torch.stack([view_between(1.9, pixel) for pixel in ((200, 420), (0, 0), (430, 300))])
     together = remap(image, homographies, 128)
@@ -224,7 +224,7 @@ def test_pictures_seen_in_different_places_are_remapped_each_for_itself() -> Non
 
 
 @pytest.mark.parametrize("upright", [False, True])
-def test_pixels_of_large_pictures_are_found_to_a_thousandth(upright: bool) -> None:
+def test_positions_in_large_images_are_accurate_to_a_thousandth_of_a_pixel(upright: bool) -> None:
     # Values rise by 1 a pixel and start again every 64: small enough for float32 to tell the place from them.
     cut = (torch.arange(8000.0) % 64).expand(1, 1, 2, 8000)
     matrix = torch.tensor([[40.0, 0.3, 2.7], [0, 1e-3, 0.4], [4e-6, -3e-5, 1]], dtype=torch.float64)
@@ -251,14 +251,14 @@ class NoTensorsOfNumbers(TorchDispatchMode):
 
 @pytest.mark.parametrize("factor", [1, 3])
 def test_sampling_never_waits_for_the_device(factor: int) -> None:
-    cuts = torch.zeros(2, 3, 33, 47, dtype=torch.uint8)
+    crops = torch.zeros(2, 3, 33, 47, dtype=torch.uint8)
     matrices = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
     with NoTensorsOfNumbers():
-        sample_views(cuts, matrices, 16, factor)
+        sample_views(crops, matrices, 16, factor)
         with pytest.raises(AssertionError, match="of a list"):
             matrices.new_tensor([0.5])
     # Tensors without values: none can be read, copied to the host, or joined with one that lies there.
-    view = sample_views(cuts.to("meta"), matrices.to("meta"), 16, factor)
+    view = sample_views(crops.to("meta"), matrices.to("meta"), 16, factor)
     assert view.is_meta and view.dtype == torch.float32 and view.shape == (2, 3, 16, 16)
     with pytest.raises(RuntimeError, match="meta"):
         bool(matrices.to("meta").any())

@@ -1,4 +1,4 @@
-"""`nvf-fast`: what it writes, and how it refuses."""
+"""The commands of `nvf-fast`: their output and their errors."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ import torch
 from PIL import Image
 
 import nvf_fast
-from nvf_fast import metrics, tuning
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import COMMANDS, main
-from nvf_fast.cli.predict import read_picture
+from nvf_fast.cli.predict import read_image
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.complement import write_complement
 from nvf_fast.data.freihand import write_freihand
 from nvf_fast.data.ho3d import write_ho3d
 from nvf_fast.estimator import load
-from nvf_fast.evaluation import constant
+from nvf_fast.evaluation import mean_pose, metrics
 from nvf_fast.evaluation.submission import read_submission
 from nvf_fast.model import NVF
 from nvf_fast.overlay import draw_pose
@@ -45,13 +44,13 @@ Run = Callable[..., tuple[int, str, str]]
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network whose every point votes, so that poses are valid."""
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(reference_network(), folder, {"data": {"pictures": 12}, "scores": {"cs_mje": 99.5}})
+    save_checkpoint(reference_network(), folder, {"data": {"images": 12}, "scores": {"cs_mje": 99.5}})
     return folder
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process; gives its exit status, standard output and standard error."""
+    """Run a command line in this process; return its exit status, standard output and standard error."""
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         status = 0
@@ -66,8 +65,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """Two good pictures, 160 x 120."""
+def images(tmp_path: Path) -> list[Path]:
+    """Two valid images, 160 x 120."""
     paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
     for seed, path in enumerate(paths):
         pixels = np.random.default_rng(seed).integers(0, 256, (120, 160, 3), dtype=np.uint8)
@@ -104,27 +103,27 @@ from nvf_fast.cli.main import main
 try:
     main(["predict", "missing.png", "--fx", "500", "--checkpoint", "nowhere"])
 except SystemExit as end:
-    unwanted = ("nvf_fast.training", "nvf_fast.data", "nvf_fast.evaluation", "nvf_fast.metrics", "matplotlib")
+    unwanted = ("nvf_fast.training", "nvf_fast.data", "nvf_fast.evaluation", "matplotlib")
     print(end.code, [name for name in sys.modules if name.startswith(unwanted)])
 """
     assert subprocess.check_output([sys.executable, "-c", script], stderr=subprocess.DEVNULL) == b"2 []\n"
 
 
 def test_predict_writes_the_estimators_poses(
-    run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "results/poses.json"
     camera = ["--fx", 500, "--fy", 510, "--cx", 70, "--box", 40, 30, 100, 90, "--side", "left"]
     options = ["--step", 32, "--hand-scale", 35, "--checkpoint", checkpoint, "--overlay", tmp_path / "drawn"]
     options += ["--device", "cpu"]
-    status, stdout, _ = run("predict", *pictures, *camera, *options, "--out", out)
+    status, stdout, _ = run("predict", *images, *camera, *options, "--out", out)
     assert status == 0 and stdout == ""
     assert [path.name for path in out.parent.iterdir()] == ["poses.json"]
     written = json.loads(out.read_text())
     assert written["joint_names"][0] == "WRIST" and written["failures"] == []
     estimator = nvf_fast.load(checkpoint, device="cpu", step_mm=32)
     intrinsics = [[500, 0, 70], [0, 510, 59.5], [0, 0, 1]]
-    for path, found in zip(pictures, written["poses"], strict=True):
+    for path, found in zip(images, written["poses"], strict=True):
         image = np.array(Image.open(path))
         pose = estimator(image, intrinsics, 35.0, box=(40, 30, 100, 90), side="left")
         assert found["image"] == str(path) and found["K"] == intrinsics and found["side"] == "left"
@@ -133,74 +132,74 @@ def test_predict_writes_the_estimators_poses(
         assert Image.open(tmp_path / f"drawn/{path.stem}.png").size == (160, 120)
 
 
-def test_predict_writes_sides_and_expected_errors(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+def test_predict_writes_sides_and_expected_errors(run: Run, images: list[Path], tmp_path: Path) -> None:
     model = hand_network()
     save_checkpoint(model, tmp_path / "hand", {}, dtype=torch.float32)
     options = ["--fx", 500, "--checkpoint", tmp_path / "hand", "--device", "cpu"]
     box = ("--box", 40, 30, 100, 90)
-    status, out, _ = run("predict", pictures[0], *options, *box)
+    status, out, _ = run("predict", images[0], *options, *box)
     (found,) = json.loads(out)["poses"]
     assert status == 0 and found["valid"] and found["side"] == "right" and found["box"] == [40, 30, 100, 90]
     assert len(found["expected_error"]) == 21 and min(found["expected_error"]) > 0
-    status, out, _ = run("predict", pictures[0], *options, *box, "--side", "left")
+    status, out, _ = run("predict", images[0], *options, *box, "--side", "left")
     assert json.loads(out)["poses"][0]["side"] == "left"
-    status, out, err = run("predict", pictures[0], *options, "--overlay", tmp_path / "drawn.png")
+    status, out, err = run("predict", images[0], *options, "--overlay", tmp_path / "drawn.png")
     assert status == 0 and json.loads(out)["poses"] == [] and "a.png: no hand found" in err
-    status, _, err = run("predict", pictures[0], *options, "--search", "guided")
+    status, _, err = run("predict", images[0], *options, "--search", "guided")
     assert status == 2 and 'search must be "dense" for a network of hand views' in err
 
 
-def test_predict_refuses_a_root_relative_network(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+def test_predict_refuses_a_root_relative_network(run: Run, images: list[Path], tmp_path: Path) -> None:
     model = NVF(NVFConfig(input_size=32, stem=8, width=16, groups=4, stacks=1, task="root-relative"))
     save_checkpoint(model, tmp_path / "cube", {})
-    status, _, err = run("predict", pictures[0], "--fx", 500, "--checkpoint", tmp_path / "cube")
+    status, _, err = run("predict", images[0], "--fx", 500, "--checkpoint", tmp_path / "cube")
     assert status == 2 and "a root-relative one needs the wrist" in err
 
 
 @pytest.mark.parametrize("form", ["matrix", "K", "names"])
 def test_predict_takes_intrinsics_from_a_file(
-    run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path, form: str
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path, form: str
 ) -> None:
     path = tmp_path / "camera.json"
     path.write_text(json.dumps({"matrix": K, "K": {"K": K}, "names": {"a.png": K}}[form]))
     options = ["--intrinsics", path, "--checkpoint", checkpoint, "--step", 32]
-    status, out, err = run("predict", *pictures, *options)
+    status, out, err = run("predict", *images, *options)
     written = json.loads(out)
     assert written["poses"][0]["K"] == K
     if form == "names":
         assert status == 2 and "b.jpg: " in err and "has no entry 'b.jpg'" in err
-        assert [failure["image"] for failure in written["failures"]] == [str(pictures[1])]
+        assert [failure["image"] for failure in written["failures"]] == [str(images[1])]
     else:
         assert status == 0 and len(written["poses"]) == 2
 
 
-def test_predict_by_field_of_view(run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path) -> None:
+def test_predict_by_field_of_view(run: Run, images: list[Path], checkpoint: Path, tmp_path: Path) -> None:
     drawn = tmp_path / "drawn.png"
     options = ["--fov", 90, "--checkpoint", checkpoint, "--step", 32, "--overlay", drawn]
-    status, out, _ = run("predict", pictures[0], *options)
+    status, out, _ = run("predict", images[0], *options)
     assert status == 0 and drawn.is_file()
     np.testing.assert_allclose(json.loads(out)["poses"][0]["K"], [[80, 0, 79.5], [0, 80, 59.5], [0, 0, 1]])
 
 
-def test_predict_goes_on_past_bad_pictures(
-    run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path
+def test_predict_continues_after_bad_images(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
 ) -> None:
     bad = [tmp_path / name for name in ("missing.png", "text.png", "cut.png", "deep.png")]
     missing, text, cut, deep = bad
-    text.write_text("no picture")
-    cut.write_bytes(pictures[0].read_bytes()[:4000])
+    text.write_text("no image")
+    cut.write_bytes(images[0].read_bytes()[:4000])
     Image.fromarray(np.zeros((20, 20), np.uint16)).save(deep)
-    files = [missing, pictures[0], text, cut, deep, pictures[1]]
+    files = [missing, images[0], text, cut, deep, images[1]]
     status, out, err = run("predict", *files, "--fx", 500, "--checkpoint", checkpoint, "--step", 32)
     written = json.loads(out)
     assert status == 2
-    assert [found["image"] for found in written["poses"]] == [str(path) for path in pictures]
+    assert [found["image"] for found in written["poses"]] == [str(path) for path in images]
     assert [failure["image"] for failure in written["failures"]] == [str(path) for path in bad]
     lines = [line for line in err.splitlines() if line.startswith("nvf-fast predict: ")]
     assert len(lines) == 5 and "Traceback" not in err
-    assert "missing.png: No such file" in lines[0] and "not a picture" in lines[1]
+    assert "missing.png: No such file" in lines[0] and "not a readable image" in lines[1]
     assert "cut.png: " in lines[2] and "8 bits per channel" in lines[3]
-    assert lines[4].endswith("4 of 6 pictures failed")
+    assert lines[4].endswith("4 of 6 images failed")
 
 
 @pytest.mark.parametrize(
@@ -211,55 +210,92 @@ def test_predict_goes_on_past_bad_pictures(
         (["--fx", -500], "--fx must be a positive number of px, got -500"),
         (["--fx", 500, "--fy", "nan"], "--fy must be a positive number of px"),
         (["--fov", 200], "--fov must lie between 0 and 180 degrees"),
-        (["--fov", 60, "--fy", 500], "--fy goes with --fx"),
+        (["--fov", 60, "--fy", 500], "--fy needs --fx"),
         (["--intrinsics", "nowhere.json"], "nowhere.json: No such file"),
         (["--fx", 500, "--hand-scale", 0.035], "10 to 120 mm, got 0.035"),
         (["--fx", 500, "--step", -1], "step_mm must be a positive number of mm"),
         (["--fx", 500, "--box", 0.1, 0.1, 0.9, 0.9], "at least 2 px larger"),
-        (["--fx", 500, "--device", "gpu0"], "no device is called 'gpu0'"),
+        (
+            ["--fx", 500, "--device", "gpu0"],
+            "--device must be a device such as cpu, cuda or cuda:1, got 'gpu0'",
+        ),
         (["--fx", 500, "--checkpoint", "nowhere/at-all/x"], "nowhere"),
         (["--fx", 500, "--out", "."], "--out must be a file"),
     ],
 )
-def test_predict_refuses_what_cannot_be(
-    run: Run, pictures: list[Path], checkpoint: Path, options: list, message: str
+def test_predict_refuses_invalid_options(
+    run: Run, images: list[Path], checkpoint: Path, options: list, message: str
 ) -> None:
     chosen = [] if "--checkpoint" in options else ["--checkpoint", checkpoint]
-    status, _, err = run("predict", pictures[0], *chosen, *options)
+    status, _, err = run("predict", images[0], *chosen, *options)
     assert status == 2 and message in err
     assert err.startswith("nvf-fast predict: ") and len(err.splitlines()) == 1
 
 
-def test_predict_refuses_overlays_that_cover_each_other(
-    run: Run, pictures: list[Path], checkpoint: Path, tmp_path: Path
+def test_predict_refuses_overlapping_overlays(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
 ) -> None:
     options = ["--fx", 500, "--checkpoint", checkpoint]
-    status, _, err = run("predict", *pictures, *options, "--overlay", "one.png")
+    status, _, err = run("predict", *images, *options, "--overlay", "one.png")
     assert status == 2 and "must be a folder" in err
     status, _, err = run("predict", tmp_path / "a.png", tmp_path / "a.jpg", *options, "--overlay", tmp_path)
     assert status == 2 and "drawn into a.png" in err
 
 
-def test_pictures_are_read_upright_in_rgb(tmp_path: Path) -> None:
+def test_images_are_read_upright_in_rgb(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "alpha.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "alpha.png"), pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), pixels)
+
+
+def entries(text: str) -> dict[str, str]:
+    """Names and values of the lines of `nvf-fast info`."""
+    return dict(re.split("  +", line, maxsplit=1) for line in text.splitlines())  # type: ignore[misc]
 
 
 def test_info(run: Run, checkpoint: Path) -> None:
     status, out, _ = run("info", checkpoint)
-    facts = dict(line.split(None, 1) for line in out.splitlines())
-    assert status == 0 and facts["model.input_size"] == "64" and facts["training.data.pictures"] == "12"
-    assert facts["training.scores.cs_mje"] == "99.5"
-    assert int(facts["parameters"].replace(",", "")) > 1000
+    found = entries(out)
+    assert status == 0 and len(out.splitlines()) == 10
+    assert int(found["parameters"].replace(",", "")) > 1000
+    assert found["network"] == "neural voting field on a stacked hourglass, reference view of 64 x 64 px"
+    assert found["photographs"] == "not recorded"
+    assert found["everything else"] == f"nvf-fast info {checkpoint} --all"
     status, _, err = run("info", checkpoint / "elsewhere")
     assert status == 2 and len(err.splitlines()) == 1
+
+
+def test_info_shows_every_entry(run: Run, checkpoint: Path) -> None:
+    status, out, _ = run("info", checkpoint, "--all")
+    found = entries(out)
+    assert status == 0 and found["model.input_size"] == "64" and found["training.data.images"] == "12"
+    assert found["training.scores.cs_mje"] == "99.5"
+
+
+def test_info_summarises_the_default_network(run: Run) -> None:
+    status, out, _ = run("info")
+    found = entries(out)
+    assert status == 0 and len(out.splitlines()) == 10
+    assert all(len(line) <= 110 for line in out.splitlines())
+    assert "not recorded" not in out and "aligned error" in found["photographs"]
+    assert found["everything else"] == "nvf-fast info --all"
+
+
+@pytest.mark.parametrize("name", ["predict", "eval", "info"])
+def test_help_is_wrapped_to_the_terminal(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in (70, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for arguments in ([], [name]):
+            status, out, _ = run(*arguments, "--help")
+            assert status == 0 and max(map(len, out.splitlines())) <= columns
+            assert "(default: None)" not in out and "(default: )" not in out
+    assert "(default: 16.0)" in run("predict", "--help")[1]
 
 
 @pytest.mark.slow
@@ -275,12 +311,12 @@ def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path
     assert len(result["rows"]) == 6 and {len(row) for row in result["rows"]} == {len(result["columns"])}
     measured = result["report"]["any orientation"]["without_hand_scale"]
     assert measured["images"] == 2 and result["context"]["seed"] == 9_000_001
-    facts = dict(re.split("  +", line, maxsplit=1) for line in run("info", copy)[1].splitlines())
+    found = entries(run("info", copy, "--all")[1])
     name = "training.scores.any orientation.without_hand_scale.cs_mje"
-    assert float(facts[name]) == measured["cs_mje"] and facts["training.data.pictures"] == "12"
+    assert float(found[name]) == measured["cs_mje"] and found["training.data.images"] == "12"
 
 
-def test_eval_of_seeded_pictures_is_for_one_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_synthetic_refuses_several_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, _, err = run("eval", "synthetic")
     assert status == 2 and "eval synthetic runs in one process" in err
@@ -288,7 +324,7 @@ def test_eval_of_seeded_pictures_is_for_one_process(run: Run, monkeypatch: pytes
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures in the form of each data set."""
+    """Three images in the format of each data set."""
     folder = tmp_path_factory.mktemp("trees")
     samples = dataset_trees.freihand_samples()
     write_freihand(folder / "freihand", samples, "evaluation", evaluation_folder=folder / "truth")
@@ -302,7 +338,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def evaluate(run: Run, checkpoint: Path, trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`nvf-fast eval NAME` of one of the trees, into `tmp_path / "out"`."""
-    monkeypatch.setattr(constant, "other_hands", partial(constant.other_hands, count=16))  # 4096 take seconds
+    monkeypatch.setattr(mean_pose, "other_hands", partial(mean_pose.other_hands, count=16))  # 4096 take seconds
 
     def evaluate(name: str, *options: Any) -> tuple[int, str, str]:
         asked = ["--checkpoint", checkpoint, "--step", 32, "--batch", 2, "--data", trees / name]
@@ -312,10 +348,10 @@ def evaluate(run: Run, checkpoint: Path, trees: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_eval_measures_freihand_and_goes_on(evaluate: Run, trees: Path, tmp_path: Path) -> None:
+def test_eval_measures_freihand_and_resumes(evaluate: Run, trees: Path, tmp_path: Path) -> None:
     status, table, _ = evaluate("freihand", "--evaluation-data", trees / "truth")
     assert status == 0 and "constant pose" in table and "CS-MJE mm" in table
-    assert "The submission holds 3 pictures, the official split 3960: the server will refuse it." in table
+    assert "The submission holds 3 images, the official split 3960: the server will refuse it." in table
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["context"]["data set"] == "FreiHAND" and report["counts"]["scored"] == 3
     truth = 1000 * np.array(json.loads((trees / "truth/evaluation_xyz.json").read_text()))
@@ -362,13 +398,13 @@ def test_eval_measures_complement(evaluate: Run, trees: Path, tmp_path: Path) ->
     ("options", "message"),
     [
         (["--evaluation-data", "nowhere"], "nowhere"),
-        (["--device", "gpu0"], "no device is called 'gpu0'"),
+        (["--device", "gpu0"], "--device must be a device such as cpu, cuda or cuda:1, got 'gpu0'"),
         (["--step", -1], "step_mm must be a positive number of mm"),
         (["--batch", 0], "multiple of batch"),
         (["--checkpoint", "nowhere/at-all/x"], "nowhere"),
     ],
 )
-def test_eval_refuses_what_cannot_be(evaluate: Run, options: list, message: str) -> None:
+def test_eval_refuses_invalid_options(evaluate: Run, options: list, message: str) -> None:
     status, _, err = evaluate("freihand", *options)
     assert status == 2 and message in err and err.startswith("nvf-fast eval: ")
 
@@ -382,11 +418,14 @@ def test_tune_needs_a_gpu(run: Run) -> None:
 
 @pytest.mark.cuda
 def test_tune(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "CACHE", tmp_path / "tilings.json")
+    from nvf_fast.runtime import autotuning
+
+    monkeypatch.setattr(autotuning, "CACHE", tmp_path / "tilings.json")
     status, out, _ = run("tune", checkpoint, "--step", "32")
-    assert status == 0 and str(tuning.CACHE) in out and tuning.CACHE.exists()
+    assert status == 0 and str(autotuning.CACHE) in out and autotuning.CACHE.exists()
     estimator = load(checkpoint, step_mm=32)
-    assert list(estimator._pipeline._query._layers.tiling) in json.loads(tuning.CACHE.read_text()).values()
+    kept = json.loads(autotuning.CACHE.read_text()).values()
+    assert list(estimator._pipeline._query._layers.tiling) in kept
 
 
 def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +434,7 @@ def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     options = ["--checkpoint", checkpoint, "--overlay", overlay, "--step", 32, "--device", "cpu"]
     status, out, _ = run("demo", *options)
     assert status == 0 and "found 2 hands; the image shows 2" in out
-    assert "right hand, in truth a right one" in out and "left hand, in truth a left one" in out
+    assert "right hand (truth: right)" in out and "left hand (truth: left)" in out
     assert " ms on cpu: prepare " in out and ", vote " in out
     shown = np.array(Image.open(overlay)).astype(int)
     with Image.open(Path(nvf_fast.__file__).parent / "assets/demo.jpg") as picture:
@@ -425,7 +464,7 @@ def test_demo_shows_the_errors_of_the_hands_found(
     status, out, _ = run("demo", *options)
     assert status == 0 and "found 2 hands; the image shows 2" in out
     first, second = out.split("mean", 2)[0], out.split("mean", 2)[1]
-    assert first.startswith("left hand, in truth a left one") and "right hand, in truth a right one" in second
+    assert first.startswith("left hand (truth: left)") and "right hand (truth: right)" in second
 
     def row(table: str, joint: str) -> list[float]:
         return [float(value) for value in re.search(rf"^{joint} .*$", table, re.M).group().split()[1:]]  # type: ignore[union-attr]

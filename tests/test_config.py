@@ -12,7 +12,7 @@ SMALL = NVFConfig(input_size=128, stem=32, width=64, widen=32, stacks=2, depth=4
 
 
 @pytest.mark.parametrize("config", [NVFConfig(), SMALL, NVFConfig(scale_optional=True)])
-def test_survives_json(config: NVFConfig) -> None:
+def test_json_round_trip(config: NVFConfig) -> None:
     assert NVFConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -22,7 +22,7 @@ def test_is_frozen_and_hashable() -> None:
     assert hash(SMALL) == hash(dataclasses.replace(SMALL))
 
 
-def test_unknown_and_missing_entries_are_named() -> None:
+def test_refuses_unknown_and_missing_entries() -> None:
     values = NVFConfig().to_dict()
     with pytest.raises(ValueError, match=r"unknown entries \['breadth'\], missing entries \[\]"):
         NVFConfig.from_dict(values | {"breadth": 3})
@@ -45,7 +45,7 @@ def test_unknown_and_missing_entries_are_named() -> None:
         ({"input_size": 128, "width": 64, "depth": 5}, "groups must be below 16, .* got 32"),
     ],
 )
-def test_wrong_values_are_named(change: dict[str, Any], message: str) -> None:
+def test_refuses_invalid_values(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NVFConfig(**change)
 
@@ -60,7 +60,7 @@ def test_wrong_values_are_named(change: dict[str, Any], message: str) -> None:
         ({"hand_scale": 1}, "hand_scale must be True or False, got 1"),
     ],
 )
-def test_wrong_types_are_named(change: dict[str, Any], message: str) -> None:
+def test_refuses_wrong_types(change: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         NVFConfig(**change)
 

@@ -60,11 +60,11 @@ def test_last_features_are_the_last_map(config: NVFConfig) -> None:
     for name, parameter in encoder.named_parameters():
         if name.endswith("bias"):
             parameter.normal_(std=0.1)  # 0 at first, which would hide a bias left out
-    wanted = encoder(images)[-1]
-    torch.testing.assert_close(encoder.last_features(images), wanted, rtol=0, atol=1e-5)  # measured: 3e-6
+    expected = encoder(images)[-1]
+    torch.testing.assert_close(encoder.last_features(images), expected, rtol=0, atol=1e-5)  # measured: 3e-6
 
 
-def test_last_features_follow_the_weights() -> None:
+def test_last_features_use_current_weights() -> None:
     """Weights changed in place, loaded or replaced act at once."""
     config = SHAPES["odd map"]
     encoder, images = HourglassEncoder(config), torch.randn(1, 3, 88, 88)
@@ -97,13 +97,13 @@ def test_last_features_are_differentiable() -> None:
     along = torch.randn(1, config.width, 22, 22)
     parameters = list(encoder.parameters())
     found = torch.autograd.grad((encoder.last_features(images) * along).sum(), parameters)
-    wanted = torch.autograd.grad((encoder(images)[-1] * along).sum(), parameters)
-    found, wanted = (torch.cat([gradient.flatten() for gradient in every]) for every in (found, wanted))
-    assert (found - wanted).norm() < 1e-5 * wanted.norm()  # measured: 2e-7
+    expected = torch.autograd.grad((encoder(images)[-1] * along).sum(), parameters)
+    found, expected = (torch.cat([gradient.flatten() for gradient in every]) for every in (found, expected))
+    assert (found - expected).norm() < 1e-5 * expected.norm()  # measured: 2e-7
 
 
 @CASES
-def test_every_parameter_takes_part(config: NVFConfig) -> None:
+def test_every_parameter_has_a_gradient(config: NVFConfig) -> None:
     encoder = HourglassEncoder(config)
     every_features = encoder(torch.randn(2, 3, config.input_size, config.input_size))
     torch.stack(
@@ -114,7 +114,7 @@ def test_every_parameter_takes_part(config: NVFConfig) -> None:
 
 
 @CASES
-def test_norms_take_the_largest_number_of_groups_that_divides(config: NVFConfig) -> None:
+def test_norms_use_the_largest_dividing_number_of_groups(config: NVFConfig) -> None:
     norms = [module for module in HourglassEncoder(config).modules() if isinstance(module, nn.GroupNorm)]
     assert len(norms) > 10
     for norm in norms:
@@ -129,7 +129,7 @@ def test_features_start_at_unit_scale(config: NVFConfig) -> None:
             assert 0.3 < features.std() < 3
 
 
-def test_memory_format_changes_nothing_and_is_kept() -> None:
+def test_memory_format_is_kept_without_changing_results() -> None:
     config = SHAPES["small"]
     encoder, images = HourglassEncoder(config), torch.randn(2, 3, 128, 128)
     with torch.no_grad():
@@ -158,15 +158,15 @@ def test_autocast_stays_close(memory_format: torch.memory_format) -> None:
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
 def test_upsampling_is_bicubic(size: int, memory_format: torch.memory_format) -> None:
     x = torch.randn(2, 12, size, size).contiguous(memory_format=memory_format).requires_grad_()
-    wanted = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=True)
+    expected = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=True)
     upsampled = BicubicUpsample(size)(x)
-    weight = torch.randn_like(wanted)
-    torch.testing.assert_close(upsampled, wanted, rtol=0, atol=1e-5)
-    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (upsampled, wanted)]
+    weight = torch.randn_like(expected)
+    torch.testing.assert_close(upsampled, expected, rtol=0, atol=1e-5)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (upsampled, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
     assert upsampled.is_contiguous(memory_format=memory_format) or size == 1  # which is both
 
 
-def test_upsampling_matrices_are_no_part_of_the_state() -> None:
+def test_state_excludes_upsampling_matrices() -> None:
     encoder = HourglassEncoder(SHAPES["small"])
     assert encoder.state_dict().keys() == dict(encoder.named_parameters()).keys()

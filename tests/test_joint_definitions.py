@@ -42,7 +42,7 @@ def mean_bone_errors(joints: np.ndarray) -> np.ndarray:
     return bone_lengths(scale_to_unit(joints)).mean(0) - UNIT_BONES_MM
 
 
-def test_unit_hand_agrees_with_itself() -> None:
+def test_unit_hand_is_consistent() -> None:
     assert UNIT_BONES_MM[9] == UNIT_SCALE_MM
     # The palm is given to 0.1 mm.
     palm_bones = np.linalg.norm(UNIT_PALM_MM[1:], axis=1)
@@ -88,7 +88,7 @@ def test_scaling_to_the_unit_hand_keeps_the_image(hands: np.ndarray) -> None:
     np.testing.assert_allclose(unit[..., :2] / unit[..., 2:], hands[..., :2] / hands[..., 2:], rtol=1e-4)
 
 
-def test_freihand_joints_stay(hands: np.ndarray) -> None:
+def test_freihand_joints_are_unchanged(hands: np.ndarray) -> None:
     same = to_freihand(hands, "freihand")
     np.testing.assert_array_equal(same, hands)
     assert same is not hands

@@ -37,13 +37,13 @@ def released() -> dict[str, Tensor]:
     return released_state()
 
 
-def test_reference_intrinsics_are_those_of_the_input_size() -> None:
+def test_reference_intrinsics_follow_the_input_size() -> None:
     assert NVF(SMALL).reference_intrinsics.tolist() == pytest.approx(
         torch.tensor([[480 * 64 / 224, 0, 32], [0, 480 * 64 / 224, 32], [0, 0, 1]])
     )
 
 
-def test_encode_is_the_last_stack() -> None:
+def test_encode_returns_the_last_stack() -> None:
     model, images = NVF(SMALL), torch.randn(2, 3, 64, 64)
     features = model.encode(images)
     assert features.shape == (2, 32, 16, 16)
@@ -54,13 +54,13 @@ def test_encode_is_the_last_stack() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 224, 224), (1, 1, 64, 64)])
-def test_encode_names_a_wrong_size(shape: tuple[int, ...]) -> None:
+def test_encode_refuses_wrong_sizes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"images must be \(B, 3, 64, 64\), got "):
         NVF(SMALL).encode(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("hand_scale", [True, False])
-def test_query_is_the_operation_on_our_parameters(hand_scale: bool) -> None:
+def test_query_equals_the_operation(hand_scale: bool) -> None:
     model = NVF(replace(SMALL, hand_scale=hand_scale))
     features, points = torch.randn(2, 32, 16, 16), points_in_view(2, 50)
     scale = torch.tensor([30.0, 40.0]) if hand_scale else None
@@ -83,7 +83,7 @@ def test_query_is_the_operation_on_our_parameters(hand_scale: bool) -> None:
     torch.testing.assert_close(field.direction, votes[..., 1:], rtol=1e-4, atol=1e-4)
 
 
-def test_hand_scale_is_asked_for_and_refused() -> None:
+def test_refuses_missing_and_unexpected_hand_scale() -> None:
     features, points = torch.randn(1, 32, 16, 16), points_in_view(1, 5)
     with_scale, without = NVF(SMALL), NVF(replace(SMALL, hand_scale=False))
     with pytest.raises(ValueError, match=r"hand_scale must be .* got None"):
@@ -92,7 +92,7 @@ def test_hand_scale_is_asked_for_and_refused() -> None:
         without.query(features, points, without.reference_intrinsics, torch.tensor([30.0]))
 
 
-def test_an_unknown_hand_scale_is_15_mm_where_it_is_optional() -> None:
+def test_missing_optional_hand_scale_equals_15_mm() -> None:
     model = NVF(replace(SMALL, scale_optional=True))
     features, points = torch.randn(1, 32, 16, 16), points_in_view(1, 5)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_an_unknown_hand_scale_is_15_mm_where_it_is_optional() -> None:
     assert not torch.allclose(unknown, thirty)
 
 
-def test_the_field_starts_outside_the_hand_and_learns_everywhere() -> None:
+def test_initial_field_is_outside_the_hand_with_gradients_everywhere() -> None:
     model = NVF(SMALL)
     field = model.query(
         model.encode(torch.randn(2, 3, 64, 64)),
@@ -148,11 +148,11 @@ def test_from_authors_reads_a_file_of_tensors_only(released: dict[str, Tensor], 
             torch.ones(256),
             "1 unknown: image_filter.m0.b2_plus_2.bn1.bias",
         ),
-        ("surface_classifier.conv1.bias", torch.ones(511), r"conv1.bias is \(511,\), wanted \(512,\)"),
+        ("surface_classifier.conv1.bias", torch.ones(511), r"conv1.bias is \(511,\), expected \(512,\)"),
         (
             "surface_classifier.conv0.weight",
             torch.ones(1024, 300, 1),
-            r"\(1024, 300, 1\), wanted \(1024, 258, 1\)",
+            r"\(1024, 300, 1\), expected \(1024, 258, 1\)",
         ),
         (
             "image_filter.conv2.downsample.0.bias",
@@ -162,12 +162,12 @@ def test_from_authors_reads_a_file_of_tensors_only(released: dict[str, Tensor], 
         (
             "image_filter.conv1.bias",
             torch.full((64,), torch.nan),
-            "image_filter.conv1.bias is no tensor of finite",
+            "image_filter.conv1.bias is not a tensor of finite",
         ),
-        ("epoch", 3, "epoch is no tensor"),
+        ("epoch", 3, "epoch is not a tensor"),
     ],
 )
-def test_from_authors_names_what_does_not_fit(
+def test_from_authors_refuses_wrong_entries(
     released: dict[str, Tensor], name: str, value: Tensor | None, message: str
 ) -> None:
     state = {key: tensor for key, tensor in released.items() if key != name}

@@ -48,7 +48,7 @@ def test_folded_norms_change_nothing() -> None:
     assert any(isinstance(module, BatchNorm) for module in model.modules())
 
 
-def test_a_peak_of_heat_is_found_where_it_is() -> None:
+def test_coarse_joint_lies_at_the_peak_of_heat() -> None:
     heads = HandHeads(SMALL)
     heat = torch.full((1, 21, 16, 16), -50.0)
     heat[0, :, 4, 9] = 50.0
@@ -100,7 +100,7 @@ def test_the_field_depends_on_the_coarse_pose() -> None:
     torch.testing.assert_close(field.sdf[1], other.sdf[1])
 
 
-def test_an_hourglass_sees_hand_views() -> None:
+def test_hourglass_encodes_hand_views() -> None:
     config = replace(SMALL, encoder="hourglass", stem=8, stacks=2, depth=1, groups=4)
     assert NVFConfig.from_dict(config.to_dict()) == config
     torch.manual_seed(0)
@@ -124,7 +124,7 @@ def test_an_hourglass_sees_hand_views() -> None:
         model.encode(images)
 
 
-def test_each_view_has_its_calls() -> None:
+def test_refuses_calls_for_the_other_view() -> None:
     model = NVF(SMALL)
     images = torch.zeros(1, 3, 64, 64)
     with pytest.raises(ValueError, match="look"):
@@ -154,12 +154,12 @@ def test_each_view_has_its_calls() -> None:
         ({"pose_code": -1}, "pose_code must be at least 0"),
     ],
 )
-def test_configurations_that_do_not_fit_are_refused(change: dict[str, object], message: str) -> None:
+def test_refuses_inconsistent_configurations(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **change)  # type: ignore[arg-type]
 
 
-def test_configurations_from_before_hand_views_still_load() -> None:
+def test_loads_configurations_older_than_hand_views() -> None:
     values = NVFConfig().to_dict()
     for name in ("encoder", "view", "channels", "pose_code", "presence_threshold"):
         del values[name]

@@ -1,4 +1,4 @@
-"""The command line. A subcommand is a module with a dataclass of its options that bears its name and runs."""
+"""The command line: one module per command, with a dataclass of its options named after it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 class UserError(Exception):
-    """What the user can put right: `main` prints it, without a traceback, and ends with status 2."""
+    """An error that the user can correct; `main` prints it without a traceback and ends with status 2."""
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a missing file, a damaged file or an impossible value into a `UserError`."""
+    """Raise missing files, damaged files and invalid values as `UserError`."""
     try:
         yield
     except OSError as error:
@@ -27,7 +27,7 @@ def user_errors() -> Iterator[None]:
 
 
 def load_estimator(checkpoint: str | None, device: str | None, **options: Any) -> PoseEstimator:
-    """`nvf_fast.load`, where whatever is not there is the user's error."""
+    """Call `nvf_fast.load` and raise its errors as `UserError`."""
     from nvf_fast.estimator import load
 
     check_device(device)
@@ -36,12 +36,12 @@ def load_estimator(checkpoint: str | None, device: str | None, **options: Any) -
 
 
 def check_device(device: str | None) -> None:
-    """Refuses a device that is none, or is not here."""
+    """Raise `UserError` for an unknown or absent device."""
     import torch
 
     try:
-        wanted = None if device is None else torch.device(device)
+        chosen = None if device is None else torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"--device: no device is called {device!r}; cpu, cuda or cuda:1 are") from error
-    if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device: no {device} here, CUDA devices found: {torch.cuda.device_count()}")
+        raise UserError(f"--device must be a device such as cpu, cuda or cuda:1, got {device!r}") from error
+    if chosen is not None and chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device} does not exist, CUDA devices found: {torch.cuda.device_count()}")

@@ -1,4 +1,4 @@
-"""`nvf-fast calibrate`: fits what joins the predictions of a trained network of hand views."""
+"""`nvf-fast calibrate`: fit the weights and thresholds that join a trained network's predictions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import tyro
 
 from nvf_fast.cli import UserError, user_errors
+from nvf_fast.cli.options import Optional, Several
 
-SEED = 3_000_017  # views that no training on a smaller seed sees
+SEED = 3_000_017  # its views do not occur in trainings with smaller seeds
 
 
 @dataclass(frozen=True)
@@ -21,22 +22,22 @@ class Calibrate:
     Attributes:
         checkpoint: folder of a network of hand views.
         out: folder of the calibrated checkpoint; it may be the same.
-        photographs: a folder of labelled photographs (docs/datasets.md), whose training split is used.
+        photographs: folder of labelled photographs (docs/datasets.md), whose training split is used.
         leave_out: groups of photographs to leave out.
-        backgrounds: a folder of images and panoramas to put behind hands.
-        rigs: rigged right hands (glTF) to render beside the built-in one.
+        backgrounds: folder of images and panoramas behind hands.
+        rigs: rigged right hands (glTF) in addition to the built-in one.
         textures: images of skin for the rigs' texture coordinates.
-        views: views with a hand, half of them photographs where there are some, and as many without.
-        seed: of the views.
+        views: number of views with a hand, half of them photographs if given, and of views without.
+        seed: seed of the views.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     out: Path
-    photographs: Path | None = None
-    leave_out: tuple[str, ...] = ()
-    backgrounds: Path | None = None
-    rigs: tuple[Path, ...] = ()
-    textures: tuple[Path, ...] = ()
+    photographs: Optional[Path] = None
+    leave_out: Several[str] = ()
+    backgrounds: Optional[Path] = None
+    rigs: Several[Path] = ()
+    textures: Several[Path] = ()
     views: int = 2000
     seed: int = SEED
 
@@ -54,7 +55,7 @@ class Calibrate:
         with user_errors():
             model, info = load_checkpoint(self.checkpoint)
             if not isinstance(model, NVF) or model.config.view != "hand":
-                raise UserError(f"{self.checkpoint} is no network of hand views: nothing to calibrate")
+                raise UserError(f"calibrate needs a network of hand views, {self.checkpoint} is not one")
             sources = open_views(ViewMixtureConfig(), folders, self.seed).sources
             random = np.random.default_rng(self.seed)
             names = [name for name in ("rendered", "photographs") if name in sources]

@@ -1,4 +1,4 @@
-"""`nvf-fast demo`: the hands of the image that comes with the library."""
+"""`nvf-fast demo`: find the hands of the image that comes with the library."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tyro
 from PIL import Image
 
 from nvf_fast.cli import load_estimator, user_errors
+from nvf_fast.cli.options import Optional
 from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.search import Search
@@ -26,23 +27,23 @@ if TYPE_CHECKING:
 class Demo:
     """Find the hands of the synthetic image that comes with the library, and compare them with the truth.
 
-    The table lists each joint in mm, with its score and expected error in mm, beside its true error in the
-    image, px, and after the hand is aligned to the truth, mm. A network that does not find hands is given the
-    true boxes and sides.
+    The table lists each joint in mm, its score and its expected error in mm, its true error in the image in
+    px, and its true error in mm after the hand is aligned to the truth. A network that cannot find hands is
+    given the true boxes and sides.
 
     Attributes:
-        overlay: PNG file to write, the image with the joints found.
+        overlay: PNG file for the image with the joints found.
         step: mm, spacing of the query points.
-        search: which of them are asked: "dense" all, "octree" (for steps up to 8 mm) and "guided" a fraction.
+        search: points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them.
         checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
-        device: where to compute, for example cpu or cuda:1; the GPU where there is one.
+        device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
     """
 
     overlay: Path = Path("nvf_demo.png")
     step: float = 16.0
     search: Search = "dense"
-    checkpoint: str | None = None
-    device: str | None = None
+    checkpoint: Optional[str] = None
+    device: Optional[str] = None
 
     def run(self) -> None:
         estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
@@ -52,7 +53,7 @@ class Demo:
             image = np.array(Image.open(file).convert("RGB"))
 
         with user_errors():
-            _poses(estimator, image, truth)  # the first call also sets up libraries
+            _poses(estimator, image, truth)  # the first call also initialises libraries
             with estimator.timed() as milliseconds:
                 poses = _poses(estimator, image, truth)
 
@@ -69,7 +70,7 @@ class Demo:
 
 
 def _poses(estimator: PoseEstimator, image: np.ndarray, truth: dict[str, Any]) -> HandPose:
-    """A batch of the hands found, or of those whose boxes are given."""
+    """Estimate a batch of the hands found, or of those with given boxes."""
     if estimator.model.config.view == "hand":
         return estimator(image, truth["K"], truth["hand_scale"])
     hands = truth["hands"]
@@ -83,7 +84,7 @@ def _poses(estimator: PoseEstimator, image: np.ndarray, truth: dict[str, Any]) -
 
 
 def _matched(poses: HandPose, truth: dict[str, Any]) -> list[tuple[HandPose, dict[str, Any] | None]]:
-    """Each valid pose with the hand of the truth next to it in the image; None beyond the true ones."""
+    """Pair each valid pose with the nearest true hand in the image; None for surplus poses."""
     left, pairs = list(truth["hands"]), []
     for pose in poses:
         if not pose.valid:
@@ -100,7 +101,7 @@ def _errors_2d(pose: HandPose, hand: dict[str, Any], intrinsics: Any) -> np.ndar
 
 
 def _print_table(pose: HandPose, hand: dict[str, Any] | None, intrinsics: Any) -> None:
-    from nvf_fast import metrics
+    from nvf_fast.evaluation import metrics
 
     expected = np.full(21, np.nan) if pose.expected_error is None else pose.expected_error
     errors = np.full((2, 21), np.nan)
@@ -108,7 +109,7 @@ def _print_table(pose: HandPose, hand: dict[str, Any] | None, intrinsics: Any) -
         joints = np.array(hand["joints"])
         aligned = metrics.rigid_align(pose.joints[None], joints[None])[0]
         errors = np.stack([_errors_2d(pose, hand, intrinsics), np.linalg.norm(aligned - joints, axis=-1)])
-    print(f"{pose.side} hand" + (f", in truth a {hand['side']} one" if hand is not None else ""))
+    print(f"{pose.side} hand" + (f" (truth: {hand['side']})" if hand is not None else ""))
     heads = ("x mm", "y mm", "z mm", "score", "expected mm", "error px", "aligned mm")
     print(f"{'joint':18}" + "".join(f"{head:>12}" for head in heads))
     for name, place, score, mm, error in zip(

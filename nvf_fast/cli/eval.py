@@ -1,4 +1,4 @@
-"""`nvf-fast eval`: scores of a checkpoint on a data set."""
+"""`nvf-fast eval`: measure a checkpoint on a data set."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
+from nvf_fast.cli.options import Flag, Optional, Several
 from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
 from nvf_fast.search import Search
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands, render_ahead, synthetic_v2
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from nvf_fast.evaluation.submission import Layout
 
 COLUMNS = (
-    "pictures",
+    "images",
     "hand scale",
     "CS-MJE mm",
     "CS-AUC",
@@ -34,34 +35,34 @@ COLUMNS = (
     "DE mm",
     "PA-MPJPE mm",
     "score vs error",
-    "no answer",
+    "no prediction",
 )
-ANSWERS = {"with_hand_scale": "given", "without_hand_scale": "not given"}
+SETTINGS = {"with_hand_scale": "given", "without_hand_scale": "not given"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked, and how.
+class Prediction:
+    """The checkpoint, and the options of its predictions.
 
     Attributes:
         checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
         step: mm, spacing of the query points.
-        search: which of them are asked: "dense" all, "octree" (for steps up to 8 mm) and "guided" a fraction.
-        precision: of the network; float16 on a GPU and float32 on a CPU when absent.
-        device: where to compute, for example cpu or cuda:1; the GPU where there is one, under torchrun the
-            one of the process's local rank.
+        search: points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them.
+        precision: precision of the network; float16 on a GPU and float32 on a CPU when absent.
+        device: device to compute on, for example cpu or cuda:1; when absent a GPU if present, under torchrun
+            that of the process's local rank.
         threads: CPU threads of each process; PyTorch's choice when absent.
     """
 
-    checkpoint: str | None = None
+    checkpoint: Optional[str] = None
     step: float = 16.0
     search: Search = "dense"
-    precision: Literal["float32", "float16", "bfloat16"] | None = None
-    device: str | None = None
-    threads: int | None = None
+    precision: Optional[Literal["float32", "float16", "bfloat16"]] = None
+    device: Optional[str] = None
+    threads: Optional[int] = None
 
     def load(self) -> tuple[Predictor, dict[str, Any]]:
-        """The predictor, and the facts that its answers depend on."""
+        """Load the predictor, and the conditions that its predictions depend on."""
         import torch
 
         from nvf_fast import __version__
@@ -93,14 +94,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Output:
-    """Where the report goes, and how the data set is gone through.
+    """The report's folder, and the reading of the data set.
 
     Attributes:
         out: folder for report.md, report.json, pck.png, predictions.safetensors and submissions. Its shards/
-            keeps what is done, so that the same command goes on where it was stopped.
-        batch: pictures asked at once.
-        workers: processes that read pictures ahead.
-        wait_minutes: how long the first of several processes waits for the shards of the others.
+            keeps finished parts, so that the same command resumes.
+        batch: images per batch.
+        workers: processes that load images ahead.
+        wait_minutes: minutes that each of several processes waits for the shards of the others.
     """
 
     out: Path
@@ -111,29 +112,29 @@ class Output:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Measure on unseen synthetic images, beside the best constant pose.
+    """Measure on unseen synthetic images, with the best constant pose as baseline.
 
-    Twice: hands as the embedded checkpoint was trained on (palm to the camera within 60 degrees, fingers up
-    within 60), and hands turned uniformly over the sphere. "score vs error" is Spearman's rank correlation of
-    a joint's score with its error. Pictures without an answer count with the constant pose.
+    Two sets: palms towards the camera within 60 degrees and fingers up within 60, and hands turned uniformly
+    over the sphere. "score vs error" is Spearman's rank correlation of a joint's score with its error. Images
+    without a prediction count with the mean pose.
 
     Attributes:
-        asked: the checkpoint and how it is asked.
-        count: pictures of each kind.
-        seed: seed of the pictures; trainings use others.
-        size: side of the pictures in px.
+        prediction: the checkpoint and its options.
+        count: images per set.
+        seed: seed of the images; trainings use others.
+        size: px, side of the images.
         data_cache: folder that keeps rendered images.
         out: JSON file for the table and the whole report.
-        record: whether to keep the scores in the checkpoint, where `nvf-fast info` shows them.
+        record: keep the scores in the checkpoint, where `nvf-fast info --all` shows them.
     """
 
-    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     count: int = 500
     seed: int = 9_000_001
     size: int = 224
-    data_cache: Path | None = None
-    out: Path | None = None
-    record: bool = False
+    data_cache: Optional[Path] = None
+    out: Optional[Path] = None
+    record: Flag = False
 
     def run(self) -> None:
         from nvf_fast.checkpoint import record_scores
@@ -143,27 +144,27 @@ class Synthetic:
 
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError("eval synthetic runs in one process; eval synthetic-v2 in several")
-        predictor, facts = self.asked.load()
+        predictor, conditions = self.prediction.load()
         if predictor.task != "camera-space":
-            raise UserError(f"eval synthetic is for camera-space networks, this is a {predictor.task} one")
+            raise UserError(f"eval synthetic needs a camera-space network, this one is {predictor.task}")
         report: dict[str, Any] = {}
         for name, distribution in (("palm within 60°", HandDistribution()), ("any orientation", UNIFORM)):
             config = SyntheticConfig(
                 count=self.count, seed=self.seed, size=self.size, distribution=distribution
             )
-            pictures = SyntheticHands(config, self.data_cache)
-            render_ahead(pictures)
-            report[name] = finite(evaluate(predictor, pictures, progress=True))
-        around = surroundings()
+            images = SyntheticHands(config, self.data_cache)
+            render_ahead(images)
+            report[name] = finite(evaluate(predictor, images, progress=True))
+        machine = surroundings()
         result = {
             "columns": COLUMNS,
             "rows": [row for name, scores in report.items() for row in _rows(name, scores)],
             "context": {
-                "checkpoint": self.asked.checkpoint or "embedded default",
+                "checkpoint": self.prediction.checkpoint or "embedded default",
                 "images": self.count,
                 "seed": self.seed,
-                **{name: facts[name] for name in ("step", "search", "device", "precision")},
-                **{name: around[name] for name in ("machine", "nvf_fast")},
+                **{name: conditions[name] for name in ("step", "search", "device", "precision")},
+                **{name: machine[name] for name in ("machine", "nvf_fast")},
             },
             "report": report,
         }
@@ -173,32 +174,34 @@ class Synthetic:
                 file.write((json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         if self.record:
             measured = {
-                name: {setting: scores for setting, scores in answers.items() if setting != "data"}
-                for name, answers in report.items()
+                name: {setting: scores for setting, scores in settings.items() if setting != "data"}
+                for name, settings in report.items()
             }
             with user_errors():
-                record_scores(self.asked.checkpoint, {"images": self.count, "seed": self.seed, **measured})
+                record_scores(
+                    self.prediction.checkpoint, {"images": self.count, "seed": self.seed, **measured}
+                )
 
 
 @dataclass(frozen=True)
 class SyntheticV2:
-    """Measure on synthetic-v2, the fixed set, beside the best constant pose of such hands.
+    """Measure on synthetic-v2, the fixed set, with the best constant pose of such hands as baseline.
 
     Attributes:
-        output: where the report goes.
-        asked: the checkpoint and how it is asked.
-        split: which part.
+        output: the report's folder, and the reading of the data set.
+        prediction: the checkpoint and its options.
+        split: part of the data set.
         data_cache: folder that keeps rendered images.
     """
 
     output: Annotated[Output, tyro.conf.arg(name="")]
-    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     split: Split = "evaluation"
-    data_cache: Path | None = None
+    data_cache: Optional[Path] = None
 
     def run(self) -> None:
         folders = Folders(cache=self.data_cache)
-        _evaluate(self.asked, self.output, DataConfig("synthetic-v2"), self.split, folders)
+        _evaluate(self.prediction, self.output, DataConfig("synthetic-v2"), self.split, folders)
 
 
 @dataclass(frozen=True)
@@ -206,25 +209,25 @@ class FreiHAND:
     """Measure on FreiHAND, and write the submission of its evaluation split.
 
     Attributes:
-        output: where the report goes.
+        output: the report's folder, and the reading of the data set.
         data: folder of FreiHAND_pub_v2.
-        asked: the checkpoint and how it is asked.
-        split: which part.
-        evaluation_data: folder of FreiHAND_pub_v2_eval, the released joints; without them the evaluation
-            split gets its submission only.
+        prediction: the checkpoint and its options.
+        split: part of the data set.
+        evaluation_data: folder of FreiHAND_pub_v2_eval, the released joints; when absent only the submission
+            of the evaluation split is written.
         cache: folder that keeps long annotation files as arrays.
     """
 
     output: Annotated[Output, tyro.conf.arg(name="")]
     data: Path
-    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     split: Split = "evaluation"
-    evaluation_data: Path | None = None
-    cache: Path | None = None
+    evaluation_data: Optional[Path] = None
+    cache: Optional[Path] = None
 
     def run(self) -> None:
         folders = Folders(data=self.data, evaluation=self.evaluation_data, cache=self.cache)
-        _evaluate(self.asked, self.output, DataConfig("freihand"), self.split, folders, "freihand")
+        _evaluate(self.prediction, self.output, DataConfig("freihand"), self.split, folders, "freihand")
 
 
 @dataclass(frozen=True)
@@ -232,66 +235,66 @@ class HO3D:
     """Measure on HO-3D, and write the submission of its evaluation split.
 
     Attributes:
-        output: where the report goes.
-        data: folder of HO-3D, where evaluation.txt lies, and evaluation_xyz.json if it is there.
-        asked: the checkpoint and how it is asked.
-        version: of the data set.
-        split: which part.
+        output: the report's folder, and the reading of the data set.
+        data: folder of HO-3D with evaluation.txt and, if available, evaluation_xyz.json.
+        prediction: the checkpoint and its options.
+        version: version of the data set.
+        split: part of the data set.
     """
 
     output: Annotated[Output, tyro.conf.arg(name="")]
     data: Path
-    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     version: Literal["v2", "v3"] = "v2"
     split: Split = "evaluation"
 
     def run(self) -> None:
         config = DataConfig("ho3d", ho3d_version=self.version)
-        _evaluate(self.asked, self.output, config, self.split, Folders(data=self.data), "ho3d")
+        _evaluate(self.prediction, self.output, config, self.split, Folders(data=self.data), "ho3d")
 
 
 @dataclass(frozen=True)
 class Complement:
-    """Measure on the Complement set, all of it; joints come from its meshes through MANO.
+    """Measure on the whole Complement set; joints are regressed from its meshes with MANO.
 
     Attributes:
-        output: where the report goes.
+        output: the report's folder, and the reading of the data set.
         data: folder of the set.
         mano: the user's MANO_RIGHT.pkl.
-        asked: the checkpoint and how it is asked.
+        prediction: the checkpoint and its options.
     """
 
     output: Annotated[Output, tyro.conf.arg(name="")]
     data: Path
     mano: Path
-    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
 
     def run(self) -> None:
         folders = Folders(data=self.data, mano=self.mano)
-        _evaluate(self.asked, self.output, DataConfig("complement"), "training", folders)
+        _evaluate(self.prediction, self.output, DataConfig("complement"), "training", folders)
 
 
 @dataclass(frozen=True)
 class LabelledPhotographs:
-    """Measure on labelled photographs, each group apart, beside a constant pose.
+    """Measure on labelled photographs by group, with a constant pose as baseline.
 
-    Hands are scaled to the unit hand, since a teacher does not know sizes: the network must predict a hand
-    whose size is not given. The constant pose is fitted on the training split of the same folder.
+    Hands are scaled to the unit hand, since a teacher network does not know sizes: the measured network must
+    work without hand scale. The constant pose is fitted on the training split of the same folder.
 
     Attributes:
-        data: folder with labels.json and crops; docs/datasets.md describes it.
+        data: folder with labels.json and crops (docs/datasets.md).
         out: folder for report.json and report.md.
-        asked: the checkpoint and how it is asked.
-        split: which photographs.
-        leave_out: groups that are left out, such as xmore_gestures.
-        batch: photographs predicted at once.
+        prediction: the checkpoint and its options.
+        split: part of the photographs.
+        leave_out: groups to leave out, such as xmore_gestures.
+        batch: photographs per batch.
     """
 
     data: Path
     out: Path
-    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     split: Literal["train", "val", "all"] = "val"
-    leave_out: tuple[str, ...] = ()
+    leave_out: Several[str] = ()
     batch: int = 32
 
     def run(self) -> None:
@@ -307,10 +310,10 @@ class LabelledPhotographs:
 
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError("eval photographs runs in one process")
-        predictor, facts = self.asked.load()
+        predictor, conditions = self.prediction.load()
         assert isinstance(predictor, NetworkPredictor)
         if predictor.task != "camera-space" or False not in predictor.scale_choices:
-            raise UserError("eval photographs is for camera-space networks that need no hand scale")
+            raise UserError("eval photographs needs a camera-space network that works without hand scale")
         with user_errors():
             data = Photographs(self.data, self.split, self.leave_out)
             others = Photographs(self.data, "train")
@@ -322,8 +325,8 @@ class LabelledPhotographs:
                 predicts_sides=predictor.estimator.model.config.view == "hand",
                 progress=True,
             )
-            around = {"split": self.split, "leave out": ", ".join(self.leave_out) or "nothing"}
-            files = write_photograph_report(self.out, scores, {**facts, **around, **surroundings()})
+            options = {"split": self.split, "leave out": ", ".join(self.leave_out) or "nothing"}
+            files = write_photograph_report(self.out, scores, {**conditions, **options, **surroundings()})
         _print_table(*score_rows(scores))
         print("wrote " + ", ".join(map(str, files)))
 
@@ -332,31 +335,31 @@ class LabelledPhotographs:
 class HandViews:
     """Check a network of hand views, such as the embedded default, errors in mm.
 
-    Poses of synthetic-v2's hands by the final joints, the coarse ones and the votes alone, beside the best
-    constant pose; expected against true errors; presence and side on photographs, presence on empty views;
-    stability under rotation, moved boxes and batches; finding in wide images; and time.
+    Poses of synthetic-v2's hands by the final joints, the coarse joints and the votes alone, with the best
+    constant pose as baseline; expected against true errors; presence and side on photographs, presence in
+    empty views; stability under rotation, moved boxes and batches; finding in wide images; and time.
 
     Attributes:
         out: folder for report.json, report.md and calibration.png.
-        asked: the checkpoint and how it is asked.
-        photographs: folder of labelled photographs, whose validation split is used; docs/datasets.md.
-        backgrounds: folder of pictures and panoramas that training did not show, behind empty views and in
-            wide images; procedural surroundings when absent.
+        prediction: the checkpoint and its options.
+        photographs: folder of labelled photographs (docs/datasets.md), whose validation split is used.
+        backgrounds: folder of images and panoramas that training did not show, for empty views and wide
+            images; procedural surroundings when absent.
         rig: glTF file of a rigged right hand, for wide images; the built-in hand when absent.
         data_cache: folder that keeps synthetic-v2.
-        count: hands of synthetic-v2.
-        stable: of these, hands for stability.
-        empty: views without a hand.
-        wide: wide images.
-        seed: of empty views and wide images; trainings use others.
+        count: number of synthetic-v2's hands.
+        stable: number of these used for stability.
+        empty: number of views without a hand.
+        wide: number of wide images.
+        seed: seed of empty views and wide images; trainings use others.
     """
 
     out: Path
-    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
-    photographs: Path | None = None
-    backgrounds: Path | None = None
-    rig: Path | None = None
-    data_cache: Path | None = None
+    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
+    photographs: Optional[Path] = None
+    backgrounds: Optional[Path] = None
+    rig: Optional[Path] = None
+    data_cache: Optional[Path] = None
     count: int = 2000
     stable: int = 200
     empty: int = 2000
@@ -370,18 +373,18 @@ class HandViews:
 
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError("eval hand-views runs in one process")
-        predictor, facts = self.asked.load()
+        predictor, conditions = self.prediction.load()
         assert isinstance(predictor, NetworkPredictor)
         if predictor.estimator.model.config.view != "hand":
-            raise UserError("eval hand-views is for networks of hand views")
+            raise UserError("eval hand-views needs a network of hand views")
         with user_errors():
             report = self._measure(predictor.estimator)
-            around = {
+            options = {
                 "backgrounds": "a folder" if self.backgrounds else "procedural",
                 "rig": self.rig.name if self.rig else "built-in",
                 "seed": self.seed,
             }
-            files = write_hand_view_report(self.out, report, {**facts, **around, **surroundings()})
+            files = write_hand_view_report(self.out, report, {**conditions, **options, **surroundings()})
         for columns, rows in report_tables(report).values():
             _print_table(columns, rows)
             print()
@@ -439,7 +442,7 @@ class HandViews:
 class Eval:
     """Measure a checkpoint on a data set, lengths in mm.
 
-    All but `synthetic`, `photographs` and `hand-views` share the pictures under torchrun:
+    All but `synthetic`, `photographs` and `hand-views` share the images under torchrun:
     torchrun --nproc-per-node 2 --no-python nvf-fast eval ...
     """
 
@@ -459,51 +462,47 @@ class Eval:
 
 
 def _evaluate(
-    asked: Asked,
+    prediction: Prediction,
     output: Output,
     config: DataConfig,
     split: Split,
     folders: Folders,
     layout: Layout | None = None,
 ) -> None:
-    """Asks about every picture and writes the report; of several processes the first one does."""
+    """Predict every image and write the report; of several processes the first one writes."""
     from nvf_fast.evaluation.mean_pose import fallback_pose
     from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
     from nvf_fast.evaluation.run import Options, predict
+    from nvf_fast.runtime.processes import Processes, ProcessLostError, process_group
 
-    rank, processes = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
-    predictor, facts = asked.load()
-    with user_errors():
-        dataset = open_dataset(config, split, folders)
-        render_ahead(dataset, share=(rank, processes), progress=rank == 0)
-        options = Options(
-            batch=output.batch,
-            shard=8 * output.batch,
-            workers=output.workers,
-            rank=rank,
-            processes=processes,
-            wait_seconds=60 * output.wait_minutes,
-            progress=True,
-        )
-        given = {"data": folders.data, "evaluation data": folders.evaluation, "MANO": folders.mano}
-        facts |= {name: str(path.resolve()) for name, path in given.items() if path is not None}
-        answers = predict(predictor, dataset, output.out / "shards", facts, options)
-    if answers is None:
+    predictor, conditions = prediction.load()
+    given = {"data": folders.data, "evaluation data": folders.evaluation, "MANO": folders.mano}
+    conditions |= {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    options = Options(output.batch, 8 * output.batch, output.workers, progress=True)
+    try:
+        with process_group("cpu", 60 * output.wait_minutes), user_errors():
+            processes = Processes.joined()
+            dataset = open_dataset(config, split, folders)
+            render_ahead(dataset, share=(processes.rank, processes.count), progress=processes.rank == 0)
+            predictions = predict(predictor, dataset, output.out / "shards", conditions, options, processes)
+    except ProcessLostError as error:
+        raise UserError(str(error)) from error
+    if predictions is None:
         return
     context = {
-        "from": asked.checkpoint or "embedded default",
+        "from": prediction.checkpoint or "embedded default",
         "fallback": "the best constant pose of the synthetic hands",
-        "processes": processes,
+        "processes": processes.count,
         **surroundings(),
     }
     fallback = fallback_pose(config)
-    report = report_on(answers, fallback, context, layout)
+    report = report_on(predictions, fallback, context, layout)
     submit = None
     if layout is not None and split == "evaluation":
         submit, note = _submission(config, len(dataset))
         report["notes"] += note
     with user_errors():
-        files = write_report(output.out, report, answers, fallback, submit)
+        files = write_report(output.out, report, predictions, fallback, submit)
     if "settings" in report:
         _print_table(*score_table(report))
     for note in report["notes"]:
@@ -511,20 +510,18 @@ def _evaluate(
     print("wrote " + ", ".join(map(str, files)))
 
 
-def _submission(config: DataConfig, pictures: int) -> tuple[Submit, list[str]]:
-    """What writes a data set's submission, and what has to be said of it."""
+def _submission(config: DataConfig, images: int) -> tuple[Submit, list[str]]:
+    """Choose the writer of a data set's submission, and a note for the report."""
     from nvf_fast.evaluation import submission
 
     freihand = config.dataset == "freihand"
-    wanted = submission.FREIHAND_PICTURES if freihand else submission.HO3D_PICTURES[config.ho3d_version]
-    official = pictures == wanted
+    expected = submission.FREIHAND_IMAGES if freihand else submission.HO3D_IMAGES[config.ho3d_version]
+    official = images == expected
     if freihand:
         submit: Submit = partial(submission.write_freihand_submission, official=official)
     else:
         submit = partial(submission.write_ho3d_submission, version=config.ho3d_version, official=official)
-    note = (
-        f"The submission holds {pictures} pictures, the official split {wanted}: the server will refuse it."
-    )
+    note = f"The submission holds {images} images, the official split {expected}: the server will refuse it."
     return submit, [] if official else [note]
 
 
@@ -535,7 +532,7 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def _rows(name: str, scores: dict[str, Any]) -> list[list[Any]]:
     rows: list[list[Any]] = [[name, "best constant pose", *_numbers(scores["constant"]), None, None]]
-    for key, given in ANSWERS.items():
+    for key, given in SETTINGS.items():
         if key in scores:
             measured = scores[key]
             correlation = measured["score_correlation"]

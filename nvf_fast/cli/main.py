@@ -1,40 +1,46 @@
-"""`nvf-fast`: chooses the subcommand and imports nothing but it."""
+"""`nvf-fast`: choose a command and import nothing but its module."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
+from typing import Any, TextIO
 
 import nvf_fast
 from nvf_fast.cli import UserError
 
 COMMANDS = {
-    "demo": "run the model on the picture that comes with it",
-    "predict": "find the hand in pictures",
-    "train": "train a network on a data set",
+    "demo": "find the hands of the image that comes with the library",
+    "predict": "find hands in images",
+    "train": "train a network",
     "calibrate": "fit vote weights, expected errors and the threshold of presence of a trained network",
     "eval": "measure a checkpoint on a data set",
     "reproduce": "make a table or a figure of the paper",
     "tune": "find the fastest block shapes of the field kernel on this device",
-    "info": "say what a checkpoint is and how it was trained",
+    "info": "describe a checkpoint",
 }
 USAGE = """usage: nvf-fast COMMAND [OPTIONS]
 
-Camera-space 3D hand pose from one RGB picture; lengths in mm, pixels counted from the centre of the first.
+Camera-space 3D hand pose from one RGB image. Lengths are mm. Pixel (0, 0) is the centre of the first pixel.
 
 {commands}
 
-nvf-fast COMMAND --help prints a command's options with their units; nvf-fast --version the version.
+nvf-fast COMMAND --help lists the command's options with their units; nvf-fast --version prints the version.
 """
+ANSI_CODE = re.compile(r"\033\[[\d;]*m")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs `nvf-fast ARGUMENTS`, by default those of the process. Ends with status 2 where the user erred."""
+    """Run `nvf-fast ARGUMENTS`, by default those of the process; a user's error ends with status 2."""
     name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if name in ("-h", "--help"):
         commands = "\n".join(f"  {key:10} {text}" for key, text in COMMANDS.items())
-        print(USAGE.format(commands=commands), end="")
+        print(_wrap(USAGE.format(commands=commands)), end="")
         return
     if name == "--version":
         print(nvf_fast.__version__)
@@ -45,13 +51,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import tyro
 
     command = getattr(importlib.import_module(f"nvf_fast.cli.{name}"), name.capitalize())
-    options = tyro.cli(command, prog=f"nvf-fast {name}", args=rest)
+    with contextlib.redirect_stdout(_WrappedOutput(sys.stdout)):
+        options = tyro.cli(command, prog=f"nvf-fast {name}", args=rest)
     try:
         options.run()
     except UserError as error:
         _end(f" {name}", str(error))
     except FileNotFoundError as error:
         _end(f" {name}", f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+class _WrappedOutput:
+    """Standard output whose long lines are wrapped: tyro wraps the options alone, not the text above them."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, text: str) -> int:
+        return self._output.write(_wrap(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._output, name)
+
+
+def _wrap(text: str) -> str:
+    """Break the lines that are longer than the terminal is wide."""
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.split("\n"):
+        if len(ANSI_CODE.sub("", line)) > width:
+            usage = "usage: " in line
+            indent = 7 if usage else 13 if line.startswith("  ") else 0
+            line = textwrap.fill(
+                line.replace(",", ", ") if usage else line,
+                width,
+                subsequent_indent=indent * " ",
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _end(command: str, message: str) -> None:

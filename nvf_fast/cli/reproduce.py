@@ -1,4 +1,4 @@
-"""`nvf-fast reproduce`: the paper's tables and figures."""
+"""`nvf-fast reproduce`: make the paper's tables and figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nvf_fast.cli import UserError, check_device, load_estimator, user_errors
+from nvf_fast.cli.options import Flag, Optional
 
 if TYPE_CHECKING:
     from nvf_fast.reproduce.cells import Workshop
@@ -23,56 +24,56 @@ Target = Literal[
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Make a table or figure of the paper: train what it needs, measure, write Markdown, JSON and plots.
+    """Make a table or figure of the paper: train its networks, measure, write Markdown, JSON and plots.
 
-    Data sets that are not given are replaced by synthetic pictures, and the result says so. What was trained
-    stays in the folder of runs; other tables share it, and the same command goes on where it was stopped.
-    Figure 8 trains nothing, and neither does table 6 where a checkpoint is given.
+    Synthetic images replace data sets that are not given, and the result says so. Trained networks stay in
+    the folder of runs and are shared between tables; the same command resumes a stopped one. Figure 8 and
+    table 6 with a checkpoint train nothing.
 
     Attributes:
-        target: which.
-        smoke: tiny networks and trainings of a minute or two on a CPU, to see that everything runs.
+        target: table or figure.
+        smoke: use tiny networks and trainings of a minute or two on a CPU, to check that everything runs.
         freihand: folder of FreiHAND_pub_v2.
         freihand_evaluation: folder of FreiHAND_pub_v2_eval, the released joints.
         complement: folder of Complement.
         ho3d: folder of HO-3D v2, with the released evaluation_xyz.json.
         mano: the user's MANO_RIGHT.pkl, which FreiHAND, Complement and HO-3D need.
-        checkpoint: a trained network to take: of table 6, whose grid is the reference view's, a camera-space
-            one of that view; of figure 8 any camera-space one, the embedded default when absent.
+        checkpoint: a trained network: for table 6 a camera-space one of the reference view, for figure 8 any
+            camera-space one, the embedded default when absent.
         trained: train the networks of table 6, CS-NVF and RS-NVF, as the paper does.
-        predictions: of figures 3 and 5, other methods' pred.json by name.
-        photographs: of figure 8, a folder of photographs with an intrinsics.json.
-        samples: of figures 4 to 7, which evaluation pictures.
-        pictures: of table 6 with a checkpoint, how many evaluation pictures.
-        runs: folder that keeps trainings, answers and rendered pictures.
+        predictions: for figures 3 and 5, other methods' pred.json by name.
+        photographs: for figure 8, folder of photographs with an intrinsics.json.
+        samples: for figures 4 to 7, indices of evaluation images.
+        images: for table 6 with a checkpoint, number of evaluation images.
+        runs: folder for trainings, predictions and rendered images.
         out: folder for the results.
-        seed: of all trainings.
-        device: where to compute, for example cpu or cuda:1; the GPU where there is one.
-        workers: processes that read pictures ahead.
-        precision: of the trainings; the paper's is float32.
-        compile: whether torch.compile makes the training steps.
+        seed: seed of all trainings.
+        device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
+        workers: processes that load images ahead.
+        precision: precision of the trainings; float32 in the paper.
+        compile: compile the training steps with torch.compile.
     """
 
     target: Annotated[Target, tyro.conf.Positional]
-    smoke: bool = False
-    freihand: Path | None = None
-    freihand_evaluation: Path | None = None
-    complement: Path | None = None
-    ho3d: Path | None = None
-    mano: Path | None = None
-    checkpoint: str | None = None
-    trained: bool = False
+    smoke: Flag = False
+    freihand: Optional[Path] = None
+    freihand_evaluation: Optional[Path] = None
+    complement: Optional[Path] = None
+    ho3d: Optional[Path] = None
+    mano: Optional[Path] = None
+    checkpoint: Optional[str] = None
+    trained: Flag = False
     predictions: dict[str, Path] = field(default_factory=dict)
-    photographs: Path | None = None
+    photographs: Optional[Path] = None
     samples: tuple[int, ...] = (0, 1, 2)
-    pictures: int = 100
+    images: int = 100
     runs: Path = Path("runs/reproduce")
     out: Path = Path("benchmarks/results")
     seed: int = 0
-    device: str | None = None
+    device: Optional[str] = None
     workers: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
+    compile: Flag = False
 
     def run(self) -> None:
         import torch
@@ -116,7 +117,7 @@ class Reproduce:
 
     @property
     def _untrained(self) -> bool:
-        """Whether a trained network is taken as it is."""
+        """Whether the target uses an existing network."""
         return self.target == "figure8" or (self.target == "table6" and not self.trained)
 
     def _made(self, workshop: Workshop) -> Result:
@@ -129,19 +130,19 @@ class Reproduce:
         if self.target in TABLES:
             return TABLES[self.target](workshop)
         size = "paper" if self._untrained else workshop.size.name
-        picture = self.out / f"{file_stem(self.target, size)}.png"
+        plot = self.out / f"{file_stem(self.target, size)}.png"
         self.out.mkdir(parents=True, exist_ok=True)
         if self.target == "figure3":
-            return figures.figure3(workshop, picture, self.predictions)
+            return figures.figure3(workshop, plot, self.predictions)
         if self.target == "figure5":
-            return figures.figure5(workshop, picture, self.samples, self.predictions)
+            return figures.figure5(workshop, plot, self.samples, self.predictions)
         if self.target == "figure8":
             if self.photographs is None:
                 raise UserError("figure8 needs photographs: --photographs FOLDER, with an intrinsics.json")
             estimator = load_estimator(self.checkpoint, workshop.device)
-            return figures.figure8(estimator, self.photographs, picture)
+            return figures.figure8(estimator, self.photographs, plot)
         make = {"figure4": figures.figure4, "figure6": figures.figure6, "figure7": figures.figure7}
-        return make[self.target](workshop, picture, self.samples)
+        return make[self.target](workshop, plot, self.samples)
 
     def _steps(self, workshop: Workshop) -> Result:
         """Table 6 of a trained network."""
@@ -152,7 +153,7 @@ class Reproduce:
         if self.checkpoint is None:
             raise UserError(
                 "table 6 varies the grid of the paper's reference view, which the embedded network does not "
-                "use: give --checkpoint with a trained one of that view, or --trained"
+                "use: give --checkpoint with a trained network of that view, or --trained"
             )
         network = load_estimator(self.checkpoint, workshop.device).model
         config = network.config
@@ -161,7 +162,7 @@ class Reproduce:
                 f"table 6 needs a camera-space field of the reference view, {self.checkpoint} has "
                 f"method={config.method!r}, view={config.view!r}, task={config.task!r}"
             )
-        dataset = FirstSamples(workshop.dataset("freihand", "evaluation"), self.pictures)
+        dataset = FirstSamples(workshop.dataset("freihand", "evaluation"), self.images)
         result = step_sizes(network, dataset, use_scale=config.hand_scale)
         note = f"The network was not trained for this table. Images: {dataset.name}, {dataset.split}."
         return replace(result, notes=[note, *result.notes])

@@ -1,4 +1,4 @@
-"""`nvf-fast train`: trains a network on a data set."""
+"""`nvf-fast train`: train a network."""
 
 from __future__ import annotations
 
@@ -11,64 +11,66 @@ import torch
 import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
+from nvf_fast.cli.options import Flag, Optional, Several
 from nvf_fast.data.catalogue import Folders, open_dataset
 from nvf_fast.synthetic.dataset import render_ahead
 from nvf_fast.training.config import PRESETS, TrainingConfig
-from nvf_fast.training.loader import Pictures
+from nvf_fast.training.loader import TrainingData
 
 
 @dataclass(frozen=True)
 class Run:
-    """Train, or go on where the folder's training stopped. Ctrl-C saves and stops.
+    """Train, or resume the folder's training. Ctrl-C saves and stops.
 
     Attributes:
         config: every number of the training.
         out: folder for the states, the log and the checkpoint.
-        data: folder of FreiHAND, HO-3D or Complement; synthetic images are made on demand.
+        data: folder of FreiHAND, HO-3D or Complement; synthetic images are rendered on demand.
         evaluation_data: FreiHAND's released evaluation annotations, for evaluate_every.
         mano: the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement.
-        data_cache: folder that keeps rendered images; without one they are made anew and kept in memory. The
-            default network learns from a data set's images only where `data` or `data_cache` is given.
-        photographs: of the default network: a folder of labelled photographs (docs/datasets.md).
+        data_cache: folder that keeps rendered images; when absent they stay in memory. The default network
+            trains on a data set's images only with `data` or `data_cache`.
+        photographs: for the default network, folder of labelled photographs (docs/datasets.md).
         leave_out: groups of photographs to leave out.
-        backgrounds: of the default network: a folder of images and panoramas to put behind hands.
-        rigs: of the default network: rigged right hands (glTF) to render beside the built-in one.
+        backgrounds: for the default network, folder of images and panoramas behind hands.
+        rigs: for the default network, rigged right hands (glTF) in addition to the built-in one.
         textures: images of skin for the rigs' texture coordinates.
-        initial: checkpoint folder whose weights to begin from, of either task.
-        minutes: minutes of wall time after which to save and stop; the same command later goes on.
-        device: where to train, for example cpu or cuda:1; the GPU where there is one.
+        initial: checkpoint folder with the initial weights, of either task.
+        minutes: minutes of wall time after which to save and stop; the same command resumes later.
+        device: device to train on, for example cpu or cuda:1; a GPU if present when absent.
         threads: CPU threads of each process.
-        workers: further processes that read pictures ahead, for each process.
-        tensorboard: whether to write TensorBoard's files beside log.jsonl (extra `train`).
-        timeout_s: seconds after which a process that waits for another one gives up.
-        inexact: go on although PyTorch, the device, or the number of processes or threads has changed, and
-            results are equal up to rounding only.
+        workers: additional processes per process that load images ahead.
+        tensorboard: also write TensorBoard files (extra `train`).
+        timeout_s: seconds after which a process stops waiting for another one.
+        inexact: resume although PyTorch, the device, or the number of processes or threads has changed, with
+            results equal up to rounding.
     """
 
     config: Annotated[TrainingConfig, tyro.conf.arg(name="")]
     out: Path
-    data: Path | None = None
-    evaluation_data: Path | None = None
-    mano: Path | None = None
-    data_cache: Path | None = None
-    photographs: Path | None = None
-    leave_out: tuple[str, ...] = ()
-    backgrounds: Path | None = None
-    rigs: tuple[Path, ...] = ()
-    textures: tuple[Path, ...] = ()
-    initial: Path | None = None
-    minutes: float | None = None
-    device: str | None = None
+    data: Optional[Path] = None
+    evaluation_data: Optional[Path] = None
+    mano: Optional[Path] = None
+    data_cache: Optional[Path] = None
+    photographs: Optional[Path] = None
+    leave_out: Several[str] = ()
+    backgrounds: Optional[Path] = None
+    rigs: Several[Path] = ()
+    textures: Several[Path] = ()
+    initial: Optional[Path] = None
+    minutes: Optional[float] = None
+    device: Optional[str] = None
     threads: int = 1
     workers: int = 0
-    tensorboard: bool = False
+    tensorboard: Flag = False
     timeout_s: float = 600.0
-    inexact: bool = False
+    inexact: Flag = False
 
     def run(self) -> None:
         from nvf_fast.runtime.processes import ProcessLostError, process_group
         from nvf_fast.training.images import task_images
-        from nvf_fast.training.loop import NonFiniteLossError, train
+        from nvf_fast.training.log import NonFiniteLossError
+        from nvf_fast.training.loop import train
         from nvf_fast.training.validation import validation
 
         config = self.config
@@ -79,19 +81,19 @@ class Run:
         with process_group(device, self.timeout_s) as place:
             first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
             with user_errors():
-                evaluate, pictures, credits = None, None, None
+                evaluate, data, credits = None, None, None
                 if config.model.view == "hand":
-                    pictures, credits = self._hand_views(folders)
+                    data, credits = self._hand_views(folders)
                 else:
                     dataset = open_dataset(config.data, "training", folders)
                     _render_ahead(dataset)
-                    pictures = task_images(dataset, config.model)
+                    data = task_images(dataset, config.model)
                     if first and config.evaluate_every > 0:
                         evaluate = validation(config.data, folders, config.evaluation_images)
                 try:
                     result = train(
                         config,
-                        pictures,
+                        data,
                         self.out,
                         minutes=self.minutes,
                         evaluate=evaluate,
@@ -106,15 +108,17 @@ class Run:
                 except (NonFiniteLossError, ProcessLostError) as error:
                     raise UserError(str(error)) from error
         if first:
-            state = "finished" if result.finished else "stopped; the same command goes on"
+            state = "finished" if result.finished else "stopped; the same command resumes"
             print(f"{state}: step {result.step}, {result.minutes:.1f} minutes, {self.out / 'checkpoint'}")
 
-    def _hand_views(self, images: Folders) -> tuple[Pictures, dict[str, Any]]:
-        """The views that a network learns from, and where they come from."""
+    def _hand_views(self, images: Folders) -> tuple[TrainingData, dict[str, Any]]:
+        """Open the views to train on, and their credits."""
         from nvf_fast.training.view_sources import ViewFolders, open_views, view_credits
 
         if self.config.evaluate_every or self.evaluation_data:
-            raise ValueError("evaluate_every must be 0 for hand views: nvf-fast eval measures their network")
+            raise ValueError(
+                "evaluate_every must be 0 for hand views: nvf-fast eval hand-views measures their network"
+            )
         folders = ViewFolders(self.photographs, self.backgrounds, self.rigs, self.textures, self.leave_out)
         dataset = None
         if self.data or self.data_cache:
@@ -125,7 +129,7 @@ class Run:
 
 
 def _render_ahead(dataset: object) -> None:
-    """Render this process's part of the images that a cache lacks, on all cores."""
+    """Render this process's part of the images missing from a cache, on all cores."""
     rank, processes = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     render_ahead(dataset, progress=rank == 0, share=(rank, processes), processes=cores)
@@ -141,14 +145,14 @@ else:
 
 @dataclass(frozen=True)
 class Train:
-    """Train on FreiHAND, HO-3D, Complement or synthetic hands, or go on where the folder's training stopped.
+    """Train on FreiHAND, HO-3D, Complement or synthetic hands, or resume the folder's training.
 
     Several processes share each batch under torchrun, on one machine or several:
     torchrun --nproc-per-node 2 --no-python nvf-fast train ...
     """
 
     preset: Annotated[Presets, tyro.conf.arg(name="")]
-    """What to train; `train PRESET --help` lists its numbers, all of which can be changed."""
+    """Recipe; `nvf-fast train PRESET --help` lists its numbers, all of which can be changed."""
 
     def run(self) -> None:
         self.preset.run()

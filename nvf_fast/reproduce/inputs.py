@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nvf_fast.cli.predict import read_picture
+from nvf_fast.cli.predict import read_image
 from nvf_fast.data.sample import HandSample
 from nvf_fast.inputs import HAND_SCALE_RANGE_MM, read_intrinsics
 
@@ -95,7 +95,7 @@ def read_photographs(folder: Path | str) -> list[HandSample]:
     return [
         HandSample(
             id=name,
-            image=read_picture(folder / name),
+            image=read_image(folder / name),
             intrinsics=np.array(entry["K"], np.float64),
             hand_scale=entry.get("hand_scale"),
             side=entry.get("side", "right"),
@@ -108,7 +108,7 @@ def read_photographs(folder: Path | str) -> list[HandSample]:
 def _faults(picture: Path, entry: Any) -> Iterator[str]:
     """What is wrong with one photograph and its entry."""
     try:
-        read_picture(picture)
+        read_image(picture)
     except FileNotFoundError:
         yield "there is no such file"
     except (OSError, ValueError) as error:
