@@ -36,7 +36,7 @@ K = np.array([[FOCAL, 0, 47.0], [0, FOCAL, 49.0], [0, 0, 1]])
 @cache
 def samples() -> tuple[HandSample, ...]:
     """Hands of several sizes at 350 to 900 mm, upright with palms to the camera, in images of noise."""
-    hands = draw_unit_hands(built_in_rig(), "anatomical", Draws(5, "test", range(COUNT)), 0.0)
+    hands = draw_unit_hands(built_in_rig(), Draws(5, "test", range(COUNT)), 0.0)
     random, made = np.random.default_rng(0), []
     for index, hand in enumerate(hands):
         scale = UNIT_SCALE_MM * (0.9 + 0.02 * index)

@@ -10,11 +10,13 @@ from pathlib import Path
 import numba
 import numpy as np
 
+from nvf_fast.camera import look_at_rotation, project
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.data.joint_surface import RADII_MM, cone_ends, sample_field_points
 from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
+from nvf_fast.data.rotations import about_axis
 from nvf_fast.joint_definitions import scale_to_unit
 from nvf_fast.synthetic.backgrounds import Backgrounds
 
@@ -46,7 +48,7 @@ COLOUR_NOISE, LEAST_SEPARATION = 60.0, 1.5  # squared grey levels; of the colour
 NOISE = 1 << 20  # standard normal numbers drawn ahead, of which each view takes a part
 BLACK = 14  # grey levels, of the padding around some photographs
 
-
+AHEAD = np.eye(3)  # intrinsics of a camera of focal length 1
 _LINE = np.linspace(0, VIEW_SIZE - 1, 12)
 _GRID = np.stack([np.tile(_LINE, 12), np.repeat(_LINE, 12), np.ones(144)])  # pixels all over a view
 
@@ -207,15 +209,12 @@ def aim(
     Returns:
         The rotation (3, 3) from the photograph's camera to the view's, and the focal length in px.
     """
-    turn = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
-    rotation = turn @ _look_at(joints.mean(0))
+    rotation = about_axis(roll) @ look_at_rotation(project(joints.mean(0)[None], AHEAD)[0], AHEAD)
     for _ in range(3):
-        seen = joints @ rotation.T
-        flat = seen[:, :2] / seen[:, 2:]
-        rotation = _look_at(np.append((flat.min(0) + flat.max(0)) / 2, 1.0)) @ rotation
-    seen = joints @ rotation.T
-    focal = fill * VIEW_SIZE / np.ptp(seen[:, :2] / seen[:, 2:], axis=0).max()
-    return _look_at(np.array([offset[0] / focal, offset[1] / focal, 1.0])).T @ rotation, float(focal)
+        flat = project(joints @ rotation.T, AHEAD)
+        rotation = look_at_rotation((flat.min(0) + flat.max(0)) / 2, AHEAD) @ rotation
+    focal = fill * VIEW_SIZE / np.ptp(project(joints @ rotation.T, AHEAD), axis=0).max()
+    return look_at_rotation(np.asarray(offset) / focal, AHEAD).T @ rotation, float(focal)
 
 
 def view_intrinsics(focal: float) -> np.ndarray:
@@ -226,12 +225,6 @@ def view_intrinsics(focal: float) -> np.ndarray:
 def view_homography(intrinsics: np.ndarray, rotation: np.ndarray, focal: float) -> np.ndarray:
     """Homography (3, 3) from pixels of a photograph to pixels of the view."""
     return view_intrinsics(focal) @ rotation @ np.linalg.inv(intrinsics)
-
-
-def project(joints: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Project points (..., 3) mm, as (..., 2) px."""
-    seen = joints @ intrinsics.T
-    return seen[..., :2] / seen[..., 2:]
 
 
 def change_colours(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -384,14 +377,6 @@ class _Batch:
         return HandViews(
             self.images, self.focal, self.joints, points, distances, self.boxes, self.left, self.trust
         )
-
-
-def _look_at(direction: np.ndarray) -> np.ndarray:
-    """The smallest rotation (3, 3) that brings a direction onto the optical axis."""
-    x, y, z = direction / np.linalg.norm(direction)
-    return np.array(
-        [[1 - x * x / (1 + z), -x * y / (1 + z), -x], [-x * y / (1 + z), 1 - y * y / (1 + z), -y], [x, y, z]]
-    )
 
 
 def _projected_cones(

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from nvf_fast.camera import project
 from nvf_fast.data.faults import Faults
 from nvf_fast.data.folder import FolderDataset
 from nvf_fast.data.sample import HandSample
@@ -175,8 +176,7 @@ def _read_labels(folder: Path, faults: Faults) -> list[PhotographLabel]:
     check_intrinsics(path, intrinsics, faults, names)
     check_points(path, joints, faults, names)
     with np.errstate(divide="ignore", invalid="ignore"):
-        projected = joints @ intrinsics.transpose(0, 2, 1)
-        projected = projected[..., :2] / projected[..., 2:]
+        projected = project(joints, intrinsics)
         sizes = np.ptp(image_joints, axis=1).max(1)
         errors = np.linalg.norm(projected - image_joints, axis=-1).mean(1) / sizes
     apart = [f"{names[i]} by {errors[i]:.2f}" for i in np.flatnonzero(~(errors <= MOST_REPROJECTION))]
@@ -199,8 +199,7 @@ def _read_labels(folder: Path, faults: Faults) -> list[PhotographLabel]:
         if of_source:
             joints[of_source] = to_freihand(joints[of_source], source)
     joints[left] = mirrored(joints[left])
-    projected = joints @ intrinsics.transpose(0, 2, 1)
-    projected = projected[..., :2] / projected[..., 2:]
+    projected = project(joints, intrinsics)
     boxes = np.concatenate([projected.min(1), projected.max(1)], axis=1)
     return [
         PhotographLabel(

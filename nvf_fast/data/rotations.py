@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,3 +22,20 @@ def rotation_about(axis: Tensor | tuple[float, float, float], angle: Tensor) -> 
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*axis.shape, 3)
     sine, cosine = torch.sin(angle)[..., None, None], torch.cos(angle)[..., None, None]
     return torch.eye(3, device=axis.device, dtype=sine.dtype) + sine * cross + (1 - cosine) * (cross @ cross)
+
+
+def quaternion_matrix(w: float, x: float, y: float, z: float) -> np.ndarray:
+    """Rotation matrix (3, 3) of a unit quaternion."""
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def about_axis(angle: float) -> np.ndarray:
+    """Rotation matrix (3, 3) about the optical axis by an angle in radians."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import remap
+from nvf_fast.camera import project, remap
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about
 from nvf_fast.data.sample import HandDataset, HandSample
@@ -113,8 +113,7 @@ def views_of_boxes(samples: Sequence[HandSample], boxes: Tensor) -> tuple[HandVi
 
 def _boxes(joints: Tensor, intrinsics: Tensor) -> Tensor:
     """Boxes (B, 4) px around joints (B, 21, 3) mm."""
-    seen = joints @ intrinsics.mT
-    pixels = seen[..., :2] / seen[..., 2:]
+    pixels = project(joints, intrinsics)
     return torch.cat([pixels.amin(1), pixels.amax(1)], 1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nvf_fast.baselines import DenseBaseline
+from nvf_fast.camera import project
 from nvf_fast.data.sample import HandDataset, HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation import metrics
@@ -151,8 +152,8 @@ def _window(sample: HandSample) -> tuple[int, int, int, int] | None:
     """About the true hand where it is known."""
     if sample.joints is None:
         return None
-    pixels = sample.joints.double().numpy() @ sample.intrinsics.T
-    return hand_window(pixels[:, :2] / pixels[:, 2:], *sample.image.shape[:2])
+    pixels = project(sample.joints.double().numpy(), sample.intrinsics)
+    return hand_window(pixels, *sample.image.shape[:2])
 
 
 def _truth(dataset: HandDataset) -> np.ndarray:

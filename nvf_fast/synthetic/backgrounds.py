@@ -12,6 +12,7 @@ from PIL import Image
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
+from nvf_fast.data.rotations import about_axis
 from nvf_fast.synthetic.shading import noise_at, noise_volume
 from nvf_fast.synthetic.skin import draw_tone
 
@@ -263,8 +264,7 @@ def _surroundings(picture: np.ndarray) -> Surroundings:
 def _camera(yaw: float, pitch: float, roll: float) -> np.ndarray:
     about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
-    about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
-    return about_y @ about_x @ about_z
+    return about_y @ about_x @ about_axis(roll)
 
 
 def _cut(sizes: list[np.ndarray], stream: Stream, size: int) -> np.ndarray:

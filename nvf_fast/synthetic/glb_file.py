@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from nvf_fast.data.faults import Faults
+from nvf_fast.data.rotations import quaternion_matrix
 
 JOINTS = (
     "wrist",
@@ -328,14 +329,7 @@ def _local(node: Any) -> np.ndarray:
     if node.matrix is not None:
         return np.array(node.matrix, float).reshape(4, 4).T
     x, y, z, w = node.rotation or (0.0, 0.0, 0.0, 1.0)
-    turn = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
     local = np.eye(4)
-    local[:3, :3] = turn * np.array(node.scale or (1.0, 1.0, 1.0))
+    local[:3, :3] = quaternion_matrix(w, x, y, z) * np.array(node.scale or (1.0, 1.0, 1.0))
     local[:3, 3] = node.translation or (0.0, 0.0, 0.0)
     return local

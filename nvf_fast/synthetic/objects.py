@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nvf_fast.data.draws import Stream
+from nvf_fast.data.rotations import about_axis, quaternion_matrix
 from nvf_fast.synthetic.forearm import (
     BAND,
     SKIN,
@@ -185,23 +186,11 @@ def draw_looks(stream: Stream, count: int) -> np.ndarray:
 def draw_orientation(stream: Stream, any_chance: float) -> np.ndarray:
     """(3, 3) from the hand frame to the camera's: any, or fingers up with a spread, palm or back ahead."""
     if stream.chance(any_chance):
-        w, x, y, z = (q := stream.normals(4)) / np.linalg.norm(q)
-        return np.array(
-            [
-                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-            ]
-        )
+        quaternion = stream.normals(4)
+        return quaternion_matrix(*quaternion / np.linalg.norm(quaternion))
     facing = 1.0 if stream.chance(0.55) else -1.0
     towards, tilt = stream.uniform(0, 2 * np.pi), stream.normal(np.radians(35))
     axis = np.array([np.cos(towards), np.sin(towards), 0.0])
     cross = np.array([[0, 0, axis[1]], [0, 0, -axis[0]], [-axis[1], axis[0], 0]])
     tilted = np.eye(3) + np.sin(tilt) * cross + (1 - np.cos(tilt)) * cross @ cross
     return about_axis(stream.normal(np.radians(50))) @ tilted @ np.diag([facing, -1, -facing])
-
-
-def about_axis(angle: float) -> np.ndarray:
-    """(3, 3) rotation about the optical axis."""
-    cosine, sine = np.cos(angle), np.sin(angle)
-    return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +14,6 @@ from nvf_fast.synthetic.gestures import draw_poses
 from nvf_fast.synthetic.glb_file import METACARPALS
 from nvf_fast.synthetic.rig import Rig
 
-Definition = Literal["anatomical", "openxr"]
 BONE_SPREAD = 0.04  # of each bone on its own, beside the size of the whole hand
 
 
@@ -107,28 +105,21 @@ def draw_shapes(rig: Rig, draws: Draws) -> HandShapes:
     return HandShapes(angles, stretch, girth, breadth, tries)
 
 
-def posed_vertices(rig: Rig, shapes: HandShapes, definition: Definition) -> tuple[np.ndarray, np.ndarray]:
-    """Pose B hands: vertices (B, V, 3), and joints (B, 21, 3) in FreiHAND's definition, mm, hand frame.
-
-    Args:
-        rig: the hand.
-        shapes: of B hands.
-        definition: of the rig's joints.
-    """
+def posed_vertices(rig: Rig, shapes: HandShapes) -> tuple[np.ndarray, np.ndarray]:
+    """Pose B hands: vertices (B, V, 3), and joints (B, 21, 3) in FreiHAND's definition, mm, hand frame."""
     vertices, joints = rig.posed(shapes.angles, shapes.stretch, shapes.girth, shapes.breadth)
-    return vertices, to_freihand(joints, definition)
+    return vertices, to_freihand(joints, rig.definition)
 
 
-def draw_unit_hands(rig: Rig, definition: Definition, draws: Draws, sleeves: float) -> list[PosedHand]:
+def draw_unit_hands(rig: Rig, draws: Draws, sleeves: float) -> list[PosedHand]:
     """Draw unit hands in the hand frame.
 
     Args:
         rig: the hand.
-        definition: of its joints.
         draws: one stream for each hand.
         sleeves: chance of a sleeve.
     """
-    vertices, joints = posed_vertices(rig, draw_shapes(rig, draws), definition)
+    vertices, joints = posed_vertices(rig, draw_shapes(rig, draws))
     scale = UNIT_SCALE_MM / np.linalg.norm(joints[:, 10] - joints[:, 9], axis=1)
     seeds = draws.below(2**40).tolist()
     return [

@@ -53,8 +53,8 @@ def draw_hands(config: SyntheticConfig, indices: Sequence[int]) -> DrawnHands:
     """Draw the hands of these images."""
     draws = Draws(config.seed, "mesh hand", indices)
     shapes, size = _draw_people(built_in_rig(), draws)
-    skins, joints = (size * points for points in posed_vertices(built_in_rig(), shapes, "anatomical"))
-    surfaces = size * posed_vertices(built_in_surface(), shapes, "anatomical")[0]
+    skins, joints = (size * points for points in posed_vertices(built_in_rig(), shapes))
+    surfaces = size * posed_vertices(built_in_surface(), shapes)[0]
     rotation, offset, places = draw_places(torch.from_numpy(joints), draws, config.distribution)
     streams = [Stream(config.seed, "mesh scene", index) for index in indices]
     scenes = Draws(config.seed, "mesh scene", indices)  # the same words as the streams'
@@ -99,7 +99,7 @@ def draw_joints(config: SyntheticConfig) -> np.ndarray:
     """Draw the joints (count, 21, 3) float64 mm, camera frame, of a set's hands."""
     rig, draws = built_in_rig(), Draws(config.seed, "mesh hand", range(config.count))
     shapes, size = _draw_people(rig, draws)
-    joints = to_freihand(rig.posed_joints(shapes.angles, shapes.stretch, shapes.breadth), "anatomical")
+    joints = to_freihand(rig.posed_joints(shapes.angles, shapes.stretch, shapes.breadth), rig.definition)
     rotation, offset, _ = draw_places(torch.from_numpy(size * joints), draws, config.distribution)
     return size * joints @ rotation.numpy().transpose(0, 2, 1) + offset.numpy()[:, None]
 
@@ -123,9 +123,7 @@ def sample_hands(
     """
     surface, draws = surface or built_in_surface(), Draws.from_generator(generator, "mesh hand", count)
     shapes, size = _draw_people(surface, draws)
-    vertices, joints = (
-        torch.from_numpy(size * points) for points in posed_vertices(surface, shapes, "anatomical")
-    )
+    vertices, joints = (torch.from_numpy(size * points) for points in posed_vertices(surface, shapes))
     rotation, offset, _ = draw_places(joints, draws, distribution or HandDistribution())
     faces = torch.from_numpy(surface.closed_faces).long()
     hands = MeshHands(vertices, faces, joints).rotated(rotation).translated(offset)

@@ -13,9 +13,9 @@ import numpy as np
 from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.data.query_points import BALL_MM, NEAR, NEAR_MM, NEAREST_MM, ON_RAYS, RAY_MM, SLAB_MM
+from nvf_fast.data.rotations import about_axis
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.objects import (
-    about_axis,
     draw_orientation,
     elbow,
     face_solids,
@@ -24,9 +24,9 @@ from nvf_fast.synthetic.objects import (
     lying_about,
     skin_lump,
 )
-from nvf_fast.synthetic.posed_hands import Definition, PosedHand, draw_unit_hands
+from nvf_fast.synthetic.posed_hands import PosedHand, draw_unit_hands
 from nvf_fast.synthetic.renderer import HandRenderer, SceneChances
-from nvf_fast.synthetic.rig import built_in_rig, load_rig
+from nvf_fast.synthetic.rig import open_rig
 from nvf_fast.synthetic.scene import HandGeometry, covered_joints
 from nvf_fast.synthetic.solids import Solid
 
@@ -100,8 +100,7 @@ class SyntheticViews:
         options: ViewOptions | None = None,
     ) -> None:
         self.options = options or ViewOptions()
-        self.rig = built_in_rig() if rig is None else load_rig(rig)
-        self._definition: Definition = "anatomical" if rig is None else "openxr"
+        self.rig = open_rig(rig)
         chances = SceneChances(self.options.held, self.options.in_front, self.options.clutter)
         self.renderer = HandRenderer(
             self.rig, textures, Backgrounds(backgrounds), chances, VIEW_SIZE, turnable=True
@@ -244,7 +243,7 @@ class SyntheticViews:
         if not self._hands:
             first = self._batches * self._batch
             draws = Draws(self.seed, "posed hand", range(first, first + self._batch))
-            self._hands.extend(draw_unit_hands(self.rig, self._definition, draws, self.options.sleeves))
+            self._hands.extend(draw_unit_hands(self.rig, draws, self.options.sleeves))
             self._batches += 1
         return self._hands.popleft()
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
+from nvf_fast.data.rotations import about_axis
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.filters import develop, mean_colour, motion_blur, over, sample_layer, soften
 from nvf_fast.synthetic.objects import (
     FIRST_OBJECT,
-    about_axis,
     any_solid,
     draw_looks,
     held_solid,
@@ -108,13 +108,10 @@ class HandRenderer:
         Returns:
             (C, C, 4) float32: display RGB times coverage, and coverage.
         """
-        canvas, scene = canvas or self.canvas, Scene()
-        objects = [*extra]
+        canvas, objects = canvas or self.canvas, [*extra]
         for hand, side in zip(hands, left, strict=True):
             objects += self._objects(stream, hand.seen(side), focal)
-        scene.add_hands(self.rig, self.geometry, hands, left)
-        for solid, material in objects:
-            scene.add_solid(solid, material)
+        scene = Scene.of(self.rig, self.geometry, hands, left, objects)
         vertices, faces = scene.vertices, scene.faces
         if not len(faces):
             return np.zeros((canvas, canvas, 4), np.float32)

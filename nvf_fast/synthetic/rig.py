@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from nvf_fast.synthetic.finger_overlap import DEEPEST_OVERLAP, deepest_overlap
 from nvf_fast.synthetic.glb_file import BONES, CHAINS, JOINTS, METACARPALS, GLBFile
 from nvf_fast.synthetic.hand_skeleton import OURS, HandSkeleton
 from nvf_fast.synthetic.hand_template import build_template
+from nvf_fast.synthetic.rasteriser import mesh_normals
 from nvf_fast.synthetic.skin import skin_masks
 from nvf_fast.synthetic.skinning import blend_maps, blend_motions
 
@@ -26,6 +28,9 @@ SURFACE_SPACING_MM = 5.0  # of the built-in hand's coarser mesh
 SMALL_MESH = 8000  # faces; a coarser mesh is subdivided once
 ALIKE_M = 1e-6  # vertices that were split at a seam agree to this
 LID_MM, LID_COSINE = 20.0, 0.8  # of a closed wrist: how deep it lies, and how sharp the edge around it is
+
+
+Definition = Literal["anatomical", "openxr"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Rig:
         weights: (V, 4) float64, with sums of one.
         uv: (F, 3, 2) float32, texture coordinates of the corners; None without a texture.
         masks: (V, 5) float32 in [0, 1]: palm, crease, knuckle, nail, tip; see `skin_masks`.
+        definition: of its joints, see `to_freihand`.
     """
 
     skeleton: HandSkeleton
@@ -54,6 +60,7 @@ class Rig:
     weights: np.ndarray
     uv: np.ndarray | None
     masks: np.ndarray
+    definition: Definition
 
     @property
     def closed_faces(self) -> np.ndarray:
@@ -141,6 +148,11 @@ class Rig:
         return linear
 
 
+def open_rig(path: Path | str | None) -> Rig:
+    """Return the rig of a file, or the built-in one for None."""
+    return built_in_rig() if path is None else load_rig(path)
+
+
 def load_rig(path: Path | str) -> Rig:
     """Read a rigged right hand from a glTF file whose joints bear WebXR's or OpenXR's names.
 
@@ -188,7 +200,7 @@ def load_rig(path: Path | str) -> Rig:
         faces, uv = faces[:, ::-1], None if uv is None else uv[:, ::-1]
     faces, uv = _without_lid(vertices, faces, uv)
     try:
-        return assemble(vertices, faces, weights, skeleton.rest, uv, tips_on_skin=True)
+        return assemble(vertices, faces, weights, skeleton.rest, uv, "openxr")
     except ValueError as error:
         faults.add(path, str(error), "a skin that is open at the wrist, or closed by a lid")
         faults.check()
@@ -217,8 +229,8 @@ def assemble(
     weights: np.ndarray,
     joints: np.ndarray,
     uv: np.ndarray | None,
+    definition: Definition = "anatomical",
     *,
-    tips_on_skin: bool = False,
     subdivide: bool = True,
 ) -> Rig:
     """Make a rig of a mesh that is open at the wrist.
@@ -229,7 +241,7 @@ def assemble(
         weights: (V, 25).
         joints: (25, 3) mm, WebXR's.
         uv: (F, 3, 2) or None.
-        tips_on_skin: moves the tip joints along the last bones to the skin.
+        definition: of the joints; for "openxr" the tips are moved along the last bones to the skin.
         subdivide: whether a coarse mesh is subdivided once.
     """
     if subdivide and len(faces) < SMALL_MESH:
@@ -240,7 +252,7 @@ def assemble(
     skeleton = HandSkeleton(
         torch.from_numpy(vertices), torch.from_numpy(weights), torch.from_numpy(np.ascontiguousarray(joints))
     )
-    if tips_on_skin:
+    if definition == "openxr":
         skeleton = skeleton.with_tips_on_the_skin()
     indices = np.argsort(-weights, 1, kind="stable")[:, :INFLUENCES].astype(np.int32)
     strongest = np.take_along_axis(weights, indices.astype(np.int64), 1)
@@ -255,17 +267,9 @@ def assemble(
         indices=indices,
         weights=strongest / strongest.sum(1, keepdims=True),
         uv=None if uv is None else uv.astype(np.float32),
-        masks=skin_masks(vertices, vertex_normals(vertices, faces), skeleton),
+        masks=skin_masks(vertices, mesh_normals(vertices, faces), skeleton),
+        definition=definition,
     )
-
-
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V, 3) unit normals, means over the faces around each vertex by area."""
-    first, second, third = vertices[faces].transpose(1, 0, 2)
-    normal = np.zeros_like(vertices)
-    for corner in faces.T:
-        np.add.at(normal, corner, np.cross(second - first, third - first))
-    return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
 
 
 def _without_lid(
@@ -302,7 +306,7 @@ def _subdivided(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Split each triangle in four; new vertices follow the curvature (Phong tessellation, T. Boubekeur and
     M. Alexa, "Phong tessellation", SIGGRAPH Asia 2008)."""
-    normal = vertex_normals(vertices, faces)
+    normal = mesh_normals(vertices, faces)
     pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
     edges, which = np.unique(pairs, axis=0, return_inverse=True)
     which = which.reshape(3, -1) + len(vertices)

@@ -1,9 +1,8 @@
-"""Meshes gathered for one picture: hands with their forearms, and solids."""
+"""Meshes gathered for one image: hands with their forearms, and solids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -55,79 +54,74 @@ class HandGeometry(NamedTuple):
         return self.closed.distance(points, hand.vertices[: len(self.closed.starts) - 1])
 
 
-class Scene:
-    """Meshes gathered for one picture; the hands' faces come first, so that they find their texture."""
+class Scene(NamedTuple):
+    """Meshes gathered for one image; the hands' faces come first, as in their texture coordinates.
 
-    def __init__(self) -> None:
-        self._vertices: list[np.ndarray] = []
-        self._faces: list[np.ndarray] = []
-        self._places: list[np.ndarray] = []
-        self._masks: list[np.ndarray] = []
-        self._materials: list[np.ndarray] = []
-        self._vertex_materials: list[np.ndarray] = []
-        self._uv: list[np.ndarray] = []
-        self._count = 0
+    Attributes:
+        vertices: (V, 3) mm, camera frame.
+        faces: (F, 3) int32, outward.
+        places: (V, 3) mm, where the vertices lie in the noise.
+        masks: (H, 5), see `skin_masks`, of the hands' vertices, which come first.
+        materials: (F,) int64 of the faces.
+        vertex_materials: (V,) int64, of the last face around each vertex of a hand.
+        uv: (T, 3, 2) float32, texture coordinates of the first T faces.
+    """
 
-    def add_hands(
-        self, rig: Rig, geometry: HandGeometry, hands: Sequence[PosedHand], left: Sequence[bool]
-    ) -> None:
-        start = self._count
-        for hand, side in zip(hands, left, strict=True):
-            self._add(hand.seen(side).vertices, rig.faces if not side else rig.faces[:, ::-1])
-            self._materials.append(np.zeros(len(rig.faces), np.int64))
-            self._places += [rig.vertices, hand.places]
-            self._masks.append(geometry.masks)
-            if rig.uv is not None:
-                self._uv.append(rig.uv if not side else rig.uv[:, ::-1])
-        for hand, side in zip(hands, left, strict=True):
-            faces = geometry.forearm if not side else geometry.forearm[:, ::-1]
-            materials = face_materials(hand.forearm, len(rig.rim))
-            self._faces.append(faces + np.int32(start))
-            self._materials.append(materials)
-            of_vertices = np.zeros(len(hand.vertices), np.int64)
-            of_vertices[faces] = materials[:, None]  # of the last face around each
-            self._vertex_materials.append(of_vertices)
-            start += len(hand.vertices)
+    vertices: np.ndarray
+    faces: np.ndarray
+    places: np.ndarray
+    masks: np.ndarray
+    materials: np.ndarray
+    vertex_materials: np.ndarray
+    uv: np.ndarray
 
-    def add_solid(self, solid: Solid, material: int) -> None:
-        self._add(solid.vertices, solid.faces)
-        self._places.append(solid.vertices - solid.vertices.mean(0))
-        self._materials.append(np.full(len(solid.faces), material))
-        self._vertex_materials.append(np.full(len(solid.vertices), material))
+    @classmethod
+    def of(
+        cls,
+        rig: Rig,
+        geometry: HandGeometry,
+        hands: Sequence[PosedHand],
+        left: Sequence[bool],
+        objects: Sequence[tuple[Solid, int]] = (),
+    ) -> Scene:
+        """Gather hands and solids.
 
-    def _add(self, vertices: np.ndarray, faces: np.ndarray) -> None:
-        self._vertices.append(vertices)
-        self._faces.append(faces + np.int32(self._count))
-        self._count += len(vertices)
+        Args:
+            rig, geometry: of the hands.
+            hands: right hands in the camera frame.
+            left: which of them are shown mirrored.
+            objects: solids with their materials.
+        """
+        solids = [solid for solid, _ in objects]
+        meshes = [hand.seen(side).vertices for hand, side in zip(hands, left, strict=True)]
+        meshes += [solid.vertices for solid in solids]
+        starts = np.cumsum([0, *map(len, meshes)], dtype=np.int32)
+        turns = [slice(None, None, -1 if side else 1) for side in left]  # mirrored faces are turned over
+        faces = [rig.faces[:, turn] for turn in turns] + [geometry.forearm[:, turn] for turn in turns]
+        faces += [solid.faces for solid in solids]
+        offsets = [*starts[: len(hands)], *starts[:-1]]
+        places = [place for hand in hands for place in (rig.vertices, hand.places)]
+        arms = [face_materials(hand.forearm, len(rig.rim)) for hand in hands]
+        of_vertices = [np.zeros(len(hand.vertices), np.int64) for hand in hands]
+        for of_hand, turn, arm in zip(of_vertices, turns, arms, strict=True):
+            of_hand[geometry.forearm[:, turn]] = arm[:, None]
+        of_faces = [np.zeros(len(rig.faces), np.int64)] * len(hands) + arms
+        return cls(
+            vertices=_joined(meshes, 3),
+            faces=_joined([f + first for f, first in zip(faces, offsets, strict=True)], 3, kind=np.int32),
+            places=_joined(places + [solid.vertices - solid.vertices.mean(0) for solid in solids], 3),
+            masks=_joined([geometry.masks] * len(hands), 5),
+            materials=_joined(of_faces + [np.full(len(s.faces), kind) for s, kind in objects], kind=np.int64),
+            vertex_materials=_joined(
+                of_vertices + [np.full(len(s.vertices), kind) for s, kind in objects], kind=np.int64
+            ),
+            uv=_joined([rig.uv[:, turn] for turn in turns if rig.uv is not None], 3, 2, kind=np.float32),
+        )
 
-    @cached_property
-    def vertices(self) -> np.ndarray:
-        return np.concatenate(self._vertices) if self._vertices else np.zeros((0, 3))
 
-    @cached_property
-    def faces(self) -> np.ndarray:
-        return np.concatenate(self._faces) if self._faces else np.zeros((0, 3), np.int32)
-
-    @cached_property
-    def places(self) -> np.ndarray:
-        return np.concatenate(self._places)
-
-    @cached_property
-    def masks(self) -> np.ndarray:
-        """(H, 5), of the hands' vertices, which come first."""
-        return np.concatenate(self._masks) if self._masks else np.zeros((0, 5))
-
-    @cached_property
-    def materials(self) -> np.ndarray:
-        return np.concatenate(self._materials)
-
-    @cached_property
-    def vertex_materials(self) -> np.ndarray:
-        return np.concatenate(self._vertex_materials)
-
-    @cached_property
-    def uv(self) -> np.ndarray:
-        return np.concatenate(self._uv) if self._uv else np.zeros((0, 3, 2), np.float32)
+def _joined(parts: Sequence[np.ndarray], *shape: int, kind: type = np.float64) -> np.ndarray:
+    """Concatenate parts (N, *shape); no rows where there are none."""
+    return np.concatenate([np.empty((0, *shape), kind), *parts])
 
 
 def covered_joints(
@@ -148,8 +142,7 @@ def covered_joints(
     Returns:
         For each hand the part of its joints inside the view that something else covers, in [0, 1].
     """
-    scene = Scene()
-    scene.add_hands(rig, geometry, hands, left)
+    scene = Scene.of(rig, geometry, hands, left)
     focal = COVER_SIZE / 2 / slope
     shown, _, _ = rasterise(scene.vertices, scene.faces, focal, COVER_SIZE)
     covered = []

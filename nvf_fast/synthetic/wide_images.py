@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
-from nvf_fast.camera import look_at_rotation
+from nvf_fast.camera import look_at_rotation, project
 from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.hand_views import VIEW_SIZE
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.filters import develop, mean_colour
 from nvf_fast.synthetic.objects import draw_orientation
-from nvf_fast.synthetic.posed_hands import Definition, PosedHand, draw_unit_hands
+from nvf_fast.synthetic.posed_hands import PosedHand, draw_unit_hands
 from nvf_fast.synthetic.rasteriser import NEAREST_MM
 from nvf_fast.synthetic.rendered_views import ViewOptions
 from nvf_fast.synthetic.renderer import OVERSAMPLING, HandRenderer, SceneChances
-from nvf_fast.synthetic.rig import built_in_rig, load_rig
+from nvf_fast.synthetic.rig import open_rig
 from nvf_fast.synthetic.scene import covered_joints
 
 Side = Literal["right", "left"]
@@ -113,8 +112,7 @@ class WideImages:
             raise ValueError(f"sizes must be 0 < least <= largest < {min(shape)} px, got {sizes}")
         self.seed, self.shape, self.sizes = seed, shape, sizes
         self.options = options or ViewOptions()
-        self._rig = built_in_rig() if rig is None else load_rig(rig)
-        self._definition: Definition = "anatomical" if rig is None else "openxr"
+        self._rig = open_rig(rig)
         self._backgrounds = Backgrounds(backgrounds)
         chances = SceneChances(self.options.held, self.options.in_front, clutter=0.0)
         self._renderer = HandRenderer(
@@ -158,7 +156,7 @@ class WideImages:
         for _ in range(TRIES):
             low = np.full(2, size / 2)
             middle = low + ([width, height] - 2 * low) * stream.uniforms(0, 1, 2)
-            rotation = look_at_rotation(torch.from_numpy(middle), torch.from_numpy(self.intrinsics)).numpy()
+            rotation = look_at_rotation(middle, self.intrinsics)
             # Off the axis the image stretches what it shows by 1 / cos, and once more outwards.
             shown = size * rotation[2, 2] ** 1.5
             rendered = self._layer(stream, side == "left", shown / self.intrinsics[0, 0], shown)
@@ -178,8 +176,7 @@ class WideImages:
 
     def project(self, joints: np.ndarray) -> np.ndarray:
         """Pixels (N, 2) of points (N, 3) mm in the camera's frame."""
-        seen = joints @ self.intrinsics.T
-        return seen[:, :2] / seen[:, 2:]
+        return project(joints, self.intrinsics)
 
     def _layer(self, stream: Stream, left: bool, slope: float, size: float) -> _HandLayer | None:
         """Render a hand alone, at `OVERSAMPLING` times the size that it is shown at.
@@ -195,7 +192,7 @@ class WideImages:
             The layer; None where the forearm hides the hand.
         """
         draws = Draws(stream.below(2**50), "posed hand", [0])
-        (hand,) = draw_unit_hands(self._rig, self._definition, draws, self.options.sleeves)
+        (hand,) = draw_unit_hands(self._rig, draws, self.options.sleeves)
         hand = _at_slope(hand.turned(draw_orientation(stream, self.options.any_orientation)), slope)
         if covered_joints(self._rig, self._renderer.geometry, [hand], [left], slope)[0] >= MOST_HIDDEN:
             return None
