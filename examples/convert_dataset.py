@@ -1,9 +1,9 @@
-"""Converts pictures NAME.png beside NAME.json (K, joints in mm, side) to FreiHAND's format.
+"""Convert images NAME.png with NAME.json (K, joints in mm, side) to FreiHAND's format.
 
     python examples/render_hands.py --out hands --count 8
     python examples/convert_dataset.py hands --out hands_freihand
 
-Left hands are mirrored, picture, camera and joints, since FreiHAND's files hold right ones.
+Left hands are mirrored (image, camera and joints), since FreiHAND contains right hands only.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from nvf_fast.data.sample import HandSample
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder of pictures and JSON files")
+    parser.add_argument("folder", type=Path, help="folder of images and JSON files")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
 
@@ -30,13 +30,13 @@ def main() -> None:
 
 
 def read(path: Path) -> HandSample:
-    """One sample, as a right hand."""
+    """Read one sample as a right hand."""
     truth = json.loads(path.read_text())
     image = np.array(Image.open(path.with_suffix(".png")).convert("RGB"))
     intrinsics, joints = np.array(truth["K"], dtype=np.float64), torch.tensor(truth["joints"])
     if truth["side"] == "left":
         image = np.ascontiguousarray(image[:, ::-1])
-        # Pixel centres are whole numbers: the last column becomes the first.
+        # Pixel centres are integers: the last column becomes the first.
         intrinsics[0, 1:] = [-intrinsics[0, 1], image.shape[1] - 1 - intrinsics[0, 2]]
         joints = joints * torch.tensor([-1.0, 1.0, 1.0])
     return HandSample(path.stem, image, intrinsics, joints=joints)

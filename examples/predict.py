@@ -1,4 +1,4 @@
-"""Print the joints of hands in millimetres, from one photograph.
+"""Print the joints of the hands in one photograph, in millimetres.
 
 python examples/predict.py hand.jpg 900 --box 200 120 440 360 --side left
 """
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("image", help="an image of hands")
     parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this image")
     parser.add_argument(
-        "--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels; absent: every hand"
+        "--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels; every hand when absent"
     )
     parser.add_argument("--side", choices=("right", "left"), help="predicted when absent")
     arguments = parser.parse_args()
@@ -30,7 +30,7 @@ def main() -> None:
 
     estimator = nvf_fast.load()
     found = estimator(image, K, box=arguments.box, side=arguments.side)
-    hands = [found] if arguments.box else list(found)  # without a box every hand is found
+    hands = [found] if arguments.box else list(found)  # a batch without a box
     for pose in hands:
         if pose.valid:
             print_hand(pose)

@@ -1,4 +1,4 @@
-"""Renders synthetic hands with their labels: images NAME.png beside NAME.json (K, hand scale, joints).
+"""Render synthetic hands with labels: images NAME.png and NAME.json (K, hand scale, joints).
 
 python examples/render_hands.py --out hands --count 8 --size 320 --seed 24
 """

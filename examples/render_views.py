@@ -1,4 +1,4 @@
-"""Draws a sheet of synthetic hand views with their labels: joints, and boxes (green: right, red: left hands).
+"""Draw a sheet of synthetic hand views with labels: joints, and boxes (green: right, red: left hands).
 
 python examples/render_views.py --out sheet.png --kind close
 python examples/render_views.py --out sheet.png --kind wide --rig hand.gltf --backgrounds FOLDER
@@ -20,13 +20,13 @@ FINGERS = ("#ff5050", "#50ff50", "#50a0ff", "#ffff50", "#ff50ff")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="picture to write")
+    parser.add_argument("--out", type=Path, required=True, help="image file to write")
     parser.add_argument("--kind", choices=["close", "wide", "empty"], default="close", help="kind of views")
     parser.add_argument("--count", type=int, default=32, help="number of views")
     parser.add_argument("--seed", type=int, default=0, help="seed of the views")
     parser.add_argument("--rig", type=Path, help="rigged hand (glTF) to render; the built-in one when absent")
-    parser.add_argument("--textures", type=Path, nargs="*", default=[], help="pictures of skin for the rig")
-    parser.add_argument("--backgrounds", type=Path, help="folder of pictures and panoramas")
+    parser.add_argument("--textures", type=Path, nargs="*", default=[], help="images of skin for the rig")
+    parser.add_argument("--backgrounds", type=Path, help="folder of images and panoramas")
     arguments = parser.parse_args()
     views = SyntheticViews(
         arguments.seed,
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def sheet(views: HandViews) -> Image.Image:
-    """All views side by side."""
+    """Arrange all views in one image."""
     side, rows = ZOOM * VIEW_SIZE, -(-len(views) // COLUMNS)
     whole = Image.new("RGB", (COLUMNS * side, rows * side))
     for index in range(len(views)):
@@ -47,7 +47,7 @@ def sheet(views: HandViews) -> Image.Image:
 
 
 def labelled(view: HandViews) -> Image.Image:
-    """One view with its joints and boxes."""
+    """Draw one view with its joints and boxes."""
     image = Image.fromarray(view.images[0]).resize(
         (ZOOM * VIEW_SIZE, ZOOM * VIEW_SIZE), Image.Resampling.BILINEAR
     )

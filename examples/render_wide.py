@@ -1,4 +1,4 @@
-"""Renders wide images of hands with their truth: NAME.jpg beside NAME.json (K, sides, boxes, joints).
+"""Render wide images of hands with labels: NAME.jpg and NAME.json (K, sides, boxes, joints).
 
     python examples/render_wide.py --out wide --count 8 --seed 3 --backgrounds panoramas
 
@@ -27,11 +27,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="number of images")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images")
     parser.add_argument("--shape", type=int, nargs=2, default=SHAPE, help="height and width in px")
-    parser.add_argument("--sizes", type=float, nargs=2, default=SIZES, help="px, least and largest hand")
-    parser.add_argument("--sides", nargs="*", choices=["right", "left"], help="of the hands; any when absent")
+    parser.add_argument("--sizes", type=float, nargs=2, default=SIZES, help="px, smallest and largest hand")
+    parser.add_argument(
+        "--sides", nargs="*", choices=["right", "left"], help="sides of the hands; random when absent"
+    )
     parser.add_argument("--clear", action="store_true", help="upright hands without objects")
-    parser.add_argument("--backgrounds", type=Path, help="folder of pictures and panoramas")
-    parser.add_argument("--rig", type=Path, help="glTF file of a rigged right hand; ours when absent")
+    parser.add_argument("--backgrounds", type=Path, help="folder of images and panoramas")
+    parser.add_argument(
+        "--rig", type=Path, help="glTF file of a rigged right hand; the built-in hand when absent"
+    )
     arguments = parser.parse_args()
 
     arguments.out.mkdir(parents=True, exist_ok=True)

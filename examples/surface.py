@@ -1,4 +1,4 @@
-"""Query the model's field directly: write the hand's surface, as the network sees it, as a cloud of points.
+"""Query the field directly: write the hand's predicted surface as a point cloud.
 
 python examples/surface.py hand.jpg 900 surface.ply --box 200 120 440 360
 """
@@ -21,7 +21,7 @@ STEP_MM, NEAR_MM = 4.0, 2.0
 
 
 def surface_points(model: nvf_fast.NVF, image: np.ndarray, K: Tensor, box: Tensor) -> Tensor:
-    """Points near the surface of the right hand in a box, (N, 3) mm in the frame of the image's camera.
+    """Predict points near the surface of the right hand in a box, (N, 3) mm in the camera's frame.
 
     Args:
         model: a network of hand views.
@@ -46,7 +46,11 @@ def main() -> None:
     parser.add_argument("focal", type=float, help="focal length of the camera, pixels of this image")
     parser.add_argument("output", help="file to write: .ply, .xyz or .glb")
     parser.add_argument(
-        "--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="pixels; all when absent"
+        "--box",
+        type=float,
+        nargs=4,
+        metavar=("X0", "Y0", "X1", "Y1"),
+        help="pixels; the central square when absent",
     )
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What every test shares: the data option, seeds, threads, and the rule for tests that need a GPU."""
+"""Common configuration of tests: the data option, seeds, threads, and skipping without a GPU."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 if not torch.cuda.is_available():
-    # Kernels then run in Triton's interpreter. Triton reads this once, when it is first imported, so it is
-    # set before anything else is. Whatever compiles for a real target does so in a subprocess without it.
+    # Kernels then run in Triton's interpreter. Triton reads this variable once, on first import, so it is set
+    # before all other imports. Tests that compile for a real target do so in a subprocess without it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
@@ -23,7 +23,7 @@ torch.backends.cudnn.allow_tf32 = False  # references in float32 are float32
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 
-    # Deadlines measure the machine's load, and random examples make failures that do not come back.
+    # Deadlines measure the machine's load, and random examples make failures that cannot be repeated.
     settings.register_profile("nvf_fast", deadline=None, derandomize=True, max_examples=50)
     settings.load_profile("nvf_fast")
 
@@ -59,7 +59,7 @@ def seed() -> None:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Memory from `empty` holds NaN, so that an element nobody wrote fails."""
+    """Fill memory from `empty` with NaN, so that an unwritten element fails."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(1).isnan()
     yield

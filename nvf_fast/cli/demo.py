@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 from PIL import Image
 
 from nvf_fast.cli import load_estimator, user_errors
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from nvf_fast.estimator import PoseEstimator
 
 
-@tyro.conf.configure(tyro.conf.DisallowNone)
 @dataclass(frozen=True)
 class Demo:
     """Find the hands of the synthetic image that comes with the library, and compare them with the truth.

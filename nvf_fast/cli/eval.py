@@ -437,7 +437,7 @@ class HandViews:
         return report
 
 
-@tyro.conf.configure(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.DisallowNone)
+@tyro.conf.configure(tyro.conf.ConsolidateSubcommandArgs)
 @dataclass(frozen=True)
 class Eval:
     """Measure a checkpoint on a data set, lengths in mm.
@@ -478,9 +478,9 @@ def _evaluate(
     predictor, conditions = prediction.load()
     given = {"data": folders.data, "evaluation data": folders.evaluation, "MANO": folders.mano}
     conditions |= {name: str(path.resolve()) for name, path in given.items() if path is not None}
-    options = Options(output.batch, 8 * output.batch, output.workers, progress=True)
     try:
         with process_group("cpu", 60 * output.wait_minutes), user_errors():
+            options = Options(output.batch, 8 * output.batch, output.workers, progress=True)
             processes = Processes.joined()
             dataset = open_dataset(config, split, folders)
             render_ahead(dataset, share=(processes.rank, processes.count), progress=processes.rank == 0)

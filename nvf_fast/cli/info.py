@@ -17,7 +17,6 @@ METHODS = {"nvf": "neural voting field", "holistic": "Baseline-Holistic", "dense
 ENCODERS = {"hourglass": "stacked hourglass", "unet": "U-Net"}
 
 
-@tyro.conf.configure(tyro.conf.DisallowNone)
 @dataclass(frozen=True)
 class Info:
     """Describe a checkpoint in ten lines, after checking its weights.

@@ -13,7 +13,7 @@ def _default_hint(default: str) -> str:
     return "" if default in ("", "None", "False") else f"(default: {default})"
 
 
-Optional = Annotated[T | None, tyro.conf.arg(help_behavior_hint=_default_hint)]
+Optional = Annotated[T | None, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint=_default_hint)]
 """An option that may be absent; its help text describes that case."""
 
 Several = Annotated[tuple[T, ...], tyro.conf.arg(help_behavior_hint=_default_hint)]

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, load_estimator, user_errors
-from nvf_fast.cli.options import Optional
+from nvf_fast.cli.options import Optional, Several
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import JOINT_NAMES, HandPose
@@ -27,7 +27,6 @@ from nvf_fast.search import Search
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-@tyro.conf.configure(tyro.conf.DisallowNone)
 @dataclass(frozen=True)
 class Predict:
     """Estimate the poses of hands in images. The camera is given by --fx, by --fov or by --intrinsics.
@@ -39,7 +38,7 @@ class Predict:
         images: image files.
         fx: px, focal length.
         fy: px, vertical focal length; fx when absent.
-        cx: px, principal point, 0 is the centre of the first pixel; the middle of the image when absent.
+        cx: px, principal point, with 0 at the centre of the first pixel; the middle of the image when absent.
         cy: px, principal point; the middle of the image when absent.
         fov: degrees, horizontal field of view of the whole image, instead of --fx.
         intrinsics: JSON file instead of --fx, in px: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], the same in an
@@ -59,7 +58,7 @@ class Predict:
         device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
     """
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[Several[Path], tyro.conf.Positional]
     fx: Optional[float] = None
     fy: Optional[float] = None
     cx: Optional[float] = None

@@ -63,7 +63,9 @@ class Reproduce:
     mano: Optional[Path] = None
     checkpoint: Optional[str] = None
     trained: Flag = False
-    predictions: dict[str, Path] = field(default_factory=dict)
+    predictions: Annotated[dict[str, Path], tyro.conf.arg(help_behavior_hint="")] = field(
+        default_factory=dict
+    )
     photographs: Optional[Path] = None
     samples: tuple[int, ...] = (0, 1, 2)
     images: int = 100

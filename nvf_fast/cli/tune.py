@@ -10,7 +10,6 @@ import tyro
 from nvf_fast.cli import UserError, load_estimator
 
 
-@tyro.conf.configure(tyro.conf.DisallowNone)
 @dataclass(frozen=True)
 class Tune:
     """Time the block shapes of the field kernel on this CUDA device, and keep the fastest for later runs.
