@@ -367,7 +367,7 @@ def test_eval_measures_freihand_and_resumes(evaluate: Run, trees: Path, tmp_path
     assert evaluate("freihand", "--evaluation-data", trees / "truth")[0] == 0
     assert (tmp_path / "out/predictions.safetensors").read_bytes() == before
     status, _, err = evaluate("freihand", "--evaluation-data", trees / "truth", "--step", 30)
-    assert status == 2 and "of another run (step: '32 mm' there, '30 mm' now)" in err
+    assert status == 2 and "of another run (step was '32 mm', now '30 mm')" in err
 
 
 def test_eval_without_released_joints_submits(evaluate: Run, tmp_path: Path) -> None:
