@@ -1,6 +1,6 @@
 """Checkpoints: a folder with weights.safetensors and config.json, found by name, path or hub id.
 
-Loading runs no pickled code and is strict: whatever does not fit is an error that names it.
+Loading runs no pickled code and is strict: every mismatch is an error that names it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nvf_fast.model import check_entries
 from nvf_fast.runtime.files import remove_unfinished, sync_folder, whole_file
 
 SCHEMA_VERSION = 1
-DEFAULTS = ("default",)  # the first of these that comes with the library is the default
+DEFAULTS = ("default",)  # the first embedded one of these is the default
 EMBEDDED = Path(__file__).resolve().parent / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
@@ -32,13 +32,13 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint folder; a process killed at any moment leaves the older checkpoint or the new.
 
-    New weights stand beside the old under a name with their hash until config.json, which tells the hash of
-    the weights that count, has been replaced; `load_checkpoint` knows that name.
+    New weights are stored beside the old under a name with their hash until config.json, which holds the hash
+    of the current weights, has been replaced; `load_checkpoint` reads that name too.
 
     Args:
         model: the network.
         path: the folder; created with its parents, files in it are replaced.
-        training: facts about the training, whatever JSON holds.
+        training: metadata of the training, as JSON holds it.
         dtype: of the stored weights.
 
     Raises:
@@ -60,12 +60,12 @@ def save_checkpoint(
     }
     document = _document(config)
     folder = Path(path)
-    fresh = _fresh(folder, digest)
-    _write(fresh, weights)
+    pending = _pending(folder, digest)
+    _write(pending, weights)
     _write(folder / CONFIG_FILE, document)
-    fresh.replace(folder / WEIGHTS_FILE)
+    pending.replace(folder / WEIGHTS_FILE)
     sync_folder(folder)
-    for leftover in folder.glob(_fresh(folder, "*").name):
+    for leftover in folder.glob(_pending(folder, "*").name):
         leftover.unlink()
     remove_unfinished(folder)
 
@@ -75,7 +75,7 @@ def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
 
     Args:
         path: as in `resolve`.
-        scores: whatever JSON holds.
+        scores: as JSON holds them.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -107,13 +107,13 @@ def load_checkpoint(
         FileNotFoundError: there is no such checkpoint, or a file of it is missing.
         ImportError: a hub id needs huggingface_hub, which is not installed.
         ValueError: the schema version, an entry of the configuration, the hash of the weights, or a weight's
-            name, shape or dtype is not as it should be; the message names it.
+            name, shape or dtype is wrong; the message names it.
     """
     folder = resolve(path)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"no checkpoint at {folder}: {CONFIG_FILE} is missing")
     info = _read_config(folder / CONFIG_FILE)
-    file = _fresh(folder, str(info["sha256"]))  # there only where a save was interrupted
+    file = _pending(folder, str(info["sha256"]))  # there only where a save was interrupted
     if not file.is_file():
         file = folder / WEIGHTS_FILE
     if not file.is_file():
@@ -121,7 +121,7 @@ def load_checkpoint(
     weights = file.read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
     if digest != info["sha256"]:
-        raise ValueError(f"{file}: sha256 is {digest}, config.json wants {info['sha256']}")
+        raise ValueError(f"{file}: sha256 is {digest}, config.json has {info['sha256']}")
     try:
         state = tensors_from_bytes(weights)
     except SafetensorError as error:
@@ -190,9 +190,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     version = info.get("schema_version") if isinstance(info, dict) else None
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema_version is {version!r}, this library reads {SCHEMA_VERSION}")
-    wanted = {"schema_version", "model", "sha256", "training"}
-    if info.keys() != wanted:
-        unknown, missing = sorted(info.keys() - wanted), sorted(wanted - info.keys())
+    expected = {"schema_version", "model", "sha256", "training"}
+    if info.keys() != expected:
+        unknown, missing = sorted(info.keys() - expected), sorted(expected - info.keys())
         raise ValueError(f"{path}: unknown entries {unknown}, missing entries {missing}")
     return info
 
@@ -206,6 +206,6 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _fresh(folder: Path, digest: str) -> Path:
-    """Where new weights stand until config.json speaks of them."""
+def _pending(folder: Path, digest: str) -> Path:
+    """The file of new weights until config.json holds their hash."""
     return folder / f"weights.{digest[:16]}.safetensors"

@@ -1,23 +1,15 @@
-"""A small data set and predictors for the tests of evaluation; as a module, one process of several.
-
-torchrun ... -m tests.evaluation_cases FOLDER
-"""
+"""A small data set and predictors for the tests of evaluation."""
 
 from __future__ import annotations
 
-import sys
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
-from nvf_fast.evaluation.report import report_on, write_report
-from nvf_fast.evaluation.run import Options, predict
-from nvf_fast.runtime.processes import Processes, process_group
 from nvf_fast.synthetic.reference_images import sample_hands
 from tests.reference_cases import reference_network
 
@@ -45,7 +37,7 @@ class Images:
 
     def __getitem__(self, index: int) -> HandSample:
         if index in self.damaged:
-            raise DamagedPicture(f"{index}.png cannot be read")
+            raise DamagedImageError(f"{index}.png cannot be read")
         known = self.released
         joints = self.joints[index]
         corner = torch.tensor([40.0, 50.0])
@@ -84,19 +76,3 @@ class Fixed:
 def predictor(**config: bool) -> NetworkPredictor:
     """A small network in which every point votes, so that poses are valid."""
     return NetworkPredictor(PoseEstimator(reference_network(**config), step_mm=32, fraction=1.0))
-
-
-def evaluate(folder: Path) -> None:
-    """Evaluate twelve images, one of them damaged, in shards of four."""
-    options, processes = Options(batch=2, shard=4), Processes.joined()
-    results = predict(predictor(), Images(damaged=(5,)), folder / "shards", {"seed": 7}, options, processes)
-    assert (results is None) == (processes.rank > 0)
-    if results is not None:
-        fallback = np.full((21, 3), 500.0)
-        write_report(folder, report_on(results, fallback, {}), results, fallback)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with process_group("cpu", 60):
-        evaluate(Path(sys.argv[1]))

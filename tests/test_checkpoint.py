@@ -1,3 +1,5 @@
+"""Checkpoints: saving, loading, refusals, and resolving names."""
+
 from __future__ import annotations
 
 import hashlib
@@ -66,7 +68,7 @@ def test_saves_and_loads(model: NVF, tmp_path: Path, dtype: torch.dtype) -> None
         assert torch.equal(loaded.state_dict()[name], tensor.to(dtype).float()), name
 
 
-def test_a_lower_precision_is_that_of_the_encoder(folder: Path) -> None:
+def test_precision_is_that_of_the_encoder(folder: Path) -> None:
     loaded, _ = load_checkpoint(folder, device="cpu", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.encoder.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in loaded.field.parameters()} == {torch.float32}
@@ -74,7 +76,7 @@ def test_a_lower_precision_is_that_of_the_encoder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])
-def test_refuses_what_the_dtype_cannot_hold(model: NVF, tmp_path: Path, value: float) -> None:
+def test_refuses_weights_beyond_the_dtype(model: NVF, tmp_path: Path, value: float) -> None:
     with torch.no_grad():
         model.field.biases[0][3] = value
     with pytest.raises(ValueError, match=r"field.biases.0 has values that are not finite in torch.float16"):
@@ -82,13 +84,13 @@ def test_refuses_what_the_dtype_cannot_hold(model: NVF, tmp_path: Path, value: f
     assert not (tmp_path / "new").exists()
 
 
-def test_facts_that_json_does_not_hold_are_refused_before_writing(model: NVF, tmp_path: Path) -> None:
+def test_refuses_metadata_beyond_json_before_writing(model: NVF, tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save_checkpoint(model, tmp_path / "new", {"path": tmp_path})
     assert not (tmp_path / "new").exists()
 
 
-def test_an_interrupted_save_keeps_the_older_checkpoint(
+def test_interrupted_save_keeps_the_older_checkpoint(
     folder: Path, model: NVF, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(source: object, target: object) -> None:
@@ -105,16 +107,16 @@ def test_an_interrupted_save_keeps_the_older_checkpoint(
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
 
 
-def test_a_newer_checkpoint_replaces_an_older(folder: Path, model: NVF) -> None:
+def test_newer_checkpoint_replaces_an_older(folder: Path, model: NVF) -> None:
     save_checkpoint(model, folder, {"steps": 8})
     assert load_checkpoint(folder)[1]["training"] == {"steps": 8}
 
 
-def test_a_changed_byte_is_noticed(folder: Path) -> None:
+def test_refuses_a_changed_byte(folder: Path) -> None:
     content = bytearray((folder / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "weights.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights.safetensors: sha256 is .*, config.json wants"):
+    with pytest.raises(ValueError, match=r"weights.safetensors: sha256 is .*, config.json has"):
         load_checkpoint(folder)
 
 
@@ -129,7 +131,7 @@ def test_a_changed_byte_is_noticed(folder: Path) -> None:
         ({"model": CONFIG.to_dict() | {"width": 24}}, "of another shape: encoder.shallow"),
     ],
 )
-def test_a_config_that_does_not_fit_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_refuses_mismatched_configurations(folder: Path, changes: dict[str, Any], message: str) -> None:
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load_checkpoint(folder)
@@ -140,22 +142,20 @@ def test_a_config_that_does_not_fit_is_named(folder: Path, changes: dict[str, An
     [
         ({"encoder__conv__bias": None}, r"1 missing: encoder.conv.bias \(8,\)"),
         ({"encoder__extra": torch.ones(2)}, "1 unknown: encoder.extra"),
-        ({"encoder__conv__bias": torch.ones(9)}, r"encoder.conv.bias is \(9,\), wanted \(8,\)"),
+        ({"encoder__conv__bias": torch.ones(9)}, r"encoder.conv.bias is \(9,\), expected \(8,\)"),
         (
             {"encoder__conv__bias": torch.ones(8, dtype=torch.int32)},
             "encoder.conv.bias must be floating point",
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_named(
-    folder: Path, changes: dict[str, Tensor | None], message: str
-) -> None:
+def test_refuses_mismatched_weights(folder: Path, changes: dict[str, Tensor | None], message: str) -> None:
     edit_weights(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load_checkpoint(folder)
 
 
-def test_files_that_are_something_else_are_named(folder: Path) -> None:
+def test_refuses_other_files(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(b"pickle")
     edit_config(folder, sha256=hashlib.sha256(b"pickle").hexdigest())
     with pytest.raises(ValueError, match=r"weights.safetensors: not a safetensors file"):
@@ -177,45 +177,39 @@ def test_resolves_embedded_names_first_then_folders(folder: Path, monkeypatch: p
     assert load_checkpoint("checkpoint")[0].config == CONFIG
 
 
-def test_a_name_that_is_nothing_is_told_with_what_there_is(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refuses_unknown_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "EMBEDDED", folder.parent)
     for source in ("other", Path("runs/other"), "/no/such/folder"):
         with pytest.raises(FileNotFoundError, match=r"none of the embedded \['checkpoint'\]"):
             resolve(source)
 
 
-def test_the_default_is_the_default_among_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_is_chosen_among_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "EMBEDDED", folder.parent)
     shutil.copytree(folder, folder.parent / "default")
     assert checkpoint.embedded_names() == ["checkpoint", "default"]
     assert resolve() == folder.parent / "default"
 
 
-def test_none_is_refused_where_nothing_is_the_default(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_refuses_none_without_a_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checkpoint, "EMBEDDED", tmp_path)
     with pytest.raises(FileNotFoundError, match="say which checkpoint"):
         resolve()
 
 
-def test_a_hub_id_needs_the_hub_and_passes_its_revision(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_id_needs_the_hub_and_passes_its_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'nvf-fast\[hub\]'"):
         resolve("someone/hands")
-    asked: list[tuple[str, str | None]] = []
+    requested: list[tuple[str, str | None]] = []
 
     def snapshot_download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
         assert sorted(allow_patterns) == ["config.json", "weights.safetensors"]
-        asked.append((repository, revision))
+        requested.append((repository, revision))
         return str(folder)
 
     hub = types.ModuleType("huggingface_hub")
     hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert resolve("someone/hands") == resolve("someone/hands@v1") == folder
-    assert asked == [("someone/hands", None), ("someone/hands", "v1")]
+    assert requested == [("someone/hands", None), ("someone/hands", "v1")]

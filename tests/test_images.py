@@ -1,4 +1,4 @@
-"""Samples of a data set as a task's pictures: cut, remapped, with the hand in the task's frame."""
+"""Samples of a data set as a task's images: cropped, remapped, with the hand in the task's frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.camera import project, reference_intrinsics
-from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.images import TaskImages
 from nvf_fast.volumes import FrustumVolume, RootCube
@@ -19,7 +19,7 @@ K = np.array([[700.0, 0, 150], [0, 690.0, 130], [0, 0, 1]])
 
 
 class Crosses:
-    """Pictures of 300 x 260 px, black but for a bright spot on joint 9; those in `broken` cannot be read."""
+    """Black images of 300 x 260 px with a bright spot on joint 9; those in `broken` cannot be read."""
 
     name, split, fingerprint, why_no_surfaces = "crosses", "training", "crosses", None
 
@@ -34,21 +34,21 @@ class Crosses:
 
     def __getitem__(self, index: int) -> HandSample:
         if index in self.broken:
-            raise DamagedPicture(f"{index}.jpg is cut short")
+            raise DamagedImageError(f"{index}.jpg is cut short")
         hand = self.hands[index : index + 1]
         pixel = project(hand.joints[0, 9:10].double(), torch.from_numpy(K))[0]
         row, column = torch.meshgrid(torch.arange(260), torch.arange(300), indexing="ij")
         spot = torch.exp(-((column - pixel[0]) ** 2 + (row - pixel[1]) ** 2) / 18)
         image = (255 * spot).to(torch.uint8)[..., None].expand(-1, -1, 3).numpy()
-        facts: dict[str, Any] = {
-            "id": f"picture/{index}",
+        fields: dict[str, Any] = {
+            "id": f"image/{index}",
             "image": image,
             "intrinsics": K,
             "joints": hand.joints[0],
             "root": hand.joints[0, 0],
             "surface": hand,
         }
-        return HandSample(**facts | self.changes)
+        return HandSample(**fields | self.changes)
 
 
 def centroid(image: Tensor) -> Tensor:
@@ -58,49 +58,49 @@ def centroid(image: Tensor) -> Tensor:
     return torch.stack([bright.sum(0) @ axis, bright.sum(1) @ axis]) / bright.sum()
 
 
-def test_camera_space_pictures_are_remapped_and_hands_stay() -> None:
+def test_camera_space_images_are_remapped_and_hands_stay() -> None:
     dataset = Crosses()
     images, hands, damaged = TaskImages(dataset, FrustumVolume(), 128).__getitems__([3, 0])
     assert images.shape == (2, 3, 128, 128) and images.dtype == torch.uint8 and damaged == ()
     assert torch.equal(hands.joints, dataset.hands.joints[[3, 0]])
     for image, joints in zip(images, hands.joints, strict=True):
-        wanted = project(joints[9:10].double(), reference_intrinsics(128, dtype=torch.float64))[0]
-        assert (centroid(image) - wanted).norm() < 0.3  # px; rounding to grey levels
+        expected = project(joints[9:10].double(), reference_intrinsics(128, dtype=torch.float64))[0]
+        assert (centroid(image) - expected).norm() < 0.3  # px; rounding to grey levels
 
 
-def test_root_relative_pictures_are_cut_about_the_wrist() -> None:
+def test_root_relative_images_are_crops_about_the_wrist() -> None:
     dataset = Crosses()
     images, hands, _ = TaskImages(dataset, RootCube(), 128).__getitems__([1, 2])
     torch.testing.assert_close(hands.joints[:, 0], torch.zeros(2, 3), rtol=0, atol=1e-3)
     for index, image, joints in zip([1, 2], images, hands.joints, strict=True):
         root = dataset.hands.joints[index, 0].double()
-        # A pinhole picture shows a joint at its own depth, the crop is scaled by the wrist's.
+        # A pinhole image shows a joint at its own depth, the crop is scaled by the wrist's.
         seen = (joints[9] + root)[:2] * root[2] / (joints[9] + root)[2] - root[:2]
         assert (centroid(image) - 64 * (1 + seen / 170)).norm() < 0.3
 
 
-def test_pictures_that_fit_are_not_touched() -> None:
+def test_images_that_fit_are_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     dataset = Crosses(image=image, intrinsics=reference_intrinsics(64, dtype=torch.float64).numpy())
     images = TaskImages(dataset, FrustumVolume(), 64).__getitems__([0]).images
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), image)
 
 
-def test_damaged_pictures_are_replaced_always_alike_and_named() -> None:
-    pictures = TaskImages(Crosses(broken=(2, 3)), FrustumVolume(), 64)
-    images, hands, damaged = pictures.__getitems__([1, 2])
+def test_damaged_images_are_replaced_alike_and_reported() -> None:
+    data = TaskImages(Crosses(broken=(2, 3)), FrustumVolume(), 64)
+    images, hands, damaged = data.__getitems__([1, 2])
     assert damaged == ("2.jpg is cut short", "3.jpg is cut short")
     whole = TaskImages(Crosses(), FrustumVolume(), 64).__getitems__([1, 4])
     assert torch.equal(images, whole.images) and torch.equal(hands.joints, whole.hands.joints)
-    with pytest.raises(DamagedPicture, match=r"none of the 6 pictures can be read; the last: 1.jpg"):
+    with pytest.raises(DamagedImageError, match=r"none of the 6 images can be read; the last: 1.jpg"):
         TaskImages(Crosses(broken=tuple(range(6))), FrustumVolume(), 64).__getitems__([2])
 
 
-def test_refuses_what_cannot_be_learned_from() -> None:
+def test_refuses_samples_without_joints_surface_or_right_hand() -> None:
     for changes, message in (
         ({"joints": None}, "a right hand without joints"),
         ({"side": "left"}, "a left hand with joints"),
-        ({"surface": None}, "picture/0: no surface"),
+        ({"surface": None}, "image/0: no surface"),
     ):
         with pytest.raises(ValueError, match=message):
             TaskImages(Crosses(**changes), FrustumVolume(), 64).__getitems__([0])

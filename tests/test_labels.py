@@ -38,11 +38,11 @@ def test_matches_the_equations(count: int, nearest: int, ball_mm: float) -> None
     points, joints = 60 * torch.randn(2, count, 3), 60 * torch.randn(2, 21, 3)
     near = torch.rand(2, count) < 0.6
     weight, direction = voting_labels(points, joints, near, ball_mm, nearest)
-    wanted_weight, wanted_direction = by_hand(points, joints, near, ball_mm, nearest)
+    expected_weight, expected_direction = by_hand(points, joints, near, ball_mm, nearest)
     # float32 against Python's float64 at 100 mm: 4e-7 measured for weights, 3e-7 for directions
-    torch.testing.assert_close(weight, wanted_weight, atol=2e-6, rtol=0)
-    torch.testing.assert_close(direction, wanted_direction, atol=2e-6, rtol=0)
-    assert count == 1 or wanted_weight.count_nonzero() > 0
+    torch.testing.assert_close(weight, expected_weight, atol=2e-6, rtol=0)
+    torch.testing.assert_close(direction, expected_direction, atol=2e-6, rtol=0)
+    assert count == 1 or expected_weight.count_nonzero() > 0
 
 
 def test_authors_cases(shared_dir: Path) -> None:
@@ -81,6 +81,6 @@ def test_point_on_a_joint_has_full_weight_and_no_direction() -> None:
         (torch.zeros(2, 5, 3), torch.zeros(2, 21, 3), torch.ones(2, 5)),
     ],
 )
-def test_refuses_misfits(points: Tensor, joints: Tensor, near: Tensor) -> None:
+def test_refuses_mismatched_shapes(points: Tensor, joints: Tensor, near: Tensor) -> None:
     with pytest.raises(ValueError, match="got"):
         voting_labels(points, joints, near)

@@ -51,7 +51,7 @@ def by_hand(
 
 
 @pytest.fixture
-def answers() -> tuple[Tensor, Tensor, Tensor]:
+def predicted() -> tuple[Tensor, Tensor, Tensor]:
     return 12 * torch.randn(2, 17), torch.randn(2, 17, 21), 2 * torch.randn(2, 17, 21, 3)
 
 
@@ -63,31 +63,33 @@ def targets() -> Targets:
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.2])
-def test_matches_the_equations(answers: tuple[Tensor, Tensor, Tensor], targets: Targets, beta: float) -> None:
+def test_matches_the_equations(
+    predicted: tuple[Tensor, Tensor, Tensor], targets: Targets, beta: float
+) -> None:
     assert 0 < targets.near.sum() < targets.near.numel()
     config = replace(PAPER, vote_beta=beta)
-    terms = field_losses(Field(*answers), targets, config)
-    for name, value in by_hand(*answers, targets, config).items():
+    terms = field_losses(Field(*predicted), targets, config)
+    for name, value in by_hand(*predicted, targets, config).items():
         # sums of about 700 float32 terms
         torch.testing.assert_close(terms[name].item(), value, rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_paper_defaults_hold_no_addition(answers: tuple[Tensor, Tensor, Tensor], targets: Targets) -> None:
-    assert set(field_losses(Field(*answers), targets, PAPER)) == {"sdf", "weight", "direction", "loss"}
+def test_paper_defaults_hold_no_addition(predicted: tuple[Tensor, Tensor, Tensor], targets: Targets) -> None:
+    assert set(field_losses(Field(*predicted), targets, PAPER)) == {"sdf", "weight", "direction", "loss"}
 
 
-def test_perfect_answer_costs_nothing(targets: Targets) -> None:
+def test_perfect_prediction_has_no_loss(targets: Targets) -> None:
     for config in (PAPER, LossConfig(vote_normalisation="near", wide_weight=0.2)):
         terms = field_losses(Field(targets.sdf, targets.weight, targets.direction), targets, config)
         assert all(value == 0 for value in terms.values())
 
 
 @pytest.mark.parametrize("normalisation", ["elements", "near"])
-def test_votes_of_far_points_are_free(
-    answers: tuple[Tensor, Tensor, Tensor], targets: Targets, normalisation: str
+def test_votes_of_far_points_have_no_loss(
+    predicted: tuple[Tensor, Tensor, Tensor], targets: Targets, normalisation: str
 ) -> None:
     config = replace(PAPER, vote_normalisation=normalisation)
-    weight, direction = (answer.clone().requires_grad_() for answer in answers[1:])
+    weight, direction = (each.clone().requires_grad_() for each in predicted[1:])
     sum(vote_losses(weight, direction, targets, config)).backward()
     for gradient in (weight.grad, direction.grad):
         assert gradient[~targets.near].count_nonzero() == 0
@@ -97,28 +99,28 @@ def test_votes_of_far_points_are_free(
 
 
 def test_near_normalisation_is_a_mean_per_image(
-    answers: tuple[Tensor, Tensor, Tensor], targets: Targets
+    predicted: tuple[Tensor, Tensor, Tensor], targets: Targets
 ) -> None:
     config = replace(PAPER, vote_normalisation="near", vote_beta=0.5)
-    wanted_weight, wanted_direction = [], []
+    expected_weight, expected_direction = [], []
     for image in range(2):
         near = targets.near[image]
         labelled = targets.weight[image] > 0
-        differences = (answers[1] - targets.weight)[image][near].flatten().tolist()
-        wanted_weight.append(sum(huber(x, 0.5) for x in differences) / len(differences))
-        differences = (answers[2] - targets.direction)[image][labelled].flatten().tolist()
-        wanted_direction.append(sum(huber(x, 0.5) for x in differences) / len(differences))
-    at_weight, at_direction = vote_losses(*answers[1:], targets, config)
-    assert at_weight.item() == pytest.approx(sum(wanted_weight) / 2, rel=1e-5)
-    assert at_direction.item() == pytest.approx(sum(wanted_direction) / 2, rel=1e-5)
+        differences = (predicted[1] - targets.weight)[image][near].flatten().tolist()
+        expected_weight.append(sum(huber(x, 0.5) for x in differences) / len(differences))
+        differences = (predicted[2] - targets.direction)[image][labelled].flatten().tolist()
+        expected_direction.append(sum(huber(x, 0.5) for x in differences) / len(differences))
+    at_weight, at_direction = vote_losses(*predicted[1:], targets, config)
+    assert at_weight.item() == pytest.approx(sum(expected_weight) / 2, rel=1e-5)
+    assert at_direction.item() == pytest.approx(sum(expected_direction) / 2, rel=1e-5)
 
 
-def test_no_near_point_gives_zero_not_nan(answers: tuple[Tensor, Tensor, Tensor], targets: Targets) -> None:
+def test_no_near_point_gives_zero_not_nan(predicted: tuple[Tensor, Tensor, Tensor], targets: Targets) -> None:
     far = Targets(
         targets.sdf + 1000, torch.zeros_like(targets.near), 0 * targets.weight, 0 * targets.direction
     )
     for normalisation in ("elements", "near"):
-        terms = field_losses(Field(*answers), far, replace(PAPER, vote_normalisation=normalisation))
+        terms = field_losses(Field(*predicted), far, replace(PAPER, vote_normalisation=normalisation))
         assert terms["weight"] == 0
         assert terms["direction"] == 0
 
@@ -187,6 +189,6 @@ def test_soft_argmax_reads_aligned_corners() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"vote_beta": 0.0}, {"nearest": 0}, {"wide_weight": -1.0}, {"vote_normalisation": "mean"}]
 )
-def test_refuses_nonsense(wrong: dict) -> None:
+def test_refuses_invalid_weights(wrong: dict) -> None:
     with pytest.raises(ValueError, match="got"):
         LossConfig(**wrong)

@@ -1,4 +1,4 @@
-"""The metrics against the public evaluators' own outputs, and their properties on made poses."""
+"""Metrics: equality with the public evaluators' outputs, and properties on random poses."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_paper_scores_equal_the_releases(cases: dict[str, dict[str, Any]], name:
 
 
 def hands(count: int = 3, seed: int = 0) -> Floats:
-    """Made poses: 21 points within a hand's size, 600 mm away."""
+    """Random poses: 21 points within a hand's size, 600 mm away."""
     return np.random.default_rng(seed).uniform(-80, 80, (count, 21, 3)) + [0, 0, 600]
 
 
@@ -133,14 +133,14 @@ def test_known_errors_give_known_scores() -> None:
     assert scores.auc == pytest.approx((1 / 6 + 2 * 4 / 6 + 5 / 6) / 4)
 
 
-def test_hidden_keypoints_do_not_count() -> None:
+def test_invisible_keypoints_are_ignored() -> None:
     errors = np.array([[1.0, 5.0, np.nan], [3.0, np.nan, np.nan]])
     scores = metrics.keypoint_scores(errors, visible=np.isfinite(errors))
     assert (scores.mean, scores.median) == (3.5, 3.5)
     assert scores.pck[-1] == 1.0
 
 
-def test_similarities_align_away_and_mirrors_only_where_allowed() -> None:
+def test_alignment_removes_similarities_and_mirrors_on_request() -> None:
     truth = hands()
     moved, mirrored = similarity(truth), similarity(truth, mirror=True)
     for reflection in (False, True):
@@ -190,7 +190,7 @@ def test_nearest_distances_do_not_depend_on_the_blocks() -> None:
     np.testing.assert_array_equal(metrics._nearest(points, others)[:40], whole)
 
 
-def test_bad_input_is_named() -> None:
+def test_refuses_invalid_input() -> None:
     truth = hands()
     with pytest.raises(ValueError, match=r"\(3, 21, 3\) and \(2, 21, 3\)"):
         metrics.mpjpe(truth, truth[:2])

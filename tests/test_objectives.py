@@ -1,4 +1,4 @@
-"""What each method is told, and what it loses by answering otherwise."""
+"""Labels and losses of every method and task."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def in_frame(hands: MeshHands, volume: Volume) -> MeshHands:
 
 
 @pytest.mark.parametrize("volume", [FrustumVolume(), RootCube()], ids=["frustum", "cube"])
-def test_field_points_lie_in_the_volume_half_of_them_inside(hands: MeshHands, volume: Volume) -> None:
+def test_field_points_lie_in_the_volume_half_inside_the_hand(hands: MeshHands, volume: Volume) -> None:
     placed = in_frame(hands, volume)
     labels = FieldObjective(volume, POINTS, LossConfig()).labels(placed, seeded())
     assert labels.points.shape == (3, 120, 3) and volume.contains(labels.points).all()
@@ -52,7 +52,7 @@ def test_field_points_lie_in_the_volume_half_of_them_inside(hands: MeshHands, vo
 
 
 @pytest.mark.parametrize("volume", [FrustumVolume(), RootCube()], ids=["frustum", "cube"])
-def test_dense_labels_are_the_first_hits(hands: MeshHands, volume: Volume) -> None:
+def test_dense_labels_are_at_first_hits(hands: MeshHands, volume: Volume) -> None:
     placed = in_frame(hands, volume)
     labels = DenseObjective(volume, 32, LossConfig()).labels(placed, seeded())
     assert 20 < labels.hand.sum() < 3 * 32 * 32
@@ -63,9 +63,9 @@ def test_dense_labels_are_the_first_hits(hands: MeshHands, volume: Volume) -> No
             walk = origins[texel] + along * directions[texel]
             inside = placed[index : index + 1].signed_distance(walk[None])[0] <= 0.02
             point = walk[inside.nonzero()[0, 0]]
-            wanted = (1 - (placed.joints[index] - point).norm(dim=-1) / 80).clamp_min(0)
+            expected = (1 - (placed.joints[index] - point).norm(dim=-1) / 80).clamp_min(0)
             # Steps of the walk are up to 0.07 mm long.
-            torch.testing.assert_close(labels.weight[index, texel], wanted, rtol=0, atol=5e-3)
+            torch.testing.assert_close(labels.weight[index, texel], expected, rtol=0, atol=5e-3)
     assert not labels.weight[~labels.hand].any()
 
 
@@ -81,17 +81,17 @@ def test_dense_loss_is_equation_12(hands: MeshHands) -> None:
     for image in range(3):
         for texel in range(256):
             if labels.hand[image, texel]:
-                wanted = torch.cat(
+                expected = torch.cat(
                     [labels.weight[image, texel, :, None], model.normalised(hands.joints[image])], 1
                 )
                 got = torch.cat([votes.weight[image, texel, :, None], votes.joints[image, texel]], 1)
-                off = (got - wanted).abs()
+                off = (got - expected).abs()
                 huber = huber + torch.where(off < 1, off * off / 2, off - 0.5).sum()
     mask = binary_cross_entropy_with_logits(votes.hand, labels.hand.float())
     torch.testing.assert_close(terms["loss"], mask + 0.3 * huber / (3 * 256 * 21 * 4))
 
 
-def test_each_method_learns_a_batch_by_heart(hands: MeshHands) -> None:
+def test_each_method_overfits_a_batch(hands: MeshHands) -> None:
     # Every method and task: the loss of one fixed batch falls by its own gradients.
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     for method in ("nvf", "holistic", "dense"):
@@ -134,4 +134,3 @@ def test_objective_follows_the_method() -> None:
     for method, name in (("nvf", "Field"), ("holistic", "Holistic"), ("dense", "Dense")):
         made = objective_of(replace(TINY, method=method), POINTS, LossConfig(), FrustumVolume())
         assert type(made).__name__ == f"{name}Objective"
-        assert made.needs_surface == (method != "holistic")

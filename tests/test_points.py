@@ -1,4 +1,4 @@
-"""Query points: how many, where, and the same again from the same seed."""
+"""Query points: counts, distributions, and determinism."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def beside_the_picture(hands: MeshHands) -> MeshHands:
-    """Turns the hands about the camera until they have left the picture."""
+def beside_the_image(hands: MeshHands) -> MeshHands:
+    """Turn the hands about the camera out of the image."""
     angle = torch.tensor(1.0)
     turn = torch.tensor([[angle.cos(), 0, angle.sin()], [0, 1, 0], [-angle.sin(), 0, angle.cos()]])
     return hands.rotated(turn.expand(len(hands), 3, 3))
@@ -43,7 +43,7 @@ def beside_the_picture(hands: MeshHands) -> MeshHands:
     ],
 )
 def test_shape_view_and_distance(hands: MeshHands, sampling: PointSampling) -> None:
-    for some in (hands, beside_the_picture(hands)):
+    for some in (hands, beside_the_image(hands)):
         points, sdf = sample_points(some, VOLUME, sampling, seeded())
         assert points.shape == (6, sampling.total, 3)
         uv = points[..., :2] / points[..., 2:] / REFERENCE_SLOPE
@@ -58,7 +58,7 @@ def test_half_inside_half_outside(hands: MeshHands) -> None:
     assert (sdf[:, 200:] >= 0).all()
 
 
-def test_draws_without_repeats_while_they_last(hands: MeshHands) -> None:
+def test_draws_without_replacement_where_possible(hands: MeshHands) -> None:
     points, _ = sample_points(hands, VOLUME, SMALL_PAPER, seeded())
     assert len(points[0, 200:].unique(dim=0)) == 200
     scarce = PointSampling(surface=20, sphere=0, frustum=5, inside=100, outside=100)
@@ -77,7 +77,7 @@ def test_surface_points_spread_by_sigma(hands: MeshHands) -> None:
     assert sample_points(hands, VOLUME, exact, seeded())[1].abs().median() < 0.1
 
 
-def test_sphere_is_about_joint_nine(hands: MeshHands) -> None:
+def test_sphere_points_are_uniform_about_joint_nine(hands: MeshHands) -> None:
     sampling = PointSampling(
         surface=1, sphere=3000, sphere_radius_mm=20.0, frustum=1, inside=None, outside=None
     )
@@ -88,18 +88,18 @@ def test_sphere_is_about_joint_nine(hands: MeshHands) -> None:
     assert abs((distance[inside] / 20).pow(3).mean() - 0.5) < 0.02  # uniform by volume
 
 
-def test_frustum_is_filled_evenly(hands: MeshHands) -> None:
+def test_frustum_points_are_uniform(hands: MeshHands) -> None:
     sampling = PointSampling(surface=1, sphere=0, frustum=20_000, inside=None, outside=None)
     points, _ = sample_points(hands[:1], VOLUME, sampling, seeded(4))
     box = torch.rand(400_000, 3, generator=seeded(1)) * torch.tensor([500.0, 500.0, 1050.0]) + torch.tensor(
         [-250, -250, 150.0]
     )
-    wanted = box[(box[:, :2].abs() <= box[:, 2:] * REFERENCE_SLOPE).all(-1)]
+    expected = box[(box[:, :2].abs() <= box[:, 2:] * REFERENCE_SLOPE).all(-1)]
     levels = torch.linspace(0.1, 0.9, 9)
     for axis in range(3):
         measured = torch.quantile(points[0, :, axis], levels)
         # quantiles of 20 000 draws scatter by about 3 mm here
-        torch.testing.assert_close(measured, torch.quantile(wanted[:, axis], levels), atol=12.0, rtol=0)
+        torch.testing.assert_close(measured, torch.quantile(expected[:, axis], levels), atol=12.0, rtol=0)
 
 
 def test_ray_points_lie_behind_and_before_the_surface(hands: MeshHands) -> None:
@@ -145,7 +145,7 @@ def test_paper_defaults_give_5000_points() -> None:
     "wrong",
     [{"inside": None}, {"frustum": 0}, {"ray_points": -1}, {"surface_sigma_mm": -3.0}, {"inside": -1}],
 )
-def test_refuses_nonsense(wrong: dict) -> None:
+def test_refuses_invalid_counts_and_ranges(wrong: dict) -> None:
     with pytest.raises(ValueError, match="got"):
         PointSampling(**wrong)
 

@@ -26,11 +26,9 @@ K = np.array([[400.0, 0, 64], [0, 400.0, 48], [0, 0, 1]])
 @pytest.fixture
 def samples() -> list[HandSample]:
     hands = sample_hands(3, torch.Generator().manual_seed(0))
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 96, 128, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 96, 128, 3), dtype=np.uint8)
     return [
-        HandSample(
-            str(i), pictures[i], K, root=hands.joints[i, 0], joints=hands.joints[i], hand_scale=40.0 + i
-        )
+        HandSample(str(i), images[i], K, root=hands.joints[i, 0], joints=hands.joints[i], hand_scale=40.0 + i)
         for i in range(3)
     ]
 
@@ -59,26 +57,26 @@ def test_every_method_and_task_predicts(samples: list[HandSample], method: str, 
         shift = predictor(moved, use_scale=True).joints[0] - found.joints[1]
         assert (
             np.abs(shift.mean(0) - [0, 0, 1]).max() < 0.5
-        )  # the crop hardly changes, the answer moves along
-        with pytest.raises(ValueError, match="1: a root-relative method is given the wrist"):
+        )  # the crop hardly changes, the prediction moves along
+        with pytest.raises(ValueError, match="1: the network needs the true wrist"):
             predictor([samples[0], replace(samples[1], root=None)], use_scale=True)
 
 
-def test_a_baseline_predicts_millimetres_of_the_camera(samples: list[HandSample]) -> None:
+def test_baseline_predicts_millimetres_of_the_camera(samples: list[HandSample]) -> None:
     for task, origin in (("camera-space", torch.zeros(3)), ("root-relative", samples[0].root)):
         model = build(replace(TINY, method="holistic", task=task))
         assert isinstance(model, Baseline)
-        wanted = model.normalised(samples[0].joints - origin)
+        expected = model.normalised(samples[0].joints - origin)
         with torch.no_grad():
             model.field.weights[-1].zero_()
-            model.field.biases[-1].copy_(wanted.flatten())
+            model.field.biases[-1].copy_(expected.flatten())
         found = NetworkPredictor(PoseEstimator(model))(samples[:1], use_scale=False)
         np.testing.assert_allclose(found.joints[0], samples[0].joints, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("task", ["camera-space", "root-relative"])
 @pytest.mark.parametrize("method", ["nvf", "holistic", "dense"])
-def test_a_left_hand_is_a_right_one_in_the_mirror(method: str, task: str) -> None:
+def test_left_hand_equals_the_mirrored_right_hand(method: str, task: str) -> None:
     torch.manual_seed(2)
     model = build(replace(TINY, method=method, task=task))
     with torch.no_grad():
@@ -119,7 +117,7 @@ def test_load_serves_every_method_and_task(samples: list[HandSample], tmp_path: 
         np.testing.assert_array_equal(found.joints, expected.joints)
 
 
-def test_a_baseline_refuses_what_belongs_to_a_field(samples: list[HandSample]) -> None:
+def test_baseline_refuses_options_of_a_field(samples: list[HandSample]) -> None:
     baseline = build(replace(TINY, method="holistic"))
     for option in ({"fraction": 0.7}, {"search": "guided"}, {"step_mm": 8.0}, {"surface_mm": 1.0}):
         message = (

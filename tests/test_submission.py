@@ -1,4 +1,4 @@
-"""Submissions, read back by a reader of its own that expects what the official evaluators expect."""
+"""Submissions, read back as the official evaluators read them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def truth() -> Floats:
 
 @pytest.fixture(scope="module")
 def joints(truth: Floats) -> Floats:
-    """Float32, as the estimator answers; off by some 10 mm."""
+    """Float32, as the estimator returns them; off by about 10 mm."""
     noise = 10 * np.random.default_rng(0).standard_normal(truth.shape)
     return (truth + noise).astype(np.float32)
 
@@ -40,7 +40,7 @@ def vertices(truth: Floats) -> Floats:
 
 
 def official(path: Path, count: int) -> tuple[Floats, Floats]:
-    """What the evaluators do with a submission: they load pred.json, and each entry is an array in metres."""
+    """Load pred.json as the evaluators do; each entry is an array in metres."""
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["pred.json"]
@@ -87,33 +87,33 @@ def test_ho3d(tmp_path: Path, truth: Floats, joints: Floats, vertices: Floats, v
     np.testing.assert_allclose(back, joints, rtol=1e-14)
 
 
-def test_without_vertices_zeros_are_written(tmp_path: Path, joints: Floats) -> None:
+def test_writes_zeros_without_vertices(tmp_path: Path, joints: Floats) -> None:
     for number, write in enumerate((write_freihand_submission, write_ho3d_submission)):
         options = {"version": "v2"} if number else {}
         write(tmp_path / "pred.zip", joints, official=False, **options)
         assert not official(tmp_path / "pred.zip", COUNT)[1].any()
 
 
-def test_official_lengths(tmp_path: Path, joints: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_other_lengths(tmp_path: Path, joints: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pred.zip"
     for version, count in (("v2", 11_524), ("v3", 20_137)):
-        with pytest.raises(ValueError, match=f"has {count} pictures, got {COUNT} poses"):
+        with pytest.raises(ValueError, match=f"has {count} images, got {COUNT} poses"):
             write_ho3d_submission(path, joints, version=version)
-    with pytest.raises(ValueError, match=f"has 3960 pictures, got {COUNT} poses"):
+    with pytest.raises(ValueError, match=f"has 3960 images, got {COUNT} poses"):
         write_freihand_submission(path, joints)
     assert not path.exists()
-    monkeypatch.setattr(submission, "FREIHAND_PICTURES", COUNT)
+    monkeypatch.setattr(submission, "FREIHAND_IMAGES", COUNT)
     write_freihand_submission(path, joints)
     official(path, COUNT)
 
 
-def test_equal_answers_are_equal_files(tmp_path: Path, joints: Floats) -> None:
+def test_equal_joints_give_equal_files(tmp_path: Path, joints: Floats) -> None:
     for name in ("first.zip", "second.zip"):
         write_freihand_submission(tmp_path / name, joints, official=False)
     assert (tmp_path / "first.zip").read_bytes() == (tmp_path / "second.zip").read_bytes()
 
 
-def test_what_a_server_would_refuse_is_refused(tmp_path: Path, joints: Floats, vertices: Floats) -> None:
+def test_refuses_invalid_joints_and_meshes(tmp_path: Path, joints: Floats, vertices: Floats) -> None:
     path = tmp_path / "pred.zip"
     behind, missing = joints * [1, -1, -1], joints.copy()
     missing[2, 3] = np.nan
@@ -132,7 +132,7 @@ def test_what_a_server_would_refuse_is_refused(tmp_path: Path, joints: Floats, v
     for message, wrong in {
         "3 poses need as many meshes, got 2": vertices[:2],
         "3 poses need as many meshes, got 4": np.resize(vertices, (4, 778, 3)),
-        r"vertices of picture 0 must be \(778, 3\)": vertices[:, :700],
+        r"vertices of image 0 must be \(778, 3\)": vertices[:, :700],
     }.items():
         with pytest.raises(ValueError, match=message):
             write_freihand_submission(path, joints, wrong, official=False)
@@ -140,10 +140,10 @@ def test_what_a_server_would_refuse_is_refused(tmp_path: Path, joints: Floats, v
         write_freihand_submission(tmp_path / "pred.json", joints, official=False)
     with pytest.raises(ValueError, match="version must be one of v2, v3, got 'v1'"):
         write_ho3d_submission(path, joints, version="v1")
-    assert list(tmp_path.iterdir()) == [], "no half a file is left"
+    assert list(tmp_path.iterdir()) == [], "no unfinished file is left"
 
 
-def test_reading_names_what_is_wrong(tmp_path: Path) -> None:
+def test_refuses_to_read_other_files(tmp_path: Path) -> None:
     path = tmp_path / "pred.zip"
     path.write_bytes(b"no zip")
     with pytest.raises(ValueError, match="not a zip file"):

@@ -1,7 +1,7 @@
 """Evaluation metrics of the field, as FreiHAND, HO-3D and the Neural Voting Field paper define them.
 
 numpy in, numpy out, float64, millimetres, vectorised over samples. The public evaluators work in metres;
-where one of their constants has a unit, it is converted here and said so. Inference never imports metrics.
+where one of their constants has a unit, a comment names the conversion. Inference never imports metrics.
 
 Sources: FreiHAND's and HO-3D's public `eval.py` and `utils/eval_util.py`; the paper's section 4.2.
 """
@@ -38,7 +38,7 @@ class KeypointScores:
         mean: mm; mean over keypoints of the mean over samples.
         median: mm; mean over keypoints of the median over samples (not the median of all errors).
         auc: in [0, 1]; area under `pck` over the thresholds' range.
-        pck: (T,) share of errors at or below each threshold, mean over keypoints.
+        pck: (T,) fraction of errors at or below each threshold, mean over keypoints.
         thresholds: (T,) mm.
     """
 
@@ -53,8 +53,7 @@ def joint_errors(predicted: ArrayLike, truth: ArrayLike) -> Floats:
     """Euclidean distance of each keypoint to its truth.
 
     Args:
-        predicted: (..., K, 3) mm.
-        truth: (..., K, 3) mm, of the same shape.
+        predicted, truth: (..., K, 3) mm, of one shape.
 
     Returns:
         (..., K) mm.
@@ -122,8 +121,7 @@ def mpjpe(predicted: ArrayLike, truth: ArrayLike) -> float:
     """Mean per-joint position error, unaligned: the paper's CS-MJE on camera-space joints (section 4.2).
 
     Args:
-        predicted: (..., K, 3) mm, camera space.
-        truth: (..., K, 3) mm, camera space.
+        predicted, truth: (..., K, 3) mm, camera space.
 
     Returns:
         mm.
@@ -135,8 +133,7 @@ def auc(predicted: ArrayLike, truth: ArrayLike, thresholds: ArrayLike = THRESHOL
     """Area under the PCK curve, unaligned: the paper's CS-AUC on camera-space joints (figure 3).
 
     Args:
-        predicted: (..., K, 3) mm, camera space.
-        truth: (..., K, 3) mm, camera space.
+        predicted, truth: (..., K, 3) mm, camera space.
         thresholds: (T,) mm, ascending.
 
     Returns:
@@ -149,8 +146,7 @@ def pa_mpjpe(predicted: ArrayLike, truth: ArrayLike, *, reflection: bool = False
     """Mean per-joint position error after Procrustes alignment of each sample.
 
     Args:
-        predicted: (..., K, 3) mm.
-        truth: (..., K, 3) mm.
+        predicted, truth: (..., K, 3) mm.
         reflection: False aligns by a proper similarity (`rigid_align`, what the NVF release reports); True
             lets a mirror image align as well (`procrustes_align`, as the FreiHAND and HO-3D servers do).
 
@@ -165,8 +161,7 @@ def translation_error(predicted: ArrayLike, truth: ArrayLike) -> float:
     """TE: mean distance between the poses' centroids (section 4.2; the centroid is the mean of the joints).
 
     Args:
-        predicted: (..., K, 3) mm, camera space.
-        truth: (..., K, 3) mm, camera space.
+        predicted, truth: (..., K, 3) mm, camera space.
 
     Returns:
         mm.
@@ -179,8 +174,7 @@ def depth_error(predicted: ArrayLike, truth: ArrayLike) -> float:
     """DE: mean difference of the poses' centroids along the optical axis (section 4.2).
 
     Args:
-        predicted: (..., K, 3) mm, camera space.
-        truth: (..., K, 3) mm, camera space.
+        predicted, truth: (..., K, 3) mm, camera space.
 
     Returns:
         mm, never above `translation_error`.
@@ -195,8 +189,7 @@ def procrustes_align(predicted: ArrayLike, truth: ArrayLike) -> Floats:
     Since a mirrored hand aligns well, these errors are not comparable with those after `rigid_align`.
 
     Args:
-        predicted: (..., K, 3) mm.
-        truth: (..., K, 3) mm.
+        predicted, truth: (..., K, 3) mm.
 
     Returns:
         (..., K, 3) mm, `predicted` moved onto `truth`.
@@ -213,8 +206,7 @@ def rigid_align(predicted: ArrayLike, truth: ArrayLike) -> Floats:
     A prediction collapsed to one point has no scale; it lands on the truth's centroid.
 
     Args:
-        predicted: (..., K, 3) mm.
-        truth: (..., K, 3) mm.
+        predicted, truth: (..., K, 3) mm.
 
     Returns:
         (..., K, 3) mm, `predicted` moved onto `truth`.
@@ -237,8 +229,7 @@ def scale_translation_align(
     """Scale each sample to one bone's true length, its root on the true root (HO-3D's `xyz_scale_trans_al`).
 
     Args:
-        predicted: (..., K, 3) mm.
-        truth: (..., K, 3) mm.
+        predicted, truth: (..., K, 3) mm.
         bone: (root, end) keypoints whose distance sets the scale; `HO3D_BONE` for HO-3D's joint order.
 
     Returns:
@@ -247,9 +238,9 @@ def scale_translation_align(
     predicted, truth = _pair(predicted, truth)
     root, end = bone
     length = np.linalg.norm(predicted[..., end, :] - predicted[..., root, :], axis=-1)
-    wanted = np.linalg.norm(truth[..., end, :] - truth[..., root, :], axis=-1)
+    expected = np.linalg.norm(truth[..., end, :] - truth[..., root, :], axis=-1)
     # The evaluator multiplies by the true length in metres where the predicted bone has no length.
-    factor = wanted / np.where(length > 0, length, _METRE_MM)
+    factor = expected / np.where(length > 0, length, _METRE_MM)
     return root_align(predicted * factor[..., None, None], truth, root)
 
 
@@ -257,8 +248,7 @@ def root_align(predicted: ArrayLike, truth: ArrayLike, root: int = 0) -> Floats:
     """Move each sample's root onto the true root; the error is then the paper's RS-MJE (table 4).
 
     Args:
-        predicted: (..., K, 3) mm.
-        truth: (..., K, 3) mm.
+        predicted, truth: (..., K, 3) mm.
         root: keypoint that is moved onto its truth.
 
     Returns:
@@ -292,7 +282,7 @@ def align_vertices_by_joints(vertices: ArrayLike, predicted: ArrayLike, truth: A
 
 
 def f_score(predicted: ArrayLike, truth: ArrayLike, threshold_mm: float) -> float:
-    """F-score of two vertex sets: harmonic mean of the shares of each that lie near the other.
+    """F-score of two vertex sets: harmonic mean of the fractions of each that lie near the other.
 
     Args:
         predicted: (V, 3) mm.
@@ -310,8 +300,7 @@ def camera_space_scores(predicted: ArrayLike, truth: ArrayLike) -> dict[str, flo
     """The paper's camera-space scores (section 4.2, tables 1 to 3) and the pose error after alignment.
 
     Args:
-        predicted: (N, 21, 3) mm, camera space.
-        truth: (N, 21, 3) mm, camera space.
+        predicted, truth: (N, 21, 3) mm, camera space.
 
     Returns:
         cs_mje, te, de, pa_mpjpe (proper rotations) in mm; cs_auc, pa_auc in [0, 1].

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.pose import HandPose
+
+NEEDED = {"root": "true wrist", "hand_scale": "hand scale"}
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ class NetworkPredictor:
         return self.estimator(
             [sample.image for sample in samples],
             np.stack([sample.intrinsics for sample in samples]),
-            hand_scales(samples) if use_scale else None,
+            known(samples, "hand_scale") if use_scale else None,
             np.stack([box_on_image(sample) for sample in samples]) if boxed else None,
             [sample.side for sample in samples],
-            root=roots(samples) if self.task == "root-relative" else None,
+            root=torch.stack(known(samples, "root")) if self.task == "root-relative" else None,
         )
 
 
@@ -122,27 +123,14 @@ def box_on_image(sample: HandSample) -> np.ndarray:
     return (box + np.clip(middle, 0, [width - 1, height - 1]) - middle).ravel()
 
 
-def roots(samples: Sequence[HandSample]) -> Tensor:
-    """The samples' wrists, (B, 3) float32 mm.
+def known(samples: Sequence[HandSample], name: str) -> list[Any]:
+    """One attribute of every sample: "root" (3,) mm or "hand_scale" mm.
 
     Raises:
-        ValueError: a sample has none.
+        ValueError: a sample lacks it.
     """
-    found = [sample.root for sample in samples if sample.root is not None]
-    if len(found) < len(samples):
-        without = next(sample.id for sample in samples if sample.root is None)
-        raise ValueError(f"{without}: a root-relative method is given the wrist, and it is not known here")
-    return torch.stack(found)
-
-
-def hand_scales(samples: Sequence[HandSample]) -> list[float]:
-    """The samples' hand scales, mm.
-
-    Raises:
-        ValueError: a sample has none.
-    """
-    found = [sample.hand_scale for sample in samples if sample.hand_scale is not None]
-    if len(found) < len(samples):
-        without = next(sample.id for sample in samples if sample.hand_scale is None)
-        raise ValueError(f"{without}: a hand scale is needed, and the data set has none for it")
-    return found
+    values = [getattr(sample, name) for sample in samples]
+    without = next((sample.id for sample, value in zip(samples, values, strict=True) if value is None), None)
+    if without is not None:
+        raise ValueError(f"{without}: the network needs the {NEEDED[name]}, and the data set has none for it")
+    return values

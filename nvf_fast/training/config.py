@@ -19,7 +19,7 @@ from nvf_fast.training.view_mixture import ViewMixtureConfig
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How the weights move.
+    """Optimiser and schedule.
 
     Attributes:
         optimiser: "rmsprop" (the paper's) or "adamw" (weight decay on matrices only).
@@ -33,8 +33,8 @@ class Optimisation:
         schedule: "milestones" multiplies the rate by 0.1 at each of `milestones` (epochs); "cosine" falls to
             `final_share` of the peak at the end.
         milestones: epochs.
-        warmup_steps: the rate rises linearly over so many steps.
-        final_share: where the cosine ends, as a share of the peak.
+        warmup_steps: steps over which the rate rises linearly.
+        final_share: end of the cosine, as a ratio to the peak.
         clip_norm: gradients are scaled down to this norm; None leaves them.
         ema: decay per step of the averaged weights that are evaluated and exported; None: the last are.
         precision: arithmetic of the encoder and the field; weights and losses stay float32. On a CPU,
@@ -85,20 +85,20 @@ class Optimisation:
             )
 
     def total_steps(self, images: int) -> int:
-        """Steps of the whole training on a set of so many images."""
+        """Steps of the whole training on a data set of this size."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
         return self.epochs * self.steps_per_epoch(images)
 
     def steps_per_epoch(self, images: int) -> int:
-        """Full batches in a set of so many images."""
+        """Full batches in a data set of this size."""
         if images < self.batch:
-            raise ValueError(f"a batch of {self.batch} needs at least so many images, the set has {images}")
+            raise ValueError(f"a batch needs {self.batch} images, the data set has {images}")
         return images // self.batch
 
     def learning_rate_at(self, step: int, images: int) -> float:
-        """The rate of step 0, 1, ... on a set of so many images."""
+        """The rate of step 0, 1, ... on a data set of this size."""
         rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.schedule == "cosine":
             done = min(1.0, step / self.total_steps(images))
@@ -112,20 +112,20 @@ class TrainingConfig:
     """One training. `preset` names what it started from; the seed and these numbers determine every step.
 
     Attributes:
-        preset: name kept in the checkpoint's facts.
+        preset: its name, kept in the checkpoint's metadata.
         seed: of weights, order, augmentation and points.
         model: the network.
-        data: the pictures.
+        data: the data set.
         sampling: query points.
         losses: losses.
-        augmentation: changes to the pictures.
-        views: for hand views, which of them, of `data` among others; instead of `augmentation`.
+        augmentation: of the images.
+        views: for hand views, their mixture, which may include `data`; instead of `augmentation`.
         hand_losses: for hand views, the losses; instead of `sampling` and `losses`.
         optimisation: optimiser and schedule.
         log_every: steps between two lines of the log.
         save_every: steps between two saved states.
         evaluate_every: steps between two evaluations; 0 is never.
-        evaluation_images: pictures of each evaluation.
+        evaluation_images: images of each evaluation.
     """
 
     preset: str

@@ -1,4 +1,4 @@
-"""A data set's samples as the network's pictures, with their hands in the task's frame."""
+"""A data set's samples as the network's images, with their hands in the task's frame."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from nvf_fast.camera import remap
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.sample import DamagedPicture, HandDataset, HandSample
+from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
 from nvf_fast.data.surfaces import HandSurfaces, MeshHands
 from nvf_fast.volumes import Volume, volume_of
 
 
 class ImageBatch(NamedTuple):
-    """Pictures and their hands.
+    """Images and their hands.
 
-    images (B, 3, S, S) uint8; hands: B in the task's frame; damaged: what is said of pictures that could not
-    be read, in whose place others stand.
+    images (B, 3, S, S) uint8; hands: B in the task's frame; damaged: messages about images that could not be
+    read and were replaced by others.
     """
 
     images: Tensor
@@ -27,15 +27,15 @@ class ImageBatch(NamedTuple):
 
 
 class TaskImages:
-    """What a training asks of a data set: batches by index, cut and remapped as the task wants them.
+    """A data set for training: batches by index, cropped and remapped for the task.
 
-    A picture that cannot be read is replaced by the next one that can, always the same, and named.
+    An image that cannot be read is replaced by the next one that can, always the same, and reported.
 
     Args:
         dataset: samples of right hands with joints, and with surfaces where `needs_surface`.
         volume: the region that the network is queried in.
-        size: px, side of the network's pictures.
-        needs_surface: whether joints alone do not suffice.
+        size: px, side of the network's images.
+        needs_surface: whether every sample needs a surface.
     """
 
     def __init__(self, dataset: HandDataset, volume: Volume, size: int, needs_surface: bool = True) -> None:
@@ -46,34 +46,34 @@ class TaskImages:
         return len(self.dataset)
 
     def __getitems__(self, indices: list[int]) -> ImageBatch:
-        """The pictures of these indices; the name is the one by which torch's loader fetches a batch.
+        """The images of these indices, under the name by which torch's loader reads a batch.
 
         Raises:
-            DamagedPicture: none of the data set's pictures can be read.
+            DamagedImageError: none of the data set's images can be read.
             ValueError: a sample has no joints, no surface where one is needed, or a left hand.
         """
         images, hands = [], []
         damaged: list[str] = []
         for index in indices:
-            image, hand = self._picture(self._readable(index, damaged))
+            image, hand = self._prepared(self._readable(index, damaged))
             images.append(image)
             hands.append(hand)
         return ImageBatch(torch.stack(images), type(hands[0]).stack(hands), tuple(damaged))
 
     def _readable(self, index: int, damaged: list[str]) -> HandSample:
-        last: DamagedPicture | None = None
+        last: DamagedImageError | None = None
         for step in range(len(self)):
             try:
                 return self.dataset[(index + step) % len(self)]
-            except DamagedPicture as error:
+            except DamagedImageError as error:
                 last = error
                 damaged.append(str(error))
-        raise DamagedPicture(f"none of the {len(self)} pictures can be read; the last: {last}")
+        raise DamagedImageError(f"none of the {len(self)} images can be read; the last: {last}")
 
-    def _picture(self, sample: HandSample) -> tuple[Tensor, Any]:
+    def _prepared(self, sample: HandSample) -> tuple[Tensor, Any]:
         """(3, S, S) uint8, and the hand in the task's frame."""
         if sample.joints is None or sample.side != "right":
-            raise ValueError(f"{sample.id}: training wants right hands with joints, got {_kind(sample)}")
+            raise ValueError(f"{sample.id}: training needs right hands with joints, got {_kind(sample)}")
         hand = sample.surface
         if hand is None:
             if self.needs_surface:
@@ -90,7 +90,7 @@ class TaskImages:
 
 
 def task_images(dataset: HandDataset, config: NVFConfig) -> TaskImages:
-    """What a network learns from.
+    """Prepare a data set for a network's training.
 
     Raises:
         ValueError: the method needs surfaces and the data set has none; the message says why.

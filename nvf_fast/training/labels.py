@@ -1,11 +1,11 @@
-"""What each query point should answer: closeness to every joint and the direction to it (Eqs. 1-3)."""
+"""Voting labels: each query point's closeness to every joint and the direction to it (Eqs. 1-3)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-SMALLEST_DISTANCE_MM = 1e-10  # a point on the joint itself has no direction; it gets the zero vector
+SMALLEST_DISTANCE_MM = 1e-10  # a point on the joint itself gets the zero vector
 
 
 def voting_labels(
@@ -29,7 +29,7 @@ def voting_labels(
     """
     if not points.ndim == joints.ndim == 3 or not points.shape[::2] == joints.shape[::2] == (len(points), 3):
         raise ValueError(
-            "wanted points (B, N, 3) and joints (B, J, 3) in mm, "
+            "expected points (B, N, 3) and joints (B, J, 3) in mm, "
             f"got {tuple(points.shape)} and {tuple(joints.shape)}"
         )
     if near.shape != points.shape[:2] or near.dtype != torch.bool:

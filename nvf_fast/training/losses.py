@@ -1,4 +1,4 @@
-"""The field's training losses (Eqs. 5-7), in sdf / 50 mm, and the switchable additions to them."""
+"""The field's training losses (Eqs. 5-7), in sdf / 50 mm, and optional additions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class LossConfig:
 
 
 class Targets(NamedTuple):
-    """What the field should answer at N points of B images.
+    """Labels of the field at N points of B images.
 
     sdf (B, N) mm; near (B, N) bool; weight (B, N, J); direction (B, N, J, 3).
     """
@@ -70,7 +70,7 @@ class Targets(NamedTuple):
 
     @classmethod
     def build(cls, points: Tensor, sdf: Tensor, joints: Tensor, config: LossConfig) -> Targets:
-        """Labels points (B, N, 3) mm, of signed distance sdf (B, N) mm, for joints (B, J, 3) mm."""
+        """Label points (B, N, 3) mm, of signed distance sdf (B, N) mm, for joints (B, J, 3) mm."""
         near = sdf.abs() < config.surface_mm
         weight, direction = voting_labels(points, joints, near, config.ball_mm, config.nearest)
         return cls(sdf, near, weight, direction)
@@ -104,7 +104,7 @@ def vote_losses(
         config: `vote_beta` and `vote_normalisation`.
 
     Returns:
-        (), (): the weights' and the directions' share. "elements": sums over near-surface points divided by
+        (), (): the weights' and the directions' terms. "elements": sums over near-surface points divided by
         all B N J 4 elements. "near": each a mean of its own, per image and then over images.
     """
     near = targets.near[:, :, None].to(weight.dtype)
@@ -128,7 +128,7 @@ def vote_losses(
 
 
 def field_losses(field: Field, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
-    """All losses of one answer of the field.
+    """All losses of one prediction of the field.
 
     Args:
         field: what the network said at N points of B images.
@@ -153,15 +153,15 @@ def field_losses(field: Field, targets: Targets, config: LossConfig) -> dict[str
 
 
 def mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Averages the losses of every stack's features (intermediate supervision)."""
+    """Average the losses of every stack's features (intermediate supervision)."""
     return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
 
 
 class AuxiliaryHead(nn.Module):
-    """Regresses the hand from the encoder's features directly. An aid to short trainings; never exported.
+    """Regression of the hand from the encoder's features, an aid to short trainings; never exported.
 
-    Soft-argmax maps place the joints in the picture; pooled features tell the depth, in hand scales, of the
-    joints' mean and of each joint beside it. In hand scales the image alone determines the answer.
+    Soft-argmax maps locate the joints in the image; pooled features predict the depth of the joints' mean,
+    and each joint's depth relative to it, in hand scales, in which the image alone determines them.
     """
 
     def __init__(self, channels: int, joints: int = 21, hidden: int = 256) -> None:
@@ -177,8 +177,8 @@ class AuxiliaryHead(nn.Module):
         column = torch.linspace(-1, 1, width, device=features.device)
         features = features.float()
         maps = self.maps(features.flatten(2).transpose(1, 2))
-        share = maps.softmax(1).transpose(1, 2).unflatten(2, (height, width))
-        uv = torch.stack([share.sum(2) @ column, share.sum(3) @ row], -1)
+        weights = maps.softmax(1).transpose(1, 2).unflatten(2, (height, width))
+        uv = torch.stack([weights.sum(2) @ column, weights.sum(3) @ row], -1)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
         depths = self.depths(relu(self.pooled(pooled)))
         return depths[:, 0], uv, depths[:, 1:]

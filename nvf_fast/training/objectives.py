@@ -1,4 +1,4 @@
-"""What each method learns from a batch of hands: labels, and losses against them (Secs. 3.3 and 4.1)."""
+"""Labels of a batch of hands and losses against them, by method (Secs. 3.3 and 4.1)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ class Objective(Protocol):
     Labels are a NamedTuple of tensors whose first axis is the batch, so that parts of a batch join.
     """
 
-    needs_surface: bool  # whether joints alone do not suffice
-
     @property
     def shown(self) -> tuple[str, ...]:
-        """The losses that stand beside the progress bar."""
+        """The losses shown beside the progress bar."""
         ...
 
     def labels(self, hands: HandSurfaces, generator: torch.Generator) -> Any:
@@ -52,7 +50,7 @@ def objective_of(config: NVFConfig, sampling: PointSampling, losses: LossConfig,
 
 
 class FieldLabels(NamedTuple):
-    """Query points (B, N, 3) mm in the task's frame, and what the field should answer there."""
+    """Query points (B, N, 3) mm in the task's frame, and the labels of the field there."""
 
     points: Tensor
     sdf: Tensor
@@ -64,7 +62,6 @@ class FieldLabels(NamedTuple):
 class FieldObjective:
     """NVF: signed distance and votes at points about the hand (Eqs. 5-7)."""
 
-    needs_surface = True
     shown = ("loss", "sdf", "weight", "direction")
 
     def __init__(self, volume: Volume, sampling: PointSampling, losses: LossConfig) -> None:
@@ -78,10 +75,10 @@ class FieldObjective:
         self, model: NVF, every_features: list[Tensor], labels: FieldLabels, scale: Tensor | None
     ) -> dict[str, Tensor]:
         points, targets = self.volume.network_points(labels.points), Targets(*labels[1:])
-        answers = [
+        fields = [
             model.query(features, points, model.reference_intrinsics, scale) for features in every_features
         ]
-        return mean_terms([field_losses(answer, targets, self.config) for answer in answers])
+        return mean_terms([field_losses(field, targets, self.config) for field in fields])
 
 
 class HolisticLabels(NamedTuple):
@@ -93,7 +90,6 @@ class HolisticLabels(NamedTuple):
 class HolisticObjective:
     """Baseline-Holistic: Huber loss of the normalised joints (Eq. 10)."""
 
-    needs_surface = False
     shown = ("loss",)
 
     def __init__(self, losses: LossConfig) -> None:
@@ -109,13 +105,13 @@ class HolisticObjective:
         labels: HolisticLabels,
         scale: Tensor | None,
     ) -> dict[str, Tensor]:
-        wanted = model.normalised(labels.joints)
-        answers = [model.regress(features, scale) for features in every_features]
-        return mean_terms([{"loss": smooth_l1_loss(answer, wanted, beta=self.beta)} for answer in answers])
+        expected = model.normalised(labels.joints)
+        predicted = [model.regress(features, scale) for features in every_features]
+        return mean_terms([{"loss": smooth_l1_loss(each, expected, beta=self.beta)} for each in predicted])
 
 
 class DenseLabels(NamedTuple):
-    """What the L texels of a feature map show.
+    """Labels of the L texels of a feature map.
 
     hand (B, L) bool; weight (B, L, 21), closeness of the hand's first point on the ray to each joint; joints
     (B, 21, 3) mm in the task's frame.
@@ -129,7 +125,6 @@ class DenseLabels(NamedTuple):
 class DenseObjective:
     """Baseline-2D-Dense: the hand's mask, and votes where it is (Eqs. 11-12)."""
 
-    needs_surface = True
     shown = ("loss", "mask", "weight", "joints")
 
     def __init__(self, volume: Volume, side: int, losses: LossConfig) -> None:
@@ -150,16 +145,16 @@ class DenseObjective:
         hand = labels.hand.float()
         # Each part is a mean over all L texels, those off the hand counting as zero (Eq. 12).
         shown = hand[..., None]
-        wanted = model.normalised(labels.joints)[:, None]
+        expected = model.normalised(labels.joints)[:, None]
         terms = []
         for features in every_features:
             votes = model.votes(features, scale)
             mask = binary_cross_entropy_with_logits(votes.hand, hand)
             weight = self._huber(votes.weight * shown, labels.weight) / 4
-            joints = self._huber(votes.joints * shown[..., None], wanted * shown[..., None]) * 3 / 4
+            joints = self._huber(votes.joints * shown[..., None], expected * shown[..., None]) * 3 / 4
             loss = mask + self.config.vote_weight * (weight + joints)
             terms.append({"mask": mask, "weight": weight, "joints": joints, "loss": loss})
         return mean_terms(terms)
 
-    def _huber(self, answer: Tensor, wanted: Tensor) -> Tensor:
-        return smooth_l1_loss(answer, wanted, beta=self.config.vote_beta)
+    def _huber(self, predicted: Tensor, expected: Tensor) -> Tensor:
+        return smooth_l1_loss(predicted, expected, beta=self.config.vote_beta)

@@ -1,4 +1,4 @@
-"""Where the field is supervised: query points about each hand (Sec. 3.3, "Sampling of 3D Query Points")."""
+"""Query points around each hand for supervision (Sec. 3.3, "Sampling of 3D Query Points")."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPHERE_JOINT = 9
 
 @dataclass(frozen=True)
 class PointSampling:
-    """How many query points per image, and where. The defaults are the paper's.
+    """Counts and ranges of the query points of an image. The defaults are the paper's.
 
     Attributes:
         surface: points drawn on the surface, then moved by a Gaussian.
@@ -26,8 +26,8 @@ class PointSampling:
         frustum: points uniform in the task's volume, the camera frustum or the cube about the root.
         inside: points inside the hand to keep out of all these; None keeps every drawn point instead.
         outside: points outside the hand to keep; None together with `inside`.
-        ray_points: addition to the paper, on top of the above: points on camera rays through the surface, in
-            front of it and behind it, without which a short training answers "surface" along whole rays.
+        ray_points: addition to the paper and to the above: points on camera rays through the surface, in
+            front of it and behind it; without them a short training predicts "surface" along whole rays.
         ray_log_depth: half of them at the surface's depth times exp(u), u uniform in plus or minus this; on
             the parallel rays of root-relative training, anywhere in the cube.
         ray_sigma_mm: the other half at the surface's depth plus a Gaussian of this standard deviation.
@@ -70,7 +70,7 @@ class PointSampling:
 def sample_points(
     hands: HandSurfaces, volume: Volume, sampling: PointSampling, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draws the query points of a batch of hands.
+    """Sample query points around each hand.
 
     Every point lies inside the network's view. Where an image has fewer points of a kind than requested (a
     hand half out of the image), that kind's points are repeated, and where it has none, any point of the
@@ -131,7 +131,7 @@ def _in_sphere(joints: Tensor, sampling: PointSampling, generator: torch.Generat
 def _along_rays(
     start: Tensor, volume: Volume, sampling: PointSampling, generator: torch.Generator | None
 ) -> Tensor:
-    """Slides points (B, N, 3) along their rays, inside the volume."""
+    """Move points (B, N, 3) along their rays, inside the volume."""
     depth = start[..., 2]
     half = depth.shape[1] // 2
     anywhere = _uniform((len(depth), half), depth, generator)
@@ -140,12 +140,12 @@ def _along_rays(
     return volume.moved_to(start, torch.cat([other, depth[:, half:] + offset], 1))
 
 
-def _choose(wanted: Tensor, otherwise: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Random indices (B, count) into the set columns of `wanted` (B, M), without replacement while they last.
+def _choose(preferred: Tensor, otherwise: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Random indices (B, count) into the set columns of `preferred` (B, M), if possible without replacement.
 
-    A row with no wanted column draws from `otherwise`.
+    A row without any draws from `otherwise`.
     """
-    mask = torch.where(wanted.any(1, keepdim=True), wanted, otherwise)
+    mask = torch.where(preferred.any(1, keepdim=True), preferred, otherwise)
     key = torch.rand(mask.shape, generator=generator, device=mask.device) + ~mask
     order = key.topk(min(count, mask.shape[1]), largest=False).indices
     available = mask.sum(1, keepdim=True).clamp(1, order.shape[1])

@@ -172,6 +172,6 @@ class SavedTraining:
             raise ResumeError(f"{self.folder} holds another training; differing: {listed}")
         if moved and not inexact and state["step"] < self.trainer.total:
             raise ResumeError(
-                f"{self.folder} would not go on bit for bit, but equal up to rounding, if told to "
-                f"go on inexactly: {'; '.join(moved)}"
+                f"{self.folder} would not go on bit for bit; `inexact` allows results equal up to rounding: "
+                f"{'; '.join(moved)}"
             )

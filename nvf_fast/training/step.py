@@ -1,4 +1,4 @@
-"""One step's work: from pictures and hands to a batch, and from a batch to losses."""
+"""The arithmetic of a training step: from images and hands to a batch, and from a batch to losses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from nvf_fast.volumes import Volume, volume_of
 
 
 class Batch(NamedTuple):
-    """What one step works on.
+    """An augmented and labelled batch.
 
-    images (B, 3, S, S) normalised; hand_scale (B,) mm to feed; labels of the objective; joints (B, 21, 3) mm
-    in the task's frame; true_scale (B,) mm.
+    images (B, 3, S, S) normalised; hand_scale (B,) mm, the network's input; labels of the objective; joints
+    (B, 21, 3) mm in the task's frame; true_scale (B,) mm.
     """
 
     images: Tensor
@@ -35,12 +35,12 @@ class Batch(NamedTuple):
 
 
 class Step:
-    """The arithmetic of a training step, apart from who fetches pictures and who moves the weights.
+    """Batches and losses on images of the reference frustum or the root cube.
 
     Args:
         config: every number of the training.
         device: where to compute.
-        layout: memory format of the pictures.
+        layout: memory format of the images.
     """
 
     def __init__(self, config: TrainingConfig, device: torch.device, layout: torch.memory_format) -> None:
@@ -50,20 +50,20 @@ class Step:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The losses that stand beside the progress bar."""
+        """The losses shown beside the progress bar."""
         return self.objective.shown
 
     @torch.no_grad()
     def batch(self, parts: Iterable[tuple[ImageBatch, torch.Generator]]) -> Batch:
-        """Joins parts of a batch, each augmented and labelled with random numbers of its own.
+        """Join parts of a batch, each augmented and labelled with random numbers of its own.
 
         Args:
-            parts: pictures on any device, and a generator on the step's.
+            parts: images on any device, and a generator on the step's.
         """
         made = []
-        for pictures, generator in parts:
-            images = pictures.images.to(self.device, non_blocking=True)
-            hands = pictures.hands.to(self.device)
+        for part, generator in parts:
+            images = part.images.to(self.device, non_blocking=True)
+            hands = part.hands.to(self.device)
             images, hands, hand_scale = augment(
                 images, hands, self.volume, self.config.augmentation, generator
             )
@@ -93,7 +93,7 @@ class Step:
 
 
 class HandStep:
-    """The arithmetic of a training step on hand views; see `Step`."""
+    """Batches and losses on hand views; see `Step`."""
 
     shown = ("loss", "places", "depths", "middle", "sdf")
 
