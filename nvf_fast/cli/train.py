@@ -67,7 +67,7 @@ class Run:
     inexact: Flag = False
 
     def run(self) -> None:
-        from nvf_fast.runtime.processes import ProcessLostError, process_group
+        from nvf_fast.runtime.processes import Processes, ProcessLostError, process_group
         from nvf_fast.training.images import task_images
         from nvf_fast.training.log import NonFiniteLossError
         from nvf_fast.training.loop import train
@@ -79,7 +79,7 @@ class Run:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         check_device(device)
         with process_group(device, self.timeout_s) as place:
-            first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+            first = Processes.joined().rank == 0
             with user_errors():
                 evaluate, data, credits = None, None, None
                 if config.model.view == "hand":
@@ -130,9 +130,11 @@ class Run:
 
 def _render_ahead(dataset: object) -> None:
     """Render this process's part of the images missing from a cache, on all cores."""
-    rank, processes = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
+    from nvf_fast.runtime.processes import Processes
+
+    group = Processes.joined()
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    render_ahead(dataset, progress=rank == 0, share=(rank, processes), processes=cores)
+    render_ahead(dataset, progress=group.rank == 0, share=(group.rank, group.count), processes=cores)
 
 
 if TYPE_CHECKING:
