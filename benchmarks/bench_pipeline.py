@@ -220,8 +220,8 @@ def check(case: Case, estimator: PoseEstimator, joints: np.ndarray, rival: Peer 
     assert np.linalg.norm(joints - expected, axis=-1).mean() < limit
     assert np.array_equal(estimate(estimator, case.network).joints, joints), "bit for bit"
     if CUDA:
-        assert estimator._replay is not None
-        assert None not in estimator._replay._captured.values(), "one launch a frame"
+        assert estimator.runner._replay is not None
+        assert None not in estimator.runner._replay._captured.values(), "one launch a frame"
 
 
 @pytest.mark.skipif(not CUDA, reason="compared on CUDA, where the goals are")

@@ -18,7 +18,7 @@ CLAMP_MM = 5.0  # of the distances that training shows
 
 def teach(estimator: PoseEstimator, hand: MeshHands) -> None:
     """From now on the network computes as ever, and its answers give way to what is known of one hand."""
-    pipeline = estimator._pipeline
+    pipeline = estimator.runner.pipeline
     pipeline._query = _TaughtQuery(pipeline._query, estimator.lattice, hand)  # type: ignore[attr-defined]
 
 

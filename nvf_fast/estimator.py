@@ -1,16 +1,14 @@
-"""The estimator: images in, poses out. It owns pixels, cameras and the order of the stages."""
+"""The estimator: images in, poses out."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,56 +16,34 @@ from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
-from nvf_fast.camera import ViewPlan, plan_view, project, view_frame
+from nvf_fast.batches import BatchRunner, as_tensor
+from nvf_fast.camera import project
+from nvf_fast.camera_poses import camera_poses
 from nvf_fast.finding import (
+    EVIDENCE,
     FOUND_SCORE,
     LEAST,
+    MOST_CANDIDATES,
     SMALLEST,
+    Candidates,
     FoundHands,
-    boxes_in_image,
+    HandFinder,
     distinct,
-    read_peaks,
-    search_windows,
-    shrink,
+    pixel_boxes,
     squared,
+    viewable,
 )
 from nvf_fast.grid import Lattice
 from nvf_fast.hand_pipeline import HandPipeline
-from nvf_fast.inputs import (
-    WIDEST_SLOPE,
-    check_hand_views,
-    check_middles,
-    previous_boxes,
-    read_boxes,
-    read_hand_scale,
-    read_images,
-    read_intrinsics,
-    read_previous,
-    read_roots,
-    read_sides,
-    warn_of_wide_boxes,
-)
-from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.inputs import read_images, read_intrinsics
 from nvf_fast.model import NVF
-from nvf_fast.pipeline import (
-    BaselinePipeline,
-    Estimates,
-    FieldPipeline,
-    Pipeline,
-    QueryOptions,
-    Views,
-    network_images,
-)
-from nvf_fast.pose import HandPose, Votes, error_scores
-from nvf_fast.runtime.cuda_graph import CudaRecorder, Replay
+from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions
+from nvf_fast.pose import HandPose
+from nvf_fast.requests import RequestReader
+from nvf_fast.runtime.cuda_graph import CudaRecorder
 from nvf_fast.runtime.profiling import Stages
 from nvf_fast.search import Search
-from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, Placement, RootCube, volume_of
-
-CUT_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them
-PASSES = 2  # poses of a hand that was found: by the box found, then by the box of that pose
-_Votes = dict[int, tuple[Tensor, Tensor]]  # by image: points (V, 3) mm and votes (V, 21, 4)
-LOG = logging.getLogger("nvf_fast")
+from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, RootCube, volume_of
 
 
 class PoseEstimator:
@@ -120,16 +96,18 @@ class PoseEstimator:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.encoder.to(self.dtype)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # The PyTorch path synchronises anyway, so lists are sized exactly.
-        self._exact = self.device.type != "cuda" or backend == "torch"
-        self.redone = 0  # images run again, since fixed sizes or a search's guard did not hold
         hand = model.config.view == "hand"
         self.volume: FrustumVolume | RootCube | HandVolume = HandVolume() if hand else volume_of(model.config)
         self._stages = Stages(self.device)
-        self._pipeline = self._make_pipeline()
-        self._replay = None
-        if not self._exact:
-            self._replay = Replay(self._launch, CudaRecorder(self.device))
+        self._read = RequestReader(model.config, self.volume, search)
+        # The PyTorch path synchronises anyway, so lists are sized exactly.
+        recorder = CudaRecorder(self.device) if self.device.type == "cuda" and backend != "torch" else None
+        self.runner = BatchRunner(
+            self._make_pipeline(), model.config.input_size, self.device, self._stages, recorder
+        )
+        self._finder = (
+            HandFinder(self.model, self.dtype, self._stages) if isinstance(self.model, NVF) else None
+        )
 
     def _make_pipeline(self) -> Pipeline:
         if isinstance(self.volume, HandVolume):
@@ -195,208 +173,119 @@ class PoseEstimator:
             TypeError: an argument has the wrong type or dtype.
         """
         if box is None and root is None and previous is None and isinstance(self.volume, HandVolume):
-            return self._found_poses(image, K, hand_scale, side, return_votes)
+            return self._every_hand(image, K, hand_scale, side, return_votes)
         # On a CPU, where what the host does is felt, a call in inference mode takes 4 % less.
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
-            pose = self._estimated(image, K, hand_scale, box, side, return_votes, previous, root)
+            with self._stages("prepare"):
+                request = self._read(image, K, hand_scale, box, side, return_votes, previous, root)
+            estimates = self.runner(request.inputs, return_votes)
+            with self._stages("read"):
+                pose = camera_poses(estimates, request, return_votes, self.model.config.presence_threshold)
+                pose = _like(pose, request.groups[0])
         # What is made in that mode could not take part in a caller's gradients.
-        return pose.clone() if isinstance(pose.joints, Tensor) and self.device.type == "cpu" else pose
-
-    def _estimated(
-        self,
-        image: Any,
-        K: Any,
-        hand_scale: Any,
-        box: Any,
-        side: Any,
-        return_votes: bool,
-        previous: HandPose | None,
-        root: Any,
-    ) -> HandPose:
-        """The pose of `__call__`, by a box, by a root or along the optical axis."""
-        with self._stages("prepare"):
-            groups, single = read_images(image)
-            images = [each for group in groups for each in group]
-            count, sizes = len(images), [each.shape[:2] for each in images]
-            intrinsics = read_intrinsics(K, count)
-            scale = read_hand_scale(hand_scale, count, self.model.config)
-            self._check_field_arguments(return_votes, box, previous)
-            if previous is not None and isinstance(self.volume, HandVolume):
-                box, previous = previous_boxes(previous, intrinsics), None
-            boxes, roots = self._read_place(box, root, sizes)
-            left, unknown = read_sides(side, count)
-            size = self.model.config.input_size
-            placement = self.volume.place(intrinsics, size, left, boxes=boxes, roots=roots)
-            hand = placement.slopes is not None
-            if hand and boxes is not None:
-                check_hand_views(placement, boxes, intrinsics, sizes)
-            elif boxes is not None:
-                warn_of_wide_boxes(boxes, intrinsics)
-            before = read_previous(previous, placement)
-            both_sides = (unknown & hand).tolist()
-            plans = [
-                # The mirrored view, about pixel size / 2, reaches one pixel farther.
-                plan_view(homography, size, height, width, margin=float(both))
-                for homography, (height, width), both in zip(
-                    placement.homographies, sizes, both_sides, strict=True
-                )
-            ]
-            inputs = _Inputs(
-                images,
-                plans,
-                None if hand else scale,
-                before,
-                None if placement.slopes is None else placement.slopes.float(),
-                both_sides,
-            )
-        estimates = self._estimates(inputs, return_votes)
-        with self._stages("read"):
-            left = left | estimates.left
-            frames = view_frame(placement.frames, estimates.left)
-            pose = _pose(estimates, placement._replace(frames=frames), intrinsics, return_votes)
-            sides = tuple("left" if each else "right" for each in left.tolist())
-            pose = replace(pose, side=sides, box=None if boxes is None else boxes.float())
-            if hand:
-                pose = _sized(pose, estimates.errors, scale)
-            pose = pose.numpy() if isinstance(groups[0], np.ndarray) else pose.to(groups[0].device)
-        return pose[0] if single else pose
+        pose = pose.clone() if isinstance(pose.joints, Tensor) and self.device.type == "cpu" else pose
+        return pose[0] if request.single else pose
 
     @torch.no_grad()
     def find(self, image: Any, K: Any, score: float = FOUND_SCORE, smallest: float = SMALLEST) -> FoundHands:
         """Find the hands of one image.
 
-        Square windows over the image are viewed as hands are, and the network's maps of hands' centres are
-        read. What is found is not yet verified: the pose of a box is valid only where its closer view shows a
-        hand too.
+        The whole image is viewed at a few sizes, and the network's maps of hands' centres are read. No closer
+        view verifies a candidate here, as a call without a box does.
 
         Args:
             image: (H, W, 3) uint8 RGB, numpy or torch.
             K: (3, 3) intrinsics in px.
             score: least score in [0, 1].
             smallest: side of the smallest box to look for, relative to the image's longer side. Smaller
-                ones need finer windows, whose number the time grows with.
+                ones need a finer view; the time grows with its area.
 
         Raises:
             ValueError: the network does not find hands, several images came, or a value is out of its range.
             TypeError: an argument has the wrong type or dtype.
         """
-        return self._find(image, K, score, smallest)
+        image, intrinsics = self._read_one(image, K)
+        found = self._candidates(image, intrinsics, score, smallest)
+        found = found.chosen(distinct(found.boxes, found.scores))
+        sides = tuple("left" if left > 0.5 else "right" for left in found.left.tolist())
+        if isinstance(image, np.ndarray):
+            return FoundHands(found.boxes.numpy(), sides, found.scores.numpy())
+        return FoundHands(found.boxes.to(image.device), sides, found.scores.to(image.device))
 
-    def _find(
-        self, image: Any, K: Any, score: float, smallest: float, keep_around: bool = False
-    ) -> FoundHands:
-        """`find`; with `keep_around`, boxes around better ones too."""
-        if not isinstance(self.volume, HandVolume):
+    def _read_one(self, image: Any, K: Any) -> tuple[Any, Tensor]:
+        """A single image (H, W, 3) and its intrinsics (1, 3, 3)."""
+        (images, *_), single = read_images(image)
+        if not single:
+            raise ValueError(
+                "hands are found in one image, got several: pass one at a time, or box as (B, 4) px"
+            )
+        return images[0], read_intrinsics(K, 1)
+
+    def _candidates(self, image: Any, intrinsics: Tensor, score: float, smallest: float) -> Candidates:
+        if self._finder is None or not isinstance(self.volume, HandVolume):
             raise ValueError("find is for networks of hand views; this one is told where the hand is")
         if not 0 <= score <= 1:
             raise ValueError(f"score must be in [0, 1], got {score}")
         if not LEAST <= smallest <= 1:
             raise ValueError(f"smallest must be {LEAST:g} to 1 of the image's longer side, got {smallest}")
-        with self._stages("prepare"):
-            groups, single = read_images(image)
-            if not single:
-                raise ValueError("find takes one image, got several: find the hands of each in turn")
-            (image,) = groups[0]
-            height, width = image.shape[:2]
-            windows = search_windows(height, width, smallest)
-            intrinsics = read_intrinsics(K, 1).expand(len(windows), 3, 3)
-            placement = HandVolume(fill=1.0).place(intrinsics, self.model.config.input_size, boxes=windows)
-            assert placement.slopes is not None
-            seen = placement.slopes <= WIDEST_SLOPE
-            homographies, slopes = placement.homographies[seen], placement.slopes[seen].float()
-        size = self.model.config.input_size
-        with self._stages("remap"):
-            # Once as fine as the smallest window needs it, instead of once for each window.
-            fine = int((windows[:, 2] - windows[:, 0]).min() / size)
-            shrunk, to_image = shrink(_tensor(image), max(1, fine))
-        plans = [plan_view(each @ to_image, size, *shrunk.shape[:2]) for each in homographies]
-        inputs = _Inputs([shrunk] * len(plans), plans, None, None, slopes, [False] * len(plans))
-        order, views = [], []
-        for members in self._alike(inputs):
-            parts = self._views(inputs, members)
-            order += members
-            with self._stages("remap"):
-                views.append(network_images(parts, size, plans[members[0]].factor, self.dtype))
-        with self._stages("encode"):
-            assert isinstance(self.model, NVF)
-            maps = self.model.look(torch.cat(views), self._sent(slopes[order])).hands
-        with self._stages("read"):
-            peaks = read_peaks(maps.cpu(), score)
-            peaks = peaks._replace(window=torch.tensor(order)[peaks.window])
-            boxes = boxes_in_image(peaks, homographies)
-            kept = distinct(boxes, peaks.scores, keep_around)
-            boxes, scores = boxes[kept].float(), peaks.scores[kept]
-        sides = tuple("left" if left > 0.5 else "right" for left in peaks.left[kept].tolist())
-        if isinstance(image, np.ndarray):
-            return FoundHands(boxes.numpy(), sides, scores.numpy())
-        return FoundHands(boxes.to(image.device), sides, scores.to(image.device))
+        focal = float(intrinsics[0, :2, :2].diagonal().mean())
+        return self._finder(as_tensor(image).to(self.device), focal, score, smallest)
 
-    def _found_poses(
-        self,
-        image: Any,
-        K: Any,
-        hand_scale: Any,
-        side: Any,
-        return_votes: bool,
-    ) -> HandPose:
-        """The poses of every hand found in one image, each viewed again by the box of its first pose."""
-        (images, *_), single = read_images(image)
-        if not single:
-            raise ValueError(
-                "box must be (B, 4) px where several images are given: `find` finds the hands of one image"
-            )
-        found = self._find(image, K, FOUND_SCORE, SMALLEST, keep_around=True)
-        # The closer view tells the side better than the one that the hand was found in.
-        box, sides = found.boxes, [side] * len(found)
-        for _ in range(PASSES):
-            if not len(box):
-                pose = HandPose.none(return_votes)
-                return pose.numpy() if isinstance(images, np.ndarray) else pose.to(images.device)
-            pose = self([images[0]] * len(box), K, hand_scale, box, sides, return_votes)
-            valid = torch.as_tensor(pose.valid).nonzero()[:, 0]
-            pixels = torch.as_tensor(pose.joints_2d)[valid].double().cpu()
-            boxes = squared(torch.cat([pixels.amin(1), pixels.amax(1)], 1))
-            # Two boxes may have led to one hand, or one to a part of another's: the surer pose stays.
-            errors, depths = (
-                torch.as_tensor(each)[valid].cpu() for each in (pose.expected_error, pose.joints[..., 2])
-            )
-            kept = distinct(boxes, -errors.mean(1) / depths.mean(1))
-            rows = valid.cpu()[kept].tolist()
-            pose, box = pose[rows], boxes[kept]
-            sides = [*(pose.side or ())]
-        return pose
+    def _every_hand(self, image: Any, K: Any, hand_scale: Any, side: Any, return_votes: bool) -> HandPose:
+        """The poses of every hand found in one image.
 
-    def _read_place(
-        self, box: Any, root: Any, sizes: Sequence[Sequence[int]]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Boxes (B, 4) px or None, and roots (B, 3) mm or None, as the volume needs them."""
-        if not self.volume.needs_root:
-            if root is not None:
-                raise ValueError(
-                    "root must be None: it is for root-relative networks, this one is camera-space"
+        Each candidate is seen closer, by its coarse joints alone, and again by the box of those, which is
+        where its pose is estimated.
+        """
+        image, intrinsics = self._read_one(image, K)
+        threshold = self.model.config.presence_threshold
+        with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
+            found = self._candidates(image, intrinsics, FOUND_SCORE, SMALLEST)
+            found = found.chosen(viewable(found.boxes, intrinsics[0], *image.shape[:2]))
+            found = found.chosen(distinct(found.boxes, found.scores, nested=1.0)[:MOST_CANDIDATES])
+            if len(found.boxes):
+                found = self._seen_closer(image, intrinsics, found, side)
+            if not len(found.boxes):
+                return _like(HandPose.none(return_votes), image)
+            count = len(found.boxes)
+            with self._stages("prepare"):
+                request = self._read(
+                    [image] * count, intrinsics[0], hand_scale, found.boxes, [side] * count, return_votes
                 )
-            boxes = read_boxes(box, sizes)
-            if boxes is not None and not isinstance(self.volume, HandVolume):
-                check_middles(boxes, sizes)
-            return boxes, None
-        if box is not None:
-            raise ValueError("box must be None: the root places the view of a root-relative network")
-        if root is None:
-            raise ValueError(
-                "a root-relative network needs root, the wrist (3,) or (B, 3) mm in the camera's frame, "
-                "got None"
-            )
-        return None, read_roots(root, len(sizes))
+            estimates = self.runner(request.inputs, return_votes)
+            with self._stages("read"):
+                pose = camera_poses(estimates, request, return_votes, threshold)
+                evidence = estimates.presence.logit(1e-6) + found.scores.logit(1e-6)
+                sure = pose.valid & (evidence >= math.log(threshold / (1 - threshold)) + EVIDENCE)
+                rows = sure.nonzero()[:, 0]
+                boxes = squared(pixel_boxes(pose.joints_2d[rows]))
+                # Two boxes may have led to one hand, or one to a part of another's.
+                rows = rows[distinct(boxes, evidence[rows])]
+        pose = _like(pose[rows.tolist()], image)
+        return pose.clone() if isinstance(pose.joints, Tensor) and self.device.type == "cpu" else pose
 
-    def _check_field_arguments(self, return_votes: bool, box: Any, previous: HandPose | None) -> None:
-        method = self.model.config.method
-        if return_votes and method != "nvf":
-            raise ValueError(f"return_votes must be False: a {method!r} baseline has no voting points")
-        if isinstance(self.volume, HandVolume):
-            if box is not None and previous is not None:
-                raise ValueError("box and previous both place a hand view: one of them must be None")
-        elif previous is not None and self.options.search != "guided":
-            raise ValueError(f'previous is for search="guided" only, this is {self.options.search!r}')
+    def _seen_closer(self, image: Any, intrinsics: Tensor, found: Candidates, side: Any) -> Candidates:
+        """The candidates that a closer view confirms, by the boxes of their coarse joints."""
+        assert isinstance(self.model, NVF)
+        count = len(found.boxes)
+        with self._stages("prepare"):
+            # One view of each suffices: the network tells hands of either side from other objects.
+            request = self._read([image] * count, intrinsics[0], None, found.boxes, [side or "right"] * count)
+        images = self.runner.network_images(request.inputs, self.dtype)
+        with self._stages("encode"):
+            slopes = request.inputs.slopes.to(self.device)  # type: ignore[union-attr]
+            look = self.model.look(images, slopes)
+        with self._stages("read"):
+            present = look.presence.sigmoid() >= self.model.config.presence_threshold
+            joints = look.joints(slopes).double().cpu() @ request.placement.frames
+            boxes = squared(pixel_boxes(project(joints, request.intrinsics))).float()
+            seen = present.cpu() & viewable(boxes, intrinsics[0], *image.shape[:2])
+            return found._replace(boxes=boxes).chosen(seen)
+
+    @property
+    def redone(self) -> int:
+        """Images that ran again so far, since fixed sizes or a search's guard did not hold."""
+        return self.runner.retried
 
     @property
     def takes_hand_scale(self) -> bool:
@@ -410,7 +299,7 @@ class PoseEstimator:
         Raises:
             AttributeError: the network has no field.
         """
-        return self._pipeline.lattice  # type: ignore[attr-defined]
+        return self.runner.pipeline.lattice  # type: ignore[attr-defined]
 
     def timed(self) -> AbstractContextManager[dict[str, float]]:
         """Measure the calls made inside: a dict that fills with each stage's total milliseconds, in order.
@@ -419,115 +308,6 @@ class PoseEstimator:
         unmeasured call's time.
         """
         return self._stages.timed()
-
-    def _estimates(self, inputs: _Inputs, return_votes: bool) -> Estimates:
-        """The estimates of all images, on the CPU but for the votes."""
-        order: list[int] = []
-        every_packed: list[Tensor] = []
-        votes: dict[int, tuple[Tensor, Tensor]] = {}
-        for members, packed, their_votes in self._in_parts(inputs, return_votes):
-            order += members
-            every_packed.append(packed)
-            votes |= their_votes
-        with self._stages("read"):
-            rows = torch.cat(every_packed).cpu()  # the one wait for the device
-            rows = rows if len(order) == 1 else rows[torch.tensor(order).argsort()]
-        for image, needs_retry in enumerate(Estimates.unpacked(rows).needs_retry.tolist()):
-            if needs_retry:
-                self.redone += 1
-                packed, its_votes = self._run(inputs, [image], return_votes, exact=True)
-                rows[image] = packed[0].cpu()
-                votes |= its_votes
-        return Estimates.unpacked(rows)._replace(votes=[votes[image] for image in sorted(votes)])
-
-    def _in_parts(self, inputs: _Inputs, return_votes: bool) -> Iterator[tuple[list[int], Tensor, _Votes]]:
-        """Images that are alike and fit into memory together, and the result of `_run` for them."""
-        together = self._pipeline.together(self._exact)
-        for rest in self._alike(inputs):
-            while rest:
-                members = rest[:together]
-                try:
-                    result = self._run(inputs, members, return_votes)
-                except torch.OutOfMemoryError:
-                    if len(members) == 1:
-                        raise
-                    together = len(members) // 2
-                    LOG.warning(
-                        "out of memory on %s: going on with %d images at a time", self.device, together
-                    )
-                    continue
-                yield members, *result
-                rest = rest[len(members) :]
-
-    def _alike(self, inputs: _Inputs) -> list[list[int]]:
-        """The images in groups whose crops have one shape and one factor, of known or of unknown sides."""
-        groups = defaultdict(list)
-        for image, (plan, both_sides) in enumerate(zip(inputs.plans, inputs.both_sides, strict=True)):
-            groups[self._cut_shape(plan), plan.factor, both_sides].append(image)
-        return list(groups.values())
-
-    def _cut_shape(self, plan: ViewPlan) -> tuple[int, int]:
-        """Rows and columns of a crop, padding included."""
-        height, width = (part.stop - part.start for part in (plan.rows, plan.columns))
-        if self.device.type != "cuda":
-            return height, width
-        unit = CUT_PX * plan.factor
-        return -(-height // unit) * unit, -(-width // unit) * unit
-
-    def _run(
-        self, inputs: _Inputs, members: list[int], return_votes: bool, exact: bool = False
-    ) -> tuple[Tensor, _Votes]:
-        """`Estimates.packed` of images that are alike, on the device, and their votes if requested."""
-        views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
-        if self._replay is not None and not (exact or return_votes or self._stages.measuring):
-            given = tuple(tensor is not None for tensor in views)
-            key = _Key(tuple(views.cuts.shape), factor, given)
-            return self._replay(key, *(tensor for tensor in views if tensor is not None)), {}
-        estimates = self._pipeline(views, factor, exact or self._exact)
-        return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
-
-    def _views(self, inputs: _Inputs, members: list[int]) -> Views:
-        """What the pipeline takes of images that are alike, on the device."""
-        plans = [inputs.plans[image] for image in members]
-        matrices = torch.stack([plan.matrix for plan in plans])
-        known = [inputs.scale, inputs.previous, inputs.slopes]
-        with self._stages("remap"):
-            views = Views(
-                self._cuts([inputs.images[image] for image in members], plans),
-                self._sent(matrices),
-                *(None if tensor is None else self._sent(tensor[members]) for tensor in known),
-            )
-            if inputs.both_sides[members[0]]:
-                mirror = matrices.new_tensor(
-                    [[-1.0, 0.0, self.model.config.input_size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-                )
-                views = views._replace(mirrored=self._sent(matrices @ mirror))
-        return views
-
-    def _launch(self, key: _Key, *tensors: Tensor) -> Tensor:
-        """The pipeline as `Replay` calls it."""
-        remaining = iter(tensors)
-        views = Views(*(next(remaining) if given else None for given in key.given))  # type: ignore[arg-type]
-        return self._pipeline(views, key.factor).packed()
-
-    def _cuts(self, images: list[Any], plans: list[ViewPlan]) -> Tensor:
-        """(B, h, w, 3) uint8 on the device: the crops of the images that their views show."""
-        parts = [_tensor(image[plan.rows, plan.columns]) for image, plan in zip(images, plans, strict=True)]
-        shape = self._cut_shape(plans[0])
-        if len(parts) == 1 and parts[0].shape[:2] == shape and parts[0].device == self.device:
-            return parts[0][None]
-        pinned = self.device.type == "cuda" and not parts[0].is_cuda
-        cuts = torch.zeros(
-            len(parts), *shape, 3, dtype=torch.uint8, device=parts[0].device, pin_memory=pinned
-        )
-        for cut, part in zip(cuts, parts, strict=True):
-            cut[: part.shape[0], : part.shape[1]] = part
-        return cuts.to(self.device, non_blocking=True)
-
-    def _sent(self, tensor: Tensor) -> Tensor:
-        """A small tensor on the device, without waiting for it."""
-        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return tensor.to(self.device, non_blocking=True)
 
 
 def load(
@@ -557,75 +337,6 @@ def load(
     return PoseEstimator(model, dtype=dtype, **options)
 
 
-class _Key(NamedTuple):
-    """What one graph serves: the crops' shape and factor, and which of the `Views` are given."""
-
-    shape: tuple[int, ...]
-    factor: int
-    given: tuple[bool, ...]
-
-
-class _Inputs(NamedTuple):
-    """Images, and what is known about each."""
-
-    images: list[Any]  # (H, W, 3) uint8
-    plans: list[ViewPlan]
-    scale: Tensor | None  # (B,) float32 mm, for the network
-    previous: Tensor | None  # (B, 21, 3) float32 mm, in the volume's frame
-    slopes: Tensor | None  # (B,) float32, of hand views
-    both_sides: list[bool]  # whether the mirrored hand view may be the one that counts
-
-
-def _tensor(image: Any) -> Tensor:
-    if isinstance(image, Tensor):
-        return image
-    # torch takes no negative strides, and warns of arrays that cannot be written to.
-    return torch.from_numpy(image if image.flags.writeable and min(image.strides) >= 0 else image.copy())
-
-
-def _sized(pose: HandPose, errors: Tensor, scale: Tensor | None) -> HandPose:
-    """The pose in a hand view, for hand scales (B,) mm or the unit hand, with expected errors (B, 21) mm."""
-    valid = pose.valid[:, None]
-    if scale is not None:
-        ratio = scale.double() / UNIT_SCALE_MM
-        size = ratio[:, None, None]
-        votes = pose.votes
-        if isinstance(votes, tuple):
-            votes = tuple(
-                Votes((each.points * r).float(), each.weights, (each.directions * r).float())
-                for each, r in zip(votes, ratio, strict=True)
-            )
-        errors = (errors * ratio[:, None]).float()
-        pose = replace(pose, joints=(pose.joints * size).float(), votes=votes)
-    return replace(
-        pose,
-        expected_error=torch.where(valid, errors, math.nan),
-        scores=torch.where(valid, error_scores(errors), 0.0),
-    )
-
-
-def _pose(estimates: Estimates, placement: Placement, intrinsics: Tensor, with_votes: bool) -> HandPose:
-    """The batch of poses on the CPU, in the frames of the cameras that took the images."""
-    # Points are rows, and the inverse of a frame is its transpose.
-    joints = estimates.joints.double() @ placement.frames + placement.origins[:, None]
-    valid = joints.isfinite().all(-1).all(-1)
-    joints = torch.where(valid[:, None, None], joints, math.nan)
-    votes = []
-    for (points, cast), frame, origin, count in zip(
-        estimates.votes,
-        placement.frames.float(),
-        placement.origins.float(),
-        estimates.voters.tolist(),
-        strict=False,
-    ):
-        points, cast = points[:count].cpu(), cast[:count].cpu()
-        votes.append(Votes(points @ frame + origin, cast[..., 0], cast[..., 1:] @ frame))
-    return HandPose(
-        joints=joints.float(),
-        joints_2d=project(joints, intrinsics).float(),
-        scores=torch.where(valid[:, None], estimates.scores, 0.0),
-        voters=estimates.voters,
-        valid=valid,
-        points_evaluated=estimates.points_evaluated,
-        votes=tuple(votes) if with_votes else None,
-    )
+def _like(pose: HandPose, image: Any) -> HandPose:
+    """A torch pose as numpy arrays, or on the device of a torch image."""
+    return pose.numpy() if isinstance(image, np.ndarray) else pose.to(image.device)

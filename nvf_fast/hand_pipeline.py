@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -79,14 +78,13 @@ class HandPipeline:
             combined = self._heads.combine(coarse, voted)
             valid = voted.isfinite().all(-1).all(-1)
             joints = torch.where(valid[:, None, None], combined, coarse)
-            present = look.presence.sigmoid() >= self._model.config.presence_threshold
-            joints = joints.masked_fill(~present[:, None, None], math.nan)
         return Estimates(
             joints,
             error_scores(look.error),
             look.error,
             voters.counts,
             torch.full_like(voters.counts, len(self.lattice)),
+            look.presence.sigmoid(),
             left,
             voters.overflow,
             list(zip(voters.points, voters.votes, strict=True)),

@@ -18,6 +18,7 @@ from nvf_fast.volumes import Placement
 
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
+SMALLEST_BOX_PX = 2
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
 # Of a unit square, in turn, as homogeneous pixels.
 _CORNERS = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
@@ -122,9 +123,10 @@ def read_boxes(box: Any, sizes: Sequence[Sequence[int]]) -> Tensor | None:
             f"box must be (4,), or ({count}, 4) for {count} image(s), got shape {tuple(boxes.shape)}"
         )
     boxes = boxes.expand(count, 4)
-    if not (boxes.isfinite().all() and (boxes[:, 2:] - boxes[:, :2] >= 2).all()):
+    if not (boxes.isfinite().all() and (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX_PX).all()):
         raise ValueError(
-            f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least 2 px larger, got {boxes.tolist()}"
+            f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least {SMALLEST_BOX_PX} px larger, "
+            f"got {boxes.tolist()}"
         )
     return boxes
 

@@ -101,6 +101,7 @@ class Estimates(NamedTuple):
         errors: (B, 21) float32 mm, expected errors; NaN from a network that predicts none.
         voters: (B,) int32.
         points_evaluated: (B,) int32.
+        presence: (B,) float32, probability of a hand; 1 from a network that predicts none.
         left: (B,) bool, whether the mirrored view was chosen.
         needs_retry: (B,) bool.
         votes: per image points (V, 3) mm and votes (V, 21, 4), V at least `voters`; empty without a field.
@@ -111,22 +112,25 @@ class Estimates(NamedTuple):
     errors: Tensor
     voters: Tensor
     points_evaluated: Tensor
+    presence: Tensor
     left: Tensor
     needs_retry: Tensor
     votes: list[tuple[Tensor, Tensor]]
 
     def packed(self) -> Tensor:
-        """All but the votes as (B, 109) float32, for one transfer; integers stay exact up to 2^24."""
+        """All but the votes as (B, 110) float32, for one transfer; integers stay exact up to 2^24."""
         integers = torch.stack([self.voters, self.points_evaluated, self.left, self.needs_retry], 1)
-        return torch.cat([self.joints.flatten(1), self.scores, self.errors, integers.float()], 1)
+        columns = [self.joints.flatten(1), self.scores, self.errors, self.presence[:, None], integers.float()]
+        return torch.cat(columns, 1)
 
     @classmethod
     def unpacked(cls, packed: Tensor) -> Estimates:
         """The inverse of `packed`, without votes."""
-        joints, scores, errors, integers = packed.split([63, 21, 21, 4], 1)
+        joints, scores, errors, presence, integers = packed.split([63, 21, 21, 1, 4], 1)
         voters, evaluated, left, needs_retry = integers.int().unbind(1)
         joints = joints.unflatten(1, (21, 3))
-        return cls(joints, scores, errors, voters, evaluated, left.bool(), needs_retry.bool(), [])
+        bools = left.bool(), needs_retry.bool()
+        return cls(joints, scores, errors, voters, evaluated, presence[:, 0], *bools, [])
 
     @classmethod
     def without_heads(
@@ -140,7 +144,8 @@ class Estimates(NamedTuple):
     ) -> Estimates:
         """Estimates of a network that predicts neither errors nor sides."""
         errors, left = torch.full_like(scores, math.nan), torch.zeros_like(needs_retry)
-        return cls(joints, scores, errors, voters, points_evaluated, left, needs_retry, votes)
+        presence = torch.ones_like(scores[:, 0])
+        return cls(joints, scores, errors, voters, points_evaluated, presence, left, needs_retry, votes)
 
 
 class Pipeline(Protocol):
@@ -207,8 +212,9 @@ class FieldPipeline:
             for image in range(len(images))
         ]
         *tensors, votes = zip(*found, strict=True)
-        joints, scores, errors, voters, evaluated, left, needs_retry = map(torch.cat, tensors)
-        return Estimates(joints, scores, errors, voters, evaluated, left, needs_retry, list(chain(*votes)))
+        joints, scores, errors, voters, evaluated, presence, left, needs_retry = map(torch.cat, tensors)
+        kept = list(chain(*votes))
+        return Estimates(joints, scores, errors, voters, evaluated, presence, left, needs_retry, kept)
 
     def _dense(self, maps: Any, map_size: tuple[int, int], exact: bool) -> Estimates:
         """Query every point of the grid and cast the votes."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
-from nvf_fast.runtime.cuda_graph import Replay
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
+from tests.fixed_sizes import with_fixed_sizes
 from tests.reference_cases import reference_network
 
 MARKED = [0, 8, 20]
@@ -130,7 +128,7 @@ def reader(monkeypatch: pytest.MonkeyPatch, hands: list[Tensor], size: int = 128
     """An estimator that reads spots; it knows the hands' distances in the order in which it will see them."""
     model = SpotReader(size, [hand[MARKED].norm(dim=1) for hand in hands], hand_scale=False)
     estimator = PoseEstimator(model)
-    monkeypatch.setattr(estimator._pipeline, "_query", SpotQuery(estimator.model))
+    monkeypatch.setattr(estimator.runner.pipeline, "_query", SpotQuery(estimator.model))
     return estimator
 
 
@@ -242,23 +240,6 @@ def test_no_voter_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_pose(poses[1], truth, K)
 
 
-class LaunchByLaunch:
-    """Records nothing, and calls again what it was given."""
-
-    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        output = run()
-        return lambda: output.copy_(run()), output
-
-    def in_order(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-def as_on_cuda(estimator: PoseEstimator) -> PoseEstimator:
-    """Fixed sizes, nothing read back, one recorded frame per shape."""
-    estimator._exact, estimator._replay = False, Replay(estimator._launch, LaunchByLaunch())
-    return estimator
-
-
 @pytest.mark.parametrize("capacity", [4096, 16])
 def test_fixed_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
     """Pictures with more voters than were expected are asked again."""
@@ -267,7 +248,7 @@ def test_fixed_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch, capacity: i
     wanted = reader(monkeypatch, hands)(images, K, return_votes=True)
     monkeypatch.setattr(nvf_fast.pipeline, "VOTERS_AT_16_MM", capacity)
     again = hands if capacity == 16 else []
-    estimator = as_on_cuda(reader(monkeypatch, [*hands, *again, *hands, *hands, *again]))
+    estimator = with_fixed_sizes(reader(monkeypatch, [*hands, *again, *hands, *hands, *again]))
     pose = estimator(images, K, return_votes=True)
     assert estimator.redone == len(again)
     assert pose.voters.tolist() == wanted.voters.tolist() and pose.voters.min() > 16
@@ -285,7 +266,7 @@ def test_a_replayed_frame_is_the_frame(tiny: NVF, search: str, step: float) -> N
     intrinsics = np.array([[120.0, 0, 40], [0, 120, 30], [0, 0, 1]])
     options = {"step_mm": step, "surface_mm": 3.0, "search": search}
     usual = PoseEstimator(tiny, **options)
-    estimator = as_on_cuda(PoseEstimator(tiny, **options))
+    estimator = with_fixed_sizes(PoseEstimator(tiny, **options))
     # The same frame again, other pictures of its shape, and with a hand scale, which is another frame.
     for picture, hand_scale in ((0, None), (0, None), (2, None), (2, 35.0), (1, 35.0)):
         wanted = usual(images[picture], intrinsics, hand_scale)
@@ -403,8 +384,8 @@ def test_a_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype:
     assert np.median(np.linalg.norm(poses[0].joints - wanted.joints, axis=-1)) < limit
     for pose in poses[1:]:
         np.testing.assert_array_equal(pose.joints, poses[0].joints)
-    assert estimator._replay is not None
-    captured = list(estimator._replay._captured.values())
+    assert estimator.runner._replay is not None
+    captured = list(estimator.runner._replay._captured.values())
     assert len(captured) == 1 and captured[0] is not None, "a graph, not launch by launch"
     launched = estimator(images, camera, hand.hand_scale, return_votes=True)
     np.testing.assert_array_equal(launched.joints, poses[0].joints)
@@ -446,8 +427,7 @@ def test_a_grid_too_large_to_be_located_is_asked_in_parts(
     wanted = estimator(images, K, return_votes=True)
     monkeypatch.setattr(nvf_fast.pipeline, "LOCATED", 1000)
     monkeypatch.setattr(nvf_fast.pipeline, "VOTE_BYTES", 1000)
-    estimator._exact = exact
-    found = estimator(images, K, return_votes=True)
+    found = (estimator if exact else with_fixed_sizes(estimator))(images, K, return_votes=True)
     assert found.voters.tolist() == wanted.voters.tolist() and wanted.voters.min() > 0
     assert found.points_evaluated.tolist() == [3183, 3183]
     np.testing.assert_allclose(found.joints, wanted.joints, atol=0.01)

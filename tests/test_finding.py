@@ -1,4 +1,4 @@
-"""Windows over an image, peaks in their views, and one box per hand."""
+"""Views of whole images, peaks of maps, and one box per hand."""
 
 from __future__ import annotations
 
@@ -7,74 +7,87 @@ import pytest
 import torch
 
 from nvf_fast.finding import (
-    OVERLAP,
+    COARSEST,
     SMALLEST,
-    SMALLEST_IN_VIEW,
-    boxes_in_image,
+    SMALLEST_PX,
+    SizedView,
     distinct,
     read_peaks,
-    search_windows,
-    shrink,
+    sized_view,
+    squared,
+    view_sizes,
 )
 
-
-@pytest.mark.parametrize("shape", [(720, 1280), (480, 640), (640, 480), (3024, 4032), (200, 900), (128, 128)])
-def test_some_window_shows_every_hand_whole_and_large_enough(shape: tuple[int, int]) -> None:
-    height, width = shape
-    windows = search_windows(height, width).numpy() + 0.5
-    sides = windows[:, 2] - windows[:, 0]
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        side = max(shape) * np.exp(random.uniform(np.log(SMALLEST), np.log(0.6)))
-        low = random.uniform(0, np.maximum([width, height] - np.full(2, side), 0))
-        high = np.minimum(low + side, [width, height])
-        whole = (windows[:, :2] <= low + 1e-6).all(1) & (windows[:, 2:] >= high - 1e-6).all(1)
-        assert (whole & (side / sides >= 0.99 * SMALLEST_IN_VIEW)).any(), (low, side)
+SIZE = 128
 
 
-def test_windows_are_few() -> None:
-    """An image of 1280 x 720 px must be searched within the time of some dozen views."""
-    assert len(search_windows(720, 1280)) <= 12
+@pytest.mark.parametrize("smallest", [1 / 64, 1 / 50, SMALLEST, 0.1, 1.0])
+def test_some_view_shows_every_hand_large_enough_and_whole(smallest: float) -> None:
+    sides = np.array(view_sizes(smallest, SIZE))
+    for hand in np.geomspace(smallest, 1.5, 50):  # relative to the image's longer side
+        shown = hand * sides
+        assert ((shown >= 0.999 * SMALLEST_PX) & (shown <= SIZE)).any(), hand
+    assert sides[-1] <= COARSEST * SIZE
 
 
-def test_windows_of_a_level_overlap() -> None:
-    windows = search_windows(720, 1280)
-    sides = windows[:, 2] - windows[:, 0]
-    smallest = windows[sides == sides.min()]
-    for axis in (0, 1):
-        starts = smallest[:, axis].unique()
-        assert (starts.diff() <= sides.min() * (1 - OVERLAP) * 1.06).all()
+def test_views_are_small() -> None:
+    """An image of 1280 x 720 px takes the time of nine and a half close views."""
+    image = torch.zeros(720, 1280, 3, dtype=torch.uint8)
+    views = [sized_view(image, side, SIZE, torch.float32).pixels for side in view_sizes(SMALLEST, SIZE)]
+    assert sum(view.numel() for view in views) <= 9.5 * 3 * SIZE**2
+
+
+@pytest.mark.parametrize("shape", [(720, 1280), (480, 640), (640, 480), (3024, 4032), (200, 900), (90, 90)])
+@pytest.mark.parametrize("longer", [85.3, 448.0])
+def test_a_sized_view_shows_the_image_amid_black(shape: tuple[int, int], longer: float) -> None:
+    image = torch.full((*shape, 3), 51, dtype=torch.uint8)
+    pixels, scale, corner = sized_view(image, longer, SIZE, torch.float32)
+    assert min(pixels.shape[2:]) >= SIZE and all(side % 32 == 0 for side in pixels.shape[2:])
+    columns, rows = (torch.tensor(shape[::-1]) / scale).round().int().tolist()
+    assert max(columns, rows) == round(longer)
+    left, top = corner.int().tolist()
+    inside = pixels[:, :, top : top + rows, left : left + columns]
+    assert (inside == 51 / 127.5 - 1).all()
+    assert (pixels + 1).sum().item() == pytest.approx((inside + 1).sum().item(), rel=1e-5)
 
 
 def maps_with(row: float, column: float, size: float, left: float) -> torch.Tensor:
-    """(1, 3, 32, 32) with one hand between texels."""
-    texels = torch.arange(32.0)
-    distance = (texels[:, None] - row) ** 2 + (texels - column) ** 2
-    maps = torch.empty(1, 3, 32, 32)
-    maps[:, 0] = torch.logit(0.9 * torch.exp(-distance / 2), eps=1e-6)
-    maps[:, 1], maps[:, 2] = np.log(size), left
+    """(3, 32, 48) with one hand between texels."""
+    down, across = torch.arange(32.0)[:, None], torch.arange(48.0)
+    distance = (down - row) ** 2 + (across - column) ** 2
+    maps = torch.empty(3, 32, 48)
+    maps[0] = torch.logit(0.9 * torch.exp(-distance / 2), eps=1e-6)
+    maps[1], maps[2] = np.log(size), left
     return maps
 
 
-def test_a_peak_is_read_between_texels() -> None:
-    peaks = read_peaks(torch.cat([maps_with(9.0, 20.4, 0.25, 3.0), maps_with(40.0, 40.0, 0.5, 0.0)]), 0.3)
-    assert peaks.window.tolist() == [0]
-    # Texel k of a map of stride 4 lies at pixel 4 k + 1.5; the 3 x 3 around a peak pulls towards its middle.
-    torch.testing.assert_close(peaks.centres, torch.tensor([[4 * 20.4 + 1.5, 37.5]]), rtol=0, atol=1.0)
-    torch.testing.assert_close(peaks.sides, torch.tensor([32.0]))
-    assert peaks.left.item() == pytest.approx(torch.tensor(3.0).sigmoid().item())
-    assert 0.8 < peaks.scores.item() < 0.9
+def test_a_peak_is_read_between_texels_and_returns_to_the_image() -> None:
+    view = SizedView(torch.empty(0), torch.tensor([2.0, 2.0]), torch.tensor([10.0, 4.0]))
+    found = read_peaks(maps_with(9.0, 20.4, 0.25, 3.0), view, SIZE, 0.3)
+    # Texel k of a map of stride 4 covers px 4 k to 4 k + 4 of the view, counted from its border. The 3 x 3
+    # around a peak pulls towards its middle: by 0.2 texels at most, 1.6 px of the image.
+    x, y = 2 * (4 * 20.4 + 2 - 10) - 0.5, 2 * (4 * 9 + 2 - 4) - 0.5
+    half = 0.25 * SIZE * 2 / 2
+    expected = torch.tensor([[x - half, y - half, x + half, y + half]])
+    torch.testing.assert_close(found.boxes, expected, rtol=0, atol=1.6)
+    torch.testing.assert_close(found.boxes[0, 1::2], expected[0, 1::2], rtol=0, atol=1e-3)
+    assert found.left.item() == pytest.approx(torch.tensor(3.0).sigmoid().item())
+    assert 0.8 < found.scores.item() < 0.9
+    assert len(read_peaks(maps_with(90.0, 90.0, 0.25, 0.0), view, SIZE, 0.3).boxes) == 0
 
 
-def test_boxes_return_to_the_image() -> None:
-    """A window of 256 px at (100, 50) is seen at half its size."""
-    homography = torch.tensor([[0.5, 0, -50], [0, 0.5, -25], [0, 0, 1]], dtype=torch.float64)
-    peaks = read_peaks(maps_with(10.0, 20.0, 0.25, 0.0), 0.3)
-    box = boxes_in_image(peaks, homography[None])[0]
-    expected = torch.tensor(
-        [2 * 81.5 + 100 - 32, 2 * 41.5 + 50 - 32, 2 * 81.5 + 100 + 32, 2 * 41.5 + 50 + 32]
-    )
-    torch.testing.assert_close(box, expected.double(), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("longer", [85.3, 192.0, 448.0])
+def test_a_spot_is_found_where_it_is(longer: float) -> None:
+    image = torch.zeros(360, 640, 3, dtype=torch.uint8)
+    image[200:260, 480:540] = 255  # centred at (509.5, 229.5)
+    view = sized_view(image, longer, SIZE, torch.float32)
+    brightness = torch.nn.functional.avg_pool2d(view.pixels[:, :1] + 1, 4)[0]
+    blurred = torch.nn.functional.avg_pool2d(brightness, 5, 1, 2)
+    maps = torch.cat([3 * blurred - 3, torch.full_like(blurred, -1.0), torch.zeros_like(blurred)])
+    boxes = read_peaks(maps, view, SIZE, 0.05).boxes
+    texel = 4 * view.scale.max().item()
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert ((middles - torch.tensor([509.5, 229.5])).abs() <= texel).all(1).any()
 
 
 def test_each_hand_keeps_its_best_box() -> None:
@@ -83,23 +96,10 @@ def test_each_hand_keeps_its_best_box() -> None:
     )
     scores = torch.tensor([0.7, 0.9, 0.5, 0.8, 0.6])
     assert distinct(boxes, scores).tolist() == [1, 4, 2]
+    assert distinct(boxes, scores, nested=1.0).tolist() == [1, 3, 4, 2]
     assert distinct(boxes[:0], scores[:0]).tolist() == []
-    around = torch.tensor([[0, 0, 10, 10], [2, 2, 6, 6]], dtype=torch.float64)
-    for keep_around in (False, True):
-        assert distinct(around, torch.tensor([0.9, 0.8]), keep_around).tolist() == [0]
-    assert distinct(around, torch.tensor([0.8, 0.9])).tolist() == [1]
-    assert distinct(around, torch.tensor([0.8, 0.9]), keep_around=True).tolist() == [1, 0]
 
 
-def test_shrinking_averages_squares_and_tells_where_they_lie() -> None:
-    image = torch.arange(7 * 10 * 3, dtype=torch.uint8).reshape(7, 10, 3)
-    shrunk, to_image = shrink(image, 3)
-    assert shrunk.shape == (3, 4, 3) and shrunk.dtype == torch.uint8
-    assert (shrunk[0, 1] == image[0:3, 3:6].float().mean((0, 1)).round()).all()
-    assert (shrunk[2, 3] == image[6, 9]).all()  # what reaches beyond the border does not count
-    # The middle of the square in column 1 and row 2 is the image's pixel (4, 7).
-    torch.testing.assert_close(
-        to_image @ torch.tensor([1.0, 2, 1]).double(), torch.tensor([4.0, 7, 1]).double()
-    )
-    same, identity = shrink(image, 1)
-    assert same is image and torch.equal(identity, torch.eye(3).double())
+def test_squares_keep_the_middle_and_the_longer_side() -> None:
+    boxes = torch.tensor([[0.0, 10, 40, 20], [5.0, 5, 6, 9]])
+    assert squared(boxes).tolist() == [[0, -5, 40, 35], [3.5, 5, 7.5, 9]]

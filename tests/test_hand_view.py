@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,8 @@ from nvf_fast.kernels.cast_votes.reference import cast_votes
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
 from nvf_fast.reproduce.plots.rows import asked_field
-from nvf_fast.runtime.cuda_graph import Replay
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume
+from tests.fixed_sizes import with_fixed_sizes
 from tests.hand_cases import LEFT, PRESENCE, hand_network
 
 HEIGHT, WIDTH = 240, 324
@@ -194,17 +192,6 @@ def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray)
     np.testing.assert_allclose(left.votes.points * turn, right.votes.points, rtol=1e-4, atol=1e-4)
 
 
-class LaunchByLaunch:
-    """Records nothing, and calls again what it was given."""
-
-    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        output = run()
-        return lambda: output.copy_(run()), output
-
-    def in_order(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
 @pytest.mark.parametrize("on_cuda", [False, True], ids=["read back", "chosen on the device"])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_an_unknown_side_is_predicted(model: NVF, image: np.ndarray, sign: int, on_cuda: bool) -> None:
@@ -214,7 +201,7 @@ def test_an_unknown_side_is_predicted(model: NVF, image: np.ndarray, sign: int, 
     estimator = smooth(model)
     given = {side: estimator(image, K, box=BOX, side=side, return_votes=True) for side in ("right", "left")}
     if on_cuda:
-        estimator._exact, estimator._replay = False, Replay(estimator._launch, LaunchByLaunch())
+        estimator = with_fixed_sizes(estimator)
     mirrored, intrinsics, box = mirror_of(image, BOX)
     sides = []
     for votes in (False, True):
@@ -298,19 +285,23 @@ def test_without_a_hand_a_pose_is_not_valid(model: NVF, image: np.ndarray) -> No
 
 
 class Marked(PoseEstimator):
-    """An estimator whose network sees hands in bright red, of a third of each window's size."""
+    """An estimator whose network sees hands in bright red, of a third of 128 px in every view."""
 
-    def __init__(self, model: NVF) -> None:
+    def __init__(self, model: NVF, presence: float = 8.0) -> None:
         super().__init__(model)
+        assert isinstance(self.model, NVF)
         look = self.model.look
 
-        def marked(images: Tensor, slopes: Tensor) -> Any:
+        def marked_look(images: Tensor, slopes: Tensor) -> Any:
             seen = look(images, slopes)
-            red = F.avg_pool2d((images[:, 0] - images[:, 1])[:, None], 4)[:, 0]  # 2 where it is bright red
-            hands = torch.stack([4 * red - 4, torch.full_like(red, math.log(1 / 3)), red - 3], 1)
-            return seen._replace(hands=hands, presence=torch.full_like(seen.presence, 4.0))
+            spread = torch.linspace(-0.6, 0.6, 21)[:, None].expand(len(images), 21, 2)
+            return seen._replace(presence=torch.full_like(seen.presence, presence), uv=spread)
 
-        self.model.look = marked
+        def marked_maps(images: Tensor, slopes: Tensor) -> Tensor:
+            red = F.avg_pool2d((images[:, 0] - images[:, 1])[:, None], 4)[:, 0]  # 2 where it is bright red
+            return torch.stack([4 * red - 4, torch.full_like(red, math.log(1 / 3)), red - 3], 1)
+
+        self.model.look, self.model.hand_maps = marked_look, marked_maps  # type: ignore[method-assign]
 
 
 def test_without_a_box_every_hand_is_found_and_posed(model: NVF) -> None:
@@ -326,7 +317,7 @@ def test_without_a_box_every_hand_is_found_and_posed(model: NVF) -> None:
     found = estimator.find(image, K)
     assert len(found) == 2 and found.sides == ("right", "right") and (np.diff(found.scores) <= 0).all()
     middles = sorted(((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).tolist())
-    # A texel of the largest windows covers 10 px of the image.
+    # A texel of the coarsest view covers 15 px of the image.
     np.testing.assert_allclose(middles, [[67.5, 107.5], [257.5, 47.5]], atol=10)
 
     pose = estimator(image, K)
@@ -337,7 +328,6 @@ def test_without_a_box_every_hand_is_found_and_posed(model: NVF) -> None:
 
 
 def test_a_finer_image_shows_the_same_hands(model: NVF) -> None:
-    """Four times as fine, it is shrunk before its windows are viewed."""
     estimator = Marked(model)
     image = np.zeros((240, 324, 3), np.uint8)
     image[100:116, 60:76, 0] = image[40:56, 250:266, 0] = 255
@@ -354,10 +344,10 @@ def test_a_finer_image_shows_the_same_hands(model: NVF) -> None:
     np.testing.assert_allclose(finer_middles, 4 * middles + 1.5, atol=8)
 
 
-def test_finer_windows_show_smaller_hands(model: NVF) -> None:
+def test_finer_views_show_smaller_hands(model: NVF) -> None:
     estimator = Marked(model)
     image = np.zeros((240, 324, 3), np.uint8)
-    image[101:106, 61:66, 0] = 255  # a few px: too dim a spot in coarse windows
+    image[101:106, 61:66, 0] = 255  # a few px: too dim a spot in coarse views
     assert len(estimator.find(image, K, score=0.6, smallest=0.1)) == 0
     (box,) = estimator.find(image, K, score=0.6, smallest=1 / 64).boxes
     np.testing.assert_allclose((box[:2] + box[2:]) / 2, [63, 103], atol=3)
@@ -365,15 +355,14 @@ def test_finer_windows_show_smaller_hands(model: NVF) -> None:
 
 def test_what_find_refuses(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model)
-    with pytest.raises(ValueError, match="one image, got several"):
-        estimator.find([image, image], K)
+    for call in (estimator, estimator.find):
+        with pytest.raises(ValueError, match=r"one image, got several: .* box as \(B, 4\) px"):
+            call([image, image], K)
     with pytest.raises(ValueError, match=r"score must be in \[0, 1\]"):
         estimator.find(image, K, score=2)
     for smallest in (0, 1 / 65, 1.01, math.nan):
         with pytest.raises(ValueError, match=r"smallest must be 0.015625 to 1"):
             estimator.find(image, K, smallest=smallest)
-    with pytest.raises(ValueError, match=r"box must be \(B, 4\) px where several images are given"):
-        estimator([image, image], K)
 
 
 @pytest.mark.parametrize(

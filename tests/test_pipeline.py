@@ -82,7 +82,7 @@ def test_a_run_reads_nothing_back(search: Any, step: float, before: bool) -> Non
         cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
         scale, previous = torch.full((2,), 30.0), torch.zeros(2, 21, 3) if before else None
         packed = pipeline(Views(cuts, matrices, scale, previous), 1).packed()
-        assert packed.shape == (2, 109)
+        assert packed.shape == (2, 110)
 
 
 @pytest.mark.parametrize("side_known", [True, False])
@@ -94,7 +94,7 @@ def test_a_run_on_hand_views_reads_nothing_back(side_known: bool) -> None:
         cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
         slopes, mirrored = torch.full((2,), 0.2), None if side_known else matrices
         packed = pipeline(Views(cuts, matrices, slopes=slopes, mirrored=mirrored), 1).packed()
-        assert packed.shape == (2, 109)
+        assert packed.shape == (2, 110)
 
 
 def test_looking_is_noticed() -> None:
@@ -159,6 +159,7 @@ def test_estimates_survive_their_transfer() -> None:
         torch.rand(2, 21),
         torch.tensor([0, 2**24 - 1], dtype=torch.int32),
         torch.tensor([1_882_292, 7], dtype=torch.int32),
+        torch.rand(2),
         torch.tensor([False, True]),
         torch.tensor([True, False]),
         [],

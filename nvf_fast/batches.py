@@ -1,0 +1,200 @@
+"""Views of images through a pipeline: alike ones together, in parts that fit into memory, as CUDA graphs."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvf_fast.camera import ViewPlan
+from nvf_fast.pipeline import Estimates, Pipeline, Views, network_images
+from nvf_fast.runtime.cuda_graph import Recorder, Replay
+from nvf_fast.runtime.profiling import Stages
+
+CROP_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them
+LOG = logging.getLogger("nvf_fast")
+_Votes = dict[int, tuple[Tensor, Tensor]]  # by image: points (V, 3) mm and votes (V, 21, 4)
+
+
+class Inputs(NamedTuple):
+    """B images, and what is known about each.
+
+    Attributes:
+        images: (H, W, 3) uint8 each, numpy or torch.
+        plans: how each is sampled.
+        scale: (B,) float32 mm, for the network, or None.
+        previous: (B, 21, 3) float32 mm, in the volume's frame, or None.
+        slopes: (B,) float32, of hand views, or None.
+        both_sides: whether the mirrored hand view may be the one that counts.
+    """
+
+    images: list[Any]
+    plans: list[ViewPlan]
+    scale: Tensor | None
+    previous: Tensor | None
+    slopes: Tensor | None
+    both_sides: list[bool]
+
+
+class BatchRunner:
+    """Runs a pipeline on any images.
+
+    Args:
+        pipeline: the pipeline.
+        size: px, side of its views.
+        device: where it computes.
+        stages: measures the stages.
+        recorder: records runs, whose lists of points then have fixed sizes, to replay them; an image that
+            does not fit runs again. None makes lists as long as they need to be, which reads the device.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        size: int,
+        device: torch.device,
+        stages: Stages,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.pipeline, self.retried = pipeline, 0
+        self._size, self._device, self._stages, self._exact = size, device, stages, recorder is None
+        self._replay = None if recorder is None else Replay(self._launch, recorder)
+
+    def __call__(self, inputs: Inputs, return_votes: bool) -> Estimates:
+        """The estimates of all images, on the CPU but for the votes."""
+        order: list[int] = []
+        every_packed: list[Tensor] = []
+        votes: _Votes = {}
+        for members, packed, their_votes in self._in_parts(inputs, return_votes):
+            order += members
+            every_packed.append(packed)
+            votes |= their_votes
+        with self._stages("read"):
+            rows = torch.cat(every_packed).cpu()  # the one wait for the device
+            rows = rows if len(order) == 1 else rows[torch.tensor(order).argsort()]
+            estimates = Estimates.unpacked(rows)
+        needs_retry = estimates.needs_retry.nonzero()[:, 0].tolist()
+        for image in needs_retry:
+            self.retried += 1
+            packed, its_votes = self._run(inputs, [image], return_votes, exact=True)
+            rows[image] = packed[0].cpu()
+            votes |= its_votes
+        estimates = Estimates.unpacked(rows) if needs_retry else estimates
+        return estimates._replace(votes=[votes[image] for image in sorted(votes)])
+
+    def network_images(self, inputs: Inputs, dtype: torch.dtype) -> Tensor:
+        """The views (B, 3, S, S) of all images as networks take them, without mirrored ones."""
+        order, sampled = [], []
+        for members in self._alike(inputs):
+            views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
+            with self._stages("remap"):
+                sampled.append(network_images(views, self._size, factor, dtype))
+            order += members
+        return torch.cat(sampled)[torch.tensor(order).argsort().to(self._device)]
+
+    def _in_parts(self, inputs: Inputs, return_votes: bool) -> Iterator[tuple[list[int], Tensor, _Votes]]:
+        """Images that are alike and fit into memory together, and the result of `_run` for them."""
+        together = self.pipeline.together(self._exact)
+        for rest in self._alike(inputs):
+            while rest:
+                members = rest[:together]
+                try:
+                    result = self._run(inputs, members, return_votes)
+                except torch.OutOfMemoryError:
+                    if len(members) == 1:
+                        raise
+                    together = len(members) // 2
+                    LOG.warning(
+                        "out of memory on %s: going on with %d images at a time", self._device, together
+                    )
+                    continue
+                yield members, *result
+                rest = rest[len(members) :]
+
+    def _alike(self, inputs: Inputs) -> list[list[int]]:
+        """The images in groups whose crops have one shape and one factor, of known or of unknown sides."""
+        groups = defaultdict(list)
+        for image, (plan, both_sides) in enumerate(zip(inputs.plans, inputs.both_sides, strict=True)):
+            groups[self._crop_shape(plan), plan.factor, both_sides].append(image)
+        return list(groups.values())
+
+    def _crop_shape(self, plan: ViewPlan) -> tuple[int, int]:
+        """Rows and columns of a crop, padding included."""
+        height, width = (part.stop - part.start for part in (plan.rows, plan.columns))
+        if self._device.type != "cuda":
+            return height, width
+        unit = CROP_PX * plan.factor
+        return -(-height // unit) * unit, -(-width // unit) * unit
+
+    def _run(
+        self, inputs: Inputs, members: list[int], return_votes: bool, exact: bool = False
+    ) -> tuple[Tensor, _Votes]:
+        """`Estimates.packed` of images that are alike, on the device, and their votes if requested."""
+        views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
+        if self._replay is not None and not (exact or return_votes or self._stages.measuring):
+            given = tuple(tensor is not None for tensor in views)
+            key = _Key(tuple(views.cuts.shape), factor, given)
+            return self._replay(key, *(tensor for tensor in views if tensor is not None)), {}
+        estimates = self.pipeline(views, factor, exact or self._exact)
+        return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
+
+    def _views(self, inputs: Inputs, members: list[int]) -> Views:
+        """The pipeline's input for images that are alike, on the device."""
+        plans = [inputs.plans[image] for image in members]
+        matrices = torch.stack([plan.matrix for plan in plans])
+        known = [inputs.scale, inputs.previous, inputs.slopes]
+        with self._stages("remap"):
+            views = Views(
+                self._crops([inputs.images[image] for image in members], plans),
+                self._sent(matrices),
+                *(None if tensor is None else self._sent(tensor[members]) for tensor in known),
+            )
+            if inputs.both_sides[members[0]]:
+                mirror = matrices.new_tensor([[-1.0, 0.0, self._size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+                views = views._replace(mirrored=self._sent(matrices @ mirror))
+        return views
+
+    def _launch(self, key: _Key, *tensors: Tensor) -> Tensor:
+        """The pipeline as `Replay` calls it."""
+        remaining = iter(tensors)
+        views = Views(*(next(remaining) if given else None for given in key.given))  # type: ignore[arg-type]
+        return self.pipeline(views, key.factor).packed()
+
+    def _crops(self, images: list[Any], plans: list[ViewPlan]) -> Tensor:
+        """(B, h, w, 3) uint8 on the device: the crops of the images that their views show."""
+        parts = [as_tensor(image[plan.rows, plan.columns]) for image, plan in zip(images, plans, strict=True)]
+        shape = self._crop_shape(plans[0])
+        if len(parts) == 1 and parts[0].shape[:2] == shape and parts[0].device == self._device:
+            return parts[0][None]
+        pinned = self._device.type == "cuda" and not parts[0].is_cuda
+        crops = torch.zeros(
+            len(parts), *shape, 3, dtype=torch.uint8, device=parts[0].device, pin_memory=pinned
+        )
+        for crop, part in zip(crops, parts, strict=True):
+            crop[: part.shape[0], : part.shape[1]] = part
+        return crops.to(self._device, non_blocking=True)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """A small tensor on the device, without waiting for it."""
+        tensor = tensor.pin_memory() if self._device.type == "cuda" else tensor
+        return tensor.to(self._device, non_blocking=True)
+
+
+class _Key(NamedTuple):
+    """The runs that one graph serves: the crops' shape and factor, and which of the `Views` are given."""
+
+    shape: tuple[int, ...]
+    factor: int
+    given: tuple[bool, ...]
+
+
+def as_tensor(image: Any) -> Tensor:
+    """An image as a tensor that shares its memory where torch can."""
+    if isinstance(image, Tensor):
+        return image
+    # torch takes no negative strides, and warns of arrays that cannot be written to.
+    return torch.from_numpy(image if image.flags.writeable and min(image.strides) >= 0 else image.copy())
