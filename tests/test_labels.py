@@ -1,9 +1,8 @@
-"""Voting labels: the authors' function's outputs, and a per-element reading of Eqs. 1-3."""
+"""Voting labels: known points, and the outputs of the authors' function."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -13,36 +12,23 @@ from torch import Tensor
 from nvf_fast.training.labels import voting_labels
 
 
-def by_hand(
-    points: Tensor, joints: Tensor, near: Tensor, ball_mm: float, nearest: int
-) -> tuple[Tensor, Tensor]:
-    """Eqs. 1-3, one point and one joint at a time."""
-    batch, count, joint_count = points.shape[0], points.shape[1], joints.shape[1]
-    weight, direction = torch.zeros(batch, count, joint_count), torch.zeros(batch, count, joint_count, 3)
-    for image in range(batch):
-        for joint in range(joint_count):
-            distances = [
-                (math.dist(points[image, n], joints[image, joint]), n) for n in range(count) if near[image, n]
-            ]
-            for distance, n in sorted(distances)[:nearest]:
-                if distance < ball_mm:
-                    weight[image, n, joint] = 1 - distance / ball_mm
-                    direction[image, n, joint] = (joints[image, joint] - points[image, n]) / distance
-    return weight, direction
-
-
-@pytest.mark.parametrize(
-    ("count", "nearest", "ball_mm"), [(1, 5, 80.0), (63, 7, 80.0), (63, 63, 40.0), (40, 1024, 120.0)]
-)
-def test_matches_the_equations(count: int, nearest: int, ball_mm: float) -> None:
-    points, joints = 60 * torch.randn(2, count, 3), 60 * torch.randn(2, 21, 3)
-    near = torch.rand(2, count) < 0.6
-    weight, direction = voting_labels(points, joints, near, ball_mm, nearest)
-    expected_weight, expected_direction = by_hand(points, joints, near, ball_mm, nearest)
-    # float32 against Python's float64 at 100 mm: 4e-7 measured for weights, 3e-7 for directions
-    torch.testing.assert_close(weight, expected_weight, atol=2e-6, rtol=0)
-    torch.testing.assert_close(direction, expected_direction, atol=2e-6, rtol=0)
-    assert count == 1 or expected_weight.count_nonzero() > 0
+def test_known_points_get_the_labels_of_the_paper() -> None:
+    joints = torch.tensor([[[0.0, 0.0, 500.0], [0.0, 300.0, 500.0]]])
+    points = joints[:, :1] + torch.tensor(
+        [[20.0, 0, 0], [0, -40.0, 0], [0, 30.0, 40.0], [0, 0, 81.0], [8.0, 0, 0]]
+    )
+    near = torch.tensor([[True, True, True, True, False]])
+    # Closeness 1 - distance / 80 and the unit vector to the joint; beyond 80 mm and far from the surface zero.
+    expected = torch.tensor([0.75, 0.5, 0.375, 0, 0])
+    towards = torch.tensor([[-1.0, 0, 0], [0, 1, 0], [0, -0.6, -0.8], [0, 0, 0], [0, 0, 0]])
+    for nearest in (1024, 5, 3, 2):
+        weight, direction = voting_labels(points, joints, near, 80.0, nearest)
+        kept = torch.arange(5) < nearest  # the points stand in the order of their distance
+        torch.testing.assert_close(weight[0, :, 0], expected * kept)
+        torch.testing.assert_close(direction[0, :, 0], towards * kept[:, None])
+        assert not weight[..., 1].any() and not direction[..., 1, :].any()
+    weight, _ = voting_labels(points, joints, near, 160.0)
+    torch.testing.assert_close(weight[0, :4, 0], 1 - torch.tensor([20.0, 40, 50, 81]) / 160)
 
 
 def test_authors_cases(shared_dir: Path) -> None:

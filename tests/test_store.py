@@ -29,9 +29,10 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_newest_is_the_last_written_whatever_its_label_and_digest(tmp_path: Path) -> None:
-    labels = ["000000009", "000000009", "000000002", ""] * 4  # digests are random: by chance 1 in 2 ** 16
+    labels = ["000000009", "000000009", "000000002", ""] * 4
+    store = Store(tmp_path, "state", ".pt")
     for number, label in enumerate(labels):
-        Store(tmp_path, "state", ".pt").write(b"%d" % number, label)
+        store.write(b"%d" % number, label)
         record = Store(tmp_path, "state", ".pt").newest()
         assert record is not None and record.content == b"%d" % number and record.damaged == []
 

@@ -1,7 +1,8 @@
 """Evaluation metrics of the field, as FreiHAND, HO-3D and the Neural Voting Field paper define them.
 
-numpy in, numpy out, float64, millimetres, vectorised over samples. The public evaluators work in metres;
-where one of their constants has a unit, a comment names the conversion. Inference never imports metrics.
+numpy in, numpy out, float64, millimetres, vectorised over samples. `predicted` and `truth` are `Poses` of one
+shape, else a ValueError names the fault. The public evaluators work in metres; where one of their constants
+has a unit, a comment names the conversion. Inference never imports metrics.
 
 Sources: FreiHAND's and HO-3D's public `eval.py` and `utils/eval_util.py`; the paper's section 4.2.
 """
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Poses = ArrayLike
+"""(..., K, 3) mm; in camera space where a score says so. Finite and not empty."""
 
 THRESHOLDS_MM: Floats = np.linspace(0.0, 50.0, 100)
 """Thresholds of the PCK curve and its area (EvalUtil: 100 steps from 0 to 50 mm, both ends included)."""
@@ -49,18 +52,8 @@ class KeypointScores:
     thresholds: Floats
 
 
-def joint_errors(predicted: ArrayLike, truth: ArrayLike) -> Floats:
-    """Euclidean distance of each keypoint to its truth.
-
-    Args:
-        predicted, truth: (..., K, 3) mm, of one shape.
-
-    Returns:
-        (..., K) mm.
-
-    Raises:
-        ValueError: shapes differ or do not end in (K, 3), nothing to compare, or values are not finite.
-    """
+def joint_errors(predicted: Poses, truth: Poses) -> Floats:
+    """Euclidean distance of each keypoint to its truth, (..., K) mm."""
     predicted, truth = _pair(predicted, truth)
     errors: Floats = np.linalg.norm(predicted - truth, axis=-1)
     return errors
@@ -117,23 +110,15 @@ def keypoint_scores(
     )
 
 
-def mpjpe(predicted: ArrayLike, truth: ArrayLike) -> float:
-    """Mean per-joint position error, unaligned: the paper's CS-MJE on camera-space joints (section 4.2).
-
-    Args:
-        predicted, truth: (..., K, 3) mm, camera space.
-
-    Returns:
-        mm.
-    """
+def mpjpe(predicted: Poses, truth: Poses) -> float:
+    """Mean per-joint position error, mm, unaligned: CS-MJE on camera-space joints (section 4.2)."""
     return float(joint_errors(predicted, truth).mean())
 
 
-def auc(predicted: ArrayLike, truth: ArrayLike, thresholds: ArrayLike = THRESHOLDS_MM) -> float:
+def auc(predicted: Poses, truth: Poses, thresholds: ArrayLike = THRESHOLDS_MM) -> float:
     """Area under the PCK curve, unaligned: the paper's CS-AUC on camera-space joints (figure 3).
 
     Args:
-        predicted, truth: (..., K, 3) mm, camera space.
         thresholds: (T,) mm, ascending.
 
     Returns:
@@ -142,11 +127,10 @@ def auc(predicted: ArrayLike, truth: ArrayLike, thresholds: ArrayLike = THRESHOL
     return keypoint_scores(_flat(joint_errors(predicted, truth)), thresholds=thresholds).auc
 
 
-def pa_mpjpe(predicted: ArrayLike, truth: ArrayLike, *, reflection: bool = False) -> float:
+def pa_mpjpe(predicted: Poses, truth: Poses, *, reflection: bool = False) -> float:
     """Mean per-joint position error after Procrustes alignment of each sample.
 
     Args:
-        predicted, truth: (..., K, 3) mm.
         reflection: False aligns by a proper similarity (`rigid_align`, what the NVF release reports); True
             lets a mirror image align as well (`procrustes_align`, as the FreiHAND and HO-3D servers do).
 
@@ -157,42 +141,25 @@ def pa_mpjpe(predicted: ArrayLike, truth: ArrayLike, *, reflection: bool = False
     return mpjpe(align(predicted, truth), truth)
 
 
-def translation_error(predicted: ArrayLike, truth: ArrayLike) -> float:
-    """TE: mean distance between the poses' centroids (section 4.2; the centroid is the mean of the joints).
-
-    Args:
-        predicted, truth: (..., K, 3) mm, camera space.
-
-    Returns:
-        mm.
-    """
+def translation_error(predicted: Poses, truth: Poses) -> float:
+    """TE, mm: mean distance between the camera-space poses' centroids, the means of joints (section 4.2)."""
     predicted, truth = _pair(predicted, truth)
     return float(np.linalg.norm(predicted.mean(axis=-2) - truth.mean(axis=-2), axis=-1).mean())
 
 
-def depth_error(predicted: ArrayLike, truth: ArrayLike) -> float:
-    """DE: mean difference of the poses' centroids along the optical axis (section 4.2).
-
-    Args:
-        predicted, truth: (..., K, 3) mm, camera space.
-
-    Returns:
-        mm, never above `translation_error`.
-    """
+def depth_error(predicted: Poses, truth: Poses) -> float:
+    """DE, mm: mean difference of the camera-space poses' centroids along the optical axis (section 4.2)."""
     predicted, truth = _pair(predicted, truth)
     return float(np.abs(predicted[..., 2].mean(axis=-1) - truth[..., 2].mean(axis=-1)).mean())
 
 
-def procrustes_align(predicted: ArrayLike, truth: ArrayLike) -> Floats:
+def procrustes_align(predicted: Poses, truth: Poses) -> Floats:
     """Align each sample by scale, rotation and translation, reflections allowed (servers' `align_w_scale`).
 
     Since a mirrored hand aligns well, these errors are not comparable with those after `rigid_align`.
 
-    Args:
-        predicted, truth: (..., K, 3) mm.
-
     Returns:
-        (..., K, 3) mm, `predicted` moved onto `truth`.
+        `predicted` moved onto `truth`.
     """
     predicted, truth = _pair(predicted, truth)
     rotation, scale, truth_norm, predicted_norm = _procrustes(predicted, truth)
@@ -200,16 +167,13 @@ def procrustes_align(predicted: ArrayLike, truth: ArrayLike) -> Floats:
     return centred / predicted_norm @ rotation * scale * truth_norm + _centroid(truth)
 
 
-def rigid_align(predicted: ArrayLike, truth: ArrayLike) -> Floats:
+def rigid_align(predicted: Poses, truth: Poses) -> Floats:
     """Align each sample by the least-squares similarity with a proper rotation (Umeyama 1991, NVF release).
 
     A prediction collapsed to one point has no scale; it lands on the truth's centroid.
 
-    Args:
-        predicted, truth: (..., K, 3) mm.
-
     Returns:
-        (..., K, 3) mm, `predicted` moved onto `truth`.
+        `predicted` moved onto `truth`.
     """
     predicted, truth = _pair(predicted, truth)
     centred, target = predicted - _centroid(predicted), truth - _centroid(truth)
@@ -223,13 +187,10 @@ def rigid_align(predicted: ArrayLike, truth: ArrayLike) -> Floats:
     return scale[..., None, None] * (centred @ rotation) + _centroid(truth)
 
 
-def scale_translation_align(
-    predicted: ArrayLike, truth: ArrayLike, bone: tuple[int, int] = FREIHAND_BONE
-) -> Floats:
+def scale_translation_align(predicted: Poses, truth: Poses, bone: tuple[int, int] = FREIHAND_BONE) -> Floats:
     """Scale each sample to one bone's true length, its root on the true root (HO-3D's `xyz_scale_trans_al`).
 
     Args:
-        predicted, truth: (..., K, 3) mm.
         bone: (root, end) keypoints whose distance sets the scale; `HO3D_BONE` for HO-3D's joint order.
 
     Returns:
@@ -244,11 +205,10 @@ def scale_translation_align(
     return root_align(predicted * factor[..., None, None], truth, root)
 
 
-def root_align(predicted: ArrayLike, truth: ArrayLike, root: int = 0) -> Floats:
+def root_align(predicted: Poses, truth: Poses, root: int = 0) -> Floats:
     """Move each sample's root onto the true root; the error is then the paper's RS-MJE (table 4).
 
     Args:
-        predicted, truth: (..., K, 3) mm.
         root: keypoint that is moved onto its truth.
 
     Returns:
@@ -259,7 +219,7 @@ def root_align(predicted: ArrayLike, truth: ArrayLike, root: int = 0) -> Floats:
     return moved
 
 
-def align_vertices_by_joints(vertices: ArrayLike, predicted: ArrayLike, truth: ArrayLike) -> Floats:
+def align_vertices_by_joints(vertices: ArrayLike, predicted: Poses, truth: Poses) -> Floats:
     """Move meshes of any topology by the joints' Procrustes alignment, as the servers do (`align_by_trafo`).
 
     The evaluators leave out the division by the prediction's norm, so that their "aligned" meshes are scaled
@@ -281,7 +241,7 @@ def align_vertices_by_joints(vertices: ArrayLike, predicted: ArrayLike, truth: A
     return moved + _centroid(truth) - _centroid(predicted) + centre
 
 
-def f_score(predicted: ArrayLike, truth: ArrayLike, threshold_mm: float) -> float:
+def f_score(predicted: Poses, truth: Poses, threshold_mm: float) -> float:
     """F-score of two vertex sets: harmonic mean of the fractions of each that lie near the other.
 
     Args:
@@ -296,7 +256,7 @@ def f_score(predicted: ArrayLike, truth: ArrayLike, threshold_mm: float) -> floa
     return _f_scores(predicted, truth, (threshold_mm,))[0]
 
 
-def camera_space_scores(predicted: ArrayLike, truth: ArrayLike) -> dict[str, float]:
+def camera_space_scores(predicted: Poses, truth: Poses) -> dict[str, float]:
     """The paper's camera-space scores (section 4.2, tables 1 to 3) and the pose error after alignment.
 
     Args:
@@ -319,7 +279,7 @@ def camera_space_scores(predicted: ArrayLike, truth: ArrayLike) -> dict[str, flo
 
 
 def root_relative_scores(
-    predicted: ArrayLike, truth: ArrayLike, bone: tuple[int, int] = FREIHAND_BONE
+    predicted: Poses, truth: Poses, bone: tuple[int, int] = FREIHAND_BONE
 ) -> dict[str, float]:
     """The paper's root-relative scores on HO-3D (table 4).
 
@@ -478,7 +438,7 @@ def _points(points: ArrayLike, name: str) -> Floats:
     return array
 
 
-def _pair(predicted: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
+def _pair(predicted: Poses, truth: Poses) -> tuple[Floats, Floats]:
     first, second = _points(predicted, "predicted"), _points(truth, "truth")
     if first.shape != second.shape:
         raise ValueError(
@@ -487,7 +447,7 @@ def _pair(predicted: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
     return first, second
 
 
-def _hands(predicted: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
+def _hands(predicted: Poses, truth: Poses) -> tuple[Floats, Floats]:
     first, second = _pair(predicted, truth)
     if first.ndim != 3 or first.shape[1] != 21:
         raise ValueError(f"poses must be (N, 21, 3) in mm, got shape {first.shape}")
