@@ -18,7 +18,7 @@ def test_known_points_get_the_labels_of_the_paper() -> None:
         [[20.0, 0, 0], [0, -40.0, 0], [0, 30.0, 40.0], [0, 0, 81.0], [8.0, 0, 0]]
     )
     near = torch.tensor([[True, True, True, True, False]])
-    # Closeness 1 - distance / 80 and the unit vector to the joint; beyond 80 mm and far from the surface zero.
+    # Closeness 1 - distance / 80 and the unit vector to the joint; zero beyond 80 mm and off the surface.
     expected = torch.tensor([0.75, 0.5, 0.375, 0, 0])
     towards = torch.tensor([[-1.0, 0, 0], [0, 1, 0], [0, -0.6, -0.8], [0, 0, 0], [0, 0, 0]])
     for nearest in (1024, 5, 3, 2):

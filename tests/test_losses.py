@@ -46,7 +46,7 @@ def test_known_errors_give_the_losses_of_the_paper() -> None:
         (PAPER, (2.5 + 0.08) / 16, (1.5 + 0.18) / 16),
         # With beta 0.5: 2.75 and 0.16, 1.75 and 0.35.
         (replace(PAPER, vote_beta=0.5), (2.75 + 0.16) / 16, (1.75 + 0.35) / 16),
-        # Means over one and two near points; of directions over the labelled point of each image, and x, y, z.
+        # Means over one and two near points; of directions over each image's labelled point, and x, y, z.
         (near, (2.5 / 1 + 0.08 / 2) / 2, (1.5 / 3 + 0.18 / 3) / 2),
     ):
         terms = field_losses(field, targets, config)
