@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whenever the process or the machine stops."""
+"""Atomic writing of files: whole or not at all, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import IO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its name only once it is complete and on the disk.
+    """Open a file that takes its name once it is complete and on the disk.
 
     Args:
-        path: the name; its folders are made, an older file is replaced.
+        path: the name; missing folders are made, an older file is replaced.
 
     Raises:
         OSError: it cannot be written.
@@ -33,7 +33,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts a folder's list of files on the disk, so that a rename in it outlasts a loss of power."""
+    """Flush a folder's list of files to the disk, so that a rename in it survives a loss of power."""
     if os.name != "posix":
         return  # only there can folders be opened
     handle = os.open(folder, os.O_RDONLY)
