@@ -39,7 +39,8 @@ class Baseline(nn.Module):
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
         """Features after every stack, in order, for deep supervision."""
-        return self.encoder(images)
+        every_features: list[Tensor] = self.encoder(images)
+        return every_features
 
     def normalised(self, joints: Tensor) -> Tensor:
         """Normalise joints (..., 3) mm by the volume."""
@@ -60,7 +61,8 @@ class Baseline(nn.Module):
             x = torch.cat([x, scale.view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:-1], 1)], -1)
         elif hand_scale is not None:
             raise ValueError("hand_scale must be None: this model takes no hand scale")
-        return self.field(x).float()
+        raw: Tensor = self.field(x)
+        return raw.float()
 
 
 class HolisticBaseline(Baseline):
@@ -68,7 +70,8 @@ class HolisticBaseline(Baseline):
 
     def regress(self, features: Tensor, hand_scale: Tensor | None = None) -> Tensor:
         """Normalised joints (B, 21, 3) of features (B, width, H, W) and hand scales (B,) mm or None."""
-        return self._raw(features.mean((2, 3)), hand_scale).unflatten(-1, (JOINTS, 3))
+        raw = self._raw(features.mean((2, 3)), hand_scale)
+        return raw.view(len(raw), JOINTS, 3)
 
     @torch.no_grad()
     def predict(self, features: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -108,7 +111,7 @@ class DenseBaseline(Baseline):
     def votes(self, features: Tensor, hand_scale: Tensor | None = None) -> PixelVotes:
         """Predict at every texel of features (B, width, H, W), for hand scales (B,) mm or None."""
         raw = self._raw(features.flatten(2).mT, hand_scale)
-        votes = raw[..., 1:].unflatten(-1, (JOINTS, 4))
+        votes = raw[..., 1:].reshape(*raw.shape[:-1], JOINTS, 4)
         return PixelVotes(raw[..., 0], votes[..., 0], votes[..., 1:])
 
     @torch.no_grad()

@@ -35,7 +35,8 @@ def view_intrinsics(slopes: Tensor, size: int) -> Tensor:
     """Intrinsics (B, 3, 3) px of square views of `size` px and half angles with tangents `slopes` (B,)."""
     focal, centre = size / 2 / slopes, torch.full_like(slopes, size / 2)
     zero, one = torch.zeros_like(slopes), torch.ones_like(slopes)
-    return torch.stack([focal, zero, centre, zero, focal, centre, zero, zero, one], -1).unflatten(-1, (3, 3))
+    rows = [focal, zero, centre, zero, focal, centre, zero, zero, one]
+    return torch.stack(rows, -1).view(*slopes.shape, 3, 3)
 
 
 def project(points: Array, intrinsics: Array) -> Array:
@@ -48,8 +49,9 @@ def project(points: Array, intrinsics: Array) -> Array:
     Returns:
         (..., N, 2) px.
     """
-    pixels = points @ intrinsics.mT
-    return pixels[..., :2] / pixels[..., 2:]
+    homogeneous = points @ intrinsics.mT
+    pixels: Array = homogeneous[..., :2] / homogeneous[..., 2:]
+    return pixels
 
 
 def look_at_rotation(pixels: Array, intrinsics: Array) -> Array:
@@ -106,7 +108,8 @@ def reference_homography(
     target = reference_intrinsics(size, dtype=intrinsics.dtype, device=intrinsics.device)
     if frame is not None:
         target = target @ frame
-    return target @ torch.linalg.inv(intrinsics)
+    homography: Tensor = target @ torch.linalg.inv(intrinsics)
+    return homography
 
 
 def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
@@ -242,7 +245,8 @@ def averaged(crops: Tensor, factor: int) -> Tensor:
     pixels = F.pad(crops.permute(0, 2, 3, 1), (0, 0, 0, -width % factor, 0, -height % factor)).float()
     rows = pixels.flatten(2).unflatten(1, (-1, factor)).sum(2)
     columns = rows.unflatten(2, (-1, factor, crops.shape[1])).permute(0, 4, 1, 2, 3).unbind(-1)
-    return sum(columns[1:], columns[0]).div(factor**2)
+    total: Tensor = sum(columns[1:], columns[0])
+    return total.div(factor**2)
 
 
 def _cross(a: list[float], b: list[float]) -> list[float]:

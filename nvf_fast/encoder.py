@@ -58,11 +58,13 @@ class HourglassEncoder(nn.Module):
         *stacks, last = cast(Iterable[Stack], self.stacks)
         for stack in stacks:
             x = stack.onward(x)
-        return last.features(last.mixed(x))
+        features: Tensor = last.features(last.mixed(x))
+        return features
 
     def _stem(self, images: Tensor) -> Tensor:
         x = self.shallow(self.norm(self.conv(images)))
-        return self.deep(self.middle(F.avg_pool2d(x, 2)))
+        features: Tensor = self.deep(self.middle(F.avg_pool2d(x, 2)))
+        return features
 
 
 class HandHourglassEncoder(HourglassEncoder):
@@ -111,7 +113,8 @@ class Stack(nn.Module):
 
     def mixed(self, x: Tensor) -> Tensor:
         """Compute the map of which the features are a linear function, texel by texel."""
-        return self.norm(self.mix(self.block(self.hourglass(x))))
+        mixed: Tensor = self.norm(self.mix(self.block(self.hourglass(x))))
+        return mixed
 
     def onward(self, x: Tensor) -> Tensor:
         """Compute the next stack's input alone, x + Wm m + Wf F m = x + (Wm + Wf F) m: one convolution."""
@@ -142,7 +145,8 @@ class Hourglass(nn.Module):
         self.upsample = BicubicUpsample(size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.upper(x).add_(self.upsample(self.leave(self.lower(self.enter(F.avg_pool2d(x, 2))))))
+        upper: Tensor = self.upper(x)
+        return upper.add_(self.upsample(self.leave(self.lower(self.enter(F.avg_pool2d(x, 2))))))
 
 
 class Block(nn.Module):
@@ -175,7 +179,8 @@ class PreActivated(nn.Module):
         self.conv = nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.norm(x))
+        convolved: Tensor = self.conv(self.norm(x))
+        return convolved
 
 
 class NormReLU(nn.GroupNorm):

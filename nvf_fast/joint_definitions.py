@@ -60,13 +60,15 @@ OFFSET_WEIGHT, TIP_WEIGHT = 0.15, 1.0  # penalties; fingertips lie on the skin i
 
 def bone_lengths(joints: np.ndarray) -> np.ndarray:
     """Lengths of the bones of joints (..., 21, 3), as (..., 20); bone j ends at joint j + 1."""
-    return np.linalg.norm(joints[..., 1:, :] - joints[..., PARENTS[1:], :], axis=-1)
+    lengths: np.ndarray = np.linalg.norm(joints[..., 1:, :] - joints[..., PARENTS[1:], :], axis=-1)
+    return lengths
 
 
 def scale_to_unit(joints: np.ndarray) -> np.ndarray:
     """Scale hands (..., 21, 3) about the camera's centre until their bones are as long together as the unit
     hand's. The image does not change."""
-    return joints * (UNIT_LENGTH_MM / bone_lengths(joints).sum(-1))[..., None, None]
+    scaled: np.ndarray = joints * (UNIT_LENGTH_MM / bone_lengths(joints).sum(-1))[..., None, None]
+    return scaled
 
 
 def palm_frame(joints: np.ndarray) -> np.ndarray:
@@ -125,7 +127,7 @@ class JointConversion:
         ends[..., 1:, :] = _unit(precise[..., 1:, :] - precise[..., PARENTS[1:], :])
         starts = np.concatenate([ends[..., 1:, :], ends[..., -1:, :]], axis=-2)
         starts[..., TIPS, :] = ends[..., TIPS, :]
-        moved = precise + size * self.along[:, None] * 0.5 * (ends + starts)
+        moved: np.ndarray = precise + size * self.along[:, None] * 0.5 * (ends + starts)
         moved[..., PALM, :] += size * (self.palm @ palm_frame(precise))
         return moved.astype(joints.dtype)
 
@@ -169,7 +171,8 @@ class JointConversion:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    return unit
 
 
 def _aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -177,7 +180,8 @@ def _aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     centre, target_centre = points.mean(1, keepdims=True), target.mean(0)
     left, _, right = np.linalg.svd((points - centre).transpose(0, 2, 1) @ (target - target_centre))
     left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
-    return (points - centre) @ (left @ right) + target_centre
+    aligned: np.ndarray = (points - centre) @ (left @ right) + target_centre
+    return aligned
 
 
 def _conversion(along: list[float], palm: list[tuple[float, float, float]]) -> JointConversion:

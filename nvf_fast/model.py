@@ -56,7 +56,8 @@ class NVF(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.field.biases[0].device
+        device: torch.device = self.field.biases[0].device
+        return device
 
     @property
     def reference_intrinsics(self) -> Tensor:

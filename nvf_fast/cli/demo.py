@@ -95,7 +95,8 @@ def _matched(poses: HandPose, truth: dict[str, Any]) -> list[tuple[HandPose, dic
 def _errors_2d(pose: HandPose, hand: dict[str, Any], intrinsics: Any) -> np.ndarray:
     """(21,) px."""
     pixels = np.array(hand["joints"]) @ np.array(intrinsics).T
-    return np.linalg.norm(pose.joints_2d - pixels[:, :2] / pixels[:, 2:], axis=-1)
+    errors: np.ndarray = np.linalg.norm(pose.joints_2d - pixels[:, :2] / pixels[:, 2:], axis=-1)
+    return errors
 
 
 def _print_table(pose: HandPose, hand: dict[str, Any] | None, intrinsics: Any) -> None:
