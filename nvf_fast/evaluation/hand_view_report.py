@@ -9,7 +9,7 @@ from typing import Any
 
 from nvf_fast.evaluation.hand_views import plot_calibration
 from nvf_fast.evaluation.report import json_text, markdown_table
-from nvf_fast.files import whole_file
+from nvf_fast.runtime.files import whole_file
 
 ERRORS = {
     "error_2d": "2D error %",

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nvf_fast import metrics
 from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.constant import constant_pose, constant_shape
+from nvf_fast.evaluation import metrics
+from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
 from nvf_fast.evaluation.report import json_text, markdown_table
 from nvf_fast.evaluation.scores import rank_correlation
-from nvf_fast.files import whole_file
 from nvf_fast.joint_definitions import scale_to_unit
 from nvf_fast.pose import HandPose
+from nvf_fast.runtime.files import whole_file
 
 Predict = Callable[[Sequence[HandSample], Sequence[str | None]], HandPose]
 """Predicts hands, given samples and each one's side or None: a batch of numpy arrays, mm of the unit hand."""
@@ -213,7 +213,7 @@ def _constants(
     def of_each(pose: np.ndarray) -> np.ndarray:
         return np.where(left[:, None, None], mirrored(pose), pose)
 
-    pose, shape = of_each(constant_pose(unit)), of_each(constant_shape(unit))
+    pose, shape = of_each(mean_pose(unit)), of_each(mean_shape(unit))
     low, high = pose[..., :2].min(1), pose[..., :2].max(1)
     scale = (boxes[:, 2:] - boxes[:, :2]).max(1) / (high - low).max(1)
     flat = (pose[..., :2] - ((low + high) / 2)[:, None]) * scale[:, None, None]
