@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -69,6 +70,20 @@ def functions_of(path: Path) -> dict[str, ast.FunctionDef]:
 
 def operations() -> list[str]:
     return sorted(path.stem for path in (PACKAGE / "ops").glob("*.py") if path.stem in functions_of(path))
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name of the package is a module, or an attribute of one."""
+    found: object = nvf_fast
+    path = "nvf_fast"
+    for part in name.split(".")[1:]:
+        path += f".{part}"
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(path)
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
 
 
 def test_public_names() -> None:
@@ -176,10 +191,14 @@ def test_documents_name_only_what_exists(document: Path) -> None:
                 link
             )
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        compile(block, str(document), "exec")
-        for name in re.findall(r"\bnvf_fast\.(\w+)", block):
-            known = name in PUBLIC_NAMES or (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
-            assert known, f"{document.name} mentions nvf_fast.{name}"
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nvf_fast."):
+                for alias in node.names:
+                    assert exists(f"{node.module}.{alias.name}"), f"{document.name}: {ast.unparse(node)}"
+    for name in re.findall(r"\bnvf_fast(?:\.[a-zA-Z_]\w*)+", text):
+        assert exists(name), f"{document.name} mentions {name}"
+    for path in re.findall(r"`((?:nvf_fast|kernels|benchmarks|tests|examples|docs)/[\w/.-]+)`", text):
+        assert any(ROOT.glob(path.replace("NAME", "*"))), f"{document.name} mentions {path}"
 
 
 def help_of(*command: str) -> str:
