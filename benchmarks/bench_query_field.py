@@ -4,7 +4,7 @@ The default network is queried at the 14 x 14 x 14 points of a hand view's latti
 
 Timed: one call, host to finished device; features, points and weights lie on the device. About one point in
 300 is near the surface, as with a hand. The form "frame" is a frame's use: weights packed before, room for
-one vote in 100, and points located before, or, about a centre, inside the timed call.
+one voter in 100, and points located before, or, about a centre, inside the timed call.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def bench_query_field(
     def whole_reference() -> float:
         began = now()
         for chunk in points.split(CHUNK, -2):
-            reference(**arguments | {"points": chunk}, surface_mm=surface_mm)
+            reference(**arguments | {"points": chunk})
         return now() - began
 
     if form == "frame":
@@ -103,16 +103,18 @@ def bench_query_field(
         )
         located = None if case.centred else locate()
 
-        def call(surface_mm: float) -> Any:
+        def call() -> Any:
             maps = query.project(inputs.features, inputs.hand_scale, biases)
-            return query(maps, located or locate(), surface_mm, count // 100)
+            samples = query.sample(maps, located or locate())
+            voters = ops.select_voters(samples.sdf, surface_mm, count // 100, backend=backend)
+            return samples.sdf, query.votes(samples, voters.indices)
 
         # 1e-3 mm: rays sum a point's x in another order.
-        difference = (call(surface_mm)[0] - ops.query_field(**arguments, backend=backend)[0]).abs()
+        difference = (call()[0] - ops.query_field(**arguments, backend=backend)[0]).abs()
         assert difference.nan_to_num().max() <= (1e-3 if case.centred else 0)
 
     def run() -> None:
-        call(surface_mm=surface_mm)
+        call()
         now()
 
     paired = time_in_turn(benchmark, run, whole_reference, rounds=20 if CUDA else 9)

@@ -235,9 +235,8 @@ def vote(network: NVF, variant: Variant, views: EncodedViews) -> Votes:
     for first in range(0, len(views.slopes), BATCH):
         part = views.rows(slice(first, first + BATCH))
         coarse, _, voters = pipeline.vote(part.look(), part.slopes)
-        every = torch.arange(voters.points.shape[1]).expand(len(coarse), -1)
         votes = votes_by_precision(voters) if variant.precision else voters.votes
-        joints, _, spread = ops.cast_votes(voters.points, votes, every, voters.counts, fraction=FRACTION)
+        joints, _, spread = ops.cast_votes(voters.points, votes, voters.counts, fraction=FRACTION)
         joints = torch.where(joints.isfinite(), joints, coarse)
         parts.append(Votes(joints, spread.square().nan_to_num(math.inf), voters.counts))
     return Votes(*(torch.cat(each) for each in zip(*parts, strict=True)))

@@ -109,13 +109,14 @@ def variants() -> list[Variant]:
                 False,
             )
         )
-        for kernel in (select_voters.count_near, select_voters.write_indices):
-            pointers = {"block_counts_ptr": "i32", "block_ends_ptr": "i32", "indices_ptr": "i64"}
-            constants = {"BLOCK": select_voters._BLOCK}
-            found.append(
-                Variant(kernel.__name__, target, kernel, pointers, constants, 4, False, ("surface_mm",))
-            )
-        pointers = {"indices_ptr": "i64", "voters_ptr": "i32", "selected_ptr": "i32"}
+        for kernel in (select_voters.count_marked, select_voters.write_indices):
+            for threshold in (True, False):
+                pointers = {"block_counts_ptr": "i32", "block_ends_ptr": "i32", "indices_ptr": "i64"}
+                pointers |= {} if threshold else {"values_ptr": "u8"}
+                constants = {"THRESHOLD": threshold, "BLOCK": select_voters._BLOCK}
+                name = f"{kernel.__name__}{' near' if threshold else ''}"
+                found.append(Variant(name, target, kernel, pointers, constants, 4, False, ("surface_mm",)))
+        pointers = {"voters_ptr": "i32", "selected_ptr": "i32"}
         constants = {"BLOCK": cast_votes._BLOCK, "DIGIT_BITS": cast_votes._DIGIT_BITS}
         found.append(
             Variant(
@@ -149,18 +150,18 @@ def _cut_tiles(target: str, points: int, centred: bool) -> Variant:
 
 
 def _layers(target: str, dtype_name: str, tiling: query_field.Tiling) -> list[Variant]:
-    """The first, middle and last launch of `evaluate_layer`, of the full network."""
+    """The launches of `evaluate_layer`, of the full network."""
+    shapes = {"first": (1024, 512), "middle": (512, 256), "last": (128, 128), "distance": (128, 128)}
     return [
-        _layer(target, dtype_name, tiling, place, size_in, size_out, centred=False)
-        for place, size_in, size_out in (("first", 1024, 512), ("middle", 512, 256), ("last", 128, 128))
+        _layer(target, dtype_name, tiling, place, *shape, centred=False) for place, shape in shapes.items()
     ]
 
 
 def _centred_layers(target: str, dtype_name: str, tiling: query_field.Tiling) -> list[Variant]:
     """The same of the default network, which takes the position about a centre."""
+    shapes = {"first": (256, 128), "middle": (128, 64), "last": (64, 128), "distance": (64, 128)}
     return [
-        _layer(target, dtype_name, tiling, place, size_in, size_out, centred=True)
-        for place, size_in, size_out in (("first", 256, 128), ("middle", 128, 64), ("last", 64, 128))
+        _layer(target, dtype_name, tiling, place, *shape, centred=True) for place, shape in shapes.items()
     ]
 
 
@@ -173,29 +174,29 @@ def _layer(
     size_out: int,
     centred: bool,
 ) -> Variant:
-    last = place == "last"
+    last, columns = (
+        place in ("last", "distance"),
+        {"last": size_out, "distance": query_field._DISTANCE_COLUMNS},
+    )
     constants = {
         "IN": size_in,
         "OUT": size_out,
-        "VOTES": 84,
+        "VOTES": 0 if place == "distance" else 84,
         "FIRST": place == "first",
         "LAST": last,
-        "COMPACT": last,
         "CENTRED": centred,
         "POINTS": tiling.points,
-        "COLUMNS": size_out if last else min(size_out, tiling.columns),
+        "COLUMNS": columns.get(place, min(size_out, tiling.columns)),
         "DEPTH": min(size_in, tiling.depth),
         "STAGES": tiling.stages,
         "PRECISION": "ieee",
     }
     pointers = dict.fromkeys(("maps_ptr", "weight_ptr", "inputs_ptr", "outputs_ptr"), dtype_name)
     pointers |= {"order_ptr": "i64", "tiles_ptr": "i32", "tile_count_ptr": "i32"}
-    pointers |= {"slots_ptr": "i32", "row_counts_ptr": "i32"}
     matrix = dtype_name != "fp32" or target.startswith("gfx")
     shape = f"{tiling.points}x{tiling.columns}x{tiling.depth}/{tiling.warps}"
     name = f"evaluate_layer {'centred ' if centred else ''}{place} {dtype_name} {shape}"
-    kernel, floats = query_field.evaluate_layer, ("surface_mm",)
-    return Variant(name, target, kernel, pointers, constants, tiling.warps, matrix, floats)
+    return Variant(name, target, query_field.evaluate_layer, pointers, constants, tiling.warps, matrix)
 
 
 def occupancy(variant: Variant, found: Cost) -> float:

@@ -1,7 +1,8 @@
-"""An untrained network that answers as a trained one would, so that searches of it lead somewhere."""
+"""An untrained network with the predictions of a trained one, for searches."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ CLAMP_MM = 5.0  # of the distances that training shows
 
 
 def teach(estimator: PoseEstimator, hand: MeshHands) -> None:
-    """From now on the network computes as ever, and its answers give way to what is known of one hand."""
+    """Replace the predictions of an estimator's network, which still computes, by one hand's labels."""
     pipeline = estimator.runner.pipeline
-    pipeline._query = _TaughtQuery(pipeline._query, estimator.lattice, hand)  # type: ignore[attr-defined]
+    pipeline.query = _TaughtQuery(pipeline.query, estimator.lattice, hand)  # type: ignore[attr-defined]
 
 
 class _TaughtQuery:
-    """`FieldQuery`, asked and overruled. For one picture at a time, within 5 mm of the surface."""
+    """`FieldQuery`, computed and overruled, for one image at a time, within 5 mm of the surface."""
 
     def __init__(self, query: FieldQuery, lattice: Lattice, hand: MeshHands) -> None:
         self._query, self._lattice = query, lattice
@@ -42,20 +43,21 @@ class _TaughtQuery:
         self._row_of[nodes[close.to(lattice.device)]] = torch.arange(len(votes), device=lattice.device)
 
     def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> Any:
-        rows = self._row_of[self._lattice.nodes(points)]
+        rows = self._row_of[self._lattice.nodes(points).view(-1)]
         return self._query.locate(points, intrinsics, map_size), rows
 
     def project(self, features: Tensor, hand_scale: Tensor | None) -> Any:
         return self._query.project(features, hand_scale)
 
-    def __call__(self, maps: Any, places: Any, within_mm: float, capacity: int) -> tuple[Tensor, ...]:
+    def image_maps(self, maps: Any, image: int) -> Any:
+        return self._query.image_maps(maps, image)
+
+    def sample(self, maps: Any, places: Any) -> Any:
         places, rows = places
-        self._query(maps, places, within_mm, capacity)
-        sdf = self._sdf[rows]
-        near = sdf.abs() < within_mm
-        slots = (near.cumsum(0) - 1).int()
-        # Without looking at what is near, so that a frame can be captured: one more row takes all the rest.
-        votes = self._votes.new_empty(capacity + 1, *self._votes.shape[1:])
-        places = torch.where(near, slots, capacity).clamp(max=capacity).long()
-        votes.index_copy_(0, places, self._votes[rows])
-        return sdf[None], votes[None, :capacity], slots[None]
+        self._query.sample(maps, places)
+        return SimpleNamespace(sdf=self._sdf[rows][None])
+
+    def every_vote(self, maps: Any, places: Any) -> Tensor:
+        places, rows = places
+        self._query.every_vote(maps, places)
+        return self._votes[rows][None]

@@ -106,6 +106,11 @@ class Lattice:
             self._sublattices[stride] = (chosen.flatten() & self.seen).nonzero()[:, 0]
         return self._sublattices[stride]
 
+    def filled(self, positions: Tensor, nodes: Tensor | None = None) -> Tensor:
+        """Nodes at positions (...), or of nodes (N,) those at the positions; `nowhere` at position -1."""
+        chosen = positions if nodes is None else nodes[positions.clamp(min=0)]
+        return chosen.masked_fill(positions < 0, self.nowhere)
+
     def neighbours(self, nodes: Tensor, offsets: Tensor) -> Tensor:
         """(N, M) nodes at offsets (M, 3) int64, of at most `rim` along each axis, from seen nodes (N,).
 

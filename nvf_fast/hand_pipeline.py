@@ -7,17 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nvf_fast import ops
+from nvf_fast.buffers import Buffers
 from nvf_fast.camera import view_intrinsics
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import (
     Estimates,
     QueryOptions,
     Views,
-    cast_selected,
+    cast_votes,
     images_together,
-    near_points,
     network_images,
-    select_votes,
 )
 from nvf_fast.pose import error_scores
 from nvf_fast.runtime.profiling import Stages
@@ -32,7 +32,7 @@ class Voters(NamedTuple):
         points: (B, V, 3) float32 mm.
         votes: (B, V, 21, 4) float32 raw (weight, direction xyz).
         counts: (B,) int32, how many of the V there are.
-        overflow: (B,) bool, whether there were more.
+        overflow: (B,) bool, whether there are more.
     """
 
     points: Tensor
@@ -45,26 +45,34 @@ class HandPipeline:
     """Sampling, encoding, placing the query points, querying, selecting, voting and combining.
 
     Where the side of a hand is unknown, the view and its mirror image are encoded together, and the one whose
-    left-hand logit is smaller counts: what the network mistakes in both cancels out.
+    left-hand logit is smaller counts: mistakes common to both cancel out.
 
     Args:
         model: a network of hand views, its encoder in the dtype of the options, on its device.
         volume: where it is queried.
         options: how it is queried.
         stages: measures the stages.
+        query: of the network's field; None prepares it.
 
     Raises:
         ValueError: the options name a search other than "dense".
     """
 
-    def __init__(self, model: NVF, volume: HandVolume, options: QueryOptions, stages: Stages) -> None:
+    def __init__(
+        self,
+        model: NVF,
+        volume: HandVolume,
+        options: QueryOptions,
+        stages: Stages,
+        query: ops.FieldQuery | None = None,
+    ) -> None:
         if options.search != "dense":
             raise ValueError(f'search must be "dense" for a network of hand views, got {options.search!r}')
         assert model.heads is not None
         self._model, self._heads, self._options, self._stages = model, model.heads, options, stages
         self.lattice = volume.lattice(options.step_mm, model.device)
         self._capacity = min(options.rows, len(self.lattice))
-        self._query = options.query(model)
+        self._query = query or options.query(model)
 
     def together(self, exact: bool) -> int:
         return images_together(len(self.lattice) if exact else self._capacity)
@@ -108,18 +116,18 @@ class HandPipeline:
             points = self.lattice.points(centres[:, 2], slopes)
             intrinsics = view_intrinsics(slopes, self._model.config.input_size)
             map_size = (look.features.shape[2], look.features.shape[3])
-            places = self._query.locate(points, intrinsics, map_size, centres, self.lattice.per_ray)
             biases = self._model.field_biases(coarse) if self._model.config.pose_code else None
             maps = self._query.project(look.features, None, biases)
-            capacity = len(self.lattice) if exact else self._capacity
-            sdf, votes, slots = self._query(maps, places, self._options.surface_mm, capacity)
+            places = self._query.locate(points, intrinsics, map_size, centres, self.lattice.per_ray)
+            samples = self._query.sample(maps, places)
         with self._stages("select"):
-            size = near_points(sdf, self._options.surface_mm) if exact else capacity
-            chosen, votes, counts, overflow = select_votes(sdf, votes, slots, size, self._options)
-            points = points.gather(1, chosen[..., None].expand(-1, -1, 3))
+            buffers = Buffers(len(points), points.device, exact, self._options.backend)
+            voters = buffers.select_voters(samples.sdf, self._options.surface_mm, self._capacity)
+            points = points.gather(1, voters.indices.clamp(min=0)[..., None].expand(-1, -1, 3))
         with self._stages("vote"):
-            voted, _ = cast_selected(points, votes, counts, self._options)
-        return coarse, voted, Voters(points, votes, counts, overflow)
+            votes = self._query.votes(samples, voters.indices)
+            voted, _ = cast_votes(points, votes, voters.counts, self._options)
+        return coarse, voted, Voters(points, votes, voters.counts, buffers.overflow)
 
     def look(self, *views: Views, factor: int) -> HandLook:
         """Sample and encode views, of several batches after each other."""
@@ -131,8 +139,8 @@ class HandPipeline:
             return self._model.look(images, torch.cat(slopes))
 
     def _look_on_its_side(self, views: Views, factor: int) -> tuple[HandLook, Tensor]:
-        """What the network says of each view, or of its mirror image where that looks more like a right hand;
-        and where that is so, (B,) bool."""
+        """The look of each view, or of its mirror image where that looks more like a right hand; and whether
+        it does, (B,) bool."""
         assert views.slopes is not None
         if views.mirrored is None:
             return self.look(views, factor=factor), torch.zeros_like(views.slopes, dtype=torch.bool)

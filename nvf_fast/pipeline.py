@@ -1,30 +1,32 @@
 """Pipelines: everything between crops of images and joints, on one device.
 
-Shapes are fixed and nothing is read back, so that a CUDA graph can hold a run. An image whose voters do not
-fit the fixed sizes, or whose search its guard rejects, is marked in `Estimates.needs_retry`; the estimator
-runs it again with `exact`.
+Unless a run is exact, its lists of points have fixed capacities and nothing is read back, so that a CUDA
+graph can hold it (`nvf_fast.buffers`). An image whose voters do not fit, or whose search its guard rejects,
+is marked in `Estimates.needs_retry`; the estimator runs it again, exactly.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline
+from nvf_fast.buffers import Buffers
 from nvf_fast.camera import reference_intrinsics, sample_views
 from nvf_fast.model import NVF
+from nvf_fast.ops.query_field import Maps, Places
 from nvf_fast.pose import joint_scores
 from nvf_fast.runtime.profiling import Stages
-from nvf_fast.search import Search, Sizes, guided, octree
+from nvf_fast.search import Capacities, Search, guided, octree
 from nvf_fast.volumes import Volume
 
-VOTERS_AT_16_MM = 4096  # rows for votes; a hand takes some 100, a poor field some 600
+VOTERS_AT_16_MM = 4096  # capacity of an image; a hand takes some 100, a poor field some 600
 QUERIED, ACTIVE = 2**17, 2**14  # nodes in one query of a search, and those whose neighbours are searched
 IMAGES = 64  # at a time; larger batches go in parts
 VOTE_BYTES = 2**30  # for votes, at a time
@@ -56,7 +58,7 @@ class QueryOptions:
 
     @property
     def rows(self) -> int:
-        """Rows for the votes of one image where lists have a fixed length."""
+        """Capacity for the voters of one image."""
         return math.ceil(VOTERS_AT_16_MM * max(1.0, 16 / self.step_mm) ** 2)
 
     def query(self, model: NVF) -> ops.FieldQuery:
@@ -168,29 +170,36 @@ class Pipeline(Protocol):
 
 
 class FieldPipeline:
-    """Sampling, encoding, querying, selecting and voting, in a frustum or a cube.
+    """Encoding, querying, selecting and voting, in a frustum or a cube.
 
     Args:
         model: the network, its encoder in the dtype of the options, on its device.
         volume: where it is queried.
         options: how it is queried.
         stages: measures the stages.
+        query: of the network's field; None prepares it.
     """
 
-    def __init__(self, model: NVF, volume: Volume, options: QueryOptions, stages: Stages) -> None:
+    def __init__(
+        self,
+        model: NVF,
+        volume: Volume,
+        options: QueryOptions,
+        stages: Stages,
+        query: ops.FieldQuery | None = None,
+    ) -> None:
         self._model, self._volume, self._options, self._stages = model, volume, options, stages
-        self._surface_mm, device = options.surface_mm, model.field.biases[0].device
+        device = model.field.biases[0].device
         self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
+        self.query = query or options.query(model)
         self.lattice = volume.lattice(options.step_mm, device)
-        self.points = self.lattice.points(self.lattice.every(1))
-        self._sizes = Sizes(min(options.rows, len(self.points)), QUERIED, ACTIVE)
-        self._query = options.query(model)
-        self._places: dict[int, Any] = {}
+        self._capacities = Capacities(min(options.rows, len(self.lattice)), QUERIED, ACTIVE)
+        self._places: dict[int, list[Places]] = {}
 
     def together(self, exact: bool) -> int:
         if self._options.search != "dense":
             return IMAGES  # searched one after the other
-        return images_together(len(self.points) if exact else self._sizes.voters)
+        return images_together(len(self.lattice) if exact else self._capacities.voters)
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         with self._stages("remap"):
@@ -198,115 +207,108 @@ class FieldPipeline:
         with self._stages("encode"):
             features = self._model.encode(images)
         with self._stages("query"):
-            map_size = (features.shape[2], features.shape[3])
-            maps = self._query.project(features, views.scale)
-        if self._options.search == "dense":
-            return self._dense(maps, map_size, exact)
-        found = [
-            self._searched(
-                maps[image : image + 1],
-                map_size,
-                None if views.previous is None else views.previous[image],
-                exact,
-            )
-            for image in range(len(images))
-        ]
-        *tensors, votes = zip(*found, strict=True)
-        joints, scores, errors, voters, evaluated, presence, left, needs_retry = map(torch.cat, tensors)
-        kept = list(chain(*votes))
-        return Estimates(joints, scores, errors, voters, evaluated, presence, left, needs_retry, kept)
-
-    def _dense(self, maps: Any, map_size: tuple[int, int], exact: bool) -> Estimates:
-        """Query every point of the grid and cast the votes."""
-        count = len(self.points)
-        capacity = count if exact else self._sizes.voters
+            map_size = features.shape[2], features.shape[3]
+            fields = _Fields(self, self.query.project(features, views.scale), map_size)
+        if self._options.search != "dense":
+            return self._searched(fields, len(images), views.previous, exact)
         with self._stages("query"):
-            if count <= LOCATED:
-                sdf, votes, slots = self._query(maps, self.every(1, map_size), self._surface_mm, capacity)
-            else:
-                sdf, votes, slots = self._in_parts(maps, map_size, capacity, exact)
+            sdf = fields.every(1)
         with self._stages("select"):
-            size = near_points(sdf, self._surface_mm) if exact else capacity
-            chosen, votes, counts, overflow = select_votes(sdf, votes, slots, size, self._options)
-            points = self.points[chosen]
+            buffers = Buffers(len(images), sdf.device, exact, self._options.backend)
+            voters = buffers.select_voters(sdf, self._options.surface_mm, self._capacities.voters)
+            nodes = self.lattice.filled(voters.indices, self.lattice.every(1))
         with self._stages("vote"):
-            joints, scores = self._cast(points, votes, counts)
-        evaluated = torch.full_like(counts, count)
+            points, votes = self.lattice.points(nodes), fields.votes(nodes)
+            joints, scores = cast_votes(points, votes, voters.counts, self._options)
+        evaluated = torch.full_like(voters.counts, len(self.lattice))
         kept = list(zip(points, votes, strict=True))
-        return Estimates.without_heads(joints, scores, counts, evaluated, overflow, kept)
+        return Estimates.without_heads(joints, scores, voters.counts, evaluated, buffers.overflow, kept)
 
-    def _in_parts(
-        self, maps: Any, map_size: tuple[int, int], capacity: int, exact: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query every point of a grid too fine to be located at once."""
-        parts, rows = [], 0
-        for points in self.points.split(LOCATED):
-            places = self._query.locate(self._volume.network_points(points), self._intrinsics, map_size)
-            sdf, votes, slots = self._query(maps, places, self._surface_mm, min(capacity, len(points)))
-            if exact:  # Trim before concatenating: untouched pages are not yet resident.
-                votes = votes[:, : int((sdf.abs() < self._surface_mm).sum(1).max())]
-            parts.append((sdf, votes, slots + rows))
-            rows += votes.shape[1]
-        sdf, votes, slots = (torch.cat(of_all, 1) for of_all in zip(*parts, strict=True))
-        return sdf, votes, slots
-
-    def _searched(
-        self, maps: Any, map_size: tuple[int, int], previous: Tensor | None, exact: bool
-    ) -> Estimates:
-        """Query one image's field where the search leads, and cast the votes."""
-        field = _ImageField(self, maps, map_size)
-        sizes = None if exact else self._sizes
-        with self._stages("query"):
-            if self._options.search == "octree":
-                found = octree(field, self.lattice, self._surface_mm, sizes)
-            else:
-                if exact and previous is not None and not previous.isfinite().all():
-                    previous = None
-                found = guided(field, self.lattice, self._surface_mm, self._cast_some, sizes, previous)
-        with self._stages("vote"):
-            joints, scores = found.pose or self._cast_some(found.points, found.votes, found.voters)
-        votes = [(found.points, found.votes)]
-        return Estimates.without_heads(
-            joints[None], scores[None], found.voters, found.evaluated, found.needs_retry, votes
-        )
-
-    def _cast(self, points: Tensor, votes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        return cast_selected(points, votes, counts, self._options)
+    def _searched(self, fields: _Fields, count: int, previous: Tensor | None, exact: bool) -> Estimates:
+        """Query each image's field where the search leads, and cast the votes."""
+        estimates, kept = [], []
+        for image in range(count):
+            buffers = Buffers(1, self.lattice.device, exact, self._options.backend)
+            arguments = (
+                _ImageField(fields.of_image(image)),
+                self.lattice,
+                self._options.surface_mm,
+                buffers,
+                self._capacities,
+            )
+            before = None if previous is None else previous[image]
+            if exact and before is not None and not before.isfinite().all():
+                before = None
+            with self._stages("query"):
+                if self._options.search == "octree":
+                    found = octree(*arguments)
+                else:
+                    found = guided(*arguments, self._cast_some, before)
+            with self._stages("vote"):
+                joints, scores = found.pose or self._cast_some(found.points, found.votes, found.voters)
+            needs_retry = buffers.overflow | found.rejected
+            estimates.append((joints[None], scores[None], found.voters, found.evaluated, needs_retry))
+            kept.append((found.points, found.votes))
+        joints, scores, voters, evaluated, needs_retry = map(torch.cat, zip(*estimates, strict=True))
+        return Estimates.without_heads(joints, scores, voters, evaluated, needs_retry, kept)
 
     def _cast_some(self, points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        joints, scores = self._cast(points[None], votes[None], count)
+        joints, scores = cast_votes(points[None], votes[None], count, self._options)
         return joints[0], scores[0]
 
-    def every(self, stride: int, map_size: tuple[int, int]) -> Any:
-        """Where the sublattice's points lie on the map; located once and kept."""
+    def every(self, stride: int, map_size: tuple[int, int]) -> Iterator[Places]:
+        """Places of a sublattice's nodes on the maps, in parts; a grid of up to `LOCATED` is kept."""
+        nodes = self.lattice.every(stride)
+        if len(nodes) > LOCATED:
+            return (self.located(part, map_size) for part in nodes.split(LOCATED))
         if stride not in self._places:
-            self._places[stride] = self.located(self.lattice.every(stride), map_size)
-        return self._places[stride]
+            self._places[stride] = [self.located(nodes, map_size)]
+        return iter(self._places[stride])
 
-    def located(self, nodes: Tensor, map_size: tuple[int, int]) -> Any:
+    def located(self, nodes: Tensor, map_size: tuple[int, int]) -> Places:
+        """Places of nodes (N,) or (B, N) on the maps."""
         points = self._volume.network_points(self.lattice.points(nodes))
-        return self._query.locate(points, self._intrinsics, map_size)
+        return self.query.locate(points, self._intrinsics, map_size)
 
-    def query(self, maps: Any, places: Any, within_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Query one image; see `nvf_fast.search.Field`."""
-        sdf, votes, slots = self._query(maps, places, within_mm, capacity)
-        return sdf[0], votes[0], slots[0]
+
+class _Fields(NamedTuple):
+    """The fields of a batch of images on the lattice."""
+
+    pipeline: FieldPipeline
+    maps: Maps
+    map_size: tuple[int, int]
+
+    def of_image(self, image: int) -> _Fields:
+        return self._replace(maps=self.pipeline.query.image_maps(self.maps, image))
+
+    def every(self, stride: int) -> Tensor:
+        """Signed distances (B, N) mm at the nodes of `lattice.every(stride)`."""
+        places = self.pipeline.every(stride, self.map_size)
+        parts = [self.pipeline.query.sample(self.maps, each).sdf for each in places]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        """Signed distances (B, N) mm at nodes (N,) or (B, N)."""
+        return self.pipeline.query.sample(self.maps, self.pipeline.located(nodes, self.map_size)).sdf
+
+    def votes(self, nodes: Tensor) -> Tensor:
+        """Raw votes (B, N, J, 4) at nodes (N,) or (B, N)."""
+        return self.pipeline.query.every_vote(self.maps, self.pipeline.located(nodes, self.map_size))
 
 
 class _ImageField(NamedTuple):
-    """One image's field on the lattice, for a search."""
+    """The only field of a batch, for a search."""
 
-    pipeline: FieldPipeline
-    maps: Any
-    map_size: tuple[int, int]
+    fields: _Fields
 
-    def every(self, stride: int, within_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-        places = self.pipeline.every(stride, self.map_size)
-        return self.pipeline.query(self.maps, places, within_mm, capacity)
+    def every(self, stride: int) -> Tensor:
+        return self.fields.every(stride)[0]
 
-    def at(self, nodes: Tensor, within_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-        places = self.pipeline.located(nodes, self.map_size)
-        return self.pipeline.query(self.maps, places, within_mm, capacity)
+    def at(self, nodes: Tensor) -> Tensor:
+        return self.fields.at(nodes)[0]
+
+    def votes(self, nodes: Tensor) -> Tensor:
+        return self.fields.votes(nodes)[0]
 
 
 class BaselinePipeline:
@@ -351,42 +353,9 @@ def images_together(rows: int) -> int:
     return max(1, min(IMAGES, VOTE_BYTES // (rows * 21 * 4 * 4)))
 
 
-def near_points(sdf: Tensor, surface_mm: float) -> int:
-    """The largest number of voters of one image, at least 1; reads the device."""
-    return max(1, int((sdf.abs() < surface_mm).sum(1).max()))
-
-
-def select_votes(
-    sdf: Tensor,
-    votes: Tensor,
-    slots: Tensor,
-    capacity: int,
-    options: QueryOptions,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The voters of queried points and their votes.
-
-    Args:
-        sdf, votes, slots: (B, N), (B, rows, J, 4) and (B, N), as `ops.FieldQuery` gives them.
-        capacity: voters of each image, at most.
-        options: which points vote.
-
-    Returns:
-        indices (B, capacity) of the voters, 0 in unused slots; votes (B, capacity, J, 4); counts (B,) int32;
-        overflow (B,) bool, where there are more voters than `capacity`.
-    """
-    indices, counts, overflow = ops.select_voters(sdf, options.surface_mm, capacity, backend=options.backend)
-    unused, chosen = indices < 0, indices.clamp(min=0)
-    rows = slots.gather(1, chosen).masked_fill(unused, 0).clamp(max=votes.shape[1] - 1).long()
-    votes = votes.gather(1, rows[..., None, None].expand(-1, -1, *votes.shape[2:]))
-    return chosen, votes, counts, overflow
-
-
-def cast_selected(
-    points: Tensor, votes: Tensor, counts: Tensor, options: QueryOptions
-) -> tuple[Tensor, Tensor]:
+def cast_votes(points: Tensor, votes: Tensor, counts: Tensor, options: QueryOptions) -> tuple[Tensor, Tensor]:
     """Joints (B, 21, 3) mm and scores (B, 21) from voters (B, V, 3) and their votes (B, V, 21, 4)."""
-    everyone = torch.arange(points.shape[1], device=points.device).expand(len(points), -1)
     joints, weight, spread = ops.cast_votes(
-        points, votes, everyone, counts, fraction=options.fraction, backend=options.backend
+        points, votes, counts, fraction=options.fraction, backend=options.backend
     )
     return joints, joint_scores(weight, spread)

@@ -4,9 +4,8 @@ Of a dense grid's points 0.07 to 0.33 % lie within 1 to 5 mm of a hand's surface
 subdivision, `guided` by a provisional pose. Both query a subset of the same lattice, so that their voters
 compare with the dense grid's point by point.
 
-Both run in two modes. With `Sizes` every list has a fixed length and nothing is read back from the device, as
-a CUDA graph needs it; an overflow or a rejected search only sets `Found.needs_retry`. Without them lists are
-as long as they need to be, and a rejected search continues.
+Both read nothing back from the device where their `Buffers` have fixed capacities; an overflow or a rejected
+search then only marks the image. With exact buffers a rejected search continues.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from nvf_fast import ops
+from nvf_fast.buffers import Buffers
 from nvf_fast.grid import Lattice, cube
+from nvf_fast.ops import Selection
 from nvf_fast.pose import BONES
 
 Search = Literal["dense", "octree", "guided"]
@@ -31,35 +31,33 @@ GUIDED_MM = 33.0
 # Training clamps distances at 5 mm, beyond which a network says about 5: only less is a sign of the surface.
 CLAMPED_MM = 4.9
 
-AT_ONCE = 2**20  # points queried in one call where lists have no fixed length
-PROVISIONAL_VOTERS = 16  # the points nearest to the surface vote for a provisional pose, so many at least
+AT_ONCE = 2**20  # points queried in one call where lists have exact lengths
+PROVISIONAL_VOTERS = 16  # the points nearest to the surface vote for a provisional pose, at least
 BONE_RADIUS_MM = 32.0  # of its bones, within which nodes are queried
 WIDENINGS, WIDENING_MM = 6, 16.0  # how often, and how far, and two nodes at least, the surface is followed
 FEW_VOTERS = 8
 DISAGREEMENT_MM = 40.0  # mean distance of a joint from its provisional place
 
 
-class Sizes(NamedTuple):
-    """Lengths of the lists of a search that reads nothing back."""
+class Capacities(NamedTuple):
+    """Lengths of the lists of a search, where they are fixed."""
 
     voters: int
     queried: int  # nodes queried in one call
-    active: int  # nodes whose surroundings are looked at
+    active: int  # nodes whose neighbours are searched
 
 
 class Field(Protocol):
     """One image's field on a lattice."""
 
-    def every(self, stride: int, within_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-        """At the nodes of `lattice.every(stride)`.
+    def every(self, stride: int) -> Tensor:
+        """Signed distances (N,) mm at the nodes of `lattice.every(stride)`."""
 
-        Returns:
-            sdf (N,) mm; votes (capacity, J, 4); slots (N,) int32, the row of the votes of a node with
-            abs(sdf) < within_mm, undefined elsewhere.
-        """
+    def at(self, nodes: Tensor) -> Tensor:
+        """Signed distances (N,) mm at nodes (N,), +inf at `lattice.nowhere`."""
 
-    def at(self, nodes: Tensor, within_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-        """At nodes (N,), `lattice.nowhere` among them."""
+    def votes(self, nodes: Tensor) -> Tensor:
+        """Raw votes (N, J, 4) at nodes (N,), zero at `lattice.nowhere`."""
 
 
 Cast = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -68,32 +66,31 @@ Cast = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Found(NamedTuple):
-    """The voters, in the order of the lattice.
-
-    With `Sizes` only the first `voters` rows mean anything.
-    """
+    """The voters, in the order of the lattice; only the first `voters` rows count."""
 
     points: Tensor  # (V, 3) mm
     votes: Tensor  # (V, J, 4)
     voters: Tensor  # (1,) int32
     evaluated: Tensor  # (1,) int32 points that were queried
-    needs_retry: Tensor  # (1,) bool, whether the search must run again without `Sizes`
+    rejected: Tensor  # (1,) bool, whether the search must run again with exact buffers
     pose: tuple[Tensor, Tensor] | None = None  # joints (J, 3) mm and scores (J,), where the votes were cast
 
 
-def octree(field: Field, lattice: Lattice, surface_mm: float, sizes: Sizes | None = None) -> Found:
+def octree(
+    field: Field, lattice: Lattice, surface_mm: float, buffers: Buffers, capacities: Capacities
+) -> Found:
     """Subdivide where the surface may be, from about 16 mm down to the lattice's step.
 
     A node is active where its distance is below `CLAMPED_MM`, or has another sign than a neighbour's. All
     nodes of half the spacing within one coarse spacing of an active node are queried next.
     """
-    queried = _Queried(field, lattice, surface_mm, sizes)
+    queried = _Queried(field, lattice, surface_mm, buffers, capacities)
     stride = _stride(lattice, OCTREE_MM)
     queried.every(stride)
     nodes = lattice.every(stride)
     while stride > 1:
         near = queried.sdf[nodes].abs() < CLAMPED_MM
-        active = queried.list_of(near | queried.changes_sign(nodes, stride), nodes)
+        active = queried.list_of(near | queried.changes_sign(nodes, stride), capacities.active, nodes)
         stride //= 2
         around = lattice.neighbours(active, cube(2, lattice.device) * stride)
         nodes = queried.query(lattice.mask(around))
@@ -104,8 +101,9 @@ def guided(
     field: Field,
     lattice: Lattice,
     surface_mm: float,
+    buffers: Buffers,
+    capacities: Capacities,
     cast: Cast,
-    sizes: Sizes | None = None,
     provisional: Tensor | None = None,
 ) -> Found:
     """Query the field about the bones of a provisional pose (J, 3) mm; without one, a sparse pass finds it.
@@ -114,7 +112,7 @@ def guided(
     does not end, or voters are too few, or the pose is far from the provisional one, a pose that was given is
     forgotten, and one that was found is no reason to leave the rest of the lattice unqueried.
     """
-    queried = _Queried(field, lattice, surface_mm, sizes)
+    queried = _Queried(field, lattice, surface_mm, buffers, capacities)
     stride = _stride(lattice, GUIDED_MM)
     if stride == 1:
         queried.every(1)
@@ -128,7 +126,7 @@ def guided(
     queried.query(near | lattice.mask(lattice.neighbours(border, reach)))
     border = queried.border()
     for _ in range(WIDENINGS):
-        if sizes is None and len(border) == 0:
+        if buffers.exact and len(border) == 0:
             break
         queried.query(lattice.mask(lattice.neighbours(border, reach)))
         border = queried.border()
@@ -138,34 +136,40 @@ def guided(
     moved = (pose[0] - provisional).norm(dim=-1).nanmean()
     # NaN, where nothing is comparable, is no agreement.
     accepted = (border == lattice.nowhere).all() & (found.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
-    if sizes is not None:
-        return found._replace(needs_retry=found.needs_retry | ~accepted)
+    if not buffers.exact:
+        return found._replace(rejected=~accepted)
     if accepted:
         return found
     if given:
-        again = guided(field, lattice, surface_mm, cast)
+        again = guided(field, lattice, surface_mm, buffers, capacities, cast)
         return again._replace(evaluated=again.evaluated + found.evaluated)
     queried.query(lattice.seen)
     return queried.found()
 
 
 class _Queried:
-    """The nodes queried so far, their distances and the votes of the near ones."""
+    """The nodes queried so far, and their distances."""
 
-    def __init__(self, field: Field, lattice: Lattice, surface_mm: float, sizes: Sizes | None) -> None:
-        self._field, self._lattice, self._surface_mm, self._sizes = field, lattice, surface_mm, sizes
+    def __init__(
+        self,
+        field: Field,
+        lattice: Lattice,
+        surface_mm: float,
+        buffers: Buffers,
+        capacities: Capacities,
+    ) -> None:
+        self._field, self._lattice, self._surface_mm = field, lattice, surface_mm
+        self._buffers, self._capacities = buffers, capacities
         device = lattice.device
         self.sdf = torch.full(lattice.seen.shape, torch.nan, device=device)  # NaN where not queried
         self._open = lattice.seen.clone()  # seen and not queried
-        self._slots = torch.zeros(lattice.seen.shape, dtype=torch.int32, device=device)
-        self._votes: list[Tensor] = []
         self._evaluated = torch.zeros(1, dtype=torch.int32, device=device)
-        self._needs_retry = torch.zeros(1, dtype=torch.bool, device=device)
 
-    def every(self, stride: int) -> None:
-        """Query a sublattice, of which nothing has been queried."""
-        nodes = self._lattice.every(stride)
-        self._note(nodes, *self._field.every(stride, self._surface_mm, self._voters(len(nodes))))
+    def every(self, stride: int) -> Tensor:
+        """Query a sublattice, of which nothing has been queried. Returns its distances."""
+        sdf = self._field.every(stride)
+        self._note(self._lattice.every(stride), sdf)
+        return sdf
 
     def query(self, requested: Tensor) -> Tensor:
         """Query those of the requested nodes (nodes,) bool that are seen and have not been queried.
@@ -173,44 +177,31 @@ class _Queried:
         Returns:
             All that are requested and seen.
         """
-        nodes = self.list_of(
-            requested & self._lattice.seen, size=None if self._sizes is None else self._sizes.queried
-        )
+        nodes = self.list_of(requested & self._lattice.seen, self._capacities.queried)
         unqueried = self._open[nodes]
-        if self._sizes is None:
+        if self._buffers.exact:
             parts = [part for part in nodes[unqueried].split(AT_ONCE) if len(part)]
         else:
             parts = [nodes.masked_fill(~unqueried, self._lattice.nowhere)]
         for part in parts:
-            self._note(part, *self._field.at(part, self._surface_mm, self._voters(len(part))))
+            self._note(part, self._field.at(part))
         return nodes
 
     def provisional(self, stride: int, cast: Cast) -> Tensor:
         """Query a sublattice for a first pose (J, 3) mm: that of the points nearest to the surface."""
-        nodes = self._lattice.every(stride)
-        sdf, votes, slots = self._field.every(stride, torch.inf, len(nodes))
-        self._note(nodes, sdf, votes, slots)
-        distance = sdf.abs()
+        distance = self.every(stride).abs()
         count = (distance < self._surface_mm).sum(dtype=torch.int32).clamp(min=PROVISIONAL_VOTERS)
         nearest = distance.argsort(stable=True)
-        if self._sizes is None:
-            nearest = nearest[:count]
-        rows = slots.masked_fill(sdf.isinf(), 0)[nearest].long()  # out of view there is no row
-        return cast(self._lattice.points(nodes[nearest]), votes[rows], count[None])[0]
+        nearest = nearest[: count if self._buffers.exact else self._capacities.voters]
+        nodes = self._lattice.every(stride)[nearest]
+        return cast(self._lattice.points(nodes), self._field.votes(nodes), count[None])[0]
 
-    def list_of(self, chosen: Tensor, values: Tensor | None = None, size: int | None = None) -> Tensor:
+    def list_of(self, chosen: Tensor, capacity: int, values: Tensor | None = None) -> Tensor:
         """The positions where `chosen` (N,) bool, or the values (N,) there, ascending.
 
-        With `Sizes` as many as `size`, or as may be active, filled up with `Lattice.nowhere`.
+        Unused slots of a list of fixed capacity hold `Lattice.nowhere`.
         """
-        if self._sizes is None:
-            places = chosen.nonzero()[:, 0]
-            return places if values is None else values[places]
-        capacity = min(size or self._sizes.active, len(chosen))
-        places, _, overflow = ops.select_voters((~chosen).float()[None], 0.5, capacity)
-        self._needs_retry = self._needs_retry | overflow
-        unused, places = places[0] < 0, places[0].clamp(min=0)
-        return (places if values is None else values[places]).masked_fill(unused, self._lattice.nowhere)
+        return self._lattice.filled(self._buffers.compact(chosen[None], capacity).indices[0], values)
 
     def changes_sign(self, nodes: Tensor, stride: int) -> Tensor:
         """(N,) bool: one of the six neighbours is known and lies on the other side of the surface."""
@@ -220,42 +211,24 @@ class _Queried:
 
     def border(self) -> Tensor:
         """The voters with a neighbour in view that has not been queried."""
-        size = None if self._sizes is None else self._sizes.voters
-        nodes = self.list_of(self.sdf.abs() < self._surface_mm, size=size)
-        return self.list_of(self._open[self._lattice.neighbours(nodes, cube(1, nodes.device))].any(1), nodes)
+        nodes = self._lattice.filled(self._voters().indices[0])
+        bordering = self._open[self._lattice.neighbours(nodes, cube(1, nodes.device))].any(1)
+        return self.list_of(bordering, self._capacities.active, nodes)
 
     def found(self) -> Found:
         """All voters so far."""
-        near = self.sdf[None]
-        if self._sizes is None:
-            nodes = (near[0].abs() < self._surface_mm).nonzero()[:, 0]
-            counts = torch.full((1,), len(nodes), dtype=torch.int32, device=nodes.device)
-        else:
-            capacity = min(self._sizes.voters, near.shape[1])
-            indices, counts, overflow = ops.select_voters(near, self._surface_mm, capacity)
-            self._needs_retry = self._needs_retry | overflow
-            nodes = indices[0].masked_fill(indices[0] < 0, self._lattice.nowhere)
-        votes = torch.cat(self._votes)
-        rows = self._slots[nodes].long().clamp(max=len(votes) - 1)
-        return Found(self._lattice.points(nodes), votes[rows], counts, self._evaluated, self._needs_retry)
+        voters = self._voters()
+        nodes = self._lattice.filled(voters.indices[0])
+        rejected = torch.zeros_like(self._evaluated, dtype=torch.bool)
+        points, votes = self._lattice.points(nodes), self._field.votes(nodes)
+        return Found(points, votes, voters.counts, self._evaluated, rejected)
 
-    def _voters(self, queried: int) -> int:
-        """Rows for the votes of one call."""
-        return queried if self._sizes is None else min(queried, self._sizes.voters)
+    def _voters(self) -> Selection:
+        return self._buffers.select_voters(self.sdf[None], self._surface_mm, self._capacities.voters)
 
-    def _note(self, nodes: Tensor, sdf: Tensor, votes: Tensor, slots: Tensor) -> None:
-        rows = sum(map(len, self._votes))
-        near = sdf.abs() < self._surface_mm
-        if self._sizes is None:  # of the rows only those that were written
-            chosen = near.nonzero()[:, 0]
-            votes = votes[slots[chosen].long()]
-            slots = (near.cumsum(0) - 1).int()
-        else:
-            self._needs_retry = self._needs_retry | (near.sum() > len(votes))
+    def _note(self, nodes: Tensor, sdf: Tensor) -> None:
         self.sdf[nodes] = sdf
         self._open.index_fill_(0, nodes, False)
-        self._slots[nodes] = (slots + rows).masked_fill(~near, 0)
-        self._votes.append(votes)
         self._evaluated = self._evaluated + (nodes != self._lattice.nowhere).sum()
 
 
@@ -270,5 +243,5 @@ def _stride(lattice: Lattice, sparsest_mm: float) -> int:
 def _along_bones(joints: Tensor) -> Tensor:
     """Points (M, 3) on the bones of joints (21, 3), so close that balls about them make capsules."""
     near, far = (torch.stack([joints[bone[end]] for bone in BONES]) for end in (0, 1))
-    share = torch.linspace(0, 1, 5, device=joints.device)[:, None, None]
-    return (near + share * (far - near)).flatten(0, 1)
+    ratio = torch.linspace(0, 1, 5, device=joints.device)[:, None, None]
+    return (near + ratio * (far - near)).flatten(0, 1)

@@ -241,15 +241,18 @@ def run_query_field() -> None:
             layers = kernel.pack_layers(inputs.weights, inputs.biases, case.channels, dtype)
             # initcheck may miss what a library's product writes; a copy it sees.
             maps = kernel.project_maps(inputs.features, inputs.hand_scale, layers).clone()
-            for points, capacity in ((inputs.points, None), (inputs.points[0], 10)):
+            for points in (inputs.points, inputs.points[0]):
                 tiles = kernel.locate(
                     points, inputs.intrinsics, inputs.image_size, map_size, layers, inputs.centres
                 )
-                kernel.evaluate(maps, tiles, layers, 9.0, capacity)
+                kernel.evaluate(maps, tiles, layers)
+                samples = kernel.sample(maps, tiles, layers)
+                voters = torch.arange(-1, min(9, case.count), device=DEVICE).expand(case.batch, -1)
+                kernel.votes(samples, voters, layers)
 
 
 def run_select_voters() -> None:
-    from nvf_fast.kernels.select_voters.triton import select_voters
+    from nvf_fast.kernels.select_voters.triton import compact, select_voters
     from tests.test_select_voters import DEVICE
 
     for count in (1, 63, 1024, 2049):
@@ -257,16 +260,15 @@ def run_select_voters() -> None:
         sdf[1:3] = torch.tensor([[3.0], [1.0]], device=DEVICE)  # none and all
         for capacity in (1, 100, 6000):
             select_voters(sdf, 2.0, capacity)
+            compact(sdf < 2.0, capacity)
 
 
 def run_cast_votes() -> None:
     from nvf_fast.kernels.cast_votes.triton import cast_votes
     from tests.test_cast_votes import voting
 
-    for count, share in ((1, 2.0), (63, 0.0), (63, 0.3), (1025, 2.0)):
-        points, *rest = voting(count, share, joints=5)
-        for some in (points, points[0]):
-            cast_votes(some, *rest)
+    for count, ratio in ((1, 2.0), (63, 0.0), (63, 0.3), (1025, 2.0)):
+        cast_votes(*voting(count, ratio, joints=5))
 
 
 def run_group_norm_relu() -> None:

@@ -1,4 +1,4 @@
-"""cast_votes: the reference against the authors' vectors and plain loops, the kernel against float64."""
+"""cast_votes: the reference against the authors' vectors, the kernel and the CPU form against float64."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvf_fast import ops
 from nvf_fast.kernels.cast_votes import triton as kernel_file
 from nvf_fast.kernels.cast_votes.reference import cast_votes as reference
 from nvf_fast.kernels.cast_votes.triton import cast_votes as kernel
-from nvf_fast.kernels.select_voters.reference import select_voters
 from tests.kernel_cases import rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BOTH = pytest.mark.parametrize("function", [kernel, reference])
+ALL = pytest.mark.parametrize("function", [kernel, reference, ops.cast_votes])
+OURS = pytest.mark.parametrize("function", [kernel, ops.cast_votes])
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*encountered in divide:RuntimeWarning"),  # 0 / 0 = NaN is wanted
     pytest.mark.usefixtures("poisoned_memory"),
 ]
 
 
-def voting(
-    count: int, share: float, batch: int = 2, joints: int = 3
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random points, votes and voters; about `share` of the points vote, in unequal numbers."""
+def voting(count: int, ratio: float, batch: int = 2, joints: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Random points, votes and counts; about `ratio` of the rows vote, fewer in later images."""
     points = 100 * torch.randn(batch, count, 3) + torch.tensor([0, 0, 500])
     votes = torch.randn(batch, count, joints, 4)
     votes[..., 0] = torch.rand(batch, count, joints) - 0.1  # as predicted: mostly positive
-    sdf = torch.rand(batch, count) + torch.arange(batch)[:, None] * 0.2
-    indices, counts, _ = select_voters(sdf, max(share, 1e-9), count)
-    return points.to(DEVICE), votes.to(DEVICE), indices.to(DEVICE), counts.to(DEVICE)
+    counts = (count * (ratio - 0.2 * torch.arange(batch))).clamp(0, count).ceil().int()
+    unused = torch.arange(count) >= counts[:, None]
+    points[unused], votes[unused] = math.nan, math.nan
+    return points.to(DEVICE), votes.to(DEVICE), counts.to(DEVICE)
 
 
-def with_weights(weights: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def with_weights(weights: list[float]) -> tuple[Tensor, Tensor, Tensor]:
     """One joint whose voters have these weights; voter i stands at x = i mm and points nowhere."""
     count = len(weights)
     points = torch.zeros(1, count, 3, device=DEVICE)
     points[0, :, 0] = torch.arange(count)
     votes = torch.zeros(1, count, 1, 4, device=DEVICE)
     votes[0, :, 0, 0] = torch.tensor(weights)
-    return points, votes, torch.arange(count, device=DEVICE)[None], torch.tensor([count], device=DEVICE).int()
+    return points, votes, torch.tensor([count], device=DEVICE).int()
 
 
 def test_authors_vectors(shared_dir: Path) -> None:
@@ -53,33 +53,29 @@ def test_authors_vectors(shared_dir: Path) -> None:
     for case in cases:
         points, votes = torch.tensor(case["points_mm"]).mT, torch.tensor(case["heatmap"]).permute(0, 3, 1, 2)
         batch, count = points.shape[:2]
-        indices = torch.arange(count).expand(batch, -1)
         counts = torch.full((batch,), count, dtype=torch.int32)
         # The last case names how many votes count, one, and no fraction.
         fraction = case["fraction"] or case["candidate_num"] / count
-        for share, name in ((fraction, "joints_top_mm"), (1.0, "joints_all_mm")):
-            joints = reference(
-                points, votes, indices, counts, ball_mm=case["ball_radius_mm"], fraction=share
-            )[0]
+        for ratio, name in ((fraction, "joints_top_mm"), (1.0, "joints_all_mm")):
+            joints = reference(points, votes, counts, ball_mm=case["ball_radius_mm"], fraction=ratio)[0]
             # 2e-3 mm: what the vectors' float32 sums allow, as their file states.
             torch.testing.assert_close(joints, torch.tensor(case[name]), rtol=0, atol=2e-3)
 
 
-@BOTH
+@ALL
 def test_by_hand(function: Callable) -> None:
-    points = torch.tensor([[[0.0, 0, 0], [10, 0, 0], [20, 0, 0], [30, 0, 0]]], device=DEVICE)
+    points = torch.tensor([[[0.0, 0, 0], [20, 0, 0], [30, 0, 0], [10, 0, 0]]], device=DEVICE)
     votes = torch.zeros(1, 4, 1, 4, device=DEVICE)
-    votes[0, :, 0] = torch.tensor([[0.5, 0, 1, 0], [0.9, 7, 7, 7], [0.75, 1, 0, 0], [0.25, 1, 0, 0]])
-    voters = torch.tensor([[0, 2, 3, -1]], device=DEVICE)
+    votes[0, :, 0] = torch.tensor([[0.5, 0, 1, 0], [0.75, 1, 0, 0], [0.25, 1, 0, 0], [0.9, 7, 7, 7]])
     counts = torch.tensor([3], device=DEVICE).int()
-    joints, weight, spread = function(points, votes, voters, counts, ball_mm=80.0, fraction=0.67)
-    # int(3 * 0.67) = 2 voters: 0 votes for (0, 40, 0) with 0.5, 2 for (40, 0, 0) with 0.75.
+    joints, weight, spread = function(points, votes, counts, ball_mm=80.0, fraction=0.67)
+    # int(3 * 0.67) = 2 voters: 0 votes for (0, 40, 0) with 0.5, 1 for (40, 0, 0) with 0.75.
     assert joints.flatten().tolist() == pytest.approx([24, 16, 0])
     assert weight.item() == pytest.approx(0.625)
     assert spread.item() == pytest.approx(math.sqrt((0.5 * (24**2 + 24**2) + 0.75 * (16**2 + 16**2)) / 1.25))
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     ("weights", "fraction", "chosen"),
     [
@@ -87,6 +83,7 @@ def test_by_hand(function: Callable) -> None:
         ([0.0, -0.0, 0.0, -0.0, 1.0], 0.61, [4, 0, 1]),  # -0 equals 0
         ([-0.5, -0.25, -1.0, -0.75], 0.5, [1, 0]),
         ([math.nan, 0.5, -3.0, math.nan], 0.5, [1, 2]),  # NaN ranks last
+        ([math.nan, 0.5, math.nan, 0.5, -1.0, 0.5], 0.5, [1, 3, 5]),
         ([1e-40, 2e-40, 1.0, 3e-40], 0.75, [2, 3, 1]),  # subnormal numbers keep their order
         ([0.25, 0.5], 0.1, [1]),  # at least one
     ],
@@ -101,7 +98,7 @@ def test_which_voters_count(
     assert weight.item() == pytest.approx(w.mean().item())
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     ("count", "fraction"), [(100, 0.29), (10, 0.7), (1000, 0.999), (3, 1 / 3), (1, 0.5), (2000, 1.0)]
 )
@@ -115,13 +112,14 @@ def test_count_is_what_python_computes(function: Callable, count: int, fraction:
     )  # the mean of the first `selected` places
 
 
+@OURS
 @pytest.mark.parametrize("count", [1, 63, 1000, 3000])
-@pytest.mark.parametrize("share", [0.0, 0.3, 2.0])
-def test_kernel_errs_at_most_twice_as_much_as_pytorch(count: int, share: float) -> None:
-    points, votes, indices, counts = voting(count, share)
-    exact = reference(points.double(), votes.double(), indices, counts)
-    expected = reference(points, votes, indices, counts)
-    found = kernel(points, votes, indices, counts)
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 2.0])
+def test_errs_at_most_twice_as_much_as_the_reference(function: Callable, count: int, ratio: float) -> None:
+    points, votes, counts = voting(count, ratio)
+    exact = reference(points.double(), votes.double(), counts)
+    expected = reference(points, votes, counts)
+    found = function(points, votes, counts)
     for name, got, torch_got, wanted in zip(
         ("joints", "weight", "spread"), found, expected, exact, strict=True
     ):
@@ -132,28 +130,18 @@ def test_kernel_errs_at_most_twice_as_much_as_pytorch(count: int, share: float) 
             assert rms(got - wanted) <= max(2 * rms(torch_got - wanted), rounding), name
 
 
-def test_no_voters() -> None:
-    points, votes, indices, counts = voting(63, 0.0)
-    for function in (kernel, reference):
-        joints, weight, spread = function(points, votes, indices, counts)
-        assert joints.isnan().all() and (weight == 0).all() and spread.isnan().all()
+@ALL
+@pytest.mark.parametrize("rows", [63, 0])
+def test_no_voters(function: Callable, rows: int) -> None:
+    joints, weight, spread = function(*voting(rows, 0.0))
+    assert joints.isnan().all() and (weight == 0).all() and spread.isnan().all()
 
 
-@BOTH
+@ALL
 def test_count_past_the_capacity(function: Callable) -> None:
-    points, votes, indices, counts = voting(63, 2.0)
-    cut = function(points, votes, indices[:, :10].contiguous(), counts)
-    for got, wanted in zip(cut, function(points, votes, indices, counts.clamp(max=10)), strict=True):
-        assert torch.equal(got, wanted)
-
-
-@BOTH
-def test_shared_points(function: Callable) -> None:
-    points, votes, indices, counts = voting(63, 0.5)
-    repeated = points[:1].expand(2, -1, -1)
-    for got, wanted in zip(
-        function(points[0], votes, indices, counts), function(repeated, votes, indices, counts), strict=True
-    ):
+    points, votes, counts = voting(63, 2.0)
+    first = function(points[:, :10], votes[:, :10], counts)
+    for got, wanted in zip(first, function(points, votes, counts.clamp(max=10)), strict=True):
         assert torch.equal(got, wanted)
 
 
@@ -163,19 +151,17 @@ def test_equal_bits_from_run_to_run() -> None:
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_launches_of_few_images_change_nothing(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    points, *rest = voting(63, 0.9, batch=5)
-    points = points[0] if shared else points
-    wanted = kernel(points, *rest)
+def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = voting(63, 0.9, batch=5)
+    wanted = kernel(*inputs)
     monkeypatch.setattr(kernel_file, "_IMAGES", 2)
-    for got, whole in zip(kernel(points, *rest), wanted, strict=True):
+    for got, whole in zip(kernel(*inputs), wanted, strict=True):
         assert torch.equal(got, whole)
 
 
-def assert_within_rounding(found: tuple[Tensor, ...], inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def assert_within_rounding(found: tuple[Tensor, ...], inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     """At most twice the errors of PyTorch, and a rounding of the result."""
-    exact = reference(inputs[0].double(), inputs[1].double(), *inputs[2:])
+    exact = reference(inputs[0].double(), inputs[1].double(), inputs[2])
     for got, torch_got, wanted in zip(found, reference(*inputs), exact, strict=True):
         assert torch.equal(got.isnan(), wanted.isnan())
         rounding = torch.finfo(torch.float32).eps * rms(wanted)
@@ -184,12 +170,11 @@ def assert_within_rounding(found: tuple[Tensor, ...], inputs: tuple[Tensor, Tens
 
 @pytest.mark.cuda
 def test_more_images_than_a_grid_takes() -> None:
-    points, votes, _, _ = voting(5, 2.0, batch=70_000, joints=1)
-    indices = torch.arange(5, device="cuda").expand(70_000, -1)
+    points, votes, _ = voting(5, 70_000.0, batch=70_000, joints=1)
     counts = torch.full((70_000,), 5, dtype=torch.int32, device="cuda")
-    found = kernel(points, votes, indices, counts)
+    found = kernel(points, votes, counts)
     few = torch.tensor([0, 1, 32_767, 32_768, 65_535, 65_536, 69_999], device="cuda")
-    assert_within_rounding(tuple(a[few] for a in found), (points[few], votes[few], indices[few], counts[few]))
+    assert_within_rounding(tuple(a[few] for a in found), (points[few], votes[few], counts[few]))
 
 
 @pytest.mark.cuda
@@ -199,28 +184,33 @@ def test_more_images_than_a_grid_takes() -> None:
     ids=["one image", "two images", "three images"],
 )
 def test_more_votes_than_32_bits_count(batch: int, count: int, joints: int) -> None:
-    """Voters at both ends, about the 2^31st vote and anywhere; other votes are NaN, and no voter's."""
+    """All rows vote; large weights stand at both ends, about the 2^31st vote and anywhere."""
     assert batch * count * joints * 4 > 2**31
-    voters = torch.cat(
+    best = torch.cat(
         [
             torch.tensor([0, 1, count - 2, count - 1]),
             (2**31 // (joints * 4) + torch.arange(-2, 3)) % count,
             torch.randint(count, (2000,)),
         ]
     )
-    voters = torch.unique(voters).cuda()
+    best = torch.unique(best).cuda()
     points = torch.full((batch, count, 3), torch.nan, device="cuda")
-    votes = torch.full((batch, count, joints, 4), torch.nan, device="cuda")
-    few_points, few_votes, _, _ = voting(len(voters), 2.0, batch, joints)
-    for few, place in enumerate(voters.tolist()):
+    votes = torch.zeros(batch, count, joints, 4, device="cuda")
+    few_points, few_votes, _ = voting(len(best), batch, batch, joints)
+    few_votes[..., 0] += 1.0
+    for few, place in enumerate(best.tolist()):
         points[:, place], votes[:, place] = few_points[:, few], few_votes[:, few]
-    indices = voters.expand(batch, -1)
-    counts = (len(voters) - 7 * torch.arange(batch, device="cuda")).int()
-    found = kernel(points, votes, indices, counts)
-    for first, second in zip(found, kernel(points, votes, indices, counts), strict=True):
+    counts = torch.full((batch,), count, dtype=torch.int32, device="cuda")
+    fraction = (len(best) + 0.5) / count
+    found = kernel(points, votes, counts, fraction=fraction)
+    for first, second in zip(found, kernel(points, votes, counts, fraction=fraction), strict=True):
         assert torch.equal(first, second)
-    own = torch.arange(len(voters), device="cuda").expand(batch, -1)
-    assert_within_rounding(found, (few_points, few_votes, own, counts))
+    few_counts = torch.full_like(counts, len(best))
+    exact = reference(few_points.double(), few_votes.double(), few_counts, fraction=1.0)
+    by_torch = reference(few_points, few_votes, few_counts, fraction=1.0)
+    for got, torch_got, wanted in zip(found, by_torch, exact, strict=True):
+        rounding = torch.finfo(torch.float32).eps * rms(wanted)
+        assert rms(got - wanted) <= 2 * rms(torch_got - wanted) + rounding
 
 
 @pytest.mark.cuda

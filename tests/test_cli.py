@@ -427,7 +427,7 @@ def test_tune(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert status == 0 and str(autotuning.CACHE) in out and autotuning.CACHE.exists()
     estimator = load(checkpoint, step_mm=32)
     kept = json.loads(autotuning.CACHE.read_text()).values()
-    assert list(estimator.runner.pipeline._query._layers.tiling) in kept
+    assert list(estimator.runner.pipeline.query._layers.tiling) in kept
 
 
 def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,25 +61,27 @@ class SpotReader(nn.Module):
     def encode(self, views: Tensor) -> Tensor:
         return views
 
-    def query_field(self, features: Tensor, points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    def query_field(
+        self, features: Tensor, distances: list[Tensor], points: Tensor, intrinsics: Tensor
+    ) -> tuple[Tensor, Tensor]:
         brightness = (features.double() + 1).flatten(2)
         assert brightness.min() >= 0, "black is -1"
         axis = torch.arange(features.shape[-1], dtype=torch.float64)
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         pixels = torch.stack([x.flatten(), y.flatten(), torch.ones(x.numel(), dtype=torch.float64)])
-        points = points.double()
+        points = points.double().expand(len(features), -1, -1)
         coefficients = torch.linalg.solve(axes(RIGHT_HAND[MARKED]).T, (RIGHT_HAND - RIGHT_HAND[0]).T).T
         sdf, votes = [], []
-        for view in brightness:
+        for view, of_view, away in zip(brightness, points, distances, strict=True):
             if view.sum() == 0:
-                sdf.append(torch.full((len(points),), math.inf))
-                votes.append(torch.zeros(len(points), 21, 4))
+                sdf.append(torch.full((len(of_view),), math.inf))
+                votes.append(torch.zeros(len(of_view), 21, 4))
                 continue
             spots = (view @ pixels.T) / view.sum(1, keepdim=True)
             rays = spots @ torch.linalg.inv(intrinsics.double()).T
-            marks = rays / rays.norm(dim=1, keepdim=True) * next(self.distances)[:, None]
+            marks = rays / rays.norm(dim=1, keepdim=True) * away[:, None]
             joints = marks[0] + coefficients @ axes(marks)
-            offsets = joints - points[:, None]
+            offsets = joints - of_view[:, None]
             distance = offsets.norm(dim=-1, keepdim=True)
             votes.append(torch.cat([(1 - distance / 80).clamp(min=0), offsets / distance], -1).float())
             sdf.append((distance.amin(1)[:, 0] - 12).float())
@@ -94,18 +97,15 @@ class SpotQuery:
     def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return points, intrinsics
 
-    def project(self, features: Tensor, hand_scale: Tensor | None) -> Tensor:
-        return features
+    def project(self, features: Tensor, hand_scale: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+        seen = [bool((view > -1).any()) for view in features]
+        return features, [next(self.model.distances) if hand else None for hand in seen]
 
-    def __call__(self, features: Tensor, places: Any, within_mm: float, capacity: int) -> tuple[Tensor, ...]:
-        sdf, votes = self.model.query_field(features, *places)
-        near = sdf.abs() < within_mm
-        slots = near.sum(1, keepdim=True) - near.cumsum(1)  # last first: their order is nobody's business
-        rows = torch.full((len(votes), capacity, 21, 4), math.nan)
-        for image, row in enumerate(slots):
-            kept = near[image] & (row < capacity)
-            rows[image, row[kept]] = votes[image, kept]
-        return sdf, rows, slots.int()
+    def sample(self, maps: Any, places: Any) -> Any:
+        return SimpleNamespace(sdf=self.model.query_field(*maps, *places)[0])
+
+    def every_vote(self, maps: Any, places: Any) -> Tensor:
+        return self.model.query_field(*maps, *places)[1]
 
 
 def hand_at(centre: tuple[float, float, float], side: str = "right") -> Tensor:
@@ -128,7 +128,7 @@ def reader(monkeypatch: pytest.MonkeyPatch, hands: list[Tensor], size: int = 128
     """An estimator that reads spots; it knows the hands' distances in the order in which it will see them."""
     model = SpotReader(size, [hand[MARKED].norm(dim=1) for hand in hands], hand_scale=False)
     estimator = PoseEstimator(model)
-    monkeypatch.setattr(estimator.runner.pipeline, "_query", SpotQuery(estimator.model))
+    monkeypatch.setattr(estimator.runner.pipeline, "query", SpotQuery(estimator.model))
     return estimator
 
 

@@ -96,8 +96,7 @@ def test_votes_are_weighted_by_their_precision() -> None:
     raw = 0.7 * torch.randn(2, 10, 21, 4, generator=generator)  # within the limit of precisions
     counts = torch.tensor([10, 6], dtype=torch.int32)
     votes = field_variants.votes_by_precision(Voters(points, raw, counts, counts > 99))
-    every = torch.arange(10).expand(2, -1)
-    joints, _, _ = ops.cast_votes(points, votes, every, counts, fraction=0.5)
+    joints, _, _ = ops.cast_votes(points, votes, counts, fraction=0.5)
     for image, count in enumerate(counts.tolist()):
         for joint in range(21):
             chosen = raw[image, :count, joint, 0].topk(count // 2).indices

@@ -24,7 +24,7 @@ from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.kernels.cast_votes.reference import cast_votes
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
-from nvf_fast.reproduce.plots.rows import asked_field
+from nvf_fast.reproduce.plots.rows import queried_field
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume
 from tests.fixed_sizes import with_fixed_sizes
 from tests.hand_cases import LEFT, PRESENCE, hand_network
@@ -137,8 +137,7 @@ def test_a_pose_is_the_coarse_one_moved_by_votes(model: NVF, image: np.ndarray) 
         voting = field.sdf[0].abs() < 3.0
         votes = torch.cat([field.weight[..., None], field.direction], -1)[:, voting]
         count = int(voting.sum())
-        everyone = torch.arange(count)[None]
-        voted, *_ = cast_votes(points[:, voting], votes, everyone, torch.tensor([count]), fraction=0.5)
+        voted, *_ = cast_votes(points[:, voting], votes, torch.tensor([count]), fraction=0.5)
         assert folded.heads is not None
         joints = folded.heads.combine(coarse, voted)
     assert pose.valid and 20 < count < 2744 and pose.voters == count and pose.points_evaluated == 2744
@@ -437,7 +436,7 @@ def test_load_and_evaluation_take_hand_views(model: NVF, image: np.ndarray, tmp_
     alone = PoseEstimator(model)(image, K, 30.0, BOX, "left")
     np.testing.assert_allclose(found.joints[0], alone.joints, rtol=0, atol=0.01)
     assert found.valid.all()
-    field = asked_field(estimator, samples[0], 30.0)
+    field = queried_field(estimator, samples[0], 30.0)
     voters = estimator(image, K, 30.0, BOX, "left", return_votes=True).votes.points
     inside = torch.from_numpy(voters) @ field.frame.float().mT
     assert (field.distance(inside).abs() < 5.01 * 30 / UNIT_SCALE_MM).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -33,9 +32,8 @@ def norm_arguments(device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, int]:
     return x, *torch.randn(2, 12, device=device), 4
 
 
-def vote_arguments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    indices = torch.tensor([[0, 3, 7, -1], [1, 2, 4, 8]])
-    return torch.randn(9, 3), torch.rand(2, 9, 5, 4), indices, torch.tensor([3, 6], dtype=torch.int32)
+def vote_arguments() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(2, 9, 3), torch.rand(2, 9, 5, 4), torch.tensor([3, 11], dtype=torch.int32)
 
 
 def mesh_arguments(device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -71,7 +69,7 @@ def norm_argument(name: str, value: object) -> Callable[[], object]:
 
 def vote_argument(name: str, value: object) -> Callable[[], object]:
     """A call of cast_votes with one argument replaced."""
-    names = ("points", "votes", "indices", "counts")
+    names = ("points", "votes", "counts")
     return lambda: ops.cast_votes(**(dict(zip(names, vote_arguments(), strict=True)) | {name: value}))
 
 
@@ -93,12 +91,11 @@ def test_opcheck(device: str) -> None:
     x, *rest = norm_arguments(device)
     for maps in (x, x.contiguous(), x.transpose(2, 3)):
         torch.library.opcheck(torch.ops.nvf_fast.group_norm_relu, (maps, *rest, 1e-5))
-    for surface_mm in (math.inf, 3.0):
-        query = torch.ops.nvf_fast.query_field
-        options = {"image_size": 224, "surface_mm": surface_mm}
-        torch.library.opcheck(query, (*field_arguments(device), None), options)
-        centred = centred_inputs(device)
-        torch.library.opcheck(query, (*centred[:6], centred.centres), options)
+    query = torch.ops.nvf_fast.query_field
+    torch.library.opcheck(query, (*field_arguments(device), None), {"image_size": 224})
+    centred = centred_inputs(device)
+    torch.library.opcheck(query, (*centred[:6], centred.centres), {"image_size": 224})
+    torch.library.opcheck(torch.ops.nvf_fast.compact, (torch.randn(3, 50, device=device) < 0.5, 10))
     torch.library.opcheck(torch.ops.nvf_fast.select_voters, (torch.randn(3, 50, device=device), 0.5, 10))
     votes = (argument.to(device) for argument in vote_arguments())
     options = {"ball_mm": 80.0, "fraction": 0.5}
@@ -112,9 +109,12 @@ def test_compiles_into_one_graph() -> None:
         features: Tensor, points: Tensor, intrinsics: Tensor, scale: Tensor, weights: list, biases: list
     ) -> Tensor:
         features = ops.group_norm_relu(features, torch.ones(12), torch.zeros(12), 3)
-        sdf, votes = ops.query_field(features, points, intrinsics, scale, weights, biases, surface_mm=9.0)
+        sdf, votes = ops.query_field(features, points, intrinsics, scale, weights, biases)
         indices, counts, _ = ops.select_voters(sdf, 9.0, 16)
-        return ops.cast_votes(points, votes, indices, counts)[0]
+        rows = indices.clamp(min=0)[..., None]
+        voters = points.gather(1, rows.expand(-1, -1, 3))
+        votes = votes.flatten(2).gather(1, rows.expand(-1, -1, 84)).unflatten(2, (21, 4))
+        return ops.cast_votes(voters, votes, counts)[0]
 
     arguments = field_arguments()
     with torch.no_grad():
@@ -172,6 +172,7 @@ def test_forced_backends_agree() -> None:
         (lambda *given, backend: (ops.group_norm_relu(*given, backend=backend),), norm_arguments(device)),
         (ops.query_field, field_arguments(device)),
         (ops.select_voters, (torch.randn(2, 70, device=device), 0.4, 20)),
+        (ops.compact, (torch.randn(2, 70, device=device) < 0.4, 20)),
         (ops.cast_votes, tuple(argument.to(device) for argument in vote_arguments())),
         (lambda *given, backend: (ops.mesh_distance(*given, backend=backend),), distance_arguments(device)),
         (ops.ray_mesh, ray_arguments(device)),
@@ -229,18 +230,19 @@ except RuntimeError as error:
         (centred_argument(centres=torch.zeros(3)), ValueError, r"centres must be \(2, 3\) mm, got \(3,\)"),
         (centred_argument(centres=torch.zeros(2, 3).double()), TypeError, "centres must be float32 mm"),
         (centred_argument(hand_scale=torch.full((2,), 20.0)), ValueError, "no input for it"),
-        (field_argument("surface_mm", 0.0), ValueError, "surface_mm must be positive, got 0.0"),
         (field_argument("image_size", 0), ValueError, "at least 1 px"),
         (field_argument("backend", "cuda"), ValueError, "got 'cuda'"),
         (lambda: ops.select_voters(torch.zeros(5), 1.0, 2), ValueError, r"\(B, N\) mm, got \(5,\)"),
         (lambda: ops.select_voters(torch.zeros(1, 5).half(), 1.0, 2), TypeError, "float32"),
         (lambda: ops.select_voters(torch.zeros(1, 5), 1.0, 0), ValueError, "at least 1 slot, got 0"),
         (lambda: ops.select_voters(torch.zeros(1, 5), 1.0, 2, backend="numpy"), ValueError, "got 'numpy'"),
-        (vote_argument("points", torch.zeros(8, 3)), ValueError, "votes of 9 points, but 8 points given"),
-        (vote_argument("votes", torch.zeros(2, 9, 5, 3)), ValueError, r"\(B, N, J, 4\), got \(2, 9, 5, 3\)"),
+        (lambda: ops.compact(torch.zeros(5).bool(), 2), ValueError, r"\(B, N\), got \(5,\)"),
+        (lambda: ops.compact(torch.zeros(1, 5), 2), TypeError, "bool, got torch.float32"),
+        (lambda: ops.compact(torch.zeros(1, 5).bool(), 0), ValueError, "at least 1 slot, got 0"),
+        (vote_argument("points", torch.zeros(2, 8, 3)), ValueError, r"\(2, 9, 3\), got \(2, 8, 3\)"),
+        (vote_argument("votes", torch.zeros(2, 9, 5, 3)), ValueError, r"\(B, V, J, 4\), got \(2, 9, 5, 3\)"),
         (vote_argument("votes", torch.zeros(2, 9, 5, 4).half()), TypeError, "votes must be float32"),
-        (vote_argument("indices", torch.zeros(3, 4).long()), ValueError, r"indices must be \(2, capacity\)"),
-        (vote_argument("counts", torch.zeros(2).long()), TypeError, "counts int32, got torch.int64 and"),
+        (vote_argument("counts", torch.zeros(2).long()), TypeError, "counts must be int32, got torch.int64"),
         (vote_argument("counts", torch.zeros(1).int()), ValueError, r"counts must be \(2,\)"),
         (vote_argument("fraction", 0.0), ValueError, r"fraction must be in \(0, 1\], got 0.0"),
         (vote_argument("backend", "numpy"), ValueError, "got 'numpy'"),

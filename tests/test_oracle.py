@@ -90,7 +90,9 @@ def test_pose(oracle: Oracle) -> None:
             indices, counts, _ = ops.select_voters(sdf, surface_mm, capacity=4096)
             assert counts.item() == oracle.data[f"{name}_voters"]
             for fraction in (0.25, 0.5, 0.75, 1.0):
-                joints, weight, _ = ops.cast_votes(points, votes, indices, counts, fraction=fraction)
+                voters = indices[:, : int(counts)]
+                at_voters = points[voters], votes[:, voters[0]], counts
+                joints, weight, _ = ops.cast_votes(*at_voters, fraction=fraction)
                 errors = (joints[0] - torch.from_numpy(oracle.data[f"{name}_f{fraction}_joints"])).norm(
                     dim=-1
                 )

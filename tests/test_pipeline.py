@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,12 +60,17 @@ class ShapesOnly:
     def project(self, features: Tensor, hand_scale: Tensor | None, *_: Any) -> Tensor:
         return features
 
-    def __call__(
-        self, features: Tensor, points: Tensor, within_mm: float, capacity: int
-    ) -> tuple[Tensor, ...]:
-        batch, count = len(features), points.shape[-2]
-        votes = points.new_empty(batch, capacity, 21, 4)
-        return points.new_empty(batch, count), votes, points.new_empty(batch, count, dtype=torch.int32)
+    def image_maps(self, features: Tensor, image: int) -> Tensor:
+        return features[image : image + 1]
+
+    def sample(self, features: Tensor, points: Tensor) -> Any:
+        return SimpleNamespace(sdf=points.new_empty(len(features), points.shape[-2]))
+
+    def votes(self, samples: Any, indices: Tensor) -> Tensor:
+        return samples.sdf.new_empty(*indices.shape, 21, 4)
+
+    def every_vote(self, features: Tensor, points: Tensor) -> Tensor:
+        return points.new_empty(len(features), points.shape[-2], 21, 4)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +80,8 @@ class ShapesOnly:
 def test_a_run_reads_nothing_back(search: Any, step: float, before: bool) -> None:
     model = NVF(SMALL).eval().requires_grad_(False)
     stages = Stages(torch.device("cpu"))
-    pipeline = FieldPipeline(model, FrustumVolume(), QueryOptions(step, search=search), stages)
-    pipeline._query = ShapesOnly()  # type: ignore[assignment]
+    query: Any = ShapesOnly()
+    pipeline = FieldPipeline(model, FrustumVolume(), QueryOptions(step, search=search), stages, query)
     for stride in (1, 2, 4):  # found once, before anything is recorded
         pipeline.every(stride, MAP_SIZE)
     with nothing_read_back():
@@ -88,8 +94,8 @@ def test_a_run_reads_nothing_back(search: Any, step: float, before: bool) -> Non
 @pytest.mark.parametrize("side_known", [True, False])
 def test_a_run_on_hand_views_reads_nothing_back(side_known: bool) -> None:
     model = NVF(HAND).for_inference()
-    pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Stages(torch.device("cpu")))
-    pipeline._query = ShapesOnly()  # type: ignore[assignment]
+    query: Any = ShapesOnly()
+    pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Stages(torch.device("cpu")), query)
     with nothing_read_back():
         cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
         slopes, mirrored = torch.full((2,), 0.2), None if side_known else matrices
@@ -126,7 +132,7 @@ def test_launchers_read_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {}
     for module, names in (
         (query_field, ("locate_points", "cut_tiles", "evaluate_layer")),
-        (select_voters, ("count_near", "write_indices")),
+        (select_voters, ("count_marked", "write_indices")),
         (cast_votes, ("vote",)),
     ):
         for name in names:
@@ -142,13 +148,15 @@ def test_launchers_read_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
         layers = query_field.pack_layers(weights, biases, SMALL.width, torch.float16)
         places = query_field.locate(torch.zeros(5000, 3), intrinsics, 64, MAP_SIZE, layers)
         maps = query_field.project_maps(torch.zeros(2, 32, 16, 16).half(), torch.zeros(2), layers)
-        sdf, votes, slots = query_field.evaluate(maps, places, layers, 5.0, 300)
-        assert (sdf.shape, votes.shape, slots.shape) == ((2, 5000), (2, 300, 21, 4), (2, 5000))
-        indices, counts, _ = select_voters.select_voters(sdf, 5.0, 300)
-        joints, _, _ = cast_votes.cast_votes(torch.zeros(300, 3), votes, indices, counts)
+        samples = query_field.sample(maps, places, layers)
+        assert samples.sdf.shape == (2, 5000)
+        assert kernels["evaluate_layer"].launches[-1][2] == 2, "images share the tiles"
+        indices, counts, _ = select_voters.select_voters(samples.sdf, 5.0, 300)
+        votes = query_field.votes(samples, indices, layers)
+        assert votes.shape == (2, 300, 21, 4)
+        joints, _, _ = cast_votes.cast_votes(torch.zeros(2, 300, 3), votes, counts)
         assert joints.shape == (2, 21, 3)
     assert all(kernel.launches for kernel in kernels.values())
-    assert kernels["evaluate_layer"].launches[-1][2] == 2, "images share the tiles"
 
 
 def test_estimates_survive_their_transfer() -> None:

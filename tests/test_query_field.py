@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from nvf_fast.kernels.query_field import cpu
 from nvf_fast.kernels.query_field import triton as kernel_module
 from nvf_fast.kernels.query_field.reference import query_field as reference
 from nvf_fast.kernels.query_field.triton import query_field as kernel
+from nvf_fast.ops.query_field import Samples
 from tests.kernel_cases import (
     FIELD_CASES,
     FULL_NETWORK,
@@ -119,20 +121,6 @@ def test_view_of_another_size_is_the_same_camera(function: Callable) -> None:
 
 
 @pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
-@pytest.mark.parametrize("surface_mm", [1.0, 1e-6])
-def test_votes_only_near_the_surface(function: Callable, surface_mm: float) -> None:
-    inputs = field_inputs(SHORT, device=DEVICE)
-    sdf, votes = run(function, inputs)
-    near_sdf, near_votes = run(function, inputs, surface_mm=surface_mm)
-    near = sdf.abs() < surface_mm
-    assert near.any() == (surface_mm == 1)
-    torch.testing.assert_close(near_sdf, sdf)
-    # 1e-5: the PyTorch form's product of the near rows alone sums in another order, measured 2e-6 of 3.
-    torch.testing.assert_close(near_votes, torch.where(near[..., None, None], votes, 0.0), rtol=0, atol=1e-5)
-    assert (near_votes[~near] == 0).all()
-
-
-@pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
 def test_points_out_of_view(function: Callable) -> None:
     inputs = field_inputs(SHORT, device=DEVICE)
     outside = torch.tensor(
@@ -235,43 +223,43 @@ def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
 def test_chunks_of_the_pytorch_form_change_nothing(monkeypatch: pytest.MonkeyPatch, case: FieldCase) -> None:
     inputs = field_inputs(case)
-    whole = run(ops.query_field, inputs, backend="torch", surface_mm=3.0)
+    whole = run(ops.query_field, inputs, backend="torch")
     monkeypatch.setattr(cpu, "_PASS", 7 * 48)  # seven points
-    for got, wanted in zip(run(ops.query_field, inputs, backend="torch", surface_mm=3.0), whole, strict=True):
+    for got, wanted in zip(run(ops.query_field, inputs, backend="torch"), whole, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)  # mm; measured 2e-5 on sdf
 
 
+def prepared(inputs: FieldInputs, biases: list[Tensor], **options: Any) -> ops.FieldQuery:
+    channels = inputs.features.shape[1]
+    return ops.FieldQuery(inputs.weights, biases, channels=channels, image_size=inputs.image_size, **options)
+
+
+def assert_votes_at(query: ops.FieldQuery, samples: Samples, votes: Tensor, indices: list[list[int]]) -> None:
+    """A prepared query's votes at some points are rows of all votes, in the order of the indices."""
+    chosen = torch.tensor(indices, device=DEVICE)
+    for image, (found, rows) in enumerate(zip(query.votes(samples, chosen), chosen, strict=True)):
+        expected = votes[image, rows.clamp(min=0)].masked_fill(rows[:, None, None] < 0, 0.0)
+        # 1e-5: another number of rows sums a product in another order, measured 2e-6 of 3.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_prepared_query_gives_the_same_in_rows(backend: ops.Backend) -> None:
-    """Points that the images share are located once; votes come as rows, in an order of their own."""
+def test_prepared_query_of_shared_points(backend: ops.Backend) -> None:
     inputs = field_inputs(SHORT, device=DEVICE)
     inputs = inputs._replace(points=torch.cat([inputs.points[0], inputs.points[1]]))
     with torch.no_grad():
-        sdf, dense = ops.query_field(**inputs._asdict(), surface_mm=3.0, backend=backend)
-        query = ops.FieldQuery(
-            inputs.weights,
-            inputs.biases,
-            channels=inputs.features.shape[1],
-            image_size=inputs.image_size,
-            backend=backend,
-        )
-        places = query.locate(inputs.points, inputs.intrinsics, tuple(inputs.features.shape[2:]))
-        maps = query.project(inputs.features, inputs.hand_scale)
-        near = sdf.abs() < 3.0
-        assert near.sum(1).min() > 10 and not torch.equal(near[0], near[1])
-        # 1e-5: equal on a CPU and in the interpreter; a GPU's library may project maps in another order.
-        for capacity in (len(inputs.points), 10):
-            for part in (slice(None), slice(1, 2)):  # all images, and one of them with the same places
-                found, votes, slots = query(maps[part], places, 3.0, capacity)
-                torch.testing.assert_close(found, sdf[part], rtol=0, atol=1e-5)
-                for image, mask in enumerate(near[part]):
-                    rows = slots[image, mask]
-                    assert torch.equal(rows.sort().values.cpu(), torch.arange(len(rows), dtype=torch.int32))
-                    kept = rows < capacity
-                    assert kept.sum() == min(capacity, len(rows))
-                    torch.testing.assert_close(
-                        votes[image, rows[kept].long()], dense[part][image, mask][kept], rtol=0, atol=1e-5
-                    )
+        sdf, votes = ops.query_field(**inputs._asdict(), backend=backend)
+    query = prepared(inputs, inputs.biases, backend=backend)
+    places = query.locate(inputs.points, inputs.intrinsics, SHORT.map_size)
+    maps = query.project(inputs.features, inputs.hand_scale)
+    samples = query.sample(maps, places)
+    # 1e-5: equal on a CPU and in the interpreter; a GPU's library may project maps in another order.
+    torch.testing.assert_close(samples.sdf, sdf, rtol=0, atol=1e-5)
+    torch.testing.assert_close(query.every_vote(maps, places), votes, rtol=0, atol=1e-5)
+    outside = int(sdf[1].isinf().nonzero()[0, 0])
+    assert_votes_at(query, samples, votes, [[3, 0, 150, -1], [199, outside, -1, 7]])
+    second = query.image_maps(maps, 1)
+    torch.testing.assert_close(query.sample(second, places).sdf, sdf[1:], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -279,33 +267,19 @@ def test_prepared_query_gives_the_same_in_rows(backend: ops.Backend) -> None:
 def test_prepared_query_about_centres(backend: ops.Backend, dtype: torch.dtype) -> None:
     """Points, intrinsics, centres and biases of each image; some points are out of view."""
     inputs = field_inputs(CENTRED, dtype, DEVICE)
-    near_mm, capacity = 3.0, 60
     zeros = [torch.zeros(len(weight), device=DEVICE) for weight in inputs.weights]
-    query = ops.FieldQuery(
-        inputs.weights,
-        zeros,
-        channels=inputs.features.shape[1],
-        image_size=inputs.image_size,
-        dtype=dtype,
-        backend=backend,
-    )
+    query = prepared(inputs, zeros, dtype=dtype, backend=backend)
     places = query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres)
-    found, votes, slots = query(
-        query.project(inputs.features, None, inputs.biases), places, near_mm, capacity
-    )
+    samples = query.sample(query.project(inputs.features, None, inputs.biases), places)
     with torch.no_grad():
-        sdf, dense = ops.query_field(**inputs._asdict(), surface_mm=near_mm, backend=backend)
+        sdf, votes = ops.query_field(**inputs._asdict(), backend=backend)
     assert (sdf.isinf().sum(1) > 0).all()
-    torch.testing.assert_close(found, sdf, rtol=0, atol=1e-5)
-    for image, near in enumerate(sdf.abs() < near_mm):
-        assert 5 < near.sum() <= capacity
-        rows = slots[image, near].long()
-        assert torch.equal(rows.sort().values.cpu(), torch.arange(len(rows)))
-        torch.testing.assert_close(votes[image, rows], dense[image, near], rtol=0, atol=1e-5)
-    without_code = query(query.project(inputs.features, None), places, near_mm, capacity)[0]
+    torch.testing.assert_close(samples.sdf, sdf, rtol=0, atol=1e-5)
+    if dtype == torch.float32:
+        assert_votes_at(query, samples, votes, [[5, 99, -1], [0, 1, 2]])
+    without_code = query.sample(query.project(inputs.features, None), places).sdf
     with torch.no_grad():
-        inputs = inputs._replace(biases=zeros)
-        sdf = ops.query_field(**inputs._asdict(), surface_mm=near_mm, backend=backend)[0]
+        sdf = ops.query_field(**inputs._replace(biases=zeros)._asdict(), backend=backend)[0]
     torch.testing.assert_close(without_code, sdf, rtol=0, atol=1e-5)
 
 
@@ -315,29 +289,23 @@ def test_points_on_rays_err_at_most_twice_as_much_as_the_reference(monkeypatch: 
     depths = inputs.centres[:, 2, None, None] + torch.tensor([-800.0, -30, 10, 80])
     slopes = inputs.points / inputs.points[..., 2:]
     inputs = inputs._replace(points=(slopes[:, :, None] * depths[..., None]).flatten(1, 2))
-    query = ops.FieldQuery(
-        inputs.weights,
-        [bias[0] for bias in inputs.biases],
-        channels=CENTRED.channels,
-        image_size=inputs.image_size,
-    )
+    query = prepared(inputs, [bias[0] for bias in inputs.biases])
     places = query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres, per_ray)
-    count = inputs.points.shape[1]
-    sdf, votes, slots = query(query.project(inputs.features, None, inputs.biases), places, 60.0, count)
+    maps = query.project(inputs.features, None, inputs.biases)
+    samples = query.sample(maps, places)
+    sdf, every = samples.sdf, torch.arange(inputs.points.shape[1]).expand(len(maps), -1)
+    votes = query.votes(samples, every)
     exact, torch_found = run(reference, inputs.double()), run(reference, inputs)
     inside = sdf.isfinite()
-    assert torch.equal(inside, exact[0].isfinite())
+    assert torch.equal(inside, exact[0].isfinite()) and (votes[~inside] == 0).all()
     assert not inside[:, ::per_ray].any() and 0 < inside.sum() < 0.75 * inside.numel()
     assert rms(sdf - exact[0]) <= 2 * rms(torch_found[0] - exact[0])
-    for image, chosen in enumerate(inside):
-        found = votes[image, slots[image, chosen].long()]
-        wanted, by_torch = exact[1][image, chosen], torch_found[1][image, chosen]
-        assert rms(found - wanted) <= 2 * rms(by_torch - wanted)
+    assert rms(votes - exact[1]) <= 2 * rms(torch_found[1] - exact[1])
+    assert_votes_at(query, samples, votes, [[399, -1, 2, 1], [3, 7, 11, 15]])
     monkeypatch.setattr(cpu, "_PASS", 48 * 4 * 7)  # seven rays
-    again, votes_again, _ = query(query.project(inputs.features, None, inputs.biases), places, 60.0, count)
-    torch.testing.assert_close(again, sdf, rtol=0, atol=1e-4)  # mm; other rows of a product, other sums
-    voting = int((sdf[0].abs() < 60).sum())
-    torch.testing.assert_close(votes_again[0, :voting], votes[0, :voting], rtol=0, atol=1e-5)
+    again = query.sample(maps, places)
+    torch.testing.assert_close(again.sdf, sdf, rtol=0, atol=1e-4)  # mm; other rows of a product, other sums
+    torch.testing.assert_close(query.votes(again, every), votes, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="per_ray must divide the 400 points, got 3"):
         query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres, 3)
 
@@ -364,15 +332,14 @@ def test_no_points(function: Callable) -> None:
 
 
 @pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
-@pytest.mark.parametrize("surface_mm", [math.inf, 3.0])
-def test_gradients_are_the_references(surface_mm: float, case: FieldCase) -> None:
+def test_gradients_are_the_references(case: FieldCase) -> None:
     inputs = field_inputs(case)
     leaves = [inputs.features, *inputs.weights, *inputs.biases]
     gradients = []
     for function in (ops.query_field, reference):
         for leaf in leaves:
             leaf.requires_grad_().grad = None
-        sdf, votes = function(**inputs._asdict(), surface_mm=surface_mm)
+        sdf, votes = function(**inputs._asdict())
         (sdf[sdf.isfinite()].square().sum() + votes.square().sum()).backward()
         gradients.append([leaf.grad for leaf in leaves])
     for got, wanted in zip(*gradients, strict=True):

@@ -61,7 +61,6 @@ def test_pose_is_field_and_vote_over_the_cube_plus_the_root(model: NVF, image: n
     joints, *_ = cast_votes(
         points[voting][None].double(),
         votes.double(),
-        torch.arange(count)[None],
         torch.tensor([count]),
         fraction=0.5,
     )

@@ -1,4 +1,4 @@
-"""select_voters: kernel and reference give the same integers."""
+"""select_voters and compact: kernel and reference give the same integers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvf_fast import ops
+from nvf_fast.kernels.select_voters import reference as reference_file
 from nvf_fast.kernels.select_voters import triton as kernel_file
 from nvf_fast.kernels.select_voters.reference import select_voters as reference
 from nvf_fast.kernels.select_voters.triton import select_voters as kernel
@@ -18,6 +20,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def assert_same(sdf: Tensor, surface_mm: float, capacity: int) -> None:
     for got, wanted in zip(
         kernel(sdf, surface_mm, capacity), reference(sdf, surface_mm, capacity), strict=True
+    ):
+        assert got.dtype == wanted.dtype and torch.equal(got, wanted)
+    mask = sdf.abs() < surface_mm
+    for got, wanted in zip(
+        kernel_file.compact(mask, capacity), reference_file.compact(mask, capacity), strict=True
     ):
         assert got.dtype == wanted.dtype and torch.equal(got, wanted)
 
@@ -42,6 +49,14 @@ def test_kernel_is_the_reference(count: int, capacity: int) -> None:
     sdf[3] = 3
     sdf[3, -1] = 0
     assert_same(sdf, 2.0, capacity)
+
+
+def test_exact_capacity() -> None:
+    sdf = torch.tensor([[0, 9, -1, 1.9], [3, 4, 0, 5], [7, 7, 7, 7]], device=DEVICE)
+    for selection in (ops.select_voters(sdf, 2.0, None), ops.compact(sdf.abs() < 2.0, None)):
+        assert selection.indices.tolist() == [[0, 2, 3], [2, -1, -1], [-1, -1, -1]]
+        assert selection.counts.tolist() == [3, 1, 0] and selection.counts.dtype == torch.int32
+        assert not selection.overflow.any()
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])

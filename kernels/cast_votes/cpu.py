@@ -12,19 +12,18 @@ from torch import Tensor
 
 
 def cast_votes(
-    points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, *, ball_mm: float, fraction: float
+    points: Tensor, votes: Tensor, counts: Tensor, *, ball_mm: float, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints, weight and spread; `nvf_fast.ops.cast_votes` describes them, and has checked the arguments."""
-    batch, _, joint_count, _ = votes.shape
-    points = points.expand(batch, -1, -1)
+    batch, capacity, joint_count, _ = votes.shape
     joints = votes.new_full((batch, joint_count, 3), math.nan)
     weight = votes.new_zeros(batch, joint_count)
     spread = votes.new_full((batch, joint_count), math.nan)
     for image, count in enumerate(counts.tolist()):
-        voters = indices[image, : min(count, indices.shape[1])]
-        if len(voters) > 0:
+        voters = min(count, capacity)
+        if voters > 0:
             joints[image], weight[image], spread[image] = _cast(
-                points[image, voters], votes[image, voters], ball_mm, max(1, int(len(voters) * fraction))
+                points[image, :voters], votes[image, :voters], ball_mm, max(1, int(voters * fraction))
             )
     return joints, weight, spread
 

@@ -1,4 +1,4 @@
-"""Joints from voters, in plain PyTorch: what `cast_votes` means (Eqs. 8 and 9 with the voting fraction)."""
+"""Joints from voters in plain PyTorch: the definition of `cast_votes`, Eqs. 8 and 9 with the fraction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 def cast_votes(
     points: Tensor,
     votes: Tensor,
-    indices: Tensor,
     counts: Tensor,
     *,
     ball_mm: float = 80.0,
@@ -20,16 +19,15 @@ def cast_votes(
     """Weighted mean of each joint's best voters: joint = sum w (p + o) / sum w with o = ball_mm (1 - w) d.
 
     Per joint, the max(1, int(M * fraction)) largest weights of the image's M voters count; among equal
-    weights the voter that comes first in `indices` wins, -0 equals 0, and NaN ranks with minus infinity. The
+    weights the voter that comes first wins, -0 equals 0, and NaN ranks with minus infinity. The
     direction d is used as predicted and w is not clamped. All arithmetic runs in the dtype of `votes`.
 
     Args:
-        points: (B, N, 3) or (N, 3) mm, camera frame.
-        votes: (B, N, J, 4) raw (weight, direction xyz).
-        indices: (B, capacity) int64, the voters, as `select_voters` gives them.
-        counts: (B,) int32 voters; at most `capacity` of them are used.
+        points: (B, V, 3) mm, camera frame, the voters.
+        votes: (B, V, J, 4) raw (weight, direction xyz).
+        counts: (B,) int32; the first M = min(count, V) of an image's rows vote.
         ball_mm: mm, radius r of the label ball (Eq. 2).
-        fraction: share of the voters with the highest weight that counts, per joint.
+        fraction: ratio of the voters with the highest weight that counts, per joint.
 
     Returns:
         joints (B, J, 3) mm, NaN without voters; weight (B, J), the mean weight of the selected voters, 0
@@ -37,22 +35,22 @@ def cast_votes(
         the joint, with weights clamped at 0, NaN without voters.
     """
     batch, _, joint_count, _ = votes.shape
-    points = points.to(votes.dtype).expand(batch, -1, -1)
+    points = points.to(votes.dtype)
     joints = votes.new_full((batch, joint_count, 3), math.nan)
     weight = votes.new_zeros(batch, joint_count)
     spread = votes.new_full((batch, joint_count), math.nan)
     for image, count in enumerate(counts.tolist()):
-        voters = indices[image, : min(count, indices.shape[1])]
-        if len(voters) == 0:
+        voters = min(count, votes.shape[1])
+        if voters == 0:
             continue
-        selected = max(1, int(len(voters) * fraction))
-        w = votes[image, voters, :, 0]
+        selected = max(1, int(voters * fraction))
+        w = votes[image, :voters, :, 0]
         rank = (
             torch.where(w.isnan(), -math.inf, w).sort(dim=0, descending=True, stable=True).indices[:selected]
         )
         w = w.gather(0, rank)[..., None]
-        direction = votes[image, voters, :, 1:].gather(0, rank[..., None].expand(-1, -1, 3))
-        targets = points[image, voters][rank] + ball_mm * (1 - w) * direction
+        direction = votes[image, :voters, :, 1:].gather(0, rank[..., None].expand(-1, -1, 3))
+        targets = points[image][rank] + ball_mm * (1 - w) * direction
         joints[image] = (w * targets).sum(0) / w.sum(0)
         weight[image] = w.mean(0)[:, 0]
         clamped = w.clamp(min=0)

@@ -14,12 +14,12 @@ _IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
-def _weights(votes_ptr, indices_ptr, first, voters, stride, BLOCK: tl.constexpr):
-    """A block of voters: points, weights, and which are there; `votes_ptr` is at the joint's weight."""
+def _weights(votes_ptr, first, voters, stride, BLOCK: tl.constexpr):
+    """A block of voters, their weights, and which are there; `votes_ptr` is at the joint's weight."""
     voter = first + tl.arange(0, BLOCK)
     there = voter < voters
-    point = tl.load(indices_ptr + voter, mask=there, other=0)
-    return point, tl.load(votes_ptr + point * stride, mask=there, other=0.0), there
+    voter = voter.to(tl.int64)
+    return voter, tl.load(votes_ptr + voter * stride, mask=there, other=0.0), there
 
 
 @triton.jit
@@ -58,15 +58,12 @@ def _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm):
 def vote(
     points_ptr,
     votes_ptr,
-    indices_ptr,
     voters_ptr,
     selected_ptr,
     joints_ptr,
     weight_ptr,
     spread_ptr,
-    points_stride,  # elements between images, 0 where they share the points
-    point_count,
-    capacity,
+    capacity,  # rows of points and votes per image
     ball_mm,
     BLOCK: tl.constexpr,
     DIGIT_BITS: tl.constexpr,
@@ -75,9 +72,8 @@ def vote(
     image = tl.program_id(1).to(tl.int64)
     row = image * tl.num_programs(0) + joint
     stride = tl.num_programs(0) * 4
-    points_ptr += image * points_stride
-    votes_ptr += image * point_count * stride + joint * 4
-    indices_ptr += image * capacity
+    points_ptr += image * capacity * 3
+    votes_ptr += image * capacity * stride + joint * 4
     voters = tl.load(voters_ptr + image)
     selected_count = tl.load(selected_ptr + image)
 
@@ -90,7 +86,7 @@ def vote(
         histogram = tl.zeros((DIGITS,), tl.int32)
         first = 0
         while first < voters:
-            _, weight, candidate = _weights(votes_ptr, indices_ptr, first, voters, stride, BLOCK)
+            _, weight, candidate = _weights(votes_ptr, first, voters, stride, BLOCK)
             key = _sortable(weight)
             if digit_index > 0:
                 candidate = candidate & ((key >> (32 - DIGIT_BITS * digit_index)) == threshold)
@@ -110,7 +106,7 @@ def vote(
     ties_seen = 0
     first = 0
     while first < voters:
-        point, weight, there = _weights(votes_ptr, indices_ptr, first, voters, stride, BLOCK)
+        point, weight, there = _weights(votes_ptr, first, voters, stride, BLOCK)
         selected, ties_seen = _select(weight, there, threshold, wanted, ties_seen)
         x, y, z = _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm)
         sum_weight += tl.where(selected, weight, 0.0)
@@ -133,7 +129,7 @@ def vote(
     ties_seen = 0
     first = 0
     while first < voters:
-        point, weight, there = _weights(votes_ptr, indices_ptr, first, voters, stride, BLOCK)
+        point, weight, there = _weights(votes_ptr, first, voters, stride, BLOCK)
         selected, ties_seen = _select(weight, there, threshold, wanted, ties_seen)
         x, y, z = _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm)
         squared = (
@@ -149,60 +145,46 @@ def vote(
 def cast_votes(
     points: Tensor,
     votes: Tensor,
-    indices: Tensor,
     counts: Tensor,
     *,
     ball_mm: float = 80.0,
     fraction: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted mean of each joint's best voters; see `cast_votes_ref`.
+    """Weighted mean of each joint's best voters; see the reference.
 
     Args:
-        points: (B, N, 3) or (N, 3) float32 mm.
-        votes: (B, N, J, 4) float32 raw (weight, direction xyz).
-        indices: (B, capacity) int64, the voters.
-        counts: (B,) int32 voters.
+        points: (B, V, 3) float32 mm, the voters.
+        votes: (B, V, J, 4) float32 raw (weight, direction xyz).
+        counts: (B,) int32; the first min(count, V) of an image's rows vote.
         ball_mm: mm, radius of the label ball.
-        fraction: share of the voters that counts, per joint.
+        fraction: ratio of the voters that counts, per joint.
 
     Returns:
         joints (B, J, 3) mm; weight (B, J); spread (B, J) mm; all float32.
     """
-    batch, point_count, joint_count, _ = votes.shape
+    batch, capacity, joint_count, _ = votes.shape
     if batch > _IMAGES:
         parts = [
-            cast_votes(
-                points[some] if points.ndim == 3 else points,
-                votes[some],
-                indices[some],
-                counts[some],
-                ball_mm=ball_mm,
-                fraction=fraction,
-            )
-            for some in (slice(first, first + _IMAGES) for first in range(0, batch, _IMAGES))
+            cast_votes(*some, ball_mm=ball_mm, fraction=fraction)
+            for some in zip(*(each.split(_IMAGES) for each in (points, votes, counts)), strict=True)
         ]
         joints, weight, spread = (torch.cat(some) for some in zip(*parts, strict=True))
         return joints, weight, spread
-    points, votes, indices = points.contiguous(), votes.contiguous(), indices.contiguous()
-    voters = counts.clamp(max=indices.shape[1])
-    selected = (
-        (voters.double() * fraction).to(torch.int32).clamp(min=1)
-    )  # int(M * fraction), as Python rounds it
+    voters = counts.clamp(max=capacity)
+    # int(M * fraction), as Python rounds it.
+    selected = (voters.double() * fraction).to(torch.int32).clamp(min=1)
     joints = votes.new_empty(batch, joint_count, 3)
     weight = votes.new_empty(batch, joint_count)
     spread = votes.new_empty(batch, joint_count)
     vote[(joint_count, batch)](
-        points,
-        votes,
-        indices,
+        points.contiguous(),
+        votes.contiguous(),
         voters,
         selected,
         joints,
         weight,
         spread,
-        points[0].numel() if points.ndim == 3 else 0,
-        point_count,
-        indices.shape[1],
+        capacity,
         ball_mm,
         BLOCK=_BLOCK,
         DIGIT_BITS=_DIGIT_BITS,

@@ -1,4 +1,4 @@
-"""Group normalisation and ReLU, in plain PyTorch: what `group_norm_relu` means."""
+"""Group normalisation and ReLU, in plain PyTorch: the definition of `group_norm_relu`."""
 
 from __future__ import annotations
 

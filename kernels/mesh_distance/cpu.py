@@ -14,9 +14,7 @@ from torch import Tensor
 
 from nvf_fast.kernels.mesh_distance.reference import Triangles, crossings, squared_distance
 
-_VERTEX_PAIRS = (
-    2**20
-)  # of points and vertices at a time, which bounds memory
+_VERTEX_PAIRS = 2**20  # of points and vertices at a time, which bounds memory
 _COLUMNS = 32  # across the mesh, each way
 
 
@@ -31,11 +29,11 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
         reach = _reach(triangles, faces, len(mesh))
         columns = _Columns(triangles.corners)
         count = max(1, _VERTEX_PAIRS // len(mesh))
-        for chunk, answer in zip(points[image].split(count), distance[image].split(count), strict=True):
+        for chunk, found in zip(points[image].split(count), distance[image].split(count), strict=True):
             nearest = _distance(chunk, mesh, triangles, fans, reach)
             inside = _winding(chunk, triangles, columns) != 0
-            answer[:] = torch.where(inside, -nearest, nearest)
-            answer[~chunk.isfinite().all(1)] = math.nan
+            found[:] = torch.where(inside, -nearest, nearest)
+            found[~chunk.isfinite().all(1)] = math.nan
     return distance
 
 
@@ -45,7 +43,7 @@ def _distance(points: Tensor, vertices: Tensor, triangles: Triangles, fans: _Row
     Let d be the distance of point p, q the mesh's point there, and v the vertex nearest to p. q is p's foot
     on the face or edge in which it lies, so |p - c|² = d² + |q - c|² for the corners c of that, and
     d <= |p - v|: the face of q has a corner c with |p - c|² <= |p - v|² + reach². Only the faces of such
-    corners are asked.
+    corners are evaluated.
     """
     middle = vertices.mean(0)
     p, v = points - middle, vertices - middle
@@ -57,16 +55,16 @@ def _distance(points: Tensor, vertices: Tensor, triangles: Triangles, fans: _Row
     rounding = 8 * torch.finfo(p.dtype).eps * (p2 + v.square().sum(1).amax())
     point, vertex = (apart <= apart.amin(1, keepdim=True) + rounding + reach).nonzero(as_tuple=True)
     point, face = fans.of_each(point, vertex)
-    asked = _pick(triangles, face)
-    squared = squared_distance(asked.corners - points.T.index_select(1, point), asked)
+    chosen = _pick(triangles, face)
+    squared = squared_distance(chosen.corners - points.T.index_select(1, point), chosen)
     return points.new_full((len(points),), math.inf).scatter_reduce(0, point, squared, "amin").sqrt()
 
 
 def _winding(points: Tensor, triangles: Triangles, columns: _Columns) -> Tensor:
     """(n,) int32, how often the mesh winds around each point."""
     point, face = columns.around(points)
-    asked = _pick(triangles, face)
-    crossed = crossings(asked.corners - points.T.index_select(1, point), asked)
+    chosen = _pick(triangles, face)
+    crossed = crossings(chosen.corners - points.T.index_select(1, point), chosen)
     return crossed.new_zeros(len(points)).index_add_(0, point, crossed)
 
 

@@ -1,4 +1,4 @@
-"""Signed distance to a closed triangle mesh, in plain PyTorch: what `mesh_distance` means."""
+"""Signed distance to a closed triangle mesh, in plain PyTorch: the definition of `mesh_distance`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
     distance = points.new_empty(points.shape[:2])
     for image, mesh in enumerate(vertices):
         triangles = Triangles.of(mesh, faces)
-        for chunk, answer in zip(
+        for chunk, found in zip(
             points[image].split(max(1, _PAIRS // len(faces))),
             distance[image].split(max(1, _PAIRS // len(faces))),
             strict=True,
@@ -39,18 +39,18 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
             corners = triangles.corners[:, :, None] - chunk.T[:, :, None]
             nearest = squared_distance(corners, triangles).amin(1).sqrt()
             inside = crossings(corners, triangles).sum(1) != 0
-            answer[:] = torch.where(inside, -nearest, nearest)
-            answer[~chunk.isfinite().all(1)] = math.nan
+            found[:] = torch.where(inside, -nearest, nearest)
+            found[~chunk.isfinite().all(1)] = math.nan
     return distance
 
 
 class Triangles(NamedTuple):
-    """Faces as they are asked for; corners and coordinates come first, (..., F) last."""
+    """Faces, prepared for queries; corners and coordinates come first, (..., F) last."""
 
     corners: Tensor  # (3, xyz, F) mm
     edges: Tensor  # (3, xyz, F) mm, from each corner to the next
     normal: Tensor  # (xyz, F) mm², right-handed, twice the area long
-    second: Tensor  # (xyz, F) 1 / mm, whose product with a step from the first corner is the second's share
+    second: Tensor  # (xyz, F) 1 / mm, whose product with a step from the first corner is the second's weight
     third: Tensor  # (xyz, F) 1 / mm, likewise; NaN for a face of no area
 
     @classmethod

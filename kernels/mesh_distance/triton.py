@@ -153,7 +153,7 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
     batch, point_count, _ = points.shape
     if batch > _IMAGES:
         parts = zip(vertices.split(_IMAGES), points.split(_IMAGES), strict=True)
-        return torch.cat([mesh_distance(some, faces, asked) for some, asked in parts])
+        return torch.cat([mesh_distance(some, faces, chosen) for some, chosen in parts])
     distance = points.new_empty(batch, point_count)
     if distance.numel() > 0:
         # (B, xyz, corner, F) as (B, 3, 3 F); where an index is out of range CUDA asserts, and nobody waits.

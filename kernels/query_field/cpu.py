@@ -11,14 +11,15 @@ few points. In float32 its layers are direct: applied to the x of each point; or
 depths on rays from the camera, to one x of each ray and to its slope along the ray.
 
 Preparation is separate, as for the kernel: `pack_layers` for a network, `locate` for a set of points,
-`project_maps` for an image; `evaluate` brings them together.
+`project_maps` for an image; `sample` and `evaluate` bring them together, `votes` continues a sample.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,15 @@ class Places(NamedTuple):
         for parts in zip(*(of_all.split(size) for of_all in self[:4]), strict=True):
             yield self._replace(**dict(zip(self._fields, parts, strict=False)))
 
+    def of(self, points: Tensor) -> Places:
+        """The places of some points, in their order."""
+        place_of = self.order.new_full((self.total,), -1)
+        place_of[self.order] = torch.arange(len(self.order), device=self.order.device)
+        places = place_of[points]
+        order = (places >= 0).nonzero()[:, 0]
+        rows = places[order]
+        return Places(order, self.texels[rows], self.tap_weights[rows], self.position[rows], len(points))
+
 
 class Rays(NamedTuple):
     """Where one image's points lie that are D depths on each of R rays from the camera, ray by ray.
@@ -75,6 +85,23 @@ class Rays(NamedTuple):
     total: int  # N = R * D
 
 
+class LastLayer(NamedTuple):
+    """The last layer along one image's rays, for votes."""
+
+    hidden: Tensor  # (N, in) activations of the points
+    middle: Tensor  # (R, 4 J) contribution of x and the bias at the centre's depth
+    slope: Tensor  # (R, 4 J) its change per POSITION_MM of depth
+
+
+class Samples(NamedTuple):
+    """Sampled points of B images."""
+
+    sdf: Tensor  # (B, N) float32 mm, +inf out of view
+    maps: Maps
+    places: Sequence[Places | Rays]
+    along: list[LastLayer]  # per image whose points lie on rays
+
+
 class ProjectedMap(NamedTuple):
     """One image's features through every layer's columns for x."""
 
@@ -86,9 +113,8 @@ class ProjectedMap(NamedTuple):
     def contributions(self, places: Places, layers: Layers) -> Contributions:
         dtype = layers.columns[0].dtype
 
-        def of_layer(layer: int, chosen: Tensor | slice) -> Tensor:
-            texels, tap_weights = places.texels[chosen], places.tap_weights[chosen]
-            return _weighted_sums(self.tables[layer], texels, tap_weights).to(dtype)
+        def of_layer(layer: int) -> Tensor:
+            return _weighted_sums(self.tables[layer], places.texels, places.tap_weights).to(dtype)
 
         return of_layer
 
@@ -107,17 +133,15 @@ class FeatureMap(NamedTuple):
     def contributions(self, places: Places, layers: Layers) -> Contributions:
         x = self.x(places)
 
-        def of_layer(layer: int, chosen: Tensor | slice) -> Tensor:
-            return torch.addmm(self.biases[layer], x[chosen], layers.columns[layer])
+        def of_layer(layer: int) -> Tensor:
+            return torch.addmm(self.biases[layer], x, layers.columns[layer])
 
         return of_layer
 
 
-# What x and the bias add to a layer at some points of a pass: (points, out) compute dtype.
-Contributions = Callable[[int, Tensor | slice], Tensor]
-Maps = Sequence[ProjectedMap | FeatureMap]
-# Some points of an image, their distances, the near ones among them, and those ones' raw votes.
-Evaluated = tuple[Tensor | slice, Tensor, Tensor, Tensor]
+# Contribution of x and the bias to a layer at the points of a pass: (points, out) compute dtype.
+Contributions = Callable[[int], Tensor]
+Maps: TypeAlias = "Sequence[ProjectedMap | FeatureMap]"
 
 
 def query_field(
@@ -130,7 +154,6 @@ def query_field(
     centres: Tensor | None,
     *,
     image_size: int,
-    surface_mm: float,
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes; `nvf_fast.ops.query_field` describes them, and has checked the arguments.
 
@@ -141,8 +164,7 @@ def query_field(
     if many and len(weights) > 1 and not torch.is_grad_enabled():
         layers = pack_layers(weights, biases, channels, features.dtype)
         places = locate(points, intrinsics, image_size, (height, width), layers, centres)
-        sdf, votes, _ = evaluate(project_maps(features, hand_scale, layers), places, layers, surface_mm)
-        return sdf, votes
+        return evaluate(project_maps(features, hand_scale, layers), places, layers)
     points = points.expand(batch, -1, -1)
     inside, texels, tap_weights, position = _geometry(
         points, intrinsics, image_size, (height, width), centres
@@ -152,8 +174,7 @@ def query_field(
         scale = position.new_zeros(batch) if hand_scale is None else (hand_scale - 15) / 25
     raw = _as_written(features, texels, tap_weights, position, scale, weights, biases)
     sdf = torch.where(inside, 50 * torch.tanh(raw[..., 0]), math.inf)
-    near = sdf.abs() < surface_mm
-    return sdf, torch.where(near[..., None], raw[..., 1:], 0.0).unflatten(-1, (-1, 4))
+    return sdf, torch.where(inside[..., None], raw[..., 1:], 0.0).unflatten(-1, (-1, 4))
 
 
 def pack_layers(
@@ -189,7 +210,7 @@ def locate(
     layers: Layers,
     centres: Tensor | None = None,
     per_ray: int = 1,
-) -> list[Places] | list[Rays]:
+) -> Sequence[Places | Rays]:
     """Where points lie on the maps.
 
     Args:
@@ -257,50 +278,56 @@ def project_maps(
     return [_projected_map(*of_image, layers) for of_image in zip(every_row, constants, strict=True)]
 
 
-def evaluate(
-    maps: Maps,
-    places: list[Places] | list[Rays],
-    layers: Layers,
-    surface_mm: float,
-    capacity: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Signed distances, and the votes of the points with abs(sdf) < surface_mm; as the kernel's `evaluate`.
+def sample(maps: Maps, places: Sequence[Places | Rays], layers: Layers) -> Samples:
+    """Evaluate the signed distances of points.
 
     Args:
         maps: of B images, from `project_maps`.
         places: of the points, from `locate`.
         layers: from `pack_layers`.
-        surface_mm: mm.
-        capacity: rows of votes per image; None is a row per point.
-
-    Returns:
-        sdf (B, N) float32 mm; votes (B, N or capacity, J, 4) float32; slots (B, N) int32, the row of `votes`
-        that holds a near point's. A slot past the capacity was not written. Without a capacity `votes` are in
-        the points' order, zero where a point is not near, and `slots` is empty.
     """
-    batch, count, outputs = len(maps), places[0].total, layers.matrices[-1].shape[1]
-    sdf = layers.position[0].new_full((batch, count), math.inf)
-    if capacity is None:
-        votes, slots = sdf.new_zeros(batch, count, outputs), sdf.new_empty(batch, 0).int()
-    else:
-        votes = sdf.new_empty(batch, capacity, outputs)
-        slots = sdf.new_empty(batch, count, dtype=torch.int32)
-    for image, its_map in enumerate(maps):
-        rows = 0
-        its_places = places[image if len(places) > 1 else 0]
-        for points, distances, near_points, raw in _evaluated(its_map, its_places, layers, surface_mm):
-            sdf[image, points] = distances
-            if capacity is None:
-                votes[image, near_points] = raw
-                continue
-            taken = range(rows, rows + len(near_points))
-            slots[image, near_points] = torch.arange(
-                taken.start, taken.stop, dtype=torch.int32, device=slots.device
-            )
-            kept = raw[: max(0, capacity - rows)]
-            votes[image, rows : rows + len(kept)] = kept
-            rows = taken.stop
-    return sdf, votes.unflatten(-1, (-1, 4)), slots
+    sdf = layers.position[0].new_full((len(maps), places[0].total), math.inf)
+    along = []
+    for image, (image_map, of_image) in enumerate(_images(maps, places)):
+        if isinstance(of_image, Rays):
+            sdf[image], last_layer = _sample_rays(image_map, of_image, layers)
+            along.append(last_layer)
+            continue
+        for chunk, contribution in _passes(image_map, of_image, layers):
+            sdf[image, chunk.order] = _distances(contribution, _hidden(contribution, layers), layers)
+    return Samples(sdf, maps, places, along)
+
+
+def votes(samples: Samples, indices: Tensor, layers: Layers) -> Tensor:
+    """Votes (B, V, J, 4) float32 of sampled points (B, V), zero at index -1 and out of view."""
+    vote_matrix = layers.matrices[-1]
+    found = samples.sdf.new_zeros(*indices.shape, vote_matrix.shape[1])
+    for image, (image_map, of_image) in enumerate(_images(samples.maps, samples.places)):
+        rows = (indices[image] >= 0).nonzero()[:, 0]
+        points = indices[image, rows]
+        if isinstance(of_image, Rays):
+            hidden, middle, slope = samples.along[image]
+            ray, depth = points // len(of_image.depths), points % len(of_image.depths)
+            raw = torch.addcmul(middle[ray], of_image.depths[depth], slope[ray])
+            raw.addmm_(hidden[points], vote_matrix).masked_fill_(of_image.outside[points, None], 0.0)
+            found[image, rows] = raw
+            continue
+        for chunk, contribution in _passes(image_map, of_image.of(points), layers):
+            found[image, rows[chunk.order]] = _votes(contribution, _hidden(contribution, layers), layers)
+    return found.unflatten(-1, (-1, 4))
+
+
+def evaluate(maps: Maps, places: Sequence[Places | Rays], layers: Layers) -> tuple[Tensor, Tensor]:
+    """Signed distances, as `sample`, and votes (B, N, J, 4) float32, zero out of view."""
+    sdf = layers.position[0].new_full((len(maps), places[0].total), math.inf)
+    found = sdf.new_zeros(*sdf.shape, layers.matrices[-1].shape[1])
+    for image, (image_map, of_image) in enumerate(_images(maps, places)):
+        assert isinstance(of_image, Places), "votes along rays continue a sample"
+        for chunk, contribution in _passes(image_map, of_image, layers):
+            hidden = _hidden(contribution, layers)
+            sdf[image, chunk.order] = _distances(contribution, hidden, layers)
+            found[image, chunk.order] = _votes(contribution, hidden, layers)
+    return sdf, found.unflatten(-1, (-1, 4))
 
 
 def _feature_map(rows: Tensor, biases: list[Tensor]) -> FeatureMap:
@@ -317,58 +344,62 @@ def _projected_map(rows: Tensor, biases: list[Tensor], layers: Layers) -> Projec
     return ProjectedMap([*tables, last[:, :1].contiguous(), last[:, 1:].contiguous()])
 
 
-def _evaluated(
-    image_map: ProjectedMap | FeatureMap, places: Places | Rays, layers: Layers, surface_mm: float
-) -> Iterator[Evaluated]:
-    """Evaluate one image, pass by pass."""
-    if isinstance(places, Rays):
-        assert isinstance(image_map, FeatureMap)
-        yield from _along(image_map, places, layers, surface_mm)
-        return
-    *matrices, distance_matrix, vote_matrix = layers.matrices
-    last, everyone = len(matrices) + 1, slice(None)
+def _images(
+    maps: Maps, places: Sequence[Places | Rays]
+) -> Iterator[tuple[ProjectedMap | FeatureMap, Places | Rays]]:
+    """The maps and places of each image; a single record of places is shared."""
+    return zip(maps, places if len(places) == len(maps) else [places[0]] * len(maps), strict=True)
+
+
+def _passes(
+    image_map: ProjectedMap | FeatureMap, places: Places, layers: Layers
+) -> Iterator[tuple[Places, Contributions]]:
+    """The points of each pass over one image, and the contributions of x to their layers."""
     size = _points_per_pass(layers)
     if layers.direct and len(places.order) > size:  # equal passes
         size = math.ceil(len(places.order) / math.ceil(len(places.order) / size))
     for chunk in places.split(size):
-        contribution = image_map.contributions(chunk, layers)
-        hidden = F.leaky_relu_(contribution(0, everyone), 0.01)
-        for layer, matrix in enumerate(matrices, 1):
-            hidden = F.leaky_relu_(contribution(layer, everyone).addmm_(hidden, matrix), 0.01)
-        raw_distances = contribution(last, everyone).addmm_(hidden, distance_matrix)
-        distances = 50 * torch.tanh(raw_distances[:, 0].float())
-        near = (distances.abs() < surface_mm).nonzero()[:, 0]
-        raw = contribution(last + 1, near).addmm_(hidden[near], vote_matrix)
-        yield chunk.order, distances, chunk.order[near], raw.float()
+        yield chunk, image_map.contributions(chunk, layers)
 
 
-def _along(feature_map: FeatureMap, rays: Rays, layers: Layers, surface_mm: float) -> Iterator[Evaluated]:
-    """Evaluate one image along rays: what x adds to a layer is linear in a point's depth."""
-    *matrices, distance_matrix, vote_matrix = layers.matrices
-    last, per_ray = len(matrices) + 1, len(rays.depths)
-    assert layers.every_column is not None
-    outs = [len(bias) for bias in feature_map.biases]
-    middle = torch.addmm(torch.cat(feature_map.biases), feature_map.x(rays), layers.every_column)
+def _hidden(contribution: Contributions, layers: Layers) -> Tensor:
+    """Activations of the last hidden layer."""
+    hidden = F.leaky_relu_(contribution(0), 0.01)
+    for layer, matrix in enumerate(layers.matrices[:-2], 1):
+        hidden = F.leaky_relu_(contribution(layer).addmm_(hidden, matrix), 0.01)
+    return hidden
+
+
+def _distances(contribution: Contributions, hidden: Tensor, layers: Layers) -> Tensor:
+    raw = contribution(len(layers.matrices) - 1).addmm_(hidden, layers.matrices[-2])
+    return raw[:, 0].float().tanh_().mul_(50)
+
+
+def _votes(contribution: Contributions, hidden: Tensor, layers: Layers) -> Tensor:
+    return contribution(len(layers.matrices)).addmm_(hidden, layers.matrices[-1]).float()
+
+
+def _sample_rays(
+    image_map: ProjectedMap | FeatureMap, rays: Rays, layers: Layers
+) -> tuple[Tensor, LastLayer]:
+    """Distances (N,) along rays, where the contribution of x to a layer is linear in a point's depth."""
+    assert isinstance(image_map, FeatureMap) and layers.every_column is not None
+    outs = [len(bias) for bias in image_map.biases]
+    middle = torch.addmm(torch.cat(image_map.biases), image_map.x(rays), layers.every_column)
     middles, slopes = middle.split(outs, 1), (rays.slope @ layers.every_column[-3:]).split(outs, 1)
 
-    def contribution(layer: int, chosen: slice) -> Tensor:
+    def contribution(layer: int, *, chosen: slice) -> Tensor:
         parts = middles[layer][chosen, None], rays.depths, slopes[layer][chosen, None]
         return torch.addcmul(*parts).flatten(0, 1)
 
     size = math.ceil(len(middle) / math.ceil(rays.total / _points_per_pass(layers)))  # equal passes
-    last_hidden, raw_distances = [], []
+    hidden, distances = [], []
     for first in range(0, len(middle), size):
-        chosen = slice(first, first + size)
-        hidden = F.leaky_relu_(contribution(0, chosen), 0.01)
-        for layer, matrix in enumerate(matrices, 1):
-            hidden = F.leaky_relu_(contribution(layer, chosen).addmm_(hidden, matrix), 0.01)
-        last_hidden.append(hidden)
-        raw_distances.append(contribution(last, chosen).addmm_(hidden, distance_matrix))
-    distances = torch.cat(raw_distances)[:, 0].tanh_().mul_(50).masked_fill_(rays.outside, math.inf)
-    ray, depth = (distances.view(-1, per_ray).abs() < surface_mm).nonzero(as_tuple=True)
-    near = ray * per_ray + depth
-    raw = torch.addcmul(middles[-1][ray], rays.depths[depth], slopes[-1][ray])
-    yield slice(None), distances, near, raw.addmm_(torch.cat(last_hidden)[near], vote_matrix)
+        of_pass = partial(contribution, chosen=slice(first, first + size))
+        hidden.append(_hidden(of_pass, layers))
+        distances.append(_distances(of_pass, hidden[-1], layers))
+    sdf = torch.cat(distances).masked_fill_(rays.outside, math.inf)
+    return sdf, LastLayer(torch.cat(hidden), middles[-1], slopes[-1])
 
 
 def _split_last(of_layers: list[Tensor], axis: int = 0) -> list[Tensor]:

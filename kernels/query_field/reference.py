@@ -1,4 +1,4 @@
-"""The field of Eq. 4 in plain PyTorch: what `query_field` means, layer by layer, as the paper writes it."""
+"""The field of Eq. 4 in plain PyTorch, layer by layer, as the paper writes it: the definition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def query_field(
     centres: Tensor | None = None,
     *,
     image_size: int = 224,
-    surface_mm: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes of camera-space points, f(S(F, pi(p)), Z(p)) = (s, V) of Eq. 4.
 
@@ -40,12 +39,11 @@ def query_field(
             scale)], or [feature, (point - centre) / POSITION_MM] with centres.
         biases: L vectors (out,), or (B, out) of each image.
         image_size: px, side of the view that `intrinsics` describe.
-        surface_mm: mm, votes are kept where abs(sdf) < surface_mm.
         centres: (B, 3) mm, camera frame, of the hands; None for a model that takes the depth.
 
     Returns:
         sdf (B, N) mm, +inf where a point is outside the view; votes (B, N, J, 4) raw (weight, direction xyz),
-        zero where a point is not near the surface. Both in the dtype of `points`.
+        zero where a point is outside the view. Both in the dtype of `points`.
     """
     batch, channels = features.shape[:2]
     points = points.expand(batch, -1, -1)
@@ -80,6 +78,5 @@ def query_field(
     output = output.to(points.dtype)
 
     sdf = torch.where(inside, 50 * torch.tanh(output[..., 0]), math.inf)
-    near = sdf.abs() < surface_mm
-    votes = torch.where(near[..., None], output[..., 1:], 0.0)
+    votes = torch.where(inside[..., None], output[..., 1:], 0.0)
     return sdf, votes.unflatten(-1, (-1, 4))

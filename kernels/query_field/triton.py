@@ -8,8 +8,9 @@ channel instead of 258. A network that takes the position about a centre has win
 three coordinates in two parts each. The biases, which may differ between images, enter with the ones.
 
 Preparation is separate: `pack_layers` for a network, `locate` for a set of points (`locate_points` and
-`cut_tiles` on the device), `project_maps` for an image. `evaluate` then launches `evaluate_layer` once per
-hidden layer but the first, whose activations are made on the fly, and once for the output.
+`cut_tiles` on the device), `project_maps` for an image. `sample` and `evaluate` then launch
+`evaluate_layer` once per hidden layer but the first, whose activations are made on the fly, and once for the
+output.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ CENTRED_EXTRA_ROWS = tl.constexpr(5)  # columns of x, y and z instead of the dep
 
 # Tiles per pass: bounds the hidden activations in memory to 262 144 points at 128 per tile.
 _TILES_PER_PASS = 2048
+_DISTANCE_COLUMNS = 16  # of the last layer where no votes are needed: the least that the matrix unit takes
 _IMAGES = 2**15  # that share their tiles, per launch: CUDA takes 65535 programs along the third axis
 
 
@@ -248,8 +250,6 @@ def evaluate_layer(
     order_ptr,
     tiles_ptr,
     tile_count_ptr,
-    slots_ptr,  # (B, point_count) row of `votes` that a near point takes; unused unless COMPACT
-    row_counts_ptr,  # (B,) rows taken so far
     first_tile,
     points_stride,
     intrinsics_stride,
@@ -259,14 +259,11 @@ def evaluate_layer(
     width,
     channels,
     first_channel,  # of this layer in the maps
-    surface_mm,
-    rows,  # of `votes`, per image
     IN: tl.constexpr,
     OUT: tl.constexpr,
-    VOTES: tl.constexpr,  # J * 4
+    VOTES: tl.constexpr,  # J * 4; 0 writes distances alone
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
-    COMPACT: tl.constexpr,
     CENTRED: tl.constexpr,
     POINTS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -276,8 +273,7 @@ def evaluate_layer(
 ):
     """One layer for a tile of points; FIRST makes the first layer on the fly; LAST writes the results.
 
-    The third grid axis counts the images that share the tiles. COMPACT gives the votes of near points rows in
-    the order in which they come, and `slots` tells which; else row and point are one.
+    The third grid axis counts the images that share the tiles.
     """
     tile = first_tile + tl.program_id(1)
     if tile < tl.load(tile_count_ptr):
@@ -334,21 +330,14 @@ def evaluate_layer(
 
         if LAST:
             raw = tl.sum(tl.where(column == 0, sums, 0.0), 1)
-            sdf = 50 * _tanh(raw)
-            tl.store(sdf_ptr + first_point + point, sdf, mask=there)
-            near = there & (tl.abs(sdf) < surface_mm)
-            slot = point
-            if COMPACT:
-                ones = near.to(tl.int32)
-                found = tl.sum(ones, 0)
-                slot = (
-                    tl.atomic_add(row_counts_ptr + image, found, mask=found > 0) + tl.cumsum(ones, 0) - ones
-                )
-                tl.store(slots_ptr + first_point + point, slot, mask=near)
-                near = near & (slot < rows)
-            row = votes_ptr + image * rows * VOTES
-            kept = near[:, None] & (column > 0) & (column <= VOTES)
-            tl.store(row + (slot[:, None] * VOTES + column - 1), sums, mask=kept)
+            tl.store(sdf_ptr + first_point + point, 50 * _tanh(raw), mask=there)
+            if VOTES > 0:
+                # Read again: kept from before the products, the pointers would spill.
+                point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=there, other=0)
+                point = tl.where(there, point - own * point_count, 0).to(tl.int32)
+                row = votes_ptr + first_point * VOTES
+                kept = there[:, None] & (column > 0) & (column <= VOTES)
+                tl.store(row + (point[:, None] * VOTES + column - 1), sums, mask=kept)
         else:
             outputs = outputs_ptr + workspace[:, None] * OUT + (first_column + column)
             tl.store(outputs, _leaky(sums).to(DTYPE))
@@ -380,6 +369,20 @@ class Tiles(NamedTuple):
     tile_count: Tensor  # (1,)
     geometry: tuple[int, ...]  # strides between images of points and intrinsics, N, image size, height, width
 
+    @property
+    def view(self) -> tuple[int, tuple[int, int]]:
+        """Image size, and height and width of the maps."""
+        image_size, height, width = self.geometry[3:]
+        return image_size, (height, width)
+
+
+class Samples(NamedTuple):
+    """Sampled points of B images."""
+
+    sdf: Tensor  # (B, N) float32 mm, +inf out of view
+    maps: Tensor
+    tiles: Tiles
+
 
 def query_field(
     features: Tensor,
@@ -391,9 +394,8 @@ def query_field(
     centres: Tensor | None = None,
     *,
     image_size: int = 224,
-    surface_mm: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
-    """Signed distance and votes of camera-space points; see `query_field_ref`.
+    """Signed distance and votes of camera-space points; see the reference.
 
     Args:
         features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
@@ -402,9 +404,8 @@ def query_field(
         hand_scale: (B,) float32 mm or None.
         weights: L matrices (out, in), two or more.
         biases: L vectors (out,), or L of (B, out).
-        image_size: px.
-        surface_mm: mm.
         centres: (B, 3) float32 mm or None.
+        image_size: px.
 
     Returns:
         sdf (B, N) float32 mm; votes (B, N, J, 4) float32.
@@ -416,8 +417,7 @@ def query_field(
     layers = pack_layers(weights, biases, features.shape[1], features.dtype)
     tiles = locate(points, intrinsics, image_size, features.shape[2:], layers, centres)
     maps = project_maps(features, hand_scale, layers)
-    sdf, votes, _ = evaluate(maps, tiles, layers, surface_mm)
-    return sdf, votes
+    return evaluate(maps, tiles, layers)
 
 
 def pack_layers(
@@ -477,6 +477,7 @@ def locate(
     map_size: Sequence[int],
     layers: Layers,
     centres: Tensor | None = None,
+    per_ray: int = 1,
 ) -> Tiles:
     """Tiles of points, made on the device.
 
@@ -489,6 +490,7 @@ def locate(
         map_size: (H, W).
         layers: from `pack_layers`.
         centres: (B, 3), or None.
+        per_ray: without effect; `cpu.locate` uses it.
 
     Raises:
         ValueError: there are more points than 32-bit positions can count.
@@ -559,41 +561,47 @@ def project_maps(
     return maps
 
 
-def evaluate(
-    maps: Tensor, tiles: Tiles, layers: Layers, surface_mm: float, capacity: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Signed distances, and the votes of the points with abs(sdf) < surface_mm.
+def sample(maps: Tensor, tiles: Tiles, layers: Layers) -> Samples:
+    """Evaluate the signed distances of points.
 
     Args:
         maps: of B images, from `project_maps`.
         tiles: of the points, from `locate`.
         layers: from `pack_layers`.
-        surface_mm: mm.
-        capacity: rows of votes per image; None is a row per point.
-
-    Returns:
-        sdf (B, N) float32 mm; votes (B, N or capacity, J, 4) float32; slots (B, N) int32, the row of `votes`
-        that holds a near point's, in no particular order. A slot past the capacity was not written. Without a
-        capacity `votes` are in the points' order, zero where a point is not near, and `slots` is empty.
     """
+    sdf, _ = _evaluate(maps, tiles, layers, with_votes=False)
+    return Samples(sdf, maps, tiles)
+
+
+def votes(samples: Samples, indices: Tensor, layers: Layers) -> Tensor:
+    """Votes (B, V, J, 4) float32 of sampled points (B, V), zero at index -1 and out of view."""
+    tiles = samples.tiles
+    points = tiles.points.expand(len(indices), -1, -1)
+    chosen = points.gather(1, indices.clamp(min=0)[..., None].expand(-1, -1, 3))
+    chosen = chosen.masked_fill(indices[..., None] < 0, 0.0)  # at the camera, out of view
+    located = locate(chosen, tiles.intrinsics, *tiles.view, layers, tiles.centres)
+    return evaluate(samples.maps, located, layers)[1]
+
+
+def evaluate(maps: Tensor, tiles: Tiles, layers: Layers) -> tuple[Tensor, Tensor]:
+    """Signed distances, as `sample`, and votes (B, N, J, 4) float32, zero out of view."""
+    sdf, votes = _evaluate(maps, tiles, layers, with_votes=True)
+    return sdf, votes.unflatten(-1, (-1, 4))
+
+
+def _evaluate(maps: Tensor, tiles: Tiles, layers: Layers, with_votes: bool) -> tuple[Tensor, Tensor]:
     shared = max(len(tiles.points), len(tiles.intrinsics)) == 1
     if shared and len(maps) > _IMAGES:
         parts = [
-            evaluate(maps[first : first + _IMAGES], _of_images(tiles, first), layers, surface_mm, capacity)
+            _evaluate(maps[first : first + _IMAGES], _of_images(tiles, first), layers, with_votes)
             for first in range(0, len(maps), _IMAGES)
         ]
-        sdf, votes, slots = (torch.cat(some) for some in zip(*parts, strict=True))
-        return sdf, votes, slots
-    batch, outputs, tiling = len(maps), layers.outputs, layers.tiling
-    point_count, joints = tiles.geometry[2], (outputs - 1) // 4
+        sdf, votes = (torch.cat(some) for some in zip(*parts, strict=True))
+        return sdf, votes
+    batch, tiling, point_count = len(maps), layers.tiling, tiles.geometry[2]
     sdf = maps.new_full((batch, point_count), math.inf, dtype=torch.float32)
-    if capacity is None:
-        votes = sdf.new_zeros(batch, point_count, joints, 4)
-        slots = sdf.new_empty(batch, 0, dtype=torch.int32)
-    else:
-        votes = sdf.new_empty(batch, capacity, joints, 4)
-        slots = sdf.new_empty(batch, point_count, dtype=torch.int32)
-    row_counts = sdf.new_zeros(batch, dtype=torch.int32)
+    channels = layers.outputs - 1 if with_votes else 0
+    votes = sdf.new_zeros(batch, point_count, channels)
     # Images that share their tiles are the third axis of the grid.
     images = batch if shared else 1
     tile_capacity = len(tiles.tiles) if point_count > 0 else 0
@@ -607,9 +615,12 @@ def evaluate(
         for layer in range(1, len(layers.widths)):
             last = layer == len(layers.widths) - 1
             size_in, size_out = layers.widths[layer - 1], layers.widths[layer]
-            columns = size_out if last else min(size_out, tiling.columns)
+            columns = min(size_out, tiling.columns)
+            if last:  # in one program, of the column of the distances and its neighbours, or of all
+                columns = size_out if with_votes else _DISTANCE_COLUMNS
             destination = unused if last else workspaces[layer - 1]
-            evaluate_layer[(size_out // columns, min(tiles_per_pass, tile_capacity - first_tile), images)](
+            programs = 1 if last else size_out // columns
+            evaluate_layer[(programs, min(tiles_per_pass, tile_capacity - first_tile), images)](
                 maps,
                 layers.matrices[layer - 1],
                 inputs,
@@ -622,20 +633,15 @@ def evaluate(
                 tiles.order,
                 tiles.tiles,
                 tiles.tile_count,
-                slots,
-                row_counts,
                 first_tile,
                 *tiles.geometry,
                 maps.shape[2],
                 first_channel,
-                surface_mm,
-                votes.shape[1],
                 IN=size_in,
                 OUT=size_out,
-                VOTES=outputs - 1,
+                VOTES=channels,
                 FIRST=layer == 1,
                 LAST=last,
-                COMPACT=capacity is not None,
                 CENTRED=tiles.centres is not None,
                 POINTS=tiling.points,
                 COLUMNS=columns,
@@ -645,7 +651,7 @@ def evaluate(
                 num_warps=tiling.warps,
             )
             inputs, first_channel = destination, first_channel + size_out
-    return sdf, votes, slots
+    return sdf, votes
 
 
 def _of_images(tiles: Tiles, first: int) -> Tiles:

@@ -1,4 +1,4 @@
-"""Where rays first meet a triangle mesh, in plain PyTorch: what `ray_mesh` means."""
+"""Where rays first meet a triangle mesh, in plain PyTorch: the definition of `ray_mesh`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def hits(corners: Tensor, directions: Tensor) -> Tensor:
     # The products are compared, not subtracted: seen from the other face the edge gives exactly the opposite.
     one, other = x * y.roll(-1, 0), y * x.roll(-1, 0)
     met = (one >= other).all(0) | (one <= other).all(0)
-    # What an edge spans with the origin is the share of the corner opposite.
-    share = (one - other).abs().roll(-1, 0)
-    t = (share * z).sum(0) / share.sum(0)  # 0 / 0 = NaN edge-on, which is not ahead
+    # The area that an edge spans with the origin is the weight of the opposite corner.
+    weight = (one - other).abs().roll(-1, 0)
+    t = (weight * z).sum(0) / weight.sum(0)  # 0 / 0 = NaN edge-on, which is not ahead
     return torch.where(met & (t > 0), t, math.inf)

@@ -99,8 +99,8 @@ def find_hits(
         bc, cb = bu * cv, bv * cu
         ca, ac = cu * av, cv * au
         within = ((ab >= ba) & (bc >= cb) & (ca >= ac)) | ((ab <= ba) & (bc <= cb) & (ca <= ac))
-        a_share, b_share, c_share = tl.abs(bc - cb), tl.abs(ca - ac), tl.abs(ab - ba)
-        t = (a_share * at + b_share * bt + c_share * ct) / (a_share + b_share + c_share)  # edge-on: NaN
+        a_weight, b_weight, c_weight = tl.abs(bc - cb), tl.abs(ca - ac), tl.abs(ab - ba)
+        t = (a_weight * at + b_weight * bt + c_weight * ct) / (a_weight + b_weight + c_weight)  # edge-on: NaN
         closer = within & (t > 0) & (t < nearest)
         nearest = tl.where(closer, t, nearest)
         met = tl.where(closer, face, met)

@@ -1,4 +1,4 @@
-"""The indices of the near-surface points, in order and without synchronising: count, prefix sum, write."""
+"""The positions of marked or near-surface entries, without synchronising: count, prefix sum, write."""
 
 from __future__ import annotations
 
@@ -12,62 +12,74 @@ _IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
-def _near(sdf_ptr, first, point_count, surface_mm, BLOCK: tl.constexpr):
-    """Which points of a block are near; `first`, its first one, takes 64 bits where there are many."""
+def _marked(values_ptr, first, count, surface_mm, THRESHOLD: tl.constexpr, BLOCK: tl.constexpr):
+    """Which entries of a block are true, or near with THRESHOLD; `first` may take 64 bits."""
     lane = tl.arange(0, BLOCK)
-    there = lane < tl.minimum(point_count - first, BLOCK).to(tl.int32)
-    sdf = tl.load(sdf_ptr + first + lane, mask=there, other=float("inf"))
-    return tl.abs(sdf) < surface_mm  # false for NaN and infinity
+    there = lane < tl.minimum(count - first, BLOCK).to(tl.int32)
+    if THRESHOLD:
+        sdf = tl.load(values_ptr + first + lane, mask=there, other=float("inf"))
+        return tl.abs(sdf) < surface_mm  # false for NaN and infinity
+    else:
+        return tl.load(values_ptr + first + lane, mask=there, other=0) != 0
 
 
 @triton.jit
-def count_near(sdf_ptr, block_counts_ptr, point_count, surface_mm, BLOCK: tl.constexpr):
+def count_marked(
+    values_ptr, block_counts_ptr, count, surface_mm, THRESHOLD: tl.constexpr, BLOCK: tl.constexpr
+):
     block = tl.program_id(0)
-    image = tl.program_id(1).to(tl.int64)
-    near = _near(sdf_ptr + image * point_count, block.to(tl.int64) * BLOCK, point_count, surface_mm, BLOCK)
-    tl.store(block_counts_ptr + image * tl.num_programs(0) + block, tl.sum(near.to(tl.int32), 0))
+    row = tl.program_id(1).to(tl.int64)
+    start = block.to(tl.int64) * BLOCK
+    marked = _marked(values_ptr + row * count, start, count, surface_mm, THRESHOLD, BLOCK)
+    tl.store(block_counts_ptr + row * tl.num_programs(0) + block, tl.sum(marked.to(tl.int32), 0))
 
 
 @triton.jit
 def write_indices(
-    sdf_ptr, block_ends_ptr, indices_ptr, point_count, capacity, surface_mm, BLOCK: tl.constexpr
+    values_ptr,
+    block_ends_ptr,
+    indices_ptr,
+    count,
+    capacity,
+    surface_mm,
+    THRESHOLD: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     block = tl.program_id(0)
-    image = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64)
     start = block.to(tl.int64) * BLOCK
-    near = _near(sdf_ptr + image * point_count, start, point_count, surface_mm, BLOCK)
-    ones = near.to(tl.int32)
-    first = tl.load(block_ends_ptr + image * tl.num_programs(0) + block) - tl.sum(ones, 0)
+    marked = _marked(values_ptr + row * count, start, count, surface_mm, THRESHOLD, BLOCK)
+    ones = marked.to(tl.int32)
+    first = tl.load(block_ends_ptr + row * tl.num_programs(0) + block) - tl.sum(ones, 0)
     slot = first + tl.cumsum(ones, 0) - ones
-    point = start + tl.arange(0, BLOCK)
-    tl.store(indices_ptr + image * capacity + slot, point, mask=near & (slot < capacity))
+    position = start + tl.arange(0, BLOCK)
+    tl.store(indices_ptr + row * capacity + slot, position, mask=marked & (slot < capacity))
+
+
+def compact(mask: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The positions where a mask (B, N) bool is true, in ascending order; see the reference."""
+    return _compact(mask.view(torch.uint8), None, capacity)
 
 
 def select_voters(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The points with abs(sdf) < surface_mm as ascending indices; see `select_voters_ref`.
+    """The points with abs(sdf) < surface_mm, of sdf (B, N) float32 mm, as `compact` gives them."""
+    return _compact(sdf, surface_mm, capacity)
 
-    Args:
-        sdf: (B, N) float32 mm.
-        surface_mm: mm, half the thickness of the shell that votes.
-        capacity: slots per image.
 
-    Returns:
-        indices (B, capacity) int64, -1 in unused slots; counts (B,) int32; overflow (B,) bool.
-    """
-    batch, point_count = sdf.shape
+def _compact(values: Tensor, surface_mm: float | None, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, count = values.shape
     if batch > _IMAGES:
-        parts = [select_voters(part, surface_mm, capacity) for part in sdf.split(_IMAGES)]
+        parts = [_compact(part, surface_mm, capacity) for part in values.split(_IMAGES)]
         indices, counts, overflow = (torch.cat(some) for some in zip(*parts, strict=True))
         return indices, counts, overflow
-    sdf = sdf.contiguous()
-    indices = torch.full((batch, capacity), -1, dtype=torch.int64, device=sdf.device)
-    blocks = triton.cdiv(point_count, _BLOCK)
-    block_counts = torch.empty(batch, blocks, dtype=torch.int32, device=sdf.device)
+    values = values.contiguous()
+    threshold, options = surface_mm or 0.0, {"THRESHOLD": surface_mm is not None, "BLOCK": _BLOCK}
+    indices = torch.full((batch, capacity), -1, dtype=torch.int64, device=values.device)
+    grid = (triton.cdiv(count, _BLOCK), batch)
+    block_counts = torch.empty(batch, grid[0], dtype=torch.int32, device=values.device)
     if block_counts.numel() > 0:
-        count_near[(blocks, batch)](sdf, block_counts, point_count, surface_mm, BLOCK=_BLOCK)
+        count_marked[grid](values, block_counts, count, threshold, **options)
         block_ends = block_counts.cumsum(1, dtype=torch.int32)
-        write_indices[(blocks, batch)](
-            sdf, block_ends, indices, point_count, capacity, surface_mm, BLOCK=_BLOCK
-        )
+        write_indices[grid](values, block_ends, indices, count, capacity, threshold, **options)
     counts = block_counts.sum(1, dtype=torch.int32)
     return indices, counts, counts > capacity

@@ -12,12 +12,14 @@ from nvf_fast.ops.mesh_distance import mesh_distance
 from nvf_fast.ops.operation import Backend
 from nvf_fast.ops.query_field import FieldQuery, query_field
 from nvf_fast.ops.ray_mesh import ray_mesh
-from nvf_fast.ops.select_voters import select_voters
+from nvf_fast.ops.select_voters import Selection, compact, select_voters
 
 __all__ = [
     "Backend",
     "FieldQuery",
+    "Selection",
     "cast_votes",
+    "compact",
     "group_norm_relu",
     "mesh_distance",
     "query_field",

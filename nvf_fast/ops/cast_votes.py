@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.cast_votes import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_points
+from nvf_fast.ops.operation import Backend, Operation, check_devices
 
 
 def cast_votes(
     points: Tensor,
     votes: Tensor,
-    indices: Tensor,
     counts: Tensor,
     *,
     ball_mm: float = 80.0,
@@ -21,17 +20,16 @@ def cast_votes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints from voters: sum w (p + o) / sum w, Eq. 9, with the offsets o = ball_mm (1 - w) d of Eq. 8.
 
-    Per joint, the max(1, int(M * fraction)) largest weights of the image's M = min(counts, capacity) voters
-    count (Sec. 4.7); among equal weights the voter that comes first in `indices` wins, -0 equals 0, and NaN
-    ranks with minus infinity. d is used as predicted and w is not clamped.
+    Per joint, the max(1, int(M * fraction)) largest weights of the image's M = min(counts, V) voters count
+    (Sec. 4.7); among equal weights the voter that comes first wins, -0 equals 0, and NaN ranks with minus
+    infinity. d is used as predicted and w is not clamped.
 
     Args:
-        points: (B, N, 3), or (N, 3) shared by the batch; float32 mm, camera frame.
-        votes: (B, N, J, 4) float32 raw (weight, direction xyz).
-        indices: (B, capacity) int64, the voters, as `select_voters` gives them.
-        counts: (B,) int32 voters.
+        points: (B, V, 3) float32 mm, camera frame, the voters.
+        votes: (B, V, J, 4) float32 raw (weight, direction xyz).
+        counts: (B,) int32; the first min(counts, V) rows of an image vote.
         ball_mm: mm, radius r of the label ball (Eq. 2).
-        fraction: in (0, 1], share of the voters that counts, per joint.
+        fraction: in (0, 1], ratio of the voters that counts, per joint.
         backend: None, "triton" or "torch".
 
     Returns:
@@ -42,10 +40,10 @@ def cast_votes(
     Raises:
         ValueError: a shape or `fraction` does not fit.
         TypeError: a dtype does not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
     """
-    _check(points, votes, indices, counts, fraction)
-    return _run(backend, points, votes, indices, counts, ball_mm=ball_mm, fraction=fraction)
+    _check(points, votes, counts, fraction)
+    return _run(backend, points, votes, counts, ball_mm=ball_mm, fraction=fraction)
 
 
 def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,23 +54,18 @@ def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> t
 _run = Operation("cast_votes", cpu.cast_votes, _empty_results)
 
 
-def _check(points: Tensor, votes: Tensor, indices: Tensor, counts: Tensor, fraction: float) -> None:
+def _check(points: Tensor, votes: Tensor, counts: Tensor, fraction: float) -> None:
     if votes.ndim != 4 or votes.shape[-1] != 4:
-        raise ValueError(f"cast_votes: votes must be (B, N, J, 4), got {tuple(votes.shape)}")
-    if votes.dtype != torch.float32:
-        raise TypeError(f"cast_votes: votes must be float32, got {votes.dtype}")
-    batch, count = votes.shape[:2]
-    check_points("cast_votes", points, batch)
-    if points.shape[-2] != count:
-        raise ValueError(f"cast_votes: votes of {count} points, but {points.shape[-2]} points given")
-    if indices.ndim != 2 or indices.shape[0] != batch:
-        raise ValueError(f"cast_votes: indices must be ({batch}, capacity), got {tuple(indices.shape)}")
+        raise ValueError(f"cast_votes: votes must be (B, V, J, 4), got {tuple(votes.shape)}")
+    batch, capacity = votes.shape[:2]
+    if points.shape != (batch, capacity, 3):
+        raise ValueError(f"cast_votes: points must be ({batch}, {capacity}, 3), got {tuple(points.shape)}")
     if counts.shape != (batch,):
         raise ValueError(f"cast_votes: counts must be ({batch},), got {tuple(counts.shape)}")
-    if indices.dtype != torch.int64 or counts.dtype != torch.int32:
-        raise TypeError(
-            f"cast_votes: indices must be int64 and counts int32, got {indices.dtype} and {counts.dtype}"
-        )
+    if not points.dtype == votes.dtype == torch.float32:
+        raise TypeError(f"cast_votes: points and votes must be float32, got {points.dtype} and {votes.dtype}")
+    if counts.dtype != torch.int32:
+        raise TypeError(f"cast_votes: counts must be int32, got {counts.dtype}")
     if not 0 < fraction <= 1:
         raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction}")
-    check_devices("cast_votes", points=points, votes=votes, indices=indices, counts=counts)
+    check_devices("cast_votes", points=points, votes=votes, counts=counts)

@@ -37,7 +37,7 @@ def group_norm_relu(
     Raises:
         ValueError: a shape, `groups` or `eps` does not fit.
         TypeError: a dtype does not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
     """
     _check(x, weight, bias, groups, eps)
     return _run(backend, x, weight, bias, groups, eps)

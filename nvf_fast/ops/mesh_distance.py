@@ -15,7 +15,7 @@ def mesh_distance(
     """Signed Euclidean distance of points to closed triangle meshes of one topology, negative inside.
 
     Inside is where the mesh winds around the point, however often: also where parts of it overlap. Edges and
-    vertices are watertight. An answer is as exact as float32 coordinates are, so subtract a centre first
+    vertices are watertight. A distance is as exact as float32 coordinates, so subtract a centre first
     where they were made from finer ones. No gradient is computed.
 
     Args:
@@ -32,7 +32,7 @@ def mesh_distance(
         ValueError: a shape does not fit, or, on a CPU, a face names no vertex; CUDA itself asserts that,
             since reading it would wait for the device.
         TypeError: a dtype does not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
     """
     check_mesh("mesh_distance", vertices, faces, points=points)
     return _run(backend, vertices, faces, points)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ R = TypeVar("R")
 
 
 class Operation(Generic[P, R]):
-    """An operation with a PyTorch form and the Triton kernel `nvf_fast.kernels.NAME.triton.NAME`.
+    """An operation with a PyTorch form and a Triton kernel, `nvf_fast.kernels.NAME.triton.NAME`.
 
     It is registered as `torch.ops.nvf_fast.NAME` with the signature of the PyTorch form. A call takes the
     backend first, and expects a tensor as first argument.
@@ -25,6 +26,7 @@ class Operation(Generic[P, R]):
         torch_form: runs on any device.
         empty_results: the results' shapes and dtypes, for compilers.
         differentiable: whether a call that needs a gradient runs the PyTorch form, on any device.
+        folder: of the kernel, where it is not the operation's name.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Operation(Generic[P, R]):
         empty_results: Callable[P, R],
         *,
         differentiable: bool = False,
+        folder: str | None = None,
     ) -> None:
         self._name, self._torch, self._differentiable = name, torch_form, differentiable
+        self._module = f"nvf_fast.kernels.{folder or name}.triton"
         schema = torch.library.infer_schema(torch_form, mutates_args=())
         self._registered: Any = torch.library.custom_op(
             f"nvf_fast::{name}", torch.no_grad()(torch_form), mutates_args=(), schema=schema
@@ -71,6 +75,7 @@ class Operation(Generic[P, R]):
         if backend not in (None, "triton", "torch"):
             raise ValueError(f'{self._name}: backend must be None, "triton" or "torch", got {backend!r}')
         if backend == "triton" and not tensor.is_cuda:
+            self._check_triton()
             import triton
 
             if not triton.knobs.runtime.interpret:
@@ -78,9 +83,13 @@ class Operation(Generic[P, R]):
                     f"{self._name}: Triton runs on CUDA tensors, and these are on {tensor.device}"
                 )
 
+    def _check_triton(self) -> None:
+        if find_spec("triton") is None:
+            raise ImportError(f"{self._name}: Triton is not installed: pip install 'nvf-fast[triton]'")
+
     def _triton(self, *arguments: P.args, **options: P.kwargs) -> R:
-        kernel = import_module(f"nvf_fast.kernels.{self._name}.triton")
-        return getattr(kernel, self._name)(*arguments, **options)
+        self._check_triton()
+        return getattr(import_module(self._module), self._name)(*arguments, **options)
 
 
 def check_points(name: str, points: Tensor, batch: int) -> None:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NewType, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from nvf_fast.kernels.query_field import cpu
 from nvf_fast.ops.operation import Backend, Operation, check_devices, check_points
+
+Places = NewType("Places", object)
+"""Points located on feature maps, in the form's own layout."""
+Maps = NewType("Maps", object)
+"""Projected feature maps of a batch, in the form's own layout."""
+
+
+class Samples(Protocol):
+    """Points whose signed distances are known, ready for their votes."""
+
+    @property
+    def sdf(self) -> Tensor:
+        """(B, N) float32 mm, +inf out of view."""
+
+
+L = TypeVar("L")
+P = TypeVar("P")
+M = TypeVar("M")
+S = TypeVar("S", bound=Samples)
 
 
 def query_field(
@@ -23,7 +41,6 @@ def query_field(
     centres: Tensor | None = None,
     *,
     image_size: int = 224,
-    surface_mm: float = math.inf,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes of camera-space points: f(S(F, pi(p)), Z(p)) = (s, V), Eq. 4 of the paper.
@@ -43,13 +60,12 @@ def query_field(
             where X = C + 1, C + 2 with the hand scale, or C + 3 with centres; the last out is 1 + 4 J.
         biases: L vectors (out,), or L of (B, out), one per image.
         image_size: px, side of the view that `intrinsics` describe.
-        surface_mm: mm; votes are computed where abs(sdf) < surface_mm only.
         centres: (B, 3) float32 mm, camera frame, of the hands; None for a model that takes the depth.
         backend: None, "triton" or "torch".
 
     Returns:
         sdf (B, N) float32 mm, +inf where a point projects outside the view or lies behind the camera; votes
-        (B, N, J, 4) float32 raw (weight, direction xyz), zero where not abs(sdf) < surface_mm.
+        (B, N, J, 4) float32 raw (weight, direction xyz), zero there.
 
     Raises:
         ValueError: a shape does not fit, a hand scale is given to a model that takes none, or centres are
@@ -57,7 +73,7 @@ def query_field(
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
     """
-    _check(features, points, intrinsics, hand_scale, weights, biases, image_size, surface_mm, centres)
+    _check(features, points, intrinsics, hand_scale, weights, biases, image_size, centres)
     return _run(
         backend,
         features,
@@ -68,7 +84,6 @@ def query_field(
         list(biases),
         centres,
         image_size=image_size,
-        surface_mm=surface_mm,
     )
 
 
@@ -88,12 +103,41 @@ def _empty_results(
 _run = Operation("query_field", cpu.query_field, _empty_results, differentiable=True)
 
 
+class PreparedField(Protocol[L, P, M, S]):
+    """The interface of `kernels.query_field.cpu` and `kernels.query_field.triton`."""
+
+    def pack_layers(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor], channels: int, dtype: torch.dtype, /
+    ) -> L: ...
+
+    def locate(
+        self,
+        points: Tensor,
+        intrinsics: Tensor,
+        image_size: int,
+        map_size: tuple[int, int],
+        layers: L,
+        centres: Tensor | None,
+        per_ray: int,
+        /,
+    ) -> P: ...
+
+    def project_maps(
+        self, features: Tensor, hand_scale: Tensor | None, layers: L, biases: Sequence[Tensor] | None, /
+    ) -> M: ...
+
+    def sample(self, maps: M, places: P, layers: L, /) -> S: ...
+
+    def votes(self, samples: S, indices: Tensor, layers: L, /) -> Tensor: ...
+
+    def evaluate(self, maps: M, places: P, layers: L, /) -> tuple[Tensor, Tensor]: ...
+
+
 class FieldQuery:
     """`query_field` without gradients for a fixed network, each of its parts computed once and reused.
 
     The layers are packed once, a set of points is located once, and the maps of an image are projected once
-    for any number of queries. `locate` and `project` return objects of the backend's own. The kernel takes
-    the block shapes that `nvf-fast tune` found on the device.
+    for any number of queries. The kernel takes the block shapes that `nvf-fast tune` found on the device.
 
     Args:
         weights: as in `query_field`.
@@ -122,13 +166,13 @@ class FieldQuery:
         _run.check_backend(backend, weights[0])
         self._image_size = image_size
         self._centred = weights[0].shape[1] == channels + 3
-        self._form: Any = cpu
+        self._form: PreparedField[Any, Any, Any, Any] = cpu
         options = {}
         if backend == "triton" or (backend is None and weights[0].is_cuda):
-            from nvf_fast.kernels.query_field import triton as kernel
+            from nvf_fast.kernels.query_field import triton
             from nvf_fast.runtime import autotuning
 
-            self._form = kernel
+            self._form = triton
             options["tiling"] = autotuning.tuned(weights[0].device, dtype, [len(bias) for bias in biases])
         self._layers = self._form.pack_layers(weights, biases, channels, dtype, **options)
 
@@ -139,8 +183,8 @@ class FieldQuery:
         map_size: tuple[int, int],
         centres: Tensor | None = None,
         per_ray: int = 1,
-    ) -> Any:
-        """The points' places on feature maps.
+    ) -> Places:
+        """Locate points on feature maps.
 
         Args:
             points: (B, N, 3), or (N, 3) shared by the images; float32 mm, camera frame.
@@ -161,40 +205,47 @@ class FieldQuery:
             )
         if per_ray < 1 or points.shape[-2] % per_ray:
             raise ValueError(f"FieldQuery: per_ray must divide the {points.shape[-2]} points, got {per_ray}")
-        options = {"per_ray": per_ray} if self._form is cpu else {}
-        return self._form.locate(
-            points, intrinsics, self._image_size, map_size, self._layers, centres, **options
+        located = self._form.locate(
+            points, intrinsics, self._image_size, map_size, self._layers, centres, per_ray
         )
+        return Places(located)
 
     def project(
         self, features: Tensor, hand_scale: Tensor | None, biases: Sequence[Tensor] | None = None
-    ) -> Any:
-        """Feature maps, ready for queries.
+    ) -> Maps:
+        """Project feature maps through the layers.
 
         Args:
             features: (B, C, H, W).
             hand_scale: (B,) mm or None.
             biases: L of (B, out), which replace the network's own in each image; None keeps those.
         """
-        return self._form.project_maps(features, hand_scale, self._layers, biases)
+        return Maps(self._form.project_maps(features, hand_scale, self._layers, biases))
 
-    def __call__(
-        self, maps: Any, places: Any, surface_mm: float, capacity: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Signed distances, and votes where they are needed.
+    def image_maps(self, maps: Maps, image: int) -> Maps:
+        """Maps of one image of a batch."""
+        rows: Any = maps
+        return Maps(rows[image : image + 1])
+
+    def sample(self, maps: Maps, places: Places) -> Samples:
+        """Evaluate the signed distances of located points."""
+        return self._form.sample(maps, places, self._layers)
+
+    def votes(self, samples: Samples, indices: Tensor) -> Tensor:
+        """Votes of sampled points, in the order of their indices.
 
         Args:
-            maps: from `project`, of B images.
-            places: from `locate`, of N points.
-            surface_mm: mm; votes are computed where abs(sdf) < surface_mm only.
-            capacity: rows of votes per image.
+            samples: from `sample`.
+            indices: (B, V) int64 of the points, -1 in unused slots.
 
         Returns:
-            sdf (B, N) float32 mm, +inf out of view; votes (B, capacity, J, 4) float32 raw (weight, direction
-            xyz); slots (B, N) int32, the row of `votes` that holds a near point's, undefined elsewhere. Rows
-            past the capacity are not written.
+            (B, V, J, 4) float32 raw (weight, direction xyz), zero in unused slots and out of view.
         """
-        return self._form.evaluate(maps, places, self._layers, surface_mm, capacity)
+        return self._form.votes(samples, indices, self._layers)
+
+    def every_vote(self, maps: Maps, places: Places) -> Tensor:
+        """Votes (B, N, J, 4) of all located points, as `votes`."""
+        return self._form.evaluate(maps, places, self._layers)[1]
 
 
 def _check(
@@ -205,7 +256,6 @@ def _check(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     image_size: int,
-    surface_mm: float,
     centres: Tensor | None,
 ) -> None:
     if features.ndim != 4 or min(features.shape[2:]) < 2:
@@ -269,8 +319,6 @@ def _check(
             raise TypeError(f"query_field: centres must be float32 mm, got {centres.dtype}")
     if image_size < 1:
         raise ValueError(f"query_field: image_size must be at least 1 px, got {image_size}")
-    if not surface_mm > 0:
-        raise ValueError(f"query_field: surface_mm must be positive, got {surface_mm}")
     given = {"features": features, "points": points, "intrinsics": intrinsics, "weights": weights[0]}
     if hand_scale is not None:
         given["hand_scale"] = hand_scale

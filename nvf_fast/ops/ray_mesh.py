@@ -38,7 +38,7 @@ def ray_mesh(
         ValueError: a shape does not fit, or, on a CPU, a face names no vertex; CUDA itself asserts that,
             since reading it would wait for the device.
         TypeError: a dtype does not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
     """
     check_mesh("ray_mesh", vertices, faces, origins=origins, directions=directions)
     return _run(backend, vertices, faces, origins, directions)

@@ -1,47 +1,98 @@
-"""The points near the surface."""
+"""The positions of marked entries, and of the points near the surface."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nvf_fast.kernels.select_voters import reference
 from nvf_fast.ops.operation import Backend, Operation
 
 
+class Selection(NamedTuple):
+    """Positions chosen in each row of a batch, ascending.
+
+    Attributes:
+        indices: (B, capacity) int64, -1 in unused slots.
+        counts: (B,) int32, the true number of positions, which may exceed the capacity.
+        overflow: (B,) bool, whether it does.
+    """
+
+    indices: Tensor
+    counts: Tensor
+    overflow: Tensor
+
+
+def compact(mask: Tensor, capacity: int | None, *, backend: Backend | None = None) -> Selection:
+    """The positions where a mask is true.
+
+    Args:
+        mask: (B, N) bool.
+        capacity: slots per row, at least 1, with which nothing is read back from the device; None is as many
+            as the fullest row needs, which reads it.
+        backend: None, "triton" or "torch".
+
+    Raises:
+        ValueError: a shape or `capacity` does not fit.
+        TypeError: `mask` is not bool.
+        RuntimeError: the requested backend cannot run here.
+    """
+    if mask.ndim != 2:
+        raise ValueError(f"compact: mask must be (B, N), got {tuple(mask.shape)}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"compact: mask must be bool, got {mask.dtype}")
+    if capacity is None:
+        return _exact(mask)
+    _check_capacity("compact", capacity)
+    return Selection(*_compact(backend, mask, capacity))
+
+
 def select_voters(
-    sdf: Tensor, surface_mm: float, capacity: int, *, backend: Backend | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The points with abs(sdf) < surface_mm, 1(|s| < delta) of Eqs. 8 and 9, without synchronising.
+    sdf: Tensor, surface_mm: float, capacity: int | None, *, backend: Backend | None = None
+) -> Selection:
+    """The points with abs(sdf) < surface_mm, 1(|s| < delta) of Eqs. 8 and 9.
 
     Args:
         sdf: (B, N) float32 mm; NaN and infinity are never near.
         surface_mm: mm, half the thickness of the shell that votes.
-        capacity: slots per image, at least 1.
+        capacity: slots per image, at least 1; None as in `compact`.
         backend: None, "triton" or "torch".
-
-    Returns:
-        indices (B, capacity) int64, ascending, -1 in unused slots; counts (B,) int32, the true number of near
-        points, which may exceed the capacity; overflow (B,) bool, where it does.
 
     Raises:
         ValueError: a shape or `capacity` does not fit.
         TypeError: `sdf` is not float32.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
     """
     if sdf.ndim != 2:
         raise ValueError(f"select_voters: sdf must be (B, N) mm, got {tuple(sdf.shape)}")
     if sdf.dtype != torch.float32:
         raise TypeError(f"select_voters: sdf must be float32, got {sdf.dtype}")
+    if capacity is None:
+        return _exact(sdf.abs() < surface_mm)
+    _check_capacity("select_voters", capacity)
+    return Selection(*_select_voters(backend, sdf, surface_mm, capacity))
+
+
+def _exact(mask: Tensor) -> Selection:
+    positions = [row.nonzero()[:, 0] for row in mask]
+    counts = torch.tensor([len(row) for row in positions], dtype=torch.int32, device=mask.device)
+    indices = pad_sequence(positions, batch_first=True, padding_value=-1)
+    return Selection(indices, counts, torch.zeros_like(counts, dtype=torch.bool))
+
+
+def _check_capacity(name: str, capacity: int) -> None:
     if capacity < 1:
-        raise ValueError(f"select_voters: capacity must be at least 1 slot, got {capacity}")
-    return _run(backend, sdf, surface_mm, capacity)
+        raise ValueError(f"{name}: capacity must be at least 1 slot, got {capacity}")
 
 
-def _empty_results(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch = len(sdf)
-    indices = sdf.new_empty(batch, capacity, dtype=torch.int64)
-    return indices, sdf.new_empty(batch, dtype=torch.int32), sdf.new_empty(batch, dtype=torch.bool)
+def _empty_results(values: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, capacity = len(values), options[-1]
+    indices = values.new_empty(batch, capacity, dtype=torch.int64)
+    return indices, values.new_empty(batch, dtype=torch.int32), values.new_empty(batch, dtype=torch.bool)
 
 
-_run = Operation("select_voters", reference.select_voters, _empty_results)
+_compact = Operation("compact", reference.compact, _empty_results, folder="select_voters")
+_select_voters = Operation("select_voters", reference.select_voters, _empty_results)

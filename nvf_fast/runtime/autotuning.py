@@ -64,7 +64,7 @@ def tune(
 
 
 def in_turn(calls: dict[Tiling, Callable[[], float]], rounds: int) -> dict[Tiling, float]:
-    """The median of what each call says it took, over rounds of one call of each; two more come first."""
+    """The median time that each call returns, over rounds of one call of each after two for warming up."""
     every_round = [[call() for call in calls.values()] for _ in range(2 + rounds)][2:]
     return dict(zip(calls, map(statistics.median, zip(*every_round, strict=True)), strict=True))
 
@@ -89,7 +89,7 @@ def _timed(maps: Tensor, places: kernel.Tiles, layers: kernel.Layers) -> Callabl
     def call() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        kernel.evaluate(maps, places, layers, 1.0, capacity=len(places.order))
+        kernel.sample(maps, places, layers)
         end.record()
         end.synchronize()
         return start.elapsed_time(end)
@@ -98,7 +98,7 @@ def _timed(maps: Tensor, places: kernel.Tiles, layers: kernel.Layers) -> Callabl
 
 
 def _key(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> str:
-    """What the times depend on: the device, the compiler, the kernel as it is written, the network."""
+    """The device, the compiler, the kernel's source and the network, on which the times depend."""
     source = hashlib.sha256(Path(kernel.__file__).read_bytes()).hexdigest()[:12]
     name = torch.cuda.get_device_name(device)
     layers = "-".join(map(str, channels))
@@ -108,7 +108,7 @@ def _key(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> s
 
 
 def _read() -> dict[str, list[int]]:
-    """What is known; nothing where the file is missing, and where it is damaged, which is said."""
+    """Known tilings; none where the file is missing or, with a warning, damaged."""
     try:
         known = json.loads(CACHE.read_text())
         return {

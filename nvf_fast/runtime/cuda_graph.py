@@ -17,14 +17,14 @@ LOG = logging.getLogger("nvf_fast")
 
 
 class Recorder(Protocol):
-    """What records and orders launches; a stand-in without a device lets tests see the rest."""
+    """Records and orders launches."""
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Captures a call. Returns what launches it again, and the tensor that it then fills."""
+        """Capture a call. Returns a function that launches it again, and the tensor that this fills."""
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
-        """What is launched inside runs after what was launched inside before, on whatever stream."""
+        """Order launches inside after those of earlier uses, on whatever stream."""
 
 
 class Replay:

@@ -1,0 +1,52 @@
+"""Lists of points whose lengths only the device knows: of fixed capacity, or as long as they need to be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nvf_fast import ops
+from nvf_fast.ops import Selection
+
+
+class Buffers:
+    """Makes the lists of one run over a batch of images.
+
+    A fixed capacity lets a run read nothing back from the device, as a CUDA graph needs it; `overflow` then
+    marks the images that must run again with exact lengths. Those read the device.
+
+    Args:
+        batch: number of images.
+        device: of the lists.
+        exact: whether every list is as long as it needs to be, whatever capacity is requested.
+        backend: of the operations; None goes by the device.
+
+    Attributes:
+        overflow: (B,) bool, images of which some list did not fit.
+    """
+
+    def __init__(
+        self, batch: int, device: torch.device, exact: bool, backend: ops.Backend | None = None
+    ) -> None:
+        self.exact, self._backend = exact, backend
+        self.overflow = torch.zeros(batch, dtype=torch.bool, device=device)
+
+    def compact(self, mask: Tensor, capacity: int) -> Selection:
+        """The positions where a mask (B, N) bool is true; see `ops.compact`."""
+        return self._noted(ops.compact(mask, self._capacity(mask, capacity), backend=self._backend))
+
+    def select_voters(self, sdf: Tensor, surface_mm: float, capacity: int) -> Selection:
+        """The points of sdf (B, N) mm near the surface, one slot at least; see `ops.select_voters`."""
+        slots = self._capacity(sdf, capacity)
+        selection = self._noted(ops.select_voters(sdf, surface_mm, slots, backend=self._backend))
+        if selection.indices.shape[1] == 0:
+            return selection._replace(indices=pad(selection.indices, (0, 1), value=-1))
+        return selection
+
+    def _capacity(self, values: Tensor, capacity: int) -> int | None:
+        return None if self.exact else max(1, min(capacity, values.shape[1]))
+
+    def _noted(self, selection: Selection) -> Selection:
+        self.overflow = self.overflow | selection.overflow
+        return selection
