@@ -100,7 +100,7 @@ def mano() -> Mano:
         return Mano.load(write_mano(Path(folder) / "MANO_RIGHT.pkl"))
 
 
-def picture(seed: int, width: int = 224, height: int = 224) -> np.ndarray:
+def make_image(seed: int, width: int = 224, height: int = 224) -> np.ndarray:
     """(height, width, 3) uint8, smooth, so that JPEG keeps it well."""
     phases = np.random.default_rng(seed).uniform(0, 6, 3)
     y, x = np.mgrid[:height, :width]
@@ -124,7 +124,7 @@ def freihand_samples(count: int = HANDS, versions: int = 1) -> list[HandSample]:
         camera = np.array([[480.5 + hand, 0, 112], [0, 480.25, 111.5], [0, 0, 1]])
         samples.append(
             HandSample(
-                f"hand {index}", picture(index), camera, joints[0], joints, vertices=vertices[0].float()
+                f"hand {index}", make_image(index), camera, joints[0], joints, vertices=vertices[0].float()
             )
         )
     return samples
@@ -144,7 +144,7 @@ def ho3d_sequences(count: int = HANDS) -> tuple[dict[str, list[HandSample]], dic
             joints, vertices = (((part + translation) * FLIP).float() for part in (joints, vertices[0]))
             camera = np.array([[617.343, 0, 312.42], [0, 617.343, 241.42], [0, 0, 1]])
             box = torch.tensor([100.5, 120.25, 300.0, 330.0])
-            image = picture(frame + 50, 96, 64)
+            image = make_image(frame + 50, 96, 64)
             sequences[name].append(
                 HandSample(f"{name} {frame}", image, camera, joints[0], joints, vertices=vertices, box=box)
             )
@@ -158,7 +158,7 @@ def complement_samples(count: int = 4) -> list[HandSample]:
         vertices, _ = mano()(*posed(index + 200), flat_hand_mean=True)
         vertices = vertices + torch.tensor([0.0, -90.0, 450.0 + index])
         joints = mano().regress(vertices, "complement")[0].float()
-        image = picture(index + 80, SIZE, SIZE)
+        image = make_image(index + 80, SIZE, SIZE)
         samples.append(
             HandSample(f"view {index}", image, INTRINSICS, joints[0], joints, vertices=vertices[0].float())
         )
@@ -180,10 +180,10 @@ def write_trees(folder: Path) -> None:
 
 
 def edit_json(path: Path, change: Any) -> None:
-    """Loads a JSON file, lets `change` alter the content or answer another one, and writes it."""
+    """Loads a JSON file, lets `change` alter the content or prediction another one, and writes it."""
     content = json.loads(path.read_text())
-    answer = change(content)
-    path.write_text(json.dumps(content if answer is None else answer))
+    prediction = change(content)
+    path.write_text(json.dumps(content if prediction is None else prediction))
 
 
 def edit_pickle(path: Path, **values: Any) -> None:

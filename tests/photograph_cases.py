@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nvf_fast.data.photographs import mirrored
-from nvf_fast.data.tables import write_picture
+from nvf_fast.data.tables import write_image
 from nvf_fast.synthetic.placement import HandDistribution
 from nvf_fast.synthetic.reference_images import sample_hands
 
@@ -65,7 +65,7 @@ def write_photographs(folder: Path, entries: list[dict[str, Any]], every_joint: 
         for joint, colour in discs if every_joint else zip(MARKED, COLOURS, strict=True):
             x, y = entry["joints_2d"][joint]
             image[(columns - x) ** 2 + (rows - y) ** 2 < RADIUS**2] = colour
-        write_picture(folder / "crops" / entry["file"], image)
+        write_image(folder / "crops" / entry["file"], image)
     (folder / "labels.json").write_text(json.dumps(entries))
     return folder
 

@@ -15,7 +15,7 @@ from nvf_fast.synthetic.capsule_hand import (
 )
 
 
-def test_bones_have_the_cited_lengths() -> None:
+def test_bone_lengths() -> None:
     nodes = mean_nodes()
     expected = [*THUMB_BONES, *(bone for finger in FINGER_PHALANGES for bone in finger)]
     pairs = [(1, 2), (2, 3), (3, 4)] + [(5 + 4 * f + k, 6 + 4 * f + k) for f in range(4) for k in range(3)]
@@ -26,13 +26,13 @@ def test_bones_have_the_cited_lengths() -> None:
     torch.testing.assert_close(palm, torch.tensor(FINGER_METACARPALS, dtype=torch.float64), rtol=0, atol=0.1)
 
 
-def test_it_is_a_right_hand_bent_towards_the_palm() -> None:
+def test_handedness() -> None:
     nodes = mean_nodes()
     normal = torch.linalg.cross(nodes[5] - nodes[17], nodes[9] - nodes[0])
     assert normal[2] > 0 and (nodes[[8, 12, 16, 20], 2] > nodes[[5, 9, 13, 17], 2]).all()
 
 
-def test_distances_to_cones_are_exact() -> None:
+def test_cone_distances() -> None:
     """Against the definition: the union of the spheres along the axis."""
     nodes = mean_nodes()
     points = nodes.mean(0) + 80 * torch.randn(200, 3, dtype=torch.float64)

@@ -13,8 +13,8 @@ import trimesh
 from PIL import Image
 
 from nvf_fast.data.complement import INTRINSICS, Complement, write_complement
-from nvf_fast.data.faults import DatasetFaults
-from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.faults import DatasetError
+from nvf_fast.data.sample import DamagedImageError, HandSample
 from tests.dataset_trees import complement_samples, mano
 
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_written_is_read_back(folder: Path) -> None:
+def test_round_trip(folder: Path) -> None:
     data = Complement(folder, mano=mano())
     assert len(data) == 4 and data.name == "Complement" and data.has_surfaces
     for index, sample in enumerate(complement_samples()):
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_back(folder: Path) -> None:
         assert mesh.is_watertight and mesh.volume > 0 and len(mesh.faces) == 1552
 
 
-def test_the_files_are_as_published(folder: Path) -> None:
+def test_published_file_layout(folder: Path) -> None:
     sample = complement_samples()[3]
     stored = np.array(Image.open(folder / "base_pose/pose0001/pic256/view/hand.0006.png"))
     np.testing.assert_array_equal(stored, sample.image[:, ::-1])
@@ -56,7 +56,7 @@ def test_the_files_are_as_published(folder: Path) -> None:
     assert mesh.faces.shape == (1538, 3) and mesh.vertices.shape == (778, 3)
 
 
-def test_without_mano_there_are_no_joints_and_it_is_said(folder: Path) -> None:
+def test_warns_without_mano(folder: Path) -> None:
     with pytest.warns(UserWarning, match=r"Complement's samples have no joints: .*mano=MANO_RIGHT\.pkl"):
         data = Complement(folder)
     read = data[0]
@@ -64,22 +64,22 @@ def test_without_mano_there_are_no_joints_and_it_is_said(folder: Path) -> None:
     assert read.vertices is not None and not data.has_surfaces
 
 
-def test_any_folders_may_lie_between(folder: Path, tmp_path: Path) -> None:
+def test_nested_folders(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "base_pose/pose0000", tmp_path / "trans_pose_batch2/a/pic256/b/07")
     data = Complement(tmp_path, mano=mano())
     assert data.ids[0] == "trans_pose_batch2/a/pic256/b/07/pic256/view/hand.0003"
     assert torch.equal(data[1].vertices, complement_samples()[1].vertices)
 
 
-def test_a_damaged_picture_or_mesh_is_named(folder: Path, tmp_path: Path) -> None:
+def test_names_damaged_image_or_mesh(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "data")
     data = Complement(tmp_path / "data", mano=mano())
     pose = tmp_path / "data/base_pose/pose0001"
     (pose / "pic256/view/hand.0003.png").write_bytes(b"")
-    with pytest.raises(DamagedPicture, match=r"hand\.0003\.png cannot be read"):
+    with pytest.raises(DamagedImageError, match=r"hand\.0003\.png cannot be read"):
         data[2]
     Image.new("RGB", (128, 128)).save(pose / "pic256/view/hand.0003.png")
-    with pytest.raises(DamagedPicture, match="is 128 x 128 px; wanted 256 x 256"):
+    with pytest.raises(DamagedImageError, match="is 128 x 128 px; expected 256 x 256"):
         data[2]
     mesh = pose / "model_mano/6.obj"
     lines = mesh.read_text().splitlines()
@@ -90,22 +90,22 @@ def test_a_damaged_picture_or_mesh_is_named(folder: Path, tmp_path: Path) -> Non
         ([], "0 vertices"),
     ):
         mesh.write_text("\n".join(damage))
-        with pytest.raises(DamagedPicture, match=rf"6\.obj cannot be read: .*{fault}"):
+        with pytest.raises(DamagedImageError, match=rf"6\.obj cannot be read: .*{fault}"):
             data[3]
     assert data[0].image.shape == (256, 256, 3)
 
 
-def test_it_can_go_to_worker_processes(folder: Path) -> None:
+def test_worker_processes(folder: Path) -> None:
     data = Complement(folder, mano=mano())
     assert torch.equal(pickle.loads(pickle.dumps(data))[3].joints, data[3].joints)
 
 
-def test_official_counts_are_asked_for_only_on_request(folder: Path) -> None:
-    with pytest.raises(DatasetFaults, match="4 samples; wanted the official 107920"):
+def test_official_counts(folder: Path) -> None:
+    with pytest.raises(DatasetError, match="4 samples; expected the official 107920"):
         Complement(folder, mano=mano(), official=True)
 
 
-def test_only_what_the_files_can_hold_is_written(tmp_path: Path) -> None:
+def test_writer_refuses_unsupported_samples(tmp_path: Path) -> None:
     sample = complement_samples(1)[0]
     faces = mano().faces
     other = HandSample("a", sample.image, np.eye(3), vertices=sample.vertices)

@@ -91,7 +91,7 @@ def test_complement_and_v3_train(trees: Path, tmp_path: Path) -> None:
     train("relative-ho3d-finetune", tmp_path / "v3", *mano, *v3)
 
 
-def test_what_cannot_be_trained_on_is_said(
+def test_refuses_data_without_surfaces(
     trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for preset, more, message in (

@@ -7,14 +7,14 @@ import torch
 from nvf_fast.data.draws import BLOCK, Draws
 
 
-def test_a_stream_is_the_same_alone_and_among_others() -> None:
+def test_streams_are_independent() -> None:
     alone, among = Draws(5, "hand", [3]), Draws(5, "hand", range(6))
     for _ in range(3):
         assert torch.equal(alone.uniform(-1, 2, BLOCK // 2, 2)[0], among.uniform(-1, 2, BLOCK // 2, 2)[3])
     assert not torch.equal(Draws(5, "scene", [3]).uniform(0, 1, 4), Draws(5, "hand", [3]).uniform(0, 1, 4))
 
 
-def test_numbers_are_those_they_have_always_been() -> None:
+def test_numbers_are_stable() -> None:
     """Philox is specified to the bit; so is the way from its words to numbers."""
     draws = Draws(0, "test", [7])
     assert draws.below(2**32, 3).tolist() == [[2023187411, 2672156766, 240286023]]

@@ -26,7 +26,7 @@ from nvf_fast.reproduce.inputs import read_photographs, read_predictions
 from nvf_fast.reproduce.plots import rows
 from nvf_fast.reproduce.plots.panels import (
     DARKENED,
-    PictureView,
+    ImageView,
     mask_panel,
     mesh_panel,
     pose_panel,
@@ -35,7 +35,7 @@ from nvf_fast.reproduce.plots.panels import (
 from nvf_fast.reproduce.plots.pck import pck_figure
 from nvf_fast.reproduce.plots.poses import PosePair, comparison_figure, photograph_figure
 from nvf_fast.reproduce.plots.qualitative import QualitativeRow, hand_window, qualitative_figure
-from nvf_fast.reproduce.plots.rows import asked_field, nvf_row
+from nvf_fast.reproduce.plots.rows import nvf_row, queried_field
 from nvf_fast.reproduce.plots.sheet import panel_side, sheet
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.reference_images import sample_hands
@@ -48,18 +48,18 @@ GREY = np.full((SIZE, SIZE, 3), 90, np.uint8)
 
 @pytest.fixture(scope="module")
 def hand() -> MeshHands:
-    """One that fills the picture."""
+    """One that fills the image."""
     hand = sample_hands(1, torch.Generator().manual_seed(3))
     return hand.translated(torch.tensor([[0.0, 0.0, 450.0]]) - hand.joints.mean(1))
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
+def make_image() -> np.ndarray:
     return SyntheticHands(SyntheticConfig(1, seed=3, size=2 * SIZE))[0].image
 
 
 def spread_pose() -> np.ndarray:
-    """(21, 3) mm: fingers that keep away from each other in the reference picture of `SIZE` px."""
+    """(21, 3) mm: fingers that keep away from each other in the reference image of `SIZE` px."""
     joints = np.zeros((21, 3))
     joints[0] = 0, 60, 500
     for finger in range(5):
@@ -71,7 +71,7 @@ def spread_pose() -> np.ndarray:
 def row(**changes: Any) -> QualitativeRow:
     joints = spread_pose()
     plain = QualitativeRow(
-        id="a", method="", picture=GREY, intrinsics=K, hand=np.zeros((SIZE, SIZE), bool),
+        id="a", method="", image=GREY, intrinsics=K, hand=np.zeros((SIZE, SIZE), bool),
         voters=joints.copy(), weights=np.full((21, 21), 0.5), joints=joints, valid=True,
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
@@ -81,7 +81,7 @@ def curve(errors: list[float]) -> metrics.KeypointScores:
     return metrics.keypoint_scores(np.array(errors)[:, None])
 
 
-def test_pck_says_areas_and_units(tmp_path: Path) -> None:
+def test_pck_legend_and_units(tmp_path: Path) -> None:
     curves = {"NVF": curve([10.0, 30.0]), "2D-Dense": curve([25.0, 60.0])}
     pck_figure(curves, tmp_path / "new" / "pck.svg")
     text = (tmp_path / "new" / "pck.svg").read_text()
@@ -93,7 +93,7 @@ def test_pck_says_areas_and_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
-def test_equal_figures_are_equal_files(suffix: str, tmp_path: Path) -> None:
+def test_deterministic_files(suffix: str, tmp_path: Path) -> None:
     first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
     for path in (first, second):
         pck_figure({"NVF": curve([10.0, 30.0])}, path)
@@ -101,7 +101,7 @@ def test_equal_figures_are_equal_files(suffix: str, tmp_path: Path) -> None:
     assert b"Date" not in first.read_bytes() and b"atplotlib v" not in first.read_bytes()
 
 
-def test_pck_refuses_what_is_no_curve(tmp_path: Path) -> None:
+def test_pck_refuses_invalid_curves(tmp_path: Path) -> None:
     good = curve([10.0])
     with pytest.raises(ValueError, match=r"\.png, \.pdf, \.svg, got .*pck\.jpg"):
         pck_figure({"NVF": good}, tmp_path / "pck.jpg")
@@ -118,26 +118,26 @@ def test_pck_refuses_what_is_no_curve(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [None, (20, 10, 100, 110), (-10, 0, SIZE, SIZE)])
-def test_joints_have_their_fingers_colours(window: tuple[int, int, int, int] | None) -> None:
+def test_joint_colours(window: tuple[int, int, int, int] | None) -> None:
     joints = spread_pose()
-    view = PictureView(GREY, K, 300, window)
+    view = ImageView(GREY, K, 300, window)
     drawn = np.array(pose_panel(view, joints))
     left, top, right, bottom = window or (0, 0, SIZE, SIZE)
     scale = 300 / max(right - left, bottom - top)
     margin = (300 - scale * np.array([right - left, bottom - top])) / 2
     places = (joints[:, :2] * K[0, 0] / 500 + K[:2, 2] + 0.5 - [left, top]) * scale + margin
     for joint, (x, y) in enumerate(places):
-        wanted = WRIST_COLOUR if joint == 0 else FINGER_COLOURS[(joint - 1) // 4]
-        np.testing.assert_allclose(drawn[int(y), int(x)], wanted, atol=2)
+        expected = WRIST_COLOUR if joint == 0 else FINGER_COLOURS[(joint - 1) // 4]
+        np.testing.assert_allclose(drawn[int(y), int(x)], expected, atol=2)
 
 
-def test_smaller_weights_make_darker_lines() -> None:
+def test_vote_opacity() -> None:
     # Voters to the left of a joint, at three heights; lines go to the joint on the right.
     joint = np.array([30.0, 0.0, 500.0])
     voters = np.array([[-30.0, -40.0, 500.0], [-30.0, 0.0, 500.0], [-30.0, 40.0, 500.0]])
     several = voters[[0, 0, 0, 1, 2]]  # of those in one place, the strongest is seen
     colour = FINGER_COLOURS[3]
-    view = PictureView(GREY, K, 224)
+    view = ImageView(GREY, K, 224)
     drawn = np.array(
         vote_panel(view, several, np.array([0.2, 1.3, 0.3, 0.5, 0.0]), joint, colour), np.float64
     )
@@ -153,8 +153,8 @@ def test_smaller_weights_make_darker_lines() -> None:
     assert (drawn[:20] == drawn[0, 0]).all(), "and little else is drawn"
 
 
-def test_the_mesh_covers_the_hand(hand: MeshHands) -> None:
-    view = PictureView(np.zeros((SIZE, SIZE, 3), np.uint8), K, SIZE)
+def test_mesh_panel(hand: MeshHands) -> None:
+    view = ImageView(np.zeros((SIZE, SIZE, 3), np.uint8), K, SIZE)
     drawn = (
         np.array(mesh_panel(view, hand.vertices[0].numpy(), hand.faces.numpy())).sum(-1) > 140
     )  # half covered
@@ -173,14 +173,14 @@ def test_the_mesh_covers_the_hand(hand: MeshHands) -> None:
     assert 1 - overlap(truth) < 0.6 * (1 - max(beside)), (overlap(truth), beside)  # 0.52 measured
 
 
-def test_a_mesh_is_lit_from_above_and_hides_what_is_behind() -> None:
+def test_mesh_shading_and_occlusion() -> None:
     ball = level_mesh(
         lambda p: (p - torch.tensor([0.0, 0, 500])).norm(dim=1) - 40,
         torch.tensor([-50.0, -50, 450]),
         torch.tensor([50.0, 50, 550]),
     )
     far = Mesh(ball.vertices + [10, 0, 300], ball.faces)
-    view = PictureView(GREY, K, SIZE)
+    view = ImageView(GREY, K, SIZE)
     both = np.array(
         mesh_panel(
             view,
@@ -197,31 +197,31 @@ def test_a_mesh_is_lit_from_above_and_hides_what_is_behind() -> None:
     assert np.abs(inside_out.astype(int) - alone).max() > 50, "faces point outwards"
 
 
-def test_no_mesh_where_there_is_no_surface() -> None:
+def test_empty_mesh() -> None:
     low, high = torch.zeros(3), torch.full((3,), 20.0)
     for distance in (lambda p: torch.full((len(p),), torch.inf), lambda p: -torch.ones(len(p))):
         mesh = level_mesh(distance, low, high)
         assert mesh.vertices.shape == (0, 3) and mesh.faces.shape == (0, 3)
-    view = PictureView(GREY, K, SIZE)
+    view = ImageView(GREY, K, SIZE)
     np.testing.assert_array_equal(np.array(mesh_panel(view, mesh.vertices, mesh.faces)), np.array(view.image))
 
 
 @pytest.mark.parametrize("height", [60, SIZE])
-def test_a_mask_colours_its_pixels(height: int) -> None:
+def test_mask_panel(height: int) -> None:
     mask = np.zeros((height, SIZE), bool)
     mask[10:30, 40:80] = True
-    drawn = np.array(mask_panel(PictureView(GREY[:height], K, 2 * SIZE), mask))
+    drawn = np.array(mask_panel(ImageView(GREY[:height], K, 2 * SIZE), mask))
     coloured = (drawn != [90, 90, 90]).any(-1) & (drawn != 255).any(-1)
-    wanted = np.zeros((2 * SIZE, 2 * SIZE), bool)
-    top = SIZE - height  # half the paper above and below the picture, twice as large
-    wanted[top + 20 : top + 60, 80:160] = True
-    np.testing.assert_array_equal(coloured, wanted)
+    expected = np.zeros((2 * SIZE, 2 * SIZE), bool)
+    top = SIZE - height  # half the paper above and below the image, twice as large
+    expected[top + 20 : top + 60, 80:160] = True
+    np.testing.assert_array_equal(coloured, expected)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("boxed", [False, True])
-def test_the_surface_is_that_of_the_asked_field(
-    side: str, boxed: bool, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+def test_surface_of_the_queried_field(
+    side: str, boxed: bool, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sought: list[tuple[Tensor, Tensor]] = []
 
@@ -231,35 +231,37 @@ def test_the_surface_is_that_of_the_asked_field(
 
     monkeypatch.setattr(rows, "level_mesh", recorded)
     estimator = PoseEstimator(reference_network(nearness=1.0))
-    size = picture.shape[0]
+    size = image.shape[0]
     box = torch.tensor([size * 0.2, size * 0.3, size * 0.7, size * 0.6]) if boxed else None
     intrinsics = reference_intrinsics(size, dtype=torch.float64).numpy()
-    sample = HandSample("a", picture, intrinsics, hand_scale=40.0, side=side, box=box)
-    answer = nvf_row(estimator, sample, use_scale=True, spacing_mm=8)
-    field = asked_field(estimator, sample, 40.0)
+    sample = HandSample("a", image, intrinsics, hand_scale=40.0, side=side, box=box)
+    prediction = nvf_row(estimator, sample, use_scale=True, spacing_mm=8)
+    field = queried_field(estimator, sample, 40.0)
 
     def distance(points: np.ndarray) -> np.ndarray:
         return field.distance(torch.from_numpy(points) @ field.frame.float().mT).numpy()
 
-    assert answer.valid and len(answer.voters) > 50
+    assert prediction.valid and len(prediction.voters) > 50
     # The estimator's own query and `model.query` differ by rounding.
-    assert (np.abs(distance(answer.voters.astype(np.float32))) < estimator.options.surface_mm + 0.01).all()
-    assert (answer.voters[:, 2] > 0).all()
-    joints = torch.from_numpy(answer.joints) @ field.frame.float().mT
+    assert (
+        np.abs(distance(prediction.voters.astype(np.float32))) < estimator.options.surface_mm + 0.01
+    ).all()
+    assert (prediction.voters[:, 2] > 0).all()
+    joints = torch.from_numpy(prediction.joints) @ field.frame.float().mT
     ((low, high),) = sought
     torch.testing.assert_close(low, joints.amin(0) - 40)
     torch.testing.assert_close(high, joints.amax(0) + 40)
 
 
-def test_a_mirrored_picture_has_the_mirrored_row(picture: np.ndarray) -> None:
-    size = picture.shape[0]
-    # Views of the picture's size, so that both are the same pixels: a random field magnifies rounding.
+def test_mirrored_row(image: np.ndarray) -> None:
+    size = image.shape[0]
+    # Views of the image's size, so that both are the same pixels: a random field magnifies rounding.
     estimator = PoseEstimator(reference_network(nearness=1.0, input_size=size))
     intrinsics = reference_intrinsics(size, dtype=torch.float64).numpy()
     mirrored = intrinsics.copy()
     mirrored[0, 2] = size - 1 - intrinsics[0, 2]
-    one = nvf_row(estimator, HandSample("a", picture, intrinsics), spacing_mm=8)
-    flipped = np.ascontiguousarray(picture[:, ::-1])
+    one = nvf_row(estimator, HandSample("a", image, intrinsics), spacing_mm=8)
+    flipped = np.ascontiguousarray(image[:, ::-1])
     other = nvf_row(estimator, HandSample("a", flipped, mirrored, side="left"), spacing_mm=8)
     turn = np.array([-1.0, 1.0, 1.0])
     assert isinstance(one.hand, Mesh) and isinstance(other.hand, Mesh) and len(one.hand.faces) > 100
@@ -269,7 +271,7 @@ def test_a_mirrored_picture_has_the_mirrored_row(picture: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_root_relative_rows_lie_about_the_root(side: str) -> None:
+def test_root_relative_rows(side: str) -> None:
     config = NVFConfig(
         input_size=32, stem=8, width=16, stacks=1, groups=4, hidden=(32, 16), hand_scale=False,
         task="root-relative",
@@ -278,17 +280,17 @@ def test_root_relative_rows_lie_about_the_root(side: str) -> None:
     image = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)
     root = torch.tensor([12.0, -7.0, 540.0])
     sample = HandSample("a", image, K, root=root, side=side)
-    answer = nvf_row(estimator, sample, spacing_mm=16)
-    field = asked_field(estimator, sample, None)
-    assert answer.valid and len(answer.voters) > 10
-    points = (torch.from_numpy(answer.voters).double() - field.origin) @ field.frame.mT
+    prediction = nvf_row(estimator, sample, spacing_mm=16)
+    field = queried_field(estimator, sample, None)
+    assert prediction.valid and len(prediction.voters) > 10
+    points = (torch.from_numpy(prediction.voters).double() - field.origin) @ field.frame.mT
     assert (points.abs() < 170).all()
     assert (field.distance(points.float()).abs() < 20.01).all()
     with pytest.raises(ValueError, match="a: a root-relative pose needs the root"):
         nvf_row(estimator, dataclasses.replace(sample, root=None))
 
 
-def test_a_qualitative_figure_has_its_columns(tmp_path: Path) -> None:
+def test_qualitative_figure(tmp_path: Path) -> None:
     path = tmp_path / "figure.png"
     mesh = Mesh(np.array([[-20.0, -20, 400], [20, -20, 400], [0, 20, 400]]), np.array([[0, 2, 1]]))
     silent = row(id="b", valid=False, joints=np.full((21, 3), np.nan))
@@ -300,8 +302,8 @@ def test_a_qualitative_figure_has_its_columns(tmp_path: Path) -> None:
     again = tmp_path / "again.png"
     qualitative_figure([row(method="2D-Dense"), row(method="NVF", hand=mesh), silent], again)
     assert path.read_bytes() == again.read_bytes()
-    # The three rows' inputs are the same picture; nothing of what was drawn beside it has run into it.
-    blank = np.array(PictureView(GREY, K, side).image)
+    # The three rows' inputs are the same image; nothing of what was drawn beside it has run into it.
+    blank = np.array(ImageView(GREY, K, side).image)
     assert (
         sum(
             (written[y : y + side, 3 * side // 4 : side] == blank[:, 3 * side // 4 : side]).all()
@@ -311,7 +313,7 @@ def test_a_qualitative_figure_has_its_columns(tmp_path: Path) -> None:
     )
 
 
-def test_rows_of_one_sample_stand_together() -> None:
+def test_row_grouping() -> None:
     panel = Image.new("RGB", (100, 100), (0, 0, 0))
     paper = np.array(sheet([[[panel]]] * 3, [("title",)], apart=[True, False, True]))
     black = (paper[:, 50] == 0).all(-1)
@@ -324,18 +326,18 @@ def test_rows_of_one_sample_stand_together() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"picture": GREY.astype(np.float32)}, r"a: the picture must be \(H, W, 3\) uint8, got float32"),
+        ({"image": GREY.astype(np.float32)}, r"a: the image must be \(H, W, 3\) uint8, got float32"),
         ({"hand": np.zeros((5, 5), bool)}, r"a: the mask must be \(112, 112\) bool .* got \(5, 5\) bool"),
         ({"weights": np.zeros((21, 20))}, r"a: weights must be \(21, 21\), got \(21, 20\)"),
         ({"joints": np.full((21, 3), np.nan)}, "a: joints holds numbers that are not finite"),
     ],
 )
-def test_rows_refuse_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+def test_refuses_invalid_rows(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         row(**change)
 
 
-def test_windows_hold_the_hand_and_stay_inside() -> None:
+def test_windows() -> None:
     joints = np.array([[300.0, 20.0], [380.0, 60.0]])
     left, top, right, bottom = hand_window(joints, 480, 640, margin=2)
     assert right - left == bottom - top == 160
@@ -362,18 +364,18 @@ def test_comparisons_and_photographs(tmp_path: Path) -> None:
             draw([], tmp_path / "x.png")
 
 
-def test_predictions_are_read_in_mm(tmp_path: Path) -> None:
+def test_reads_predictions_in_mm(tmp_path: Path) -> None:
     path = tmp_path / "pred.json"
     joints = np.stack([spread_pose(), spread_pose() + 7]) / 1000
     path.write_text(json.dumps([joints.tolist(), []]))
     np.testing.assert_allclose(read_predictions(path, 2), joints * 1000)
-    with pytest.raises(ValueError, match="wanted the joints of 3 samples, got 2"):
+    with pytest.raises(ValueError, match="expected the joints of 3 samples, got 2"):
         read_predictions(path, 3)
     broken = joints.copy()
     broken[1, 4, 2] = np.nan
     for content, message in (
         ("[[", "not JSON"),
-        (json.dumps(joints.tolist() * 2), r"wanted \[xyz_list, verts_list\], got a list of 4"),
+        (json.dumps(joints.tolist() * 2), r"expected \[xyz_list, verts_list\], got a list of 4"),
         (json.dumps([joints[:, 1:].tolist(), []]), r"sample 0 must be \(21, 3\) .* got shape \(20, 3\)"),
         (json.dumps([[joints[0].tolist(), "no"], []]), r"sample 1 must be \(21, 3\) numbers, got a text"),
         (json.dumps([broken.tolist(), []]), "sample 1 holds numbers that are not finite"),
@@ -385,7 +387,7 @@ def test_predictions_are_read_in_mm(tmp_path: Path) -> None:
             read_predictions(path, 2)
 
 
-def test_photographs_are_read_with_their_cameras(tmp_path: Path) -> None:
+def test_reads_photographs(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "one.png")
     Image.fromarray(GREY[:50]).save(tmp_path / "two.png")
     entries: dict[str, Any] = {
@@ -400,9 +402,9 @@ def test_photographs_are_read_with_their_cameras(tmp_path: Path) -> None:
     assert one.box is not None and one.box.tolist() == [1, 2, 30, 40]
 
 
-def test_faults_of_photographs_are_told_together(tmp_path: Path) -> None:
+def test_reports_all_faults_of_photographs(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "one.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     entries: dict[str, Any] = {
         "one.png": {"box": [30, 2, 1, 40], "side": "up", "hand_scale": 0.04, "k": 1},
         "text.png": {"K": [[500, 0], [0, 500]]},
@@ -417,10 +419,10 @@ def test_faults_of_photographs_are_told_together(tmp_path: Path) -> None:
         "one.png: box must be [x0, y0, x1, y1] px, x1 and y1 at least 2 px larger, got [30, 2, 1, 40]",
         "one.png: side must be \"right\" or \"left\", got 'up'",
         "one.png: hand_scale must be 10 to 120 mm, got 0.04",
-        "not a picture that can be read",
+        "not an image that can be read",
         "text.png: K must be (3, 3), or (1, 3, 3) for 1 image(s), got shape (2, 2)",
         "away.png: there is no such file",
-        'away.png: wanted {"K": ...}, got 3',
+        'away.png: expected {"K": ...}, got 3',
     ):  # fmt: skip
         assert fault in str(caught.value)
     (tmp_path / "intrinsics.json").write_text("{}")

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from nvf_fast.data.faults import DatasetFaults
+from nvf_fast.data.faults import DatasetError
 from nvf_fast.data.freihand import VERSIONS, FreiHAND, write_freihand
 from nvf_fast.data.mano import place_freihand
-from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
-from tests.dataset_trees import HANDS, edit_json, freihand_samples, mano, picture, posed, write_trees
+from tests.dataset_trees import HANDS, edit_json, freihand_samples, make_image, mano, posed, write_trees
 
 ROOT = Path(__file__).resolve().parent.parent
-JPEG_LEVELS = 6  # largest difference of any pixel of the smooth pictures, measured 3 to 4 at quality 95
+JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images, measured 3 to 4 at quality 95
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_written_is_read_back(trees: Path) -> None:
+def test_round_trip(trees: Path) -> None:
     data = FreiHAND(trees / "freihand", mano=mano())
     samples = freihand_samples(versions=4)
     assert len(data) == len(samples) == 4 * HANDS and data.name == "FreiHAND" and data.split == "training"
@@ -50,7 +50,7 @@ def test_what_is_written_is_read_back(trees: Path) -> None:
         assert read.surface.faces.shape == (1552, 3)
 
 
-def test_the_files_are_as_published(trees: Path) -> None:
+def test_published_file_layout(trees: Path) -> None:
     folder = trees / "freihand"
     sample = freihand_samples()[1]
     for name, shape in {"K": (3, 3), "xyz": (21, 3), "verts": (778, 3), "scale": ()}.items():
@@ -70,12 +70,12 @@ def test_the_files_are_as_published(trees: Path) -> None:
     assert released == {"evaluation_xyz.json", "evaluation_verts.json"}
 
 
-def test_a_version_s_pictures_follow_those_of_the_versions_before_it(trees: Path) -> None:
+def test_order_of_versions(trees: Path) -> None:
     data = FreiHAND(trees / "freihand", versions=("auto", "hom"))
     assert data.ids[0] == "training/00000009" and data.ids[-1] == "training/00000005"
     for index, number in ((0, 9), (HANDS, 3), (2 * HANDS - 1, 5)):
         image = data[index].image.astype(int)
-        assert np.abs(image - picture(number)).max() <= JPEG_LEVELS
+        assert np.abs(image - make_image(number)).max() <= JPEG_LEVELS
         assert torch.equal(data[index].joints, freihand_samples()[number % HANDS].joints)
     assert data.expected == 2 * 32560 and not data.complete
     with pytest.raises(ValueError, match="versions must be some of"):
@@ -86,7 +86,7 @@ def test_a_version_s_pictures_follow_those_of_the_versions_before_it(trees: Path
         FreiHAND(trees / "freihand", "evaluation", versions=("hom",))
 
 
-def test_evaluation_with_and_without_the_released_annotations(trees: Path) -> None:
+def test_evaluation_annotations(trees: Path) -> None:
     blind = FreiHAND(trees / "freihand", "evaluation", mano=mano())
     full = FreiHAND(trees / "freihand", "evaluation", evaluation_folder=trees / "freihand_eval", mano=mano())
     for index, sample in enumerate(freihand_samples()):
@@ -110,7 +110,7 @@ def test_surfaces_need_mano(trees: Path) -> None:
     )
 
 
-def test_vertices_are_made_of_mano_s_parameters_where_there_are_no_others(tmp_path: Path) -> None:
+def test_vertices_from_mano_parameters(tmp_path: Path) -> None:
     write_freihand(tmp_path, freihand_samples())
     camera = np.array(json.loads((tmp_path / "training_K.json").read_text()))
     rows = []
@@ -122,12 +122,12 @@ def test_vertices_are_made_of_mano_s_parameters_where_there_are_no_others(tmp_pa
     data = FreiHAND(tmp_path, versions=("gs",), mano=mano())
     assert data.has_surfaces
     for hand, row in enumerate(rows):
-        wanted, _ = place_freihand(mano(), row, torch.from_numpy(camera[hand : hand + 1]))
-        torch.testing.assert_close(data[hand].vertices, wanted[0].float(), atol=1e-3, rtol=0)
+        expected, _ = place_freihand(mano(), row, torch.from_numpy(camera[hand : hand + 1]))
+        torch.testing.assert_close(data[hand].vertices, expected[0].float(), atol=1e-3, rtol=0)
     assert FreiHAND(tmp_path, versions=("gs",))[0].vertices is None
 
 
-def test_rendered_hands_of_ours_are_written_without_a_mesh(tmp_path: Path) -> None:
+def test_writes_synthetic_hands_without_mesh(tmp_path: Path) -> None:
     rendered = SyntheticHands(SyntheticConfig(2, seed=1))
     samples = [replace(rendered[index], surface=None) for index in range(2)]
     write_freihand(tmp_path, samples, versions=("gs",))
@@ -139,8 +139,8 @@ def test_rendered_hands_of_ours_are_written_without_a_mesh(tmp_path: Path) -> No
     assert data.why_no_surfaces == "training_verts.json and training_mano.json are missing"
 
 
-def test_the_example_converts_left_and_right_hands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = picture(7, 64, 48)
+def test_conversion_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = make_image(7, 64, 48)
     joints = (torch.randn(21, 3) * 50 + torch.tensor([0.0, 0.0, 500.0])).tolist()
     camera = [[100.0, 2.0, 30.5], [0.0, 100.0, 24.0], [0.0, 0.0, 1.0]]
     for side in ("left", "right"):
@@ -158,22 +158,22 @@ def test_the_example_converts_left_and_right_hands(tmp_path: Path, monkeypatch: 
     assert np.abs(left.image.astype(int) - right.image[:, ::-1]).max() <= 2 * JPEG_LEVELS
 
 
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+def test_names_damaged_image(tmp_path: Path) -> None:
     write_freihand(tmp_path, freihand_samples())
     data = FreiHAND(tmp_path, versions=("gs",))
-    pictures = [tmp_path / f"training/rgb/{i:08d}.jpg" for i in range(HANDS)]
-    pictures[0].write_bytes(pictures[0].read_bytes()[:2000])
-    pictures[1].write_bytes(b"")
-    pictures[2].unlink()
-    for index, path in enumerate(pictures):
-        with pytest.raises(DamagedPicture, match=f"{path.name} cannot be read"):
+    images = [tmp_path / f"training/rgb/{i:08d}.jpg" for i in range(HANDS)]
+    images[0].write_bytes(images[0].read_bytes()[:2000])
+    images[1].write_bytes(b"")
+    images[2].unlink()
+    for index, path in enumerate(images):
+        with pytest.raises(DamagedImageError, match=f"{path.name} cannot be read"):
             data[index]
-    Image.new("L", (224, 224)).save(pictures[2])
-    with pytest.raises(DamagedPicture, match="mode L; wanted RGB"):
+    Image.new("L", (224, 224)).save(images[2])
+    with pytest.raises(DamagedImageError, match="mode L; expected RGB"):
         data[2]
 
 
-def test_indices_end_where_the_samples_do(trees: Path) -> None:
+def test_refuses_index_out_of_range(trees: Path) -> None:
     data = FreiHAND(trees / "freihand")
     for index in (-1, len(data)):
         with pytest.raises(IndexError, match="samples 0 to 11"):
@@ -181,7 +181,7 @@ def test_indices_end_where_the_samples_do(trees: Path) -> None:
     assert sum(1 for _ in data) == len(data)
 
 
-def test_samples_are_their_own(trees: Path) -> None:
+def test_samples_are_copies(trees: Path) -> None:
     data = FreiHAND(trees / "freihand")
     before = data[0]
     before.joints.zero_()
@@ -195,7 +195,7 @@ def first_of(batch: list[HandSample]) -> HandSample:
 
 
 @pytest.mark.slow
-def test_worker_processes_read_the_same(trees: Path) -> None:
+def test_worker_processes(trees: Path) -> None:
     data = FreiHAND(trees / "freihand", mano=mano())
     again = pickle.loads(pickle.dumps(data))
     loader = DataLoader(data, num_workers=1, collate_fn=first_of, multiprocessing_context="spawn")
@@ -204,7 +204,7 @@ def test_worker_processes_read_the_same(trees: Path) -> None:
         assert torch.equal(sample.surface.vertices, data[index].surface.vertices)
 
 
-def test_lists_are_kept_until_the_file_changes(trees: Path, tmp_path: Path) -> None:
+def test_list_cache(trees: Path, tmp_path: Path) -> None:
     write_freihand(tmp_path / "data", freihand_samples())
     opened = [FreiHAND(tmp_path / "data", versions=("gs",), cache=tmp_path / "cache") for _ in range(2)]
     kept = sorted((tmp_path / "cache").iterdir())
@@ -227,14 +227,14 @@ def test_lists_are_kept_until_the_file_changes(trees: Path, tmp_path: Path) -> N
     torch.testing.assert_close(again[0].joints, 1.5 * freihand_samples()[0].joints)
 
 
-def test_official_counts_are_asked_for_only_on_request(trees: Path) -> None:
-    with pytest.raises(DatasetFaults, match="12 samples; wanted the official 130240"):
+def test_official_counts(trees: Path) -> None:
+    with pytest.raises(DatasetError, match="12 samples; expected the official 130240"):
         FreiHAND(trees / "freihand", official=True)
     with pytest.raises(ValueError, match='split must be "training" or "evaluation"'):
         FreiHAND(trees / "freihand", "train")
 
 
-def test_only_what_the_files_can_hold_is_written(tmp_path: Path) -> None:
+def test_writer_refuses_unsupported_samples(tmp_path: Path) -> None:
     sample = freihand_samples(1)[0]
     image, camera = sample.image, sample.intrinsics
     for samples, versions, fault in (

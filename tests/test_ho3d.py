@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from nvf_fast.data.faults import DatasetFaults
+from nvf_fast.data.faults import DatasetError
 from nvf_fast.data.ho3d import HO3D, HO3DPose, write_ho3d
 from nvf_fast.data.joint_orders import FINGERTIPS
-from nvf_fast.data.sample import DamagedPicture, HandSample
+from nvf_fast.data.sample import DamagedImageError, HandSample
 from tests.dataset_trees import HANDS, ho3d_sequences, mano, write_trees
 
-JPEG_LEVELS = 6  # largest difference of any pixel of the smooth pictures, measured 3 to 4 at quality 95
+JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images, measured 3 to 4 at quality 95
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def written() -> list[HandSample]:
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
 @pytest.mark.parametrize("split", ["train", "evaluation"])
-def test_what_is_written_is_read_back(trees: Path, version: str, split: str) -> None:
+def test_round_trip(trees: Path, version: str, split: str) -> None:
     data = HO3D(trees / version, split, version, mano=mano())
     assert len(data) == 2 * HANDS and data.name == f"HO-3D {version}" and data.split == split
     levels = 0 if version == "v2" else JPEG_LEVELS
@@ -54,7 +54,7 @@ def test_what_is_written_is_read_back(trees: Path, version: str, split: str) -> 
             assert torch.equal(read.box, sample.box)
 
 
-def test_the_files_are_as_published(trees: Path) -> None:
+def test_published_file_layout(trees: Path) -> None:
     meta = pickle.loads((trees / "v2/train/SM1/meta/0001.pkl").read_bytes())
     sample, pose = ho3d_sequences()[0]["SM1"][1], ho3d_sequences()[1]["SM1"][1]
     assert {key: value.shape for key, value in meta.items()} == {
@@ -68,8 +68,8 @@ def test_the_files_are_as_published(trees: Path) -> None:
     tips = (vertices[0, FINGERTIPS["ho3d"]] + pose.translation) / 1000
     np.testing.assert_allclose(joints[16:], tips, atol=1e-6)
     seen = joints * [1, -1, -1] @ meta["camMat"].T
-    wanted = sample.joints[0].double().numpy() @ sample.intrinsics.T
-    np.testing.assert_allclose(seen[0, :2] / seen[0, 2], wanted[:2] / wanted[2], atol=1e-6)
+    expected = sample.joints[0].double().numpy() @ sample.intrinsics.T
+    np.testing.assert_allclose(seen[0, :2] / seen[0, 2], expected[:2] / expected[2], atol=1e-6)
     meta = pickle.loads((trees / "v3/evaluation/SM1/meta/0001.pkl").read_bytes())
     assert meta["handJoints3D"].shape == (3,) and meta["handBoundingBox"].shape == (4,)
     lines = (trees / "v2/evaluation.txt").read_text().splitlines()
@@ -77,7 +77,7 @@ def test_the_files_are_as_published(trees: Path) -> None:
     assert (trees / "v2/train/SM1/rgb/0001.png").exists() and (trees / "v3/train/SM1/rgb/0001.jpg").exists()
 
 
-def test_evaluation_frames_before_the_release_have_root_and_box(tmp_path: Path) -> None:
+def test_unreleased_evaluation_frames(tmp_path: Path) -> None:
     sequences, _ = ho3d_sequences()
     write_ho3d(tmp_path, sequences, "evaluation", "v3", released=False)
     data = HO3D(tmp_path, "evaluation", "v3", mano=mano())
@@ -89,28 +89,28 @@ def test_evaluation_frames_before_the_release_have_root_and_box(tmp_path: Path) 
     assert "evaluation_xyz.json is missing" in data.describe()
 
 
-def test_meshes_of_the_train_split_need_mano(trees: Path) -> None:
+def test_train_meshes_need_mano(trees: Path) -> None:
     data = HO3D(trees / "v2")
     assert data[0].vertices is None and data[0].surface is None and "MANO_RIGHT.pkl" in data.describe()
     released = HO3D(trees / "v2", "evaluation")
     assert released[0].vertices is not None and released[0].surface is None
 
 
-def test_numbers_may_be_float32_and_vectors_columns(trees: Path, tmp_path: Path) -> None:
+def test_float32_and_column_vectors(trees: Path, tmp_path: Path) -> None:
     sequences, poses = ho3d_sequences()
     write_ho3d(tmp_path, sequences, "train", "v2", poses)
     for path in tmp_path.glob("train/*/meta/*.pkl"):
         meta = {key: value.astype(np.float32) for key, value in pickle.loads(path.read_bytes()).items()}
         meta = meta | {"handTrans": meta["handTrans"][:, None], "objName": "003_cracker_box", "objLabel": 2}
         path.write_bytes(pickle.dumps(meta, protocol=4))
-    data, wanted = HO3D(tmp_path, mano=mano()), HO3D(trees / "v2", mano=mano())
+    data, expected = HO3D(tmp_path, mano=mano()), HO3D(trees / "v2", mano=mano())
     for index in range(len(data)):
         # float32 metres: half a unit in the last place of 0.6 m is 3e-5 mm.
-        torch.testing.assert_close(data[index].joints, wanted[index].joints, atol=1e-3, rtol=0)
-        torch.testing.assert_close(data[index].vertices, wanted[index].vertices, atol=1e-3, rtol=0)
+        torch.testing.assert_close(data[index].joints, expected[index].joints, atol=1e-3, rtol=0)
+        torch.testing.assert_close(data[index].vertices, expected[index].vertices, atol=1e-3, rtol=0)
 
 
-def test_frames_that_are_not_listed_are_not_read(tmp_path: Path) -> None:
+def test_ignores_unlisted_frames(tmp_path: Path) -> None:
     sequences, _ = ho3d_sequences()
     write_ho3d(tmp_path, sequences)
     (tmp_path / "train.txt").write_text("SM1/0002\nABF10/0000\n")
@@ -121,34 +121,34 @@ def test_frames_that_are_not_listed_are_not_read(tmp_path: Path) -> None:
     torch.testing.assert_close(data[0].joints, sequences["SM1"][2].joints, atol=1e-3, rtol=0)
 
 
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+def test_names_damaged_image(tmp_path: Path) -> None:
     write_ho3d(tmp_path, {"SM1": ho3d_sequences()[0]["SM1"]})
     data = HO3D(tmp_path)
     path = tmp_path / "train/SM1/rgb/0001.png"
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(DamagedPicture, match=r"SM1/rgb/0001\.png cannot be read"):
+    with pytest.raises(DamagedImageError, match=r"SM1/rgb/0001\.png cannot be read"):
         data[1]
     path.write_bytes(b"\0" * 100)
-    with pytest.raises(DamagedPicture, match=r"SM1/rgb/0001\.png cannot be read"):
+    with pytest.raises(DamagedImageError, match=r"SM1/rgb/0001\.png cannot be read"):
         data[1]
     assert data[0].image.shape == (64, 96, 3)
 
 
-def test_it_can_go_to_worker_processes(trees: Path) -> None:
+def test_worker_processes(trees: Path) -> None:
     data = HO3D(trees / "v2", mano=mano())
     again = pickle.loads(pickle.dumps(data))
     assert torch.equal(again[3].vertices, data[3].vertices) and again.ids == data.ids
 
 
-def test_official_counts_are_asked_for_only_on_request(trees: Path) -> None:
-    with pytest.raises(DatasetFaults, match="6 samples; wanted the official 11524"):
+def test_official_counts(trees: Path) -> None:
+    with pytest.raises(DatasetError, match="6 samples; expected the official 11524"):
         HO3D(trees / "v2", "evaluation", official=True)
     for arguments in (("training", "v2"), ("train", "v1")):
         with pytest.raises(ValueError, match='split must be "train" or "evaluation" and version'):
             HO3D(trees / "v2", *arguments)
 
 
-def test_only_what_the_files_can_hold_is_written(tmp_path: Path) -> None:
+def test_writer_refuses_unsupported_samples(tmp_path: Path) -> None:
     sample = written()[0]
     image, camera, joints = sample.image, sample.intrinsics, sample.joints
     pose = HO3DPose(torch.zeros(48), torch.zeros(10), torch.zeros(3))

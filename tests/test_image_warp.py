@@ -25,7 +25,7 @@ def bilinear(image: np.ndarray, x: float, y: float) -> np.ndarray:
     return top * (1 - v) + bottom * v
 
 
-def test_identity_keeps_the_image(image: np.ndarray) -> None:
+def test_identity(image: np.ndarray) -> None:
     np.testing.assert_array_equal(warp_perspective(image, np.eye(3), (37, 53)), image)
 
 
@@ -64,7 +64,7 @@ def test_shrinking_does_not_alias() -> None:
     np.testing.assert_allclose(warp_perspective(image, centred, 16), blocks, atol=1e-6)
 
 
-def test_panorama_view_meets_the_directions() -> None:
+def test_panorama_view() -> None:
     height, width = 64, 128
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     coordinates = np.stack([columns, rows], -1)
@@ -88,7 +88,7 @@ def test_panorama_columns_wrap() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_blur_is_a_gaussian(dtype: type) -> None:
+def test_gaussian_blur(dtype: type) -> None:
     impulse = np.zeros((31, 31), dtype)
     impulse[15, 15] = 255
     blurred = gaussian_blur(impulse, 2.0)
@@ -102,7 +102,7 @@ def test_blur_is_a_gaussian(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.float64), np.zeros(4, np.uint8)])
-def test_other_arrays_are_refused(wrong: np.ndarray) -> None:
+def test_refuses_other_arrays(wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match="uint8 or float32, got"):
         warp_perspective(wrong, np.eye(3), 4)
     with pytest.raises(ValueError, match="border"):

@@ -24,7 +24,7 @@ from nvf_fast.data.photograph_views import (
 )
 from nvf_fast.data.photographs import Photographs, mirrored
 from nvf_fast.data.query_points import IN_BALL, NEAR, ON_RAYS
-from nvf_fast.data.tables import write_picture
+from nvf_fast.data.tables import write_image
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths, scale_to_unit
 from tests.photograph_cases import MARKED, disc_centres, photograph_labels, write_photographs
 
@@ -71,7 +71,7 @@ def assert_discs_lie_on_joints(views: HandViews, tolerance: float = 0.7) -> None
 
 
 @pytest.mark.parametrize("keep_sides", [False, True])
-def test_exact_views_show_the_joints_upright(views: PhotographViews, keep_sides: bool) -> None:
+def test_exact_views(views: PhotographViews, keep_sides: bool) -> None:
     exact = views.exact(keep_sides=keep_sides)
     assert_discs_lie_on_joints(exact)
     low, high = exact.boxes[:, 0, :2], exact.boxes[:, 0, 2:]
@@ -93,7 +93,7 @@ def test_left_hands_are_mirror_images(views: PhotographViews) -> None:
         assert np.abs(difference).max() <= 2
 
 
-def test_drawn_views_show_the_joints(
+def test_drawn_views(
     views: PhotographViews, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_colour_changes(monkeypatch)
@@ -118,9 +118,7 @@ def test_equal_generators_draw_equal_views(views: PhotographViews) -> None:
         assert (first.images != other.images).mean() > 0.5
 
 
-def test_wide_views_box_the_hands(
-    tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wide_views(tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     without_colour_changes(monkeypatch)
     monkeypatch.setattr(photograph_views, "hand_mask", lambda image, *_: np.ones(image.shape[:2], np.float32))
     monkeypatch.setattr(photograph_views, "WIDE_FILL", (0.25, 0.6))
@@ -138,7 +136,7 @@ def test_wide_views_box_the_hands(
     assert np.isnan(wide.joints).all() and np.isnan(wide.points).all() and (wide.trust == 0).all()
 
 
-def test_two_hands_of_a_wide_view_lie_apart(
+def test_two_hands_of_a_wide_view(
     views: PhotographViews, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(photograph_views, "SECOND_HAND", 1.0)
@@ -154,7 +152,7 @@ def test_two_hands_of_a_wide_view_lie_apart(
     assert np.nanmin(wide.boxes) >= 0 and np.nanmax(wide.boxes) <= 127
 
 
-def test_another_background_keeps_the_hand(
+def test_background_replacement(
     views: PhotographViews, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_colour_changes(monkeypatch, replaced=1.0)
@@ -166,7 +164,7 @@ def test_another_background_keeps_the_hand(
     assert (np.median(corners, axis=1) == 200).all()
 
 
-def test_mask_follows_the_colours(views: PhotographViews, random: np.random.Generator) -> None:
+def test_mask(views: PhotographViews, random: np.random.Generator) -> None:
     exact = views.exact([0])
     joints, focal = exact.joints[0].astype(np.float64), float(exact.focal[0])
     rows, columns = np.mgrid[:128, :128]
@@ -192,19 +190,19 @@ def test_mask_follows_the_colours(views: PhotographViews, random: np.random.Gene
     np.testing.assert_array_equal(mixed[on_hand], image[on_hand])
 
 
-def test_black_padding_is_not_covered(tmp_path: Path) -> None:
+def test_black_padding(tmp_path: Path) -> None:
     entries = photograph_labels(1)
     folder = write_photographs(tmp_path, entries)
     image = np.full((160, 160, 3), 120, np.uint8)  # [..., :60] is padding
     image[:, :60] = 0
-    write_picture(folder / "crops" / entries[0]["file"], image)
+    write_image(folder / "crops" / entries[0]["file"], image)
     views = PhotographViews(Photographs(folder))
     covered = views._crop(0).covered(np.array([[0.8, 0, 0], [0, 0.8, 0], [0, 0, 1]]))
     assert (covered[24:104, :40] < 0.01).all() and (covered[24:104, 60:104] > 0.99).all()
     assert (covered[0] < 0.2).all()
 
 
-def test_groups_are_drawn_by_weight(tmp_path: Path, random: np.random.Generator) -> None:
+def test_group_weights(tmp_path: Path, random: np.random.Generator) -> None:
     entries = photograph_labels(COUNT)  # 4 of rooms, 4 of streets
     entries[7]["side_score"] = 0.7
     data = Photographs(write_photographs(tmp_path, entries), "all")
@@ -224,7 +222,7 @@ def test_groups_are_drawn_by_weight(tmp_path: Path, random: np.random.Generator)
 
 
 @pytest.mark.parametrize("roll", [0.0, 1.0, -2.5])
-def test_camera_is_aimed_at_the_box(views: PhotographViews, roll: float) -> None:
+def test_aim(views: PhotographViews, roll: float) -> None:
     joints = scale_to_unit(views.dataset.labels[0].joints.astype(np.float64)) + [150.0, -90.0, 0.0]
     rotation, focal = aim(joints, roll, 0.6)
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
@@ -260,7 +258,7 @@ def test_distances_match_spheres_along_the_bones(views: PhotographViews, random:
         np.testing.assert_allclose(surface_distance(points, joints)[hand], expected, atol=1e-2)
 
 
-def test_points_lie_where_they_are_said_to(views: PhotographViews, random: np.random.Generator) -> None:
+def test_query_points(views: PhotographViews, random: np.random.Generator) -> None:
     exact = views.exact()
     slope = 64 / exact.focal
     points, distances = sample_field_points(exact.joints, slope, random)
@@ -280,24 +278,24 @@ def test_points_lie_where_they_are_said_to(views: PhotographViews, random: np.ra
         assert np.isfinite(getattr(exact, name)).all()
 
 
-def test_left_views_have_mirrored_points(views: PhotographViews) -> None:
+def test_points_of_left_views(views: PhotographViews) -> None:
     mirror, kept = views.exact([1]), views.exact([1], keep_sides=True)
     np.testing.assert_allclose(mirror.points, mirrored(kept.points), atol=2e-2)
     np.testing.assert_allclose(mirror.distances, kept.distances, atol=2e-2)
 
 
-def test_backgrounds_come_from_a_folder(
+def test_background_folder(
     folder: Path, tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_colour_changes(monkeypatch)
-    monkeypatch.setattr("nvf_fast.synthetic.backgrounds.PICTURE_CHANCE", 1.0)
-    write_picture(tmp_path / "room.png", np.full((64, 128, 3), (10, 200, 30), np.uint8))
+    monkeypatch.setattr("nvf_fast.synthetic.backgrounds.IMAGE_CHANCE", 1.0)
+    write_image(tmp_path / "room.png", np.full((64, 128, 3), (10, 200, 30), np.uint8))
     wide = PhotographViews(Photographs(folder, "all"), backgrounds=tmp_path).wide(6, random)
     corners = np.median(wide.images[:, [0, 0, -1, -1], [0, -1, 0, -1]], axis=1)
     assert (corners[:, 1] > 2 * corners[:, 0]).all() and (corners[:, 1] > 2 * corners[:, 2]).all()
 
 
-def test_shared_photographs_make_views(shared_dir: Path, random: np.random.Generator) -> None:
+def test_views_of_shared_photographs(shared_dir: Path, random: np.random.Generator) -> None:
     folder = shared_dir / "photographs"
     if not folder.is_dir():
         pytest.skip("no photographs there")

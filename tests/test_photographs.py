@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nvf_fast.data.faults import DatasetFaults
+from nvf_fast.data.faults import DatasetError
 from nvf_fast.data.photographs import Photographs, mirrored
-from nvf_fast.data.sample import DamagedPicture
+from nvf_fast.data.sample import DamagedImageError
 from nvf_fast.joint_definitions import to_freihand
 from tests.photograph_cases import photograph_labels, write_photographs
 
 Entries = list[dict[str, Any]]
 
 
-def test_samples_are_what_was_written(tmp_path: Path) -> None:
+def test_samples(tmp_path: Path) -> None:
     entries = photograph_labels(6)
     data = Photographs(write_photographs(tmp_path, entries), "all")
     assert len(data) == 6 and data.ids[3] == "val/rooms_00003.png"
@@ -53,12 +53,12 @@ def test_splits_and_groups(tmp_path: Path) -> None:
         Photographs(folder, leave_out=["attics"])
     with pytest.raises(ValueError, match="split must be"):
         Photographs(folder, "test")  # type: ignore[arg-type]
-    with pytest.raises(DatasetFaults, match="no photograph of the split 'val'"):
+    with pytest.raises(DatasetError, match="no photograph of the split 'val'"):
         Photographs(folder, "val", leave_out=["rooms"])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_teacher_joints_are_converted(tmp_path: Path, side: str) -> None:
+def test_converts_teacher_joints(tmp_path: Path, side: str) -> None:
     entry = photograph_labels(2)[("right", "left").index(side)]
     del entry["definition"]  # MediaPipe's without it
     joints = np.array(entry["joints"])
@@ -71,7 +71,7 @@ def test_teacher_joints_are_converted(tmp_path: Path, side: str) -> None:
     assert np.abs(sample.joints.numpy() - joints).max() > 2
 
 
-def test_joints_move_halfway_to_their_rays(tmp_path: Path) -> None:
+def test_joints_halfway_to_their_rays(tmp_path: Path) -> None:
     entry = photograph_labels(1)[0]
     entry["joints_2d"][8][0] += 4
     sample = Photographs(write_photographs(tmp_path, [entry]))[0]
@@ -91,26 +91,24 @@ def _set(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda entry: entry.pop("K"), "K is missing; wanted finite numbers, 3 x 3"),
-        (_set("joints", [[0, 0, 400]] * 20), "joints is 20 x 3 of int64; wanted finite numbers, 21 x 3"),
-        (_set("joints_2d", [[0, 0]] * 20 + [[0]]), "joints_2d is ragged; wanted finite numbers, 21 x 2"),
-        (_set("K", [[float("nan")] * 3] * 3), "K has NaN or infinity; wanted finite numbers, 3 x 3"),
-        (_set("side", "both"), "side is 'both'; wanted \"right\" or \"left\""),
-        (_set("side_score", 1.5), "side_score is 1.5; wanted a number from 0 to 1"),
-        (_set("split", "test"), "split is 'test'; wanted \"train\" or \"val\""),
-        (_set("licence", " "), "licence is ' '; wanted text"),
-        (_set("file", "../x.png"), "file is '../x.png'; wanted the name of an image in crops"),
-        (_set("definition", "smplx"), "definition is 'smplx'; wanted \"freihand\" or"),
+        (lambda entry: entry.pop("K"), "K is missing; expected finite numbers, 3 x 3"),
+        (_set("joints", [[0, 0, 400]] * 20), "joints is 20 x 3 of int64; expected finite numbers, 21 x 3"),
+        (_set("joints_2d", [[0, 0]] * 20 + [[0]]), "joints_2d is ragged; expected finite numbers, 21 x 2"),
+        (_set("K", [[float("nan")] * 3] * 3), "K has NaN or infinity; expected finite numbers, 3 x 3"),
+        (_set("side", "both"), "side is 'both'; expected \"right\" or \"left\""),
+        (_set("side_score", 1.5), "side_score is 1.5; expected a number from 0 to 1"),
+        (_set("split", "test"), "split is 'test'; expected \"train\" or \"val\""),
+        (_set("licence", " "), "licence is ' '; expected text"),
+        (_set("file", "../x.png"), "file is '../x.png'; expected the name of an image in crops"),
+        (_set("definition", "smplx"), "definition is 'smplx'; expected \"freihand\" or"),
     ],
 )  # fmt: skip
-def test_damaged_entries_are_named(
-    tmp_path: Path, damage: Callable[[dict[str, Any]], None], fault: str
-) -> None:
+def test_names_damaged_entries(tmp_path: Path, damage: Callable[[dict[str, Any]], None], fault: str) -> None:
     entries = photograph_labels(3)
     write_photographs(tmp_path, entries)
     damage(entries[1])
     (tmp_path / "labels.json").write_text(json.dumps(entries))
-    with pytest.raises(DatasetFaults) as caught:
+    with pytest.raises(DatasetError) as caught:
         Photographs(tmp_path)
     assert len(caught.value.faults) == 1
     assert caught.value.faults[0].startswith(f"labels.json: entry 1 ({entries[1]['file']}): {fault}")
@@ -138,11 +136,11 @@ def _behind(entries: Entries) -> None:
         ),
         (
             lambda entries: entries[1].update(file="rooms_00000.png"),
-            [r"labels.json: entry 1 \(rooms_00000.png\): the file of entry 0 again; wanted each file once"],
+            [r"labels.json: entry 1 \(rooms_00000.png\): the file of entry 0 again; expected each file once"],
         ),
         (
             lambda entries: entries[2].update(file="rooms_00099.png"),
-            [r"crops: 1 images missing: rooms_00099.png \(entry 2\); wanted each file of labels.json"],
+            [r"crops: 1 images missing: rooms_00099.png \(entry 2\); expected each file of labels.json"],
         ),
         (
             lambda entries: entries[0]["K"][0].__setitem__(0, -3.0),
@@ -150,18 +148,18 @@ def _behind(entries: Entries) -> None:
         ),
     ],
 )  # fmt: skip
-def test_entries_that_do_not_fit_are_named(
+def test_names_inconsistent_entries(
     tmp_path: Path, damage: Callable[[Entries], None], faults: list[str]
 ) -> None:
     entries = photograph_labels(3)
     write_photographs(tmp_path, entries)
     damage(entries)
     (tmp_path / "labels.json").write_text(json.dumps(entries))
-    with pytest.raises(DatasetFaults) as caught:
+    with pytest.raises(DatasetError) as caught:
         Photographs(tmp_path)
     assert len(caught.value.faults) == len(faults)
     for fault in faults:
-        with pytest.raises(DatasetFaults, match=fault):
+        with pytest.raises(DatasetError, match=fault):
             Photographs(tmp_path)
 
 
@@ -175,19 +173,19 @@ def test_entries_that_do_not_fit_are_named(
 )
 def test_damaged_lists(tmp_path: Path, text: str, fault: str) -> None:
     (tmp_path / "labels.json").write_text(text)
-    with pytest.raises(DatasetFaults, match=fault):
+    with pytest.raises(DatasetError, match=fault):
         Photographs(tmp_path)
 
 
 def test_folder_without_labels_and_damaged_image(tmp_path: Path) -> None:
-    with pytest.raises(DatasetFaults, match=r"the folder that holds labels\.json"):
+    with pytest.raises(DatasetError, match=r"the folder that holds labels\.json"):
         Photographs(tmp_path)
     folder = write_photographs(tmp_path / "photos", photograph_labels(1))
-    with pytest.raises(DatasetFaults, match=r"labels.json: .*photos"):
+    with pytest.raises(DatasetError, match=r"labels.json: .*photos"):
         Photographs(tmp_path)
     (folder / "crops" / "rooms_00000.png").write_bytes(b"no image")
     data = Photographs(folder)
-    with pytest.raises(DamagedPicture, match=r"rooms_00000\.png cannot be read"):
+    with pytest.raises(DamagedImageError, match=r"rooms_00000\.png cannot be read"):
         data[0]
     with pytest.raises(IndexError):
         data[1]

@@ -26,7 +26,7 @@ def placed(distribution: HandDistribution, count: int = 512) -> tuple[Tensor, Te
     return joints @ rotation.mT + offset[:, None], rotation[..., 2]
 
 
-def test_distances_angles_and_joints_are_those_of_the_distribution() -> None:
+def test_distribution() -> None:
     joints, palms = placed(HandDistribution())
     depth = joints[..., 2].mean(1)
     assert depth.min() >= 350 and depth.max() <= 1000 and depth.std() > 150
@@ -50,6 +50,6 @@ def test_back_facing_and_uniform_orientations() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"facing": "side"}, {"tilt_deg": 0}, {"nearest_mm": 100}, {"visible_joints": 22}]
 )
-def test_impossible_distributions_are_refused(wrong: dict) -> None:
+def test_refuses_invalid_distributions(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
         HandDistribution(**wrong)

@@ -53,7 +53,7 @@ def test_depth_of_a_sphere() -> None:
     assert np.isinf(found[shown < 0]).all()
 
 
-def test_the_nearer_surface_hides_the_other() -> None:
+def test_occlusion() -> None:
     near, far = box(np.array([40.0, 40.0, 10.0])), box(np.array([200.0, 200.0, 10.0]))
     vertices = np.concatenate([far.vertices + [0, 0, 600], near.vertices + [0, 0, 400]])
     faces = np.concatenate([far.faces, near.faces + len(far.vertices)])
@@ -76,7 +76,7 @@ def test_the_nearer_surface_hides_the_other() -> None:
     ],
     ids=["box", "cylinder", "ellipsoid", "rounded box", "capsule"],
 )
-def test_solids_are_closed_and_face_outwards(solid: Solid, volume: float) -> None:
+def test_solids(solid: Solid, volume: float) -> None:
     mesh = trimesh.Trimesh(solid.vertices, solid.faces, process=False)
     assert mesh.volume == pytest.approx(volume, rel=1e-3)
     mesh.merge_vertices(merge_norm=True, merge_tex=True)

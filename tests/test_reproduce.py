@@ -28,7 +28,7 @@ TINY = Size(
     batch=4,
     network=NVFConfig(input_size=32, stem=8, width=16, stacks=1, depth=2, groups=4, hidden=(32, 16)),
     sampling=PointSampling(surface=40, sphere=10, frustum=10, inside=None, outside=None, ray_points=20),
-    pictures=COUNT,
+    images=COUNT,
     evaluated=3,
     learning_rate=1e-3,
     additions=True,
@@ -44,10 +44,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke run made smaller, on few small images instead of synthetic-v2."""
-    pictures = DataConfig("synthetic", SyntheticConfig(count=COUNT, size=64))
+    images = DataConfig("synthetic", SyntheticConfig(count=COUNT, size=64))
     monkeypatch.setattr(recipes, "SMOKE", TINY)
     for module in (recipes, cells):
-        monkeypatch.setattr(module, "data_for", lambda role, size, real: pictures)
+        monkeypatch.setattr(module, "data_for", lambda role, size, real: images)
 
 
 def reproduce(workshop: Path, target: str, *options: str) -> dict:
@@ -59,8 +59,8 @@ def reproduce(workshop: Path, target: str, *options: str) -> dict:
     assert {"commit", "torch", "seed", "device", "size", "data"} <= document["context"].keys()
     for row in document["rows"]:
         assert len(row) == len(document["columns"])
-    for picture in document["pictures"]:
-        with Image.open(workshop / picture) as image:
+    for name in document["images"]:
+        with Image.open(workshop / name) as image:
             assert np.asarray(image.convert("L")).std() > 5  # not an empty sheet
     return document
 
@@ -135,22 +135,19 @@ def test_photographs_of_the_embedded_network(workshop: Path) -> None:
 def test_steps_of_a_trained_network(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(reference_network(), workshop / "reference", {})
     monkeypatch.setattr(published, "STEPS", {step: published.STEPS[step] for step in (24, 32)})
-    common = ["--runs", str(workshop / "runs"), "--out", str(workshop), "--pictures", "2"]
+    common = ["--runs", str(workshop / "runs"), "--out", str(workshop), "--images", "2"]
     main(["reproduce", "table6", *common, "--checkpoint", str(workshop / "reference")])
     rows = json.loads((workshop / "table6.json").read_text())["rows"]
     assert [row[1] for row in rows] == [24, 32] and all(row[-1] > 0 for row in rows)
 
 
 @pytest.mark.usefixtures("small")
-def test_what_is_missing_is_said(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_missing_inputs(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["figure8"], "figure8 needs photographs: --photographs FOLDER"),
         (["figure6", "--samples", "7"], r"samples must lie in [0, 3), got [7]"),
         (["table6"], "give --checkpoint with a trained one of that view, or --trained"),
-        (
-            ["table6", "--checkpoint", "default"],
-            "a camera-space field of the reference view, default has",
-        ),
+        (["table6", "--checkpoint", "default"], "a camera-space field of the reference view, default has"),
         (["table9"], "invalid choice"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -161,7 +158,7 @@ def test_what_is_missing_is_said(workshop: Path, capsys: pytest.CaptureFixture[s
         assert message in capsys.readouterr().err
 
 
-def test_stages_follow_the_supplement() -> None:
+def test_stages() -> None:
     real = frozenset({"freihand", "complement", "ho3d"})
     [scratch] = stages(Variant("dense"), PAPER, real)
     assert scratch.config.optimisation.epochs == 650 and scratch.config.model.method == "dense"
@@ -181,13 +178,13 @@ def test_stages_follow_the_supplement() -> None:
         assert stage.config.losses.nearest == 256 and stage.config.model.input_size == 128
 
 
-def test_smoke_runs_are_short_and_synthetic() -> None:
+def test_smoke_size() -> None:
     stage = stages(Variant(), SMOKE, frozenset())[0]
     assert stage.config.optimisation.steps == SMOKE.steps and stage.config.model.input_size == 64
     assert replace(stage.config.model, method="nvf", hand_scale=True) == SMOKE.network
 
 
-def test_every_printed_cell_has_its_variant() -> None:
+def test_variants_of_printed_cells() -> None:
     names = {
         Variant(method, extra=extra, hand_scale=scale).name for method, extra, scale in published.CAMERA_SPACE
     }

@@ -47,14 +47,14 @@ def at_rest(rig: Rig, **changes: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return rig.posed(rig.skeleton.angles, **(shape | changes))
 
 
-def test_rest_pose_leaves_the_mesh_alone(rig: Rig) -> None:
+def test_rest_pose(rig: Rig) -> None:
     vertices, joints = at_rest(rig)
     np.testing.assert_allclose(vertices[0], rig.vertices, atol=1e-9)
     knuckle = rig.skeleton.rest[JOINTS.index("middle-finger-phalanx-proximal")]
     np.testing.assert_allclose(joints[0, 9], knuckle, atol=1e-9)
 
 
-def test_mesh_is_one_outward_sheet_with_weights_of_one(rig: Rig) -> None:
+def test_mesh_and_weights(rig: Rig) -> None:
     mesh = trimesh.Trimesh(rig.vertices, rig.closed_faces, process=False)
     assert 200_000 < mesh.volume < 550_000  # mm³ of a hand
     np.testing.assert_allclose(rig.weights.sum(1), 1)
@@ -64,7 +64,7 @@ def test_mesh_is_one_outward_sheet_with_weights_of_one(rig: Rig) -> None:
         assert rig.uv.shape == (len(rig.faces), 3, 2)
 
 
-def test_bones_and_girth_change_as_asked(rig: Rig) -> None:
+def test_bones_and_girth(rig: Rig) -> None:
     stretch = torch.ones(1, 25, dtype=torch.float64)
     middle = JOINTS.index("middle-finger-phalanx-intermediate")
     stretch[0, middle] = 1.2
@@ -79,7 +79,7 @@ def test_bones_and_girth_change_as_asked(rig: Rig) -> None:
     assert moved[own & (rig.vertices[:, 1] > 130)].min() > 0.1 and moved[~own].max() < 3.0
 
 
-def test_fists_keep_their_volume(rig: Rig) -> None:
+def test_fist_volume(rig: Rig) -> None:
     """Linear blending loses up to a fifth of a bent finger; dual quaternions lose less than a tenth."""
     count = 1
     angles = {name: torch.zeros(count, 4).double() for name in ("mcp", "pip", "dip", "abduction")}
@@ -95,7 +95,7 @@ def test_fists_keep_their_volume(rig: Rig) -> None:
     assert volumes[0] == pytest.approx(volumes[1], rel=0.06)
 
 
-def test_motions_of_one_joint_are_rigid() -> None:
+def test_rigid_motions() -> None:
     random = np.random.default_rng(0)
     points = random.normal(size=(50, 3))
     rotation = np.linalg.qr(random.normal(size=(6, 3, 3)))[0]
@@ -110,7 +110,7 @@ def test_motions_of_one_joint_are_rigid() -> None:
     np.testing.assert_allclose(blend_maps(points, indices, weights, rotation, offset), expected, atol=1e-12)
 
 
-def test_motions_blend_along_the_shorter_way() -> None:
+def test_shortest_blending() -> None:
     """Half way between a turn by 170 degrees and none lies one by 85, for either sign of the quaternion."""
     angle = np.radians(170)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
@@ -121,7 +121,7 @@ def test_motions_blend_along_the_shorter_way() -> None:
     np.testing.assert_allclose(half[0], [np.cos(angle / 2), np.sin(angle / 2), 0], atol=1e-12)
 
 
-def test_distance_against_the_exact_one(rig: Rig) -> None:
+def test_distance(rig: Rig) -> None:
     """`ops.mesh_distance` looks at every triangle."""
     wide = np.arange(len(rig.faces), len(rig.closed_faces))
     mesh = SearchableMesh.build(rig.vertices, rig.closed_faces, wide)
@@ -145,7 +145,7 @@ def test_distance_against_the_exact_one(rig: Rig) -> None:
     assert (wrong > 1.0).mean() < 0.04 and np.quantile(wrong, 0.95) < 0.3
 
 
-def test_poses_stay_inside_the_ranges_of_motion_and_rarely_overlap() -> None:
+def test_pose_ranges_and_overlap() -> None:
     draws = Draws(1, "test of gestures", range(200))
     angles = draw_poses(draws)
     degrees = {name: torch.rad2deg(value) for name, value in angles.items()}

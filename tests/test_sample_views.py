@@ -41,7 +41,7 @@ class Spots:
         return HandSample(f"spots/{index}", image, K, joints=hand.joints[0], surface=hand)
 
 
-def test_a_joint_is_seen_where_its_label_projects_to() -> None:
+def test_joint_projection() -> None:
     views = SampleViews(Spots())(24, np.random.default_rng(0))
     assert len(views) == 24 and (views.trust == 1).all() and not views.left.any()
     for image, focal, joints in zip(views.images, views.focal, views.joints, strict=True):
@@ -53,7 +53,7 @@ def test_a_joint_is_seen_where_its_label_projects_to() -> None:
         assert abs((bright * rows).sum() / bright.sum() - y) < 0.5
 
 
-def test_labels_are_those_of_unit_hands() -> None:
+def test_unit_hand_labels() -> None:
     dataset = Spots()
     views = SampleViews(dataset)(12, np.random.default_rng(1))
     joints = torch.from_numpy(views.joints)
@@ -66,7 +66,7 @@ def test_labels_are_those_of_unit_hands() -> None:
     assert sizes.min() > 0.45 and sizes.max() < 1.05
 
 
-def test_beyond_the_border_views_are_black() -> None:
+def test_border() -> None:
     sample = Spots()[0]
     assert sample.joints is not None
     seen = sample.joints.double().numpy() @ K.T
@@ -85,7 +85,7 @@ def test_equal_generators_draw_equal_views() -> None:
     assert not np.array_equal(first.points, other.points)
 
 
-def test_what_cannot_be_labelled_is_refused() -> None:
+def test_refuses_unlabelled_samples() -> None:
     class Bare(Spots):
         why_no_surfaces = "it has no meshes"
 

@@ -9,7 +9,7 @@ from benchmarks.searches import COLUMNS, compare, released
 
 
 @pytest.mark.slow
-def test_a_taught_network_finds_its_hand() -> None:
+def test_search_misses_no_voter() -> None:
     row = dict(zip(COLUMNS, compare("released", 32, "guided", 1, released(32)), strict=True))
     assert row["voters missed"].startswith("0 of ") and row["largest (mm)"] < 1e-3
     assert row["images"] == 1 and np.isfinite(row["times as fast"])

@@ -32,7 +32,7 @@ def test_rays_hit_where_the_distance_is_zero(hands: MeshHands) -> None:
     assert hands.first_hit(torch.zeros_like(targets), -targets).isinf().all()
 
 
-def test_motions_carry_everything_along(hands: MeshHands) -> None:
+def test_motions(hands: MeshHands) -> None:
     points = hands.sample_surface(200, torch.Generator().manual_seed(0)) + 4.0
     before = hands.signed_distance(points)
     angle = torch.tensor([0.3, -1.0])
@@ -51,7 +51,7 @@ def test_motions_carry_everything_along(hands: MeshHands) -> None:
     torch.testing.assert_close(distances, factor * before, rtol=0, atol=2e-3)
 
 
-def test_mesh_points_are_uniform_by_area() -> None:
+def test_surface_samples() -> None:
     box = trimesh.creation.box((10.0, 20.0, 60.0))
     mesh = MeshHands(
         torch.tensor(np.asarray(box.vertices)).float()[None],
@@ -67,7 +67,7 @@ def test_mesh_points_are_uniform_by_area() -> None:
     assert side[:, 1:].std(0).tolist() == pytest.approx([20 / 12**0.5, 60 / 12**0.5], rel=0.05)
 
 
-def test_stacks_only_what_shares_faces(hands: MeshHands) -> None:
+def test_stack_needs_shared_faces(hands: MeshHands) -> None:
     again = MeshHands.stack([hands[:1], hands[1:]])
     assert torch.equal(again.vertices, hands.vertices) and torch.equal(again.joints, hands.joints)
     other = replace(hands, faces=hands.faces.roll(1, 0))

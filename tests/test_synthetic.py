@@ -39,7 +39,7 @@ def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "CHUNK", 2)
 
 
-def test_a_seed_gives_one_set_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seed_is_independent_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = SyntheticHands(SMALL)
     monkeypatch.setattr(dataset, "CHUNK", 4)
     again = SyntheticHands(SMALL)
@@ -49,13 +49,13 @@ def test_a_seed_gives_one_set_whatever_the_chunks(monkeypatch: pytest.MonkeyPatc
     assert not torch.equal(whole.images([0]), other.images([0]))
 
 
-def test_sets_without_a_cache_render_no_more_than_they_hold() -> None:
+def test_no_excess_rendering_without_cache() -> None:
     data = SyntheticHands(replace(SMALL, count=3))
     assert len(data._chunk(0)["images"]) == 3
 
 
 @pytest.mark.usefixtures("chunks_of_two")
-def test_the_cache_gives_back_what_was_rendered(tmp_path: Path) -> None:
+def test_cache_round_trip(tmp_path: Path) -> None:
     config = replace(SMALL, count=3)
     cached = SyntheticHands(config, tmp_path)
     cached.render(processes=1, progress=False)
@@ -67,7 +67,7 @@ def test_the_cache_gives_back_what_was_rendered(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("chunks_of_two")
-def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
+def test_names_damaged_cache_file(tmp_path: Path) -> None:
     config = replace(SMALL, count=2)
     SyntheticHands(config, tmp_path).images([0])
     file = next((tmp_path / config.fingerprint).glob("*.safetensors"))
@@ -76,21 +76,21 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
         SyntheticHands(config, tmp_path).images([0])
 
 
-def test_the_fingerprint_tells_distributions_apart_and_lengths_not() -> None:
+def test_fingerprint() -> None:
     plain = SyntheticConfig()
     assert replace(plain, count=3).fingerprint == plain.fingerprint
     assert replace(plain, distribution=UNIFORM).fingerprint != plain.fingerprint
     assert replace(plain, seed=1).fingerprint != plain.fingerprint
 
 
-def test_impossible_sets_and_indices_are_refused() -> None:
+def test_refuses_invalid_sets_and_indices() -> None:
     with pytest.raises(IndexError, match=r"\[0, 2\)"):
         SyntheticHands(replace(SMALL, count=2)).images([2])
     with pytest.raises(ValueError, match="size at least 16 px, got 2 and 8"):
         SyntheticConfig(count=2, size=8)
 
 
-def test_rendering_ahead_makes_the_missing_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendering_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "CHUNK", 4)
     data = SyntheticHands(replace(SMALL, count=5 * 4), tmp_path)
     made: list[int] = []
@@ -104,7 +104,7 @@ def test_rendering_ahead_makes_the_missing_chunks(tmp_path: Path, monkeypatch: p
         SyntheticHands(SMALL).render()
 
 
-def test_sampled_hands_are_those_of_the_distribution() -> None:
+def test_sampled_distribution() -> None:
     first, second = (sample_hands(8, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first.vertices, second.vertices) and first.vertices.dtype == torch.float32
     depth = first.joints[..., 2].mean(1)
@@ -120,7 +120,7 @@ def test_sampled_hands_are_those_of_the_distribution() -> None:
     assert mesh.is_watertight and mesh.volume > 100_000
 
 
-def test_the_checksums_are_of_these_sets() -> None:
+def test_published_fingerprints() -> None:
     """A changed recipe, seed or distribution needs other checksums, and is another benchmark."""
     for part, config in V2_PARTS.items():
         assert PUBLISHED["fingerprint"][part] == SyntheticHands(config).fingerprint
@@ -131,13 +131,13 @@ def test_the_checksums_are_of_these_sets() -> None:
 
 
 @pytest.mark.parametrize(("part", "chunk"), [("train", 156), ("test", 0)])
-def test_parameters_are_the_published_ones(part: str, chunk: int) -> None:
+def test_published_parameters(part: str, chunk: int) -> None:
     hands = draw_hands(V2_PARTS[part], range(128 * chunk, 128 * (chunk + 1)))
     assert hands.checksum == PUBLISHED["sha256"][part][chunk]
 
 
 @pytest.mark.usefixtures("chunks_of_two")
-def test_parameters_that_differ_are_refused() -> None:
+def test_refuses_different_parameters() -> None:
     data = SyntheticHands(SMALL, name="synthetic-v2", split="evaluation", checksums=["0" * 64])
     with pytest.raises(ValueError, match=r"chunk 0 of synthetic-v2 evaluation .* not 0000"):
         data[1]
@@ -146,7 +146,7 @@ def test_parameters_that_differ_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("chunks_of_two")
-def test_labels_and_pixels_are_the_published_ones() -> None:
+def test_published_labels_and_pixels() -> None:
     """Labels to a micrometre, 99.9 % of the pixels to one grey level, as every machine makes them."""
     data = SyntheticHands(V2_PARTS["test"])
     near = []
@@ -160,7 +160,7 @@ def test_labels_and_pixels_are_the_published_ones() -> None:
 
 
 @pytest.mark.slow
-def test_other_instructions_make_the_same_set(tmp_path: Path) -> None:
+def test_baseline_instruction_set(tmp_path: Path) -> None:
     """Without vector instructions beyond the oldest: machines differ in which ones they have."""
     environment = os.environ | {
         "NUMBA_CPU_NAME": "generic",
@@ -168,7 +168,7 @@ def test_other_instructions_make_the_same_set(tmp_path: Path) -> None:
         "NUMBA_CACHE_DIR": str(tmp_path),
         "ATEN_CPU_CAPABILITY": "default",
     }
-    test = f"{__file__}::test_labels_and_pixels_are_the_published_ones"
+    test = f"{__file__}::test_published_labels_and_pixels"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
     run = subprocess.run(
         command,
@@ -182,7 +182,7 @@ def test_other_instructions_make_the_same_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("chunks_of_two")
-def test_a_sample_is_image_camera_and_labels() -> None:
+def test_sample() -> None:
     data = SyntheticHands(SMALL)
     scales = []
     for index in range(len(data)):
@@ -205,7 +205,7 @@ def test_a_sample_is_image_camera_and_labels() -> None:
 
 
 @pytest.mark.usefixtures("chunks_of_two")
-def test_the_surface_is_the_rendered_skin_but_coarser() -> None:
+def test_surface_follows_rendered_skin() -> None:
     hands, geometry = draw_hands(SMALL, range(2)), HandGeometry.of(built_in_rig())
     for skin, surface in zip(hands.skins, hands.surfaces, strict=True):
         gap = np.abs(geometry.closed.distance(surface, skin))
@@ -214,7 +214,7 @@ def test_the_surface_is_the_rendered_skin_but_coarser() -> None:
 
 
 @pytest.mark.usefixtures("chunks_of_two")
-def test_joints_for_the_constant_pose_are_of_the_same_distribution() -> None:
+def test_joints_for_the_mean_pose() -> None:
     joints = draw_joints(replace(SMALL, count=2))
     hands = SyntheticHands(SMALL).hands([0, 1])
     np.testing.assert_allclose(joints, hands.joints.numpy(), atol=1e-3)
@@ -223,10 +223,10 @@ def test_joints_for_the_constant_pose_are_of_the_same_distribution() -> None:
 
 @pytest.mark.parametrize("method", ["nvf", "holistic", "dense"])
 @pytest.mark.usefixtures("chunks_of_two")
-def test_networks_train_on_it(tmp_path: Path, method: Method) -> None:
+def test_training(tmp_path: Path, method: Method) -> None:
     config = tiny(steps=1)
     losses = replace(config.losses, auxiliary_weight=config.losses.auxiliary_weight * (method == "nvf"))
     config = replace(config, model=replace(config.model, method=method), losses=losses)
-    pictures = task_images(SyntheticHands(SMALL), config.model)
-    result = loop.train(config, pictures, tmp_path, progress=False)
+    images = task_images(SyntheticHands(SMALL), config.model)
+    result = loop.train(config, images, tmp_path, progress=False)
     assert result.finished

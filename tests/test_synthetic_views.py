@@ -46,7 +46,7 @@ def pixels(views: HandViews) -> np.ndarray:
     return views.focal[:, None, None] * joints[..., :2] / joints[..., 2:] + VIEW_SIZE / 2
 
 
-def test_close_views_are_unit_hands_with_all_their_labels() -> None:
+def test_close_views() -> None:
     views = close()
     assert views.images.shape == (12, VIEW_SIZE, VIEW_SIZE, 3) and views.images.dtype == np.uint8
     assert views.points.shape == (12, VIEW_POINTS, 3) and np.isfinite(views.points).all()
@@ -103,7 +103,7 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
     assert inside / tried > 0.97
 
 
-def test_distances_are_those_of_the_closed_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     maker = SyntheticViews(5, options=replace(PLAIN, compositions=1))
     original = HandGeometry.distances
@@ -123,7 +123,7 @@ def test_distances_are_those_of_the_closed_mesh(monkeypatch: pytest.MonkeyPatch)
     assert 0.4 < near.mean() < 0.95 and 0.1 < (views.distances < 0).mean() < 0.6
 
 
-def test_turned_copies_are_turned_labels() -> None:
+def test_turned_copies() -> None:
     """All compositions of one hand have the same joints but for a turn about the optical axis."""
     joints, distances = close().joints[:4], close().distances[:4]
     for row in range(1, 4):
@@ -136,7 +136,7 @@ def test_turned_copies_are_turned_labels() -> None:
 
 
 @pytest.mark.parametrize("kind", ["close", "wide", "empty"])
-def test_the_seed_alone_decides(kind: str) -> None:
+def test_determinism(kind: str) -> None:
     first, second = SyntheticViews(7), SyntheticViews(7)
     whole, parts = first.draw(6, kind), HandViews.concatenate([second.draw(n, kind) for n in (1, 5)])
     for field in fields(HandViews):
@@ -161,7 +161,7 @@ def test_wide_views() -> None:
     np.testing.assert_allclose(views.boxes[views.trust == 1, 0], boxes, atol=0.01)
 
 
-def test_hands_that_fill_a_wide_view_lie_in_it_alone() -> None:
+def test_large_hands_of_wide_views() -> None:
     options = ViewOptions(wide_beyond=1.0, compositions=1)
     views = SyntheticViews(9, options=options).draw(24, "wide")
     assert np.isnan(views.boxes[:, 1]).all()
@@ -185,7 +185,7 @@ def test_sizes_of_wide_views() -> None:
 
 
 @pytest.mark.parametrize("solids", [elbow, like_fingers, skin_lump])
-def test_what_resembles_hands_is_closed_and_shown(solids: Likeness) -> None:
+def test_objects_like_hands(solids: Likeness) -> None:
     half, depth = 100.0, 500.0
     for index in range(12):
         made = solids(Stream(1, "test of likenesses", index), half, depth)
@@ -208,17 +208,17 @@ def test_empty_views() -> None:
     assert (views.images.reshape(16, -1).std(1) > 2).mean() > 0.8
 
 
-def test_a_folder_of_backgrounds(tmp_path: Path) -> None:
+def test_background_folder(tmp_path: Path) -> None:
     Image.new("RGB", (64, 32), (0, 200, 0)).save(tmp_path / "panorama.png")
     options = replace(PLAIN, sleeves=0.0)
     views = SyntheticViews(2, backgrounds=tmp_path, options=options).draw(24, "empty")
     red, green, blue = views.images.reshape(24, -1, 3).astype(float).mean(1).T
     assert (green > np.maximum(red, blue) + 20).mean() > 0.5
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         SyntheticViews(2, backgrounds=tmp_path / "nothing here")
 
 
-def test_what_cannot_be_made_says_so() -> None:
+def test_refuses_invalid_options() -> None:
     with pytest.raises(ValueError, match="texture coordinates"):
         SyntheticViews(0, textures=["skin.png"])
     with pytest.raises(ValueError, match="'close', 'wide' or 'empty'"):
@@ -227,7 +227,7 @@ def test_what_cannot_be_made_says_so() -> None:
         ViewOptions(nearest_mm=500, farthest_mm=400)
 
 
-def test_a_textured_file(shared_dir: Path) -> None:
+def test_textured_rig(shared_dir: Path) -> None:
     hand = shared_dir / "hands" / "hand_r.gltf"
     textures = sorted((shared_dir / "hands" / "textures").glob("*baseColor.png"))
     if not hand.is_file():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nvf_fast.data.faults import DatasetFaults
+from nvf_fast.data.faults import DatasetError
 from nvf_fast.training.view_mixture import ViewMixtureConfig
 from nvf_fast.training.view_sources import ViewFolders, open_views, view_credits
 from tests.photograph_cases import photograph_labels, write_photographs
@@ -59,5 +59,5 @@ def test_credits_name_sources_and_licences(folder: Path) -> None:
 
 
 def test_a_folder_that_holds_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetFaults, match=r"labels\.json"):
+    with pytest.raises(DatasetError, match=r"labels\.json"):
         open_views(ViewMixtureConfig(), ViewFolders(photographs=tmp_path), seed=0)

@@ -52,7 +52,7 @@ def test_left_hands_are_mirror_images() -> None:
     np.testing.assert_allclose(*lengths, rtol=1e-4, atol=1e-2)
 
 
-def test_hands_have_the_sizes_and_keep_apart() -> None:
+def test_sizes_and_gaps() -> None:
     counts = set()
     for index in range(8):
         wide = images().draw(index)
@@ -68,7 +68,7 @@ def test_hands_have_the_sizes_and_keep_apart() -> None:
     assert counts == {0, 1, 2}
 
 
-def test_images_are_named_by_seed_and_index() -> None:
+def test_determinism() -> None:
     first = images().draw(1)
     images().draw(0)
     again, other = images().draw(1), WideImages(6, shape=SHAPE, sizes=SIZES).draw(1)
@@ -78,8 +78,8 @@ def test_images_are_named_by_seed_and_index() -> None:
     assert (first.image != other.image).any()
 
 
-def test_backgrounds_may_be_pictures_and_panoramas(tmp_path: Path) -> None:
-    for name, size in (("picture.png", (90, 60)), ("panorama.png", (128, 64))):
+def test_background_folder(tmp_path: Path) -> None:
+    for name, size in (("image.png", (90, 60)), ("panorama.png", (128, 64))):
         folder = tmp_path / name.split(".")[0]
         folder.mkdir()
         Image.new("RGB", size, (10, 120, 240)).save(folder / name)
@@ -88,7 +88,7 @@ def test_backgrounds_may_be_pictures_and_panoramas(tmp_path: Path) -> None:
         assert (np.diff(image.reshape(-1, 3).mean(0)) > 50).all(), "the background's colour"
 
 
-def test_impossible_images_are_refused() -> None:
+def test_refuses_invalid_options() -> None:
     with pytest.raises(ValueError, match=r"sizes must be 0 < least <= largest < 270 px, got \(10, 300\)"):
         WideImages(0, shape=SHAPE, sizes=(10, 300))
     with pytest.raises(ValueError, match=r"no room for a hand of .* beside"):

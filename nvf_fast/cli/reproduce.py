@@ -81,7 +81,7 @@ class Reproduce:
         import torch
 
         from nvf_fast.reproduce import recipes
-        from nvf_fast.reproduce.cells import Stopped, Workshop, described
+        from nvf_fast.reproduce.cells import StoppedError, Workshop, described
         from nvf_fast.reproduce.results import write_result
 
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,13 +109,13 @@ class Reproduce:
         with user_errors():
             try:
                 result, context = self._made(workshop), described(workshop)
-            except Stopped as stopped:
+            except StoppedError as stopped:
                 raise UserError(str(stopped)) from stopped
             if self._untrained:
                 del context["data"]
                 context |= {"size": "paper", "checkpoint": self.checkpoint or "embedded default"}
             files = write_result(self.out, result, context)
-        print("wrote " + ", ".join(map(str, [*files, *(self.out / name for name in result.pictures)])))
+        print("wrote " + ", ".join(map(str, [*files, *(self.out / name for name in result.images)])))
 
     @property
     def _untrained(self) -> bool:

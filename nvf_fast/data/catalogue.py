@@ -16,11 +16,11 @@ NEEDS_FOLDER = ("freihand", "ho3d", "complement")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which pictures.
+    """The choice of a data set.
 
     Attributes:
         dataset: "synthetic", any seeded set of rendered hands; "synthetic-v2", the fixed one; or a real set,
-            whose folder is given where it is opened.
+            opened from a folder.
         synthetic: which set, where `dataset` is "synthetic".
         ho3d_version: of HO-3D, "v2" or "v3".
     """
@@ -32,13 +32,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where data lie.
+    """Folders of data.
 
     Attributes:
         data: the real data set's folder.
         evaluation: FreiHAND's released evaluation annotations, a folder of their own.
         mano: the user's MANO_RIGHT.pkl, for faces, and for HO-3D's and Complement's meshes and joints.
-        cache: keeps rendered pictures, and long annotation files as arrays.
+        cache: keeps rendered images, and long annotation files as arrays.
     """
 
     data: Path | None = None
@@ -48,16 +48,16 @@ class Folders:
 
 
 def open_dataset(config: DataConfig, split: Split, folders: Folders) -> HandDataset:
-    """Opens a data set.
+    """Open a data set.
 
     Args:
-        config: which.
+        config: the data set.
         split: its training or evaluation part; Complement has but one, for training.
-        folders: where it lies.
+        folders: of its files.
 
     Raises:
         ValueError: a folder is missing or superfluous, or the set has no such part.
-        DatasetFaults: the folder does not hold the data set as published; the message lists all faults.
+        DatasetError: the folder does not hold the data set as published; the message lists all faults.
     """
     name = config.dataset
     if (folders.data is None) == (name in NEEDS_FOLDER):

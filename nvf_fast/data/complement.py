@@ -1,7 +1,7 @@
 """Complement, also CompHand: X. Chen et al., "MobRecon", CVPR 2022. Rendered hands, 256 x 256 px, one camera.
 
-The files show left hands and hold metres; picture and mesh are mirrored to right hands, as the authors' own
-loader does it. See docs/datasets.md.
+The files show left hands and hold metres; image and mesh are mirrored to right hands, as in the authors' own
+loader. See docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from nvf_fast.data.faults import Faults
 from nvf_fast.data.folder import FolderDataset, bone_mm, mesh_of, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, close_surface, open_mano
-from nvf_fast.data.sample import DamagedPicture, HandSample
-from nvf_fast.data.tables import check_points, listed, read_picture, write_picture
+from nvf_fast.data.sample import DamagedImageError, HandSample
+from nvf_fast.data.tables import check_points, listed, read_image, write_image
 
 PAGE = "https://github.com/SeanChenxy/HandMesh/blob/main/complement_data.md"
 BATCHES = ("base_pose", "trans_pose_batch1", "trans_pose_batch2", "trans_pose_batch3")
@@ -29,16 +29,16 @@ LAYOUT = "BATCH/.../pic256/FOLDER/NAME.NUMBER.png"
 
 
 class Complement(FolderDataset):
-    """Complement's pictures, sorted by path. The data set has no split: it is there to train on.
+    """Complement's images, sorted by path. It has no split and is meant for training.
 
     Args:
         folder: the folder that holds `base_pose`, `trans_pose_batch1`, ...
         mano: MANO's model or its file, whose joints are regressed from the vertices, since the data set has
-            none. Without it the samples have vertices alone, and opening warns of it.
-        official: whether another number of pictures than the official one is a fault.
+            none. Without it the samples have vertices alone, with a warning on opening.
+        official: whether another number of images than the official one is a fault.
 
     Raises:
-        DatasetFaults: whatever is wrong with the files, all at once. Of the meshes, the first of each pose is
+        DatasetError: whatever is wrong with the files, all at once. Of the meshes, the first of each pose is
             read.
     """
 
@@ -53,10 +53,10 @@ class Complement(FolderDataset):
         faults = Faults(self.name, self.folder, PAGE)
         faults.check_place(BATCHES)
         self._mano = open_mano(mano, faults)
-        pictures = sorted(self.folder.glob("**/pic256/**/*.png"))
-        if not pictures:
-            faults.add(self.folder, "no pictures", LAYOUT)
-        self.ids = [path.relative_to(self.folder).with_suffix("").as_posix() for path in pictures]
+        images = sorted(self.folder.glob("**/pic256/**/*.png"))
+        if not images:
+            faults.add(self.folder, "no images", LAYOUT)
+        self.ids = [path.relative_to(self.folder).with_suffix("").as_posix() for path in images]
         self._faces = self._read_meshes(faults)
         self._check_official(official, faults)
         faults.check()
@@ -65,23 +65,23 @@ class Complement(FolderDataset):
             warnings.warn(f"Complement's samples have no joints: {self.why_no_surfaces}", stacklevel=2)
 
     def __getitem__(self, index: int) -> HandSample:
-        """One sample.
+        """Return one sample.
 
         Raises:
-            DamagedPicture: its picture or its mesh cannot be read.
+            DamagedImageError: its image or its mesh cannot be read.
         """
         identity = self.ids[self._checked(index)]
         path = self.folder / f"{identity}.png"
-        image = read_picture(path)
+        image = read_image(path)
         if image.shape != (SIZE, SIZE, 3):
-            raise DamagedPicture(
-                f"{path} is {image.shape[1]} x {image.shape[0]} px; wanted {SIZE} x {SIZE}, as its camera has"
+            raise DamagedImageError(
+                f"{path} is {image.shape[1]} x {image.shape[0]} px; expected {SIZE} x {SIZE}, its camera's"
             )
         mesh = self.folder / _mesh_of(identity)
         try:
             vertices = _read_vertices(mesh)
         except (OSError, ValueError) as error:
-            raise DamagedPicture(f"{mesh} cannot be read: {error}") from error
+            raise DamagedImageError(f"{mesh} cannot be read: {error}") from error
         joints = (
             None
             if self._mano is None
@@ -99,7 +99,7 @@ class Complement(FolderDataset):
         )
 
     def _read_meshes(self, faults: Faults) -> Tensor | None:
-        """Sees that each picture has its mesh; the closed faces, of which all meshes must have the same."""
+        """Check that each image has its mesh, and return the closed faces that all meshes share."""
         meshes: dict[Path, list[str]] = {}
         nameless: list[str] = []
         for identity in self.ids:
@@ -109,12 +109,12 @@ class Complement(FolderDataset):
                 nameless.append(identity)
                 continue
             meshes.setdefault(mesh.parent, []).append(mesh.name)
-        faults.add_many(self.folder, "pictures of another form", nameless, LAYOUT)
+        faults.add_many(self.folder, "images of another form", nameless, LAYOUT)
         faces: Tensor | None = None
         for place, names in meshes.items():
             present = listed(place)
             missing = [name for name in names if name not in present]
-            faults.add_many(place, "meshes missing", missing, "one for each picture of pic256")
+            faults.add_many(place, "meshes missing", missing, "one for each image of pic256")
             if names[0] not in present:
                 continue
             path = place / names[0]
@@ -137,14 +137,14 @@ def write_complement(
     batch: str = "base_pose",
     views: int = VIEWS,
 ) -> None:
-    """Writes hands of one's own as Complement's files, `views` of them in the folder of each pose.
+    """Write samples in Complement's format, `views` of them in the folder of each pose.
 
     Args:
         folder: to write to.
         samples: right hands with MANO's vertices, 256 x 256 px, all taken with `INTRINSICS`.
         faces: (F, 3) int64, open at the wrist.
         batch: one of `BATCHES`.
-        views: pictures in one folder; they get the numbers 3, 6, 9, ...
+        views: images in one folder, numbered 3, 6, 9, ...
 
     Raises:
         ValueError: samples that these files cannot hold.
@@ -160,7 +160,7 @@ def write_complement(
         if sample.side != "right":
             raise ValueError(f"{sample.id} must be a right hand, got a {sample.side} one")
         pose, number = Path(folder) / batch / f"pose{index // views:04d}", 3 * (index % views + 1)
-        write_picture(pose / "pic256" / "view" / f"hand.{number:04d}.png", sample.image[:, ::-1])
+        write_image(pose / "pic256" / "view" / f"hand.{number:04d}.png", sample.image[:, ::-1])
         lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in (vertices_m(sample) * [-1, 1, 1]).tolist()]
         # Mirrored vertices need faces turned round to keep their outside.
         lines += [f"f {a + 1} {b + 1} {c + 1}" for c, b, a in faces.tolist()]
@@ -169,7 +169,7 @@ def write_complement(
 
 
 def _mesh_of(identity: str) -> Path:
-    """The mesh of the picture BATCH/.../pic256/FOLDER/NAME.NUMBER.
+    """Path of the mesh of the image BATCH/.../pic256/FOLDER/NAME.NUMBER.
 
     Raises:
         ValueError: it has another form.

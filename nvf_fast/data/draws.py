@@ -1,4 +1,4 @@
-"""Random numbers that are the same on every machine: made from integers, and counted, not remembered."""
+"""Counter-based random numbers, equal on every machine."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Item = TypeVar("Item")
 
 
 class Draws:
-    """The random numbers of B things; each thing has a stream of its own, named by key, purpose and index.
+    """Random numbers of B items; each item has a stream of its own, named by key, purpose and index.
 
     A stream is 64-bit words of the counter-based generator Philox (J. Salmon et al., "Parallel random
     numbers: as easy as 1, 2, 3", SC 2011). Numbers are made from words in float64; which words a number is
-    made from depends on nothing but the order of the calls. So thing i is the same alone and among others.
+    made from depends on nothing but the order of the calls. So item i is the same alone and among others.
 
     Args:
         key: names the set of streams.
-        purpose: names what is drawn, so that the hand and the scene of one picture share no word.
-        indices: the things.
+        purpose: names what is drawn, so that the hand and the scene of one image share no word.
+        indices: of the items.
     """
 
     def __init__(self, key: int | str, purpose: str, indices: Sequence[int]) -> None:
@@ -77,7 +77,7 @@ class Draws:
 
 
 class Stream:
-    """The random numbers of one thing, for code that draws a few at a time.
+    """Random numbers of one item, for code that draws a few at a time.
 
     Words and their use are those of `Draws`: a stream is named by key, purpose and index, and the order of
     the calls alone decides which words a number is made from.
@@ -85,7 +85,7 @@ class Stream:
     Args:
         key: names the set of streams.
         purpose: names what is drawn.
-        index: the thing.
+        index: of the item.
     """
 
     def __init__(self, key: int | str, purpose: str, index: int) -> None:
@@ -135,12 +135,12 @@ class Stream:
         return taken
 
     def _fetch(self) -> None:
-        """Set a block of numbers before those that wait, whose last one comes next."""
+        """Prepend a block of numbers to the buffer, which is read from its end."""
         words = self._philox.random_raw(BLOCK)
         self._waiting[:0] = (((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53)[::-1].tolist()
 
 
 def _philox(key: int | str, purpose: str, index: int) -> np.random.Philox:
     digest = hashlib.sha256(f"nvf_fast {purpose} {key}".encode()).digest()
-    # The lowest of the counter's four words counts within a stream, the next one tells streams apart.
+    # The lowest of the counter's four words counts within a stream, the next one separates streams.
     return np.random.Philox(key=np.frombuffer(digest[:16], "<u8"), counter=[0, int(index), 0, 0])

@@ -1,15 +1,15 @@
-"""What is wrong with a data set's files, gathered and told at once."""
+"""Faults of a data set's files, collected and reported together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-SHOWN = 5  # of many alike, such as missing pictures
+SHOWN = 5  # of many similar faults, such as missing images
 
 
-class DatasetFaults(ValueError):
-    """A data set's files cannot be used; `faults` says why, one sentence for each file or kind of fault."""
+class DatasetError(ValueError):
+    """A data set's files cannot be used; `faults` has one sentence for each file or kind of fault."""
 
     def __init__(self, name: str, folder: Path, page: str, faults: Sequence[str]) -> None:
         super().__init__(name, folder, page, tuple(faults))
@@ -22,7 +22,7 @@ class DatasetFaults(ValueError):
 
 
 class Faults:
-    """Gathers the faults of one folder.
+    """A collection of the faults of one folder.
 
     Args:
         name: of the data set.
@@ -34,49 +34,49 @@ class Faults:
         self.name, self.folder, self.page = name, folder, page
         self._found: list[str] = []
 
-    def add(self, path: Path, came: str, wanted: str) -> None:
-        """One fault: what came and what was wanted."""
-        self._found.append(f"{self._short(path)}: {came}; wanted {wanted}")
+    def add(self, path: Path, got: str, expected: str) -> None:
+        """Add one fault."""
+        self._found.append(f"{self._short(path)}: {got}; expected {expected}")
 
-    def add_many(self, path: Path, kind: str, cases: Sequence[str], wanted: str) -> None:
-        """Alike faults as one, with their number and the first few; no fault where there are no cases."""
+    def add_many(self, path: Path, kind: str, cases: Sequence[str], expected: str) -> None:
+        """Add similar faults as one, with their number and the first few; add nothing without cases."""
         if cases:
             more = f" and {len(cases) - SHOWN} more" if len(cases) > SHOWN else ""
-            self.add(path, f"{len(cases)} {kind}: {', '.join(cases[:SHOWN])}{more}", wanted)
+            self.add(path, f"{len(cases)} {kind}: {', '.join(cases[:SHOWN])}{more}", expected)
 
     def extend(self, faults: Sequence[str]) -> None:
-        """Those of another file, already told."""
+        """Add faults of another file that are already sentences."""
         self._found.extend(faults)
 
     def add_lengths(self, lengths: Mapping[Path, int], of: Path) -> None:
-        """Lists that are not as long as the one in `of`."""
+        """Add a fault for each list that is not as long as the one in `of`."""
         for path, length in lengths.items():
             if of in lengths and length != lengths[of]:
                 self.add(path, f"{length} entries", f"{lengths[of]}, as {self._short(of)} has")
 
     def check_place(self, marks: Sequence[str]) -> None:
-        """That the folder is there and holds one of `marks`; says where these are, one level up or down.
+        """Check that the folder exists and holds one of `marks`; else search one level up and down.
 
         Raises:
-            DatasetFaults: it is not the data set's own folder. Nothing else can be said about it then.
+            DatasetError: it is not the data set's own folder.
         """
-        wanted = f"the folder that holds {' or '.join(marks)}"
+        expected = f"the folder that holds {' or '.join(marks)}"
         if not self.folder.is_dir():
-            self.add(self.folder, "no such folder", wanted)
+            self.add(self.folder, "no such folder", expected)
         elif not _holds(self.folder, marks):
             near = [self.folder.parent, *sorted(path for path in self.folder.iterdir() if path.is_dir())]
             right = [path for path in near if _holds(path, marks)]
-            self.add(self.folder, "a folder without them", f"{wanted}{f': {right[0]}' if right else ''}")
+            self.add(self.folder, "a folder without them", f"{expected}{f': {right[0]}' if right else ''}")
         self.check()
 
     def check(self) -> None:
-        """Ends the opening where something was found.
+        """Raise if there is a fault.
 
         Raises:
-            DatasetFaults: with everything that was found.
+            DatasetError: with every fault.
         """
         if self._found:
-            raise DatasetFaults(self.name, self.folder, self.page, self._found)
+            raise DatasetError(self.name, self.folder, self.page, self._found)
 
     def _short(self, path: Path) -> str:
         inside = path != self.folder and path.is_relative_to(self.folder)

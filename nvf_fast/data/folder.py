@@ -1,4 +1,4 @@
-"""What the data sets that are read from a folder have in common."""
+"""Base class and helpers of data sets that are read from a folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nvf_fast.data.surfaces import MeshHands
 
 
 class FolderDataset:
-    """A data set in a folder, checked when it was opened.
+    """A data set in a folder, checked on opening.
 
     Attributes:
         name, split: which data set.
         folder: where it is.
         ids: of its samples, in order.
         expected: how many samples the official release has.
-        why_no_surfaces: why its samples have no closed surface, or None where they have one.
+        why_no_surfaces: reason for samples without closed surfaces; None where they have them.
     """
 
     name: str
@@ -38,7 +38,7 @@ class FolderDataset:
 
     @property
     def complete(self) -> bool:
-        """Whether it has as many samples as the official release."""
+        """Has it as many samples as the official release?"""
         return len(self) == self.expected
 
     @property
@@ -47,11 +47,11 @@ class FolderDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Of the samples' names."""
+        """Hash of the samples' names."""
         return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
-        """One line: how many samples of how many, and whether they have surfaces."""
+        """Summarise the number of samples and whether they have surfaces in one line."""
         count = f"{len(self)} samples" + ("" if self.complete else f" of the official {self.expected}")
         surfaces = "closed surfaces" if self.has_surfaces else f"no surfaces ({self.why_no_surfaces})"
         return f"{self.name} {self.split} in {self.folder}: {count}, {surfaces}"
@@ -67,14 +67,14 @@ class FolderDataset:
 
 
 def mesh_of(vertices: Tensor | None, joints: Tensor | None, faces: Tensor | None) -> MeshHands | None:
-    """The closed surface, a batch of one, of a hand's vertices (V, 3) and joints (21, 3), if all is known."""
+    """Make a closed surface, a batch of one, if vertices (V, 3), joints (21, 3) and faces are given."""
     if vertices is None or joints is None or faces is None:
         return None
     return MeshHands(vertices[None], faces, joints[None])
 
 
 def bone_mm(joints: Tensor) -> float:
-    """The hand scale of joints (21, 3): the length in mm of the bone between joints 9 and 10."""
+    """Hand scale of joints (21, 3) mm: length of the bone between joints 9 and 10."""
     return float((joints[10] - joints[9]).norm())
 
 
@@ -82,11 +82,11 @@ def joints_m(sample: HandSample) -> np.ndarray:
     """(21, 3) float64 m, as the data sets' files hold them.
 
     Raises:
-        ValueError: the sample has no joints, or a left hand, which none of the files can say.
+        ValueError: the sample has no joints, or is a left hand, which the files cannot hold.
     """
     if sample.side != "right":
         raise ValueError(
-            f"{sample.id} must be a right hand (mirror picture and joints first), got a {sample.side} one"
+            f"{sample.id} must be a right hand (mirror image and joints first), got a {sample.side} one"
         )
     if sample.joints is None:
         raise ValueError(f"{sample.id} must have joints, got None")

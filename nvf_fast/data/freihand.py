@@ -1,6 +1,6 @@
-"""FreiHAND v2: C. Zimmermann et al., "FreiHAND", ICCV 2019. Right hands, one per picture of 224 x 224 px.
+"""FreiHAND v2: C. Zimmermann et al., "FreiHAND", ICCV 2019. Right hands, one per image of 224 x 224 px.
 
-The files hold metres, in our camera frame and our joint order; docs/datasets.md tells what they look like.
+The files hold metres, in our camera frame and our joint order; see docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from nvf_fast.data.tables import (
     check_intrinsics,
     check_points,
     listed,
-    read_picture,
+    read_image,
     read_table,
-    write_picture,
+    write_image,
     write_table,
 )
 
 PAGE = "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html"
 VERSIONS = ("gs", "hom", "sample", "auto")
-"""Four pictures of each training hand: before the green screen, and with three kinds of other background."""
+"""Four images of each training hand: before the green screen, and with three kinds of other background."""
 FORMS: dict[str, tuple[tuple[int, ...], float, type]] = {
     "K": ((3, 3), 1.0, np.float64),
     "xyz": ((21, 3), 1000.0, np.float32),
@@ -41,14 +41,14 @@ OFFICIAL = {"training": 32_560, "evaluation": 3_960}
 
 
 class FreiHAND(FolderDataset):
-    """FreiHAND's pictures, all those of the first version, then those of the next.
+    """FreiHAND's images, all those of the first version, then those of the next.
 
     Args:
         folder: FreiHAND_pub_v2, the folder that holds `training_K.json` and `training/rgb`.
         split: "training" or "evaluation".
         versions: which of "gs", "hom", "sample", "auto"; evaluation has "gs" only.
         evaluation_folder: FreiHAND_pub_v2_eval, with the released annotations of the evaluation split.
-            Without it they are read from `folder`; where they are not there either, samples have no joints.
+            Without it they are read from `folder`; without either, samples have no joints.
         mano: MANO's model or its file, whose faces make closed surfaces; and the vertices, where there is no
             `*_verts.json` but a `*_mano.json`.
         cache: folder that keeps the long lists as arrays; without it, reading those of all 32 560 hands takes
@@ -56,7 +56,7 @@ class FreiHAND(FolderDataset):
         official: whether another number of samples than the official one is a fault.
 
     Raises:
-        DatasetFaults: whatever is wrong with the files, all at once.
+        DatasetError: whatever is wrong with the files, all at once.
     """
 
     name = "FreiHAND"
@@ -81,7 +81,7 @@ class FreiHAND(FolderDataset):
         faults.check_place([f"{split}_K.json", f"{split}/rgb"])
         model = open_mano(mano, faults)
         self._read_annotations(evaluation_folder, faults, None if cache is None else Path(cache))
-        self._check_pictures(faults)
+        self._check_images(faults)
         self._check_official(official, faults)
         faults.check()
         self._mano = model
@@ -89,17 +89,17 @@ class FreiHAND(FolderDataset):
         self.why_no_surfaces = self._missing_for_surfaces()
 
     def __getitem__(self, index: int) -> HandSample:
-        """One sample.
+        """Return one sample.
 
         Raises:
-            DamagedPicture: its picture cannot be read.
+            DamagedImageError: its image cannot be read.
         """
         hand = self._checked(index) % len(self._intrinsics)
         joints = None if self._joints is None else self._joints[hand].clone()
         vertices = self._vertices_of(hand)
         return HandSample(
             id=self.ids[index],
-            image=read_picture(self.folder / self.split / "rgb" / f"{self.ids[index].split('/')[1]}.jpg"),
+            image=read_image(self.folder / self.split / "rgb" / f"{self.ids[index].split('/')[1]}.jpg"),
             intrinsics=self._intrinsics[hand].numpy().copy(),
             root=None if joints is None else joints[0],
             joints=joints,
@@ -109,7 +109,7 @@ class FreiHAND(FolderDataset):
         )
 
     def _read_annotations(self, other: Path | str | None, faults: Faults, cache: Path | None) -> None:
-        """Sets intrinsics, and joints, vertices, MANO's parameters and scale where they are there."""
+        """Set intrinsics, and joints, vertices, MANO's parameters and scale where the files exist."""
         truth = Path(other) if other is not None else self.folder
         paths = {
             "K": self.folder / f"{self.split}_K.json",
@@ -143,24 +143,24 @@ class FreiHAND(FolderDataset):
             for name in ("xyz", "verts", "mano", "scale")
         )
 
-    def _check_pictures(self, faults: Faults) -> None:
-        """Sets the samples' ids, and sees that each has a picture and that no picture has no annotation."""
+    def _check_images(self, faults: Faults) -> None:
+        """Set the samples' ids, and check that each has an image and each image an annotation."""
         count = len(self._intrinsics)
         numbers = [VERSIONS.index(version) * count + i for version in self.versions for i in range(count)]
         self.ids = [f"{self.split}/{number:08d}" for number in numbers]
-        pictures = self.folder / self.split / "rgb"
-        present = listed(pictures)
+        images = self.folder / self.split / "rgb"
+        present = listed(images)
         if not count:
             return
-        wanted = [f"{number:08d}.jpg" for number in numbers]
-        missing = [name for name in wanted if name not in present]
+        expected = [f"{number:08d}.jpg" for number in numbers]
+        missing = [name for name in expected if name not in present]
         faults.add_many(
-            pictures, "pictures missing", missing, f"{count} of each version of {', '.join(self.versions)}"
+            images, "images missing", missing, f"{count} of each version of {', '.join(self.versions)}"
         )  # fmt: skip
         last = f"{count * len(VERSIONS if self.split == 'training' else self.versions) - 1:08d}.jpg"
         extra = sorted(name for name in present if name > last and name.endswith(".jpg"))
-        # Versions are told apart by number, so that a shortened list would give pictures wrong annotations.
-        faults.add_many(pictures, "pictures too many", extra, f"none past {last} for {count} annotations")
+        # Versions differ by number alone: with a shortened list, images would get wrong annotations.
+        faults.add_many(images, "images too many", extra, f"none past {last} for {count} annotations")
 
     def _missing_for_surfaces(self) -> str | None:
         if self._joints is None:
@@ -189,14 +189,14 @@ def write_freihand(
     versions: Sequence[str] = ("gs",),
     evaluation_folder: Path | str | None = None,
 ) -> None:
-    """Writes hands of one's own as FreiHAND's files.
+    """Write samples in FreiHAND's format.
 
     Args:
         folder: to write to.
         samples: right hands with joints, all with MANO's 778 vertices or all without. As `FreiHAND` gives
             them: all of the first version, then the same hands in the next.
         split: "training" or "evaluation".
-        versions: which pictures the samples are.
+        versions: which images the samples are.
         evaluation_folder: where joints and vertices of the evaluation split go; without it, to `folder`.
 
     Raises:
@@ -223,7 +223,7 @@ def write_freihand(
                 vertices.append(vertices_m(sample))
         elif not np.array_equal(joints_m(sample), joints[hand]):
             raise ValueError(f"{sample.id} must show the hand of sample {hand}, its joints differ")
-        write_picture(folder / split / "rgb" / f"{number:08d}.jpg", sample.image)
+        write_image(folder / split / "rgb" / f"{number:08d}.jpg", sample.image)
     if len(vertices) not in (0, count):
         raise ValueError(f"all samples must have vertices, or none, got {len(vertices)} of {count}")
     bones = np.stack(joints)

@@ -1,7 +1,7 @@
 """HO-3D v2 and v3: S. Hampali et al., "HOnnotate", CVPR 2020. Right hands with objects, 640 x 480 px.
 
-The files hold metres, OpenGL's camera frame and a joint order of their own, see docs/datasets.md; what leaves
-this module is in ours.
+The files hold metres, OpenGL's camera frame and a joint order of their own, see docs/datasets.md; this
+module returns ours.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from nvf_fast.data.tables import (
     check_intrinsics,
     check_points,
     listed,
-    read_picture,
+    read_image,
     read_table,
-    write_picture,
+    write_image,
     write_table,
 )
 
@@ -59,7 +59,7 @@ class HO3D(FolderDataset):
         official: whether another number of frames than the official one is a fault.
 
     Raises:
-        DatasetFaults: whatever is wrong with the files, all at once.
+        DatasetError: whatever is wrong with the files, all at once.
     """
 
     name = "HO-3D"
@@ -94,18 +94,18 @@ class HO3D(FolderDataset):
         self.why_no_surfaces = self._missing_for_surfaces()
 
     def __getitem__(self, index: int) -> HandSample:
-        """One sample.
+        """Return one sample.
 
         Raises:
-            DamagedPicture: its picture cannot be read.
+            DamagedImageError: its image cannot be read.
         """
         sequence, frame = self.ids[self._checked(index)].split("/")[1:]
-        picture = self.folder / self.split / sequence / "rgb" / f"{frame}{SUFFIX[self.version]}"
+        image = self.folder / self.split / sequence / "rgb" / f"{frame}{SUFFIX[self.version]}"
         joints = None if self._joints is None else self._joints[index].clone()
         vertices = self._vertices_of(index)
         return HandSample(
             id=self.ids[index],
-            image=read_picture(picture),
+            image=read_image(image),
             intrinsics=self._intrinsics[index].numpy().copy(),
             root=self._root[index].clone(),
             joints=joints,
@@ -116,13 +116,13 @@ class HO3D(FolderDataset):
         )
 
     def _check_files(self, frames: Sequence[str], faults: Faults) -> list[str]:
-        """The frames whose annotation is there."""
+        """Check images and annotations; return the frames with an annotation."""
         root, suffix = self.folder / self.split, SUFFIX[self.version]
         other_version = "v3" if self.version == "v2" else "v2"
         present: dict[Path, set[str]] = {}
         unknown: dict[str, None] = {}
-        no_picture: list[str] = []
-        other_picture: list[str] = []
+        no_image: list[str] = []
+        other_image: list[str] = []
         no_meta: list[str] = []
         readable: list[str] = []
         for frame in frames:
@@ -130,13 +130,13 @@ class HO3D(FolderDataset):
             if not (root / sequence).is_dir():
                 unknown[sequence] = None
                 continue
-            pictures, metas = root / sequence / "rgb", root / sequence / "meta"
-            for folder in (pictures, metas):
+            images, metas = root / sequence / "rgb", root / sequence / "meta"
+            for folder in (images, metas):
                 if folder not in present:
                     present[folder] = listed(folder)
-            if f"{number}{suffix}" not in present[pictures]:
-                other = f"{number}{SUFFIX[other_version]}" in present[pictures]
-                (other_picture if other else no_picture).append(frame)
+            if f"{number}{suffix}" not in present[images]:
+                other = f"{number}{SUFFIX[other_version]}" in present[images]
+                (other_image if other else no_image).append(frame)
             if f"{number}.pkl" in present[metas]:
                 readable.append(frame)
             else:
@@ -144,16 +144,16 @@ class HO3D(FolderDataset):
         faults.add_many(
             self.folder / f"{self.split}.txt", "sequences unknown", list(unknown), f"folders of {self.split}/"
         )
-        faults.add_many(root, "pictures missing", no_picture, f"rgb/NUMBER{suffix}")
+        faults.add_many(root, "images missing", no_image, f"rgb/NUMBER{suffix}")
         faults.add_many(
-            root, f"pictures of {other_version} ({SUFFIX[other_version]})", other_picture,
+            root, f"images of {other_version} ({SUFFIX[other_version]})", other_image,
             f'{suffix}, as {self.version} has them, or version="{other_version}"',
         )  # fmt: skip
         faults.add_many(root, "annotations missing", no_meta, "meta/NUMBER.pkl")
         return readable
 
     def _read_meta(self, frames: Sequence[str], with_mano: bool, faults: Faults) -> None:
-        """Sets intrinsics, root and joints, and MANO's parameters or boxes, of all frames."""
+        """Set intrinsics, root and joints, and MANO's parameters or boxes, of all frames."""
         root = self.folder / self.split
         forms: dict[str, tuple[int, ...]] = {"camMat": (3, 3)}
         if self.split == "train":
@@ -175,9 +175,9 @@ class HO3D(FolderDataset):
                 if fault is not None:
                     cases.setdefault(f"annotations with {fault}", []).append(frame)
                 rows[name].append(array)
-        wanted = "pickles with " + ", ".join(f"{name} {shape}" for name, shape in forms.items())
+        expected = "pickles with " + ", ".join(f"{name} {shape}" for name, shape in forms.items())
         for kind, named in cases.items():
-            faults.add_many(root, kind, named, wanted)
+            faults.add_many(root, kind, named, expected)
         tables = {name: np.array(rows[name]).reshape(-1, *shape) for name, shape in forms.items()}
         points = tables["handJoints3D"]
         points = (points if self.split == "train" else points[:, None]) * FLIP * 1000
@@ -200,7 +200,7 @@ class HO3D(FolderDataset):
                 ]
 
     def _read_released(self, whole: bool, faults: Faults, cache: Path | None) -> None:
-        """Sets joints and vertices of the evaluation split, where they are there."""
+        """Set joints and vertices of the evaluation split where the files exist."""
         paths = {name: self.folder / f"evaluation_{name}.json" for name in ("xyz", "verts")}
         shapes = {"xyz": (21, 3), "verts": (VERTICES, 3)}
         found: dict[str, np.ndarray] = {}
@@ -268,7 +268,7 @@ def write_ho3d(
     poses: Mapping[str, Sequence[HO3DPose]] | None = None,
     released: bool = True,
 ) -> None:
-    """Writes hands of one's own as HO-3D's files: frames 0000, 0001, ... of each sequence.
+    """Write samples in HO-3D's format: frames 0000, 0001, ... of each sequence.
 
     Args:
         folder: to write to.
@@ -294,7 +294,7 @@ def write_ho3d(
         for number, sample in enumerate(samples):
             place = folder / split / name
             meta = _meta(sample, split, None if poses is None else poses[name][number])
-            write_picture(place / "rgb" / f"{number:04d}{SUFFIX[version]}", sample.image)
+            write_image(place / "rgb" / f"{number:04d}{SUFFIX[version]}", sample.image)
             (place / "meta").mkdir(parents=True, exist_ok=True)
             with open(place / "meta" / f"{number:04d}.pkl", "wb") as file:
                 pickle.dump(meta, file, protocol=2)
@@ -334,7 +334,7 @@ def _check_arguments(split: str, version: str) -> None:
 
 
 def _read_frames(path: Path, faults: Faults) -> list[str]:
-    """The lines of the list of annotated frames, without those that are a fault."""
+    """Read the list of annotated frames, without malformed lines."""
     if not path.is_file():
         faults.add(path, "no such file", "a line SEQUENCE/FRAME for each annotated frame")
         return []
@@ -357,7 +357,7 @@ def _load_meta(path: Path) -> Mapping[str, Any]:
 
 
 def _field(meta: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str | None]:
-    """One array of a frame's annotation, float64, and what is wrong with it; then it is NaN."""
+    """Return one float64 array of a frame's annotation, and its fault or None; with a fault it is NaN."""
     nothing = np.full(shape, np.nan)
     value = meta.get(name)
     if value is None:

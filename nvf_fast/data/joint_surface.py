@@ -1,6 +1,6 @@
 """A hand surface fitted to 21 joints: round cones along the bones, with the radii of the capsule hand.
 
-It labels the field where a data set has joints and no mesh.
+Labels the field of data sets with joints and without meshes.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def sample_field_points(
     surface = surface + directions * (radii[..., :1] + along * (radii[..., 1:] - radii[..., :1]))
     normals = np.empty_like(surface)
     for index in range(batch):
-        _settle(surface[index], starts[index], ends[index], RADII_MM, normals[index])
+        _move_to_surface(surface[index], starts[index], ends[index], RADII_MM, normals[index])
     near = surface[:, :NEAR] + normals[:, :NEAR] * random.normal(0, NEAR_MM, (batch, NEAR, 1))
     points = points_about(near, surface[:, NEAR:], joints, slope, random)
     return points, surface_distance(points, joints)
@@ -123,12 +123,12 @@ def _nearest(point, starts, ends, radii):
         pz = point[2] - starts[index, 2]
         squared = max(ax * ax + ay * ay + az * az, 1e-9)
         projection = px * ax + py * ay + pz * az
-        share = projection / squared
-        radial = np.sqrt(max(px * px + py * py + pz * pz - projection * share, 0.0))
+        ratio = projection / squared
+        radial = np.sqrt(max(px * px + py * py + pz * pz - projection * ratio, 0.0))
         difference = radii[index, 0] - radii[index, 1]
         # The nearest sphere lies where the surface's normal meets the axis: shifted by the cone's slope.
         slope = difference / np.sqrt(max(squared - difference * difference, 1e-6)) / np.sqrt(squared)
-        along = min(max(share - radial * slope, 0.0), 1.0)
+        along = min(max(ratio - radial * slope, 0.0), 1.0)
         dx, dy, dz = px - along * ax, py - along * ay, pz - along * az
         distance = np.sqrt(dx * dx + dy * dy + dz * dz) - radii[index, 0] + along * difference
         if distance < best:
@@ -143,7 +143,7 @@ def _measure(points, starts, ends, radii, distances):
 
 
 @numba.njit(cache=True, nogil=True)
-def _settle(points, starts, ends, radii, normals):
+def _move_to_surface(points, starts, ends, radii, normals):
     """Move points onto the union's surface, and write its normals there."""
     for index in range(len(points)):
         point, normal = points[index], normals[index]

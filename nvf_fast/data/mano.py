@@ -1,4 +1,4 @@
-"""MANO's hand model from the user's own file: shape and pose to vertices and joints.
+"""MANO's hand model, read from the user's own file: shape and pose to vertices and joints.
 
 Linear blend skinning as published: M. Loper et al., "SMPL: A Skinned Multi-Person Linear Model", SIGGRAPH
 Asia 2015, equations 2 to 10; J. Romero et al., "Embodied Hands", SIGGRAPH Asia 2017. The model itself comes
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.data.faults import DatasetFaults, Faults
+from nvf_fast.data.faults import DatasetError, Faults
 from nvf_fast.data.joint_orders import FINGERTIPS, HO3D_TO_FREIHAND
 from nvf_fast.data.pickles import dense, load_pickle
 from nvf_fast.data.rotations import rotation_about
@@ -34,7 +34,7 @@ SHAPES = {
     "f": (1538, 3),
     "hands_mean": (45,),
 }
-"""What is read of MANO's file."""
+"""Arrays read from MANO's file and their shapes."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Mano:
 
     @classmethod
     def load(cls, path: Path | str) -> Mano:
-        """Reads `MANO_RIGHT.pkl`, without chumpy and without running anything that the file holds.
+        """Read `MANO_RIGHT.pkl`, without chumpy and without executing anything in the file.
 
         Raises:
-            DatasetFaults: the file is missing, cannot be read, or does not hold MANO's arrays.
+            DatasetError: the file is missing, cannot be read, or does not hold MANO's arrays.
         """
         path = Path(path)
         faults = Faults("MANO", path, PAGE)
@@ -105,7 +105,7 @@ class Mano:
         return model
 
     def __call__(self, pose: Tensor, shape: Tensor, *, flat_hand_mean: bool) -> tuple[Tensor, Tensor]:
-        """Poses hands.
+        """Pose hands.
 
         Args:
             pose: (B, 48) axis-angle in radians, the whole hand's rotation about its wrist first.
@@ -141,7 +141,7 @@ class Mano:
 
         Args:
             vertices: any unit.
-            fingertips: whose vertices the tips are: "freihand", "ho3d" or "complement".
+            fingertips: data set of the tips' vertices: "freihand", "ho3d" or "complement".
         """
         joints = self.joint_regressor.to(vertices.dtype) @ vertices
         return torch.cat([joints, vertices[:, FINGERTIPS[fingertips]]], 1)[:, HO3D_TO_FREIHAND]
@@ -153,12 +153,12 @@ class Mano:
 
 
 def open_mano(mano: Mano | Path | str | None, faults: Faults) -> Mano | None:
-    """The model that a data set was given, its faults beside those of the data set."""
+    """Load the model of a data set; add its faults to those of the data set."""
     if mano is None or isinstance(mano, Mano):
         return mano
     try:
         return Mano.load(mano)
-    except DatasetFaults as error:
+    except DatasetError as error:
         faults.extend(error.faults)
         return None
 
@@ -186,11 +186,11 @@ def place_freihand(mano: Mano, parameters: Tensor, intrinsics: Tensor) -> tuple[
 
 
 def close_surface(faces: Tensor, vertices: Tensor) -> Tensor:
-    """Closes a hand's surface at its one opening, the wrist, by a fan over the opening's own vertices.
+    """Close a hand's surface at its one opening, the wrist, by a fan over the opening's own vertices.
 
     Args:
         faces: (F, 3) int64, all turned the same way.
-        vertices: (V, 3) of one such hand, which tell inside from outside.
+        vertices: (V, 3) of one such hand, to find the outside.
 
     Returns:
         (F + boundary - 2, 3) int64, every edge shared by two faces, outward by the right-hand rule.
@@ -204,7 +204,7 @@ def close_surface(faces: Tensor, vertices: Tensor) -> Tensor:
 
 
 def outward(faces: Tensor, vertices: Tensor) -> Tensor:
-    """Faces (F, 3) of a closed surface with vertices (V, 3), turned outward by the right-hand rule."""
+    """Turn the faces (F, 3) of a closed surface with vertices (V, 3) outward by the right-hand rule."""
     first, second, third = (vertices.double() - vertices.double().mean(0))[faces].unbind(1)
     volume = (torch.linalg.cross(first, second) * third).sum() / 6
     return faces if volume > 0 else faces.flip(-1)

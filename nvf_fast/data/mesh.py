@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 OUTSIDE_MM = 50.0  # the largest distance a network knows; outside its view there is no finite one
-ASKED = 65_536  # points at a time
+CHUNK = 65_536  # points at a time
 
 Distance = Callable[[Tensor], Tensor]
 
@@ -31,11 +31,11 @@ NOTHING = Mesh(np.empty((0, 3)), np.empty((0, 3), np.int64))
 
 
 def level_mesh(distance: Distance, low: Tensor, high: Tensor, spacing_mm: float = 4.0) -> Mesh:
-    """The zero level of a signed distance within a box, by marching cubes (Sec. D of the supplement).
+    """Extract the zero level of a signed distance within a box by marching cubes (Sec. D of the supplement).
 
     Args:
         distance: of points (N, 3) float32 mm to (N,) mm, negative inside, +inf where nothing is known; it is
-            asked for a part of the lattice at a time.
+            called with a part of the lattice at a time.
         low: (3,) float32 mm, the box's lower corner.
         high: (3,) float32 mm, which the box reaches at least.
         spacing_mm: mm, of the lattice.
@@ -55,7 +55,7 @@ def level_mesh(distance: Distance, low: Tensor, high: Tensor, spacing_mm: float 
         start + spacing_mm * torch.arange(n, device=low.device) for start, n in zip(low, counts, strict=True)
     ]
     points = torch.cartesian_prod(*axes)
-    known = torch.cat([distance(part) for part in points.split(ASKED)]).clamp(-OUTSIDE_MM, OUTSIDE_MM)
+    known = torch.cat([distance(part) for part in points.split(CHUNK)]).clamp(-OUTSIDE_MM, OUTSIDE_MM)
     volume = known.reshape(counts).double().numpy(force=True)
     if not volume.min() < 0 < volume.max():
         return NOTHING

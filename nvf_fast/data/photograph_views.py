@@ -39,7 +39,7 @@ ANY_ROLL = 0.35  # probability of any rotation in the image plane
 ROLL = 0.45  # radians, standard deviation otherwise
 REPLACED = 0.45  # probability of another background
 REPLACED_OUTSIDE, OUTSIDE = 0.85, 0.12  # where more than this part of the view lies outside the photograph
-WIDE_FILL, CUT_FILL = (0.10, 0.60), 0.6  # in wide views, and in the view that hands are cut out of
+WIDE_FILL, CROP_FILL = (0.10, 0.60), 0.6  # in wide views, and in the view from which hands are cropped
 WIDE_SLOPE = (0.25, 0.7)  # tangent of half a wide view's angle
 STOCK, STOCK_SIZE = 512, 160  # number and side of the backgrounds in memory
 SECOND_HAND = 0.3  # probability in a wide view
@@ -94,7 +94,7 @@ class PhotographViews:
 
     Args:
         dataset: the photographs.
-        backgrounds: a folder of pictures and panoramas; procedural surroundings without.
+        backgrounds: a folder of images and panoramas; procedural surroundings without.
         weights: how often a photograph of a group is drawn, beside `WEIGHTS`; 0 leaves a group out.
         seed: of the backgrounds.
     """
@@ -189,7 +189,7 @@ class PhotographViews:
     def _crop(self, index: int) -> _Crop:
         label = self.dataset.labels[index]
         left = label.side == "left"
-        # As the mirrored image shows it, whose camera is the mirrored one.
+        # The mirrored camera takes the mirrored image.
         joints = scale_to_unit(label.joints.astype(np.float64))
         crop = _Crop(self.dataset.image(index), label.intrinsics, joints)
         return crop.mirror() if left else crop
@@ -247,7 +247,7 @@ def change_colours(image: np.ndarray, random: np.random.Generator) -> np.ndarray
 def hand_mask(
     image: np.ndarray, joints: np.ndarray, focal: float, covered: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Mask a right hand, (S, S) float32, softly and never twice alike.
+    """Mask a right hand, (S, S) float32, softly and at random.
 
     The mask is the skeleton's cones, grown and feathered by random widths; often a forearm joins it, and
     often the colours of hand and surroundings decide about its rim.
@@ -292,13 +292,13 @@ def _paste(
     """
     any_roll = random.random() < ANY_ROLL
     roll = random.uniform(-np.pi, np.pi) if any_roll else random.normal(0, ROLL)
-    rotation, focal = aim(crop.joints, roll, CUT_FILL)
+    rotation, focal = aim(crop.joints, roll, CROP_FILL)
     joints = crop.joints @ rotation.T
     joints_2d = project(joints, view_intrinsics(focal))
     low, high = joints_2d.min(0), joints_2d.max(0)
     if left:
         low[0], high[0] = VIEW_SIZE - 1 - high[0], VIEW_SIZE - 1 - low[0]
-    scale = random.uniform(*WIDE_FILL) / CUT_FILL
+    scale = random.uniform(*WIDE_FILL) / CROP_FILL
     shift = random.uniform(0, 1, 2) * (VIEW_SIZE - 1 - scale * (high - low)) - scale * low
     box = np.concatenate([scale * low + shift, scale * high + shift])
     margin = 0.25 * scale * (high - low).max()
@@ -307,15 +307,15 @@ def _paste(
     homography = view_homography(crop.intrinsics, rotation, focal)
     hand = crop.warped(homography)
     alpha = hand_mask(hand, joints, focal, crop.covered(homography), random)
-    cut = np.concatenate([hand, (alpha[..., None] * 255 + 0.5).astype(np.uint8)], axis=2)
+    layer = np.concatenate([hand, (alpha[..., None] * 255 + 0.5).astype(np.uint8)], axis=2)
     if left:
-        cut = cut[:, ::-1]
+        layer = layer[:, ::-1]
     first = np.maximum(np.floor(shift), 0).astype(int)
     last = np.minimum(np.ceil(shift + scale * VIEW_SIZE), VIEW_SIZE).astype(int)
     placing = np.array([[scale, 0, shift[0] - first[0]], [0, scale, shift[1] - first[1]], [0, 0, 1]])
-    cut = warp_perspective(cut, placing, (last[1] - first[1], last[0] - first[0])).astype(np.float32)
+    layer = warp_perspective(layer, placing, (last[1] - first[1], last[0] - first[0])).astype(np.float32)
     window = image[first[1] : last[1], first[0] : last[0]]
-    window[:] = window + cut[..., 3:] / 255 * (cut[..., :3] - window) + 0.5
+    window[:] = window + layer[..., 3:] / 255 * (layer[..., :3] - window) + 0.5
     return box
 
 

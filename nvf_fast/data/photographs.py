@@ -19,21 +19,21 @@ from nvf_fast.camera import project
 from nvf_fast.data.faults import Faults
 from nvf_fast.data.folder import FolderDataset
 from nvf_fast.data.sample import HandSample
-from nvf_fast.data.tables import check_intrinsics, check_points, listed, read_picture
+from nvf_fast.data.tables import check_intrinsics, check_points, listed, read_image
 from nvf_fast.joint_definitions import Source, to_freihand
 
 PAGE = "labels.json and the images in crops"
 SPLITS = ("train", "val")
 SIDES = ("right", "left")
 RELIABLE_SIDE = 0.8
-"""Least `side_score` of a photograph whose `side` counts."""
+"""Least `side_score` of a photograph with a known side."""
 MOST_REPROJECTION = 0.1  # mean distance of projected joints from joints_2d, over the longer side of their box
 IMAGE_WEIGHT = 0.5  # of joints_2d, beside the projection of the joints
 
 
 @dataclass(frozen=True)
 class PhotographLabel:
-    """What is known about the hand in one photograph.
+    """The label of one photograph.
 
     Attributes:
         file: name of the image in `crops/`, GROUP_NUMBER with its ending.
@@ -76,8 +76,8 @@ class Photographs(FolderDataset):
         labels: one `PhotographLabel` per sample, in the file's order.
 
     Raises:
-        DatasetFaults: whatever is wrong with the files, all at once.
-        ValueError: `leave_out` names what labels.json does not have.
+        DatasetError: whatever is wrong with the files, all at once.
+        ValueError: `leave_out` names an unknown group or file.
     """
 
     name = "Photographs"
@@ -111,10 +111,10 @@ class Photographs(FolderDataset):
         self.expected = len(self.ids)
 
     def __getitem__(self, index: int) -> HandSample:
-        """Return one sample; it has a root and no hand scale, since a teacher does not know sizes.
+        """Return one sample; it has a root and no hand scale, since a teacher's sizes are unknown.
 
         Raises:
-            DamagedPicture: its image cannot be read.
+            DamagedImageError: its image cannot be read.
         """
         label = self.labels[self._checked(index)]
         joints = torch.from_numpy(label.joints.copy())
@@ -130,7 +130,7 @@ class Photographs(FolderDataset):
 
     def image(self, index: int) -> np.ndarray:
         """Read the image of one sample, (H, W, 3) uint8 RGB."""
-        return read_picture(self.folder / "crops" / self.labels[index].file)
+        return read_image(self.folder / "crops" / self.labels[index].file)
 
 
 def mirrored(joints: np.ndarray) -> np.ndarray:
@@ -155,8 +155,8 @@ def _read_labels(folder: Path, faults: Faults) -> list[PhotographLabel]:
     seen: dict[str, int] = {}
     for number, (name, entry) in enumerate(zip(names, entries, strict=True)):
         row, wrong = _checked_entry(entry)
-        for came, wanted in wrong:
-            faults.add(path, f"{name}: {came}", wanted)
+        for got, expected in wrong:
+            faults.add(path, f"{name}: {got}", expected)
         rows.append(None if wrong else row)
         if wrong:
             continue
@@ -223,7 +223,7 @@ def _name(number: int, entry: object) -> str:
 
 
 def _checked_entry(entry: object) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The entry's values, and what is wrong with them: what came and what was wanted."""
+    """Return the entry's values and its faults: the value found and the expected one."""
     if not isinstance(entry, Mapping):
         return {}, [(f"is no object but {type(entry).__name__}", "an object with file, K, joints, ...")]
     row: dict[str, Any] = {}
@@ -251,19 +251,19 @@ def _checked_entry(entry: object) -> tuple[dict[str, Any], list[tuple[str, str]]
 def _array(
     entry: Mapping[str, Any], key: str, shape: tuple[int, ...]
 ) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
-    wanted = f"finite numbers, {' x '.join(map(str, shape))}"
+    expected = f"finite numbers, {' x '.join(map(str, shape))}"
     try:
         array = np.array(entry[key])
     except KeyError:
-        return None, [(f"{key} is missing", wanted)]
+        return None, [(f"{key} is missing", expected)]
     except ValueError:
-        return None, [(f"{key} is ragged", wanted)]
+        return None, [(f"{key} is ragged", expected)]
     if array.dtype.kind not in "if" or array.shape != shape:
         return None, [
-            (f"{key} is {' x '.join(map(str, array.shape)) or 'no array'} of {array.dtype}", wanted)
+            (f"{key} is {' x '.join(map(str, array.shape)) or 'no array'} of {array.dtype}", expected)
         ]
     if not np.isfinite(array).all():
-        return None, [(f"{key} has NaN or infinity", wanted)]
+        return None, [(f"{key} has NaN or infinity", expected)]
     return array.astype(np.float64), []
 
 

@@ -1,9 +1,9 @@
-"""Pickles that others made, read without running anything they hold.
+"""Reading untrusted pickles without executing anything in them.
 
 Numbers, strings and containers come back as they are. Arrays, sparse matrices and objects of chumpy come back
 as their bare state, of which `dense` makes arrays. Any other class is refused.
 
-numpy's own classes are not used to read: given a damaged state, they can take the process down.
+NumPy's own classes are not used: unpickled with a damaged state, they can crash the process.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FAILURES = (
     pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError,
     KeyError, MemoryError, OverflowError, TypeError, ValueError,
 )  # fmt: skip
-"""What damaged pickles make of the unpickler: Python's manual names the first line, and hints at more."""
+"""Exceptions of the unpickler for damaged pickles; Python's manual names the first line."""
 
 
 def load_pickle(path: Path) -> Any:
-    """Reads a pickle of Python 2 or 3 that holds nothing but data.
+    """Read a pickle of Python 2 or 3 that holds nothing but data.
 
     Raises:
-        ValueError: the file cannot be read as a pickle, or holds something else than data, which was not run.
+        ValueError: the file cannot be read as a pickle, or holds more than data.
     """
     try:
         with open(path, "rb") as file:
@@ -37,7 +37,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def dense(value: Any) -> np.ndarray:
-    """A float64 array of what a pickle held: numbers, an array, a sparse matrix, or a chumpy object.
+    """Convert an unpickled value to a float64 array: numbers, an array, a sparse matrix or a chumpy object.
 
     Raises:
         ValueError: it is none of these, or damaged.
@@ -45,11 +45,11 @@ def dense(value: Any) -> np.ndarray:
     try:
         return value.dense() if isinstance(value, Inert) else np.array(value, dtype=np.float64)
     except (IndexError, MemoryError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"wanted an array of numbers, came {type(value).__name__}: {error}") from error
+        raise ValueError(f"expected an array of numbers, got {type(value).__name__}: {error}") from error
 
 
 class Inert:
-    """Stands for an object whose class is not imported; keeps what it was given and does nothing."""
+    """A stand-in for an object of a class that is not imported; keeps its arguments and state."""
 
     def __init__(self, *given: Any) -> None:
         self.given = given
@@ -69,7 +69,7 @@ class Inert:
 
 
 class Kind(Inert):
-    """numpy's dtype: given its code; its state holds the byte order."""
+    """A stand-in for numpy's dtype: its argument is its code, its state holds the byte order."""
 
     def numpy(self) -> np.dtype:
         code, order = self.given[0], "=" if self.state is None else self.state[1]
@@ -111,7 +111,7 @@ class Chumpy(Inert):
 
 
 def _array(*given: Any) -> Array:
-    """An array without its state, which follows."""
+    """An array before its state is set."""
     return Array()
 
 
@@ -121,23 +121,23 @@ def _scalar(kind: Kind, data: bytes | str) -> Array:
 
 
 def _from_buffer(buffer: bytes | str, kind: Kind, shape: tuple[int, ...], order: str) -> Array:
-    """How protocol 5 spells arrays."""
+    """An array as protocol 5 stores it."""
     array = Array()
     array.state = (shape, kind, order == "F", buffer)
     return array
 
 
 def _object(kind: type, base: type, state: Any) -> Any:
-    """How protocols 0 and 1 spell objects; here only inert ones."""
+    """An object as protocols 0 and 1 store it; only stand-ins are allowed."""
     if not issubclass(kind, Inert):
         raise pickle.UnpicklingError(f"an object of {kind.__name__} is not data")
     return kind()
 
 
 def _encoded(text: str, encoding: str = "latin1") -> bytes:
-    """How protocol 2 spells bytes."""
+    """Bytes as protocol 2 stores them."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes spelled in {encoding!r}, wanted latin1")
+        raise pickle.UnpicklingError(f"bytes encoded in {encoding!r}, expected latin1")
     return text.encode("latin1")
 
 
@@ -173,4 +173,4 @@ class _DataOnly(pickle.Unpickler):
             return Chumpy
         if module.startswith("scipy.sparse") and name == "csc_matrix":
             return SparseMatrix
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data; nothing was run")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not data; nothing was executed")

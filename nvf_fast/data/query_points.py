@@ -1,4 +1,4 @@
-"""Where a field is labelled around hands: near the surface, along the rays through it, and about the hand."""
+"""Query points around hands: near the surface, along the rays through it, and about the hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEAREST_MM = 50.0
 def points_about(
     near: np.ndarray, surface: np.ndarray, joints: np.ndarray, slope: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Query points around each of B hands.
+    """Sample query points around each of B hands.
 
     Half of them lie near the surface, a third at other depths on the rays through it, the rest in a ball
     about the joints' mean and in the slab of the view's frustum around it.

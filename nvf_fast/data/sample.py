@@ -1,4 +1,4 @@
-"""What every data set yields: one picture of one hand, in our units, frame and joint order."""
+"""Samples of data sets: one image of one hand, in our units, frame and joint order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nvf_fast.data.surfaces import HandSurfaces
 
 @dataclass(frozen=True)
 class HandSample:
-    """One picture and what is known about the hand in it.
+    """One image and the labels of the hand in it.
 
     Attributes:
-        id: names the picture within its data set, such as "training/00032560".
+        id: names the image within its data set, such as "training/00032560".
         image: (H, W, 3) uint8 RGB.
         intrinsics: (3, 3) float64 px, the first pixel of a row centred at 0.
         root: (3,) float32 mm, the wrist in the camera's frame, or None.
         joints: (21, 3) float32 mm in the camera's frame, FreiHAND's order; None where they are not released.
-        surface: the hand's closed surface, a batch of one in the camera's frame; None where the data set has
-            no mesh, or has one without faces and nobody gave them.
+        surface: the hand's closed surface, a batch of one in the camera's frame; None without a
+            mesh or its faces.
         vertices: (V, 3) float32 mm, the data set's own (778 in MANO's order where it has those), or None.
         hand_scale: mm, length of the bone between joints 9 and 10, or None where it is unknown.
         side: "right" or "left".
@@ -42,9 +42,9 @@ class HandSample:
 
 
 class HandDataset(Protocol):
-    """A map-style data set of `HandSample`s; `name` and `split` say which.
+    """A map-style data set of `HandSample`s; `name` and `split` identify it.
 
-    An index raises `DamagedPicture` where its picture cannot be read. `why_no_surfaces` is None where samples
+    An index raises `DamagedImageError` if its image cannot be read. `why_no_surfaces` is None where samples
     have surfaces; sets with different samples have different `fingerprint`s.
     """
 
@@ -63,7 +63,7 @@ class HandDataset(Protocol):
 
 
 class FirstSamples:
-    """The first samples of a data set, `count` or all there are."""
+    """The first `count` samples of a data set, or all of a shorter one."""
 
     def __init__(self, dataset: HandDataset, count: int) -> None:
         self.dataset, self.name, self.split = dataset, dataset.name, dataset.split
@@ -77,5 +77,5 @@ class FirstSamples:
         return self.dataset[self._indices[index]]
 
 
-class DamagedPicture(ValueError):
-    """A picture's file is missing or cannot be decoded; training skips and counts it."""
+class DamagedImageError(ValueError):
+    """An image's file is missing or cannot be decoded; training skips and counts it."""

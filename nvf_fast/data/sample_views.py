@@ -31,7 +31,7 @@ class SampleViews:
         dataset: samples of right hands with joints and surfaces.
 
     Raises:
-        ValueError: the data set has no surfaces; the message says why.
+        ValueError: the data set has no surfaces.
     """
 
     def __init__(self, dataset: HandDataset) -> None:
@@ -45,7 +45,7 @@ class SampleViews:
         """Draw views (B = count) of samples drawn uniformly.
 
         Raises:
-            DamagedPicture: an image cannot be read.
+            DamagedImageError: an image cannot be read.
             ValueError: a sample is no right hand with joints and a surface.
         """
         samples = [self.dataset[int(index)] for index in random.integers(len(self.dataset), size=count)]

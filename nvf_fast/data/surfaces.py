@@ -1,4 +1,4 @@
-"""Surfaces of hands as training queries them: distance, surface points, first hits of rays."""
+"""Surfaces of hands: signed distance, surface points, first hits of rays."""
 
 from __future__ import annotations
 
@@ -112,11 +112,13 @@ class MeshHands:
         area = torch.linalg.cross(edges[:, :, 0], edges[:, :, 1]).norm(dim=-1)
         face = torch.multinomial(area, count, replacement=True, generator=generator)
         shape = (len(self), count, 2)
-        share = torch.rand(shape, generator=generator, device=area.device, dtype=area.dtype)
-        share = torch.where(share.sum(-1, keepdim=True) > 1, 1 - share, share)  # folded into the triangle
+        weights = torch.rand(shape, generator=generator, device=area.device, dtype=area.dtype)
+        weights = torch.where(
+            weights.sum(-1, keepdim=True) > 1, 1 - weights, weights
+        )  # folded into the triangle
         index = face[..., None, None].expand(-1, -1, 2, 3)
         start = corners[:, :, 0].gather(1, face[..., None].expand(-1, -1, 3))
-        return start + (share[..., None] * edges.gather(1, index)).sum(2)
+        return start + (weights[..., None] * edges.gather(1, index)).sum(2)
 
     @classmethod
     def stack(cls, hands: Sequence[MeshHands]) -> MeshHands:

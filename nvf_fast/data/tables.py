@@ -1,4 +1,4 @@
-"""Lists of numbers in JSON files, one entry per picture, and the pictures themselves."""
+"""Lists of numbers in JSON files, one entry per image, and the images themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from nvf_fast.data.faults import Faults
-from nvf_fast.data.sample import DamagedPicture
+from nvf_fast.data.sample import DamagedImageError
 
 BLOCK = 1 << 22  # characters; the longest of these files have more than 10^9
 # No hand is so far; where a file has mm, the nearest ones, at 150 mm, seem to be at 150 m.
@@ -30,21 +30,21 @@ def read_table(
     dtype: type = np.float32,
     cache: Path | None = None,
 ) -> np.ndarray | None:
-    """A JSON list of N arrays of one shape.
+    """Read a JSON list of N arrays of one shape.
 
     Args:
         path: the file.
-        faults: takes what is wrong with the file.
+        faults: collects those of the file.
         shape: of an entry; () for plain numbers.
         unit: the file's unit in ours; 1000 for metres.
-        dtype: of the answer.
+        dtype: of the result.
         cache: folder that keeps the list as an array for the next time, until the file changes.
 
     Returns:
         (N, *shape), or None where the file has a fault.
     """
     if not path.is_file():
-        faults.add(path, "no such file", "a JSON list with one entry per picture")
+        faults.add(path, "no such file", "a JSON list with one entry per image")
         return None
     kept = cache and cache / f"{_state_of(path, unit, dtype)}.npy"
     if kept and kept.exists():
@@ -62,12 +62,12 @@ def read_table(
             else:
                 rows.append((row * unit).astype(dtype))
     except (ValueError, OSError, RecursionError) as error:
-        faults.add(path, str(error), "a JSON list with one entry per picture")
+        faults.add(path, str(error), "a JSON list with one entry per image")
         return None
     faults.add_many(path, "entries of another shape", wrong, _form(np.zeros(shape)))
     faults.add_many(path, "entries with NaN or infinity", infinite, "finite numbers")
     if not rows and not wrong and not infinite:
-        faults.add(path, "an empty list", "one entry per picture")
+        faults.add(path, "an empty list", "one entry per image")
     if wrong or infinite or not rows:
         return None
     table = np.stack(rows)
@@ -79,8 +79,8 @@ def read_table(
     return table
 
 
-def write_table(path: Path, rows: np.ndarray | list) -> None:
-    """Writes a JSON list that `read_table` reads, every number in full."""
+def write_table(path: Path, rows: np.ndarray | list[Any]) -> None:
+    """Write a JSON list for `read_table`, every number in full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(np.asarray(rows, dtype=np.float64).tolist()))
 
@@ -88,7 +88,7 @@ def write_table(path: Path, rows: np.ndarray | list) -> None:
 def check_intrinsics(
     path: Path, intrinsics: np.ndarray, faults: Faults, names: Sequence[str] | None = None
 ) -> None:
-    """Cameras (N, 3, 3) px, [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive fx and fy."""
+    """Check that cameras (N, 3, 3) px are [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive fx and fy."""
     focal = (intrinsics[:, 0, 0] > 0) & (intrinsics[:, 1, 1] > 0)
     form = (intrinsics[:, 2] == [0, 0, 1]).all(-1) & (intrinsics[:, 1, 0] == 0)
     faults.add_many(
@@ -100,7 +100,7 @@ def check_intrinsics(
 
 
 def check_points(path: Path, points: np.ndarray, faults: Faults, names: Sequence[str] | None = None) -> None:
-    """Points (N, P, 3) mm in our frame that lie before the camera, and not where a file in mm has them."""
+    """Check that points (N, P, 3) mm lie in front of the camera, and not as far as those of a file in mm."""
     depth = points[..., 2]
     behind, far = _named((depth <= 0).any(1), names), _named((depth > FARTHEST_MM).any(1), names)
     faults.add_many(path, "entries behind the camera", behind, "depths in front of it")
@@ -108,35 +108,35 @@ def check_points(path: Path, points: np.ndarray, faults: Faults, names: Sequence
 
 
 def listed(folder: Path) -> set[str]:
-    """Names of the files in a folder; none where there is no such folder."""
+    """List the names of the files in a folder; a missing folder has none."""
     return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB.
+def read_image(path: Path) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8 RGB.
 
     Raises:
-        DamagedPicture: the file is missing, no JPEG or PNG, cannot be decoded to its end, or is not RGB.
+        DamagedImageError: the file is missing, no JPEG or PNG, cannot be decoded to its end, or is not RGB.
     """
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as picture:
-            picture.load()
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            image.load()
     # What Pillow raises on damaged files: truncation is an OSError, a bad PNG chunk a SyntaxError.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DamagedPicture(f"{path} cannot be read: {error}") from error
-    if picture.mode != "RGB":
-        raise DamagedPicture(f"{path} has mode {picture.mode}; wanted RGB")
-    return np.array(picture)
+        raise DamagedImageError(f"{path} cannot be read: {error}") from error
+    if image.mode != "RGB":
+        raise DamagedImageError(f"{path} has mode {image.mode}; expected RGB")
+    return np.array(image)
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8 RGB: as PNG exactly, as JPEG at quality 95 with full chroma."""
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB: PNG losslessly, JPEG at quality 95 with full chroma."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, quality=95, subsampling=0)  # PNG heeds neither
+    Image.fromarray(image).save(path, quality=95, subsampling=0)  # PNG ignores both
 
 
 def _entries(path: Path) -> Iterator[object]:
-    """The entries of a JSON list one by one: all at once, the longest lists take GBs as Python's objects."""
+    """Iterate over the entries of a JSON list; as Python objects, the longest lists would take gigabytes."""
     with open(path, encoding="utf-8") as file:
         text, count = file.read(BLOCK).lstrip(), 0
         if text[:1] != "[":
@@ -157,7 +157,7 @@ def _entries(path: Path) -> Iterator[object]:
 
 
 def _next_entry(text: str, position: int) -> tuple[object, re.Match[str] | None]:
-    """An entry and what closes it, a comma or the list's end; without that, the entry may not be whole."""
+    """Parse an entry and its delimiter, a comma or the list's end; without one the entry may be cut off."""
     try:
         entry, end = _DECODER.raw_decode(text, position)
     except json.JSONDecodeError:
@@ -166,7 +166,7 @@ def _next_entry(text: str, position: int) -> tuple[object, re.Match[str] | None]
 
 
 def _array(entry: object) -> np.ndarray | None:
-    """float64, or None of what is no array of numbers."""
+    """Convert to float64; None for anything but an array of numbers."""
     try:
         array = np.array(entry)
     except ValueError:
@@ -186,5 +186,5 @@ def _named(wrong: Any, names: Sequence[str] | None) -> list[str]:
 
 def _state_of(path: Path, unit: float, dtype: type) -> str:
     state = path.stat()
-    facts = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {unit} {np.dtype(dtype)}"
-    return hashlib.sha256(facts.encode()).hexdigest()[:24]
+    identity = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {unit} {np.dtype(dtype)}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:24]

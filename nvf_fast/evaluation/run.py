@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from nvf_fast.data.sample import DamagedPicture, HandDataset, HandSample
+from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
 from nvf_fast.evaluation.dataset_predictions import SETTINGS, DatasetPredictions, Times
 from nvf_fast.evaluation.predictors import Predictions, Predictor
 from nvf_fast.runtime.processes import TIMEOUT_S, Processes
@@ -171,7 +171,7 @@ class _Readable:
 def _read(dataset: HandDataset, index: int) -> HandSample | str:
     try:
         return replace(dataset[index], surface=None, vertices=None)  # no predictor uses them
-    except DamagedPicture as error:
+    except DamagedImageError as error:
         return str(error) or "damaged"
 
 

@@ -1,4 +1,4 @@
-"""The trained networks of the tables and what they answer: made once, kept in a folder, shared by all."""
+"""Trained networks of the tables and their evaluations, made once and shared by all tables."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ LOG = logging.getLogger("nvf_fast")
 EVALUATED_ON: dict[str, Role] = {"camera-space": "freihand", "root-relative": "ho3d"}
 
 
-class Stopped(Exception):
-    """A training was asked to stop; the same command goes on."""
+class StoppedError(Exception):
+    """A training was interrupted; the same command resumes it."""
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where the networks are trained and asked.
+    """A place to train and evaluate networks.
 
     Attributes:
-        runs: folder that keeps trainings, answers and rendered pictures; what is there is not made again.
+        runs: folder that keeps trainings, predictions and rendered images; existing ones are reused.
         size: how large trainings and evaluations are.
-        data: folders of the real data sets at hand, by role; synthetic pictures stand for the others.
+        data: folders of the real data sets at hand, by role; synthetic images stand for the others.
         evaluation_data: FreiHAND's released evaluation annotations.
         mano: the user's MANO_RIGHT.pkl.
         seed: of all trainings.
         device: where to compute.
-        workers: processes that read pictures ahead.
+        workers: processes that read images ahead.
     """
 
     runs: Path
@@ -59,37 +59,37 @@ class Workshop:
     workers: int = 0
 
     def dataset(self, role: Role, split: Split) -> HandDataset:
-        """The pictures of a role that trainings or evaluations of this size look at."""
+        """Open the images of a role for trainings or evaluations of this size."""
         real = role in self.data
         folders = Folders(
             data=self.data.get(role),
             evaluation=self.evaluation_data if real and role == "freihand" else None,
             mano=self.mano if real else None,
-            cache=self.runs / "pictures",
+            cache=self.runs / "images",
         )
         dataset = open_dataset(data_for(role, self.size, frozenset(self.data)), split, folders)
-        count = self.size.pictures if split == "training" else self.size.evaluated
+        count = self.size.images if split == "training" else self.size.evaluated
         if isinstance(dataset, SyntheticHands):
             dataset.render(os.cpu_count() or 1, count=count)
         return dataset if count is None else FirstSamples(dataset, count)
 
     def network(self, variant: Variant) -> tuple[Network, dict[str, Any]]:
-        """A variant's network, trained where it is not yet, and its checkpoint's facts.
+        """Return a variant's network, trained if it is missing, and its checkpoint's metadata.
 
         Raises:
-            Stopped: the training was asked to stop.
+            StoppedError: the training was interrupted.
             ResumeError: the folder holds other trainings.
         """
-        wanted = stages(variant, self.size, frozenset(self.data), self.seed)
-        for stage in wanted:
+        expected = stages(variant, self.size, frozenset(self.data), self.seed)
+        for stage in expected:
             self._train(stage)
-        return load_checkpoint(self._folder(wanted[-1].name) / "checkpoint", self.device)
+        return load_checkpoint(self._folder(expected[-1].name) / "checkpoint", self.device)
 
     def report(self, variant: Variant, **options: Any) -> dict[str, Any]:
-        """What a variant's network answers on its task's evaluation pictures, as `report_on` says it.
+        """Evaluate a variant's network on its task's evaluation images, see `report_on`.
 
         Args:
-            variant: which.
+            variant: of the network.
             options: of its estimator, such as fraction.
 
         Returns:
@@ -99,19 +99,19 @@ class Workshop:
         if variant.method == "nvf":
             options = {"surface_mm": variant.surface_mm, **options}
         name = "-".join([variant.name, *(f"{key}{value:g}" for key, value in sorted(options.items()))])
-        facts = {"checkpoint": info["sha256"], "size": self.size.name, **options}
+        metadata = {"checkpoint": info["sha256"], "size": self.size.name, **options}
         role = EVALUATED_ON[variant.task]
         dataset = self.dataset(role, "evaluation")
-        answers = predict(
+        predictions = predict(
             NetworkPredictor(PoseEstimator(network, **options)),
             dataset,
-            self.runs / "answers" / name,
-            facts,
+            self.runs / "predictions" / name,
+            metadata,
             Options(progress=True, workers=self.workers),
         )
-        assert answers is not None
+        assert predictions is not None
         fallback = fallback_pose(data_for(role, self.size, frozenset(self.data)))
-        report = report_on(answers, fallback, {})
+        report = report_on(predictions, fallback, {})
         if "settings" not in report:
             raise ValueError(f"{dataset.name}: the evaluation part's joints are not there: nothing to score")
         return report["settings"][SETTINGS[variant.hand_scale]] | {"counts": report["counts"]}
@@ -127,14 +127,14 @@ class Workshop:
             workers=self.workers,
         )
         if not result.finished:
-            raise Stopped(f"{stage.name} stopped at step {result.step}; the same command goes on")
+            raise StoppedError(f"{stage.name} stopped at step {result.step}; the same command resumes it")
 
     def _folder(self, name: str) -> Path:
         return self.runs / "trainings" / name
 
 
 def described(workshop: Workshop) -> dict[str, Any]:
-    """What a reader must know of a result: its size, data, seed and device."""
+    """Metadata of a result: size, data, seed and device."""
     kind = torch.device(workshop.device).type
     return {
         "size": workshop.size.name,

@@ -28,7 +28,7 @@ from nvf_fast.reproduce.results import Result
 from nvf_fast.reproduce.tables import METHODS
 
 
-def figure3(workshop: Workshop, picture: Path, others: Mapping[str, Path]) -> Result:
+def figure3(workshop: Workshop, path: Path, others: Mapping[str, Path]) -> Result:
     """Figure 3: 3D PCK of absolute pose, of our three methods and of `others` by their prediction files."""
     curves: dict[str, KeypointScores] = {}
     if others:
@@ -38,16 +38,16 @@ def figure3(workshop: Workshop, picture: Path, others: Mapping[str, Path]) -> Re
             curves[name] = metrics.keypoint_scores(errors)
     for method, name in METHODS.items():
         curves[name] = curve_of(workshop.report(Variant(method))["curves"]["camera space"])
-    pck_figure(curves, picture)
+    pck_figure(curves, path)
     rows = [
         [name, published.AREAS.get(name), curves[name].auc if name in curves else None]
         for name in [*(name for name in published.AREAS if name not in curves), *curves]
     ]
     title = "Figure 3: 3D PCK of absolute pose on FreiHAND, without hand scale or extra data"
-    return Result("figure3", title, ["method", "CS-AUC, paper", "CS-AUC"], rows, pictures=[picture.name])
+    return Result("figure3", title, ["method", "CS-AUC, paper", "CS-AUC"], rows, images=[path.name])
 
 
-def figure4(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result:
+def figure4(workshop: Workshop, path: Path, samples: Sequence[int]) -> Result:
     """Figure 4: voters and votes of NVF beside Baseline-2D-Dense's."""
     scale = True
     dense, _ = workshop.network(Variant("dense", hand_scale=scale))
@@ -59,10 +59,10 @@ def figure4(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result
         window = _window(sample)
         rows.append(dense_row(dense, sample, scale, METHODS["dense"], window))
         rows.append(nvf_row(estimator, sample, scale, METHODS["nvf"], window=window))
-    return _qualitative("figure4", "Figure 4: votes of Baseline-2D-Dense and CS-NVF", rows, picture)
+    return _qualitative("figure4", "Figure 4: votes of Baseline-2D-Dense and CS-NVF", rows, path)
 
 
-def figure5(workshop: Workshop, picture: Path, samples: Sequence[int], others: Mapping[str, Path]) -> Result:
+def figure5(workshop: Workshop, path: Path, samples: Sequence[int], others: Mapping[str, Path]) -> Result:
     """Figure 5: CS-NVF's poses beside those of `others`, by their prediction files."""
     dataset = workshop.dataset("freihand", "evaluation")
     network, _ = workshop.network(Variant())
@@ -80,13 +80,13 @@ def figure5(workshop: Workshop, picture: Path, samples: Sequence[int], others: M
                 for name, joints in poses.items()
             }
         )
-    comparison_figure(rows, picture)
+    comparison_figure(rows, path)
     notes = [] if others else ["No other method's predictions were given (--predictions NAME pred.json)."]
     title = "Figure 5: CS-NVF beside other methods on FreiHAND"
-    return Result("figure5", title, notes=notes, pictures=[picture.name])
+    return Result("figure5", title, notes=notes, images=[path.name])
 
 
-def figure6(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result:
+def figure6(workshop: Workshop, path: Path, samples: Sequence[int]) -> Result:
     """Figure 6: more of CS-NVF on FreiHAND."""
     network, _ = workshop.network(Variant(hand_scale=True))
     assert isinstance(network, NVF)
@@ -95,10 +95,10 @@ def figure6(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result
         nvf_row(estimator, sample, True, window=_window(sample))
         for sample in _chosen(workshop.dataset("freihand", "evaluation"), samples)
     ]
-    return _qualitative("figure6", "Figure 6: CS-NVF on FreiHAND", rows, picture)
+    return _qualitative("figure6", "Figure 6: CS-NVF on FreiHAND", rows, path)
 
 
-def figure7(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result:
+def figure7(workshop: Workshop, path: Path, samples: Sequence[int]) -> Result:
     """Figure 7: RS-NVF on HO-3D, moved to where the true root is."""
     network, _ = workshop.network(Variant(task="root-relative"))
     assert isinstance(network, NVF)
@@ -107,10 +107,10 @@ def figure7(workshop: Workshop, picture: Path, samples: Sequence[int]) -> Result
         nvf_row(estimator, sample, window=_window(sample))
         for sample in _chosen(workshop.dataset("ho3d", "evaluation"), samples)
     ]
-    return _qualitative("figure7", "Figure 7: RS-NVF on HO-3D", rows, picture)
+    return _qualitative("figure7", "Figure 7: RS-NVF on HO-3D", rows, path)
 
 
-def figure8(estimator: PoseEstimator, folder: Path, picture: Path) -> Result:
+def figure8(estimator: PoseEstimator, folder: Path, path: Path) -> Result:
     """Figure 8: poses in a folder of photographs with intrinsics, see `read_photographs`.
 
     Where a photograph has no box, a network of hand views finds its hands: each has a row, none leaves one
@@ -125,20 +125,20 @@ def figure8(estimator: PoseEstimator, folder: Path, picture: Path) -> Result:
         hands = [poses] if poses.joints.ndim == 2 else list(poses)
         for pose in hands:
             pairs.append(PosePair(sample.image, sample.intrinsics, pose.joints))
-            facts = [int(pose.voters), float(pose.joints[:, 2].mean()), float(pose.scores.mean())]
-            found.append([sample.id, *facts])
+            metadata = [int(pose.voters), float(pose.joints[:, 2].mean()), float(pose.scores.mean())]
+            found.append([sample.id, *metadata])
         if not hands:
             pairs.append(PosePair(sample.image, sample.intrinsics, np.full((21, 3), np.nan)))
             found.append([sample.id, 0, None, 0.0])
-    photograph_figure(pairs, picture)
+    photograph_figure(pairs, path)
     columns = ["photograph", "voters", "mean depth mm", "mean score"]
-    return Result("figure8", "Figure 8: photographs", columns, found, pictures=[picture.name])
+    return Result("figure8", "Figure 8: photographs", columns, found, images=[path.name])
 
 
-def _qualitative(name: str, title: str, rows: list[QualitativeRow], picture: Path) -> Result:
-    qualitative_figure(rows, picture)
+def _qualitative(name: str, title: str, rows: list[QualitativeRow], path: Path) -> Result:
+    qualitative_figure(rows, path)
     table = [[row.id, row.method, len(row.voters) if row.valid else 0] for row in rows]
-    return Result(name, title, ["sample", "method", "voters"], table, pictures=[picture.name])
+    return Result(name, title, ["sample", "method", "voters"], table, images=[path.name])
 
 
 def _chosen(dataset: HandDataset, samples: Sequence[int]) -> list[HandSample]:

@@ -1,4 +1,4 @@
-"""What figures read: other methods' predictions, and folders of photographs."""
+"""Inputs of the figures: other methods' predictions, and folders of photographs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENTRIES = ("K", "box", "side", "hand_scale")
 
 
 def read_predictions(path: Path | str, count: int) -> np.ndarray:
-    """A method's camera-space poses from FreiHAND's submission file.
+    """Read a method's camera-space poses from FreiHAND's submission file.
 
     The file is JSON, [xyz_list, verts_list]: for each sample in order the 21 joints in FreiHAND's order, in
     metres, in the camera's frame (x right, y down, z forward), and vertices, which are not read.
@@ -37,16 +37,16 @@ def read_predictions(path: Path | str, count: int) -> np.ndarray:
     """
     document = _json(Path(path))
     if not isinstance(document, list) or len(document) != 2 or not isinstance(document[0], list):
-        raise ValueError(f"{path}: wanted [xyz_list, verts_list], got {_told(document)}")
+        raise ValueError(f"{path}: expected [xyz_list, verts_list], got {_described(document)}")
     poses = document[0]
     if len(poses) != count:
-        raise ValueError(f"{path}: wanted the joints of {count} samples, got {len(poses)}")
+        raise ValueError(f"{path}: expected the joints of {count} samples, got {len(poses)}")
     joints = np.empty((count, 21, 3))
     for sample, pose in enumerate(poses):
         numbers = _numbers(pose)
         if numbers is None or numbers.shape != (21, 3):
-            came = _told(pose) if numbers is None else f"shape {numbers.shape}"
-            raise ValueError(f"{path}: sample {sample} must be (21, 3) numbers, got {came}")
+            got = _described(pose) if numbers is None else f"shape {numbers.shape}"
+            raise ValueError(f"{path}: sample {sample} must be (21, 3) numbers, got {got}")
         if not np.isfinite(numbers).all():
             raise ValueError(f"{path}: sample {sample} holds numbers that are not finite")
         joints[sample] = numbers
@@ -54,39 +54,39 @@ def read_predictions(path: Path | str, count: int) -> np.ndarray:
     if not DEPTHS_M[0] < depth < DEPTHS_M[1]:
         cause = "millimetres" if depth >= DEPTHS_M[1] else "root-relative, or of a camera that looks along -z"
         raise ValueError(
-            f"{path}: wanted metres in the camera's frame, z forward; the median depth is {depth:g}, so that "
-            f"these seem to be {cause}"
+            f"{path}: expected metres in the camera's frame, z forward; the median depth is {depth:g}, "
+            f"so that these seem to be {cause}"
         )
     return joints * 1000
 
 
 def read_photographs(folder: Path | str) -> list[HandSample]:
-    """Photographs of hands with their cameras, from a folder with an `intrinsics.json`.
+    """Read photographs of hands with their cameras from a folder with an `intrinsics.json`.
 
-    The file is JSON, an entry for each picture that counts, by its name within the folder:
+    The file is JSON, an entry for each image, by its name within the folder:
 
         {"hand.jpg": {"K": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]],
                       "box": [x0, y0, x1, y1], "side": "left", "hand_scale": 41.5}}
 
-    K in px, the first pixel of a row centred at 0, of the picture turned upright as its EXIF data say; box in
+    K in px, the first pixel of a row centred at 0, of the image turned upright as its EXIF data say; box in
     px about the hand, to look at its middle; side "right" where it is not given; hand_scale in mm, length of
     the middle finger's proximal phalanx. All but K may be left out.
 
     Args:
-        folder: with `intrinsics.json` and the pictures.
+        folder: with `intrinsics.json` and the images.
 
     Returns:
         Samples in the file's order, named by their files, without joints.
 
     Raises:
         OSError: `intrinsics.json` cannot be read.
-        ValueError: something in it, or a picture, is not as above; the message lists everything.
+        ValueError: something in it, or an image, is not as above; the message lists everything.
     """
     folder = Path(folder)
     path = folder / "intrinsics.json"
     entries = _json(path)
     if not isinstance(entries, dict) or not entries:
-        raise ValueError(f'{path}: wanted {{"hand.jpg": {{"K": ...}}, ...}}, got {_told(entries)}')
+        raise ValueError(f'{path}: expected {{"hand.jpg": {{"K": ...}}, ...}}, got {_described(entries)}')
     faults = [
         f"{name}: {fault}" for name, entry in entries.items() for fault in _faults(folder / name, entry)
     ]
@@ -105,16 +105,16 @@ def read_photographs(folder: Path | str) -> list[HandSample]:
     ]
 
 
-def _faults(picture: Path, entry: Any) -> Iterator[str]:
-    """What is wrong with one photograph and its entry."""
+def _faults(image: Path, entry: Any) -> Iterator[str]:
+    """Find the faults of one photograph and its entry."""
     try:
-        read_image(picture)
+        read_image(image)
     except FileNotFoundError:
         yield "there is no such file"
     except (OSError, ValueError) as error:
         yield str(error)
     if not isinstance(entry, dict):
-        yield f'wanted {{"K": ...}}, got {_told(entry)}'
+        yield f'expected {{"K": ...}}, got {_described(entry)}'
         return
     unknown = sorted(set(entry) - set(ENTRIES))
     if unknown:
@@ -151,7 +151,7 @@ def _numbers(value: Any) -> np.ndarray | None:
         return None
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     kind = {list: "a list", dict: "an object", str: "a text", type(None): "null"}
     name = kind.get(type(value), f"{value!r}")
     return f"{name} of {len(value)}" if isinstance(value, list | dict) else name

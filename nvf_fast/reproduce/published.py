@@ -1,4 +1,4 @@
-"""Figures that the paper prints, to stand beside measured ones: its tables 2 to 8, figure 3, section 4.7."""
+"""Figures printed in the paper: its tables 2 to 8, figure 3, section 4.7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has to be trained for the tables: a variant of the method, and the trainings that lead to it."""
+"""Trainings of the tables' networks: variants of the method, and the stages that lead to each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Variant:
         task: camera-space, on FreiHAND; or root-relative, on HO-3D.
         hand_scale: whether it takes the hand scale.
         extra: whether it was pre-trained on Complement.
-        surface_mm: the clamping distance δ, in training and when asked.
+        surface_mm: the clamping distance δ, in training and inference.
         nearest: K, the neighbours per joint that carry votes in training.
     """
 
@@ -73,18 +73,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Size:
-    """How large the trainings and evaluations are.
+    """Size of trainings and evaluations.
 
     Attributes:
-        name: "paper", or what a reader is told of a smaller one.
+        name: "paper", or the label of a smaller one.
         steps: of a training from scratch, of which fine-tuning takes a third; None trains the paper's epochs.
         batch: images of a step; None is the paper's.
-        network: network's sizes; None is the paper's. Its picture serves both tasks.
+        network: network's sizes; None is the paper's. Its image serves both tasks.
         sampling: query points; None is the paper's.
-        pictures: for training, of each set; None is all.
-        evaluated: pictures; None is all.
+        images: for training, of each set; None is all.
+        evaluated: images; None is all.
         learning_rate: peak of a cosine schedule of AdamW; None keeps the paper's RMSprop and milestones.
-        additions: whether the field's losses have those that make a short training learn anything.
+        additions: whether the field's losses have the additions that a short training needs.
         precision: of the trainings.
         compile: whether torch.compile makes the steps.
     """
@@ -94,7 +94,7 @@ class Size:
     batch: int | None = None
     network: NVFConfig | None = None
     sampling: PointSampling | None = None
-    pictures: int | None = None
+    images: int | None = None
     evaluated: int | None = None
     learning_rate: float | None = None
     additions: bool = False
@@ -113,7 +113,7 @@ SMOKE = Size(
         input_size=64, stem=24, width=48, widen=24, stacks=1, depth=3, groups=8, hidden=(128, 64, 64, 64)
     ),
     sampling=PointSampling(surface=160, sphere=40, frustum=40, inside=None, outside=None, ray_points=160),
-    pictures=1024,
+    images=1024,
     evaluated=32,
     learning_rate=1.5e-3,
     additions=True,
@@ -124,9 +124,9 @@ def stages(variant: Variant, size: Size, real: frozenset[Role], seed: int = 0) -
     """The trainings that lead to a variant, the last one its own.
 
     Args:
-        variant: what is wanted.
-        size: how large.
-        real: data sets that are at hand; synthetic pictures stand for the others.
+        variant: of the network.
+        size: of the trainings.
+        real: data sets at hand; synthetic images replace the others.
         seed: of all trainings.
     """
     presets = [camera_space()]
@@ -147,14 +147,14 @@ def data_for(role: Role, size: Size, real: frozenset[Role]) -> DataConfig:
     if role in real:
         return DataConfig(role)
     if role == "complement":
-        return DataConfig("synthetic", SyntheticConfig(count=size.pictures or 20_000, seed=EXTRA_SEED))
+        return DataConfig("synthetic", SyntheticConfig(count=size.images or 20_000, seed=EXTRA_SEED))
     return DataConfig("synthetic-v2")
 
 
 def _trained(
     preset: TrainingConfig, role: Role, variant: Variant, size: Size, real: frozenset[Role], seed: int
 ) -> TrainingConfig:
-    """A preset with a variant's network and losses, cut down to a size."""
+    """A preset with a variant's network and losses at a size."""
     task = preset.model.task
     network = preset.model if size.network is None else replace(size.network, task=task)
     options = replace(preset.optimisation, precision=size.precision, compile=size.compile)
@@ -170,10 +170,7 @@ def _trained(
             warmup_steps=min(30, options.steps or 30), clip_norm=1.0,
         )  # fmt: skip
     losses = replace(
-        preset.losses,
-        clamp_mm=variant.surface_mm,
-        surface_mm=variant.surface_mm,
-        nearest=variant.nearest,
+        preset.losses, clamp_mm=variant.surface_mm, surface_mm=variant.surface_mm, nearest=variant.nearest
     )
     if size.additions:
         losses = replace(losses, vote_beta=0.2)

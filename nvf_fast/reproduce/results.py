@@ -1,4 +1,4 @@
-"""What a reproduction leaves: a table or figure to read, and the same as JSON with where it comes from."""
+"""Results of a reproduction, written as Markdown and as JSON with their origin."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Result:
         title: one line.
         columns: their names, units included; those that end in "paper" are printed there.
         rows: a value for each column; None where there is none.
-        notes: sentences that a reader must know.
-        pictures: files that belong to it, in the folder of the results.
-        details: whatever else JSON is to hold.
+        notes: sentences for the reader.
+        images: files that belong to it, in the folder of the results.
+        details: further entries of the JSON file.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Result:
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
     notes: Sequence[str] = ()
-    pictures: Sequence[str] = ()
+    images: Sequence[str] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
 
 def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[Path]:
-    """Writes NAME.md and NAME.json into a folder; of a size that is not the paper's, NAME_SIZE.
+    """Write NAME.md and NAME.json into a folder; for another size than the paper's, NAME_SIZE.
 
     Args:
         folder: made when missing.
-        result: what was found.
-        context: size, data, seed and device, as `described` tells them.
+        result: table or figure.
+        context: size, data, seed and device, see `described`.
 
     Returns:
         The files.
@@ -60,7 +60,7 @@ def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[
         "columns": list(result.columns),
         "rows": [list(row) for row in result.rows],
         "notes": notes,
-        "pictures": list(result.pictures),
+        "images": list(result.images),
         "context": context,
         "details": result.details,
     }
@@ -87,8 +87,8 @@ def _markdown(result: Result, notes: list[str], context: dict[str, Any]) -> str:
     if result.rows:
         table = [result.columns, ["---"] * len(result.columns), *result.rows]
         lines += [f"| {' | '.join(map(_cell, row))} |" for row in table] + [""]
-    for picture in result.pictures:
-        lines += [f"![{result.title}]({picture})", ""]
+    for image in result.images:
+        lines += [f"![{result.title}]({image})", ""]
     lines += [f"- {name}: {value}" for name, value in context.items()]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""The paper's tables 2 to 8, measured, beside what it prints."""
+"""The paper's tables 2 to 8, measured beside the printed figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nvf_fast.reproduce.recipes import Variant
 from nvf_fast.reproduce.results import Result
 
 METHODS: dict[Method, str] = {"holistic": "Baseline-Holistic", "dense": "Baseline-2D-Dense", "nvf": "CS-NVF"}
-TIMED = 20  # pictures over which a step's time is the median
+TIMED = 20  # images over which a step's time is the median
 ABSENT = "No other method was run here: their figures are the paper's."
 
 
@@ -57,7 +57,7 @@ def table4(workshop: Workshop) -> Result:
     ]  # fmt: skip
     columns = [
         *("method", "MJE mm, paper", "AUC, paper", "RS-MJE mm, paper"),
-        *("MJE mm", "AUC", "RS-MJE mm", "no answer"),
+        *("MJE mm", "AUC", "RS-MJE mm", "no prediction"),
     ]
     return Result("table4", "Table 4: relative 3D hand pose on HO-3D", columns, rows, [ABSENT])
 
@@ -114,20 +114,20 @@ def table8(workshop: Workshop) -> Result:
 def step_sizes(network: NVF, dataset: HandDataset, use_scale: bool) -> Result:
     """Table 6 for one camera-space network: accuracy and speed by the step of a dense grid.
 
-    Speed is that of one picture at a time, from pixels in memory to joints there.
+    Speed is that of one image at a time, from pixels in memory to joints there.
 
     Args:
         network: it is not trained.
-        dataset: pictures with joints.
+        dataset: images with joints.
         use_scale: whether the true hand scale is given.
     """
     rows, details = [], {}
     for step, paper in published.STEPS.items():
         estimator = PoseEstimator(network, step_mm=float(step))
         predictor = NetworkPredictor(estimator)
-        answers = predict(predictor, dataset, options=Options(batch=1, shard=16, progress=True))
-        assert answers is not None
-        report = report_on(answers, mean_pose(other_hands()), {})["settings"][SETTINGS[use_scale]]
+        predictions = predict(predictor, dataset, options=Options(batch=1, shard=16, progress=True))
+        assert predictions is not None
+        report = report_on(predictions, mean_pose(other_hands()), {})["settings"][SETTINGS[use_scale]]
         times = list(_milliseconds(estimator, dataset, use_scale))
         median = statistics.median(times)
         details[str(step)] = {"scores": report["scores"], "milliseconds": times}
@@ -137,7 +137,7 @@ def step_sizes(network: NVF, dataset: HandDataset, use_scale: bool) -> Result:
         *("method", "step (mm)", "points, paper", "error mm, paper", "AUC, paper", "FPS, paper"),
         *("points", "error mm", "AUC", "FPS"),
     ]
-    notes = [f"{len(dataset)} pictures; FPS from the median of {min(TIMED, len(dataset))} single pictures."]
+    notes = [f"{len(dataset)} images; FPS from the median of {min(TIMED, len(dataset))} single images."]
     return Result("table6", "Table 6: sampling step size", columns, rows, notes, details=details)
 
 
@@ -162,19 +162,27 @@ def _absolute_pose(name: str, found: dict[Variant, dict[str, float]]) -> Result:
         paper = published.CAMERA_SPACE[variant.method, variant.extra, variant.hand_scale][0]
         measured = [scores["cs_mje"], scores["cs_auc"], scores["invalid"]]
         rows.append([*_named(variant), paper, *measured])
-    columns = ["method", "extra data", "hand scale", "CS-MJE mm, paper", "CS-MJE mm", "CS-AUC", "no answer"]
+    columns = [
+        "method",
+        "extra data",
+        "hand scale",
+        "CS-MJE mm, paper",
+        "CS-MJE mm",
+        "CS-AUC",
+        "no prediction",
+    ]
     title = f"Table {name[-1]}: absolute 3D hand pose on FreiHAND"
     return Result(name, title, columns, rows, [ABSENT, _order(found)])
 
 
 def _order(found: dict[Variant, dict[str, float]]) -> str:
     """The methods from the least error to the largest, with and without hand scale, as measured."""
-    told = []
+    orders = []
     for scale in (False, True):
         alike = {v.method: s["cs_mje"] for v, s in found.items() if v.hand_scale == scale and not v.extra}
         best_first = " < ".join(METHODS[method] for method in sorted(alike, key=alike.__getitem__))
-        told.append(f"{'with' if scale else 'without'} hand scale {best_first}")
-    return f"Order by CS-MJE, without extra data: {'; '.join(told)}."
+        orders.append(f"{'with' if scale else 'without'} hand scale {best_first}")
+    return f"Order by CS-MJE, without extra data: {'; '.join(orders)}."
 
 
 def _translation(name: str, workshop: Workshop) -> Result:
@@ -204,7 +212,7 @@ def _ablated(task: Any, what: str, value: float) -> tuple[Variant, dict[str, flo
 
 
 def _milliseconds(estimator: PoseEstimator, dataset: HandDataset, use_scale: bool) -> Iterator[float]:
-    """Of single pictures, after one that does not count."""
+    """Of single images, after one that does not count."""
     for place in range(min(TIMED, len(dataset)) + 1):
         sample = dataset[max(0, place - 1)]
         scale = sample.hand_scale if use_scale else None

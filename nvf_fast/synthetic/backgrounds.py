@@ -1,4 +1,4 @@
-"""What lies behind hands: cuts of panoramas and pictures in a folder, and procedural surroundings."""
+"""Backgrounds of hands: crops of panoramas and images in a folder, and procedural surroundings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nvf_fast.synthetic.shading import noise_at, noise_volume
 from nvf_fast.synthetic.skin import draw_tone
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-LARGEST = 1024  # px, of a picture's longer side in memory
-KEPT = 256  # pictures in memory
+LARGEST = 1024  # px, of an image's longer side in memory
+KEPT = 256  # images in memory
 PANORAMA_SIZES = 3  # each half as wide as the one before
-PROCEDURAL, PROCEDURAL_SIZE = 256, 192  # number and side of the procedural pictures
-PICTURE_CHANCE = 0.8  # of a picture, where there is a folder
+PROCEDURAL, PROCEDURAL_SIZE = 256, 192  # number and side of the procedural images
+IMAGE_CHANCE = 0.8  # of an image, where there is a folder
 SHADOW_REACH = 0.025  # of a painted shape, relative to the image's side
-FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a cut from a panorama
+FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a crop of a panorama
 
 
 class Surroundings(NamedTuple):
@@ -42,14 +42,14 @@ class Surroundings(NamedTuple):
 
 
 class Backgrounds:
-    """Pictures for the space behind hands.
+    """A source of backgrounds.
 
     Args:
-        folder: of pictures, read as they are needed; those twice as wide as high are equirectangular
+        folder: of images, read as they are needed; those twice as wide as high are equirectangular
             panoramas. Without one all surroundings are procedural.
 
     Raises:
-        ValueError: the folder holds no picture.
+        ValueError: the folder holds no image.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
@@ -57,16 +57,16 @@ class Backgrounds:
         if folder is not None:
             paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
             if not paths:
-                raise ValueError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {folder}")
+                raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
         self.__setstate__({"paths": paths})
 
     def draw(self, stream: Stream, size: int) -> np.ndarray:
         """Draw one background, (size, size, 3) float32 display RGB in [0, 1]."""
-        if self._paths and stream.chance(PICTURE_CHANCE):
-            cut = _cut(self._picture(stream.choose(self._paths)), stream, size)
+        if self._paths and stream.chance(IMAGE_CHANCE):
+            crop = _crop(self._image(stream.choose(self._paths)), stream, size)
         else:
-            cut = _turned(procedural_picture(stream.below(PROCEDURAL)), stream, size)
-        image = cut.astype(np.float32) / 255
+            crop = _turned(procedural_image(stream.below(PROCEDURAL)), stream, size)
+        image = crop.astype(np.float32) / 255
         if stream.chance(0.5):
             image = image[:, ::-1]
         if stream.chance(0.5):
@@ -75,7 +75,7 @@ class Backgrounds:
         return np.minimum(image * gain.astype(np.float32), 1)
 
     def draw_view(self, stream: Stream, focal: float, shape: tuple[int, int]) -> np.ndarray:
-        """Draw what a camera sees, (height, width, 3) float32 display RGB in [0, 1].
+        """Draw the background of a camera's image, (height, width, 3) float32 display RGB in [0, 1].
 
         Args:
             stream: source of all randomness.
@@ -85,43 +85,43 @@ class Backgrounds:
         height, width = shape
         if not self._paths:
             longer = max(shape)
-            image = paint_picture(stream.below(2**31), longer)
+            image = paint_image(stream.below(2**31), longer)
             top, left = (longer - height) // 2, (longer - width) // 2
             return image[top : top + height, left : left + width].astype(np.float32) / 255
-        picture, *_ = self._picture(stream.choose(self._paths))
-        if _is_panorama(picture):
+        image, *_ = self._image(stream.choose(self._paths))
+        if _is_panorama(image):
             camera = _camera(stream.uniform(0, 2 * np.pi), stream.normal(0.2), stream.normal(0.05))
-            return panorama_view(picture, camera, focal, shape).astype(np.float32) / 255
-        scale = max(height / picture.shape[0], width / picture.shape[1])
-        middle = (np.array(picture.shape[1::-1]) - 1) / 2
+            return panorama_view(image, camera, focal, shape).astype(np.float32) / 255
+        scale = max(height / image.shape[0], width / image.shape[1])
+        middle = (np.array(image.shape[1::-1]) - 1) / 2
         shift = np.array([width - 1, height - 1]) / 2 - scale * middle
         covering = np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1]])
-        return warp_perspective(picture, covering, shape).astype(np.float32) / 255
+        return warp_perspective(image, covering, shape).astype(np.float32) / 255
 
     def draw_surroundings(self, stream: Stream) -> Surroundings | None:
         """Light of one panorama; None where the folder gives none."""
         if not self._paths:
             return None
         path = stream.choose(self._paths)
-        return self._surroundings(path) if _is_panorama(self._picture(path)[0]) else None
+        return self._surroundings(path) if _is_panorama(self._image(path)[0]) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"paths": self._paths}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._paths: list[Path] = state["paths"]
-        self._picture = lru_cache(maxsize=KEPT)(_load)
-        self._surroundings = lru_cache(maxsize=KEPT)(lambda path: _surroundings(self._picture(path)[-1]))
+        self._image = lru_cache(maxsize=KEPT)(_load)
+        self._surroundings = lru_cache(maxsize=KEPT)(lambda path: _surroundings(self._image(path)[-1]))
 
 
 @lru_cache(maxsize=PROCEDURAL)
-def procedural_picture(index: int) -> np.ndarray:
-    """`paint_picture`, kept in memory, (192, 192, 3) uint8."""
-    return paint_picture(index, PROCEDURAL_SIZE)
+def procedural_image(index: int) -> np.ndarray:
+    """`paint_image`, kept in memory, (192, 192, 3) uint8."""
+    return paint_image(index, PROCEDURAL_SIZE)
 
 
-def paint_picture(index: int, size: int) -> np.ndarray:
-    """Make one picture of coloured, textured shapes before two textured planes, (size, size, 3) uint8."""
+def paint_image(index: int, size: int) -> np.ndarray:
+    """Paint coloured, textured shapes before two textured planes, (size, size, 3) uint8."""
     stream, noise = Stream(0, "procedural background", index), noise_volume()
     image = np.empty((size, size, 3))
     slopes = np.array(
@@ -226,24 +226,24 @@ def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float,
 
 
 def _load(path: Path) -> list[np.ndarray]:
-    """Read a picture; of a panorama also halves, quarters and so on, for wide views without aliasing."""
+    """Read an image; of a panorama also halves, quarters and so on, for wide views without aliasing."""
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
-        sizes = [np.asarray(picture)]
+        image = opened.convert("RGB")
+        image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
+        sizes = [np.asarray(image)]
         while _is_panorama(sizes[0]) and len(sizes) < PANORAMA_SIZES:
-            sizes.append(np.asarray(picture.reduce(2 ** len(sizes))))
+            sizes.append(np.asarray(image.reduce(2 ** len(sizes))))
     return sizes
 
 
-def _is_panorama(picture: np.ndarray) -> bool:
-    return picture.shape[1] == 2 * picture.shape[0]
+def _is_panorama(image: np.ndarray) -> bool:
+    return image.shape[1] == 2 * image.shape[0]
 
 
-def _surroundings(picture: np.ndarray) -> Surroundings:
+def _surroundings(image: np.ndarray) -> Surroundings:
     rows, columns = 8, 16
-    height, width = picture.shape[0] // rows * rows, picture.shape[1] // columns * columns
-    light = (np.arange(256) / 255.0)[picture[:height, :width]] ** 2.2
+    height, width = image.shape[0] // rows * rows, image.shape[1] // columns * columns
+    light = (np.arange(256) / 255.0)[image[:height, :width]] ** 2.2
     light = light.reshape(rows, height // rows, columns, width // columns, 3).mean((1, 3))
     weight = np.cos((np.arange(rows) + 0.5) / rows * np.pi - np.pi / 2)[:, None, None]
     mean = max((weight * light).sum() / (3 * columns * weight.sum()), 1e-3)
@@ -267,8 +267,8 @@ def _camera(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return about_y @ about_x @ about_axis(roll)
 
 
-def _cut(sizes: list[np.ndarray], stream: Stream, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: a perspective view of a panorama, or a part of a plain picture."""
+def _crop(sizes: list[np.ndarray], stream: Stream, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: a perspective view of a panorama, or a part of a plain image."""
     if not _is_panorama(sizes[0]):
         return _turned(sizes[0], stream, size)
     half = np.tan(np.radians(stream.uniform(*FIELD_OF_VIEW)) / 2)
@@ -278,18 +278,18 @@ def _cut(sizes: list[np.ndarray], stream: Stream, size: int) -> np.ndarray:
     return panorama_view(next(fine, sizes[-1]), _camera(yaw, pitch, roll), focal, size)
 
 
-def _turned(picture: np.ndarray, stream: Stream, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: a square part of a picture, somewhat turned."""
-    height, width = picture.shape[:2]
+def _turned(image: np.ndarray, stream: Stream, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: a square part of an image, somewhat turned."""
+    height, width = image.shape[:2]
     turn = stream.normal(0.15)
     widening = abs(np.cos(turn)) + abs(np.sin(turn))
     reach = min(min(height, width) / 2 * stream.uniform(0.35, 1.0) * widening, min(height, width) / 2 - 1)
     middle = np.array([stream.uniform(reach, width - reach), stream.uniform(reach, height - reach)])
     scale = 2 * reach / widening / size
     linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    to_picture = np.eye(3)
-    to_picture[:2, :2], to_picture[:2, 2] = linear, middle - 0.5 - linear @ np.full(2, (size - 1) / 2)
-    return warp_perspective(picture, np.linalg.inv(to_picture), size)
+    to_image = np.eye(3)
+    to_image[:2, :2], to_image[:2, 2] = linear, middle - 0.5 - linear @ np.full(2, (size - 1) / 2)
+    return warp_perspective(image, np.linalg.inv(to_image), size)
 
 
 def _colour(stream: Stream) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A right hand of mean proportions as round cones (tapered capsules): what the built-in mesh is made from.
+"""A right hand of mean proportions as round cones (tapered capsules), the origin of the built-in mesh.
 
 Bone lengths: A. Buryanov and V. Kotiuk, "Proportions of Hand Segments", International Journal of Morphology
 28(3), 2010 (radiographs of 66 adults): means of metacarpals and phalanges and of the soft tissue beyond the

@@ -152,10 +152,10 @@ class SyntheticHands:
             for _ in done:
                 bar.update(CHUNK)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_chunk"}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._chunk = lru_cache(maxsize=None)(self._load_chunk)
 

@@ -1,4 +1,4 @@
-"""A glTF file (.glb or .gltf) of a hand with WebXR's joints: what is read of it, and all that can be wrong.
+"""Reading and checking a glTF file (.glb or .gltf) of a rigged hand with WebXR's joints.
 
 Container: glTF 2.0, https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html. Joints' names: WebXR Hand
 Input, https://www.w3.org/TR/webxr-hand-input-1/, or OpenXR's for the same joints, with any prefix or suffix
@@ -78,7 +78,7 @@ class SkinnedMesh(NamedTuple):
 
 
 class GLBFile:
-    """An opened glTF file; what is wrong with it goes to `faults`."""
+    """An opened glTF file; its faults are added to `faults`."""
 
     def __init__(self, path: Path, gltf: Any, buffers: list[bytes], faults: Faults) -> None:
         self._path, self._gltf, self._faults = path, gltf, faults
@@ -86,7 +86,11 @@ class GLBFile:
 
     @classmethod
     def open(cls, path: Path, faults: Faults) -> GLBFile:
-        """Raises DatasetFaults where there is nothing to read."""
+        """Open a file.
+
+        Raises:
+            DatasetError: the file cannot be read.
+        """
         try:
             from pygltflib import GLTF2
         except ImportError as error:
@@ -109,7 +113,7 @@ class GLBFile:
         return cls(path, gltf, [buffer for buffer in buffers if buffer is not None], faults)
 
     def skeleton(self) -> Skeleton | None:
-        """None, with faults told, where the joints make no right hand."""
+        """Read the joints; None, with faults, where they make no right hand."""
         gltf = self._gltf
         if len(gltf.skins) != 1:
             self._add(f"{len(gltf.skins) or 'no'} skin{'s' * (len(gltf.skins) > 1)}", "one skin")
@@ -143,7 +147,7 @@ class GLBFile:
         return None
 
     def mesh(self) -> SkinnedMesh | None:
-        """All primitives that hang in the skin as one; None, with faults told, where they cannot be used."""
+        """Join all skinned primitives; None, with faults, where they cannot be used."""
         gltf = self._gltf
         nodes = [node for node in gltf.nodes if node.mesh is not None]
         bare = [str(node.name) for node in nodes if node.skin is None]
@@ -186,8 +190,8 @@ class GLBFile:
         strange = f"{astray.sum()} of {len(sums)} vertices with weights such as "
         strange += str(weights[astray.argmax()].round(3).tolist())
         wrong = [
-            (f"{name} has {came}", wanted)
-            for found, came, wanted in (
+            (f"{name} has {got}", expected)
+            for found, got, expected in (
                 (len(set(counts)) > 1, f"{counts} positions, joints and weights", "as many of each"),
                 (len(indices) % 3 > 0 or len(indices) == 0, f"{len(indices)} indices", "three a triangle"),
                 (indices.max(initial=0) >= counts[0], "faces on further vertices", f"{counts[0]} of them"),
@@ -197,8 +201,8 @@ class GLBFile:
             )
             if found
         ]
-        for came, wanted in wrong:
-            self._add(came, wanted)
+        for got, expected in wrong:
+            self._add(got, expected)
         if wrong:
             return None
         dense = np.zeros((len(positions), joint_count))
@@ -224,7 +228,7 @@ class GLBFile:
         return self._array(index, kind, f"{attribute} of {name}")
 
     def _array(self, index: int, kind: str, name: str) -> np.ndarray | None:
-        """(N, columns) of an accessor; whole numbers that stand for shares as shares."""
+        """Read an accessor (N, columns); normalised integers become fractions."""
         accessor = self._gltf.accessors[index]
         if accessor.type != kind or accessor.componentType not in COMPONENTS:
             self._add(f"{name} are {accessor.type} of component type {accessor.componentType}", kind)
@@ -248,7 +252,7 @@ class GLBFile:
         return array
 
     def _world(self) -> dict[int, np.ndarray]:
-        """(4, 4) of every node that hangs in a tree."""
+        """Compute the world transform (4, 4) of every node in a tree."""
         nodes = self._gltf.nodes
         below = {child for node in nodes for child in node.children or ()}
         world = {number: _local(node) for number, node in enumerate(nodes) if number not in below}
@@ -262,12 +266,12 @@ class GLBFile:
         return world
 
     def _hand_frame(self, joints: np.ndarray) -> np.ndarray | None:
-        """(4, 4) from the file's metres to the hand frame, by joints (25, 3) mm; None, with faults told."""
+        """(4, 4) from the file's metres to the hand frame, by joints (25, 3) mm; None with faults."""
         palm = joints[11] - joints[0]
         length = float(np.linalg.norm(palm))
         if not PALM_MM[0] <= length <= PALM_MM[1]:
-            wanted = f"{PALM_MM[0]:g} to {PALM_MM[1]:g} mm in a file in metres"
-            self._add(f"wrist and middle knuckle lie {length:.4g} mm apart", wanted)
+            expected = f"{PALM_MM[0]:g} to {PALM_MM[1]:g} mm in a file in metres"
+            self._add(f"wrist and middle knuckle lie {length:.4g} mm apart", expected)
             return None
         start, end = BONES.T.numpy()
         lengths = np.linalg.norm(joints[end] - joints[start], axis=1)
@@ -281,10 +285,8 @@ class GLBFile:
         out /= np.linalg.norm(out)
         bent = float(((joints[CHAINS[:, -1]] - joints[CHAINS[:, 0]]) @ out).sum()) / length
         if bent < SIDE:
-            came = (
-                "a left hand" if bent < -SIDE else "a hand too straight to tell a right one from a left one"
-            )
-            self._add(came, "a right hand, thumb and fingers bent a little towards the palm (right.glb)")
+            got = "a left hand" if bent < -SIDE else "a hand too straight to tell a right one from a left one"
+            self._add(got, "a right hand, thumb and fingers bent a little towards the palm (right.glb)")
         if bent < SIDE or short:
             return None
         frame = np.eye(4)
@@ -292,8 +294,8 @@ class GLBFile:
         frame[:3, 3] = -frame[:3, :3] @ joints[0] / 1000
         return frame
 
-    def _add(self, came: str, wanted: str) -> None:
-        self._faults.add(self._path, came, wanted)
+    def _add(self, got: str, expected: str) -> None:
+        self._faults.add(self._path, got, expected)
 
 
 def webxr_name(name: str) -> str:
@@ -325,7 +327,7 @@ def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 def _local(node: Any) -> np.ndarray:
-    """(4, 4) of a node against its parent."""
+    """Transform (4, 4) of a node relative to its parent."""
     if node.matrix is not None:
         return np.array(node.matrix, float).reshape(4, 4).T
     x, y, z, w = node.rotation or (0.0, 0.0, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""What lies about hands, is held in them, or is none: solids with their materials."""
+"""Objects in synthetic images: held, lying about, or mistakable for hands; solids with their materials."""
 
 from __future__ import annotations
 

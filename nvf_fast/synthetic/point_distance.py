@@ -14,7 +14,7 @@ GROUP = 32  # vertices that are looked through or left out together
 
 
 class SearchableMesh(NamedTuple):
-    """A closed mesh of small triangles with what finds its nearest vertex in any pose.
+    """A closed mesh of small triangles, indexed for nearest-vertex search in any pose.
 
     Attributes:
         faces: (F, 3) int32, outward.

@@ -19,7 +19,7 @@ BONE_SPREAD = 0.04  # of each bone on its own, beside the size of the whole hand
 
 @dataclass(frozen=True)
 class HandShapes:
-    """Shapes and poses of B hands, float64; what `Rig.posed` takes.
+    """Shapes and poses of B hands, float64, the arguments of `Rig.posed`.
 
     Attributes:
         angles: (B, 4) and (B,) radians of the joints.

@@ -37,7 +37,7 @@ TRIES, MOST_COVERED = 5, 0.5  # placements of a view, and how much of a hand for
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """What synthetic views show. Chances lie in [0, 1], lengths are mm of the unit hand.
+    """Contents of synthetic views. Chances lie in [0, 1], lengths are mm of the unit hand.
 
     Attributes:
         compositions: views made of one rendered hand, each with its own background, rotation, zoom, colours.
@@ -85,9 +85,9 @@ class SyntheticViews:
     Args:
         seed: names the stream of views.
         rig: a glTF file with a rigged right hand; None is the built-in hand.
-        textures: pictures of skin for the file's texture coordinates; re-tinted to all human tones.
-        backgrounds: a folder of pictures and panoramas; None for procedural surroundings.
-        options: what the views show; `ViewOptions()` when absent.
+        textures: images of skin for the file's texture coordinates; re-tinted to all human tones.
+        backgrounds: a folder of images and panoramas; None for procedural surroundings.
+        options: of the views' contents; `ViewOptions()` when absent.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ def wide_fill(stream: Stream, options: ViewOptions) -> float:
 def _placed(
     hand: PosedHand, stream: Stream, options: ViewOptions, fill: float, shift: np.ndarray
 ) -> tuple[PosedHand, float]:
-    """Move a turned hand before the camera, and find the focal length (px) at which it fills so much.
+    """Move a turned hand before the camera, and find the focal length (px) for the given fill.
 
     Args:
         hand: about the origin.

@@ -1,4 +1,4 @@
-"""Pictures of posed hands: light, rasterisation, composition on a background, and a camera's errors."""
+"""Images of posed hands: light, rasterisation, composition on a background, and a camera's errors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.data.rotations import about_axis
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.filters import develop, mean_colour, motion_blur, over, sample_layer, soften
-from nvf_fast.synthetic.objects import (
-    FIRST_OBJECT,
-    any_solid,
-    draw_looks,
-    held_solid,
-    lying_about,
-)
+from nvf_fast.synthetic.objects import FIRST_OBJECT, any_solid, draw_looks, held_solid, lying_about
 from nvf_fast.synthetic.posed_hands import PosedHand
 from nvf_fast.synthetic.rasteriser import mesh_normals, rasterise, shown_vertices
 from nvf_fast.synthetic.rig import Rig
@@ -44,7 +38,7 @@ OVERSAMPLING = 1.5  # of the raster against the view
 
 @dataclass(frozen=True)
 class SceneChances:
-    """How often a hand has something in it, before it and behind it."""
+    """Probabilities of objects in a hand, before it and behind it."""
 
     held: float
     in_front: float
@@ -56,8 +50,8 @@ class HandRenderer:
 
     Args:
         rig: the hand.
-        textures: pictures of skin for its texture coordinates; re-tinted to all human tones.
-        backgrounds: what lies behind.
+        textures: images of skin for its texture coordinates; re-tinted to all human tones.
+        backgrounds: source of backgrounds.
         chances: of objects.
         size: px of a view.
         turnable: whether the canvas covers every rotation of the view about its principal point.
@@ -169,7 +163,7 @@ class HandRenderer:
         brightness = (grey / 0.42) ** stream.uniform(0.0, 0.6)
         tint = (mean / grey) ** stream.uniform(0.0, 0.4) * min(max(brightness, 0.6), 1.3)
         shadow, strength = np.zeros((0, 0), np.float32), 0.0
-        if stream.chance(0.3):  # on what lies behind
+        if stream.chance(0.3):  # on the background
             shift = np.rint(0.08 * self.size * stream.uniforms(-1, 1, 2)).astype(int)
             shadow = gaussian_blur(np.ascontiguousarray(layer[..., 3]), stream.uniform(1.5, 8))
             shadow, strength = np.roll(shadow, shift, (0, 1)), stream.uniform(0.1, 0.6)

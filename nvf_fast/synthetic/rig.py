@@ -70,7 +70,7 @@ class Rig:
     def first_free_pose(
         self, angles: Mapping[str, Tensor], stretch: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Choose for each hand the first of its T poses whose fingers do not run through each other.
+        """Choose the first of each hand's T poses without fingers that intersect.
 
         Args:
             angles: (B, T, 4) and (B, T) radians, as `draw_angles` draws them.
@@ -163,7 +163,7 @@ def load_rig(path: Path | str) -> Rig:
         path: .glb or .gltf, with its buffers inside or beside it.
 
     Raises:
-        DatasetFaults: the file is missing, cannot be read or holds no such hand, with all that is wrong.
+        DatasetError: the file is missing, cannot be read or holds no such hand, with all that is wrong.
         ImportError: pygltflib is not installed (`pip install nvf-fast[train]`).
     """
     path = Path(path)
@@ -275,7 +275,7 @@ def assemble(
 def _without_lid(
     vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Take off what closes the wrist, a lid or a hollow: all that lies beyond a sharp edge around it."""
+    """Remove a lid or a hollow at the wrist: all faces beyond a sharp edge around it."""
     first, second, third = vertices[faces].transpose(1, 0, 2)
     normal = np.cross(second - first, third - first)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
@@ -331,12 +331,7 @@ def _subdivided(
             (between[0], between[1], between[2]),
         )
         uv = np.concatenate([np.stack(three, 1) for three in corners])
-    return (
-        np.concatenate([vertices, middle]),
-        split,
-        np.concatenate([weights, weights[edges].mean(1)]),
-        uv,
-    )
+    return (np.concatenate([vertices, middle]), split, np.concatenate([weights, weights[edges].mean(1)]), uv)
 
 
 def _wrist_rim(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ from nvf_fast.synthetic.rig import Rig
 from nvf_fast.synthetic.skin import PALM
 from nvf_fast.synthetic.solids import Solid
 
-COVER_SIZE = 64  # px, of the raster that tells what is covered
+COVER_SIZE = 64  # px, of the raster of covered joints
 
 
 class HandGeometry(NamedTuple):
-    """What stays the same over all hands of a rig.
+    """Geometry shared by all hands of a rig.
 
     Attributes:
         forearm: (R, 3) int32, its faces.
@@ -120,16 +120,12 @@ class Scene(NamedTuple):
 
 
 def _joined(parts: Sequence[np.ndarray], *shape: int, kind: type = np.float64) -> np.ndarray:
-    """Concatenate parts (N, *shape); no rows where there are none."""
+    """Concatenate parts (N, *shape); no parts give no rows."""
     return np.concatenate([np.empty((0, *shape), kind), *parts])
 
 
 def covered_joints(
-    rig: Rig,
-    geometry: HandGeometry,
-    hands: Sequence[PosedHand],
-    left: Sequence[bool],
-    slope: float,
+    rig: Rig, geometry: HandGeometry, hands: Sequence[PosedHand], left: Sequence[bool], slope: float
 ) -> list[float]:
     """Measure how much of each hand lies behind forearms and the other hand.
 

@@ -1,4 +1,4 @@
-"""Skin: which part of a hand each vertex is, and the colours that people have there."""
+"""Skin: masks of the hand's parts, and human skin colours."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def load_texture(path: Path | str, uv: np.ndarray, palm: np.ndarray) -> SkinText
     """Read the detail of a skin texture.
 
     Args:
-        path: picture in sRGB.
+        path: image in sRGB.
         uv: (F, 3, 2), which part of it the hand uses.
         palm: (F,) in [0, 1], how far each face belongs to the palm.
     """
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
+    with Image.open(path) as image:
+        small = image.convert("RGB").resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
     log = np.log(np.maximum(np.asarray(small, np.float64) / 255, 0.02) ** 2.2)
     at = (uv.mean(1) % 1 * TEXTURE_SIZE).astype(int).clip(0, TEXTURE_SIZE - 1)
     back, slope = np.linalg.lstsq(

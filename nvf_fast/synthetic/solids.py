@@ -1,4 +1,4 @@
-"""Simple solids as triangle meshes: what hands hold, and what lies about."""
+"""Simple solids as triangle meshes."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class WideHand:
 
 @dataclass(frozen=True)
 class WideImage:
-    """An image with the hands that it shows.
+    """An image and its hands.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
@@ -66,7 +66,7 @@ class WideImage:
 
 
 class _HandLayer(NamedTuple):
-    """One hand with its forearm and what it holds, rendered without a background.
+    """One hand with its forearm and a held object, rendered without a background.
 
     Attributes:
         image: (C, C, 4) float32, display RGB times coverage, and coverage.
@@ -88,8 +88,8 @@ class WideImages:
     Args:
         seed: names the images; image i of a seed is always the same.
         rig: a glTF file with a rigged right hand; None is the built-in hand.
-        textures: pictures of skin for the file's texture coordinates.
-        backgrounds: a folder of pictures and panoramas; None for procedural surroundings.
+        textures: images of skin for the file's texture coordinates.
+        backgrounds: a folder of images and panoramas; None for procedural surroundings.
         shape: height and width in px.
         field_of_view: degrees, across the width.
         sizes: px, least and largest longer side of the joints' boxes.

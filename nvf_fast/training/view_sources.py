@@ -64,7 +64,7 @@ def open_views(
         dataset: whose images are seen through boxes, or None.
 
     Raises:
-        DatasetFaults: the photographs' folder or a rig is not as described; the message lists all faults.
+        DatasetError: the photographs' folder or a rig is not as described; the message lists all faults.
         ValueError: textures come without a rig that has texture coordinates, or the data set has no surfaces.
     """
     makers = [SyntheticViews(seed, backgrounds=folders.backgrounds)]

@@ -1,4 +1,4 @@
-"""What a qualitative row of Baseline-2D-Dense shows: its mask of the hand, and the texels that vote."""
+"""Qualitative rows of Baseline-2D-Dense: its mask of the hand, and the texels that vote."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def dense_row(
     return QualitativeRow(
         id=sample.id,
         method=method,
-        picture=sample.image,
+        image=sample.image,
         intrinsics=sample.intrinsics,
         hand=_mask(votes.hand[0].cpu(), homography[0], size, sample.image.shape[:2]),
         voters=(directions[hand] * depth).numpy(force=True),
@@ -54,7 +54,7 @@ def dense_row(
 
 
 def _mask(logits: Tensor, homography: Tensor, size: int, shape: tuple[int, ...]) -> np.ndarray:
-    """(H, W) bool of the picture: where logits (L,) of a map's texels, interpolated, are above 0."""
+    """(H, W) bool of the image: where logits (L,) of a map's texels, interpolated, are above 0."""
     rows, columns = torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij")
     pixels = torch.stack([columns, rows, torch.ones_like(rows)], -1).double() @ homography.mT
     uv = (pixels[..., :2] / pixels[..., 2:] / (size / 2) - 1).float()

@@ -1,4 +1,4 @@
-"""Single panels of figures: a picture with what was found about the hand in it."""
+"""Single panels of figures: an image with a prediction drawn over it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ DARKENED = 0.35
 CIRCLE_COLOUR = (255, 255, 255)
 MESH_COLOUR = np.array([196.0, 206.0, 226.0])
 MASK_COLOUR = (60, 150, 235)
-MESH_SHARE, MASK_SHARE = 0.92, 0.6  # how much of what is drawn covers the picture
+MESH_OPACITY, MASK_OPACITY = 0.92, 0.6
 AMBIENT = 0.3
 LIGHT = np.array([-0.42, -0.56, -0.71])  # towards the light: above, to the left, behind the camera
 
 
-class PictureView:
-    """A picture, or a window of it, filling a square panel; points are given in the whole picture's pixels.
+class ImageView:
+    """An image, or a window of it, filling a square panel; points are given in the whole image's pixels.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
-        intrinsics: (3, 3) px of the picture, the first pixel of a row centred at 0.
+        image: (H, W, 3) uint8 RGB.
+        intrinsics: (3, 3) px of the image, the first pixel of a row centred at 0.
         side: px of the panel.
         window: (x0, y0, x1, y1) whole px, the first two inside, the last two outside what is shown; None
             shows all.
@@ -32,24 +32,24 @@ class PictureView:
 
     def __init__(
         self,
-        picture: np.ndarray,
+        image: np.ndarray,
         intrinsics: np.ndarray,
         side: int,
         window: tuple[int, int, int, int] | None = None,
     ) -> None:
         self.intrinsics = torch.from_numpy(np.asarray(intrinsics, np.float64))
-        left, top, right, bottom = window or (0, 0, picture.shape[1], picture.shape[0])
+        left, top, right, bottom = window or (0, 0, image.shape[1], image.shape[0])
         self.scale = side / max(right - left, bottom - top)
         size = [max(1, round(extent * self.scale)) for extent in (right - left, bottom - top)]
         margin = (side - size[0]) // 2, (side - size[1]) // 2
         self._corner = np.array([left, top]) - np.array(margin) / self.scale
-        cut = Image.fromarray(picture).crop((left, top, right, bottom)).resize(size, Image.Resampling.LANCZOS)
+        crop = Image.fromarray(image).crop((left, top, right, bottom)).resize(size, Image.Resampling.LANCZOS)
         self.image, self.darkened = (Image.new("RGB", (side, side), (255, 255, 255)) for _ in range(2))
-        self.image.paste(cut, margin)
-        self.darkened.paste(cut.point(lambda value: value * DARKENED), margin)
+        self.image.paste(crop, margin)
+        self.darkened.paste(crop.point(lambda value: value * DARKENED), margin)
 
     def placed(self, pixels: np.ndarray) -> np.ndarray:
-        """(..., 2) px of the panel, its first pixel centred at 0, of pixels (..., 2) of the picture."""
+        """(..., 2) px of the panel, its first pixel centred at 0, of pixels (..., 2) of the image."""
         return (pixels + 0.5 - self._corner) * self.scale - 0.5
 
     def projected(self, points: np.ndarray) -> np.ndarray:
@@ -58,13 +58,13 @@ class PictureView:
         return self.placed(project(torch.from_numpy(points), self.intrinsics).numpy())
 
 
-def pose_panel(view: PictureView, joints: np.ndarray) -> Image.Image:
-    """The pose (21, 3) mm drawn over the picture."""
+def pose_panel(view: ImageView, joints: np.ndarray) -> Image.Image:
+    """The pose (21, 3) mm drawn over the image."""
     return draw_joints(np.asarray(view.image), view.projected(joints), joints[:, 2])
 
 
-def mesh_panel(view: PictureView, vertices: np.ndarray, faces: np.ndarray) -> Image.Image:
-    """A shaded mesh, vertices (V, 3) mm and faces (F, 3) outward by the right-hand rule, over the picture."""
+def mesh_panel(view: ImageView, vertices: np.ndarray, faces: np.ndarray) -> Image.Image:
+    """A shaded mesh, vertices (V, 3) mm and faces (F, 3) outward by the right-hand rule, over the image."""
     vertices = np.asarray(vertices, np.float64)
     faces = faces[(vertices[faces][..., 2] > 0).all(1)]
     corners = vertices[faces]
@@ -87,36 +87,32 @@ def mesh_panel(view: PictureView, vertices: np.ndarray, faces: np.ndarray) -> Im
     for face in order:
         outline = outlines[face].tolist()
         draw.polygon(outline, tuple(colours[face]))
-        draw_cover.polygon(outline, round(255 * MESH_SHARE))
-    # Averaging must not mix the mesh with the black about it: the layer is filled from the picture first.
+        draw_cover.polygon(outline, round(255 * MESH_OPACITY))
+    # Averaging must not mix the mesh with the black about it: the layer is filled from the image first.
     ground = view.image.resize(layer.size, Image.Resampling.NEAREST)
     return _coarse(Image.composite(layer, ground, cover))
 
 
-def mask_panel(view: PictureView, mask: np.ndarray) -> Image.Image:
-    """The pixels that a mask (H, W) bool of the picture holds to be hand, coloured."""
+def mask_panel(view: ImageView, mask: np.ndarray) -> Image.Image:
+    """The pixels that a mask (H, W) bool of the image holds to be hand, coloured."""
     side = view.image.width
     axis = np.arange(side) + 0.5
     columns, rows = (np.floor(axis / view.scale + start).astype(int) for start in view._corner)
     inside = ((rows >= 0) & (rows < mask.shape[0]))[:, None] & (columns >= 0) & (columns < mask.shape[1])
     shown = mask[rows.clip(0, mask.shape[0] - 1)[:, None], columns.clip(0, mask.shape[1] - 1)] & inside
-    cover = Image.fromarray((shown * round(255 * MASK_SHARE)).astype(np.uint8))
+    cover = Image.fromarray((shown * round(255 * MASK_OPACITY)).astype(np.uint8))
     return Image.composite(Image.new("RGB", view.image.size, MASK_COLOUR), view.image, cover)
 
 
 def vote_panel(
-    view: PictureView,
-    voters: np.ndarray,
-    weights: np.ndarray,
-    joint: np.ndarray,
-    colour: tuple[int, int, int],
+    view: ImageView, voters: np.ndarray, weights: np.ndarray, joint: np.ndarray, colour: tuple[int, int, int]
 ) -> Image.Image:
-    """Who votes for one joint, over the darkened picture.
+    """Draw the voters of one joint over the darkened image.
 
     Args:
-        view: the picture.
+        view: the image.
         voters: (V, 3) mm, white circles.
-        weights: (V,) share of the line's colour that a voter's line to the joint has, cut to [0, 1].
+        weights: (V,) opacity of a voter's line to the joint, clipped to [0, 1].
         joint: (3,) mm.
         colour: of the lines.
     """
@@ -126,16 +122,16 @@ def vote_panel(
     for x, y in circles:
         draw.ellipse([x - radius, y - radius, x + radius, y + radius], 255)
     draw, width = ImageDraw.Draw(strength), round(view.image.width * FINE / 130)
-    shares = np.clip(weights, 0, 1)
-    for voter in np.argsort(shares, kind="stable"):  # the strongest on top
-        draw.line([*circles[voter], *end], round(255 * float(shares[voter])), width)
+    opacities = np.clip(weights, 0, 1)
+    for voter in np.argsort(opacities, kind="stable"):  # the strongest on top
+        draw.line([*circles[voter], *end], round(255 * float(opacities[voter])), width)
     panel = view.darkened
     for paint, cover in ((CIRCLE_COLOUR, discs), (colour, strength)):
         panel = Image.composite(Image.new("RGB", panel.size, paint), panel, _coarse(cover))
     return panel
 
 
-def _fine(view: PictureView, mode: str) -> Image.Image:
+def _fine(view: ImageView, mode: str) -> Image.Image:
     return Image.new(mode, (view.image.width * FINE, view.image.height * FINE))
 
 

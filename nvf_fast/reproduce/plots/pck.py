@@ -1,4 +1,4 @@
-"""Figure 3: the share of joints within an error, over the error."""
+"""Figure 3: the fraction of joints within an error, over the error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from nvf_fast.runtime.files import whole_file
 
-# Okabe and Ito's colours, which the colour-blind tell apart; dashes help where paper is grey.
+# Okabe and Ito's colours, safe for colour-blind readers; dashes help on grey paper.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 # matplotlib would write the date and its own version, so that files of equal figures differed.
@@ -38,7 +38,7 @@ class PckCurve(Protocol):
 
     @property
     def pck(self) -> np.ndarray:
-        """(T,) share of errors at or below each threshold."""
+        """(T,) fraction of errors at or below each threshold."""
         ...
 
     @property

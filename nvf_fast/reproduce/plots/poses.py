@@ -1,4 +1,4 @@
-"""Figures 5 and 8: pictures as methods saw them, beside the poses that they found."""
+"""Figures 5 and 8: input images beside the predicted poses."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nvf_fast.reproduce.plots.panels import PictureView, pose_panel
+from nvf_fast.reproduce.plots.panels import ImageView, pose_panel
 from nvf_fast.reproduce.plots.sheet import noted, panel_side, save_sheet, sheet
 
 PAIRS = 4  # of photographs in a row
-NO_ANSWER = "no pose"
+NO_PREDICTION = "no pose"
 
 
 @dataclass(frozen=True)
 class PosePair:
-    """A picture and one method's pose in it.
+    """An image and one method's pose in it.
 
     Attributes:
-        picture: (H, W, 3) uint8 RGB that the pose is drawn over.
-        intrinsics: (3, 3) px of the picture, the first pixel of a row centred at 0.
-        joints: (21, 3) mm in the camera's frame; with NaN, or not in front of the camera, it is said that
-            there is no pose.
-        seen: (h, w, 3) uint8 RGB, what the method was given where that is a crop; None is the picture.
-        window: (x0, y0, x1, y1) px of the picture that are shown; None shows it all.
+        image: (H, W, 3) uint8 RGB that the pose is drawn over.
+        intrinsics: (3, 3) px of the image, the first pixel of a row centred at 0.
+        joints: (21, 3) mm in the camera's frame; with NaN or behind the camera, the panel
+            says that there is no pose.
+        seen: (h, w, 3) uint8 RGB, the method's input where that is a crop; None for the image.
+        window: (x0, y0, x1, y1) px of the image that are shown; None shows it all.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     intrinsics: np.ndarray
     joints: np.ndarray
     seen: np.ndarray | None = None
     window: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("picture", "seen"):
+        for name in ("image", "seen"):
             image = getattr(self, name)
             if image is not None and (image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8):
                 raise ValueError(f"{name} must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
@@ -47,7 +47,7 @@ class PosePair:
 
 
 def comparison_figure(rows: Sequence[Mapping[str, PosePair]], path: Path | str) -> None:
-    """Draws a row for each sample with a pair for each method, what it saw and what it found.
+    """Draw a row for each sample with a pair for each method: its input and its pose.
 
     Args:
         rows: pairs by method, the same methods in each row.
@@ -68,7 +68,7 @@ def comparison_figure(rows: Sequence[Mapping[str, PosePair]], path: Path | str) 
 
 
 def photograph_figure(pairs: Sequence[PosePair], path: Path | str) -> None:
-    """Draws pairs of a picture and its pose, up to four in a row.
+    """Draw pairs of an image and its pose, up to four in a row.
 
     Args:
         pairs: of one method.
@@ -87,7 +87,7 @@ def photograph_figure(pairs: Sequence[PosePair], path: Path | str) -> None:
 
 
 def _panels(pair: PosePair, side: int) -> list[Image.Image]:
-    view = PictureView(pair.picture, pair.intrinsics, side, pair.window)
-    seen = view if pair.seen is None else PictureView(pair.seen, pair.intrinsics, side)
+    view = ImageView(pair.image, pair.intrinsics, side, pair.window)
+    seen = view if pair.seen is None else ImageView(pair.seen, pair.intrinsics, side)
     there = np.isfinite(pair.joints).all() and (pair.joints[:, 2] > 0).all()
-    return [seen.image, pose_panel(view, pair.joints) if there else noted(view.image, NO_ANSWER)]
+    return [seen.image, pose_panel(view, pair.joints) if there else noted(view.image, NO_PREDICTION)]

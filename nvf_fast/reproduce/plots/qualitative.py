@@ -12,36 +12,30 @@ from PIL import Image
 
 from nvf_fast.data.mesh import Mesh
 from nvf_fast.overlay import FINGER_COLOURS
-from nvf_fast.reproduce.plots.panels import (
-    PictureView,
-    mask_panel,
-    mesh_panel,
-    pose_panel,
-    vote_panel,
-)
+from nvf_fast.reproduce.plots.panels import ImageView, mask_panel, mesh_panel, pose_panel, vote_panel
 from nvf_fast.reproduce.plots.sheet import noted, panel_side, save_sheet, sheet
 
 VOTED = {"Wrist": 0, "Thumb root": 1, "Index tip": 8, "Middle root": 9, "Ring tip": 16, "Pinky root": 17}
 VOTED_WRIST_COLOUR = (95, 225, 225)  # the circles are white already
 COLUMNS = 3 + len(VOTED)
-NO_ANSWER = "no voter"
+NO_PREDICTION = "no voter"
 
 
 @dataclass(frozen=True)
 class QualitativeRow:
-    """One method's answer about one picture. What is root-relative comes moved to where the true root is.
+    """One method's prediction about one image. What is root-relative comes moved to where the true root is.
 
     Attributes:
         id: of the sample; rows of one sample stand close together.
         method: stands beside the row; "" where nothing is to stand there.
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         intrinsics: (3, 3) px, the first pixel of a row centred at 0.
         hand: the surface where the signed distance is zero, or the (H, W) bool mask of a method without.
         voters: (V, 3) mm in the camera's frame; for pixels that vote, any point on their rays.
         weights: (V, 21) of the votes for each joint.
         joints: (21, 3) mm in the camera's frame.
         valid: whether there is a pose; where there is none, neither it nor votes are drawn.
-        window: (x0, y0, x1, y1) px of the picture that are shown, see `hand_window`; None shows it all.
+        window: (x0, y0, x1, y1) px of the image that are shown, see `hand_window`; None shows it all.
 
     Raises:
         ValueError: a shape does not fit, or a valid row's numbers are not finite.
@@ -49,7 +43,7 @@ class QualitativeRow:
 
     id: str
     method: str
-    picture: np.ndarray
+    image: np.ndarray
     intrinsics: np.ndarray
     hand: Mesh | np.ndarray
     voters: np.ndarray
@@ -59,21 +53,20 @@ class QualitativeRow:
     window: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.picture.ndim != 3 or self.picture.shape[2] != 3 or self.picture.dtype != np.uint8:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise ValueError(
-                f"{self.id}: the picture must be (H, W, 3) uint8, got {self.picture.dtype} "
-                f"{self.picture.shape}"
+                f"{self.id}: the image must be (H, W, 3) uint8, got {self.image.dtype} {self.image.shape}"
             )
         if isinstance(self.hand, np.ndarray) and (
-            self.hand.shape != self.picture.shape[:2] or self.hand.dtype != bool
+            self.hand.shape != self.image.shape[:2] or self.hand.dtype != bool
         ):
             raise ValueError(
-                f"{self.id}: the mask must be {self.picture.shape[:2]} bool as the picture, got "
+                f"{self.id}: the mask must be {self.image.shape[:2]} bool as the image, got "
                 f"{self.hand.shape} {self.hand.dtype}"
             )
         count = len(self.voters)
-        wanted = {"intrinsics": (3, 3), "voters": (count, 3), "weights": (count, 21), "joints": (21, 3)}
-        for name, shape in wanted.items():
+        expected = {"intrinsics": (3, 3), "voters": (count, 3), "weights": (count, 21), "joints": (21, 3)}
+        for name, shape in expected.items():
             value = getattr(self, name)
             if value.shape != shape:
                 raise ValueError(f"{self.id}: {name} must be {shape}, got {value.shape}")
@@ -82,9 +75,9 @@ class QualitativeRow:
 
 
 def qualitative_figure(rows: Sequence[QualitativeRow], path: Path | str) -> None:
-    """Draws a row of nine panels for each answer, all by the camera's intrinsics.
+    """Draws a row of nine panels for each prediction, all by the camera's intrinsics.
 
-    (a) the picture; (b) the mesh or the mask; (c-h) the voters as white circles, with lines to the wrist, the
+    (a) the image; (b) the mesh or the mask; (c-h) the voters as white circles, with lines to the wrist, the
     thumb's root, the index finger's tip, the middle finger's root, the ring finger's tip and the little
     finger's root, the brighter the larger a voter's weight; (i) the pose.
 
@@ -114,15 +107,15 @@ def qualitative_figure(rows: Sequence[QualitativeRow], path: Path | str) -> None
 def hand_window(
     joints_2d: np.ndarray, height: int, width: int, margin: float = 1.8
 ) -> tuple[int, int, int, int]:
-    """A square window about a hand, for pictures in which it is small.
+    """A square window about a hand, for images in which it is small.
 
     Args:
         joints_2d: (21, 2) px.
-        height, width: px, of the picture.
-        margin: the window's side is this times the joints' larger extent, and at most the picture's.
+        height, width: px, of the image.
+        margin: the window's side is this times the joints' larger extent, and at most the image's.
 
     Returns:
-        (x0, y0, x1, y1) px, inside the picture.
+        (x0, y0, x1, y1) px, inside the image.
     """
     low, high = joints_2d.min(0), joints_2d.max(0)
     side = int(np.clip(margin * (high - low).max(), 1, min(height, width)))
@@ -132,14 +125,14 @@ def hand_window(
 
 
 def _panels(row: QualitativeRow, side: int) -> list[Image.Image]:
-    view = PictureView(row.picture, row.intrinsics, side, row.window)
+    view = ImageView(row.image, row.intrinsics, side, row.window)
     if isinstance(row.hand, Mesh):
         hand = mesh_panel(view, row.hand.vertices, row.hand.faces)
     else:
         hand = mask_panel(view, row.hand)
     if not row.valid:
-        silent = noted(view.darkened, NO_ANSWER)
-        return [view.image, hand, *[silent] * len(VOTED), noted(view.image, NO_ANSWER)]
+        silent = noted(view.darkened, NO_PREDICTION)
+        return [view.image, hand, *[silent] * len(VOTED), noted(view.image, NO_PREDICTION)]
     votes = [
         vote_panel(view, row.voters, row.weights[:, joint], row.joints[joint], vote_colour(joint))
         for joint in VOTED.values()

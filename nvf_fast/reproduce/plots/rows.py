@@ -52,9 +52,9 @@ def nvf_row(
     return QualitativeRow(
         id=sample.id,
         method=method,
-        picture=sample.image,
+        image=sample.image,
         intrinsics=sample.intrinsics,
-        hand=_surface(asked_field(estimator, sample, scale), pose.joints, spacing_mm) if valid else NOTHING,
+        hand=_surface(queried_field(estimator, sample, scale), pose.joints, spacing_mm) if valid else NOTHING,
         voters=votes.points,
         weights=votes.weights,
         joints=pose.joints,
@@ -63,7 +63,7 @@ def nvf_row(
     )
 
 
-class AskedField(NamedTuple):
+class QueriedField(NamedTuple):
     """One image's field; a point p of the camera's frame is frame @ (p - origin) in the field's."""
 
     distance: Distance
@@ -73,7 +73,7 @@ class AskedField(NamedTuple):
 
 
 @torch.no_grad()
-def asked_field(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> AskedField:
+def queried_field(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> QueriedField:
     """The field that the estimator queries for a sample, with its hand scale in mm if that is given."""
     model, volume, device = estimator.model, estimator.volume, estimator.device
     assert isinstance(model, NVF)
@@ -93,7 +93,7 @@ def asked_field(estimator: PoseEstimator, sample: HandSample, scale: float | Non
         distance = _hand_distance(model, view, placement.slopes.float().to(device), scale)
     else:
         distance = _distance(model, view, volume, scale)
-    return AskedField(distance, placement.frames[0], placement.origins[0], device)
+    return QueriedField(distance, placement.frames[0], placement.origins[0], device)
 
 
 def _distance(model: NVF, view: Tensor, volume: Volume, scale: float | None) -> Distance:
@@ -141,7 +141,7 @@ def _box(estimator: PoseEstimator, sample: HandSample) -> np.ndarray | None:
     return None if estimator.volume.needs_root or sample.box is None else sample.box.numpy()
 
 
-def _surface(field: AskedField, joints: np.ndarray, spacing_mm: float) -> Mesh:
+def _surface(field: QueriedField, joints: np.ndarray, spacing_mm: float) -> Mesh:
     """The surface about joints (21, 3), both in the camera's frame."""
     seen = ((torch.from_numpy(joints).double() - field.origin) @ field.frame.mT).float().to(field.device)
     low, high = seen.amin(0) - MARGIN_MM, seen.amax(0) + MARGIN_MM

@@ -17,7 +17,7 @@ SHEET_PX = 1_500_000  # of all panels together, so that a sheet of photographs s
 
 
 def panel_side(count: int) -> int:
-    """px, the side of each of so many panels of one figure."""
+    """Side in px of each of `count` panels of one figure."""
     smallest, largest = PANEL_PX
     return max(smallest, min(largest, math.isqrt(SHEET_PX // count)))
 
@@ -29,7 +29,7 @@ def sheet(
     labels: Sequence[str] = (),
     apart: Sequence[bool] = (),
 ) -> Image.Image:
-    """Puts square panels of one size on white paper.
+    """Arrange square panels of one size on white paper.
 
     Args:
         rows: each a sequence of blocks, each a sequence of panels that stand close together; the first row
@@ -79,7 +79,7 @@ def noted(panel: Image.Image, note: str) -> Image.Image:
 
 
 def save_sheet(paper: Image.Image, path: Path | str) -> None:
-    """Writes a figure as PNG, equal figures as equal files.
+    """Write a figure as PNG, equal figures as equal files.
 
     Raises:
         ValueError: the file has another suffix.
@@ -87,7 +87,7 @@ def save_sheet(paper: Image.Image, path: Path | str) -> None:
     """
     path = Path(path)
     if path.suffix != ".png":
-        raise ValueError(f"a figure of pictures is written as .png, got {path}")
+        raise ValueError(f"a figure of images is written as .png, got {path}")
     with whole_file(path) as file:
         paper.save(file, "PNG", optimize=True)
 
