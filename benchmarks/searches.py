@@ -38,12 +38,12 @@ COLUMNS = [
 
 
 @cache
-def synthetic(pictures: int) -> SyntheticHands:
-    return SyntheticHands(SyntheticConfig(pictures, SEED))
+def synthetic(images: int) -> SyntheticHands:
+    return SyntheticHands(SyntheticConfig(images, SEED))
 
 
 def compare(
-    name: str, step: float, search: str, pictures: int, make: Callable[[str, MeshHands], PoseEstimator]
+    name: str, step: float, search: str, images: int, make: Callable[[str, MeshHands], PoseEstimator]
 ) -> list[Any]:
     """A row under `COLUMNS`.
 
@@ -51,13 +51,13 @@ def compare(
         name: of the network.
         step: mm.
         search: to hold against "dense".
-        pictures: of the synthetic test set.
+        images: of the synthetic test set.
         make: an estimator with a search, for a picture's hand.
     """
-    data = synthetic(pictures)
+    data = synthetic(images)
     intrinsics = reference_intrinsics(data.config.size)
     apart, asked, missed, ratios, voters = [], [], 0, [], 0
-    for index in tqdm(range(pictures), desc=f"{name} {step:g} mm {search}", unit="img"):
+    for index in tqdm(range(images), desc=f"{name} {step:g} mm {search}", unit="img"):
         hand = data.hands([index])
         image = data.images([index])[0].permute(1, 2, 0).contiguous()
         poses, seconds = [], []
@@ -74,7 +74,7 @@ def compare(
         ratios.append(seconds[0] / seconds[1])
     everything = sum(count == int(dense.points_evaluated) for count in asked)
     return [
-        *(name, pictures, step, search, int(np.median(asked)), everything, f"{missed:,} of {voters:,}"),
+        *(name, images, step, search, int(np.median(asked)), everything, f"{missed:,} of {voters:,}"),
         *(float(np.mean(apart)), float(np.max(apart)), float(np.median(ratios))),
     ]
 
@@ -96,11 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=3, help="how many")
+    parser.add_argument("--images", type=int, default=3, help="how many")
     parser.add_argument("--out", type=Path, default=RESULT, help="file to write")
     options = parser.parse_args(arguments)
     rows = [
-        compare("released", step, search, options.pictures, released(step))
+        compare("released", step, search, options.images, released(step))
         for step, search in ((16, "guided"), (4, "octree"))
     ]
     context = {"seed": SEED, "threads": torch.get_num_threads(), "torch": torch.__version__}

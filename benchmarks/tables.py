@@ -1,8 +1,8 @@
-"""From a run of pytest-benchmark to the tables of speed in benchmarks/results/.
+"""Write the tables of speed in benchmarks/results/ from a run of pytest-benchmark.
 
-    python benchmarks/tables.py RUN.json [RUN.json ...]    # what `pytest benchmarks --benchmark-json` wrote
+    python benchmarks/tables.py RUN.json [RUN.json ...]    # written by `pytest benchmarks --benchmark-json`
 
-Several runs are taken for parts of one. A table that they hold nothing for is left as it is.
+Several runs count as parts of one. Tables without benchmarks in the runs stay unchanged.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ TABLES = {
     ),
     "batches": Table(
         "bench_batches",
-        ["network", "pictures a call", "precision", *TIMES, "pictures/s", "times the peer"],
+        ["network", "images per call", "precision", *TIMES, "images/s", "times the peer"],
         batches_row,
     ),
     "compiled_peer": Table(
@@ -121,7 +121,7 @@ TABLES = {
     "training_step": Table(
         "bench_training_step",
         [
-            *("preset", "batch", "points", "precision", "compiled", *TIMES, "pictures/s"),
+            *("preset", "batch", "points", "precision", "compiled", *TIMES, "images/s"),
             "times the plain step",
         ],
         training_row,
