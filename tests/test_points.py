@@ -104,15 +104,9 @@ def test_frustum_points_are_uniform(hands: MeshHands) -> None:
 
 def test_ray_points_lie_behind_and_before_the_surface(hands: MeshHands) -> None:
     sampling = PointSampling(
-        surface=300,
-        sphere=0,
-        frustum=1,
-        inside=None,
-        outside=None,
-        ray_points=400,
-        ray_log_depth=0.7,
-        ray_sigma_mm=40.0,
-    )
+        surface=300, sphere=0, frustum=1, inside=None, outside=None,
+        ray_points=400, ray_log_depth=0.7, ray_sigma_mm=40.0,
+    )  # fmt: skip
     points, sdf = sample_points(hands, VOLUME, sampling, seeded())
     rays = points[:, -400:]
     assert rays[..., 2].min() >= VOLUME.nearest_mm - 1e-3

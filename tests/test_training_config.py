@@ -15,18 +15,8 @@ from tests.training_cases import tiny
 
 
 def test_command_line_overrides_a_preset() -> None:
-    arguments = [
-        "small",
-        "--out",
-        "runs/one",
-        "--optimisation.steps",
-        "7",
-        "--losses.vote-weight",
-        "0.5",
-        "--minutes",
-        "2",
-    ]
-    run = tyro.cli(Train, args=arguments).preset
+    options = "--out runs/one --optimisation.steps 7 --losses.vote-weight 0.5 --minutes 2"
+    run = tyro.cli(Train, args=["small", *options.split()]).preset
     assert run.config == replace(
         small(),
         optimisation=replace(small().optimisation, steps=7),

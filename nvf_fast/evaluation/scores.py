@@ -101,13 +101,8 @@ def curves(joints: np.ndarray, truth: np.ndarray, task: Task) -> dict[str, Keypo
 
 def curve_of(document: Mapping[str, Any]) -> KeypointScores:
     """A curve as JSON holds it, an entry for each field."""
-    return KeypointScores(
-        mean=document["mean"],
-        median=document["median"],
-        auc=document["auc"],
-        pck=np.array(document["pck"]),
-        thresholds=np.array(document["thresholds"]),
-    )
+    arrays = {name: np.array(document[name]) for name in ("pck", "thresholds")}
+    return KeypointScores(**{**document, **arrays})
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
