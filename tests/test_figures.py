@@ -54,7 +54,7 @@ def hand() -> MeshHands:
 
 
 @pytest.fixture(scope="module")
-def make_image() -> np.ndarray:
+def image() -> np.ndarray:
     return SyntheticHands(SyntheticConfig(1, seed=3, size=2 * SIZE))[0].image
 
 
@@ -419,7 +419,7 @@ def test_reports_all_faults_of_photographs(tmp_path: Path) -> None:
         "one.png: box must be [x0, y0, x1, y1] px, x1 and y1 at least 2 px larger, got [30, 2, 1, 40]",
         "one.png: side must be \"right\" or \"left\", got 'up'",
         "one.png: hand_scale must be 10 to 120 mm, got 0.04",
-        "not an image that can be read",
+        "not a readable image",
         "text.png: K must be (3, 3), or (1, 3, 3) for 1 image(s), got shape (2, 2)",
         "away.png: there is no such file",
         'away.png: expected {"K": ...}, got 3',
