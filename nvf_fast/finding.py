@@ -21,7 +21,7 @@ SMALLEST_PX = 14.0  # of a hand's box in the finest view; training shows 10 px a
 COARSEST = 2 / 3  # of a view of the network's size that the image spans at most, for hands that fill it
 LEVEL_RATIO = 7 / 3  # of the sizes of successive views
 STRIDE_PX = 32  # of the encoder: the sides of a view are multiples of it
-FOUND_SCORE = 0.14  # least probability of a hand's centre
+FOUND_SCORE = 0.12  # least probability of a hand's centre
 MOST_CANDIDATES = 32  # that are seen closer
 # Least sum of the logits of a hand's centre and of its presence in a close view, beyond that of the presence
 # threshold. On 160 wide images with 139 hands, 1.3 left 0.05 false hands an image and 2.1 left 0.03.
