@@ -17,7 +17,7 @@ GLOBAL_WIDTH = 256  # channels of the pooled description of a view
 DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
 TYPICAL_MM_PER_PX = 1.7  # at the middle of a hand that spans 75 % of 128 px
 TYPICAL_ERROR_MM = 30.0
-ERROR_RANGE = 4.0  # bound of abs(log(expected / typical error)), which no loss bounds in empty views
+LOG_RANGE = 4.0  # bound of abs(log(value / typical value)), which no loss bounds in empty views
 MOMENTUM, EPSILON = 0.03, 1e-5  # of batch norms
 PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
 HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
@@ -155,7 +155,8 @@ class HandHeads(nn.Module):
         uv = torch.stack([rows.sum(2) @ self.places, rows.sum(3) @ self.places], -1)
         relative = (weight * relative.flatten(2)).sum(-1)
         scale, presence, left, error = self.view(pooled).float().split([1, 1, 1, JOINTS], 1)
-        middle = scale[:, 0].exp() * (TYPICAL_MM_PER_PX * self.size / 2) / slopes
+        scale, error = (each.clamp(-LOG_RANGE, LOG_RANGE).exp() for each in (scale, error))
+        middle = scale[:, 0] * (TYPICAL_MM_PER_PX * self.size / 2) / slopes
         return HandLook(
             features,
             uv,
@@ -163,7 +164,7 @@ class HandHeads(nn.Module):
             middle,
             presence[:, 0],
             left[:, 0],
-            TYPICAL_ERROR_MM * error.clamp(-ERROR_RANGE, ERROR_RANGE).exp(),
+            TYPICAL_ERROR_MM * error,
             heat,
             self.hands(maps).float(),
         )
