@@ -1,1 +1,1 @@
-"""Measures an estimator on data. Inference never imports this folder."""
+"""Metrics, predictions and reports of an estimator on data. Inference never imports this package."""

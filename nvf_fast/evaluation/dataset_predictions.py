@@ -23,7 +23,7 @@ ENTRY = "nvf_fast"  # one entry of metadata: safetensors writes several in no fi
 
 @dataclass(frozen=True)
 class Times:
-    """Times of a run.
+    """Durations measured during a run.
 
     Attributes:
         images: over which `seconds` were summed: all but each process's first batch and the staged ones.
@@ -43,9 +43,9 @@ class DatasetPredictions:
     """Predictions on N samples, in the data set's order.
 
     Attributes:
-        metadata: whatever the predictions depend on, `task` among it, as JSON holds it.
+        metadata: JSON values that determine the predictions, including `task`.
         ids: of the samples.
-        faults: why an image could not be read, "" where it could; a damaged one has no other entries.
+        faults: the reason an image could not be read, "" where it could; a damaged one has no other entries.
         truth: (N, 21, 3) float32 mm, camera frame; NaN where it is not released.
         roots: (N, 3) float32 mm, the true wrist; NaN where unknown.
         predictions: by setting (`SETTINGS`); not valid where the image is damaged.
@@ -70,7 +70,7 @@ class DatasetPredictions:
 
     @property
     def released(self) -> np.ndarray:
-        """(N,) bool: whose joints are known."""
+        """(N,) bool: samples with released joints."""
         return np.isfinite(self.truth).all((1, 2))
 
     @classmethod
@@ -130,7 +130,7 @@ class DatasetPredictions:
         """Read what `to_bytes` returned.
 
         Raises:
-            ValueError: the content is damaged, or something else.
+            ValueError: the content is damaged or does not hold predictions.
         """
         try:
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -138,15 +138,15 @@ class DatasetPredictions:
             sha256 = known.pop("sha256")
             arrays = safetensors.numpy.load(content)
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"no whole file of predictions ({error})") from error
+            raise ValueError(f"not a complete file of predictions ({error})") from error
         if _digest(known, arrays) != sha256:
-            raise ValueError("the content does not have the sha256 that it was written with")
+            raise ValueError("the content does not match its sha256")
         known["times"] = Times(**known["times"])
         return cls.of_arrays(arrays=arrays, **known)
 
 
 def save_predictions(path: Path, predictions: DatasetPredictions, with_times: bool = True) -> None:
-    """Write predictions as safetensors, atomically; without times equal predictions are equal bytes."""
+    """Write predictions as safetensors, atomically; without times, equal predictions give equal bytes."""
     with whole_file(path) as file:
         file.write(predictions.to_bytes(with_times))
 
@@ -155,7 +155,7 @@ def load_predictions(path: Path) -> DatasetPredictions:
     """Read a file of `save_predictions`.
 
     Raises:
-        ValueError: the file is damaged, or something else.
+        ValueError: the file is damaged or does not hold predictions.
         OSError: it cannot be read.
     """
     try:

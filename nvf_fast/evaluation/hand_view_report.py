@@ -21,7 +21,7 @@ ERRORS = {
 TITLES = {
     "rendered": "Rendered hands of any orientation",
     "depth": "Mean signed depth error with the true scale",
-    "facing": "Final joints by what the camera sees of the hand",
+    "facing": "Final joints by the visible side of the hand",
     "calibration": "Expected and true errors, in tenths of the joints",
     "sizes": "Recall in wide images, by size in px",
     "checks": "Presence, finding, stability, time",
@@ -33,9 +33,9 @@ def write_hand_view_report(folder: Path, report: Mapping[str, Any], context: Map
 
     Args:
         folder: made when missing.
-        report: by part, "poses", "stability", "empty", "presence", "finding" and "time", whatever there is of
-            these, as `hand_views` measures them; and "skipped", reasons by part.
-        context: under what conditions they were measured.
+        report: results of `hand_views` by part, any of "poses", "stability", "empty", "presence", "finding"
+            and "time"; and "skipped", reasons by part.
+        context: conditions of the measurement.
 
     Returns:
         The files. Without matplotlib the plot is left out.
@@ -108,14 +108,14 @@ def _checks(report: Mapping[str, Any]) -> list[list[Any]]:
         rows += [
             ["aligned error upside down over upright", stability["turned"], hands],
             ["joints move when the box moves by half a pixel, mm", stability["moved"], hands],
-            ["one by one against together, largest, mm", stability["batch"], hands],
+            ["largest difference between single and batched predictions, mm", stability["batch"], hands],
         ]
     if finding := report.get("finding"):
         images = f"{finding['images']} images"
         rows += [
             ["hands found in wide images, %", finding["recall"], f"{finding['hands']} hands in {images}"],
             ["side right of those, %", finding["side"], images],
-            ["false hands an image", finding["false_hands"], images],
+            ["false hands per image", finding["false_hands"], images],
         ]
     if measured := report.get("time"):
         threads = f"{measured['threads']} threads, {measured['device']}"

@@ -49,12 +49,12 @@ class Poses(NamedTuple):
 
 
 def predicted(predict: Predict, samples: Sequence[HandSample], batch: int = BATCH) -> Poses:
-    """Poses of samples, whose sides are given.
+    """Predict the poses of samples of known side.
 
     Args:
-        predict: the method; it is given the boxes.
-        samples: N of them.
-        batch: predicted at once.
+        predict: the method.
+        samples: N samples with boxes.
+        batch: samples predicted at once.
     """
     joints, expected = [], []
     for first in tqdm(range(0, len(samples), batch), desc="poses", disable=None):
@@ -89,10 +89,10 @@ def score_poses(
     """Score poses of right hands of known size.
 
     Args:
-        poses: the final ones; a hand that is not found counts with the constant pose.
+        poses: final poses; the mean pose replaces a hand that is not found.
         parts: joints (N, 21, 3) mm of the unit hand by other methods, by name.
         samples: N hands with labels.
-        others: joints (M, 21, 3) mm, camera frame, of hands that the constant pose is fitted on.
+        others: joints (M, 21, 3) mm, camera frame, of the hands that determine the mean pose.
 
     Returns:
         hands and lost, counts; methods, scores of each by name, see `_scores`; depth, the mean signed depth
@@ -153,15 +153,15 @@ def calibration_table(expected: np.ndarray, true: np.ndarray) -> list[dict[str, 
 
 
 def score_presence(predict_views: PredictViews, hands: HandViews, threshold: float) -> dict[str, float]:
-    """Rates in per cent, as the estimator decides where the side is unknown.
+    """Measure presence and side as the estimator decides them where the side is unknown.
 
     Args:
         predict_views: the heads.
-        hands: views with one hand each, of either side as it is.
+        hands: views with one hand of either side each.
         threshold: of presence.
 
     Returns:
-        hands, a count; lost; and side, right ones.
+        hands, a count; in per cent lost, undetected hands, and side, correct sides.
     """
     present, left = _presence_and_side(predict_views, hands, threshold)
     return {
@@ -172,13 +172,13 @@ def score_presence(predict_views: PredictViews, hands: HandViews, threshold: flo
 
 
 def score_empty(predict_views: PredictViews, empty: HandViews, threshold: float) -> dict[str, float]:
-    """The rate in per cent of views without a hand that are accepted, and their number, empty."""
+    """The accepted views without a hand, in per cent, and the number of such views, empty."""
     accepted, _ = _presence_and_side(predict_views, empty, threshold)
     return {"empty": len(empty), "accepted": _rate(accepted)}
 
 
 def score_stability(predict: Predict, samples: Sequence[HandSample]) -> dict[str, float]:
-    """How poses depend on what should not matter; hands found both times count.
+    """Measure the stability of poses over hands found in both of two equivalent inputs.
 
     Returns:
         turned: mean aligned error of images turned by 180 degrees over that of upright ones; moved: mean
@@ -203,13 +203,13 @@ def score_stability(predict: Predict, samples: Sequence[HandSample]) -> dict[str
 
 
 def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
-    """Recall of true hands and rate of false ones.
+    """Measure the recall of true hands and the rate of false ones.
 
     A found hand counts where its joints' box overlaps a true one's by an intersection over union of
     `SAME_HAND`, each true hand once.
 
     Returns:
-        images and hands, counts; recall and side (right ones of those), in per cent; false_hands, per image;
+        images and hands, counts; recall and side (correct sides), in per cent; false_hands, per image;
         and sizes, recall and number of hands by the longer side of their boxes.
     """
     sizes, hit, side, false, count = [], [], [], 0, 0
@@ -234,7 +234,7 @@ def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
     longer, found = np.array(sizes, float), np.array(hit, bool)
     by_size = {}
     for low, high in pairwise(SIZES_PX):
-        # Hands are a few px larger or smaller than drawn.
+        # Hands are a few px larger or smaller than requested.
         rows = (longer >= (low if low > SIZES_PX[0] else 0)) & (
             longer < (high if high < SIZES_PX[-1] else np.inf)
         )

@@ -47,12 +47,12 @@ def other_hands(
 
 
 def fallback_pose(config: DataConfig) -> np.ndarray:
-    """The mean pose (21, 3) mm for a data set: that of synthetic hands, placed as its own if synthetic."""
+    """The mean pose (21, 3) mm of synthetic hands, of the data set's distribution if it is synthetic."""
     distributions = {"synthetic": config.synthetic.distribution, "synthetic-v2": V2.distribution}
     return mean_pose(other_hands(distributions.get(config.dataset)))
 
 
 def mean_pose_scores(pose: np.ndarray, shape: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Camera-space scores against truth (N, 21, 3) mm of predicting `pose` always, and `shape` if aligned."""
+    """Score `pose`, and `shape` after alignment, as constant predictions of truth (N, 21, 3) mm."""
     scores = metrics.camera_space_scores(np.broadcast_to(pose, truth.shape), truth)
     return scores | {"pa_mpjpe": metrics.pa_mpjpe(np.broadcast_to(shape, truth.shape), truth)}

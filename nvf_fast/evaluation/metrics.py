@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Poses = ArrayLike
-"""(..., K, 3) mm; in camera space where a score says so. Finite and not empty."""
+"""(..., K, 3) mm, in camera space for camera-space scores. Finite and not empty."""
 
 THRESHOLDS_MM: Floats = np.linspace(0.0, 50.0, 100)
 """Thresholds of the PCK curve and its area (EvalUtil: 100 steps from 0 to 50 mm, both ends included)."""
@@ -131,8 +131,8 @@ def pa_mpjpe(predicted: Poses, truth: Poses, *, reflection: bool = False) -> flo
     """Mean per-joint position error after Procrustes alignment of each sample.
 
     Args:
-        reflection: False aligns by a proper similarity (`rigid_align`, what the NVF release reports); True
-            lets a mirror image align as well (`procrustes_align`, as the FreiHAND and HO-3D servers do).
+        reflection: False aligns by a proper similarity (`rigid_align`, as the NVF release does); True allows
+            reflections (`procrustes_align`, as the FreiHAND and HO-3D servers do).
 
     Returns:
         mm.
@@ -182,7 +182,7 @@ def rigid_align(predicted: Poses, truth: Poses) -> Floats:
     signs[..., 2] = np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)
     rotation = (u * signs[..., None, :]) @ vt
     spread = np.square(centred).sum(axis=(-1, -2))
-    # A point has no spread and no scale: any finite one leaves it where it is.
+    # The scale of a point is arbitrary; any finite value leaves it in place.
     scale = (singular * signs).sum(axis=-1) / np.where(spread > 0, spread, 1.0)
     return scale[..., None, None] * (centred @ rotation) + _centroid(truth)
 

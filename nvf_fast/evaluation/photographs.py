@@ -1,4 +1,4 @@
-"""Scores on labelled photographs, each group apart, beside a constant pose."""
+"""Scores on labelled photographs by group, with the mean pose as baseline."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COLUMNS = {
 
 
 def predict_with(estimator: PoseEstimator) -> Predict:
-    """Predict with an estimator, which gets each sample's box and no hand scale."""
+    """Predict with an estimator from each sample's box, without hand scale."""
 
     def predict(samples: Sequence[HandSample], sides: Sequence[str | None]) -> HandPose:
         return estimator(
@@ -64,15 +64,15 @@ def evaluate_photographs(
 ) -> dict[str, dict[str, float]]:
     """Score predictions against the labels, each hand scaled to the unit hand.
 
-    Poses are predicted with the side given. A photograph in which no hand is found counts with the constant
-    pose, the geometric median of `others`, whose box is moved and scaled onto the photograph's.
+    Poses are predicted with the side given. Where no hand is found, the mean pose counts: the geometric
+    median of `others`, its box moved and scaled onto the photograph's.
 
     Args:
         predict: the method.
-        data: what it is scored on.
-        others: photographs that the constant pose is fitted on.
+        data: photographs to score it on.
+        others: photographs that determine the mean pose.
         batch: photographs predicted at once.
-        predicts_sides: whether to predict all again without a side, for the rate of right ones.
+        predicts_sides: whether to predict again without a side, for the rate of correct sides.
         progress: whether to show a bar.
 
     Returns:
@@ -80,7 +80,7 @@ def evaluate_photographs(
         projected joints in per cent of the longer side of the joints' box; aligned, mean distance in mm after
         a similarity; relative, mean distance in mm with wrists moved together; present and side, in per cent;
         correlation, Spearman's, of expected and relative error of each joint (NaN without); and error_2d,
-        aligned and relative of the constant pose, as constant_2d, constant_aligned and constant_relative.
+        aligned and relative of the mean pose, as constant_2d, constant_aligned and constant_relative.
     """
     labels = data.labels
     joints, joints_2d, expected, present = _predicted(predict, data, batch, progress)
@@ -143,7 +143,7 @@ def write_photograph_report(
     Args:
         folder: made when missing.
         scores: of `evaluate_photographs`.
-        context: under what conditions they were measured.
+        context: conditions of the measurement.
 
     Returns:
         The files.
@@ -151,7 +151,7 @@ def write_photograph_report(
     columns, rows = score_rows(scores)
     explanation = (
         "Errors against the labels, each hand scaled to the unit hand. The 2D error is in per cent of the "
-        "longer side of the joints' box; the constant pose is fitted on other photographs."
+        "longer side of the joints' box; the mean pose is fitted on other photographs."
     )
     lines = ["# Labelled photographs", "", explanation, *markdown_table(columns, rows), "", "## Context", ""]
     lines += [f"- {name}: {value}" for name, value in context.items()]
@@ -192,7 +192,7 @@ def _predicted(
 def _sides_predicted(
     predict: Predict, data: Photographs, indices: Sequence[int], batch: int, progress: bool
 ) -> np.ndarray:
-    """Whether the side of each photograph is predicted rightly, as 0 or 1."""
+    """Whether the side of each photograph is predicted correctly, as 0 or 1."""
     right = []
     for first in tqdm(range(0, len(indices), batch), desc="sides", disable=not progress):
         samples = [data[index] for index in indices[first : first + batch]]
@@ -204,8 +204,8 @@ def _sides_predicted(
 def _constants(
     others: Photographs, boxes: np.ndarray, left: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The constant pose (N, 21, 3) mm, mirrored for left hands, its joints (N, 21, 2) px in the boxes, and
-    the constant shape (N, 21, 3) mm that is best after alignment."""
+    """The mean pose (N, 21, 3) mm, mirrored for left hands, its joints (N, 21, 2) px in the boxes, and the
+    mean shape (N, 21, 3) mm that is best after alignment."""
     hands = [mirrored(label.joints) if label.side == "left" else label.joints for label in others.labels]
     unit = scale_to_unit(np.stack(hands).astype(np.float64))
     unit = unit - unit[:, :1]

@@ -27,7 +27,7 @@ class Predictions:
             root. NaN where not valid.
         scores: (B, 21) float32, see `HandPose`.
         valid: (B,) bool.
-        voters: (B,) int, 0 for a method without.
+        voters: (B,) int, 0 for a method without voting.
     """
 
     joints: np.ndarray
@@ -47,17 +47,17 @@ class Predictor(Protocol):
         """Predict samples; with `use_scale` each is given its true hand scale.
 
         Raises:
-            ValueError: a sample lacks what the method needs; the message names it.
+            ValueError: a sample lacks an input that the method needs; the message names it.
         """
         ...
 
     def timed(self) -> AbstractContextManager[dict[str, float]]:
-        """As `PoseEstimator.timed`."""
+        """Predict and time each stage, as `PoseEstimator.timed`."""
         ...
 
 
 class NetworkPredictor:
-    """An estimator as it is used: each sample with its side, and its box or its true root."""
+    """An estimator given each sample's side, and its box or its true root."""
 
     def __init__(self, estimator: PoseEstimator) -> None:
         config = estimator.model.config
@@ -110,9 +110,9 @@ def scale_choices(config: NVFConfig) -> tuple[bool, ...]:
 
 
 def box_on_image(sample: HandSample) -> np.ndarray:
-    """The sample's box (4,) px; one whose middle lies off the image is moved to its nearest pixel.
+    """The sample's box (4,) px, its middle clamped to the image.
 
-    An image without a box is taken for a crop: its box is the largest centred square.
+    An image without a box counts as a crop: its box is the largest centred square.
     """
     height, width = sample.image.shape[:2]
     if sample.box is None:

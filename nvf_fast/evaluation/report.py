@@ -47,7 +47,7 @@ TABLE = {
     "invalid": "no prediction",
 }
 Submit = Callable[[Path, np.ndarray], None]
-"""Writes joints (N, 21, 3) mm as a submission into a .zip file."""
+"""Writer of joints (N, 21, 3) mm as a submission into a .zip file."""
 
 
 def report_on(
@@ -60,10 +60,10 @@ def report_on(
 
     Args:
         results: of `run.predict`.
-        fallback: (21, 3) mm, the mean pose that counts where no prediction is valid; for root-relative
-            predictions it is moved onto the true wrist.
+        fallback: (21, 3) mm, the mean pose that replaces invalid predictions; moved onto the true wrist for
+            root-relative predictions.
         context: conditions of the run, in addition to the metadata of `results`.
-        layout: whose server's scores to add.
+        layout: the server whose scores to add.
 
     Returns:
         context, counts, damaged, times, notes; and where joints are released constant (scores of the mean
@@ -97,7 +97,7 @@ def report_on(
         "notes": notes,
     }
     if not scored.any():
-        notes.append("No joints are released for this split: nothing is scored.")
+        notes.append("No joints are released for this split, so that it has no scores.")
         return result
     if scored.sum() + len(damaged) < len(results):
         notes.append(f"Scores cover the {int(scored.sum())} image(s) whose joints are released.")
@@ -134,7 +134,7 @@ def write_report(
         folder: made when missing.
         report: of `report_on`; notes are added to it.
         results: of `run.predict`.
-        fallback: as in `report_on`; it stands for damaged images in a submission as well.
+        fallback: as in `report_on`; a submission holds it for damaged images too.
         submit: writes SETTING/pred.zip; None where the data set has no server.
 
     Returns:
@@ -174,7 +174,7 @@ def score_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a document: scores with the mean pose as baseline, the server's, the joints', times."""
+    """The report as Markdown: scores with the mean pose as baseline, server scores, joints and times."""
     context, counts, times = (report[name] for name in ("context", "counts", "times"))
     numbers = f"{counts['pictures']} images, {counts['damaged']} damaged, {counts['scored']} scored"
     lines = [f"# {context['data set']}, {context['split']}", "", f"{numbers}. Errors are mm.", ""]
@@ -226,7 +226,7 @@ def _fallbacks(results: DatasetPredictions, fallback: np.ndarray, task: Task) ->
 
 
 def _always(poses: np.ndarray) -> Predictions:
-    """Poses (N, 21, 3) mm as valid predictions."""
+    """Wrap poses (N, 21, 3) mm as valid predictions."""
     count = len(poses)
     return Predictions(poses, np.zeros((count, 21)), np.ones(count, bool), np.zeros(count, int))
 
@@ -275,7 +275,7 @@ def json_text(report: Mapping[str, Any]) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for NaN and infinities, which JSON has not."""
+    """Replace NaN and infinities, which JSON lacks, by None."""
     if isinstance(value, Mapping):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A predictor over a data set, in shards: on one process or several, and resumable."""
+"""Resumable prediction of a data set in shards, on one process or several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOG = logging.getLogger("nvf_fast")
 
 @dataclass(frozen=True)
 class Options:
-    """How a data set is gone through. Only `batch` and `shard` influence predictions, in their last bits.
+    """Options of a run. Only `batch` and `shard` influence predictions, in their last bits.
 
     Attributes:
         batch: samples predicted at once.
@@ -63,27 +63,27 @@ def predict(
     options: Options = DEFAULT_OPTIONS,
     processes: Processes = ALONE,
 ) -> DatasetPredictions | None:
-    """Predict every sample, with the hand scale and without it where both are possible.
+    """Predict every sample, with and without the hand scale where both are possible.
 
-    A damaged image is skipped and noted. With a folder each shard becomes a record there as soon as it is
-    done, and a later call with the same metadata goes on from there. The predictions do not depend on the
-    number of processes (their threads being equal).
+    A damaged image is skipped and noted. With a folder, each finished shard is stored there, and a later call
+    with the same metadata resumes. For equal numbers of threads, predictions do not depend on the number of
+    processes.
 
     Args:
         predictor: the method and its network.
         dataset: its samples.
         folder: of the shards; None keeps them in memory.
-        metadata: whatever else the predictions depend on, such as the checkpoint's sha256; as JSON holds it.
-        options: see `Options`.
-        processes: those that share the shards, process r taking shards r, r + count and so on.
+        metadata: further JSON values that determine the predictions, such as the checkpoint's sha256.
+        options: batch, shards, workers and progress.
+        processes: process r of them takes shards r, r + count and so on.
 
     Returns:
         All predictions in process 0, None in the others.
 
     Raises:
         ResumeError: the folder holds shards of other metadata; the message lists the differences.
-        ProcessLostError: another process ended or did not answer in time.
-        ValueError: an empty data set, or a hand scale is needed that the data set lacks.
+        ProcessLostError: another process ended or did not respond in time.
+        ValueError: the data set is empty or lacks a hand scale that the network needs.
     """
     if len(dataset) == 0:
         raise ValueError(f"{dataset.name}, {dataset.split}: the data set is empty")
@@ -118,10 +118,10 @@ def predict(
 
 
 def settings_for(predictor: Predictor, dataset: HandDataset) -> tuple[bool, ...]:
-    """The values of `use_scale` that the predictor takes and the data set has hand scales for.
+    """The values of `use_scale` that both the predictor and the data set's hand scales allow.
 
     Raises:
-        ValueError: none is left, or no image can be read.
+        ValueError: none is allowed, or no image can be read.
     """
     rows = map(partial(_read, dataset), range(len(dataset)))
     first = next((row for row in rows if isinstance(row, HandSample)), None)
@@ -141,7 +141,7 @@ def settings_for(predictor: Predictor, dataset: HandDataset) -> tuple[bool, ...]
 
 
 def _stored(store: Store, metadata: dict[str, Any]) -> DatasetPredictions | None:
-    """The shard of an earlier call; a damaged one counts as missing."""
+    """Load the shard of an earlier call; a damaged one counts as missing."""
     try:
         record = store.newest()
     except DamagedRecordError as error:
@@ -159,7 +159,7 @@ def _stored(store: Store, metadata: dict[str, Any]) -> DatasetPredictions | None
 
 
 class _Readable:
-    """The data set as `DataLoader` takes it: a damaged image becomes its message."""
+    """The data set for a `DataLoader`, with the error message in place of a damaged image."""
 
     def __init__(self, dataset: HandDataset) -> None:
         self.dataset = dataset
@@ -182,7 +182,7 @@ def _predicted_shards(
     settings: Sequence[bool],
     options: Options,
 ) -> Iterator[tuple[int, DatasetPredictions]]:
-    """Shards by index, each of its span of samples."""
+    """Spans of samples by the index of their shard."""
     batches = {
         index: [span[start : start + options.batch] for start in range(0, len(span), options.batch)]
         for index, span in spans.items()
@@ -220,7 +220,7 @@ def _predicted_batch(
     staged: bool,
     rated: bool,
 ) -> DatasetPredictions:
-    """Predictions for one batch; `staged` measures its stages, `rated` its seconds."""
+    """Predict one batch; `staged` measures its stages, `rated` its seconds."""
     samples = [row for row in rows if isinstance(row, HandSample)]
     readable = np.array([isinstance(row, HandSample) for row in rows])
     seconds: dict[str, float] = {"read": read_seconds}
@@ -282,7 +282,7 @@ def _all_metadata(
     options: Options,
     metadata: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Whatever the predictions depend on, as JSON returns it."""
+    """Everything that determines the predictions, as read back from JSON."""
     everything = {
         "data set": dataset.name,
         "split": dataset.split,

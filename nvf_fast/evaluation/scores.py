@@ -28,9 +28,9 @@ def score_predictions(
 ) -> dict[str, float]:
     """Errors of predictions, under the names of `nvf_fast.metrics`, and the correlation of their scores.
 
-    An image without a valid prediction counts with the pose `fallback`, so that refusing to predict is never
-    an advantage; `invalid` counts them. `rs_mje` is the root-relative mean error, the wrist moved onto the
-    true one. `score_correlation` is Spearman's rank correlation of a joint's score with its error,
+    `fallback` replaces invalid predictions, so that refusing to predict is never an advantage; `invalid`
+    counts them. `rs_mje` is the root-relative mean error, the wrist moved onto the true one.
+    `score_correlation` is Spearman's rank correlation of a joint's score with its error,
     `frame_score_correlation` that of their means over a hand (negative: higher scores, smaller errors), both
     over valid predictions and NaN without any.
 
@@ -100,7 +100,7 @@ def curves(joints: np.ndarray, truth: np.ndarray, task: Task) -> dict[str, Keypo
 
 
 def curve_of(document: Mapping[str, Any]) -> KeypointScores:
-    """A curve as JSON holds it, an entry for each field."""
+    """Read a curve from its JSON form, an entry for each field."""
     arrays = {name: np.array(document[name]) for name in ("pck", "thresholds")}
     return KeypointScores(**{**document, **arrays})
 
@@ -113,7 +113,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks with ties sharing their mean."""
+    """Ranks, tied values with their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

@@ -1,7 +1,7 @@
 """Files for the servers of FreiHAND and HO-3D: pred.json = [joints, vertices] of every image, zipped.
 
-Lengths are mm, axes OpenCV's and joints in FreiHAND's order on our side, whatever the file holds. Numbers are
-written as float64 in their shortest form that reads back the same: nothing is rounded.
+Arguments and results are in mm, OpenCV's axes and FreiHAND's joint order, for either server. Numbers are
+written as the shortest decimals that read back as the same float64.
 
 Sources: FreiHAND's and HO-3D's public `pred.py` and `eval.py`.
 """
@@ -57,13 +57,12 @@ def write_freihand_submission(
     Args:
         path: .zip file with the one member pred.json, written atomically.
         joints_mm: (N, 21, 3) mm, camera frame, in the order of the evaluation split.
-        vertices_mm: N times (778, 3) mm, in MANO's order, taken one by one; None writes zeros, as the release
-            of Neural Voting Field does. The server's mesh scores then mean nothing.
+        vertices_mm: N meshes (778, 3) mm in MANO's order, consumed one by one; None writes zeros, as the
+            release of Neural Voting Field does, which makes the server's mesh scores meaningless.
         official: N must be 3960, the evaluation split; False takes any number.
 
     Raises:
-        ValueError: a shape, a number, the unit or the side of the camera is not as above; the message says
-            what came.
+        ValueError: a shape, number or unit is invalid, or the hands lie behind the camera.
         OSError: the file cannot be written.
     """
     _write(Path(path), "freihand", joints_mm, vertices_mm, FREIHAND_IMAGES if official else None)
@@ -97,19 +96,20 @@ def write_ho3d_submission(
 
 
 def read_submission(path: Path | str, layout: Layout) -> tuple[Floats, Floats]:
-    """Read a submission, ours or another program's.
+    """Read a submission of this or another program.
 
-    The whole file is parsed at once: some 2 GB of memory for HO-3D v3 with vertices.
+    The whole file is parsed at once, which takes some 2 GB of memory for HO-3D v3 with vertices.
 
     Args:
         path: .zip file.
-        layout: whose server it is for.
+        layout: of the server that it is for.
 
     Returns:
         Joints (N, 21, 3) mm and vertices (N, V, 3) mm, OpenCV's axes, joints in FreiHAND's order.
 
     Raises:
-        ValueError: it is no zip, holds something else than pred.json, or that is not two equally long lists.
+        ValueError: it is not a zip file, holds members other than pred.json, or that is not two lists of one
+            length.
         OSError: the file cannot be read.
     """
     server = _SERVERS[layout]
@@ -145,7 +145,7 @@ def _write(
     with (
         whole_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
-        # Without a date, equal predictions are equal files.
+        # Without a date, equal predictions give equal files.
         archive.open(_member(), "w", force_zip64=True) as member,
     ):
         member.write(b"[")

@@ -13,7 +13,7 @@ from nvf_fast.data.rotations import rotation_about
 from nvf_fast.data.surfaces import HandSurfaces
 from nvf_fast.volumes import Volume
 
-ABSENT_SCALE_MM = 15.0  # what the network is fed where the hand scale is unknown: 0 after normalisation
+ABSENT_SCALE_MM = 15.0  # input of the network for an unknown hand scale: 0 after normalisation
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Augmentation:
     """Ranges of the random changes, each uniform and drawn per image; 0 is off.
 
     Attributes:
-        roll_deg: rotation of image and hand about the optical axis, degrees either way. An image keeps its
-            orientation where the rotation would move one more joint out of it.
+        roll_deg: rotation of image and hand about the optical axis, degrees either way. An image is not
+            rotated where that would move another joint out of it.
         size_range: hand and distance scale together by a factor 1 plus or minus this; the image stays.
             Camera-space only.
         brightness: gain of the image, 1 plus or minus this.

@@ -1,5 +1,4 @@
-"""What a trained network of hand views is fitted with on labelled views: the weights of its votes, the scale
-of its expected errors, and the threshold of presence."""
+"""Calibration of a trained network of hand views: vote weights, expected errors, and presence threshold."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ STEP_MM, SURFACE_MM, FRACTION = 16.0, 5.0, 0.5  # the estimator's defaults
 
 
 class ViewPredictions(NamedTuple):
-    """What a network predicts of B views: coarse and voted joints (B, 21, 3) mm, and the heads."""
+    """Predictions for B views: coarse and voted joints (B, 21, 3) mm, and the heads."""
 
     coarse: Tensor
     voted: Tensor
@@ -56,11 +55,11 @@ def predict_views(model: NVF, views: HandViews) -> ViewPredictions:
 
 
 def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict[str, float]]:
-    """Fit what joins a network's predictions.
+    """Fit the parameters that combine a network's predictions.
 
     - The logits of presence and side: logistic regressions on the encoder's pooled description, of every
-      second view and its mirror image, and of blank views. Training moves these two rows as one part of a
-      large sum of losses, and rarely far enough.
+      second view and its mirror image, and of blank views. Training balances these two rows against many
+      other losses and rarely moves them far enough.
     - The weight of the votes, for the hand's middle and for each joint relative to it: the one of `WEIGHTS`
       with the least mean distance to the truth.
     - The expected error: its logarithm is shifted, per joint, until expected and true errors agree in the
@@ -69,12 +68,12 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
 
     Args:
         model: a network of hand views.
-        hands: views with one right hand each, labelled; not those that figures are quoted on.
+        hands: labelled views with one right hand each, disjoint from any evaluation set.
         empty: views without a hand.
 
     Returns:
-        A copy of the network, and what was found: threshold, rates, and errors in mm of the coarse, voted and
-        combined joints.
+        A copy of the network, and the threshold, rates, and errors in mm of the coarse, voted and combined
+        joints.
     """
     fitted = copy.deepcopy(model).eval()
     assert fitted.heads is not None
@@ -149,10 +148,10 @@ def _pooled(model: NVF, views: HandViews, mirrored: bool = False) -> Tensor:
 
 
 def _logistic_regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (C,) and bias () of a logit for features (N, C) and labels (N,); both classes weigh the same."""
+    """Weight (C,) and bias () of a logit for features (N, C) and labels (N,), the classes balanced."""
     middle, spread = features.mean(0), features.std(0) + 1e-3
     scaled = (features - middle) / spread
-    shares = torch.where(labels > 0, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    weights = torch.where(labels > 0, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
     parameters = torch.zeros(features.shape[1] + 1, requires_grad=True)
     optimiser = torch.optim.LBFGS([parameters], max_iter=300, line_search_fn="strong_wolfe")
 
@@ -160,7 +159,7 @@ def _logistic_regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tens
         optimiser.zero_grad()
         with torch.enable_grad():
             logits = scaled @ parameters[:-1] + parameters[-1]
-            value = F.binary_cross_entropy_with_logits(logits, labels, weight=shares)
+            value = F.binary_cross_entropy_with_logits(logits, labels, weight=weights)
             value = value + PENALTY * parameters[:-1].square().sum()
             value.backward()
         return float(value.detach())
@@ -176,7 +175,7 @@ def _threshold(shown: np.ndarray, hidden: np.ndarray) -> tuple[float, float, flo
     candidates = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
     lost = (shown[:, None] < candidates).mean(0)
     accepted = (hidden[:, None] >= candidates).mean(0)
-    # Of those that accept as few, the middle of the ones that lose the fewest: between hands and none.
+    # Among thresholds that accept equally few views, the middle of those that lose the fewest hands.
     kept = np.flatnonzero(accepted <= max(ACCEPTED, accepted.min()))
     least = kept[lost[kept] == lost[kept].min()]
     best = least[len(least) // 2]

@@ -39,7 +39,7 @@ class Optimisation:
         ema: decay per step of the averaged weights that are evaluated and exported; None: the last are.
         precision: arithmetic of the encoder and the field; weights and losses stay float32. On a CPU,
             "bfloat16" pays where the processor has it, and is many times slower where it does not.
-        compile: whether torch.compile makes the encoder and the losses one program; minutes at the start.
+        compile: whether to compile the encoder and the losses by torch.compile, which takes minutes.
     """
 
     optimiser: Literal["rmsprop", "adamw"] = "rmsprop"
@@ -76,7 +76,9 @@ class Optimisation:
             or self.warmup_steps < 0
             or not 0 <= self.final_share <= 1
         ):
-            raise ValueError(f"learning rate, weight decay, warm-up or final share out of range in {self}")
+            raise ValueError(
+                f"learning_rate, weight_decay, warmup_steps or final_share is out of range in {self}"
+            )
         if (self.ema is not None and not 0 < self.ema < 1) or (
             self.clip_norm is not None and self.clip_norm <= 0
         ):
@@ -109,15 +111,15 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One training. `preset` names what it started from; the seed and these numbers determine every step.
+    """Configuration of a training, which determines every step.
 
     Attributes:
-        preset: its name, kept in the checkpoint's metadata.
+        preset: name of the preset it derives from, kept in the checkpoint's metadata.
         seed: of weights, order, augmentation and points.
         model: the network.
         data: the data set.
-        sampling: query points.
-        losses: losses.
+        sampling: numbers and ranges of query points.
+        losses: weights and ranges of the losses.
         augmentation: of the images.
         views: for hand views, their mixture, which may include `data`; instead of `augmentation`.
         hand_losses: for hand views, the losses; instead of `sampling` and `losses`.
@@ -189,9 +191,9 @@ def relative_ho3d_finetune() -> TrainingConfig:
 def small() -> TrainingConfig:
     """A small network of the reference view, quick to train on a CPU: the paper's losses with every addition.
 
-    No checkpoint of it comes with the library; benchmarks and tests of training use it.
-    Votes are supervised within 25 mm of the surface instead of 5: a short training places the surface no
-    better than that along the camera's rays, and points that vote by mistake must know where the joints are.
+    Benchmarks and tests of training use it; the library includes no checkpoint of it. Votes are supervised
+    within 25 mm of the surface instead of 5, since a short training places the surface no better than that
+    along the camera's rays, and points selected by mistake must vote well too.
     """
     return TrainingConfig(
         preset="small",

@@ -1,4 +1,4 @@
-"""What a network learns from hand views: losses of its heads and of its field."""
+"""Losses of the heads and of the field on hand views."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[st
     posed = (batch.trust > 0).nonzero()[:, 0]
     moved = posed[: math.ceil(config.moved * len(posed))] if config.steady else posed[:0]
     views = moved_views(batch, moved, config)
-    # Together, so that batch norms see one batch.
+    # One batch for both, so that the batch norms' statistics cover both.
     both = model.look(torch.cat([batch.images, views.images]), torch.cat([batch.slopes, views.slopes]))
     look, again = (
         HandLook(*part)
@@ -121,7 +121,7 @@ def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[st
 def _place_losses(look: HandLook, batch: HandBatch, config: HandLossConfig) -> dict[str, Tensor]:
     """Losses of the heads that describe one hand."""
     trust = batch.trust
-    joints = torch.where((trust > 0)[:, None, None], batch.joints, 1.0)  # ones keep what is masked finite
+    joints = torch.where((trust > 0)[:, None, None], batch.joints, 1.0)  # masked terms stay finite
     uv = joints[..., :2] / (batch.slopes[:, None] * joints[..., 2])[..., None]
     depth = joints[..., 2]
     middle = depth.mean(1)
@@ -186,7 +186,7 @@ def moved_views(batch: HandBatch, rows: Tensor, config: HandLossConfig) -> Moved
 def steady_losses(
     look: HandLook, again: HandLook, views: MovedViews, config: HandLossConfig
 ) -> dict[str, Tensor]:
-    """How far the coarse poses of the same M hands, in their views and in the moved ones, disagree."""
+    """Disagreement between the coarse poses of M hands in their views and in the moved ones."""
     if not len(views.zoom):
         return {"steady": look.uv.new_zeros(())}
     uv = again.uv * views.zoom[:, None, None] + views.shift[:, None]
@@ -238,7 +238,7 @@ def _field_losses(
     if not len(posed):
         return {"sdf": zero, "wide": zero, "weight": zero, "direction": zero}
     slopes, points, distances = batch.slopes[posed], batch.points[posed], batch.distances[posed]
-    # The lattice is placed by the prediction, the labels by the truth, as at inference.
+    # As at inference, the prediction places the lattice; the truth places the labels.
     coarse = look.joints(batch.slopes)[posed].detach()
     intrinsics = view_intrinsics(slopes, batch.images.shape[-1])
     field = model.query(look.features[posed], points, intrinsics, coarse=coarse)

@@ -29,7 +29,7 @@ class ImageBatch(NamedTuple):
 class TaskImages:
     """A data set for training: batches by index, cropped and remapped for the task.
 
-    An image that cannot be read is replaced by the next one that can, always the same, and reported.
+    An unreadable image is reported and replaced by the next readable one.
 
     Args:
         dataset: samples of right hands with joints, and with surfaces where `needs_surface`.
@@ -46,7 +46,7 @@ class TaskImages:
         return len(self.dataset)
 
     def __getitems__(self, indices: list[int]) -> ImageBatch:
-        """The images of these indices, under the name by which torch's loader reads a batch.
+        """The images of these indices, as torch's loader requests a batch.
 
         Raises:
             DamagedImageError: none of the data set's images can be read.
@@ -93,7 +93,7 @@ def task_images(dataset: HandDataset, config: NVFConfig) -> TaskImages:
     """Prepare a data set for a network's training.
 
     Raises:
-        ValueError: the method needs surfaces and the data set has none; the message says why.
+        ValueError: the method needs surfaces and the data set has none; the message gives the reason.
     """
     needs_surface = config.method != "holistic"
     if needs_surface and dataset.why_no_surfaces:

@@ -11,7 +11,7 @@ SMALLEST_DISTANCE_MM = 1e-10  # a point on the joint itself gets the zero vector
 def voting_labels(
     points: Tensor, joints: Tensor, near: Tensor, ball_mm: float = 80.0, nearest: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    """Weight and direction of each point's vote for each joint (Eqs. 1-3).
+    """Label the weight and direction of each point's vote for each joint (Eqs. 1-3).
 
     A label is non-zero where the point is near the surface, within `ball_mm` of the joint, and among the
     `nearest` such points of that joint.

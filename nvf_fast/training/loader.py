@@ -1,4 +1,4 @@
-"""The order of a training's images, and their loading ahead of the steps."""
+"""The order of training images, and their loading ahead of the steps."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader
 
 
 class TrainingData(Protocol):
-    """A data set as training reads it, such as `nvf_fast.training.images.TaskImages`.
+    """A data set for training, such as `nvf_fast.training.images.TaskImages`.
 
-    Where it has an attribute `fingerprint`, a str that identifies its contents, a training resumes only with
-    the same one.
+    An optional attribute `fingerprint`, a str, identifies its contents; a training resumes only with an equal
+    one.
     """
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: list[int]) -> Any:
-        """The images of these indices, always the same: an `ImageBatch`, or `HandViews`."""
+        """The images of these indices, deterministically: an `ImageBatch`, or `HandViews`."""
         ...
 
 
@@ -67,14 +67,14 @@ def load_parts(
     Args:
         data: the data set.
         order: which images each part holds.
-        own: numbers of the parts.
+        own: numbers of this process's parts.
         steps: from the next to the last.
         workers: processes that load ahead, two parts each; 0 loads on demand.
-        pinned: return images in pinned memory, from where they reach a GPU faster.
+        pinned: return images in pinned memory, for a faster transfer to a GPU.
         timeout_s: longest wait for a worker.
 
     Raises:
-        RuntimeError: a worker died or was silent for too long.
+        RuntimeError: a worker died or timed out.
     """
     loader: DataLoader[Any] = DataLoader(
         data,  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def load_parts(
 
 
 def mixed_seed(*keys: int | str) -> int:
-    """A 63-bit seed from several keys, unrelated for different ones."""
+    """A 63-bit seed, independent for different keys."""
     return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "big") >> 1
 
 
@@ -108,9 +108,9 @@ def _identity(batch: Any) -> Any:
 
 
 def _stop_for_the_parent_alone(worker: int) -> None:
-    """Let a worker ignore Ctrl-C, and SIGTERM unless its parent sends it.
+    """Make a worker ignore Ctrl-C, and SIGTERM unless its parent sends it.
 
-    Both reach whole groups of processes; the parent then finishes its step, for which it needs its workers.
+    Both signals reach the whole process group, and the parent needs its workers to finish its step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on every system

@@ -20,11 +20,11 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the last saved state is from before."""
+    """A loss became NaN or infinite; the last saved state precedes it."""
 
 
 class TrainingLog:
-    """The log of the first process; those of the others are silent.
+    """The log of a process, silent in all but the first.
 
     Args:
         folder: of the training, made when missing; lines of later steps in it are dropped.
@@ -67,7 +67,7 @@ class TrainingLog:
             self._board.close()
 
     def write(self, step: int, minutes: float, entry: dict[str, Any]) -> None:
-        """Add a line: the step, the minutes of training, and an entry that JSON holds, nested or not."""
+        """Add a line: the step, the minutes of training, and a JSON entry, nested or not."""
         if self._file is not None:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "minutes": minutes, **entry}) + "\n")
@@ -93,10 +93,10 @@ class TrainingLog:
 
 @dataclass
 class DamagedImages:
-    """Unreadable images that any process has met.
+    """Unreadable images of all processes.
 
-    total: times that one was met.
-    names: of the images, in the order of their first meeting.
+    total: number of failed reads.
+    names: of the images, in the order of their first failure.
     """
 
     total: int = 0
@@ -108,7 +108,7 @@ class DamagedImages:
         self._own += [name for part in parts for name in getattr(part, "damaged", ())]
 
     def gather(self, processes: Processes) -> None:
-        """Exchange what the processes have noted since the last exchange."""
+        """Exchange the damaged images noted since the last exchange between processes."""
         for names in processes.gather(self._own):
             self.total += len(names)
             self.names |= dict.fromkeys(names)
@@ -156,7 +156,7 @@ class Window:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Drop the lines of later steps, which a crash left behind and which come again, and a torn line."""
+    """Drop an incomplete line, and the lines of later steps, which will be repeated after a crash."""
     path = folder / LOG_FILE
     if not path.exists():
         return

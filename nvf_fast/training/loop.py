@@ -26,7 +26,7 @@ Evaluate = Callable[[Network], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Steps and minutes over all calls of `train`, whether the training is finished, and its network."""
+    """Result of `train`: steps and minutes over all calls, completion, and the network."""
 
     step: int
     minutes: float
@@ -50,14 +50,14 @@ def train(
     tensorboard: bool = False,
     credits: dict[str, Any] | None = None,
 ) -> TrainingResult:
-    """Train a network, or go on where an earlier call in the same directory stopped.
+    """Train a network, or resume the training in the same directory.
 
-    Every random number of a batch is drawn from (config.seed, step, part), so a training that is stopped and
-    resumed equals one that is not, bit for bit, where software, processor and processes are the same.
-    PyTorch's global generators are seeded too, and restored. The directory receives the last two states,
-    `log.jsonl` and `checkpoint/`; whenever the process is killed, both the state and the checkpoint can be
-    read. SIGTERM and Ctrl-C save and return. Where torch.distributed is initialised, its processes share each
-    batch; all of them see the directory, and the first writes to it.
+    Every random number of a batch is drawn from (config.seed, step, part). For equal software, processor and
+    number of processes, a resumed training therefore equals an uninterrupted one bit for bit. PyTorch's
+    global generators are seeded too, and restored. The directory receives the last two states, `log.jsonl`
+    and `checkpoint/`; state and checkpoint remain readable whenever the process is killed. SIGTERM and Ctrl-C
+    save and return. Where torch.distributed is initialised, each batch is divided between its processes; all
+    need access to the directory, and the first writes to it.
 
     Args:
         config: every number of the training.
@@ -65,13 +65,13 @@ def train(
         directory: the run's folder, made when missing.
         minutes: wall-clock minutes after which this call saves and returns; None runs to the end.
         evaluate: called with the exported network every `config.evaluate_every` steps; its numbers are kept.
-        start: checkpoint whose weights the training begins from, of the same task or another, see
-            `nvf_fast.training.transfer`; ignored when resuming.
+        start: checkpoint with the initial weights, of the same task or another
+            (`nvf_fast.training.transfer`); ignored when resuming.
         device: where to train.
         workers: processes that load images ahead; the batches are the same for any number of them.
         timeout_s: longest wait for a worker.
-        inexact: go on although PyTorch, the device, or the number of processes or threads is another than
-            before, so that results are equal up to rounding only.
+        inexact: resume even if PyTorch, the device, or the number of processes or threads has changed, with
+            results that are equal only up to rounding.
         progress: show a progress bar.
         tensorboard: write for TensorBoard too, which the extra `train` installs.
         credits: where the images come from, for the checkpoint's metadata.
@@ -80,12 +80,11 @@ def train(
         Steps and minutes done, and the exported model.
 
     Raises:
-        ResumeError: the directory holds a training of another configuration, of other data or in another
-            environment, or damaged states alone; `start` is another network; or the processes do not agree
-            on where to start.
+        ResumeError: the directory holds a training of another configuration, data set or environment, or only
+            damaged states; `start` does not fit the network; or the processes disagree on where to start.
         ValueError: the processes do not divide the batch's parts.
         NonFiniteLossError: a loss became NaN or infinite.
-        ProcessLostError: another process ended or did not answer.
+        ProcessLostError: another process ended or did not respond.
         ImportError: TensorBoard is requested and not installed.
     """
     _keep_freed_memory()
@@ -138,7 +137,7 @@ def train(
 def load_batches(
     trainer: Trainer, data: TrainingData, workers: int = 0, timeout_s: float = TIMEOUT_S
 ) -> Generator[list[Any]]:
-    """The trainer's own parts of every step from its next one on."""
+    """Load the trainer's own parts of every remaining step."""
     options = trainer.options
     order = Order(trainer.config.seed, len(data), options.batch, options.parts)
     steps, pinned = range(trainer.step, trainer.total), trainer.device.type == "cuda"
@@ -151,7 +150,7 @@ def _evaluation_due(trainer: Trainer) -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse large freed blocks instead of returning them to the kernel after every step."""
+    """Make glibc reuse large freed blocks instead of returning them to the kernel after every step."""
     if platform.libc_ver()[0] != "glibc":
         return
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # the parameters' numbers in malloc.h

@@ -29,8 +29,8 @@ class LossConfig:
         vote_beta: where the voting loss turns from quadratic to linear (Huber).
         vote_normalisation: "elements" averages over every point, joint and channel, as the paper; "near",
             an addition, per image over near-surface points, and directions where the label is non-zero.
-        wide_weight: addition: weight of the distance clamped at 50 mm, which pulls far from the surface too;
-            0 is off.
+        wide_weight: addition: weight of the distance clamped at 50 mm, which has gradients farther from the
+            surface; 0 is off.
         auxiliary_weight: addition: weight of a direct regression from the encoder's features; 0 is off.
     """
 
@@ -131,7 +131,7 @@ def field_losses(field: Field, targets: Targets, config: LossConfig) -> dict[str
     """All losses of one prediction of the field.
 
     Args:
-        field: what the network said at N points of B images.
+        field: predictions at N points of B images.
         targets: labels of the same points.
         config: weights and ranges.
 
@@ -158,7 +158,7 @@ def mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class AuxiliaryHead(nn.Module):
-    """Regression of the hand from the encoder's features, an aid to short trainings; never exported.
+    """Auxiliary regression of the hand from the encoder's features for short trainings; never exported.
 
     Soft-argmax maps locate the joints in the image; pooled features predict the depth of the joints' mean,
     and each joint's depth relative to it, in hand scales, in which the image alone determines them.

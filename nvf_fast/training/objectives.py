@@ -30,7 +30,7 @@ class Objective(Protocol):
         ...
 
     def labels(self, hands: HandSurfaces, generator: torch.Generator) -> Any:
-        """Labels of B hands in the task's frame; `generator` is the source of every random number."""
+        """Label B hands in the task's frame; `generator` is the source of every random number."""
         ...
 
     def losses(
@@ -41,7 +41,7 @@ class Objective(Protocol):
 
 
 def objective_of(config: NVFConfig, sampling: PointSampling, losses: LossConfig, volume: Volume) -> Objective:
-    """The objective of a network."""
+    """Make the objective of a network."""
     if config.method == "nvf":
         return FieldObjective(volume, sampling, losses)
     if config.method == "dense":

@@ -24,10 +24,10 @@ class PointSampling:
         sphere: points uniform in the ball about joint 9.
         sphere_radius_mm: that ball's radius.
         frustum: points uniform in the task's volume, the camera frustum or the cube about the root.
-        inside: points inside the hand to keep out of all these; None keeps every drawn point instead.
-        outside: points outside the hand to keep; None together with `inside`.
-        ray_points: addition to the paper and to the above: points on camera rays through the surface, in
-            front of it and behind it; without them a short training predicts "surface" along whole rays.
+        inside: number of these points to keep inside the hand; None keeps every point.
+        outside: number to keep outside the hand; None together with `inside`.
+        ray_points: addition to the paper: further points on camera rays through the surface, in front of it
+            and behind it; without them a short training predicts the surface along whole rays.
         ray_log_depth: half of them at the surface's depth times exp(u), u uniform in plus or minus this; on
             the parallel rays of root-relative training, anywhere in the cube.
         ray_sigma_mm: the other half at the surface's depth plus a Gaussian of this standard deviation.
@@ -52,7 +52,7 @@ class PointSampling:
             )
         if (self.inside is None) != (self.outside is None):
             raise ValueError(
-                f"inside and outside are given both or neither, got {self.inside} and {self.outside}"
+                f"inside and outside must both be numbers or both None, got {self.inside} and {self.outside}"
             )
         if self.inside is not None and self.outside is not None and (self.inside < 0 or self.outside < 0):
             raise ValueError(f"inside and outside must not be negative, got {self.inside} and {self.outside}")
@@ -72,9 +72,9 @@ def sample_points(
 ) -> tuple[Tensor, Tensor]:
     """Sample query points around each hand.
 
-    Every point lies inside the network's view. Where an image has fewer points of a kind than requested (a
-    hand half out of the image), that kind's points are repeated, and where it has none, any point of the
-    image replaces them, so that the shape never varies.
+    Every point lies inside the network's view. To keep the shape fixed, the points of a kind are repeated
+    where an image has too few of them (a hand half out of the image); other points of the image replace a
+    kind without any.
 
     Args:
         hands: B hands in the task's frame.

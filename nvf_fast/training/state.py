@@ -1,4 +1,4 @@
-"""Saving a training and resuming it exactly, or refusing to by name."""
+"""Saving and exactly resuming a training, or listing the differences that prevent it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nvf_fast.training.trainer import Trainer
 from nvf_fast.training.transfer import transfer
 
 STATE_VERSION = 2
-# Fields of the configuration that may change when a training goes on.
+# Fields of the configuration that may change when a training resumes.
 WITHOUT_INFLUENCE = ("log_every", "save_every", "evaluate_every", "evaluation_images")
 
 
@@ -27,7 +27,7 @@ class SavedTraining:
     """A trainer in its folder, where the first process keeps the last two states and `checkpoint/`.
 
     Args:
-        folder: of the training; all processes see it.
+        folder: of the training, accessible to all processes.
         trainer: at its first step.
         fingerprint: of the data set's contents; None where it has none.
         credits: where the images come from, for the checkpoint's metadata.
@@ -48,7 +48,7 @@ class SavedTraining:
         self.damaged_states: list[str] = []  # newer than the one that was resumed
 
     def save(self) -> None:
-        """Write the checkpoint and the state; a crash at any moment leaves a whole one of each behind."""
+        """Write the checkpoint and the state; a crash at any moment leaves one complete copy of each."""
         if self.trainer.processes.rank == 0:
             save_checkpoint(self.trainer.exported, self.folder / "checkpoint", self.metadata())
             buffer = io.BytesIO()
@@ -56,13 +56,13 @@ class SavedTraining:
             self.store.write(buffer.getbuffer(), f"{self.trainer.step:09d}")
 
     def resume(self, inexact: bool = False) -> bool:
-        """Take up the newest whole state. Returns whether the folder holds one.
+        """Restore the newest complete state. Returns whether the folder holds one.
 
         Args:
-            inexact: go on although the environment has changed and results are equal up to rounding only.
+            inexact: resume in a changed environment too, with results that are equal only up to rounding.
 
         Raises:
-            ResumeError: the states are damaged or of another training, or the processes do not agree.
+            ResumeError: the states are damaged or of another training, or the processes disagree.
         """
         trainer = self.trainer
         try:
@@ -89,7 +89,7 @@ class SavedTraining:
         """Begin from a checkpoint's weights; see `nvf_fast.training.transfer`.
 
         Raises:
-            ResumeError: the checkpoint is another network, or the processes read different ones.
+            ResumeError: the checkpoint does not fit the network, or differs between the processes.
         """
         trainer = self.trainer
         weights, info = load_checkpoint(checkpoint, device=trainer.device, dtype=torch.float32)
@@ -130,7 +130,7 @@ class SavedTraining:
         }
 
     def _identity(self) -> str:
-        """Whatever determines the weights, as JSON: the data, and the configuration but for its habits."""
+        """Everything that determines the weights, as JSON: the data, and most of the configuration."""
         config = asdict(self.trainer.config)
         for name in WITHOUT_INFLUENCE:
             del config[name]
@@ -138,7 +138,7 @@ class SavedTraining:
         return json.dumps({"config": config, "pictures": data})
 
     def _environment(self) -> str:
-        """Whatever else the last bits depend on, as JSON."""
+        """The environment that determines the last bits, as JSON."""
         device = self.trainer.device
         cpu = device.type == "cpu"
         return json.dumps(
@@ -153,7 +153,7 @@ class SavedTraining:
         )
 
     def _check(self, state: dict[str, Any], inexact: bool) -> None:
-        """Refuse a state that the training cannot go on from exactly."""
+        """Refuse a state that the training cannot resume exactly."""
         if state["version"] != STATE_VERSION:
             version = f"version {state['version']}, this library reads {STATE_VERSION}"
             raise ResumeError(f"{self.folder} holds a state of {version}")

@@ -1,4 +1,4 @@
-"""The arithmetic of a training step: from images and hands to a batch, and from a batch to losses."""
+"""The computation of a training step, from images and hands to a batch and its losses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Step:
 
     @torch.no_grad()
     def batch(self, parts: Iterable[tuple[ImageBatch, torch.Generator]]) -> Batch:
-        """Join parts of a batch, each augmented and labelled with random numbers of its own.
+        """Join parts of a batch, each augmented and labelled with its own random numbers.
 
         Args:
             parts: images on any device, and a generator on the step's.
@@ -93,7 +93,7 @@ class Step:
 
 
 class HandStep:
-    """Batches and losses on hand views; see `Step`."""
+    """Batches and losses on hand views, the counterpart of `Step`."""
 
     shown = ("loss", "places", "depths", "middle", "sdf")
 
@@ -102,7 +102,7 @@ class HandStep:
 
     @torch.no_grad()
     def batch(self, parts: Iterable[tuple[HandViews, torch.Generator]]) -> HandBatch:
-        """Join parts of a batch, the colours of each view changed a little, and moves drawn for it."""
+        """Join parts of a batch, with random changes of colour and random moves of each view."""
         made = []
         for views, generator in parts:
             batch = HandBatch.of(views, self.device)

@@ -1,4 +1,4 @@
-"""One training step, and the tensors that it moves."""
+"""One training step, and the tensors that it updates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Trainer:
         config: every number of the training.
         images: size of the data set.
         device: where to train.
-        processes: those that share each batch; this one takes every `processes.count`-th part.
+        processes: that divide each batch; each takes every `processes.count`-th part.
 
     Raises:
         ValueError: the processes do not divide the batch's parts, or the data set is smaller than a batch.
@@ -71,10 +71,10 @@ class Trainer:
 
         Args:
             parts: this process's parts of the batch, as the loader yields them.
-            stop: whether this process wants to stop after the step.
+            stop: whether this process requests a stop after the step.
 
         Returns:
-            The losses () by name, means over the processes, and whether any process wants to stop.
+            The losses () by name, means over the processes, and whether any process requests a stop.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
@@ -105,7 +105,7 @@ class Trainer:
 
     @property
     def exported(self) -> Network:
-        """The network that is evaluated and stored."""
+        """The network for evaluation and export."""
         return self.averaged if self.options.ema is not None else self.model
 
     def batch(self, parts: list[Any]) -> Any:
@@ -115,7 +115,7 @@ class Trainer:
         return self.arithmetic.batch(zip(parts, generators, strict=True))
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Every tensor that training moves but the optimiser's, by network."""
+        """Every tensor that training updates except the optimiser's, by network."""
         return {
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -123,7 +123,7 @@ class Trainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, random numbers included."""
+        """Everything that determines the next steps, including random states."""
         cuda = self.device.type == "cuda"
         return {
             "step": self.step,
@@ -136,7 +136,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Restore a `state_dict`."""
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])

@@ -1,4 +1,4 @@
-"""Weights of one network as another's beginning: between tasks, and towards a hand scale (supplement A)."""
+"""Initialisation from another network's weights, across tasks and inputs of hand scale (supplement A)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ def transfer(source: Network, target: Network) -> None:
     """Copy every weight of `source` into `target`.
 
     The networks may differ in task, in the size of their images, in the threshold of presence, and in the
-    hand scale: where only the target takes it, its columns start at zero, so that the target predicts as the
-    source does.
+    hand scale: where only the target takes it, its columns start at zero, so that both predict the same.
 
     Raises:
-        ValueError: they differ in more, or the source takes a hand scale that the target does not.
+        ValueError: they differ otherwise, or only the source takes a hand scale.
     """
     _check(source.config, target.config)
     weights = dict(source.state_dict())

@@ -1,4 +1,4 @@
-"""Scores of a network while it trains, on images that it does not learn from."""
+"""Scores of a network during its training, on held-out images."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SHOWN = ("cs_mje", "te", "de", "rs_mje", "pa_mpjpe", "voters", "invalid")
 
 
 def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Network], dict[str, float]]:
-    """Prepare the evaluation of networks on the first images of a data set's evaluation part.
+    """Prepare the evaluation of networks on the first images of a data set's evaluation split.
 
     Args:
         config: the training's data set; a seeded synthetic one is replaced by one of another seed.
-        folders: where it lies.
-        count: images.
+        folders: of the data set.
+        count: number of images.
 
     Returns:
-        Maps a network to its scores (`SHOWN`), with and without hand scale where it accepts both.
+        A function from a network to its scores (`SHOWN`), with and without hand scale where it accepts both.
 
     Raises:
-        ValueError: their joints are not released, or there is no such part.
+        ValueError: the joints are not released, or the data set has no evaluation split.
     """
     synthetic = replace(config.synthetic, seed=SYNTHETIC_SEED, count=count)
     whole = open_dataset(replace(config, synthetic=synthetic), "evaluation", folders)

@@ -1,4 +1,4 @@
-"""Augmentation of labelled hand views: mirrored hands, hands cut off at a border, blank empty views."""
+"""Augmentation of labelled hand views: mirrored hands, hands cropped by a border, blank empty views."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from nvf_fast.data.hand_views import HandViews
 
-CUT = (0.03, 0.5)  # of the longer side of a hand's box, least and most
-CUT_TILT = 0.06  # standard deviation of the cut's slope
+CROP = (0.03, 0.5)  # of the longer side of a hand's box, least and most
+CROP_TILT = 0.06  # standard deviation of the slope of a crop's border
 BLACK, NOISE = 0.2, 8.0  # blank views: probability of black, largest standard deviation of noise, of 255
 BLANK_SLOPES = (0.05, 0.9)  # tangents of half their angles
 
@@ -29,7 +29,7 @@ def with_left_hands(views: HandViews, ratio: float, random: np.random.Generator)
 
 
 def with_cut_hands(views: HandViews, ratio: float, random: np.random.Generator) -> HandViews:
-    """Blacken a ratio of the posed views beyond a line through the hand, as an image border cuts hands."""
+    """Blacken a ratio of the posed views beyond a line through the hand, like hands at an image border."""
     images = views.images.copy()
     for row in np.flatnonzero((views.trust > 0) & (random.random(len(views)) < ratio)):
         images[row][_beyond(views.boxes[row, 0], images.shape[1], random)] = 0
@@ -59,12 +59,12 @@ def with_blank_views(views: HandViews, ratio: float, random: np.random.Generator
 
 
 def _beyond(box: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """(size, size) bool: what lies beyond a nearly upright or level line through a box (x0, y0, x1, y1)."""
+    """(size, size) bool, pixels beyond a nearly upright or level line through a box (x0, y0, x1, y1)."""
     axis, far = random.integers(2), random.random() < 0.5
     low, high = box[axis], box[axis + 2]
-    depth = random.uniform(*CUT) * (box[2:] - box[:2]).max()
+    depth = random.uniform(*CROP) * (box[2:] - box[:2]).max()
     line = high - depth if far else low + depth
     rows, columns = np.indices((size, size), np.float32)
     along, across = (columns, rows) if axis == 0 else (rows, columns)
-    place = along + random.normal(0, CUT_TILT) * (across - size / 2)
+    place = along + random.normal(0, CROP_TILT) * (across - size / 2)
     return place > line if far else place < line

@@ -14,15 +14,14 @@ from nvf_fast.training.loader import mixed_seed
 from nvf_fast.training.view_augmentation import with_blank_views, with_cut_hands, with_left_hands
 
 Source = Callable[[int, np.random.Generator], HandViews]
-"""Draws so many views with the random numbers of a generator."""
+"""Sampler of the given number of views with a generator's random numbers."""
 
 
 @dataclass(frozen=True)
 class ViewMixtureConfig:
-    """Which hand views a network learns from.
+    """Composition of the hand views of a training.
 
-    Proportions are relative to each other; those of photographs and of a data set count only where there are
-    some.
+    Proportions are relative to each other; those of missing sources are ignored.
 
     Attributes:
         rendered: proportion of close views of rendered hands.
@@ -30,9 +29,9 @@ class ViewMixtureConfig:
         empty: of views without a hand.
         photographs: of close views of labelled photographs.
         photographs_wide: of wide views of them.
-        dataset: of a data set's images seen through boxes.
+        dataset: of views of a data set's boxes.
         left: ratio of the posed views that are mirrored to left hands, to learn sides from.
-        cut: ratio of the posed views in which a straight line cuts the hand off, as an image's border does.
+        cut: ratio of the posed views in which a straight line crops the hand, as an image border does.
         blank: ratio of the empty views that are featureless.
         colour: standard deviation of each view's log gain per channel, and of its offset, as a fraction of
             half the range.
@@ -61,13 +60,13 @@ class ViewMixtureConfig:
 
 
 class ViewMixture:
-    """What a training takes its views from; a batch's indices are the seed of its views.
+    """A mixture of sources of views; a batch's indices are the seed of its views.
 
     Args:
         config: the proportions.
         sources: by the names of the proportions; the proportion of a name without a source is 0.
         seed: of all views.
-        fingerprint: identifies what the sources draw from.
+        fingerprint: identifies the material of the sources.
 
     Raises:
         ValueError: a source has no proportion, or none is left.
@@ -85,17 +84,17 @@ class ViewMixture:
             raise ValueError(f"no source with a positive proportion: {weights}")
         self.config, self.sources, self.seed = config, dict(sources), seed
         self._names = list(weights)
-        self._shares = np.array(list(weights.values())) / total
-        facts = json.dumps([asdict(config), seed, self._names, fingerprint], sort_keys=True)
-        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        self._proportions = np.array(list(weights.values())) / total
+        identity = json.dumps([asdict(config), seed, self._names, fingerprint], sort_keys=True)
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return self.config.epoch
 
     def __getitems__(self, indices: list[int]) -> HandViews:
-        """Views for these indices, always the same for the same list."""
+        """Draw the views of these indices, deterministically for a list of them."""
         random = np.random.default_rng(mixed_seed(self.seed, *indices))
-        counts = random.multinomial(len(indices), self._shares)
+        counts = random.multinomial(len(indices), self._proportions)
         drawn = [
             self.sources[name](int(count), random)
             for name, count in zip(self._names, counts, strict=True)

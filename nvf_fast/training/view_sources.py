@@ -1,4 +1,4 @@
-"""The sources of training views: rendered hands, and labelled photographs where there are some."""
+"""The sources of training views: rendered hands, and optional labelled photographs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SEEDS = 2**62
 
 @dataclass(frozen=True)
 class ViewFolders:
-    """Where the material of training views lies; all of it is optional.
+    """Folders and files with the material of training views, all optional.
 
     Attributes:
         photographs: labelled photographs, as docs/datasets.md describes them.
-        backgrounds: a folder of pictures and panoramas.
+        backgrounds: a folder of images and panoramas.
         rigs: rigged right hands, glTF files; the built-in hand is rendered in turn with them.
-        textures: pictures of skin for the texture coordinates of every rig that has some.
-        leave_out: groups of photographs that are left out.
+        textures: images of skin, for every rig with texture coordinates.
+        leave_out: groups of photographs to exclude.
     """
 
     photographs: Path | None = None
@@ -61,7 +61,7 @@ def open_views(
         config: their proportions.
         folders: of rendered hands and photographs.
         seed: of all views.
-        dataset: whose images are seen through boxes, or None.
+        dataset: for views of its images' boxes, or None.
 
     Raises:
         DatasetError: the photographs' folder or a rig is not as described; the message lists all faults.
@@ -91,7 +91,7 @@ def open_views(
 
 
 def view_credits(folders: ViewFolders, dataset: HandDataset | None = None) -> dict[str, Any]:
-    """Which collections a training learns from, with their licences, for the checkpoint's metadata."""
+    """The collections of a training and their licences, for the checkpoint's metadata."""
     found: dict[str, Any] = {
         "rigs": [path.name for path in folders.rigs],
         "textures": [path.name for path in folders.textures],
