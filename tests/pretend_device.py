@@ -195,9 +195,9 @@ def _hand_view(side: Any) -> None:
 def _evaluate(method: Any, task: Any) -> None:
     torch.manual_seed(0)
     network = build(_tiny(NVFConfig(hand_scale=False, method=method, task=task)))
-    pictures = _seen()
-    here = predict(NetworkPredictor(PoseEstimator(network)), pictures)
-    there = predict(NetworkPredictor(PoseEstimator(network.to(THERE))), pictures)
+    images = _synthetic()
+    here = predict(NetworkPredictor(PoseEstimator(network)), images)
+    there = predict(NetworkPredictor(PoseEstimator(network.to(THERE))), images)
     assert here is not None and there is not None
     for setting, predictions in here.predictions.items():
         np.testing.assert_array_equal(predictions.joints, there.predictions[setting].joints)
@@ -209,26 +209,26 @@ def _hands(count: int) -> MeshHands:
 
 
 @cache
-def _seen() -> SyntheticHands:
+def _synthetic() -> SyntheticHands:
     return SyntheticHands(SyntheticConfig(3, seed=5, size=64))
 
 
 def _train(method: Any, preset: str) -> None:
     config = PRESETS[preset]()
     config = replace(config, model=_tiny(replace(config.model, method=method)))
-    pictures = ImageBatch(
+    images = ImageBatch(
         torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),
         _hands(2),
     )
     if config.model.task == "root-relative":
-        pictures = pictures._replace(hands=pictures.hands.translated(-pictures.hands.joints[:, 0]))
+        images = images._replace(hands=images.hands.translated(-images.hands.joints[:, 0]))
     losses = []
     for device in ("cpu", THERE):
         torch.manual_seed(0)
         network = build(config.model).to(device)
         auxiliary = AuxiliaryHead(config.model.width).to(device) if config.losses.auxiliary_weight else None
         step = Step(config, torch.device(device), torch.channels_last)
-        batch = step.batch([(pictures, torch.Generator().manual_seed(1))])
+        batch = step.batch([(images, torch.Generator().manual_seed(1))])
         terms = step.losses(network, auxiliary, batch)
         terms["loss"].backward()
         assert {p.grad.device for p in network.parameters() if p.grad is not None} == {torch.device(device)}
@@ -259,15 +259,15 @@ def _by_way_of_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]
 def main() -> None:
     torch.set_num_threads(1)
     library = install()
-    told: dict[str, str | None] = {}
+    failures: dict[str, str | None] = {}
     for name, rehearse in rehearsals().items():
         try:
             rehearse()
-            told[name] = None
+            failures[name] = None
         except Exception:
-            told[name] = traceback.format_exc(limit=-6)
+            failures[name] = traceback.format_exc(limit=-6)
     del library
-    print(json.dumps(told))
+    print(json.dumps(failures))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
         return f"could not run ({self.reason})" if self.reason else "clean"
 
 
-class Answer(NamedTuple):
+class Result(NamedTuple):
     """Of one tool: a verdict for each operation, reports of our kernels, and what is to be said beside."""
 
     verdicts: dict[str, Verdict]
@@ -103,7 +103,7 @@ def command(tool: str, operations: Sequence[str]) -> list[str]:
     return ["compute-sanitizer", *options, sys.executable, str(Path(__file__).resolve()), "--inside", *chosen]
 
 
-def answer(tool: str, operations: Sequence[str], output: str, code: int) -> Answer:
+def parse(tool: str, operations: Sequence[str], output: str, code: int) -> Result:
     """What a tool's output and exit code say."""
     kernels = {kernel: name for name in OPERATIONS for kernel in launched_kernels(name)}
     owners = "|".join(
@@ -136,7 +136,7 @@ def answer(tool: str, operations: Sequence[str], output: str, code: int) -> Answ
     if unexplained > 0:
         notes.append(f"{tool}: {unexplained} errors of {total} cannot be assigned to a kernel of ours")
     failed = unexplained > 0 or any(verdict != Verdict() for verdict in verdicts.values())
-    return Answer(verdicts, ours, notes, failed)
+    return Result(verdicts, ours, notes, failed)
 
 
 def _reports(output: str) -> list[str]:
@@ -168,17 +168,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("sanitize: there is no CUDA device", file=sys.stderr)
         return 2
-    answers = {tool: ask(tool, operations) for tool in ([options.tool] if options.tool else TOOLS[:3])}
+    results = {tool: run_tool(tool, operations) for tool in ([options.tool] if options.tool else TOOLS[:3])}
     width = max(len(name) for name in OPERATIONS) + 2
     print(" " * 11 + "".join(f"{name:<{width}}" for name in operations))
-    for tool, found in answers.items():
+    for tool, found in results.items():
         print(f"{tool:<11}" + "".join(f"{found.verdicts[name]!s:<{width}}" for name in operations))
-    for found in answers.values():
+    for found in results.values():
         print(*found.notes, *found.reports[:5], sep="\n")
-    return int(any(found.failed for found in answers.values()))
+    return int(any(found.failed for found in results.values()))
 
 
-def ask(tool: str, operations: Sequence[str]) -> Answer:
+def run_tool(tool: str, operations: Sequence[str]) -> Result:
     """Run a tool; what it printed is shown where it did not end as it should."""
     # Without PyTorch's cache every tensor is an allocation, whose bounds memcheck knows.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -196,8 +196,8 @@ def ask(tool: str, operations: Sequence[str]) -> Answer:
         )
     except subprocess.TimeoutExpired:
         late = Verdict(reason=f"more than {TIME_LIMIT} s")
-        return Answer(dict.fromkeys(operations, late), [], [], True)
-    found = answer(tool, operations, run.stdout, run.returncode)
+        return Result(dict.fromkeys(operations, late), [], [], True)
+    found = parse(tool, operations, run.stdout, run.returncode)
     if any(verdict.reason for verdict in found.verdicts.values()):
         print(*run.stdout.splitlines()[-40:], sep="\n", file=sys.stderr)
     return found
@@ -208,7 +208,7 @@ def inside(operations: Sequence[str]) -> int:
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         print("sanitize: without a CUDA device --inside needs TRITON_INTERPRET=1", file=sys.stderr)
         return 2
-    warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the interpreter: 0 / 0 is wanted
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the interpreter: 0 / 0 is intended
     torch.manual_seed(0)
     never = []
     for name in operations:

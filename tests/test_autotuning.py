@@ -25,7 +25,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
-def test_the_fastest_is_kept_for_its_device_dtype_and_network() -> None:
+def test_caches_the_fastest_tiling_per_device_dtype_and_network() -> None:
     times = dict(zip(SPACE, (1.0, 0.9, 0.8), strict=True))
     assert tuned(CUDA, torch.float16, [64, 85]) is None
     assert remember(CUDA, torch.float16, [64, 85], times) == SPACE[2]
@@ -37,13 +37,13 @@ def test_the_fastest_is_kept_for_its_device_dtype_and_network() -> None:
     assert [path.name for path in autotuning.CACHE.parent.iterdir()] == ["tilings.json"]
 
 
-def test_noise_does_not_choose() -> None:
+def test_keeps_the_default_within_noise() -> None:
     assert (
         remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.99, 1.2), strict=True))) == SPACE[0]
     )
 
 
-def test_another_device_or_kernel_is_not_tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ignores_tilings_of_another_device_or_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
     assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[1]
     with monkeypatch.context() as patch:
@@ -59,7 +59,7 @@ def test_another_device_or_kernel_is_not_tuned(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 5}', '{"a": ["x", 1, 1, 1, 1]}'])
-def test_a_damaged_file_is_reported_and_replaced(text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_replaces_a_damaged_file_with_a_warning(text: str, caplog: pytest.LogCaptureFixture) -> None:
     autotuning.CACHE.parent.mkdir()
     autotuning.CACHE.write_text(text)
     with caplog.at_level(logging.WARNING, "nvf_fast"):
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_reported_and_replaced(text: str, caplog: pytest.LogCa
     assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[1] and not caplog.text
 
 
-def test_calls_are_timed_in_turn_and_the_first_ones_do_not_count() -> None:
+def test_interleaves_timed_calls_after_a_warm_up() -> None:
     clock, order = count(), []
     calls = {tiling: (lambda tiling=tiling: order.append(tiling) or float(next(clock))) for tiling in SPACE}
     medians = in_turn(calls, 3)

@@ -79,7 +79,7 @@ def test_dense_votes_are_a_weighted_mean_over_the_hand() -> None:
 
 
 @pytest.mark.parametrize("method", ["holistic", "dense"])
-def test_hand_scale_affects_joints_and_none_is_neutral(method: str) -> None:
+def test_hand_scale_affects_joints_and_defaults_to_neutral(method: str) -> None:
     model = network(method)
     features = model.encode(torch.randn(1, 3, 32, 32))
     with torch.no_grad():

@@ -50,7 +50,7 @@ def test_missing_and_torn_logs_are_errors(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the profiler
-def test_a_frame_s_time_is_shown_by_part(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_profile_splits_the_time_of_a_frame(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "frame.json"
     profile_frame.main(["--network", "default", "--step", "32", "--rows", "5", "--trace", str(trace)])
     lines = capfd.readouterr().out.splitlines()

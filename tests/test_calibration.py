@@ -27,7 +27,7 @@ def sized(count: int) -> HandViews:
     return replace(drawn, images=images, focal=2 * drawn.focal)
 
 
-def test_predictions_cover_every_view_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model, drawn = hand_network(), sized(5)
     whole = predict_views(model, drawn)
     monkeypatch.setattr(calibration, "BATCH", 2)
@@ -37,7 +37,7 @@ def test_predictions_cover_every_view_whatever_the_batch(monkeypatch: pytest.Mon
         torch.testing.assert_close(value, getattr(whole, name), rtol=1e-4, atol=1e-3)
 
 
-def test_what_is_best_on_the_views_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_the_best_combination_on_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
     """Votes place the middle exactly and nothing else; coarse joints know the rest."""
     generator = torch.Generator().manual_seed(0)
     drawn = sized(60)
@@ -64,7 +64,7 @@ def test_what_is_best_on_the_views_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert model.config.presence_threshold == hand_network().config.presence_threshold
 
 
-def test_expected_errors_agree_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expected_errors_match_true_ones_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = sized(40)
     joints = torch.from_numpy(drawn.joints)
     offset = torch.zeros(21, 3)
@@ -81,7 +81,7 @@ def test_expected_errors_agree_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> N
     assert fitted.heads.view.bias[0] == model.heads.view.bias[0]
 
 
-def test_the_threshold_keeps_to_half_a_percent_of_empty_views() -> None:
+def test_threshold_accepts_half_a_percent_of_empty_views() -> None:
     shown, hidden = np.linspace(0.2, 1, 801), np.linspace(0, 0.9, 1001)
     threshold, lost, accepted = calibration._threshold(shown, hidden)
     # Five of 1001 views lie above 0.9 * 995.5 / 1000.
@@ -91,7 +91,7 @@ def test_the_threshold_keeps_to_half_a_percent_of_empty_views() -> None:
     assert calibration._threshold(np.array([0.8, 0.9]), np.array([0.1, 0.2])) == (0.5, 0.0, 0.0)
 
 
-def test_logits_separate_what_the_encoder_separates() -> None:
+def test_logits_separate_separable_features() -> None:
     """Hands are bright on the view's left; mirrored hands on its right; empty views are dark."""
     drawn = sized(24)
     drawn.images[:] = 60 + drawn.images // 16
@@ -105,7 +105,7 @@ def test_logits_separate_what_the_encoder_separates() -> None:
     assert left.left.min() > 0.5 > right.left.max()
 
 
-def test_the_command_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = hand_network()
     save_checkpoint(model, tmp_path / "trained", {"steps": 3})
     main(["calibrate", str(tmp_path / "trained"), "--out", str(tmp_path / "fitted"), "--views", "8"])

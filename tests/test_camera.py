@@ -104,7 +104,7 @@ def test_remap_matches_opencv(shared_dir: Path) -> None:
     assert difference.max() <= 0.51
 
 
-def test_remap_by_the_identity_changes_nothing() -> None:
+def test_identity_remap_preserves_the_image() -> None:
     image = torch.rand(2, 3, 224, 224)
     homography = reference_homography(reference_intrinsics(dtype=torch.float64)).expand(2, 3, 3)
     torch.testing.assert_close(remap(image, homography, 224), image, rtol=0, atol=1e-4)
@@ -163,7 +163,7 @@ def test_view_is_empty_outside_and_behind_the_image() -> None:
     assert remap(image, reference_homography(K, 64, behind)[None], 64).abs().max() == 0
 
 
-def test_the_part_of_a_view_behind_the_camera_is_empty() -> None:
+def test_view_is_empty_behind_the_camera() -> None:
     # Depth 1 - u / 32 of view pixel (u, v) is 0 at u = 32; all pixels would project to (5, 5).
     matrix = torch.tensor([[-5 / 32, 0, 5], [-5 / 32, 0, 5], [-1 / 32, 0, 1]], dtype=torch.float64)
     view = sample_views(torch.ones(1, 1, 11, 11), matrix[None], 64, 1)[0, 0]
@@ -185,14 +185,14 @@ places = pytest.mark.parametrize(
 
 @fineness
 @places
-def test_reading_only_the_visible_part_changes_nothing(
+def test_cropping_to_the_visible_part_preserves_the_view(
     monkeypatch: pytest.MonkeyPatch, fine: float, pixel: tuple[float, float]
 ) -> None:
     homography = view_between(fine, pixel)
     image = torch.randint(0, 256, (1, 3, 601, 802), dtype=torch.uint8)
     plan = plan_view(homography, 128, 601, 802)
-    cut = image[..., plan.rows, plan.columns].double()
-    view = sample_views(cut, plan.matrix[None], 128, plan.factor)
+    crop = image[..., plan.rows, plan.columns].double()
+    view = sample_views(crop, plan.matrix[None], 128, plan.factor)
     assert view.dtype == torch.float64
     monkeypatch.setattr(nvf_fast.camera, "_seen", lambda low, high, extent, factor: slice(0, extent))
     torch.testing.assert_close(remap(image.double(), homography[None], 128), view, rtol=0, atol=1e-9)
@@ -201,14 +201,14 @@ def test_reading_only_the_visible_part_changes_nothing(
 
 @fineness
 @places
-def test_zeros_around_crops_change_nothing(fine: float, pixel: tuple[float, float]) -> None:
+def test_zero_padding_around_crops_preserves_the_view(fine: float, pixel: tuple[float, float]) -> None:
     image = torch.randint(0, 256, (1, 3, 601, 802), dtype=torch.uint8)
     plan = plan_view(view_between(fine, pixel), 128, 601, 802)
-    cut = image[..., plan.rows, plan.columns]
-    padded = F.pad(cut, (0, 53, 0, 38))
+    crop = image[..., plan.rows, plan.columns]
+    padded = F.pad(crop, (0, 53, 0, 38))
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-2)):
         exact, other = (
-            sample_views(each.to(dtype), plan.matrix[None], 128, plan.factor) for each in (cut, padded)
+            sample_views(each.to(dtype), plan.matrix[None], 128, plan.factor) for each in (crop, padded)
         )
         torch.testing.assert_close(other, exact, rtol=0, atol=tolerance)
     several = sample_views(padded.expand(2, -1, -1, -1), plan.matrix.expand(2, 3, 3), 128, plan.factor)
@@ -226,15 +226,15 @@ def test_images_with_different_crops_are_remapped_separately() -> None:
 @pytest.mark.parametrize("upright", [False, True])
 def test_positions_in_large_images_are_accurate_to_a_thousandth_of_a_pixel(upright: bool) -> None:
     # Values rise by 1 a pixel and start again every 64: small enough for float32 to tell the place from them.
-    cut = (torch.arange(8000.0) % 64).expand(1, 1, 2, 8000)
+    crop = (torch.arange(8000.0) % 64).expand(1, 1, 2, 8000)
     matrix = torch.tensor([[40.0, 0.3, 2.7], [0, 1e-3, 0.4], [4e-6, -3e-5, 1]], dtype=torch.float64)
     ends = torch.arange(200, dtype=torch.float64)
     view = torch.stack([*torch.meshgrid(ends, ends, indexing="xy"), ends.new_ones(200, 200)], -1)
     expected = project(view, matrix)[..., 0]
     assert expected.min() < 3 and expected.max() > 7990
     if upright:
-        cut, matrix, expected = cut.mT, matrix[[1, 0, 2]][:, [1, 0, 2]], expected.mT
-    error = (sample_views(cut.contiguous(), matrix[None], 200, 1)[0, 0] - expected % 64).abs()
+        crop, matrix, expected = crop.mT, matrix[[1, 0, 2]][:, [1, 0, 2]], expected.mT
+    error = (sample_views(crop.contiguous(), matrix[None], 200, 1)[0, 0] - expected % 64).abs()
     inside = (expected % 64 < 62.9) & (expected < 7999)
     # grid_sample takes float32 coordinates between -1 and 1: measured 6e-4 px at most.
     assert inside.double().mean() > 0.95 and error[inside].max() <= 1e-3
@@ -250,7 +250,7 @@ class NoTensorsOfNumbers(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("factor", [1, 3])
-def test_sampling_never_waits_for_the_device(factor: int) -> None:
+def test_sampling_does_not_synchronise(factor: int) -> None:
     crops = torch.zeros(2, 3, 33, 47, dtype=torch.uint8)
     matrices = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
     with NoTensorsOfNumbers():

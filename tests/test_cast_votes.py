@@ -21,7 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALL = pytest.mark.parametrize("function", [kernel, reference, ops.cast_votes])
 OURS = pytest.mark.parametrize("function", [kernel, ops.cast_votes])
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*encountered in divide:RuntimeWarning"),  # 0 / 0 = NaN is wanted
+    pytest.mark.filterwarnings("ignore:.*encountered in divide:RuntimeWarning"),  # 0 / 0 = NaN is intended
     pytest.mark.usefixtures("poisoned_memory"),
 ]
 
@@ -93,8 +93,8 @@ def test_which_voters_count(
 ) -> None:
     joints, weight, _ = function(*with_weights(weights), fraction=fraction)
     w = torch.tensor([weights[i] for i in chosen], dtype=torch.float64)
-    wanted = (w * torch.tensor(chosen)).sum() / w.sum()
-    torch.testing.assert_close(joints[0, 0, 0].cpu().double(), wanted, rtol=1e-6, atol=1e-6, equal_nan=True)
+    expected = (w * torch.tensor(chosen)).sum() / w.sum()
+    torch.testing.assert_close(joints[0, 0, 0].cpu().double(), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
     assert weight.item() == pytest.approx(w.mean().item())
 
 
@@ -102,7 +102,7 @@ def test_which_voters_count(
 @pytest.mark.parametrize(
     ("count", "fraction"), [(100, 0.29), (10, 0.7), (1000, 0.999), (3, 1 / 3), (1, 0.5), (2000, 1.0)]
 )
-def test_count_is_what_python_computes(function: Callable, count: int, fraction: float) -> None:
+def test_voter_count_matches_python_truncation(function: Callable, count: int, fraction: float) -> None:
     """int(100 * 0.29) is 28, for 100 * 0.29 is 28.999999999999996."""
     inputs = with_weights([1.0] * count)
     joints, _, _ = function(*inputs, fraction=fraction)
@@ -118,16 +118,16 @@ def test_count_is_what_python_computes(function: Callable, count: int, fraction:
 def test_errs_at_most_twice_as_much_as_the_reference(function: Callable, count: int, ratio: float) -> None:
     points, votes, counts = voting(count, ratio)
     exact = reference(points.double(), votes.double(), counts)
-    expected = reference(points, votes, counts)
+    by_torch = reference(points, votes, counts)
     found = function(points, votes, counts)
-    for name, got, torch_got, wanted in zip(
-        ("joints", "weight", "spread"), found, expected, exact, strict=True
+    for name, got, torch_got, expected in zip(
+        ("joints", "weight", "spread"), found, by_torch, exact, strict=True
     ):
-        assert torch.equal(got.isnan(), wanted.isnan()), name
+        assert torch.equal(got.isnan(), expected.isnan()), name
         if (counts > 0).any():
             # One rounding of the result is allowed where PyTorch happens to make none.
-            rounding = torch.finfo(torch.float32).eps * rms(wanted)
-            assert rms(got - wanted) <= max(2 * rms(torch_got - wanted), rounding), name
+            rounding = torch.finfo(torch.float32).eps * rms(expected)
+            assert rms(got - expected) <= max(2 * rms(torch_got - expected), rounding), name
 
 
 @ALL
@@ -141,35 +141,35 @@ def test_no_voters(function: Callable, rows: int) -> None:
 def test_count_past_the_capacity(function: Callable) -> None:
     points, votes, counts = voting(63, 2.0)
     first = function(points[:, :10], votes[:, :10], counts)
-    for got, wanted in zip(first, function(points, votes, counts.clamp(max=10)), strict=True):
-        assert torch.equal(got, wanted)
+    for got, expected in zip(first, function(points, votes, counts.clamp(max=10)), strict=True):
+        assert torch.equal(got, expected)
 
 
-def test_equal_bits_from_run_to_run() -> None:
+def test_deterministic() -> None:
     inputs = voting(2500, 0.9)
     for first, second in zip(kernel(*inputs), kernel(*inputs), strict=True):
         assert torch.equal(first, second)
 
 
-def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = voting(63, 0.9, batch=5)
-    wanted = kernel(*inputs)
+    expected = kernel(*inputs)
     monkeypatch.setattr(kernel_file, "_IMAGES", 2)
-    for got, whole in zip(kernel(*inputs), wanted, strict=True):
+    for got, whole in zip(kernel(*inputs), expected, strict=True):
         assert torch.equal(got, whole)
 
 
 def assert_within_rounding(found: tuple[Tensor, ...], inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     """At most twice the errors of PyTorch, and a rounding of the result."""
     exact = reference(inputs[0].double(), inputs[1].double(), inputs[2])
-    for got, torch_got, wanted in zip(found, reference(*inputs), exact, strict=True):
-        assert torch.equal(got.isnan(), wanted.isnan())
-        rounding = torch.finfo(torch.float32).eps * rms(wanted)
-        assert rms(got - wanted) <= 2 * rms(torch_got - wanted) + rounding
+    for got, torch_got, expected in zip(found, reference(*inputs), exact, strict=True):
+        assert torch.equal(got.isnan(), expected.isnan())
+        rounding = torch.finfo(torch.float32).eps * rms(expected)
+        assert rms(got - expected) <= 2 * rms(torch_got - expected) + rounding
 
 
 @pytest.mark.cuda
-def test_more_images_than_a_grid_takes() -> None:
+def test_more_images_than_one_launch_grid_allows() -> None:
     points, votes, _ = voting(5, 70_000.0, batch=70_000, joints=1)
     counts = torch.full((70_000,), 5, dtype=torch.int32, device="cuda")
     found = kernel(points, votes, counts)
@@ -208,9 +208,9 @@ def test_more_votes_than_32_bits_count(batch: int, count: int, joints: int) -> N
     few_counts = torch.full_like(counts, len(best))
     exact = reference(few_points.double(), few_votes.double(), few_counts, fraction=1.0)
     by_torch = reference(few_points, few_votes, few_counts, fraction=1.0)
-    for got, torch_got, wanted in zip(found, by_torch, exact, strict=True):
-        rounding = torch.finfo(torch.float32).eps * rms(wanted)
-        assert rms(got - wanted) <= 2 * rms(torch_got - wanted) + rounding
+    for got, torch_got, expected in zip(found, by_torch, exact, strict=True):
+        rounding = torch.finfo(torch.float32).eps * rms(expected)
+        assert rms(got - expected) <= 2 * rms(torch_got - expected) + rounding
 
 
 @pytest.mark.cuda

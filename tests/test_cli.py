@@ -343,8 +343,8 @@ def evaluate(run: Run, checkpoint: Path, trees: Path, tmp_path: Path, monkeypatc
     )  # 4096 take seconds
 
     def evaluate(name: str, *options: Any) -> tuple[int, str, str]:
-        asked = ["--checkpoint", checkpoint, "--step", 32, "--batch", 2, "--data", trees / name]
-        return run("eval", name, *asked, "--out", tmp_path / "out", *options)
+        arguments = ["--checkpoint", checkpoint, "--step", 32, "--batch", 2, "--data", trees / name]
+        return run("eval", name, *arguments, "--out", tmp_path / "out", *options)
 
     return evaluate
 
@@ -439,8 +439,8 @@ def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "right hand (truth: right)" in out and "left hand (truth: left)" in out
     assert " ms on cpu: prepare " in out and ", vote " in out
     shown = np.array(Image.open(overlay)).astype(int)
-    with Image.open(Path(nvf_fast.__file__).parent / "assets/demo.jpg") as picture:
-        assert (shown != np.array(picture.convert("RGB"))).any() and shown.shape[:2] == picture.size[::-1]
+    with Image.open(Path(nvf_fast.__file__).parent / "assets/demo.jpg") as original:
+        assert (shown != np.array(original.convert("RGB"))).any() and shown.shape[:2] == original.size[::-1]
 
 
 def test_demo_shows_the_errors_of_the_hands_found(
@@ -489,7 +489,7 @@ def test_drawing(tmp_path: Path) -> None:
     assert drawn[:20].max() == 0 and drawn[:, 150:].max() == 0, "and little else"
     edge = drawn[(drawn > 0).any(-1)].max(-1)
     assert len(np.unique(edge)) > 10, "edges are smooth"
-    nothing = HandPose(joints * np.nan, joints_2d * np.nan, np.zeros(21), 0, False, 99)
-    np.testing.assert_array_equal(np.array(draw_pose(image, nothing)), image)
+    invisible = HandPose(joints * np.nan, joints_2d * np.nan, np.zeros(21), 0, False, 99)
+    np.testing.assert_array_equal(np.array(draw_pose(image, invisible)), image)
     outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True, 99)
     np.testing.assert_array_equal(np.array(draw_pose(image, outside)), image)

@@ -45,7 +45,7 @@ def scaled(key: int, first: Tensor, second: Tensor) -> Tensor:
     return key * first + second
 
 
-def test_each_key_is_recorded_once_and_results_are_their_own() -> None:
+def test_records_each_key_once_and_returns_separate_results() -> None:
     recorder = FakeRecorder()
     replay = Replay(scaled, recorder)
     inputs = [torch.rand(3), torch.rand(3)]
@@ -58,7 +58,7 @@ def test_each_key_is_recorded_once_and_results_are_their_own() -> None:
     assert recorder.recorded == 2
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_and_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_runs_eagerly_and_warns_once_when_recording_fails(caplog: pytest.LogCaptureFixture) -> None:
     recorder = FakeRecorder(RuntimeError("operation not permitted when stream is capturing"))
     replay = Replay(scaled, recorder)
     with caplog.at_level(logging.WARNING, "nvf_fast"):
@@ -70,7 +70,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why_once(caplog: pytest.
     ]
 
 
-def test_memory_running_out_is_for_the_caller() -> None:
+def test_out_of_memory_propagates() -> None:
     recorder = FakeRecorder(torch.OutOfMemoryError("too many"))
     replay = Replay(scaled, recorder)
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_memory_running_out_is_for_the_caller() -> None:
     assert recorder.recorded == 2, "it is tried again"
 
 
-def test_the_graph_unused_for_longest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evicts_the_least_recently_used_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvf_fast.runtime.cuda_graph, "GRAPHS", 2)
     recorder = FakeRecorder()
     replay = Replay(scaled, recorder)
@@ -88,7 +88,7 @@ def test_the_graph_unused_for_longest_goes_first(monkeypatch: pytest.MonkeyPatch
         assert recorder.recorded == recorded, key
 
 
-def test_threads_take_turns() -> None:
+def test_concurrent_threads_are_serialised() -> None:
     recorder = FakeRecorder()
     replay = Replay(scaled, recorder)
     wrong = []
@@ -111,7 +111,7 @@ def test_threads_take_turns() -> None:
 def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> None:
     device = torch.device("cuda")
     replay = Replay(scaled, CudaRecorder(device))
-    wanted, found = [], []
+    expected, found = [], []
     for i in range(20):
         with torch.cuda.stream(torch.cuda.Stream()):
             first, second = (
@@ -119,9 +119,9 @@ def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> Non
                 torch.ones(1 << 20, device=device),
             )
             found.append(replay(2 + i % 2, first, second))
-            wanted.append((2 + i % 2) * i + 1)
+            expected.append((2 + i % 2) * i + 1)
     torch.cuda.synchronize()
-    assert [value.unique().tolist() for value in found] == [[float(value)] for value in wanted]
+    assert [value.unique().tolist() for value in found] == [[float(value)] for value in expected]
     refused = Replay(lambda key, tensor: tensor * tensor.sum().item(), CudaRecorder(device))
     assert torch.equal(refused(0, torch.ones(3, device=device)), torch.full((3,), 3.0, device=device))
     assert "no CUDA graph for 0" in caplog.text

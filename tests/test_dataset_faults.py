@@ -66,7 +66,7 @@ def write(path: str, content: str | bytes) -> Damage:
     return lambda root: (root / path).write_bytes(data)
 
 
-def cut(path: str, fraction: float) -> Damage:
+def truncate(path: str, fraction: float) -> Damage:
     """Keep the beginning of a file."""
     return lambda root: (root / path).write_bytes(
         (root / path).read_bytes()[: int(fraction * (root / path).stat().st_size)]
@@ -132,8 +132,8 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
     (lambda root: FreiHAND(root / "v2/train"), both(), ("a folder without them",)),
     (training, unlink(f"{T}_xyz.json"), ("training_xyz.json: no such file; expected a JSON",)),
     (training, write(f"{T}_K.json", ""), ("training_K.json: is empty; expected",)),
-    (training, cut(f"{T}_xyz.json", 0.5), ("xyz.json: is cut off or no JSON in",)),
-    (training, cut(f"{T}_K.json", 0.999), ("K.json: is cut off or no JSON",)),
+    (training, truncate(f"{T}_xyz.json", 0.5), ("xyz.json: is cut off or no JSON in",)),
+    (training, truncate(f"{T}_K.json", 0.999), ("K.json: is cut off or no JSON",)),
     (training, write(f"{T}_xyz.json", '{"xyz": []}'), ("training_xyz.json: holds no list",)),
     (training, write(f"{T}_verts.json", "version 1"), ("training_verts.json: holds no list",)),
     (training, write(f"{T}_verts.json", b"\x93NUMPY\xff\x00"), ("verts.json: 'utf-8' codec",)),
@@ -228,7 +228,7 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
         ("freihand_eval/evaluation_K.json: other cameras; expected those of the data set's own folder",),
     ),
     (training, unlink(MANO), (f"{MANO}: no such file; expected MANO_RIGHT.pkl",)),
-    (ho3d, cut(MANO, 0.7), (f"{MANO}: cannot be read (",)),
+    (ho3d, truncate(MANO, 0.7), (f"{MANO}: cannot be read (",)),
     (complement, write(MANO, pickle.dumps([1])), ("holds list; expected MANO's dict",)),
     (
         lambda root: HO3D(root / "v2/train"),
@@ -271,7 +271,7 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
         ("train: 3 annotations missing: SM1/0000, SM1/0001, SM1/0002; expected meta/NUMBER.pkl",),
     ),
     (ho3d_v3, as_version_3, ('SM1/0001 and 1 more; expected .jpg, as v3 has them, or version="v2"',)),
-    (ho3d, cut(M, 0.6), ("train: 1 annotations cannot be read: SM1/0001 (",)),
+    (ho3d, truncate(M, 0.6), ("train: 1 annotations cannot be read: SM1/0001 (",)),
     (ho3d, write(M, b""), ("1 annotations cannot be read: SM1/0001 (EOFError",)),
     (ho3d, payload, ("it refers to posix.system, which is not data; nothing was executed",)),
     (ho3d, write(M, pickle.dumps([])), ("SM1/0001 (holds list, no dictionary)",)),
@@ -344,7 +344,7 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
             json_of(f"{T}_xyz.json", put(0, 0, 0, value=NAN)),
             write(f"{T}_verts.json", "["),
             unlink(f"{T}/rgb/00000001.jpg"),
-            cut(MANO, 0.1),
+            truncate(MANO, 0.1),
         ),
         (
             f"{MANO}: cannot be read",

@@ -24,7 +24,7 @@ def cameras(views: HandViews) -> np.ndarray:
     return np.array([[[f, 0, half], [0, f, half], [0, 0, 1]] for f in views.focal])
 
 
-def test_it_is_the_one_embedded_checkpoint(estimator: PoseEstimator) -> None:
+def test_is_the_only_embedded_checkpoint(estimator: PoseEstimator) -> None:
     assert embedded_names() == ["default"] and resolve() == EMBEDDED / "default"
     config = estimator.model.config
     assert (config.view, config.encoder, config.method) == ("hand", "unet", "nvf")
@@ -32,11 +32,11 @@ def test_it_is_the_one_embedded_checkpoint(estimator: PoseEstimator) -> None:
     assert all(value.isfinite().all() for value in estimator.model.state_dict().values())
 
 
-def test_its_files_fit_into_the_wheel() -> None:
+def test_files_fit_into_the_wheel() -> None:
     assert sum(path.stat().st_size for path in resolve().iterdir()) <= MOST_BYTES
 
 
-def test_it_poses_rendered_hands(estimator: PoseEstimator) -> None:
+def test_poses_rendered_hands(estimator: PoseEstimator) -> None:
     views = SyntheticViews(5).draw(8, "close")
     boxes, K = views.boxes[:, 0], cameras(views)
     sides = ["left" if left else "right" for left in views.left[:, 0]]
@@ -50,7 +50,7 @@ def test_it_poses_rendered_hands(estimator: PoseEstimator) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 20, 255])
-def test_an_image_of_one_colour_shows_no_hand(estimator: PoseEstimator, level: int) -> None:
+def test_finds_no_hand_in_a_uniform_image(estimator: PoseEstimator, level: int) -> None:
     for height, width in ((480, 640), (90, 120)):
         intrinsics = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
         assert len(estimator(np.full((height, width, 3), level, np.uint8), intrinsics)) == 0

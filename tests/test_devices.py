@@ -18,7 +18,7 @@ from torch.utils import backend_registration
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason=f"PyTorch {torch.__version__} knows no devices that are made in Python",
 )
-def test_everything_keeps_to_one_device() -> None:
+def test_computation_stays_on_one_device() -> None:
     """In a process of its own, since PyTorch keeps a device that it was told of."""
     command = [sys.executable, "-m", "tests.pretend_device"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)

@@ -114,7 +114,9 @@ def hand_at(centre: tuple[float, float, float], side: str = "right") -> Tensor:
     return mirrored + torch.tensor(centre, dtype=torch.float64)
 
 
-def picture(joints: Tensor, intrinsics: np.ndarray, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def spot_image(
+    joints: Tensor, intrinsics: np.ndarray, height: int = HEIGHT, width: int = WIDTH
+) -> np.ndarray:
     """A red, a green and a blue spot at the marked joints."""
     sigma = 5 * height / HEIGHT
     y, x = torch.arange(height), torch.arange(width)
@@ -151,31 +153,31 @@ def assert_pose(pose: HandPose, truth: Tensor, intrinsics: np.ndarray) -> None:
     ],
     ids=["axis-224", "axis-128", "turned-left-down", "turned-right-up"],
 )
-def test_pose_comes_back(
+def test_recovers_the_pose(
     monkeypatch: pytest.MonkeyPatch, centre: tuple, box: tuple | None, size: int, side: str
 ) -> None:
     truth = hand_at(centre, side)
     estimator = reader(monkeypatch, [truth], size)
-    assert_pose(estimator(picture(truth, K), K, box=box, side=side), truth, K)
+    assert_pose(estimator(spot_image(truth, K), K, box=box, side=side), truth, K)
 
 
-def test_pose_comes_back_from_a_fine_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recovers_the_pose_from_a_high_resolution_image(monkeypatch: pytest.MonkeyPatch) -> None:
     fine = np.diag([4.0, 4, 1]) @ K
     truth = hand_at((-100, 0, 600), "left")
     middle = project(truth.mean(0, keepdim=True), torch.from_numpy(fine))[0]
     box = torch.cat([middle - 400, middle + 400])
-    image = picture(truth, fine, 4 * HEIGHT, 4 * WIDTH)
+    image = spot_image(truth, fine, 4 * HEIGHT, 4 * WIDTH)
     assert_pose(reader(monkeypatch, [truth])(image, fine, box=box, side="left"), truth, fine)
 
 
-def test_a_batch_is_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_equals_single_images(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = ["left", "right", "left"]
     centres = [(-60, 20, 600), (70, -30, 500), (0, 40, 700)]
     hands = [hand_at(centre, side) for centre, side in zip(centres, sides, strict=True)]
     other = np.array([[700.0, 0, 250], [0, 700, 250], [0, 0, 1]])
     intrinsics = np.stack([K, other, K])
     sizes = [(480, 640), (500, 520), (470, 600)]
-    images = [picture(hand, k, *size) for hand, k, size in zip(hands, intrinsics, sizes, strict=True)]
+    images = [spot_image(hand, k, *size) for hand, k, size in zip(hands, intrinsics, sizes, strict=True)]
     middles = [project(hand, torch.from_numpy(k)).mean(0) for hand, k in zip(hands, intrinsics, strict=True)]
     boxes = [torch.cat([middle - 90, middle + 90]).numpy() for middle in middles]
     poses = reader(monkeypatch, hands)(images, intrinsics, box=boxes, side=sides)
@@ -186,23 +188,23 @@ def test_a_batch_is_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(alone.joints, pose.joints, rtol=0, atol=1e-3)
 
 
-def test_kinds_of_batches_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_types_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     hands = [hand_at((0, 0, 550)), hand_at((10, -10, 600))]
-    images = np.stack([picture(hand, K) for hand in hands])
-    wanted = reader(monkeypatch, hands)(images, K)
-    assert isinstance(wanted.joints, np.ndarray) and wanted.joints.dtype == np.float32
+    images = np.stack([spot_image(hand, K) for hand in hands])
+    expected = reader(monkeypatch, hands)(images, K)
+    assert isinstance(expected.joints, np.ndarray) and expected.joints.dtype == np.float32
     tensors = reader(monkeypatch, hands)(torch.from_numpy(images), torch.from_numpy(K))
     assert isinstance(tensors.joints, Tensor) and tensors.joints.dtype == torch.float32
     assert tensors.valid.dtype == torch.bool and not tensors.voters.is_floating_point()
-    np.testing.assert_array_equal(tensors.joints, wanted.joints)
-    np.testing.assert_array_equal(reader(monkeypatch, hands)(list(images), K).joints, wanted.joints)
+    np.testing.assert_array_equal(tensors.joints, expected.joints)
+    np.testing.assert_array_equal(reader(monkeypatch, hands)(list(images), K).joints, expected.joints)
     monkeypatch.setattr(nvf_fast.pipeline, "IMAGES", 1)  # one after the other
-    np.testing.assert_array_equal(reader(monkeypatch, hands)(images, K).joints, wanted.joints)
+    np.testing.assert_array_equal(reader(monkeypatch, hands)(images, K).joints, expected.joints)
 
 
-def test_arrays_of_any_strides_are_taken_without_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepts_any_strides_without_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = hand_at((0, 0, 550))
-    image = picture(truth, K)
+    image = spot_image(truth, K)
     backwards = np.ascontiguousarray(image[..., ::-1])[..., ::-1]
     backwards.flags.writeable = False
     with warnings.catch_warnings():
@@ -216,7 +218,7 @@ def test_arrays_of_any_strides_are_taken_without_warnings(monkeypatch: pytest.Mo
 def test_votes_point_at_the_joints(monkeypatch: pytest.MonkeyPatch, side: str) -> None:
     truth = hand_at((-150, 80, 600), side)
     box = (12, 240, 200, 440)
-    images = [np.zeros((100, 100, 3), np.uint8), picture(truth, K)]
+    images = [np.zeros((100, 100, 3), np.uint8), spot_image(truth, K)]
     small = np.array([[300.0, 0, 50], [0, 300, 50], [0, 0, 1]])
     poses = reader(monkeypatch, [truth])(
         images, np.stack([small, K]), box=[(40, 40, 60, 60), box], side=side, return_votes=True
@@ -230,9 +232,9 @@ def test_votes_point_at_the_joints(monkeypatch: pytest.MonkeyPatch, side: str) -
     assert reader(monkeypatch, [truth])(images[1], K, box=box, side=side).votes is None
 
 
-def test_no_voter_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_without_voters_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = hand_at((0, 0, 550))
-    images = np.stack([np.zeros((HEIGHT, WIDTH, 3), np.uint8), picture(truth, K)])
+    images = np.stack([np.zeros((HEIGHT, WIDTH, 3), np.uint8), spot_image(truth, K)])
     poses = reader(monkeypatch, [truth])(images, K)
     assert poses.valid.tolist() == [False, True]
     assert poses.voters[0] == 0 and np.isnan(poses.joints[0]).all() and np.isnan(poses.joints_2d[0]).all()
@@ -241,41 +243,41 @@ def test_no_voter_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("capacity", [4096, 16])
-def test_fixed_sizes_change_nothing(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
+def test_fixed_sizes_preserve_poses(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
     """Pictures with more voters than were expected are asked again."""
     hands = [hand_at((0, 0, 550)), hand_at((10, -10, 600))]
-    images = [picture(hand, K) for hand in hands]
-    wanted = reader(monkeypatch, hands)(images, K, return_votes=True)
+    images = [spot_image(hand, K) for hand in hands]
+    expected = reader(monkeypatch, hands)(images, K, return_votes=True)
     monkeypatch.setattr(nvf_fast.pipeline, "VOTERS_AT_16_MM", capacity)
     again = hands if capacity == 16 else []
     estimator = with_fixed_sizes(reader(monkeypatch, [*hands, *again, *hands, *hands, *again]))
     pose = estimator(images, K, return_votes=True)
     assert estimator.redone == len(again)
-    assert pose.voters.tolist() == wanted.voters.tolist() and pose.voters.min() > 16
-    np.testing.assert_array_equal(pose.joints, wanted.joints)
-    for got, expected in zip(pose.votes, wanted.votes, strict=True):
-        np.testing.assert_array_equal(got.points, expected.points)
-        np.testing.assert_array_equal(got.weights, expected.weights)
+    assert pose.voters.tolist() == expected.voters.tolist() and pose.voters.min() > 16
+    np.testing.assert_array_equal(pose.joints, expected.joints)
+    for got, votes in zip(pose.votes, expected.votes, strict=True):
+        np.testing.assert_array_equal(got.points, votes.points)
+        np.testing.assert_array_equal(got.weights, votes.weights)
     # Without votes the frame is recorded, which runs it once, and replayed.
-    np.testing.assert_array_equal(estimator(images, K).joints, wanted.joints)
+    np.testing.assert_array_equal(estimator(images, K).joints, expected.joints)
 
 
 @pytest.mark.parametrize(("search", "step"), [("dense", 32), ("octree", 8), ("guided", 16)])
-def test_a_replayed_frame_is_the_frame(tiny: NVF, search: str, step: float) -> None:
+def test_replay_equals_direct_run(tiny: NVF, search: str, step: float) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 60, 80, 3), dtype=np.uint8)
     intrinsics = np.array([[120.0, 0, 40], [0, 120, 30], [0, 0, 1]])
     options = {"step_mm": step, "surface_mm": 3.0, "search": search}
     usual = PoseEstimator(tiny, **options)
     estimator = with_fixed_sizes(PoseEstimator(tiny, **options))
     # The same frame again, other pictures of its shape, and with a hand scale, which is another frame.
-    for picture, hand_scale in ((0, None), (0, None), (2, None), (2, 35.0), (1, 35.0)):
-        wanted = usual(images[picture], intrinsics, hand_scale)
-        found = estimator(images[picture], intrinsics, hand_scale)
-        assert found.voters == wanted.voters
-        np.testing.assert_array_equal(found.joints, wanted.joints)
+    for index, hand_scale in ((0, None), (0, None), (2, None), (2, 35.0), (1, 35.0)):
+        expected = usual(images[index], intrinsics, hand_scale)
+        found = estimator(images[index], intrinsics, hand_scale)
+        assert found.voters == expected.voters
+        np.testing.assert_array_equal(found.joints, expected.joints)
 
 
-def test_a_guided_search_begins_about_the_frame_before(tiny: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guided_search_starts_from_the_previous_pose(tiny: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pose before comes in the camera's frame, and is looked for in the view's."""
     given = []
     search = nvf_fast.pipeline.guided
@@ -304,7 +306,7 @@ def test_a_guided_search_begins_about_the_frame_before(tiny: NVF, monkeypatch: p
         estimator(image, K, previous=pose.joints)
 
 
-def test_a_box_wider_than_the_view_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warns_of_a_box_wider_than_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((256, 256, 3), np.uint8)
     camera = np.array([[480.0, 0, 128], [0, 480, 128], [0, 0, 1]])
     with pytest.warns(UserWarning, match=r"image 0 spans 29\.9 x 15\.2 degrees, the view 26\.3") as caught:
@@ -320,7 +322,7 @@ def tiny() -> NVF:
     return reference_network(nearness=1.0, hidden=(64, 32))
 
 
-def test_the_network_itself(tiny: NVF) -> None:
+def test_hand_scale_reaches_the_network(tiny: NVF) -> None:
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1)
     pose = estimator(image, K, hand_scale=35.0)
@@ -332,7 +334,7 @@ def test_the_network_itself(tiny: NVF) -> None:
     np.testing.assert_allclose(both.joints, np.stack([pose.joints, without.joints]), rtol=0, atol=1e-2)
 
 
-def test_precision_is_the_callers_choice_and_the_model_stays_as_it_was(tiny: NVF) -> None:
+def test_dtype_is_applied_to_a_copy_of_the_model(tiny: NVF) -> None:
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, dtype=torch.bfloat16)
     assert next(estimator.model.encoder.parameters()).dtype == torch.bfloat16
@@ -345,7 +347,7 @@ def test_precision_is_the_callers_choice_and_the_model_stays_as_it_was(tiny: NVF
 
 
 @pytest.mark.cuda
-def test_on_cuda_half_precision_is_the_default_and_poses_go_where_the_pictures_are(tiny: NVF) -> None:
+def test_cuda_defaults_to_half_precision_and_returns_poses_on_the_image_device(tiny: NVF) -> None:
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, device="cuda")
     assert estimator.dtype == torch.float16
@@ -357,7 +359,7 @@ def test_on_cuda_half_precision_is_the_default_and_poses_go_where_the_pictures_a
 
 
 @pytest.mark.parametrize(("search", "step"), [("dense", 16), ("octree", 8), ("guided", 16)])
-def test_two_runs_give_the_same_bits(tiny: NVF, search: str, step: float) -> None:
+def test_deterministic(tiny: NVF, search: str, step: float) -> None:
     images = np.random.default_rng(1).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step, 3.0, search=search)
     first, second = (estimator(images, K, return_votes=True) for _ in range(2))
@@ -371,17 +373,17 @@ def test_two_runs_give_the_same_bits(tiny: NVF, search: str, step: float) -> Non
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("search", "step"), [("dense", 16), ("octree", 4), ("guided", 16), ("guided", 8)])
-def test_a_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype: torch.dtype) -> None:
+def test_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype: torch.dtype) -> None:
     """One graph per shape, the CPU's poses, and the same bits from run to run, launched or replayed."""
     data = SyntheticHands(SyntheticConfig(3, seed=6))
     hand, images = data.hands(range(3)), [data[i].image for i in range(3)]
     camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
-    wanted = PoseEstimator(tiny, step, search=search)(images, camera, hand.hand_scale)
+    expected = PoseEstimator(tiny, step, search=search)(images, camera, hand.hand_scale)
     estimator = PoseEstimator(tiny, step, search=search, device="cuda", dtype=dtype)
     poses = [estimator(images, camera, hand.hand_scale) for _ in range(3)]
     # Chosen without a GPU, by float32's and half precision's rounding: to be set by what one shows.
     limit = 0.1 if dtype == torch.float32 else 5.0
-    assert np.median(np.linalg.norm(poses[0].joints - wanted.joints, axis=-1)) < limit
+    assert np.median(np.linalg.norm(poses[0].joints - expected.joints, axis=-1)) < limit
     for pose in poses[1:]:
         np.testing.assert_array_equal(pose.joints, poses[0].joints)
     assert estimator.runner._replay is not None
@@ -392,12 +394,12 @@ def test_a_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype:
 
 
 @pytest.mark.parametrize("search", ["dense", "guided", "octree"])
-def test_memory_running_out_halves_the_parts(
+def test_out_of_memory_halves_the_batch(
     tiny: NVF, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, search: str
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 60, 80, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1, search=search)
-    wanted = estimator(images, K)
+    expected = estimator(images, K)
     encode = type(tiny).encode
 
     def encode_few(self: NVF, views: Tensor) -> Tensor:
@@ -407,7 +409,7 @@ def test_memory_running_out_halves_the_parts(
 
     monkeypatch.setattr(type(tiny), "encode", encode_few)
     found = estimator(images, K)
-    np.testing.assert_allclose(found.joints, wanted.joints, atol=0.01)
+    np.testing.assert_allclose(found.joints, expected.joints, atol=0.01)
     assert [record.args[1] for record in caplog.records] == [3, 1]
 
     def encode_none(self: NVF, views: Tensor) -> Tensor:
@@ -419,24 +421,22 @@ def test_memory_running_out_halves_the_parts(
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_grid_too_large_to_be_located_is_asked_in_parts(
-    tiny: NVF, monkeypatch: pytest.MonkeyPatch, exact: bool
-) -> None:
+def test_large_grid_is_queried_in_chunks(tiny: NVF, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1)
-    wanted = estimator(images, K, return_votes=True)
+    expected = estimator(images, K, return_votes=True)
     monkeypatch.setattr(nvf_fast.pipeline, "LOCATED", 1000)
     monkeypatch.setattr(nvf_fast.pipeline, "VOTE_BYTES", 1000)
     found = (estimator if exact else with_fixed_sizes(estimator))(images, K, return_votes=True)
-    assert found.voters.tolist() == wanted.voters.tolist() and wanted.voters.min() > 0
+    assert found.voters.tolist() == expected.voters.tolist() and expected.voters.min() > 0
     assert found.points_evaluated.tolist() == [3183, 3183]
-    np.testing.assert_allclose(found.joints, wanted.joints, atol=0.01)
-    np.testing.assert_array_equal(found.votes[1].points, wanted.votes[1].points)
+    np.testing.assert_allclose(found.joints, expected.joints, atol=0.01)
+    np.testing.assert_array_equal(found.votes[1].points, expected.votes[1].points)
     # 5e-4: the encoder sums a batch and a single image in two orders, measured 1.2e-4 on this random network.
-    np.testing.assert_allclose(found.votes[1].weights, wanted.votes[1].weights, atol=5e-4)
+    np.testing.assert_allclose(found.votes[1].weights, expected.votes[1].weights, atol=5e-4)
 
 
-def test_stages_are_measured(tiny: NVF) -> None:
+def test_measures_stages(tiny: NVF) -> None:
     estimator = PoseEstimator(tiny, step_mm=32)
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     with estimator.timed() as milliseconds:
@@ -454,8 +454,8 @@ def test_load(tiny: NVF, tmp_path: Path) -> None:
     save_checkpoint(tiny, tmp_path / "tiny", {}, dtype=torch.float32)
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     estimator = load(tmp_path / "tiny", device="cpu", step_mm=32, surface_mm=60)
-    wanted = PoseEstimator(tiny, step_mm=32, surface_mm=60)(image, K)
-    np.testing.assert_array_equal(estimator(image, K).joints, wanted.joints)
+    expected = PoseEstimator(tiny, step_mm=32, surface_mm=60)(image, K)
+    np.testing.assert_array_equal(estimator(image, K).joints, expected.joints)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none")
 
@@ -469,7 +469,7 @@ def test_load(tiny: NVF, tmp_path: Path) -> None:
         ({"fraction": 1.5}, r"fraction must be in \(0, 1\], got 1.5"),
     ],
 )
-def test_refuses_impossible_options(tiny: NVF, options: dict, message: str) -> None:
+def test_refuses_invalid_options(tiny: NVF, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PoseEstimator(tiny, **options)
 
@@ -492,7 +492,7 @@ IMAGE = np.zeros((60, 80, 3), np.uint8)
         ([IMAGE, torch.from_numpy(IMAGE)], TypeError, "all numpy, or all torch"),
     ],
 )
-def test_refuses_what_is_no_picture(tiny: NVF, image: Any, error: type[Exception], message: str) -> None:
+def test_refuses_invalid_images(tiny: NVF, image: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PoseEstimator(tiny, step_mm=32)(image, K)
 
@@ -517,18 +517,18 @@ def test_refuses_what_is_no_picture(tiny: NVF, image: Any, error: type[Exception
         ({"side": ["left"]}, "each of 2"),
     ],
 )
-def test_refuses_impossible_arguments(tiny: NVF, arguments: dict, message: str) -> None:
+def test_refuses_invalid_arguments(tiny: NVF, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PoseEstimator(tiny, step_mm=32)([IMAGE, IMAGE], **{"K": K} | arguments)
 
 
 @pytest.mark.parametrize("arguments", [{"K": "wide"}, {"hand_scale": "big"}, {"box": object()}])
-def test_refuses_what_is_no_number(tiny: NVF, arguments: dict) -> None:
+def test_refuses_non_numeric_arguments(tiny: NVF, arguments: dict) -> None:
     with pytest.raises(TypeError, match=f"{next(iter(arguments))} must be"):
         PoseEstimator(tiny, step_mm=32)(IMAGE, **{"K": K} | arguments)
 
 
-def test_hand_scale_fits_the_model() -> None:
+def test_refuses_missing_and_unexpected_hand_scale() -> None:
     small = {"input_size": 64, "stem": 16, "width": 32, "stacks": 1, "hidden": (8,)}
     always = PoseEstimator(NVF(NVFConfig(**small)), step_mm=32)
     with pytest.raises(ValueError, match=r"hand_scale must be the length in mm.* got None"):

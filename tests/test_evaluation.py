@@ -93,7 +93,7 @@ def test_predictions_equal_the_estimators(network: NetworkPredictor, results: Da
     assert np.abs(given - absent)[0].max() > 1
 
 
-def test_damaged_images_are_skipped_and_noted(results: DatasetPredictions) -> None:
+def test_skips_and_records_damaged_images(results: DatasetPredictions) -> None:
     assert results.damaged.tolist() == [False, False, False, True, False, False]
     assert results.faults[3] == "3.png cannot be read" and results.ids[3] == "sample 3"
     found = results.predictions["with_hand_scale"]
@@ -188,7 +188,7 @@ print(json.dumps([*([ended[rank][0] for rank in (0, 1)] for ended in (whole, kil
 """
 
 
-def test_two_processes_equal_one_and_outlive_each_other(tmp_path: Path, network: NetworkPredictor) -> None:
+def test_two_processes_equal_one_and_survive_a_crash(tmp_path: Path, network: NetworkPredictor) -> None:
     whole, killed, seconds = json.loads(output_of(TWO_PROCESSES, tmp_path, free_port(), free_port()))
     assert whole == [0, 0]
     predicted = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
@@ -207,7 +207,7 @@ def test_two_processes_equal_one_and_outlive_each_other(tmp_path: Path, network:
     assert rest.predicted == [4, 6, 7]
 
 
-def test_one_process_of_a_training_evaluates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_training_process_evaluates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     exchange = "torch.distributed.all_gather_object"
     monkeypatch.setattr(exchange, lambda *_: pytest.fail("the others would never come"))
     data = Images(2)
@@ -218,12 +218,12 @@ def test_one_process_of_a_training_evaluates_alone(monkeypatch: pytest.MonkeyPat
         torch.distributed.destroy_process_group()
 
 
-def test_workers_change_no_prediction(network: NetworkPredictor, results: DatasetPredictions) -> None:
+def test_workers_preserve_predictions(network: NetworkPredictor, results: DatasetPredictions) -> None:
     ahead = Options(batch=2, shard=4, workers=1)
     assert_same(predict_all(network, Images(6, damaged=(3,)), options=ahead), results)
 
 
-def test_other_errors_of_the_data_set_stop_the_run(network: NetworkPredictor) -> None:
+def test_other_dataset_errors_stop_the_run(network: NetworkPredictor) -> None:
     class Faulty(Images):
         def __getitem__(self, index: int) -> HandSample:
             if index == 2:
@@ -235,9 +235,7 @@ def test_other_errors_of_the_data_set_stop_the_run(network: NetworkPredictor) ->
         predict(network, Faulty(4), options=SMALL)
 
 
-def test_hand_scales_are_given_where_there_are_some(
-    network: NetworkPredictor, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_passes_known_hand_scales(network: NetworkPredictor, caplog: pytest.LogCaptureFixture) -> None:
     assert list(predict_all(predictor(scale_optional=False), Images(2)).predictions) == ["with_hand_scale"]
     without = predictor(hand_scale=False, scale_optional=False)
     assert list(predict_all(without, Images(2)).predictions) == ["without_hand_scale"]
@@ -248,12 +246,12 @@ def test_hand_scales_are_given_where_there_are_some(
         predict(predictor(scale_optional=False), Images(2, released=False))
 
 
-def test_refuses_shards_of_broken_batches() -> None:
+def test_refuses_shards_of_partial_batches() -> None:
     with pytest.raises(ValueError, match="multiple of batch, got 5 and 2"):
         Options(batch=2, shard=5)
 
 
-def test_saved_predictions_are_checked(tmp_path: Path, results: DatasetPredictions) -> None:
+def test_validates_saved_predictions(tmp_path: Path, results: DatasetPredictions) -> None:
     path = tmp_path / "predictions.safetensors"
     save_predictions(path, results)
     found = load_predictions(path)
@@ -265,11 +263,11 @@ def test_saved_predictions_are_checked(tmp_path: Path, results: DatasetPredictio
         load_predictions(path)
     for damaged in (whole[:200], whole[:-1], b"", b"{}" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="no whole file of predictions"):
+        with pytest.raises(ValueError, match="not a complete file of predictions"):
             load_predictions(path)
 
 
-def test_times_cover_the_right_batches(network: NetworkPredictor, results: DatasetPredictions) -> None:
+def test_times_exclude_warm_up_batches(network: NetworkPredictor, results: DatasetPredictions) -> None:
     # Shards of two batches and of one: of the batches one is the first, and two are the last of a shard.
     data = Images(6)
     times = predict_all(Fixed(data.joints.numpy()), data).times
@@ -384,7 +382,7 @@ def test_root_relative_fallback_is_moved_onto_the_true_wrist(tmp_path: Path) -> 
     assert scores["rs_mje"] == pytest.approx(expected, abs=1e-4) and "cs_mje" not in scores
 
 
-def test_without_released_joints_only_a_submission_is_written(tmp_path: Path) -> None:
+def test_writes_only_a_submission_without_released_joints(tmp_path: Path) -> None:
     data = Images(4, damaged=(1,), released=False)
     joints = data.joints.numpy().copy()
     joints[2] = np.nan

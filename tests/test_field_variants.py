@@ -36,7 +36,7 @@ def encoded(model: NVF) -> EncodedViews:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_training_lowers_the_loss_and_leaves_the_encoder(
+def test_training_lowers_the_loss_and_freezes_the_encoder(
     name: str, model: NVF, encoded: EncodedViews
 ) -> None:
     variant = VARIANTS[name]
@@ -56,7 +56,7 @@ def test_training_lowers_the_loss_and_leaves_the_encoder(
     assert network.config.hidden == (variant.hidden or SMALL.hidden)
 
 
-def test_without_position_only_the_depth_of_a_point_counts(model: NVF, encoded: EncodedViews) -> None:
+def test_without_position_the_field_depends_on_depth_alone(model: NVF, encoded: EncodedViews) -> None:
     variant = Variant(position=False, pose_code=False)
     network = field_variants.make_network(model, variant)
     field_variants.train(network, variant, encoded, OPTIONS, seed=0)
@@ -73,7 +73,7 @@ def test_without_position_only_the_depth_of_a_point_counts(model: NVF, encoded: 
     assert not torch.equal(along.weight, across.weight)
 
 
-def test_the_likelihood_is_best_at_the_true_spread() -> None:
+def test_likelihood_peaks_at_the_true_spread() -> None:
     generator = torch.Generator().manual_seed(0)
     joints, points = torch.zeros(1, 21, 3), torch.zeros(1, 4000, 3)
     # Lengths of errors that are Gamma(3)-distributed have the density of exp(-|e| / σ) in three dimensions.
@@ -106,7 +106,7 @@ def test_votes_are_weighted_by_their_precision() -> None:
             torch.testing.assert_close(joints[image, joint], expected, atol=1e-3, rtol=1e-4)
 
 
-def test_fusion_by_precision_prefers_the_precise() -> None:
+def test_fusion_weights_estimates_by_precision() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(200, 21, 3, generator=generator) * 40
     variances = 400 * torch.rand(2, 200, 21, generator=generator) + 4
@@ -125,12 +125,12 @@ def test_fusion_by_precision_prefers_the_precise() -> None:
         coarse, variances[0], votes._replace(variances=variances[1] / 4), truth
     )
     assert 2.5 < ratios[1] < 6.5
-    nothing = votes._replace(variances=torch.full_like(variances[1], math.inf))
-    kept = field_variants.combine_by_precision(coarse, variances[0], nothing, (one, one))
+    no_votes = votes._replace(variances=torch.full_like(variances[1], math.inf))
+    kept = field_variants.combine_by_precision(coarse, variances[0], no_votes, (one, one))
     torch.testing.assert_close(kept, coarse)
 
 
-def test_files_of_views_are_read(tmp_path: Path) -> None:
+def test_reads_view_files(tmp_path: Path) -> None:
     parts = [views(2, seed) for seed in (0, 1)]
     for number, part in enumerate(parts):
         np.savez(tmp_path / f"{number}.npz", **vars(part))

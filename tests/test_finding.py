@@ -22,7 +22,7 @@ SIZE = 128
 
 
 @pytest.mark.parametrize("smallest", [1 / 64, 1 / 50, SMALLEST, 0.1, 1.0])
-def test_some_view_shows_every_hand_large_enough_and_whole(smallest: float) -> None:
+def test_every_hand_lies_whole_in_some_view(smallest: float) -> None:
     sides = np.array(view_sizes(smallest, SIZE))
     for hand in np.geomspace(smallest, 1.5, 50):  # relative to the image's longer side
         shown = hand * sides
@@ -30,7 +30,7 @@ def test_some_view_shows_every_hand_large_enough_and_whole(smallest: float) -> N
     assert sides[-1] <= COARSEST * SIZE
 
 
-def test_views_are_small() -> None:
+def test_views_cost_less_than_ten_close_views() -> None:
     """An image of 1280 x 720 px takes the time of nine and a half close views."""
     image = torch.zeros(720, 1280, 3, dtype=torch.uint8)
     views = [sized_view(image, side, SIZE, torch.float32).pixels for side in view_sizes(SMALLEST, SIZE)]
@@ -39,7 +39,7 @@ def test_views_are_small() -> None:
 
 @pytest.mark.parametrize("shape", [(720, 1280), (480, 640), (640, 480), (3024, 4032), (200, 900), (90, 90)])
 @pytest.mark.parametrize("longer", [85.3, 448.0])
-def test_a_sized_view_shows_the_image_amid_black(shape: tuple[int, int], longer: float) -> None:
+def test_resized_view_pads_the_image_with_black(shape: tuple[int, int], longer: float) -> None:
     image = torch.full((*shape, 3), 51, dtype=torch.uint8)
     pixels, scale, corner = sized_view(image, longer, SIZE, torch.float32)
     assert min(pixels.shape[2:]) >= SIZE and all(side % 32 == 0 for side in pixels.shape[2:])
@@ -61,7 +61,7 @@ def maps_with(row: float, column: float, size: float, left: float) -> torch.Tens
     return maps
 
 
-def test_a_peak_is_read_between_texels_and_returns_to_the_image() -> None:
+def test_interpolates_peaks_and_maps_them_to_the_image() -> None:
     view = SizedView(torch.empty(0), torch.tensor([2.0, 2.0]), torch.tensor([10.0, 4.0]))
     found = read_peaks(maps_with(9.0, 20.4, 0.25, 3.0), view, SIZE, 0.3)
     # Texel k of a map of stride 4 covers px 4 k to 4 k + 4 of the view, counted from its border. The 3 x 3
@@ -77,7 +77,7 @@ def test_a_peak_is_read_between_texels_and_returns_to_the_image() -> None:
 
 
 @pytest.mark.parametrize("longer", [85.3, 192.0, 448.0])
-def test_a_spot_is_found_where_it_is(longer: float) -> None:
+def test_finds_a_spot_at_its_position(longer: float) -> None:
     image = torch.zeros(360, 640, 3, dtype=torch.uint8)
     image[200:260, 480:540] = 255  # centred at (509.5, 229.5)
     view = sized_view(image, longer, SIZE, torch.float32)
@@ -90,7 +90,7 @@ def test_a_spot_is_found_where_it_is(longer: float) -> None:
     assert ((middles - torch.tensor([509.5, 229.5])).abs() <= texel).all(1).any()
 
 
-def test_each_hand_keeps_its_best_box() -> None:
+def test_keeps_the_best_box_per_hand() -> None:
     boxes = torch.tensor(
         [[0, 0, 10, 10], [1, 1, 11, 11], [50, 50, 60, 60], [2, 2, 6, 6], [12, 0, 22, 10]], dtype=torch.float64
     )
@@ -100,6 +100,6 @@ def test_each_hand_keeps_its_best_box() -> None:
     assert distinct(boxes[:0], scores[:0]).tolist() == []
 
 
-def test_squares_keep_the_middle_and_the_longer_side() -> None:
+def test_squares_keep_centre_and_longer_side() -> None:
     boxes = torch.tensor([[0.0, 10, 40, 20], [5.0, 5, 6, 9]])
     assert squared(boxes).tolist() == [[0, -5, 40, 35], [3.5, 5, 7.5, 9]]

@@ -15,7 +15,7 @@ from nvf_fast.model import NVF
 TILING = tilings(torch.float16, "cuda", 90)[0]
 
 
-def test_flops_as_written_are_those_of_the_reference() -> None:
+def test_flops_match_the_reference() -> None:
     config = NVFConfig(stacks=1)
     model, points = NVF(config), 256
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -34,18 +34,18 @@ def test_flops_as_written_are_those_of_the_reference() -> None:
     assert work.executed / work.written == pytest.approx(0.66, abs=0.01)
 
 
-def test_partly_filled_tiles_count_as_full() -> None:
+def test_partial_tiles_count_as_full() -> None:
     one, full = (query_work(NVFConfig(), points, TILING) for points in (1, TILING.points))
     assert one.executed == full.executed and one.written < full.written
 
 
-def test_the_floor_is_the_larger_one() -> None:
+def test_floor_is_the_larger_bound() -> None:
     work = query_work(NVFConfig(), 28_351, TILING)
     assert work.floor_us(1e9, 4.3) == pytest.approx(work.memory_bytes / 4.3e6)
     assert work.floor_us(790, 1e9) == pytest.approx((work.executed + work.projection) / 790e6)
 
 
-def test_the_table_says_the_paper_s_points(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_the_point_counts_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--tflops", "660"])
     text = capsys.readouterr().out
     assert "660 TFLOP/s" in text and all(count in text for count in ("1,882,292", "230,475", "28,351"))

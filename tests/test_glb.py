@@ -116,10 +116,10 @@ def glb(hand: Source, posed: np.ndarray | None = None, types: tuple[str, str] = 
     """
     file = Writer()
     most = np.argsort(-hand.weights, 1)[:, :4]
-    shares = np.take_along_axis(hand.weights, most, 1)
+    weights = np.take_along_axis(hand.weights, most, 1)
     if types[1] != "f4":
-        shares = shares * np.iinfo(types[1]).max
-    shares = shares.round().astype(types[1]) if types[1] != "f4" else shares.astype("f4")
+        weights = weights * np.iinfo(types[1]).max
+    weights = weights.round().astype(types[1]) if types[1] != "f4" else weights.astype("f4")
     primitives: list[dict[str, Any]] = []
     right = hand.vertices[hand.faces].mean(1)[:, 0] > np.median(hand.vertices[:, 0])
     for faces, indexed in ((hand.faces[right], True), (hand.faces[~right], False)):
@@ -127,7 +127,7 @@ def glb(hand: Source, posed: np.ndarray | None = None, types: tuple[str, str] = 
         rows = used if indexed else faces.reshape(-1)
         attributes = {"POSITION": file.accessor(hand.vertices[rows].astype("f4"))}
         attributes["JOINTS_0"] = file.accessor(most[rows].astype(types[0]))
-        attributes["WEIGHTS_0"] = file.accessor(shares[rows], types[1] != "f4")
+        attributes["WEIGHTS_0"] = file.accessor(weights[rows], types[1] != "f4")
         primitives.append({"attributes": attributes, "mode": 4})
         if indexed:
             primitives[-1]["indices"] = file.accessor(corners.reshape(-1, 1).astype("u2"))
@@ -293,7 +293,7 @@ def with_text(path: Path) -> Path:
     return path
 
 
-def cut_short(path: Path) -> Path:
+def truncated(path: Path) -> Path:
     glb(source()).save(path)
     path.write_bytes(path.read_bytes()[:-5000])
     return path
@@ -335,7 +335,7 @@ def on_another_joint(document: dict[str, Any]) -> None:
 FAULTS: list[tuple[Callable[[Path], Path], str]] = [
     (without_a_file, "no such file; expected a GLB file"),
     (with_text, "cannot be read"),
-    (cut_short, r"end at byte \d+ of \d+; expected a whole file"),
+    (truncated, r"end at byte \d+ of \d+; expected a whole file"),
     (broken(rename), "joints are missing: thumb-tip, index-finger-phalanx-intermediate; expected"),
     (
         broken(lambda d: d["nodes"][25].update(name="wrist") or d["skins"][0]["joints"].append(25)),

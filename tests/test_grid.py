@@ -36,7 +36,7 @@ def test_fractional_steps() -> None:
 
 
 @pytest.mark.parametrize("step", [0, -4, float("nan"), float("inf")])
-def test_refuses_what_is_no_step(step: float) -> None:
+def test_refuses_invalid_steps(step: float) -> None:
     with pytest.raises(ValueError, match="positive number of mm"):
         frustum_grid(step)
 
@@ -78,12 +78,12 @@ def test_neighbours_lie_at_their_offsets(step: float) -> None:
     offsets = cube(lattice.rim)
     places = lattice.points(lattice.neighbours(seen, offsets))
     spacing = torch.tensor([length / n for length, n in zip((500, 500, 1050), lattice.shape, strict=True)])
-    wanted = lattice.points(seen)[:, None] + offsets * spacing
-    torch.testing.assert_close(places, wanted, rtol=0, atol=1e-3)  # float32 of 1200 mm: measured 1.2e-4
+    expected = lattice.points(seen)[:, None] + offsets * spacing
+    torch.testing.assert_close(places, expected, rtol=0, atol=1e-3)  # float32 of 1200 mm: measured 1.2e-4
     assert cube([2, 0, 1]).tolist()[:2] == [[-2, 0, -1], [-2, 0, 0]] and len(cube([2, 0, 1])) == 15
 
 
-def test_balls_hold_what_is_near(lattice: Lattice) -> None:
+def test_balls_hold_the_nodes_within_the_radius(lattice: Lattice) -> None:
     centres = torch.tensor([[0.0, 0, 400], [40, -30, 500], [math.nan, 0, 400], [0, 0, 1e8], [-260, 0, 900]])
     nodes = lattice.balls(centres, 70.0).nonzero()[:, 0]
     box = lattice.box()
@@ -92,7 +92,7 @@ def test_balls_hold_what_is_near(lattice: Lattice) -> None:
 
 
 @pytest.mark.parametrize("step", [4.0, 16.0, 32.0, 100.0])
-def test_nowhere_and_the_rim_are_not_seen(step: float) -> None:
+def test_points_outside_and_on_the_rim_are_not_visible(step: float) -> None:
     lattice = Lattice(step)
     nowhere = torch.tensor([lattice.nowhere])
     x, _, z = lattice.points(nowhere)[0].tolist()

@@ -94,36 +94,36 @@ def test_by_hand(function: Callable) -> None:
     bias = torch.tensor([0.0, 0, 7, -7], device=DEVICE)
     y = function(x, weight, bias, 2, 0.31)  # variance 1.25, and 1.56 with eps
     deviation = 1.56**0.5
-    wanted = [[0, 0.5 / deviation], [1 / deviation, 0], [7, 7], [0, 0]]
-    torch.testing.assert_close(y.view(4, 2).cpu(), torch.tensor(wanted), rtol=1e-6, atol=1e-6)
+    expected = [[0, 0.5 / deviation], [1 / deviation, 0], [7, 7], [0, 0]]
+    torch.testing.assert_close(y.view(4, 2).cpu(), torch.tensor(expected), rtol=1e-6, atol=1e-6)
 
 
-def test_a_mean_far_from_zero_is_taken_off() -> None:
+def test_subtracts_a_large_mean_accurately() -> None:
     """By the kernel; PyTorch on a CPU sums squares of channels-last maps, and errs by 0.025 here."""
     x, weight, bias, groups = inputs(CASES["small network"])
     x = (x * 1024).round() / 1024  # exact after 100 is added
     y = kernel(x + 100, weight, bias, groups)
-    wanted = reference(*double((x, weight, bias, groups)))
-    torch.testing.assert_close(y.double(), wanted, rtol=0, atol=3e-5)  # measured: 8e-6
+    expected = reference(*double((x, weight, bias, groups)))
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=3e-5)  # measured: 8e-6
 
 
 @FUNCTIONS
-def test_not_a_number_stays_in_its_group(function: Callable) -> None:
+def test_nan_stays_in_its_group(function: Callable) -> None:
     x, weight, bias, groups = inputs(CASES["7 groups, two blocks"])
-    wanted = function(x, weight, bias, groups)
+    expected = function(x, weight, bias, groups)
     x[1, 3, 16, 20] = torch.nan
     y = function(x, weight, bias, groups)
     assert y[1, :4].isnan().all()
-    assert torch.equal(y[1, 4:], wanted[1, 4:]) and torch.equal(y[0], wanted[0])
+    assert torch.equal(y[1, 4:], expected[1, 4:]) and torch.equal(y[0], expected[0])
 
 
 @FUNCTIONS
-def test_images_do_not_depend_on_each_other(function: Callable) -> None:
+def test_images_are_independent(function: Callable) -> None:
     x, weight, bias, groups = inputs(CASES["7 groups, two blocks"])
     together = function(x, weight, bias, groups)
-    for image, wanted in zip(x.split(1), together.split(1), strict=True):
+    for image, expected in zip(x.split(1), together.split(1), strict=True):
         alone = function(image.contiguous(memory_format=torch.channels_last), weight, bias, groups)
-        assert torch.equal(alone, wanted)
+        assert torch.equal(alone, expected)
 
 
 @FORMATS
@@ -139,8 +139,8 @@ def test_memory_format_is_kept(function: Callable, memory_format: torch.memory_f
 @FUNCTIONS
 def test_strided_inputs(function: Callable) -> None:
     x, weight, bias, groups = inputs(Case((2, 48, 6, 10), 4))
-    wanted = function(x[:, ::2].contiguous(), weight[::2].contiguous(), bias[::2].contiguous(), groups)
-    torch.testing.assert_close(function(x[:, ::2], weight[::2], bias[::2], groups), wanted)
+    expected = function(x[:, ::2].contiguous(), weight[::2].contiguous(), bias[::2].contiguous(), groups)
+    torch.testing.assert_close(function(x[:, ::2], weight[::2], bias[::2], groups), expected)
     turned = function(x.transpose(2, 3), weight, bias, groups)
     torch.testing.assert_close(turned, function(x, weight, bias, groups).transpose(2, 3))
 
@@ -174,35 +174,35 @@ def test_gradients(memory_format: torch.memory_format) -> None:
     variance, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
     normalised = ((grouped - mean) / (variance + 1e-5).sqrt()).reshape(x.shape)
     y = (normalised * weight[:, None, None] + bias[:, None, None]).clamp(min=0)
-    for got, wanted in zip(found, torch.autograd.grad((y * along).sum(), [x, weight, bias]), strict=True):
-        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)  # measured: 2e-5 of 70
+    for got, expected in zip(found, torch.autograd.grad((y * along).sum(), [x, weight, bias]), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)  # measured: 2e-5 of 70
 
 
 @pytest.mark.cuda
-def test_same_bits_again_without_synchronising() -> None:
+def test_deterministic_without_synchronising() -> None:
     arguments = inputs(Case((3, 64, 112, 112), 32), torch.bfloat16)
-    wanted = kernel(*arguments)  # compiles first
+    expected = kernel(*arguments)  # compiles first
     torch.cuda.set_sync_debug_mode("error")
     try:
         again = [kernel(*arguments) for _ in range(5)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(torch.equal(y, wanted) for y in again)
+    assert all(torch.equal(y, expected) for y in again)
 
 
 @FORMATS
-def test_launches_of_few_images_change_nothing(
+def test_launch_size_does_not_change_results(
     memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = inputs(Case((5, 28, 17, 25), 7), memory_format=memory_format)
-    wanted = kernel(*arguments)
+    expected = kernel(*arguments)
     monkeypatch.setattr(kernel_file, "_IMAGES", 2)
     y = kernel(*arguments)
-    assert torch.equal(y, wanted) and y.stride() == wanted.stride()
+    assert torch.equal(y, expected) and y.stride() == expected.stride()
 
 
 @pytest.mark.cuda
-def test_more_images_than_a_grid_takes() -> None:
+def test_more_images_than_one_launch_grid_allows() -> None:
     x, weight, bias, groups = inputs(Case((1, 24, 2, 3), 3))
     y = kernel(x.repeat(70_000, 1, 1, 1), weight, bias, groups)
     assert torch.equal(y, kernel(x, weight, bias, groups).expand_as(y))
@@ -218,11 +218,11 @@ def test_more_values_in_a_map_than_32_bits_count() -> None:
     rows = 8200
     many = x.expand(-1, -1, rows, -1).contiguous(memory_format=torch.channels_last)
     assert many.numel() > 2**31
-    y, wanted = kernel(many, weight, bias, groups), reference(*double((x, weight, bias, groups)))
+    y, expected = kernel(many, weight, bias, groups), reference(*double((x, weight, bias, groups)))
     boundary = 2**31 // (64 * 4096)
     for row in (0, 1, boundary // 2, boundary - 1, boundary, rows - 1):
         # float16 rounds by 5e-4 at most.
-        torch.testing.assert_close(y[:, :, row].double(), wanted[:, :, 0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(y[:, :, row].double(), expected[:, :, 0], rtol=1e-3, atol=1e-4)
     assert torch.equal(kernel(many, weight, bias, groups), y)
 
 

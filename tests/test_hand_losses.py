@@ -50,7 +50,7 @@ def model() -> NVF:
 
 @pytest.mark.parametrize("outputs", [slice(0, 1), slice(3, None)], ids=["distance", "expected error"])
 @pytest.mark.parametrize("bias", [-200.0, 200.0])
-def test_extreme_heads_leave_the_loss_finite(model: NVF, outputs: slice, bias: float) -> None:
+def test_loss_is_finite_for_extreme_outputs(model: NVF, outputs: slice, bias: float) -> None:
     drawn = views(4)
     drawn.trust[1] = 0
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_every_part_receives_a_gradient(model: NVF) -> None:
     assert all(value.isfinite() for value in losses.values())
 
 
-def test_views_without_trust_teach_no_pose(model: NVF) -> None:
+def test_untrusted_views_have_no_pose_loss(model: NVF) -> None:
     """Pose labels of a view that is not trusted change neither loss nor gradient; they may be NaN."""
     model.eval()
     changed = views()
@@ -102,7 +102,7 @@ def test_presence_follows_the_boxes(model: NVF) -> None:
             assert (shown < hidden) == (sign > 0)
 
 
-def test_centres_of_hands_are_learned_where_they_are(model: NVF) -> None:
+def test_centre_loss_peaks_at_the_hand_centre(model: NVF) -> None:
     """Of all texels the one of the box's middle has the largest pull upwards."""
     model.eval()
     batch = HandBatch.of(views(1))
@@ -118,7 +118,7 @@ def test_centres_of_hands_are_learned_where_they_are(model: NVF) -> None:
     assert divmod(place, SIZE // 4) == (round((28 - 1.5) / 4), round((30 - 1.5) / 4))
 
 
-def test_perfect_coarse_joints_cost_nothing(model: NVF) -> None:
+def test_perfect_coarse_joints_have_no_loss(model: NVF) -> None:
     model.eval()
     batch = HandBatch.of(views())
     look = model.look(batch.images, batch.slopes)
@@ -168,7 +168,7 @@ def test_steady_losses_compare_the_pose_across_a_move(model: NVF) -> None:
     assert abs(steady_losses(look, bent, moved, config)["steady"].item() - config.depths * 0.1) < 1e-5
 
 
-def test_moved_views_change_no_other_loss(model: NVF) -> None:
+def test_moved_views_do_not_affect_other_losses(model: NVF) -> None:
     model.eval()  # batch norms would see another batch
     batch = HandBatch.of(views())._replace(moves=torch.ones(4, 3))
     steady, plain = (hand_losses(model, batch, HandLossConfig(steady=weight)) for weight in (2.0, 0.0))

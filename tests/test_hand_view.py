@@ -65,7 +65,7 @@ def spot(view: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("left", [False, True])
-def test_the_corners_of_a_box_lie_at_three_quarters_of_the_view(left: bool) -> None:
+def test_box_corners_lie_at_three_quarters_of_the_view(left: bool) -> None:
     square = np.array([[500.0, 0, 160], [0, 500.0, 120], [0, 0, 1]])
     box = (100.0, 75.0, 220.0, 165.0)  # about the optical axis, where nothing is distorted
     homography, slope = placed(box, square, left).homographies[0], placed(box, square, left).slopes[0]
@@ -80,7 +80,7 @@ def test_the_corners_of_a_box_lie_at_three_quarters_of_the_view(left: bool) -> N
 
 
 @pytest.mark.parametrize("box", [BOX, (-40.0, 150.0, 60.0, 230.0), (200.0, 10.0, 320.0, 235.0)])
-def test_the_camera_turns_to_the_boxs_centre_and_its_longer_side_fills_the_view(box: tuple) -> None:
+def test_view_is_centred_on_the_box_and_fits_its_longer_side(box: tuple) -> None:
     placement = placed(box)
     frame = placement.frames[0]
     torch.testing.assert_close(frame @ frame.mT, torch.eye(3, dtype=torch.float64))
@@ -123,7 +123,7 @@ def test_query_points_are_regular_in_the_view_and_in_depth() -> None:
             HandVolume().lattice(step)
 
 
-def test_a_pose_is_the_coarse_one_moved_by_votes(model: NVF, image: np.ndarray) -> None:
+def test_pose_combines_coarse_joints_with_votes(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model, surface_mm=3.0)
     pose = estimator(image, K, box=BOX, side="right", return_votes=True)
     folded = model.for_inference()
@@ -154,7 +154,7 @@ def test_a_pose_is_the_coarse_one_moved_by_votes(model: NVF, image: np.ndarray) 
     np.testing.assert_allclose(without.joints, coarse[0].double() @ frame, rtol=0, atol=2e-3)
 
 
-def test_crops_and_finer_images_change_nothing(model: NVF, image: np.ndarray) -> None:
+def test_pose_does_not_depend_on_crop_or_resolution(model: NVF, image: np.ndarray) -> None:
     """The same scene under another camera of the same centre and direction gives the same view."""
     estimator = smooth(model)
     pose = estimator(image, K, box=BOX, side="right")
@@ -178,7 +178,7 @@ def mirror_of(image: np.ndarray, box: tuple[float, ...]) -> tuple[np.ndarray, np
     return np.ascontiguousarray(image[:, ::-1]), intrinsics, (WIDTH - 1 - x1, y0, WIDTH - 1 - x0, y1)
 
 
-def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray) -> None:
+def test_left_hand_equals_the_mirrored_right_hand(model: NVF, image: np.ndarray) -> None:
     estimator = smooth(model)
     right = estimator(image, K, box=BOX, side="right", return_votes=True)
     mirrored, intrinsics, box = mirror_of(image, BOX)
@@ -193,7 +193,7 @@ def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray)
 
 @pytest.mark.parametrize("on_cuda", [False, True], ids=["read back", "chosen on the device"])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_an_unknown_side_is_predicted(model: NVF, image: np.ndarray, sign: int, on_cuda: bool) -> None:
+def test_predicts_an_unknown_side(model: NVF, image: np.ndarray, sign: int, on_cuda: bool) -> None:
     with torch.no_grad():
         model.heads.view.weight[LEFT] *= sign
         model.heads.view.bias[LEFT] = 5.0  # the same in both views, so that it decides nothing
@@ -219,7 +219,7 @@ def test_an_unknown_side_is_predicted(model: NVF, image: np.ndarray, sign: int, 
     assert {smooth(model)(image, K, box=BOX).side, *sides} == {"right", "left"}
 
 
-def test_a_hand_scale_multiplies_exactly(model: NVF, image: np.ndarray) -> None:
+def test_hand_scale_multiplies_exactly(model: NVF, image: np.ndarray) -> None:
     estimator = smooth(model)
     unit = estimator(image, K, box=BOX, side="left", return_votes=True)
     for scale in (UNIT_SCALE_MM, 20.0, 45.5):
@@ -239,7 +239,7 @@ def test_a_hand_scale_multiplies_exactly(model: NVF, image: np.ndarray) -> None:
         estimator(image, K, 0.03, box=BOX)
 
 
-def test_a_batch_is_its_members(model: NVF, image: np.ndarray) -> None:
+def test_batch_equals_single_images(model: NVF, image: np.ndarray) -> None:
     estimator = smooth(model)
     boxes = np.array([BOX, (100, 40, 220, 150), (0, 0, 60, 80), (150, 100, 300, 239)])
     images = [image, image[:200], image, image[:, :310]]
@@ -260,7 +260,7 @@ def test_a_batch_is_its_members(model: NVF, image: np.ndarray) -> None:
     assert tensors.side == together.side and tensors[2].side == "left"
 
 
-def test_poses_take_part_in_gradients(model: NVF, image: np.ndarray) -> None:
+def test_poses_are_differentiable_inputs(model: NVF, image: np.ndarray) -> None:
     estimator, tensor = smooth(model), torch.from_numpy(image)
     pose = estimator(tensor, K, box=BOX, return_votes=True)
     for part in (pose.joints, pose.scores, pose.box, pose.votes.points, estimator.find(tensor, K, 0.0).boxes):
@@ -269,7 +269,7 @@ def test_poses_take_part_in_gradients(model: NVF, image: np.ndarray) -> None:
         assert factor.grad is not None and factor.grad > 0
 
 
-def test_without_a_hand_a_pose_is_not_valid(model: NVF, image: np.ndarray) -> None:
+def test_pose_is_invalid_below_the_presence_threshold(model: NVF, image: np.ndarray) -> None:
     with torch.no_grad():
         model.heads.view.weight[PRESENCE] = 0.0
         model.heads.view.bias[PRESENCE] = math.log(0.6 / 0.4)
@@ -303,12 +303,12 @@ class Marked(PoseEstimator):
         self.model.look, self.model.hand_maps = marked_look, marked_maps  # type: ignore[method-assign]
 
 
-def test_without_a_box_every_hand_is_found_and_posed(model: NVF) -> None:
+def test_finds_and_poses_every_hand_without_a_box(model: NVF) -> None:
     estimator = Marked(model)
     image = np.zeros((240, 324, 3), np.uint8)
     assert len(estimator.find(image, K)) == 0
-    nothing = estimator(image, K)
-    assert nothing.joints.shape == (0, 21, 3) and nothing.side == () and len(nothing) == 0
+    empty = estimator(image, K)
+    assert empty.joints.shape == (0, 21, 3) and empty.side == () and len(empty) == 0
     assert isinstance(estimator(torch.from_numpy(image), K).joints, torch.Tensor)
 
     image[100:116, 60:76, 0] = 255
@@ -326,7 +326,7 @@ def test_without_a_box_every_hand_is_found_and_posed(model: NVF) -> None:
     assert set(estimator(image, K, side="left").side) == {"left"}
 
 
-def test_a_finer_image_shows_the_same_hands(model: NVF) -> None:
+def test_finds_the_same_hands_at_higher_resolution(model: NVF) -> None:
     estimator = Marked(model)
     image = np.zeros((240, 324, 3), np.uint8)
     image[100:116, 60:76, 0] = image[40:56, 250:266, 0] = 255
@@ -343,7 +343,7 @@ def test_a_finer_image_shows_the_same_hands(model: NVF) -> None:
     np.testing.assert_allclose(finer_middles, 4 * middles + 1.5, atol=8)
 
 
-def test_finer_views_show_smaller_hands(model: NVF) -> None:
+def test_finer_views_find_smaller_hands(model: NVF) -> None:
     estimator = Marked(model)
     image = np.zeros((240, 324, 3), np.uint8)
     image[101:106, 61:66, 0] = 255  # a few px: too dim a spot in coarse views
@@ -352,7 +352,7 @@ def test_finer_views_show_smaller_hands(model: NVF) -> None:
     np.testing.assert_allclose((box[:2] + box[2:]) / 2, [63, 103], atol=3)
 
 
-def test_what_find_refuses(model: NVF, image: np.ndarray) -> None:
+def test_find_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model)
     for call in (estimator, estimator.find):
         with pytest.raises(ValueError, match=r"one image, got several: .* box as \(B, 4\) px"):
@@ -380,7 +380,7 @@ def test_what_find_refuses(model: NVF, image: np.ndarray) -> None:
         ({"previous": "itself"}, "box and previous both place a hand view"),
     ],
 )  # fmt: skip
-def test_refuses_what_no_view_can_show(
+def test_refuses_invalid_boxes_and_arguments(
     model: NVF, image: np.ndarray, arguments: dict[str, Any], message: str
 ) -> None:
     estimator = PoseEstimator(model, step_mm=56.0)
@@ -390,7 +390,7 @@ def test_refuses_what_no_view_can_show(
         estimator(image, K, **{"box": BOX, **arguments})
 
 
-def test_a_hand_view_is_placed_by_the_pose_in_the_frame_before(model: NVF, image: np.ndarray) -> None:
+def test_previous_pose_places_the_hand_view(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model, step_mm=56.0)
     before = estimator([image, image], K, [30.0, 35.0], [BOX, (100, 40, 220, 150)], ["right", "left"])
     boxes = np.concatenate([before.joints_2d.min(1), before.joints_2d.max(1)], 1)
@@ -409,7 +409,7 @@ def test_a_hand_view_is_placed_by_the_pose_in_the_frame_before(model: NVF, image
         estimator([image, image], K, previous=lost)
 
 
-def test_views_that_touch_the_image_are_taken(model: NVF, image: np.ndarray) -> None:
+def test_accepts_views_that_touch_the_image(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model, step_mm=56.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -423,7 +423,7 @@ def test_refuses_other_searches(model: NVF) -> None:
             PoseEstimator(model, search=search)  # type: ignore[arg-type]
 
 
-def test_load_and_evaluation_take_hand_views(model: NVF, image: np.ndarray, tmp_path: Path) -> None:
+def test_load_and_evaluation_support_hand_views(model: NVF, image: np.ndarray, tmp_path: Path) -> None:
     save_checkpoint(model, tmp_path, {}, dtype=torch.float32)
     estimator = load(tmp_path, device="cpu")
     samples = [
@@ -442,7 +442,7 @@ def test_load_and_evaluation_take_hand_views(model: NVF, image: np.ndarray, tmp_
     assert (field.distance(inside).abs() < 5.01 * 30 / UNIT_SCALE_MM).all()
 
 
-def test_stages_of_a_hand_view_are_measured(model: NVF, image: np.ndarray) -> None:
+def test_measures_stages(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model)
     with estimator.timed() as milliseconds:
         pose: HandPose = estimator(image, K, box=BOX)

@@ -93,7 +93,7 @@ def others() -> np.ndarray:
     return np.stack([np.asarray(sample.joints) for sample in samples()]).astype(np.float64)[::2]
 
 
-def test_the_truth_has_no_errors() -> None:
+def test_ground_truth_has_no_errors() -> None:
     views, rotations = hand_views.exact_views(samples())
     parts = {"coarse": views.joints.astype(np.float64) @ rotations}
     report = hand_views.score_poses(hand_views.predicted(predictor(), samples()), parts, samples(), others())
@@ -108,7 +108,7 @@ def test_the_truth_has_no_errors() -> None:
     assert report["facing"]["palm"]["hands"] == COUNT and report["hands"] == COUNT and report["lost"] == 0
 
 
-def test_depth_errors_keep_their_sign_and_lost_hands_count() -> None:
+def test_depth_errors_are_signed_and_missed_hands_count() -> None:
     poses = hand_views.predicted(predictor(deeper=1.1, lost="3"), samples(), batch=5)
     report = hand_views.score_poses(poses, {}, samples(), others())
     assert report["lost"] == 1
@@ -117,7 +117,7 @@ def test_depth_errors_keep_their_sign_and_lost_hands_count() -> None:
     assert report["methods"]["final"]["camera"] > 0.1 * 350
 
 
-def test_expected_errors_are_compared_with_true_ones() -> None:
+def test_compares_expected_with_true_errors() -> None:
     poses = hand_views.predicted(predictor(noise=3.0), samples())
     report = hand_views.score_poses(poses, {}, samples(), others())
     assert report["correlation"] == pytest.approx(1, abs=1e-3)
@@ -128,7 +128,7 @@ def test_expected_errors_are_compared_with_true_ones() -> None:
     assert abs(hand_views.score_poses(shuffled, {}, samples(), others())["correlation"]) < 0.3
 
 
-def test_views_show_the_box_in_the_middle() -> None:
+def test_views_are_centred_on_the_box() -> None:
     views, _ = hand_views.exact_views(samples())
     longer = (views.boxes[:, 0, 2:] - views.boxes[:, 0, :2]).max(1)
     np.testing.assert_allclose(longer, 0.75 * 128, rtol=0.01)
@@ -139,7 +139,7 @@ def test_views_show_the_box_in_the_middle() -> None:
     )
 
 
-def test_stability_finds_what_depends_on_rotation_and_batch() -> None:
+def test_stability_detects_dependence_on_rotation_and_batch() -> None:
     stable = hand_views.score_stability(predictor(), samples())
     assert stable["moved"] == 0 and stable["batch"] == 0
     # The truth has no error to compare; one that is a little off has the same upside down.
@@ -149,7 +149,7 @@ def test_stability_finds_what_depends_on_rotation_and_batch() -> None:
     assert 0.7 < noisy["turned"] < 1.4 and noisy["moved"] > 1 and noisy["batch"] > noisy["moved"]
 
 
-def test_turned_samples_stay_labelled() -> None:
+def test_rotated_samples_keep_correct_labels() -> None:
     turned = hand_views._turned(samples()[2])
     seen = np.asarray(turned.joints) @ turned.intrinsics.T
     seen = seen[:, :2] / seen[:, 2:]
@@ -198,7 +198,7 @@ def test_finding_counts_hits_sides_and_false_hands() -> None:
         WideImage(image, K, (hand(10, 170, "left"),)),
         WideImage(image, K, ()),
     ]
-    answers = iter(
+    predictions = iter(
         [
             [((10, 10, 60, 60), "left"), ((15, 12, 62, 60), "right"), ((190, 10, 310, 120), "left")],
             [((210, 10, 380, 180), "left")],
@@ -207,7 +207,7 @@ def test_finding_counts_hits_sides_and_false_hands() -> None:
     )
 
     def find(image: np.ndarray, intrinsics: np.ndarray) -> HandPose:
-        found = next(answers)
+        found = next(predictions)
         boxes = np.array([box for box, _ in found], float).reshape(-1, 2, 2)
         pixels = np.repeat(boxes, [1, 20], 1) if len(found) else np.zeros((0, 21, 2))
         count = np.zeros(len(found), int)
@@ -222,7 +222,7 @@ def test_finding_counts_hits_sides_and_false_hands() -> None:
     assert [each["recall"] for each in found["sizes"].values()] == [100, 100, 0]
 
 
-def test_reports_hold_what_was_measured(tmp_path: Path) -> None:
+def test_reports_hold_the_measurements(tmp_path: Path) -> None:
     report = {
         "skipped": {"poses": "no data"},
         "finding": {

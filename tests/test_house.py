@@ -140,7 +140,7 @@ def test_inference_never_imports_training_data_or_evaluation() -> None:
 
 
 @pytest.mark.parametrize("name", operations())
-def test_every_operation_has_its_four(name: str) -> None:
+def test_every_operation_is_complete(name: str) -> None:
     kernel, reference = (ROOT / f"kernels/{name}/{form}.py" for form in ("triton", "reference"))
     for path in (kernel, reference, ROOT / f"tests/test_{name}.py", ROOT / f"benchmarks/bench_{name}.py"):
         assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
@@ -150,7 +150,7 @@ def test_every_operation_has_its_four(name: str) -> None:
     assert arguments[0] == arguments[1], "kernel and reference carry the same arguments"
 
 
-def test_no_kernel_without_an_operation() -> None:
+def test_every_kernel_has_an_operation() -> None:
     assert {path.parent.name for path in (ROOT / "kernels").rglob("*.py")} == set(operations())
     assert not any(path.is_symlink() for path in PACKAGE.rglob("*"))
 
@@ -300,6 +300,6 @@ def test_examples_run(program: str, tmp_path: Path) -> None:
     output = [str(tmp_path / "surface.ply")] if program == "surface.py" else []
     command = [sys.executable, str(ROOT / "examples" / program), str(tmp_path / "hand.png"), "480", *output]
     known = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    answer = subprocess.check_output(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": known}, text=True)
-    assert " mm" in answer
+    output = subprocess.check_output(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": known}, text=True)
+    assert " mm" in output
     assert all(Path(path).stat().st_size > 0 for path in output)

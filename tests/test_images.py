@@ -86,7 +86,7 @@ def test_images_that_fit_are_unchanged() -> None:
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), image)
 
 
-def test_damaged_images_are_replaced_alike_and_reported() -> None:
+def test_damaged_images_are_replaced_deterministically_and_reported() -> None:
     data = TaskImages(Crosses(broken=(2, 3)), FrustumVolume(), 64)
     images, hands, damaged = data.__getitems__([1, 2])
     assert damaged == ("2.jpg is cut short", "3.jpg is cut short")

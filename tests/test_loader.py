@@ -28,7 +28,7 @@ def test_each_epoch_permutes_the_images_and_parts_are_disjoint() -> None:
     assert order.part(4, 0) + order.part(4, 1) == Order(3, 14, 4, 1).part(4, 0)
 
 
-def test_workers_change_neither_batches_nor_random_numbers(tmp_path: Path) -> None:
+def test_workers_preserve_batches_and_random_state(tmp_path: Path) -> None:
     data = Dots(damaged=(3,))
     trainer = saved_training(tiny(steps=9), tmp_path, data).trainer
     trainer.step = 2  # as after resuming

@@ -55,7 +55,9 @@ def test_known_errors_give_the_losses_of_the_paper() -> None:
         assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected)
 
 
-def test_paper_defaults_hold_no_addition(predicted: tuple[Tensor, Tensor, Tensor], targets: Targets) -> None:
+def test_paper_defaults_disable_additional_terms(
+    predicted: tuple[Tensor, Tensor, Tensor], targets: Targets
+) -> None:
     assert set(field_losses(Field(*predicted), targets, PAPER)) == {"sdf", "weight", "direction", "loss"}
 
 
@@ -89,7 +91,7 @@ def test_no_near_point_gives_zero_not_nan(predicted: tuple[Tensor, Tensor, Tenso
         assert terms["direction"] == 0
 
 
-def test_wide_term_pulls_where_the_paper_does_not(targets: Targets) -> None:
+def test_wide_term_has_gradients_outside_the_clamp(targets: Targets) -> None:
     far = Targets(
         torch.full((1, 3), 40.0),
         *(value[:1, :3] for value in (targets.near, targets.weight, targets.direction)),

@@ -247,7 +247,7 @@ def test_damaged_pickles_raise_value_error(tmp_path: Path, protocol: int) -> Non
     path = tmp_path / "data.pkl"
     sound = pickle.dumps({"array": np.eye(3), "number": np.float32(2)}, protocol)
     random = np.random.default_rng(0)
-    told = 0
+    refused = 0
     for _ in range(100):
         data = bytearray(sound)
         for place in random.integers(0, len(data), 3):
@@ -258,8 +258,8 @@ def test_damaged_pickles_raise_value_error(tmp_path: Path, protocol: int) -> Non
             for value in content.values() if isinstance(content, dict) else ():
                 dense(value)
         except ValueError:
-            told += 1
-    assert told > 30
+            refused += 1
+    assert refused > 30
 
 
 @pytest.mark.parametrize(

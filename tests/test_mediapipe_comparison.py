@@ -76,7 +76,7 @@ def test_both_methods_are_scored(photographs: Path, tmp_path: Path) -> None:
     assert table["context"]["mediapipe"] == "stand-in"
 
 
-def test_a_missing_mediapipe_is_told(
+def test_reports_missing_mediapipe(
     photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(mediapipe_hands, "RESULTS", tmp_path / "results")

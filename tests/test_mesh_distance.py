@@ -61,7 +61,7 @@ def near(mesh: trimesh.Trimesh, count: int, offset_mm: float, seed: int) -> tupl
     return np.concatenate([places + step, places - step]), np.repeat([1, -1], count)
 
 
-def ask(mesh: trimesh.Trimesh, points: np.ndarray) -> np.ndarray:
+def signed_distance(mesh: trimesh.Trimesh, points: np.ndarray) -> np.ndarray:
     """The public operation, coordinates centred first."""
     centred = torch.tensor(points - mesh.vertices.mean(0), dtype=torch.float32, device=DEVICE)[None]
     return ops.mesh_distance(*mesh_tensors(mesh, device=DEVICE), centred)[0].cpu().double().numpy()
@@ -75,11 +75,11 @@ def test_equals_trimesh() -> None:
     for index, mesh in enumerate(meshes):
         around = mesh.bounds.mean(0) + 1.5 * random.uniform(-0.5, 0.5, (100, 3)) * mesh.extents
         points = np.concatenate([near(mesh, 40, 3.0, index)[0], near(mesh, 20, 0.05, index)[0], around])
-        wanted = -trimesh.proximity.signed_distance(mesh, points)  # positive inside, there
-        found = ask(mesh, points)
+        expected = -trimesh.proximity.signed_distance(mesh, points)  # positive inside, there
+        found = signed_distance(mesh, points)
         # Measured: 1.9e-5 mm, and no sign.
-        assert np.abs(np.abs(found) - np.abs(wanted)).max() <= 1e-4, index
-        assert (np.sign(found) == np.sign(wanted)).all(), index
+        assert np.abs(np.abs(found) - np.abs(expected)).max() <= 1e-4, index
+        assert (np.sign(found) == np.sign(expected)).all(), index
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_signs_close_to_the_surface() -> None:
         points, side = near(mesh, 2000, 1e-3, index)
         # In the nook of two faces 1e-3 mm off one may be past the other.
         clear = np.abs(trimesh.proximity.closest_point(mesh, points)[1] - 1e-3) < 1e-5
-        agree += (np.sign(ask(mesh, points)) == side)[clear].sum()
+        agree += (np.sign(signed_distance(mesh, points)) == side)[clear].sum()
         total += clear.sum()
         few = np.flatnonzero(clear)[::40]
         assert (np.sign(-trimesh.proximity.signed_distance(mesh, points[few])) == side[few]).all()
@@ -143,10 +143,10 @@ def check_kernel(mesh: trimesh.Trimesh, count: int) -> None:
     vertices, faces = mesh_tensors(mesh, device=DEVICE)
     vertices = torch.cat([vertices, vertices * 1.3 + 5])
     points = 40 * torch.randn(2, count, 3, device=DEVICE)
-    check_answer(kernel(vertices, faces, points), vertices, faces, points)
+    check_result(kernel(vertices, faces, points), vertices, faces, points)
 
 
-def check_answer(found: Tensor, vertices: Tensor, faces: Tensor, points: Tensor) -> None:
+def check_result(found: Tensor, vertices: Tensor, faces: Tensor, points: Tensor) -> None:
     exact = reference(vertices.double(), faces, points.double())
     expected = reference(vertices, faces, points)
     assert torch.equal(found.sign(), exact.sign().float())
@@ -155,25 +155,25 @@ def check_answer(found: Tensor, vertices: Tensor, faces: Tensor, points: Tensor)
     assert rms(found - exact) <= max(2 * rms(expected - exact), rounding)
 
 
-def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     vertices, faces = mesh_tensors(TETRAHEDRON, device=DEVICE)
     vertices, points = (
         vertices * torch.rand(5, 1, 1, device=DEVICE),
         40 * torch.randn(5, 21, 3, device=DEVICE),
     )
-    wanted = kernel(vertices, faces, points)
+    expected = kernel(vertices, faces, points)
     monkeypatch.setattr(kernel_file, "_IMAGES", 2)
-    assert torch.equal(kernel(vertices, faces, points), wanted)
+    assert torch.equal(kernel(vertices, faces, points), expected)
 
 
 @pytest.mark.cuda
-def test_more_images_than_a_grid_takes() -> None:
+def test_more_images_than_one_launch_grid_allows() -> None:
     vertices, faces = mesh_tensors(TETRAHEDRON, device="cuda")
     vertices = vertices * (0.5 + torch.rand(70_000, 1, 1, device="cuda"))
     points = 40 * torch.randn(70_000, 5, 3, device="cuda")
     found = kernel(vertices, faces, points)
     few = torch.tensor([0, 1, 32_767, 32_768, 65_535, 65_536, 69_999], device="cuda")
-    check_answer(found[few], vertices[few], faces, points[few])
+    check_result(found[few], vertices[few], faces, points[few])
 
 
 @pytest.mark.cuda
@@ -187,27 +187,27 @@ def test_more_points_than_32_bits_count(batch: int, count: int) -> None:
     vertices = vertices * torch.linspace(1, 2, batch, device="cuda")[:, None, None]
     points = torch.full((batch, count, 3), 200.0, device="cuda")
     starts = (0, 1000, 2**31 // 3 % count - 32, (2**31 - 47) % count, count - 64)
-    asked = [slice(start, start + 64) for start in starts]
-    for some in asked:
+    slices = [slice(start, start + 64) for start in starts]
+    for some in slices:
         points[:, some] = 40 * torch.randn(batch, 64, 3, device="cuda")
     found = kernel(vertices, faces, points)
     assert not found.isnan().any()
     assert torch.equal(found, kernel(vertices, faces, points))
-    for some in asked:
-        check_answer(found[:, some], vertices, faces, points[:, some])
+    for some in slices:
+        check_result(found[:, some], vertices, faces, points[:, some])
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 17])
-def test_culled_is_the_reference(index: int) -> None:
+def test_culled_form_equals_the_reference(index: int) -> None:
     """With an unused vertex where the points are, which is no part of the mesh."""
     mesh = closed_meshes()[index]
     vertices, faces = mesh_tensors(mesh)
     points = torch.cat([vertices[:, ::7] + 3 * torch.randn(1, 1, 3), 80 * torch.randn(1, 500, 3)], 1)
-    wanted = reference(vertices, faces, points)
+    expected = reference(vertices, faces, points)
     found = culled(torch.cat([vertices, points[:, -1:]], 1), faces, points)
     # Both run the same formulas: measured 0.
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-5)
-    assert torch.equal(found < 0, wanted < 0)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    assert torch.equal(found < 0, expected < 0)
 
 
 @EVERY
@@ -217,8 +217,8 @@ def test_on_slivers(function: Callable, turn: int) -> None:
     corners = [[0, 0, 0], [0.08, 0, 0.06], [30, 40, 5], [-20, 35, -30]]
     vertices = torch.tensor([corners], device=DEVICE)
     faces = torch.tensor([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]], device=DEVICE).roll(turn, 1)
-    share = torch.rand(200, 4, 3, 1, device=DEVICE)
-    points = (share * vertices[0, faces]).sum(2) / share.sum(2)
+    weights = torch.rand(200, 4, 3, 1, device=DEVICE)
+    points = (weights * vertices[0, faces]).sum(2) / weights.sum(2)
     # Measured: 6e-6 mm, as the points are rounded; 4e-4 mm from the wrong corner.
     assert function(vertices, faces, points.reshape(1, -1, 3)).abs().max() <= 2e-5
 
@@ -269,7 +269,7 @@ def test_points_that_are_not_finite_and_no_points(function: Callable) -> None:
 
 
 @pytest.mark.cuda
-def test_a_training_batch_without_synchronising() -> None:
+def test_training_batch_without_synchronising() -> None:
     vertices, faces = mesh_tensors(closed_meshes()[0], device="cuda")
     vertices, points = vertices.expand(24, -1, -1), 100 * torch.randn(24, 14_500, 3, device="cuda")
     kernel(vertices, faces, points)  # compile first

@@ -128,8 +128,8 @@ def test_meshes_compile_into_one_graph() -> None:
         return t, ops.mesh_distance(vertices, faces, origins)
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")(*(arguments := ray_arguments()))
-    for got, wanted in zip(compiled, both(*arguments), strict=True):
-        assert torch.equal(got, wanted)
+    for got, expected in zip(compiled, both(*arguments), strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_exports() -> None:
@@ -145,7 +145,7 @@ def test_exports() -> None:
     )
 
 
-def test_gradient_takes_the_differentiable_form() -> None:
+def test_gradients_use_the_differentiable_form() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     features, *rest = field_arguments(device)
     sdf, votes = ops.query_field(features.requires_grad_(), *rest)
@@ -177,8 +177,8 @@ def test_forced_backends_agree() -> None:
         (lambda *given, backend: (ops.mesh_distance(*given, backend=backend),), distance_arguments(device)),
         (ops.ray_mesh, ray_arguments(device)),
     ):
-        answers = [function(*arguments, backend=backend) for backend in (None, "torch", "triton")]
-        for chosen, by_torch, by_triton in zip(*answers, strict=True):
+        results = [function(*arguments, backend=backend) for backend in (None, "torch", "triton")]
+        for chosen, by_torch, by_triton in zip(*results, strict=True):
             assert torch.equal(
                 chosen.nan_to_num(), (by_triton if device == "cuda" else by_torch).nan_to_num()
             )
@@ -195,8 +195,8 @@ except RuntimeError as error:
     print(error)
 """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    answer = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True)
-    assert answer.strip() == "select_voters: Triton runs on CUDA tensors, and these are on cpu"
+    output = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True)
+    assert output.strip() == "select_voters: Triton runs on CUDA tensors, and these are on cpu"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,9 @@ except RuntimeError as error:
         (ray_argument("backend", "numpy"), ValueError, "got 'numpy'"),
     ],
 )  # fmt: skip
-def test_errors_say_what_came(call: Callable[[], object], error: type[Exception], message: str) -> None:
+def test_errors_name_the_offending_argument(
+    call: Callable[[], object], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         call()
 

@@ -45,9 +45,9 @@ def oracle(request: pytest.FixtureRequest, shared_dir: Path) -> Oracle:
     state = _weights_module(folder).synth_state(json.loads((folder / spec_file).read_text()), seed)
     data = dict(np.load(folder / data_file))
     model = NVF.from_authors({name: torch.from_numpy(value) for name, value in state.items()})
-    picture = torch.from_numpy(data.get("remapped", data["image"])).permute(2, 0, 1)[None]
+    image = torch.from_numpy(data.get("remapped", data["image"])).permute(2, 0, 1)[None]
     with torch.no_grad():
-        features = model.requires_grad_(False).encode((picture / 255 - 0.5) / 0.5)
+        features = model.requires_grad_(False).encode((image / 255 - 0.5) / 0.5)
     return Oracle(model, data, features, torch.tensor([hand_scale]))
 
 

@@ -43,12 +43,12 @@ def voters_counted(location: Path, empty: Path) -> str:
     return subprocess.check_output(command, cwd=empty, text=True).strip()
 
 
-def test_a_plain_checkout_imports(checkout: Path, tmp_path: Path) -> None:
+def test_plain_checkout_imports(checkout: Path, tmp_path: Path) -> None:
     assert voters_counted(checkout, tmp_path) == "2"
 
 
 @pytest.mark.slow
-def test_the_wheel_imports(checkout: Path, tmp_path: Path) -> None:
+def test_wheel_imports(checkout: Path, tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(checkout)]

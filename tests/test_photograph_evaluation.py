@@ -76,7 +76,7 @@ def test_perfect_predictions_have_no_error(data: Photographs) -> None:
     assert np.isnan(evaluate_photographs(predictor(), data, data, predicts_sides=False)["all"]["side"])
 
 
-def test_errors_are_what_was_moved(data: Photographs) -> None:
+def test_errors_equal_the_applied_offsets(data: Photographs) -> None:
     found = evaluate_photographs(predictor(moved=21.0, sideways=3.0), data, data)["all"]
     assert found["relative"] == pytest.approx(1.0, abs=1e-3)
     # Least squares spread the 21 mm of one joint over all.
@@ -89,7 +89,7 @@ def test_errors_are_what_was_moved(data: Photographs) -> None:
     assert grown["aligned"] == pytest.approx(0, abs=1e-3) and grown["relative"] > 5
 
 
-def test_missing_hands_count_with_the_constant_pose(data: Photographs) -> None:
+def test_missed_hands_count_with_the_mean_pose(data: Photographs) -> None:
     scores = evaluate_photographs(predictor(missing="streets"), data, data)
     assert scores["streets"]["present"] == 0 and scores["all"]["present"] == 50
     for name, constant in (("error_2d", "constant_2d"), ("relative", "constant_relative")):
@@ -98,7 +98,7 @@ def test_missing_hands_count_with_the_constant_pose(data: Photographs) -> None:
     assert np.isnan(scores["streets"]["correlation"])
 
 
-def test_constant_of_one_hand_is_that_hand(tmp_path: Path) -> None:
+def test_mean_pose_of_one_hand_is_that_hand(tmp_path: Path) -> None:
     entry = photograph_labels(1)[0]
     left = {**entry, "file": "rooms_00009.png", "side": "left"}
     left["joints"] = mirrored(np.array(entry["joints"])).tolist()

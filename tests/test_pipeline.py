@@ -31,7 +31,7 @@ HAND = NVFConfig(
 MAP_SIZE = (SMALL.feature_size, SMALL.feature_size)
 
 
-class NothingFromTheHost(TorchFunctionMode):
+class NoHostTransfers(TorchFunctionMode):
     """Refuses what copies from pageable memory: tensors made of Python's lists, numbers put at indices."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,9 +45,9 @@ class NothingFromTheHost(TorchFunctionMode):
 
 
 @contextmanager
-def nothing_read_back() -> Iterator[None]:
+def no_synchronisation() -> Iterator[None]:
     """Tensors have shapes and no values: whatever looks at a value, or at how many there are, raises."""
-    with FakeTensorMode(allow_non_fake_inputs=True), NothingFromTheHost(), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), NoHostTransfers(), torch.no_grad():
         yield
 
 
@@ -77,33 +77,33 @@ class ShapesOnly:
     ("search", "step", "before"),
     [("dense", 16, False), ("octree", 8, False), ("guided", 16, False), ("guided", 8, True)],
 )
-def test_a_run_reads_nothing_back(search: Any, step: float, before: bool) -> None:
+def test_dense_and_guided_runs_do_not_synchronise(search: Any, step: float, before: bool) -> None:
     model = NVF(SMALL).eval().requires_grad_(False)
     stages = Stages(torch.device("cpu"))
     query: Any = ShapesOnly()
     pipeline = FieldPipeline(model, FrustumVolume(), QueryOptions(step, search=search), stages, query)
     for stride in (1, 2, 4):  # found once, before anything is recorded
         pipeline.every(stride, MAP_SIZE)
-    with nothing_read_back():
-        cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
+    with no_synchronisation():
+        crops, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
         scale, previous = torch.full((2,), 30.0), torch.zeros(2, 21, 3) if before else None
-        packed = pipeline(Views(cuts, matrices, scale, previous), 1).packed()
+        packed = pipeline(Views(crops, matrices, scale, previous), 1).packed()
         assert packed.shape == (2, 110)
 
 
 @pytest.mark.parametrize("side_known", [True, False])
-def test_a_run_on_hand_views_reads_nothing_back(side_known: bool) -> None:
+def test_hand_view_runs_do_not_synchronise(side_known: bool) -> None:
     model = NVF(HAND).for_inference()
     query: Any = ShapesOnly()
     pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Stages(torch.device("cpu")), query)
-    with nothing_read_back():
-        cuts, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
+    with no_synchronisation():
+        crops, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
         slopes, mirrored = torch.full((2,), 0.2), None if side_known else matrices
-        packed = pipeline(Views(cuts, matrices, slopes=slopes, mirrored=mirrored), 1).packed()
+        packed = pipeline(Views(crops, matrices, slopes=slopes, mirrored=mirrored), 1).packed()
         assert packed.shape == (2, 110)
 
 
-def test_looking_is_noticed() -> None:
+def test_detects_synchronisation() -> None:
     looks: list[Callable[[Tensor], Any]] = [
         lambda x: x.nonzero(),
         lambda x: bool(x.any()),
@@ -114,7 +114,7 @@ def test_looking_is_noticed() -> None:
         lambda x: x.__setitem__(1, 1.0),
     ]
     for look in looks:
-        with pytest.raises((RuntimeError, AssertionError)), nothing_read_back():
+        with pytest.raises((RuntimeError, AssertionError)), no_synchronisation():
             look(torch.zeros(3))
 
 
@@ -128,7 +128,7 @@ class Unlaunched:
         return lambda *_, **__: self.launches.append(grid)
 
 
-def test_launchers_read_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_launchers_do_not_synchronise(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {}
     for module, names in (
         (query_field, ("locate_points", "cut_tiles", "evaluate_layer")),
@@ -144,7 +144,7 @@ def test_launchers_read_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
         list(model.field.biases),
         model.reference_intrinsics,
     )
-    with nothing_read_back():
+    with no_synchronisation():
         layers = query_field.pack_layers(weights, biases, SMALL.width, torch.float16)
         places = query_field.locate(torch.zeros(5000, 3), intrinsics, 64, MAP_SIZE, layers)
         maps = query_field.project_maps(torch.zeros(2, 32, 16, 16).half(), torch.zeros(2), layers)
@@ -172,5 +172,5 @@ def test_estimates_survive_their_transfer() -> None:
         torch.tensor([True, False]),
         [],
     )
-    for got, wanted in zip(Estimates.unpacked(estimates.packed())[:-1], estimates[:-1], strict=True):
-        assert torch.equal(got, wanted) and got.dtype == wanted.dtype
+    for got, expected in zip(Estimates.unpacked(estimates.packed())[:-1], estimates[:-1], strict=True):
+        assert torch.equal(got, expected) and got.dtype == expected.dtype

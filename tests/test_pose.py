@@ -18,8 +18,8 @@ def batch(count: int = 3) -> HandPose:
     joints[-1] = torch.nan
     votes = tuple(Votes(torch.rand(i, 3), torch.rand(i, 21), torch.rand(i, 21, 3)) for i in range(count))
     voters = torch.arange(count, dtype=torch.int32)
-    asked = torch.full_like(voters, 28_351)
-    return HandPose(joints, joints[..., :2] * 2, torch.rand(count, 21), voters, valid, asked, votes)
+    queried = torch.full_like(voters, 28_351)
+    return HandPose(joints, joints[..., :2] * 2, torch.rand(count, 21), voters, valid, queried, votes)
 
 
 def test_joint_names_and_bones() -> None:
@@ -32,7 +32,7 @@ def test_joint_names_and_bones() -> None:
     assert (9, 10) in BONES and (4, 5) not in BONES
 
 
-def test_a_batch_gives_its_poses() -> None:
+def test_batch_yields_single_poses() -> None:
     poses = batch()
     assert len(poses) == 3 and len(list(poses)) == 3
     assert torch.equal(poses[1].joints, poses.joints[1])
@@ -45,7 +45,7 @@ def test_a_batch_gives_its_poses() -> None:
             single()
 
 
-def test_numpy_keeps_everything() -> None:
+def test_numpy_preserves_every_field() -> None:
     poses = batch()
     arrays = poses.numpy()
     np.testing.assert_array_equal(arrays.joints, poses.joints)

@@ -106,7 +106,7 @@ def test_left_hand_equals_the_mirrored_right_hand(method: str, task: str) -> Non
 
 
 @pytest.mark.parametrize("method", ["nvf", "holistic", "dense"])
-def test_load_serves_every_method_and_task(samples: list[HandSample], tmp_path: Path, method: str) -> None:
+def test_load_supports_every_method_and_task(samples: list[HandSample], tmp_path: Path, method: str) -> None:
     for task in ("camera-space", "root-relative"):
         model = build(replace(TINY, method=method, task=task))
         save_checkpoint(model, tmp_path / task, {}, dtype=torch.float32)

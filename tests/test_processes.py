@@ -145,7 +145,7 @@ def test_averages_gathers_and_agrees() -> None:
     assert message.endswith("do not agree: process 0: 0; process 1: 1")
 
 
-def test_a_process_alone_waits_for_nobody() -> None:
+def test_single_process_does_not_wait() -> None:
     alone, tensor = Processes.joined(), torch.tensor(2.0)
     alone.average([tensor])
     alone.agree("state", 3)

@@ -45,16 +45,18 @@ def run(function: Callable, inputs: FieldInputs, **options: object) -> tuple[Ten
 
 def errors(function: Callable, case: FieldCase, dtype: torch.dtype) -> tuple[list[float], list[float]]:
     """Root mean square errors (sdf, votes) of a function and of the reference in `dtype`, against float64."""
-    found, expected = [], []
+    found, by_torch = [], []
     for _ in range(16 if case.count == 1 else 1):  # one number's rounding is luck, that of sixteen is not
         inputs = field_inputs(case, dtype, DEVICE)
         exact = run(reference, inputs.double())
         clear = ~on_the_border(inputs)
-        for errors_of, answer in ((found, run(function, inputs)), (expected, run(reference, inputs))):
-            assert torch.equal(answer[0].isinf() & clear, exact[0].isinf() & clear)
-            assert not answer[0].isnan().any() and answer[1].isfinite().all()
-            errors_of.append([rms((got - wanted)[clear]) for got, wanted in zip(answer, exact, strict=True)])
-    return tuple(torch.tensor(values).square().mean(0).sqrt().tolist() for values in (found, expected))
+        for errors_of, result in ((found, run(function, inputs)), (by_torch, run(reference, inputs))):
+            assert torch.equal(result[0].isinf() & clear, exact[0].isinf() & clear)
+            assert not result[0].isnan().any() and result[1].isfinite().all()
+            errors_of.append(
+                [rms((got - expected)[clear]) for got, expected in zip(result, exact, strict=True)]
+            )
+    return tuple(torch.tensor(values).square().mean(0).sqrt().tolist() for values in (found, by_torch))
 
 
 def on_the_border(inputs: FieldInputs) -> Tensor:
@@ -112,12 +114,14 @@ def test_centred_reference_by_hand() -> None:
 
 
 @pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
-def test_view_of_another_size_is_the_same_camera(function: Callable) -> None:
+def test_view_size_does_not_change_the_camera(function: Callable) -> None:
     """The depth input is Z / 480 at every size of the view."""
     inputs = field_inputs(SHORT, device=DEVICE)
     half = inputs._replace(intrinsics=inputs.intrinsics * torch.tensor([[0.5], [0.5], [1]], device=DEVICE))
-    for got, wanted in zip(run(function, half._replace(image_size=112)), run(function, inputs), strict=True):
-        torch.testing.assert_close(got, wanted)
+    for got, expected in zip(
+        run(function, half._replace(image_size=112)), run(function, inputs), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
@@ -138,14 +142,14 @@ def test_points_out_of_view(function: Callable) -> None:
 
 
 @pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
-def test_shared_points_and_cameras_of_their_own(function: Callable) -> None:
+def test_shared_points_with_one_camera_per_image(function: Callable) -> None:
     inputs = field_inputs(SHORT, device=DEVICE)
     shared = inputs._replace(points=inputs.points[0])
     repeated = inputs._replace(
         points=inputs.points[:1].repeat(2, 1, 1), intrinsics=inputs.intrinsics.repeat(2, 1, 1)
     )
-    for got, wanted in zip(run(function, shared), run(function, repeated), strict=True):
-        assert torch.equal(got, wanted)
+    for got, expected in zip(run(function, shared), run(function, repeated), strict=True):
+        assert torch.equal(got, expected)
     repeated.intrinsics[1, 0, 2] += 20
     moved, still = run(function, repeated)[0], run(function, shared)[0]
     assert torch.equal(moved[0], still[0]) and not torch.equal(moved[1], still[1])
@@ -156,7 +160,7 @@ def test_shared_points_and_cameras_of_their_own(function: Callable) -> None:
 
 
 @pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
-def test_no_hand_scale_is_15_mm(function: Callable) -> None:
+def test_missing_hand_scale_equals_15_mm(function: Callable) -> None:
     inputs = field_inputs(SHORT, device=DEVICE)
     neutral = inputs._replace(hand_scale=torch.full((2,), 15.0, device=DEVICE))
     assert torch.equal(run(function, inputs._replace(hand_scale=None))[1], run(function, neutral)[1])
@@ -165,7 +169,7 @@ def test_no_hand_scale_is_15_mm(function: Callable) -> None:
 
 @pytest.mark.parametrize("centred", [False, True], ids=["depth", "centred"])
 @pytest.mark.parametrize("density", [1, 20, 400])
-def test_tiles_hold_every_point_once_and_fit_their_windows(density: int, centred: bool) -> None:
+def test_tiles_hold_every_point_once_within_their_windows(density: int, centred: bool) -> None:
     batch, height, width, tile_points = 2, 12, 33, 64
     points = torch.rand(batch, density * 20, 3, device=DEVICE) * torch.tensor([300, 300, 0], device=DEVICE)
     points += torch.tensor([-150, -150, 500], device=DEVICE)
@@ -201,32 +205,34 @@ def test_tiles_hold_every_point_once_and_fit_their_windows(density: int, centred
     assert torch.equal(torch.cat(seen).sort().values, inside)
 
 
-def test_passes_of_few_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pass_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = field_inputs(SHORT, device=DEVICE)
     whole = run(kernel, inputs)
     monkeypatch.setattr(kernel_module, "_TILES_PER_PASS", 3)
-    for got, wanted in zip(run(kernel, inputs), whole, strict=True):
-        assert torch.equal(got, wanted)
+    for got, expected in zip(run(kernel, inputs), whole, strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
-def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch, case: FieldCase) -> None:
+def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch, case: FieldCase) -> None:
     inputs = field_inputs(case._replace(batch=3), device=DEVICE)
     intrinsics = inputs.intrinsics[0] if case.centred else inputs.intrinsics
     inputs = inputs._replace(points=inputs.points[0], intrinsics=intrinsics)
     whole = run(kernel, inputs)
     monkeypatch.setattr(kernel_module, "_IMAGES", 2)
-    for got, wanted in zip(run(kernel, inputs), whole, strict=True):
-        assert torch.equal(got, wanted)
+    for got, expected in zip(run(kernel, inputs), whole, strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
-def test_chunks_of_the_pytorch_form_change_nothing(monkeypatch: pytest.MonkeyPatch, case: FieldCase) -> None:
+def test_chunk_size_of_the_pytorch_form_does_not_change_results(
+    monkeypatch: pytest.MonkeyPatch, case: FieldCase
+) -> None:
     inputs = field_inputs(case)
     whole = run(ops.query_field, inputs, backend="torch")
     monkeypatch.setattr(cpu, "_PASS", 7 * 48)  # seven points
-    for got, wanted in zip(run(ops.query_field, inputs, backend="torch"), whole, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)  # mm; measured 2e-5 on sdf
+    for got, expected in zip(run(ops.query_field, inputs, backend="torch"), whole, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)  # mm; measured 2e-5 on sdf
 
 
 def prepared(inputs: FieldInputs, biases: list[Tensor], **options: Any) -> ops.FieldQuery:
@@ -310,7 +316,7 @@ def test_points_on_rays_err_at_most_twice_as_much_as_the_reference(monkeypatch: 
         query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres, 3)
 
 
-def test_kernel_says_what_it_cannot_run() -> None:
+def test_kernel_refuses_unsupported_networks() -> None:
     inputs = field_inputs(SHORT, device=DEVICE)
     x = inputs.weights[0].shape[1]
     one_layer = inputs._replace(weights=[torch.zeros(85, x)], biases=[torch.zeros(85)])
@@ -332,7 +338,7 @@ def test_no_points(function: Callable) -> None:
 
 
 @pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
-def test_gradients_are_the_references(case: FieldCase) -> None:
+def test_gradients_match_the_reference(case: FieldCase) -> None:
     inputs = field_inputs(case)
     leaves = [inputs.features, *inputs.weights, *inputs.biases]
     gradients = []
@@ -342,16 +348,16 @@ def test_gradients_are_the_references(case: FieldCase) -> None:
         sdf, votes = function(**inputs._asdict())
         (sdf[sdf.isfinite()].square().sum() + votes.square().sum()).backward()
         gradients.append([leaf.grad for leaf in leaves])
-    for got, wanted in zip(*gradients, strict=True):
+    for got, expected in zip(*gradients, strict=True):
         # 1e-4 of the largest entry: float32 sums over 300 points in two orders, measured 2e-6.
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 def assert_errs_at_most_twice_as_much(found: tuple[Tensor, Tensor], inputs: FieldInputs) -> None:
     exact = run(reference, inputs.double())
-    for got, torch_got, wanted in zip(found, run(reference, inputs), exact, strict=True):
-        assert torch.equal(got.isinf(), wanted.isinf()) and not got.isnan().any()
-        assert rms(got - wanted) <= 2 * rms(torch_got - wanted)
+    for got, torch_got, expected in zip(found, run(reference, inputs), exact, strict=True):
+        assert torch.equal(got.isinf(), expected.isinf()) and not got.isnan().any()
+        assert rms(got - expected) <= 2 * rms(torch_got - expected)
 
 
 @pytest.mark.cuda
@@ -376,7 +382,7 @@ def test_more_votes_than_32_bits_count(shared: bool, dtype: torch.dtype) -> None
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("shared", [False, True], ids=["points of their own", "shared points"])
-def test_more_images_than_a_grid_takes(shared: bool) -> None:
+def test_more_images_than_one_launch_grid_allows(shared: bool) -> None:
     inputs = field_inputs(FieldCase(70_000, 20, 8, (4, 5), (40, 24)), device=DEVICE)
     if shared:
         inputs = inputs._replace(points=inputs.points[0])

@@ -87,7 +87,7 @@ def test_by_hand(function: Callable) -> None:
 
 
 @EVERY
-def test_lowest_face_of_equals(function: Callable) -> None:
+def test_ties_go_to_the_lowest_face(function: Callable) -> None:
     """Straight at the diagonal of a square, and at two copies of one triangle."""
     vertices = torch.tensor([[[0.0, 0, 0], [4, 0, 0], [4, 4, 0], [0, 4, 0]]], device=DEVICE)
     faces = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 2], [2, 3, 0]], device=DEVICE)
@@ -96,7 +96,7 @@ def test_lowest_face_of_equals(function: Callable) -> None:
 
 
 @EVERY
-def test_a_face_edge_on_is_not_met(function: Callable) -> None:
+def test_edge_on_faces_are_not_hit(function: Callable) -> None:
     vertices = torch.tensor([[[0.0, 0, 0], [4, 0, 0], [4, 4, 0]]], device=DEVICE)
     faces = torch.tensor([[0, 1, 2], [0, 1, 1], [2, 2, 2]], device=DEVICE)
     assert cast(function, (vertices, faces), [([9, 2, 0], [-1, 0, 0]), ([2, 0, 9], [0, 0, -1])]) == (
@@ -112,8 +112,8 @@ def test_no_ray_slips_between_faces(function: Callable, index: int) -> None:
     vertices, faces = mesh_tensors(closed_meshes()[index], device=DEVICE)
     start = torch.tensor([0.1, 0.7, -0.4], device=DEVICE)
     corners = vertices[:, faces]
-    share = torch.rand(1, len(faces), 1, device=DEVICE)
-    edges = corners[:, :, 0] + share * (corners[:, :, 1] - corners[:, :, 0])
+    fraction = torch.rand(1, len(faces), 1, device=DEVICE)
+    edges = corners[:, :, 0] + fraction * (corners[:, :, 1] - corners[:, :, 0])
     directions = torch.cat([vertices, edges], 1) - start
     t, _ = function(vertices, faces, start.expand_as(directions), directions)
     # Measured: 2.4e-7.
@@ -131,13 +131,13 @@ def test_equals_trimesh() -> None:
         centred = mesh.copy()
         centred.apply_translation(-mesh.vertices.mean(0))
         starts, ways = (a[0].cpu().double().numpy() for a in (origins, directions))
-        places, ray, wanted = trimesh.ray.ray_triangle.RayMeshIntersector(centred).intersects_location(
+        places, ray, expected = trimesh.ray.ray_triangle.RayMeshIntersector(centred).intersects_location(
             starts, ways, multiple_hits=False
         )[:3]
         assert np.array_equal(np.sort(ray), np.flatnonzero(face >= 0)), index
         # mm, most where a ray grazes. Measured: 1.2e-4.
         assert np.abs(starts[ray] + t[ray, None] * ways[ray] - places).max() <= 5e-4
-        assert (face[ray] == wanted).mean() >= 0.99, index
+        assert (face[ray] == expected).mean() >= 0.99, index
         met += len(ray)
     assert met > 1500
 
@@ -156,10 +156,10 @@ def check_kernel(mesh: trimesh.Trimesh, count: int) -> None:
     vertices, faces = mesh_tensors(mesh, device=DEVICE)
     vertices = torch.cat([vertices, vertices * 1.3 + 5])
     rays = [torch.cat([a, a + 1]) for a in aimed(mesh, count, 0)]
-    check_answer(*kernel(vertices, faces, *rays), vertices, faces, *rays)
+    check_result(*kernel(vertices, faces, *rays), vertices, faces, *rays)
 
 
-def check_answer(found: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, *rays: Tensor) -> None:
+def check_result(found: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, *rays: Tensor) -> None:
     exact, exact_face = reference(vertices.double(), faces, *(a.double() for a in rays))
     expected, _ = reference(vertices, faces, *rays)
     assert torch.equal(face, exact_face)
@@ -170,26 +170,26 @@ def check_answer(found: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, *
         assert rms((found - exact)[there]) <= max(2 * rms((expected - exact)[there]), rounding)
 
 
-def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = trimesh.creation.torus(40, 15, 6, 5)
     vertices, faces = mesh_tensors(mesh, device=DEVICE)
     vertices = vertices * (0.5 + torch.rand(5, 1, 1, device=DEVICE))
     rays = [a.view(5, 20, 3) for a in aimed(mesh, 100, 0)]
-    wanted = kernel(vertices, faces, *rays)
+    expected = kernel(vertices, faces, *rays)
     monkeypatch.setattr(kernel_file, "_IMAGES", 2)
-    for got, whole in zip(kernel(vertices, faces, *rays), wanted, strict=True):
+    for got, whole in zip(kernel(vertices, faces, *rays), expected, strict=True):
         assert torch.equal(got, whole)
 
 
 @pytest.mark.cuda
-def test_more_images_than_a_grid_takes() -> None:
+def test_more_images_than_one_launch_grid_allows() -> None:
     mesh = trimesh.creation.torus(40, 15, 6, 5)
     vertices, faces = mesh_tensors(mesh, device="cuda")
     vertices = vertices * (0.5 + torch.rand(70_000, 1, 1, device="cuda"))
     rays = [a.view(70_000, 5, 3) for a in aimed(mesh, 350_000, 0)]
     found = kernel(vertices, faces, *rays)
     few = torch.tensor([0, 1, 32_767, 32_768, 65_535, 65_536, 69_999], device="cuda")
-    check_answer(*(a[few] for a in found), vertices[few], faces, *(a[few] for a in rays))
+    check_result(*(a[few] for a in found), vertices[few], faces, *(a[few] for a in rays))
 
 
 @pytest.mark.cuda
@@ -202,27 +202,27 @@ def test_more_rays_than_32_bits_count(batch: int) -> None:
     vertices, faces = mesh_tensors(mesh, device="cuda")
     vertices = vertices * torch.linspace(1, 2, batch, device="cuda")[:, None, None]
     rays = [torch.full((batch, count, 3), value, device="cuda") for value in (200.0, 1.0)]
-    asked = [slice(start, start + 64) for start in (0, 1000, 2**31 // 3 % count - 32, count - 64)]
-    for seed, some in enumerate(asked):
+    slices = [slice(start, start + 64) for start in (0, 1000, 2**31 // 3 % count - 32, count - 64)]
+    for seed, some in enumerate(slices):
         for whole, part in zip(rays, aimed(mesh, 64 * batch, seed), strict=True):
             whole[:, some] = part.view(batch, 64, 3)
     t, face = kernel(vertices, faces, *rays)
     met = face >= 0
     assert torch.equal(t < math.inf, met) and not t.isnan().any()
-    assert met.sum() == sum(met[:, some].sum() for some in asked) > 0
-    for got, wanted in zip(kernel(vertices, faces, *rays), (t, face), strict=True):
-        assert torch.equal(got, wanted)
-    for some in asked:
-        check_answer(t[:, some], face[:, some], vertices, faces, *(a[:, some] for a in rays))
+    assert met.sum() == sum(met[:, some].sum() for some in slices) > 0
+    for got, expected in zip(kernel(vertices, faces, *rays), (t, face), strict=True):
+        assert torch.equal(got, expected)
+    for some in slices:
+        check_result(t[:, some], face[:, some], vertices, faces, *(a[:, some] for a in rays))
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 17])
-def test_culled_is_the_reference(index: int) -> None:
+def test_culled_form_equals_the_reference(index: int) -> None:
     mesh = closed_meshes()[index]
     arguments = (*mesh_tensors(mesh), *aimed(mesh, 500, index))
-    for found, wanted in zip(culled(*arguments), reference(*arguments), strict=True):
+    for found, expected in zip(culled(*arguments), reference(*arguments), strict=True):
         # Both run the same formulas: measured 0.
-        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 @EVERY
@@ -235,14 +235,14 @@ def test_batch_strides_and_no_rays(function: Callable) -> None:
     for image in range(3):
         one = slice(image, image + 1)
         alone = function(vertices[one].contiguous(), faces, *(a[one].contiguous() for a in rays))
-        for got, wanted in zip(found, alone, strict=True):
-            assert torch.equal(got[one], wanted)
+        for got, expected in zip(found, alone, strict=True):
+            assert torch.equal(got[one], expected)
     assert [a.shape for a in function(vertices, faces, *(a[:, :0] for a in rays))] == [(3, 0)] * 2
     assert [a.shape for a in function(vertices[:0], faces, *(a[:0] for a in rays))] == [(0, 21)] * 2
 
 
 @pytest.mark.cuda
-def test_a_picture_without_synchronising() -> None:
+def test_whole_image_without_synchronising() -> None:
     mesh = closed_meshes()[0]
     arguments = (*mesh_tensors(mesh, device="cuda"), *aimed(mesh, 50_176, 0))
     kernel(*arguments)  # compile first
@@ -253,7 +253,7 @@ def test_a_picture_without_synchronising() -> None:
         torch.cuda.set_sync_debug_mode("default")
     for got, again in zip((t, face), kernel(*arguments), strict=True):
         assert torch.equal(got, again)
-    wanted, wanted_face = reference(*arguments)
-    assert (face == wanted_face).float().mean() >= 0.999
-    same = (face == wanted_face) & (face >= 0)
-    torch.testing.assert_close(t[same], wanted[same], rtol=1e-4, atol=1e-5)
+    expected, expected_face = reference(*arguments)
+    assert (face == expected_face).float().mean() >= 0.999
+    same = (face == expected_face) & (face >= 0)
+    torch.testing.assert_close(t[same], expected[same], rtol=1e-4, atol=1e-5)

@@ -71,7 +71,7 @@ def test_pose_is_field_and_vote_over_the_cube_plus_the_root(model: NVF, image: n
     np.testing.assert_allclose(pose.votes.points - ROOT, points[voting], atol=1e-3)
 
 
-def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray) -> None:
+def test_left_hand_equals_the_mirrored_right_hand(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model, step_mm=34.0)
     right = estimator(image, K, root=ROOT)
     mirrored_K = K.copy()
@@ -85,13 +85,13 @@ def test_a_left_hand_is_a_right_one_in_the_mirror(model: NVF, image: np.ndarray)
     np.testing.assert_allclose(left.votes.directions * [-1, 1, 1], again.votes.directions, atol=0.02)
 
 
-def test_batches_are_their_members(model: NVF, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_equals_single_images(model: NVF, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     estimator = PoseEstimator(model, step_mm=34.0)
     other = image[:200, :250]
     roots = np.stack([ROOT, [0.0, 10.0, 450.0]])
     both = estimator([image, other], K, root=roots, hand_scale=[40.0, 50.0])
-    for index, picture in enumerate([image, other]):
-        alone = estimator(picture, K, root=roots[index], hand_scale=[40.0, 50.0][index])
+    for index, each in enumerate([image, other]):
+        alone = estimator(each, K, root=roots[index], hand_scale=[40.0, 50.0][index])
         np.testing.assert_allclose(both[index].joints, alone.joints, rtol=0, atol=2e-3)
     assert torch.is_tensor(estimator(torch.from_numpy(image), K, root=ROOT).joints)
     monkeypatch.setattr(pipeline, "VOTE_BYTES", 1)  # one image at a time
@@ -114,7 +114,7 @@ def test_searches_run_in_the_cube(model: NVF, image: np.ndarray, search: str, st
         assert again.valid and again.points_evaluated <= estimator.lattice.shape[0] ** 3 * 2
 
 
-def test_no_voter_is_said(model: NVF, image: np.ndarray) -> None:
+def test_image_without_voters_is_invalid(model: NVF, image: np.ndarray) -> None:
     with torch.no_grad():
         model.field.weights[-1].zero_()
         model.field.biases[-1][0] = 2.0
@@ -122,7 +122,7 @@ def test_no_voter_is_said(model: NVF, image: np.ndarray) -> None:
     assert not pose.valid and pose.voters == 0 and np.isnan(pose.joints).all() and not pose.scores.any()
 
 
-def test_refuses_what_does_not_fit(model: NVF, image: np.ndarray) -> None:
+def test_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model)
     for root, message in (
         ([0.0, 0.0], r"root must be \(3,\), or \(1, 3\)"),

@@ -71,8 +71,8 @@ def test_border() -> None:
     assert sample.joints is not None
     seen = sample.joints.double().numpy() @ K.T
     right = int((seen[:, 0] / seen[:, 2]).mean())
-    cut = replace(sample, image=sample.image[:, :right])
-    views = view_samples([cut], np.random.default_rng(2))
+    crop = replace(sample, image=sample.image[:, :right])
+    views = view_samples([crop], np.random.default_rng(2))
     black = (views.images[0] == 0).all(-1)
     assert 0.1 < black.mean() < 0.9 and black[:, -8:].mean() > 0.9
 

@@ -42,16 +42,16 @@ UNINITIALISED = """========= Uninitialized __global__ memory read of size 4 byte
 """
 
 
-def told(tool: str, output: str, code: int) -> sanitize.Answer:
-    return sanitize.answer(tool, list(sanitize.OPERATIONS), output, code)
+def parsed(tool: str, output: str, code: int) -> sanitize.Result:
+    return sanitize.parse(tool, list(sanitize.OPERATIONS), output, code)
 
 
-def unclean(found: sanitize.Answer) -> dict[str, str]:
+def unclean(found: sanitize.Result) -> dict[str, str]:
     return {name: str(verdict) for name, verdict in found.verdicts.items() if str(verdict) != "clean"}
 
 
 @pytest.mark.slow
-def test_every_kernel_is_launched_inside() -> None:
+def test_inside_launches_every_kernel() -> None:
     """In the interpreter, unless there is a device."""
     command = [sys.executable, str(ROOT / "tests/sanitize.py"), "--inside"]
     environment = os.environ if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
@@ -64,7 +64,7 @@ def test_every_kernel_is_launched_inside() -> None:
     assert len(launched) == 10
 
 
-def test_kernels_are_those_that_files_launch() -> None:
+def test_lists_the_kernels_that_each_file_launches() -> None:
     found = {name: sanitize.launched_kernels(name) for name in sanitize.OPERATIONS}
     assert set(found) == {path.parent.name for path in (ROOT / "kernels").glob("*/triton.py")}
     assert sorted(found["query_field"]) == ["cut_tiles", "evaluate_layer", "locate_points"]
@@ -76,47 +76,47 @@ def test_clean(tool: str) -> None:
     summary = "========= ERROR SUMMARY: 0 errors\n"
     if tool == "racecheck":
         summary = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
-    found = told(tool, BEGIN + FINISHED + summary, 0)
+    found = parsed(tool, BEGIN + FINISHED + summary, 0)
     assert unclean(found) == {} and found.notes == [] and not found.failed
 
 
-def test_errors_are_assigned_to_operations() -> None:
+def test_assigns_errors_to_operations() -> None:
     output = BEGIN + 2 * OUT_OF_BOUNDS + INLINED + FINISHED + "========= ERROR SUMMARY: 3 errors\n"
-    found = told("memcheck", output, 9)
+    found = parsed("memcheck", output, 9)
     assert unclean(found) == {"cast_votes": "2 errors", "ray_mesh": "1 error"}
     assert found.failed and found.notes == [] and "find_hits" in found.reports[2]
-    found = told("memcheck", output.replace("3 errors", "9 errors"), 9)
+    found = parsed("memcheck", output.replace("3 errors", "9 errors"), 9)
     assert found.notes == ["memcheck: 6 errors of 9 cannot be assigned to a kernel of ours"]
 
 
-def test_races_that_are_warnings_do_not_count() -> None:
+def test_ignores_race_warnings() -> None:
     summary = "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)\n"
-    found = told("racecheck", BEGIN + RACE + FINISHED + summary, 9)
+    found = parsed("racecheck", BEGIN + RACE + FINISHED + summary, 9)
     assert unclean(found) == {"group_norm_relu": "1 error"} and found.notes == []
 
 
-def test_other_peoples_kernels_count_but_for_initcheck() -> None:
+def test_foreign_kernels_count_except_for_initcheck() -> None:
     output = BEGIN + UNINITIALISED + FINISHED + "========= ERROR SUMMARY: 1 error\n"
-    found = told("initcheck", output, 9)
+    found = parsed("initcheck", output, 9)
     assert unclean(found) == {} and not found.failed
     assert found.notes == ["initcheck: 1 reports of kernels that are not ours"]
-    assert told("memcheck", output, 9).failed
+    assert parsed("memcheck", output, 9).failed
 
 
 def test_crashes_are_not_clean() -> None:
     some = "query_field: finished; some 1\n"
-    found = told("memcheck", BEGIN + some + "========= ERROR SUMMARY: 0 errors\n", 0)
+    found = parsed("memcheck", BEGIN + some + "========= ERROR SUMMARY: 0 errors\n", 0)
     assert str(found.verdicts["query_field"]) == "clean" and len(unclean(found)) == 5 and found.failed
     assert set(unclean(found).values()) == {"could not run (it did not finish)"}
-    assert set(unclean(told("memcheck", FINISHED, -11)).values()) == {
+    assert set(unclean(parsed("memcheck", FINISHED, -11)).values()) == {
         "could not run (no summary, exit code -11)"
     }
-    found = told("memcheck", BEGIN + FINISHED + "========= ERROR SUMMARY: 0 errors\n", 1)
+    found = parsed("memcheck", BEGIN + FINISHED + "========= ERROR SUMMARY: 0 errors\n", 1)
     assert set(unclean(found).values()) == {"could not run (exit code 1)"}
 
 
 @pytest.mark.parametrize(
-    ("output", "code", "wanted"),
+    ("output", "code", "expected"),
     [
         (BEGIN + FINISHED + "========= ERROR SUMMARY: 0 errors\n", 0, (0, "clean")),
         (BEGIN + OUT_OF_BOUNDS + FINISHED + "========= ERROR SUMMARY: 1 error\n", 9, (1, "1 error")),
@@ -127,7 +127,7 @@ def test_crashes_are_not_clean() -> None:
 def test_table_and_exit_code(
     output: str,
     code: int,
-    wanted: tuple[int, str],
+    expected: tuple[int, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -136,30 +136,30 @@ def test_table_and_exit_code(
     (tmp_path / "output").write_text(output)
     fake = tmp_path / "compute-sanitizer"
     fake.write_text(
-        f'#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" >> {tmp_path}/asked\n'
+        f'#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" >> {tmp_path}/calls\n'
         f"cat {tmp_path}/output\nexit {code}\n"
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert sanitize.main(["--tool", "memcheck"]) == wanted[0]
+    assert sanitize.main(["--tool", "memcheck"]) == expected[0]
     names, row = capsys.readouterr().out.splitlines()[:2]
     assert names.split() == list(sanitize.OPERATIONS)
-    assert row.startswith("memcheck ") and wanted[1] in row
-    assert sanitize.main(["--operation", "cast_votes"]) == wanted[0]
+    assert row.startswith("memcheck ") and expected[1] in row
+    assert sanitize.main(["--operation", "cast_votes"]) == expected[0]
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["cast_votes"] and [row.split()[0] for row in table[1:4]] == list(
         sanitize.TOOLS[:3]
     )
-    asked = (tmp_path / "asked").read_text().splitlines()
-    assert len(asked) == 4 and all(line.startswith("1 --tool ") for line in asked)
-    assert "kernel_substring=evaluate_layer" in asked[0] and "kernel_substring=find_hits" in asked[0]
-    assert "kernel_substring=vote " in asked[2] and "find_hits" not in asked[2]
-    assert "--tool initcheck" in asked[3] and "kernel_substring" not in asked[3]
-    assert asked[3].endswith("--inside --operation cast_votes")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 4 and all(line.startswith("1 --tool ") for line in calls)
+    assert "kernel_substring=evaluate_layer" in calls[0] and "kernel_substring=find_hits" in calls[0]
+    assert "kernel_substring=vote " in calls[2] and "find_hits" not in calls[2]
+    assert "--tool initcheck" in calls[3] and "kernel_substring" not in calls[3]
+    assert calls[3].endswith("--inside --operation cast_votes")
 
 
-def test_says_what_is_missing(
+def test_reports_missing_requirements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

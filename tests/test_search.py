@@ -92,8 +92,8 @@ def assert_found(found: Found, field: TrueField, voters: Tensor) -> None:
     torch.testing.assert_close(found.votes[:count], field.votes_at(voters))
     assert not found.rejected
     if found.pose is not None:
-        wanted = cast(found.points[:count], found.votes[:count], found.voters)
-        for got, value in zip(found.pose, wanted, strict=True):
+        expected = cast(found.points[:count], found.votes[:count], found.voters)
+        for got, value in zip(found.pose, expected, strict=True):
             torch.testing.assert_close(got, value, equal_nan=True)
 
 
@@ -159,7 +159,7 @@ def test_guided_misses_no_voter(hands: MeshHands, step: float, exact: bool) -> N
 
 
 @EXACT
-def test_guided_begins_about_a_previous_pose(hands: MeshHands, exact: bool) -> None:
+def test_guided_starts_from_a_previous_pose(hands: MeshHands, exact: bool) -> None:
     lattice, field = Lattice(16.0), TrueField(hands[:1], Lattice(16.0))
     voters = dense_voters(TrueField(hands[:1], lattice))
     previous = hands.joints[0] + torch.tensor([8.0, -6.0, 10.0])
@@ -175,7 +175,7 @@ def test_guided_begins_about_a_previous_pose(hands: MeshHands, exact: bool) -> N
 
 
 @pytest.mark.parametrize("capacities", [(20, 2**16, 2**13), (8192, 100, 2**13), (8192, 2**16, 5)])
-def test_overflow_is_marked(hands: MeshHands, capacities: tuple[int, int, int]) -> None:
+def test_overflow_needs_retry(hands: MeshHands, capacities: tuple[int, int, int]) -> None:
     lattice = Lattice(8.0)
     field = TrueField(hands[:1], lattice)
     assert search_octree(field, exact=False, capacities=Capacities(*capacities)).rejected
@@ -212,7 +212,7 @@ def test_guided_queries_everything_where_the_provisional_pose_was_wrong(
     assert search_guided(field, vote=displaced(torch.tensor(offset), [True]), exact=False).rejected
 
 
-class Nothing(TrueField):
+class EmptyField(TrueField):
     """No surface anywhere."""
 
     def distances(self, points: Tensor) -> Tensor:
@@ -222,16 +222,14 @@ class Nothing(TrueField):
 @pytest.mark.parametrize("search", [search_octree, search_guided])
 def test_no_surface_anywhere(hands: MeshHands, search: Callable[..., Found]) -> None:
     lattice = Lattice(16.0)
-    found = search(Nothing(hands[:1], lattice))
+    found = search(EmptyField(hands[:1], lattice))
     assert found.voters == 0
     assert found.evaluated == len(lattice)
 
 
 @pytest.mark.parametrize("search", [search_octree, search_guided])
 @pytest.mark.parametrize("step", [24.0, 32.0])
-def test_a_grid_as_sparse_as_a_search_begins_is_queried_whole(
-    hands: MeshHands, step: float, search: Callable[..., Found]
-) -> None:
+def test_coarse_grids_are_queried_whole(hands: MeshHands, step: float, search: Callable[..., Found]) -> None:
     lattice = Lattice(step)
     field = TrueField(hands[:1], lattice)
     found = search(field)
@@ -241,7 +239,7 @@ def test_a_grid_as_sparse_as_a_search_begins_is_queried_whole(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("search", "step"), [("guided", 16), ("octree", 8)])
-def test_the_estimator_finds_the_dense_pose(search: str, step: float) -> None:
+def test_estimator_finds_the_dense_pose(search: str, step: float) -> None:
     """With a network whose predictions are replaced by the known distances and votes of the hand."""
     data = SyntheticHands(SyntheticConfig(1, seed=6))
     hand, image, K = data.hands([0]), data[0].image, data[0].intrinsics

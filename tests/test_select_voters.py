@@ -18,15 +18,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def assert_same(sdf: Tensor, surface_mm: float, capacity: int) -> None:
-    for got, wanted in zip(
+    for got, expected in zip(
         kernel(sdf, surface_mm, capacity), reference(sdf, surface_mm, capacity), strict=True
     ):
-        assert got.dtype == wanted.dtype and torch.equal(got, wanted)
+        assert got.dtype == expected.dtype and torch.equal(got, expected)
     mask = sdf.abs() < surface_mm
-    for got, wanted in zip(
+    for got, expected in zip(
         kernel_file.compact(mask, capacity), reference_file.compact(mask, capacity), strict=True
     ):
-        assert got.dtype == wanted.dtype and torch.equal(got, wanted)
+        assert got.dtype == expected.dtype and torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("function", [kernel, reference])
@@ -41,7 +41,7 @@ def test_by_hand(function) -> None:
 
 @pytest.mark.parametrize("count", [1, 63, 1000, 1024, 1025, 5000])
 @pytest.mark.parametrize("capacity", [1, 100, 6000])
-def test_kernel_is_the_reference(count: int, capacity: int) -> None:
+def test_kernel_equals_the_reference(count: int, capacity: int) -> None:
     """A batch of unequal counts: some voters, none, all, and only the last point."""
     sdf = 10 * torch.randn(4, count, device=DEVICE)
     sdf[1] = 3
@@ -68,14 +68,14 @@ def test_strided_input() -> None:
     assert_same(torch.randn(1500, 2, device=DEVICE).T, 0.5, 1000)
 
 
-def test_launches_of_few_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_file, "_IMAGES", 2)
     assert_same(10 * torch.randn(5, 1500, device=DEVICE), 2.0, 200)
 
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("poisoned_memory")
-def test_more_images_than_a_grid_takes() -> None:
+def test_more_images_than_one_launch_grid_allows() -> None:
     assert_same(10 * torch.randn(70_000, 33, device="cuda"), 2.0, 5)
 
 
@@ -94,9 +94,9 @@ def test_more_points_than_32_bits_count(batch: int) -> None:
     again = kernel(sdf, 1.0, capacity)
     assert torch.equal(indices, again[0]) and torch.equal(counts, again[1])
     for image in range(batch):
-        wanted = near if image < batch - 1 else torch.unique(torch.cat([near, near.new_tensor([7])]))
-        assert torch.equal(indices[image, : len(wanted)], wanted)
-        assert (indices[image, len(wanted) :] == -1).all() and counts[image] == len(wanted)
+        expected = near if image < batch - 1 else torch.unique(torch.cat([near, near.new_tensor([7])]))
+        assert torch.equal(indices[image, : len(expected)], expected)
+        assert (indices[image, len(expected) :] == -1).all() and counts[image] == len(expected)
     assert not overflow.any()
 
 

@@ -19,9 +19,9 @@ def test_kernels_stay_within_their_budget() -> None:
     """In a process of its own: the tests around it may interpret kernels instead of compiling them."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks/static_budget.py")]
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert answer.stdout.endswith(f"{len(variants())} kernels, 0 at fault\n")
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.endswith(f"{len(variants())} kernels, 0 at fault\n")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_kernels_stay_within_their_budget() -> None:
         (Cost(100, 0, 1000, 4, ("compiles to a trap",)), "compiles to a trap"),
     ],
 )
-def test_the_check_finds_faults(cost: Cost, fault: str | None) -> None:
+def test_check_finds_faults(cost: Cost, fault: str | None) -> None:
     variant = next(v for v in variants() if v.target == "sm_90" and v.matrix)
     found = faults(variant, cost, {"registers": 100, "shared": 1000})
     assert bool(found) == bool(fault)
@@ -46,7 +46,7 @@ def test_the_check_finds_faults(cost: Cost, fault: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("registers", "shared", "share"),
+    ("registers", "shared", "occupied"),
     [
         (32, 0, 1.0),  # as many warps as there are
         (128, 0, 0.25),  # 128 x 32 x 8 = half of the registers: two programs of 8 warps
@@ -55,6 +55,6 @@ def test_the_check_finds_faults(cost: Cost, fault: str | None) -> None:
         (32, 120 * 1024, 0.125),
     ],
 )
-def test_occupancy_by_hand(registers: int, shared: int, share: float) -> None:
+def test_occupancy_by_hand(registers: int, shared: int, occupied: float) -> None:
     variant = next(v for v in variants() if v.target == "sm_90" and v.warps == 8)
-    assert occupancy(variant, Cost(registers, 0, shared, 1)) == share
+    assert occupancy(variant, Cost(registers, 0, shared, 1)) == occupied

@@ -28,7 +28,7 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_newest_is_the_last_written_whatever_its_label_and_digest(tmp_path: Path) -> None:
+def test_newest_is_the_last_written(tmp_path: Path) -> None:
     labels = ["000000009", "000000009", "000000002", ""] * 4
     store = Store(tmp_path, "state", ".pt")
     for number, label in enumerate(labels):

@@ -66,8 +66,8 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
     """The image is exchanged for the layer's coverage, so that nothing but geometry is compared."""
 
     def coverage(self, stream, canvas, turn, zoom, mirrored):  # type: ignore[no-untyped-def]
-        nothing = np.zeros((VIEW_SIZE, VIEW_SIZE, 3), np.float32)
-        self._backgrounds.draw = lambda stream, size: nothing
+        black = np.zeros((VIEW_SIZE, VIEW_SIZE, 3), np.float32)
+        self._backgrounds.draw = lambda stream, size: black
         white = np.repeat(canvas[..., 3:], 4, 2)
         return original(self, stream, white, turn, zoom, mirrored)
 

@@ -39,11 +39,13 @@ def run(*benchmarks: tuple[str, dict[str, Any]]) -> dict[str, Any]:
         "machine_info": {"device": "a GPU", "kind": "gpu", "torch": "2.11"},
         "commit_info": {"id": "0123456789abcdef", "dirty": True},
         "datetime": "2026-01-02T03:04:05",
-        "benchmarks": [{"name": f"{name}[some-case]", "extra_info": facts} for name, facts in benchmarks],
+        "benchmarks": [
+            {"name": f"{name}[some-case]", "extra_info": metadata} for name, metadata in benchmarks
+        ],
     }
 
 
-def test_every_kind_of_benchmark_has_its_table() -> None:
+def test_each_benchmark_has_a_table() -> None:
     found = tables.results(
         run(
             ("bench_pipeline", PIPELINE),
@@ -73,13 +75,13 @@ def test_every_kind_of_benchmark_has_its_table() -> None:
         assert result["context"]["commit"] == "0123456789 with changes"
 
 
-def test_what_was_not_run_leaves_no_table() -> None:
+def test_omits_tables_without_results() -> None:
     assert tables.results(run(("bench_query_field", OPERATION)), None).keys() == {"operations"}
     with pytest.raises(ValueError, match="none of our benchmarks"):
         tables.results(run(), None)
 
 
-def test_parts_of_a_run_are_joined() -> None:
+def test_joins_parts_of_a_run() -> None:
     one, other = run(("bench_pipeline", PIPELINE)), run(("bench_query_field", OPERATION))
     assert tables.results(tables.joined([one, other]), None).keys() == {"speed", "stages", "operations"}
     with pytest.raises(ValueError, match="several commits: 0123456789abcdef, f00"):
@@ -88,14 +90,14 @@ def test_parts_of_a_run_are_joined() -> None:
         tables.joined([one, other | {"machine_info": {"device": "another"}}])
 
 
-def test_shares_want_the_ceilings_of_the_same_device() -> None:
+def test_ratios_require_ceilings_of_the_same_device() -> None:
     (row,) = tables.results(run(("bench_query_field", OPERATION)), None)["operations"]["rows"]
     assert row[9] is None
     with pytest.raises(ValueError, match="those of another, the run is of a GPU"):
         tables.results(run(("bench_query_field", OPERATION)), DEVICE._replace(device="another"))
 
 
-def test_ceilings_are_measured_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ceilings_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "RESULTS", tmp_path)
     monkeypatch.setattr(ceilings, "SIZES", {ceilings.DEVICE: (2**24, 2**16, 512)})
     ceilings.main()

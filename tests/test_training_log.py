@@ -51,7 +51,9 @@ def test_refuses_missing_tensorboard_before_the_first_step(
     assert not list(tmp_path.glob("state-*"))
 
 
-def test_progress_bar_shows_losses_and_damage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_shows_losses_and_damaged_images(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     train(tiny(steps=2, log_every=1), Dots(damaged=tuple(range(12))), tmp_path / "damaged")
     shown = capfd.readouterr().err
     assert "damaged=8" in shown and "img/s=" in shown and "sdf=" in shown

@@ -17,7 +17,7 @@ TINY = NVFConfig(input_size=32, stem=8, width=16, groups=4, stacks=2, hidden=(32
 
 
 @pytest.mark.parametrize("method", ["nvf", "holistic", "dense"])
-def test_every_weight_is_copied_between_tasks_and_sizes(method: str) -> None:
+def test_copies_every_weight_between_tasks_and_sizes(method: str) -> None:
     source = build(replace(TINY, method=method, task="root-relative"))
     target = build(replace(TINY, method=method, input_size=64))
     transfer(source, target)
@@ -26,7 +26,7 @@ def test_every_weight_is_copied_between_tasks_and_sizes(method: str) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_new_hand_scale_changes_nothing_at_first() -> None:
+def test_new_hand_scale_input_starts_neutral() -> None:
     source, target = build(TINY), build(replace(TINY, hand_scale=True))
     transfer(source, target)
     features, points = torch.randn(1, 16, 8, 8), torch.tensor([[[10.0, 5.0, 500.0], [-20.0, 9.0, 700.0]]])
@@ -38,14 +38,14 @@ def test_a_new_hand_scale_changes_nothing_at_first() -> None:
     assert all(not weight[:, -1].any() for weight in target.field.weights)
 
 
-def test_refuses_what_does_not_fit() -> None:
+def test_refuses_mismatched_networks() -> None:
     with pytest.raises(ValueError, match="takes a hand scale and the training's does not"):
         transfer(build(replace(TINY, hand_scale=True)), build(TINY))
     with pytest.raises(ValueError, match=r"width is 16, expected 24; method is 'nvf', expected 'dense'"):
         transfer(build(TINY), build(replace(TINY, width=24, method="dense")))
 
 
-def test_heads_and_the_pose_code_are_copied_too() -> None:
+def test_copies_heads_and_pose_code() -> None:
     source, target = NVF(CONFIG), NVF(replace(CONFIG, presence_threshold=0.8))
     transfer(source, target)
     for name, value in source.state_dict().items():

@@ -35,7 +35,7 @@ def trained_like(seed: int = 0) -> NVF:
     return model.eval()
 
 
-def test_folded_norms_change_nothing() -> None:
+def test_folding_norms_preserves_outputs() -> None:
     model = trained_like()
     folded = model.for_inference()
     images, slopes = torch.rand(3, 3, 64, 64) * 2 - 1, torch.tensor([0.1, 0.2, 0.4])
@@ -83,7 +83,7 @@ def test_combining_stays_between_coarse_and_voted() -> None:
     torch.testing.assert_close(*relative, rtol=0, atol=2e-4)
 
 
-def test_the_field_depends_on_the_coarse_pose() -> None:
+def test_field_depends_on_the_coarse_pose() -> None:
     model = trained_like()
     features = torch.randn(2, 16, 16, 16)
     coarse = torch.randn(2, 21, 3) * 30 + torch.tensor([0.0, 0.0, 400.0])

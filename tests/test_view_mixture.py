@@ -47,7 +47,7 @@ def test_proportions_are_kept() -> None:
     assert np.allclose(counts, (200, 100, 100), atol=45)
 
 
-def test_a_batch_depends_on_its_indices_and_the_seed_alone() -> None:
+def test_batch_depends_on_indices_and_seed_alone() -> None:
     first, again = (mixture().__getitems__([3, 1, 2]) for _ in range(2))
     other, reseeded = mixture().__getitems__([1, 3, 2]), mixture(seed=1).__getitems__([3, 1, 2])
     assert np.array_equal(first.joints, again.joints)
@@ -55,7 +55,7 @@ def test_a_batch_depends_on_its_indices_and_the_seed_alone() -> None:
     assert not np.array_equal(first.joints, reseeded.joints)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_refuses_mismatched_sources() -> None:
     with pytest.raises(ValueError, match="no proportion for the sources"):
         ViewMixture(ViewMixtureConfig(), {"drawings": source(1)}, 0, "")  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="no source with a positive proportion"):
@@ -82,7 +82,7 @@ def test_blank_views_are_dark_and_of_one_colour() -> None:
     assert 25 < (some != empty.images).any((1, 2, 3)).sum() < 55
 
 
-def test_mirrored_views_teach_the_side_alone() -> None:
+def test_mirrored_views_only_change_the_side() -> None:
     plain, turned = (
         mixture(left=0).__getitems__(list(range(60))),
         mixture(left=1).__getitems__(list(range(60))),
@@ -97,7 +97,7 @@ def test_mirrored_views_teach_the_side_alone() -> None:
     np.testing.assert_allclose(turned.boxes[rows, 0, 1::2], plain.boxes[rows, 0, 1::2])
 
 
-def test_a_cut_blackens_one_side_of_a_hand_and_changes_no_label() -> None:
+def test_truncation_blackens_one_side_and_keeps_labels() -> None:
     plain = views(64, 0)
     plain.images[:] = 200
     cut = with_cut_hands(plain, 1.0, np.random.default_rng(0))
@@ -118,7 +118,7 @@ def training(steps: int) -> TrainingConfig:
     return replace(preset, model=SMALL, optimisation=optimisation, log_every=2, save_every=2)
 
 
-def test_a_stopped_training_on_hand_views_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_resumed_training_on_hand_views_is_bitwise_equal(tmp_path: Path) -> None:
     whole = loop.train(training(4), mixture(), tmp_path / "whole", progress=False)
     for _ in range(2):
         loop.train(training(4), mixture(), tmp_path / "parts", minutes=0, progress=False)
@@ -132,14 +132,14 @@ def test_a_stopped_training_on_hand_views_goes_on_bit_for_bit(tmp_path: Path) ->
         torch.testing.assert_close(exported.state_dict()[name], value, rtol=2**-11, atol=1e-7)
 
 
-def test_running_statistics_are_averaged_too(tmp_path: Path) -> None:
+def test_averages_running_statistics(tmp_path: Path) -> None:
     result = loop.train(training(3), mixture(), tmp_path, progress=False)
     fresh = NVF(SMALL).state_dict()
     moved = [name for name, value in result.model.state_dict().items() if "norm.mean" in name]
     assert moved and all((result.model.state_dict()[name] != fresh[name]).any() for name in moved)
 
 
-def test_a_checkpoint_of_the_same_network_is_a_beginning(tmp_path: Path) -> None:
+def test_starts_from_a_checkpoint_of_the_same_network(tmp_path: Path) -> None:
     loop.train(training(2), mixture(), tmp_path / "first", progress=False)
     saved = saved_training(training(2), tmp_path / "second", mixture(seed=1))
     saved.start_from(tmp_path / "first" / "checkpoint")

@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photographs(tmp_path_factory.mktemp("photographs"), photograph_labels(6))
 
 
-def test_every_source_takes_part_and_equal_indices_draw_equal_views(folder: Path) -> None:
+def test_uses_every_source_deterministically(folder: Path) -> None:
     config = ViewMixtureConfig(
         rendered=1, rendered_wide=1, empty=1, photographs=1, photographs_wide=1, dataset=1
     )
@@ -36,14 +36,14 @@ def test_every_source_takes_part_and_equal_indices_draw_equal_views(folder: Path
     assert np.isfinite(views.joints[views.trust > 0]).all()
 
 
-def test_without_photographs_the_built_in_hand_suffices() -> None:
+def test_works_without_photographs() -> None:
     mixture = open_views(ViewMixtureConfig(), ViewFolders(), seed=0)
     assert set(mixture.sources) == {"rendered", "rendered_wide", "empty"}
     assert view_credits(ViewFolders()) == {"rigs": [], "textures": [], "backgrounds": 0}
     assert view_credits(ViewFolders(), Spots())["dataset"] == "spots training"
 
 
-def test_the_fingerprint_follows_the_material(folder: Path) -> None:
+def test_fingerprint_depends_on_the_sources(folder: Path) -> None:
     config = ViewMixtureConfig()
     plain = open_views(config, ViewFolders(), seed=0).fingerprint
     assert open_views(config, ViewFolders(photographs=folder), seed=0).fingerprint != plain
@@ -58,6 +58,6 @@ def test_credits_name_sources_and_licences(folder: Path) -> None:
     assert str(folder) not in str(photographs)
 
 
-def test_a_folder_that_holds_none_is_refused(tmp_path: Path) -> None:
+def test_refuses_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"labels\.json"):
         open_views(ViewMixtureConfig(), ViewFolders(photographs=tmp_path), seed=0)

@@ -41,8 +41,8 @@ def test_spread_points_fill_the_volume(volume: FrustumVolume | RootCube) -> None
     corner = torch.tensor(volume.centre_mm, dtype=torch.float64) - half
     box = corner + 2 * half * torch.rand(200_000, 3, dtype=torch.float64)
     kept = box[volume.contains(box)]
-    share = (kept[:, 2] > points[:, 2].median()).double().mean()
-    assert share == pytest.approx(0.5, abs=0.02)  # two standard deviations of the smaller count: 0.007
+    ratio = (kept[:, 2] > points[:, 2].median()).double().mean()
+    assert ratio == pytest.approx(0.5, abs=0.02)  # two standard deviations of the smaller count: 0.007
 
 
 @pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
@@ -65,11 +65,11 @@ def test_rays_pass_through_the_texels(volume: FrustumVolume | RootCube) -> None:
         pixels = projected(volume, origins + along * directions)
         # A map of `side` texels is sampled with its corner texels on the corners of the picture.
         row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-        wanted = torch.stack([column, row], -1).flatten(0, 1) * (SIZE / (side - 1))
-        torch.testing.assert_close(pixels, wanted, rtol=0, atol=1e-3)
+        expected = torch.stack([column, row], -1).flatten(0, 1) * (SIZE / (side - 1))
+        torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-3)
 
 
-def test_root_relative_depth_input_and_projection_are_as_said() -> None:
+def test_root_relative_depth_input_and_projection() -> None:
     points = torch.tensor([[[17.0, -34.0, 85.0], [-170.0, 170.0, -170.0]]])
     moved = RootCube().network_points(points)
     torch.testing.assert_close(moved[..., 2] / 480, 2 + points[..., 2] / 170)
@@ -92,15 +92,15 @@ def test_root_crop_is_metric_and_centred() -> None:
         point = roots + torch.tensor([[*offset, 0.0]], dtype=torch.float64)
         pixel = torch.cat([project(point[:, None], intrinsics)[:, 0], torch.ones(1, 1)], 1)
         seen = (homography @ pixel[..., None])[0, :2, 0]
-        wanted = SIZE / 2 * (1 + torch.tensor(offset, dtype=torch.float64) / 170)
-        torch.testing.assert_close(seen, wanted)
+        expected = SIZE / 2 * (1 + torch.tensor(offset, dtype=torch.float64) / 170)
+        torch.testing.assert_close(seen, expected)
     assert torch.equal(origins, roots)
     assert not FrustumVolume().place(intrinsics, SIZE, roots=roots).origins.any()
 
 
 @pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
 @pytest.mark.parametrize("left", [False, True])
-def test_the_view_shows_what_the_network_is_queried_at(volume: FrustumVolume | RootCube, left: bool) -> None:
+def test_view_and_volume_project_to_the_same_pixel(volume: FrustumVolume | RootCube, left: bool) -> None:
     """A camera-frame point near the wrist projects to one pixel by way of the image and of the volume."""
     intrinsics = torch.tensor([[[617.3, 0, 312.4], [0, 610.0, 241.4], [0, 0, 1]]], dtype=torch.float64)
     root = torch.tensor([[60.0, -40.0, 550.0]], dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_lattice_of_the_cube() -> None:
 
 
 @pytest.mark.parametrize("step", [4.0, 16.0, 60.0, 340.0])
-def test_unused_slots_lie_out_of_the_cubes_view(step: float) -> None:
+def test_unused_slots_lie_outside_the_view(step: float) -> None:
     lattice = RootCube().lattice(step)
     outside = RootCube().network_points(lattice.points(torch.tensor([lattice.nowhere])))
     uv = project(outside, reference_intrinsics(SIZE)) / (SIZE / 2) - 1
