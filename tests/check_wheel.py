@@ -1,4 +1,4 @@
-"""Checks a built wheel: it holds what the checkout holds, and works without the checkout.
+"""Check that a built wheel holds the files of the checkout and works without it.
 
 python tests/check_wheel.py dist/nvf_fast-VERSION-py3-none-any.whl
 """
@@ -34,7 +34,7 @@ print(f"{len(names)} modules import:", *(name for name in names if ".kernels." i
 
 
 def expected_files() -> set[str]:
-    """The package's files in the checkout, with the kernels inside it."""
+    """Return the package's files in the checkout, kernels included."""
     files = [path for folder in ("nvf_fast", "kernels") for path in (ROOT / folder).rglob("*")]
     names = [path.relative_to(ROOT).as_posix() for path in files if path.is_file()]
     return {
@@ -57,12 +57,12 @@ def check_contents(wheel: Path) -> None:
 
 
 def check_alone(wheel: Path) -> None:
-    """Installs the wheel in an environment that sees this one's dependencies but not the checkout."""
+    """Install the wheel in an environment with this one's dependencies but without the checkout."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         site = sysconfig.get_path("purelib", vars={"base": folder})
-        # A line of a .pth file adds a folder without running the .pth files in it: the editable install,
-        # which is one of those, stays out.
+        # A line of a .pth file adds a folder without running the .pth files in it, which excludes the
+        # editable install.
         Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         python = Path(folder, "bin", "python")
         pip = [python, "-m", "pip", "--quiet", "--quiet", "--disable-pip-version-check"]

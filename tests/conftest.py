@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 if not torch.cuda.is_available():
-    # Kernels then run in Triton's interpreter. Triton reads this variable once, on first import, so it is set
+    # Run kernels in Triton's interpreter. Triton reads this variable once, on first import, so it is set
     # before all other imports. Tests that compile for a real target do so in a subprocess without it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -18,12 +18,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-torch.backends.cudnn.allow_tf32 = False  # references in float32 are float32
+torch.backends.cudnn.allow_tf32 = False  # float32 references must not use TF32
 
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 
-    # Deadlines measure the machine's load, and random examples make failures that cannot be repeated.
+    # Deadlines depend on the machine's load, and random examples cause failures that cannot be reproduced.
     settings.register_profile("nvf_fast", deadline=None, derandomize=True, max_examples=50)
     settings.load_profile("nvf_fast")
 
@@ -68,7 +68,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_dir(request: pytest.FixtureRequest) -> Path:
-    """The folder given by --shared."""
+    """Return the folder given by --shared."""
     folder: Path = request.config.getoption("--shared")
     if not folder.is_dir():
         pytest.skip(f"no folder of shared data at {folder} (give one with --shared)")

@@ -1,4 +1,4 @@
-"""Small trees in the formats of the paper's data sets, of a hand model of our own in MANO's file format."""
+"""Small trees in the formats of the paper's data sets, with a hand model in MANO's file format."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLIP = torch.tensor([1.0, -1.0, -1.0])
 
 
 def mano_arrays() -> dict[str, np.ndarray]:
-    """What MANO's file holds, for a bent tube (m): 778 vertices, 1538 faces, 16 edges round its open end."""
+    """Arrays of MANO's file for a bent tube (m): 778 vertices, 1538 faces, 16 edges around its open end."""
     random = np.random.default_rng(0)
     along, around = np.meshgrid(np.arange(RINGS), np.arange(RING) * 2 * np.pi / RING, indexing="ij")
     height = 0.18 * along / (RINGS - 1)
@@ -43,7 +43,7 @@ def mano_arrays() -> dict[str, np.ndarray]:
     faces = [tuple(f) for f in np.stack([low, high, after[0]], -1).reshape(-1, 3)]
     faces += [tuple(f) for f in np.stack([high, after[1], after[0]], -1).reshape(-1, 3)]
     faces += [(at[-1, i], len(vertices) - 1, at[-1, (i + 1) % RING]) for i in range(RING)]
-    for _ in range(9):  # a vertex in the middle of a face makes three of it
+    for _ in range(9):  # a vertex at the centre of a face splits it in three
         first, second, third = faces.pop(0)
         vertices.append((vertices[first] + vertices[second] + vertices[third]) / 3)
         middle = len(vertices) - 1
@@ -70,7 +70,7 @@ def mano_arrays() -> dict[str, np.ndarray]:
 
 
 def write_mano(path: Path, arrays: dict[str, np.ndarray] | None = None) -> Path:
-    """A file as Python 2 wrote MANO_RIGHT.pkl: str for bytes, objects of chumpy and scipy, old names."""
+    """Write a file as Python 2 wrote MANO_RIGHT.pkl: str for bytes, chumpy and scipy objects, old names."""
     arrays = mano_arrays() if arrays is None else arrays
     with _classes_of_old() as (array, select, sparse), open(path, "wb") as file:
         content: dict[str, Any] = {"bs_style": "lbs", "bs_type": "lrotmin", **arrays}
@@ -101,7 +101,7 @@ def mano() -> Mano:
 
 
 def make_image(seed: int, width: int = 224, height: int = 224) -> np.ndarray:
-    """(height, width, 3) uint8, smooth, so that JPEG keeps it well."""
+    """Return an image (height, width, 3) uint8, smooth to limit JPEG errors."""
     phases = np.random.default_rng(seed).uniform(0, 6, 3)
     y, x = np.mgrid[:height, :width]
     waves = np.sin(x[..., None] / 23 + phases) + np.cos(y[..., None] / 31 - phases)
@@ -109,7 +109,7 @@ def make_image(seed: int, width: int = 224, height: int = 224) -> np.ndarray:
 
 
 def posed(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """MANO's parameters (1, 48) and (1, 10) of some hand."""
+    """Draw MANO's pose (1, 48) and shape (1, 10)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, 48, generator=generator) * 0.2, torch.randn(1, 10, generator=generator)
 
@@ -131,7 +131,7 @@ def freihand_samples(count: int = HANDS, versions: int = 1) -> list[HandSample]:
 
 
 def ho3d_sequences(count: int = HANDS) -> tuple[dict[str, list[HandSample]], dict[str, list[HO3DPose]]]:
-    """Two sequences, and MANO's parameters of their frames."""
+    """Return two sequences and the MANO parameters of their frames."""
     sequences: dict[str, list[HandSample]] = {}
     poses: dict[str, list[HO3DPose]] = {}
     for number, name in enumerate(("ABF10", "SM1")):
@@ -166,7 +166,7 @@ def complement_samples(count: int = 4) -> list[HandSample]:
 
 
 def write_trees(folder: Path) -> None:
-    """`freihand`, `freihand_eval`, `v2`, `v3`, `complement` and MANO_RIGHT.pkl in one folder."""
+    """Write `freihand`, `freihand_eval`, `v2`, `v3`, `complement` and MANO_RIGHT.pkl to one folder."""
     write_mano(folder / "MANO_RIGHT.pkl")
     write_freihand(folder / "freihand", freihand_samples(versions=4), "training", VERSIONS)
     write_freihand(
@@ -180,20 +180,20 @@ def write_trees(folder: Path) -> None:
 
 
 def edit_json(path: Path, change: Any) -> None:
-    """Loads a JSON file, lets `change` alter the content or prediction another one, and writes it."""
+    """Rewrite a JSON file after `change`, which edits the content or returns a new one."""
     content = json.loads(path.read_text())
     prediction = change(content)
     path.write_text(json.dumps(content if prediction is None else prediction))
 
 
 def edit_pickle(path: Path, **values: Any) -> None:
-    """Sets entries of a pickled dictionary."""
+    """Set entries of a pickled dictionary."""
     content = pickle.loads(path.read_bytes()) | values
     path.write_bytes(pickle.dumps(content, protocol=2))
 
 
 class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
-    """Writes str and bytes as Python 2 wrote its str."""
+    """Pickle str and bytes as Python 2 pickled its str."""
 
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
@@ -206,7 +206,7 @@ class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
 
 @contextmanager
 def _classes_of_old() -> Iterator[tuple[Any, Any, Any]]:
-    """chumpy.ch.Ch, chumpy.reordering.Select and scipy.sparse.csc.csc_matrix as a pickler sees them."""
+    """Provide chumpy.ch.Ch, chumpy.reordering.Select and scipy.sparse.csc.csc_matrix to a pickler."""
     places = [("chumpy.ch", "Ch"), ("chumpy.reordering", "Select"), ("scipy.sparse.csc", "csc_matrix")]
     before = {name: sys.modules.get(name) for name in ("chumpy", *(module for module, _ in places))}
     classes = []

@@ -17,11 +17,11 @@ FOCAL, SIZE = 480.0, 224
 
 
 class Images:
-    """Images of noise with unrelated hands; every third has a box, every fourth is a left one.
+    """Images of noise with unrelated hands; every third has a box, every fourth is left.
 
     Args:
         count: images.
-        damaged: indices of those that cannot be read.
+        damaged: indices of unreadable images.
         released: whether joints, roots and hand scales are known.
     """
 
@@ -54,7 +54,7 @@ class Images:
 
 
 class Fixed:
-    """Predicts `joints` (N, 21, 3) by the number in the sample's id; NaN is invalid."""
+    """Predict `joints` (N, 21, 3) by the number in the sample's id; NaN is invalid."""
 
     method, scale_choices = "fixed", (False,)
 
@@ -74,5 +74,5 @@ class Fixed:
 
 
 def predictor(**config: bool) -> NetworkPredictor:
-    """A small network in which every point votes, so that poses are valid."""
+    """Build a predictor in which every point votes, so that poses are valid."""
     return NetworkPredictor(PoseEstimator(reference_network(**config), step_mm=32, fraction=1.0))

@@ -1,4 +1,4 @@
-"""An estimator that works with fixed sizes, as on CUDA, and records its runs without a device."""
+"""Run an estimator with fixed sizes, as on CUDA, and record its runs without a device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvf_fast.runtime.profiling import Stages
 
 
 class LaunchByLaunch:
-    """Records nothing, and calls each function again."""
+    """Recorder that calls each function again instead of replaying a graph."""
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         output = run()
@@ -29,7 +29,7 @@ class LaunchByLaunch:
 
 
 def with_fixed_sizes(estimator: PoseEstimator) -> PoseEstimator:
-    """The estimator, one recorded run per shape from now on."""
+    """Switch the estimator to one recorded run per shape."""
     estimator.runner = BatchRunner(
         estimator.runner.pipeline,
         estimator.model.config.input_size,

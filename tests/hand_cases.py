@@ -15,7 +15,7 @@ CONFIG = NVFConfig(
 
 
 def hand_network() -> NVF:
-    """Random, but with depths of some 400 mm, several hundred voters and positive weights of votes."""
+    """Random network with depths of about 400 mm, several hundred voters and positive vote weights."""
     torch.manual_seed(4)
     model = NVF(CONFIG).eval()
     assert model.heads is not None

@@ -1,4 +1,4 @@
-"""Networks, points and meshes that the tests and benchmarks of the operations share."""
+"""Networks, points and meshes for the tests and benchmarks of the operations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nvf_fast.synthetic.rig import built_in_surface
 
 
 class FieldCase(NamedTuple):
-    """A field and its points, which cover `spread` of the view's side; more than 1 leaves it."""
+    """A field and its points, which cover `spread` of the view's side; values above 1 exceed the view."""
 
     batch: int
     count: int
@@ -29,7 +29,7 @@ class FieldCase(NamedTuple):
 
 
 class FieldInputs(NamedTuple):
-    """The arguments of `query_field` that a case decides, by name."""
+    """The arguments of `query_field` for a case, by name."""
 
     features: Tensor
     points: Tensor
@@ -68,7 +68,7 @@ FIELD_CASES = {
 
 
 def field_inputs(case: FieldCase, dtype: torch.dtype = torch.float32, device: str = "cpu") -> FieldInputs:
-    """Random inputs, the network exact in `dtype`: every implementation starts from the same numbers.
+    """Draw random inputs with network weights exactly representable in `dtype`.
 
     The images of a centred case also have intrinsics of their own.
     """
@@ -104,19 +104,19 @@ def field_inputs(case: FieldCase, dtype: torch.dtype = torch.float32, device: st
 
 
 def rms(error: Tensor) -> float:
-    """Root mean square of the finite entries."""
+    """Return the root mean square of the finite entries."""
     return error[error.isfinite()].double().square().mean().sqrt().item()
 
 
 def hand_of_mano_size() -> trimesh.Trimesh:
-    """A synthetic hand of 799 vertices and 1594 faces; MANO's, closed at the wrist, has 778 and 1552."""
+    """Return a synthetic hand of 799 vertices and 1594 faces; MANO's, closed, has 778 and 1552."""
     hand = sample_hands(1, torch.Generator().manual_seed(0), surface=built_in_surface(8.0))
     vertices = hand.vertices[0].double().numpy()
     return trimesh.Trimesh(vertices - vertices.mean(0), hand.faces.numpy(), process=False)
 
 
 def closed_meshes() -> list[trimesh.Trimesh]:
-    """Twenty closed meshes of some 100 mm, turned at random and 300 to 1000 mm away; the first is a hand."""
+    """Return 20 closed meshes of about 100 mm, randomly rotated, 300 to 1000 mm away; the first is a hand."""
     random = np.random.default_rng(0)
     meshes = [hand_of_mano_size()]
     for _ in range(5):
@@ -141,6 +141,6 @@ def closed_meshes() -> list[trimesh.Trimesh]:
 def mesh_tensors(
     mesh: trimesh.Trimesh, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Vertices (1, V, 3), their mean subtracted first, and faces (F, 3)."""
+    """Return vertices (1, V, 3), centred before rounding, and faces (F, 3)."""
     vertices = torch.tensor(mesh.vertices - mesh.vertices.mean(0))[None]
     return vertices.to(device, dtype), torch.tensor(mesh.faces, dtype=torch.int64, device=device)

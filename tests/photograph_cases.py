@@ -1,4 +1,4 @@
-"""A made-up folder of labelled photographs: a coloured disc at each joint of a capsule hand."""
+"""A synthetic folder of labelled photographs: a coloured disc at each joint of a capsule hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RADIUS = 3.5  # px, of a disc
 
 
 def photograph_labels(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Entries of labels.json; every second hand is a left one, and joints are FreiHAND's already."""
+    """Return entries of labels.json; every second hand is left, and joints follow FreiHAND's definition."""
     near = HandDistribution(nearest_mm=380, farthest_mm=420)
     hands = (
         sample_hands(20 * count, torch.Generator().manual_seed(seed), near).joints.numpy().astype(np.float64)
@@ -34,7 +34,7 @@ def photograph_labels(count: int, seed: int = 0) -> list[dict[str, Any]]:
     for index, joints in enumerate(hands[_discs_apart(hands)][:count]):
         left = index % 2 == 1
         joints = mirrored(joints) if left else joints
-        # The principal point lies where the hand's middle is seen at (115, 122).
+        # The principal point places the hand's centre at (115, 122).
         middle = joints.mean(0)
         principal = [115 - FOCAL * middle[0] / middle[2], 122 - FOCAL * middle[1] / middle[2]]
         intrinsics = np.array([[FOCAL, 0, principal[0]], [0, FOCAL, principal[1]], [0, 0, 1]])
@@ -57,7 +57,7 @@ def photograph_labels(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_photographs(folder: Path, entries: list[dict[str, Any]], every_joint: bool = False) -> Path:
-    """Write labels.json, and an image with discs at the marked joints of each entry, or red ones at all."""
+    """Write labels.json and images with discs at the marked joints, or red discs at every joint."""
     for entry in entries:
         image = np.full((SIZE, SIZE, 3), 90, np.uint8)
         rows, columns = np.mgrid[:SIZE, :SIZE]
@@ -71,7 +71,7 @@ def write_photographs(folder: Path, entries: list[dict[str, Any]], every_joint: 
 
 
 def disc_centres(image: np.ndarray) -> np.ndarray:
-    """Centres (5, 2) px of the discs in an image without changed colours; 0 of one that does not show."""
+    """Return centres (5, 2) px of the discs in an image with original colours; 0 for invisible discs."""
     apart = np.abs(image.astype(int)[..., None, :] - COLOURS).max(-1)
     weights = (apart < 70).astype(np.float64)
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
@@ -80,7 +80,7 @@ def disc_centres(image: np.ndarray) -> np.ndarray:
 
 
 def _discs_apart(hands: np.ndarray) -> np.ndarray:
-    """Whether the marked joints of each hand lie so far apart that no disc covers another."""
+    """Whether the marked joints of each hand are too far apart for discs to overlap."""
     seen = FOCAL * (hands / hands[..., 2:])[:, MARKED, :2]
     apart = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1) + 99 * np.eye(len(MARKED))
     return apart.min((1, 2)) > 3 * RADIUS

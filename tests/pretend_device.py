@@ -1,10 +1,10 @@
-"""A device that exists in name only, for machines without a GPU: it computes on the CPU, but keeps apart.
+"""A simulated device for machines without a GPU: it computes on the CPU, but keeps its tensors apart.
 
-As on a GPU, an operation refuses tensors of the CPU among those of the device (numbers in tensors without
-dimensions, and indices, may come from the CPU), and new tensors are the CPU's unless they say otherwise. What
-needs CUDA itself, such as pinned memory, graphs and generators, is not there.
+As on a GPU, an operation refuses CPU tensors among those of the device (except tensors without
+dimensions and indices), and new tensors are created on the CPU by default. Pinned memory, CUDA graphs and
+generators are not supported.
 
-    python tests/pretend_device.py     every rehearsal, as JSON: its name and what went wrong, or null
+    python tests/pretend_device.py     run every rehearsal; print JSON: name and traceback, or null
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CPU_INDICES = {"aten::index", "aten::_unsafe_index", "aten::index_put_", "aten::
 
 
 class There(Tensor):
-    """A tensor of the device; `here` holds its values."""
+    """A tensor of the simulated device; `here` holds its values."""
 
     here: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -75,7 +75,7 @@ class There(Tensor):
 
 
 def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An operation on the values, its results on the device that they belong to."""
+    """Run an operation on the CPU values and place its results on the right device."""
     name = op.name().split(".")[0]
     flat, structure = pytree.tree_flatten((args, kwargs))
     there = [value for value in flat if isinstance(value, There)]
@@ -110,7 +110,7 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def install() -> torch.library.Library:
-    """Makes the device known to PyTorch for the rest of the process, while the library lives."""
+    """Register the device with PyTorch for the lifetime of the returned library."""
 
     class Module(backend_registration._DummyBackendModule):
         def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -119,7 +119,7 @@ def install() -> torch.library.Library:
     backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda op, *args, **kwargs: run(op, args, kwargs), "PrivateUse1")
-    # What PyTorch makes of lists and ranges in C++ goes by way of the CPU.
+    # Tensors that PyTorch creates from lists and ranges in C++ are created on the CPU first.
     for name in ("tensor", "arange", "linspace", "eye"):
         setattr(torch, name, _by_way_of_the_cpu(getattr(torch, name)))
     as_tensor = torch.as_tensor
@@ -136,7 +136,7 @@ def install() -> torch.library.Library:
 
 
 def rehearsals() -> dict[str, Callable[[], None]]:
-    """What is run on the device, each beside the same on the CPU."""
+    """Return the computations to compare between the device and the CPU, by name."""
     found: dict[str, Callable[[], None]] = {"meshes": _meshes}
     for search, step in (("dense", 16.0), ("guided", 16.0), ("octree", 8.0)):
         found[f"estimator {search}"] = lambda search=search, step=step: _estimator(search, step)

@@ -13,10 +13,10 @@ SHAPE = {"input_size": 64, "stem": 16, "width": 32, "stacks": 1, "hidden": (32,)
 
 
 def reference_network(nearness: float = 0.01, **config: Any) -> NVF:
-    """Random, with positive weights of votes and signed distances close to zero.
+    """Random network with positive vote weights and signed distances close to zero.
 
     Args:
-        nearness: factor of the random distances: with 0.01 every point votes, with 1 only some do.
+        nearness: factor of the random distances; every point votes at 0.01, some at 1.
         config: entries of the configuration other than `SHAPE`.
     """
     torch.manual_seed(3)

@@ -1,11 +1,11 @@
-"""Every kernel at small awkward sizes under NVIDIA's compute-sanitizer, which comes with CUDA's toolkit.
+"""Run every kernel at small awkward sizes under NVIDIA's compute-sanitizer (part of the CUDA toolkit).
 
     python tests/sanitize.py                      memcheck, racecheck and initcheck of the six operations
     python tests/sanitize.py --tool synccheck --operation cast_votes
-    TRITON_INTERPRET=1 python tests/sanitize.py --inside    what runs under it, here on a CPU
+    TRITON_INTERPRET=1 python tests/sanitize.py --inside    the operations alone, on a CPU
 
-Prints a table and the first reports; exits 1 on any error, and on whatever could not run; 2 where nothing
-can, for want of a device or of compute-sanitizer.
+Prints a table and the first reports. Exits with 1 on any error or failed run, with 2 without a device or
+compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-ERRORS_FOUND = 9  # what compute-sanitizer then exits with
+ERRORS_FOUND = 9  # exit code of compute-sanitizer on errors
 TIME_LIMIT = 900  # seconds per tool
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def launched_kernels(operation: str) -> list[str]:
-    """The kernels that kernels/OPERATION/triton.py launches, as name[grid](...)."""
+    """Return the kernels that kernels/OPERATION/triton.py launches, as name[grid](...)."""
     calls = ast.walk(ast.parse((ROOT / f"kernels/{operation}/triton.py").read_text()))
     launches = (call.func.value for call in calls if _is_launch(call))
     return list(dict.fromkeys(name.id for name in launches if isinstance(name, ast.Name)))
@@ -47,7 +47,7 @@ def _is_launch(node: Any) -> bool:
 
 
 class Launches:
-    """A kernel that counts how often it is launched."""
+    """A kernel that counts its launches."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel, self.count = kernel, 0
@@ -58,7 +58,7 @@ class Launches:
 
 
 class Verdict(NamedTuple):
-    """What a tool says of one operation: its errors, or why there is no answer; neither is clean."""
+    """Result of a tool for one operation: an error count, or the reason of a failed run; neither is clean."""
 
     errors: int = 0
     reason: str = ""
@@ -70,7 +70,7 @@ class Verdict(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one tool: a verdict for each operation, reports of our kernels, and what is to be said beside."""
+    """Results of one tool: a verdict per operation, reports of our kernels, and notes."""
 
     verdicts: dict[str, Verdict]
     reports: list[str]
@@ -79,8 +79,8 @@ class Result(NamedTuple):
 
 
 def command(tool: str, operations: Sequence[str]) -> list[str]:
-    """How the tool runs this file inside itself."""
-    # A faulty kernel ends, and those after it still run. Compilers, which are other processes, are let alone.
+    """Return the command line that runs this file under the tool."""
+    # A faulty kernel ends, and later ones still run. Compilers run in other processes and are not checked.
     options = [
         "--tool",
         tool,
@@ -94,7 +94,7 @@ def command(tool: str, operations: Sequence[str]) -> list[str]:
     if tool == "memcheck":
         options += ["--report-api-errors", "no"]  # PyTorch tries calls that may fail
     if tool == "initcheck":
-        # No choice of kernels: until release 2026.4 it misses what kernels outside of it have written.
+        # No kernel filter: before release 2026.4 it misses writes of kernels outside the filter.
         options += ["--check-api-memory-access", "no"]
     else:
         kernels = [kernel for operation in operations for kernel in launched_kernels(operation)]
@@ -104,7 +104,7 @@ def command(tool: str, operations: Sequence[str]) -> list[str]:
 
 
 def parse(tool: str, operations: Sequence[str], output: str, code: int) -> Result:
-    """What a tool's output and exit code say."""
+    """Parse a tool's output and exit code."""
     kernels = {kernel: name for name in OPERATIONS for kernel in launched_kernels(name)}
     owners = "|".join(
         [rf"\b(?P<file>{'|'.join(OPERATIONS)})\.py:\d", rf"\b(?P<kernel>{'|'.join(kernels)})\b"]
@@ -131,7 +131,7 @@ def parse(tool: str, operations: Sequence[str], output: str, code: int) -> Resul
     notes = []
     if foreign:
         notes.append(f"{tool}: {foreign} reports of kernels that are not ours")
-    # PyTorch's kernels may read what they do not use; the other tools look at ours alone.
+    # PyTorch's kernels may read unused memory; the other tools check our kernels only.
     unexplained = total - len(ours) - (foreign if tool == "initcheck" else 0)
     if unexplained > 0:
         notes.append(f"{tool}: {unexplained} errors of {total} cannot be assigned to a kernel of ours")
@@ -140,7 +140,7 @@ def parse(tool: str, operations: Sequence[str], output: str, code: int) -> Resul
 
 
 def _reports(output: str) -> list[str]:
-    """Errors with a place in a kernel: a line, and the indented ones after it."""
+    """Return the errors located in a kernel, each a line with the indented lines after it."""
     lines = (line.removeprefix("=========") for line in output.splitlines() if line.startswith("========="))
     found: list[str] = []
     for line in lines:
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("sanitize: compute-sanitizer is not on the PATH; it comes with CUDA's toolkit", file=sys.stderr)
         return 2
     if not torch.cuda.is_available():
-        print("sanitize: there is no CUDA device", file=sys.stderr)
+        print("sanitize: no CUDA device", file=sys.stderr)
         return 2
     results = {tool: run_tool(tool, operations) for tool in ([options.tool] if options.tool else TOOLS[:3])}
     width = max(len(name) for name in OPERATIONS) + 2
@@ -179,8 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_tool(tool: str, operations: Sequence[str]) -> Result:
-    """Run a tool; what it printed is shown where it did not end as it should."""
-    # Without PyTorch's cache every tensor is an allocation, whose bounds memcheck knows.
+    """Run a tool; show its output if it failed."""
+    # Without PyTorch's cache every tensor is an allocation with bounds known to memcheck.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         run = subprocess.run(
@@ -204,11 +204,11 @@ def run_tool(tool: str, operations: Sequence[str]) -> Result:
 
 
 def inside(operations: Sequence[str]) -> int:
-    """Run the operations and say which kernels they launched; each must launch all of its own."""
+    """Run the operations and print their kernel launches; each must launch all of its kernels."""
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         print("sanitize: without a CUDA device --inside needs TRITON_INTERPRET=1", file=sys.stderr)
         return 2
-    warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the interpreter: 0 / 0 is intended
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # the interpreter divides 0 / 0
     torch.manual_seed(0)
     never = []
     for name in operations:
@@ -239,7 +239,7 @@ def run_query_field() -> None:
             inputs = field_inputs(case, dtype, DEVICE)
             map_size = inputs.features.shape[2:]
             layers = kernel.pack_layers(inputs.weights, inputs.biases, case.channels, dtype)
-            # initcheck may miss what a library's product writes; a copy it sees.
+            # initcheck may miss writes of a library's matrix product, but not those of a copy.
             maps = kernel.project_maps(inputs.features, inputs.hand_scale, layers).clone()
             for points in (inputs.points, inputs.points[0]):
                 tiles = kernel.locate(

@@ -1,4 +1,4 @@
-"""Tilings are timed in turn, the fastest is kept, and a file that is no good does no harm."""
+"""Autotuning: interleaved timing, caching of the fastest tiling, damaged cache files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPACE = tilings(torch.float16, "cuda", 90)
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A device of compute capability 9.0, and a cache of its own."""
+    """A device of compute capability 9.0 with an empty cache."""
     monkeypatch.setattr(autotuning, "CACHE", tmp_path / "made" / "tilings.json")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

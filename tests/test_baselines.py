@@ -1,4 +1,4 @@
-"""The baselines of Section 4.1: parts common with the field, and predictions."""
+"""The baselines of Section 4.1: components shared with the field, and predictions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_baselines_have_the_encoder_and_mlp_of_the_field(method: str) -> None:
     model, field = network(method), build(TINY)
     assert model.encoder.state_dict().keys() == field.encoder.state_dict().keys()
     for ours, theirs in zip(model.field.weights[:-1], field.field.weights[:-1], strict=True):
-        assert ours.shape == (theirs.shape[0], theirs.shape[1] - 1)  # no input of depth
+        assert ours.shape == (theirs.shape[0], theirs.shape[1] - 1)  # no depth input
     assert len(model.field.weights[-1]) == {"holistic": 63, "dense": 85}[method]
 
 
@@ -75,7 +75,7 @@ def test_dense_votes_are_a_weighted_mean_over_the_hand() -> None:
         model.field.weights[-1].zero_()
         model.field.biases[-1][0] = -1.0
     joints, voters = model.predict(model.encode(images), scale)
-    assert joints.isnan().all() and not voters.any()  # no hand is said, not guessed
+    assert joints.isnan().all() and not voters.any()  # no hand: NaN, not a guess
 
 
 @pytest.mark.parametrize("method", ["holistic", "dense"])

@@ -1,4 +1,4 @@
-"""The programs beside the benchmarks: curves of trainings, the profile of a frame."""
+"""Programs of the benchmarks folder: training curves and the profile of a frame."""
 
 from __future__ import annotations
 

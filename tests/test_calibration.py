@@ -1,4 +1,4 @@
-"""Weights of the votes, scale of expected errors and threshold of presence, fitted on views."""
+"""Calibration on views: vote weights, scale of expected errors and presence threshold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.test_hand_losses import views
 
 
 def sized(count: int) -> HandViews:
-    """Views of the size that the network takes."""
+    """Return views of the network's input size."""
     drawn = views(count)
     images = np.repeat(np.repeat(drawn.images, 2, 1), 2, 2)
     return replace(drawn, images=images, focal=2 * drawn.focal)
@@ -33,12 +33,12 @@ def test_predictions_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(calibration, "BATCH", 2)
     for name, value in predict_views(model, drawn)._asdict().items():
         assert len(value) == 5 and value.isfinite().all(), name
-        # Batches of convolutions sum in another order: 2e-4 mm of 400 was measured.
+        # Batched convolutions sum in another order: measured 2e-4 mm of 400 mm.
         torch.testing.assert_close(value, getattr(whole, name), rtol=1e-4, atol=1e-3)
 
 
 def test_finds_the_best_combination_on_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Votes place the middle exactly and nothing else; coarse joints know the rest."""
+    """Votes are exact for the centre alone; coarse joints are exact for the rest."""
     generator = torch.Generator().manual_seed(0)
     drawn = sized(60)
     joints = torch.from_numpy(drawn.joints)
@@ -48,7 +48,7 @@ def test_finds_the_best_combination_on_the_views(monkeypatch: pytest.MonkeyPatch
     predictions = ViewPredictions(
         joints + shift, voted, torch.linspace(0.6, 1, 60), torch.zeros(60), torch.full((60, 21), 8.0)
     )
-    # Half of the views fit the logits, which are another test's.
+    # Half of the views are used to fit the logits, which another test covers.
     predictions = ViewPredictions(*(each[1::2] for each in predictions))
     monkeypatch.setattr(calibration, "fit_logits", lambda *given: None)
     hidden = predictions._replace(presence=torch.linspace(0, 0.5, 30))
@@ -87,12 +87,12 @@ def test_threshold_accepts_half_a_percent_of_empty_views() -> None:
     # Five of 1001 views lie above 0.9 * 995.5 / 1000.
     assert accepted == 5 / 1001 and abs(threshold - 0.9 * 0.9955) < 1e-3
     assert abs(lost - (threshold - 0.2) / 0.8) < 2e-3
-    # Apart, in the middle of the gap.
+    # Separable classes: the middle of the gap.
     assert calibration._threshold(np.array([0.8, 0.9]), np.array([0.1, 0.2])) == (0.5, 0.0, 0.0)
 
 
 def test_logits_separate_separable_features() -> None:
-    """Hands are bright on the view's left; mirrored hands on its right; empty views are dark."""
+    """Hands are bright on the left of the view, mirrored hands on the right; empty views are dark."""
     drawn = sized(24)
     drawn.images[:] = 60 + drawn.images // 16
     shown = replace(drawn, images=drawn.images.copy())

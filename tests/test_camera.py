@@ -1,4 +1,4 @@
-"""Cameras: rotations, homographies and remapping, against geometry worked out by hand and OpenCV's remap."""
+"""Cameras: rotations, homographies and remapping against hand-computed geometry and OpenCV's remap."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ K = torch.tensor([[501.7, 0, 118.3], [0, 498.2, 109.6], [0, 0, 1]], dtype=torch.
 
 
 def blob(pixel: Tensor, height: int, width: int, sigma: float) -> Tensor:
-    """(1, 1, height, width) Gaussian spot at a pixel (x, y)."""
+    """Return a Gaussian spot (1, 1, height, width) at a pixel (x, y)."""
     y = torch.exp(-0.5 * ((torch.arange(height) - pixel[1]) / sigma) ** 2)
     x = torch.exp(-0.5 * ((torch.arange(width) - pixel[0]) / sigma) ** 2)
     return (y[:, None] * x)[None, None].float()
 
 
 def centroid(image: Tensor) -> Tensor:
-    """(x, y) of the brightness of image (1, 1, H, W)."""
+    """Return the brightness centroid (x, y) of an image (1, 1, H, W)."""
     mass = image[0, 0].double() / image.double().sum()
     x, y = torch.arange(image.shape[-1]), torch.arange(image.shape[-2])
     return torch.stack([(mass.sum(0) * x).sum(), (mass.sum(1) * y).sum()])
@@ -125,7 +125,7 @@ def test_remap_moves_a_spot_by_the_homography_at_any_resolution(fine: float, mir
 
 
 def test_fine_images_are_averaged_before_sampling() -> None:
-    checks = (torch.arange(896)[:, None] + torch.arange(896)) % 2  # every other pixel black: grey from afar
+    checks = (torch.arange(896)[:, None] + torch.arange(896)) % 2  # every other pixel black: grey on average
     image = checks[None, None].float()
     homography = reference_homography(reference_intrinsics(896, dtype=torch.float64))[None]
     view = remap(image, homography, 224)[0, 0, 1:-1, 1:-1]
@@ -171,7 +171,7 @@ def test_view_is_empty_behind_the_camera() -> None:
 
 
 def view_between(fine: float, pixel: tuple[float, float]) -> Tensor:
-    """(3, 3) from an image of 601 x 802 px, `fine` times as fine as the reference view, to one of 128 px."""
+    """Return the homography from a 601 x 802 px image, `fine` times as fine as the view, to a 128 px view."""
     intrinsics = torch.tensor([[480.0 * fine, 0, 400], [0, 480 * fine, 300], [0, 0, 1]], dtype=torch.float64)
     frame = look_at_rotation(torch.tensor(pixel, dtype=torch.float64), intrinsics)
     return reference_homography(intrinsics, 128, frame)
@@ -212,7 +212,7 @@ def test_zero_padding_around_crops_preserves_the_view(fine: float, pixel: tuple[
         )
         torch.testing.assert_close(other, exact, rtol=0, atol=tolerance)
     several = sample_views(padded.expand(2, -1, -1, -1), plan.matrix.expand(2, 3, 3), 128, plan.factor)
-    assert torch.equal(several, other.expand(2, -1, -1, -1)), "uint8 gives what its float32 does"
+    assert torch.equal(several, other.expand(2, -1, -1, -1)), "uint8 equals its float32"
 
 
 def test_images_with_different_crops_are_remapped_separately() -> None:
@@ -225,7 +225,7 @@ def test_images_with_different_crops_are_remapped_separately() -> None:
 
 @pytest.mark.parametrize("upright", [False, True])
 def test_positions_in_large_images_are_accurate_to_a_thousandth_of_a_pixel(upright: bool) -> None:
-    # Values rise by 1 a pixel and start again every 64: small enough for float32 to tell the place from them.
+    # Values rise by 1 per pixel modulo 64: small enough for float32 to resolve the position.
     crop = (torch.arange(8000.0) % 64).expand(1, 1, 2, 8000)
     matrix = torch.tensor([[40.0, 0.3, 2.7], [0, 1e-3, 0.4], [4e-6, -3e-5, 1]], dtype=torch.float64)
     ends = torch.arange(200, dtype=torch.float64)
@@ -241,7 +241,7 @@ def test_positions_in_large_images_are_accurate_to_a_thousandth_of_a_pixel(uprig
 
 
 class NoTensorsOfNumbers(TorchDispatchMode):
-    """Refuses to make a tensor of a list: on a device that is a copy, which a CUDA graph cannot hold."""
+    """Refuse tensors made from lists: on a device that is a copy, which a CUDA graph cannot record."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.lift_fresh.default:
@@ -257,7 +257,7 @@ def test_sampling_does_not_synchronise(factor: int) -> None:
         sample_views(crops, matrices, 16, factor)
         with pytest.raises(AssertionError, match="of a list"):
             matrices.new_tensor([0.5])
-    # Tensors without values: none can be read, copied to the host, or joined with one that lies there.
+    # Fake tensors have no values to read, to copy to the host or to combine with host tensors.
     view = sample_views(crops.to("meta"), matrices.to("meta"), 16, factor)
     assert view.is_meta and view.dtype == torch.float32 and view.shape == (2, 3, 16, 16)
     with pytest.raises(RuntimeError, match="meta"):

@@ -1,4 +1,4 @@
-"""The capsule hand that the built-in mesh is made from: bone lengths and distances."""
+"""The capsule hand behind the built-in mesh: bone lengths and distances."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_bone_lengths() -> None:
     lengths = torch.stack([(nodes[a] - nodes[b]).norm() for a, b in pairs])
     torch.testing.assert_close(lengths, torch.tensor(expected, dtype=torch.float64))
     palm = torch.stack([(nodes[5 + 4 * f] - nodes[21 + f]).norm() for f in range(4)])
-    # Knuckles lie up to 3 mm out of the plane in which the metacarpals are laid.
+    # Knuckles lie up to 3 mm outside the plane of the metacarpals.
     torch.testing.assert_close(palm, torch.tensor(FINGER_METACARPALS, dtype=torch.float64), rtol=0, atol=0.1)
 
 
@@ -33,7 +33,7 @@ def test_handedness() -> None:
 
 
 def test_cone_distances() -> None:
-    """Against the definition: the union of the spheres along the axis."""
+    """Distances equal those to the union of the spheres along the axis."""
     nodes = mean_nodes()
     points = nodes.mean(0) + 80 * torch.randn(200, 3, dtype=torch.float64)
     at = torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None]

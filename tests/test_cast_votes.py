@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def voting(count: int, ratio: float, batch: int = 2, joints: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Random points, votes and counts; about `ratio` of the rows vote, fewer in later images."""
+    """Draw points, votes and counts; about `ratio` of the rows vote, fewer in later images."""
     points = 100 * torch.randn(batch, count, 3) + torch.tensor([0, 0, 500])
     votes = torch.randn(batch, count, joints, 4)
     votes[..., 0] = torch.rand(batch, count, joints) - 0.1  # as predicted: mostly positive
@@ -38,7 +38,7 @@ def voting(count: int, ratio: float, batch: int = 2, joints: int = 3) -> tuple[T
 
 
 def with_weights(weights: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """One joint whose voters have these weights; voter i stands at x = i mm and points nowhere."""
+    """Return inputs for one joint with these vote weights; voter i lies at x = i mm, direction zero."""
     count = len(weights)
     points = torch.zeros(1, count, 3, device=DEVICE)
     points[0, :, 0] = torch.arange(count)
@@ -54,11 +54,11 @@ def test_authors_vectors(shared_dir: Path) -> None:
         points, votes = torch.tensor(case["points_mm"]).mT, torch.tensor(case["heatmap"]).permute(0, 3, 1, 2)
         batch, count = points.shape[:2]
         counts = torch.full((batch,), count, dtype=torch.int32)
-        # The last case names how many votes count, one, and no fraction.
+        # The last case gives the number of selected votes instead of a fraction.
         fraction = case["fraction"] or case["candidate_num"] / count
         for ratio, name in ((fraction, "joints_top_mm"), (1.0, "joints_all_mm")):
             joints = reference(points, votes, counts, ball_mm=case["ball_radius_mm"], fraction=ratio)[0]
-            # 2e-3 mm: what the vectors' float32 sums allow, as their file states.
+            # 2e-3 mm: the accuracy of the vectors' float32 sums, as their file states.
             torch.testing.assert_close(joints, torch.tensor(case[name]), rtol=0, atol=2e-3)
 
 
@@ -125,7 +125,7 @@ def test_errs_at_most_twice_as_much_as_the_reference(function: Callable, count: 
     ):
         assert torch.equal(got.isnan(), expected.isnan()), name
         if (counts > 0).any():
-            # One rounding of the result is allowed where PyTorch happens to make none.
+            # Allows one rounding of the result in case PyTorch's result is exact.
             rounding = torch.finfo(torch.float32).eps * rms(expected)
             assert rms(got - expected) <= max(2 * rms(torch_got - expected), rounding), name
 
@@ -160,7 +160,7 @@ def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def assert_within_rounding(found: tuple[Tensor, ...], inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    """At most twice the errors of PyTorch, and a rounding of the result."""
+    """Assert errors of at most twice those of PyTorch plus one rounding of the result."""
     exact = reference(inputs[0].double(), inputs[1].double(), inputs[2])
     for got, torch_got, expected in zip(found, reference(*inputs), exact, strict=True):
         assert torch.equal(got.isnan(), expected.isnan())
@@ -184,7 +184,7 @@ def test_more_images_than_one_launch_grid_allows() -> None:
     ids=["one image", "two images", "three images"],
 )
 def test_more_votes_than_32_bits_count(batch: int, count: int, joints: int) -> None:
-    """All rows vote; large weights stand at both ends, about the 2^31st vote and anywhere."""
+    """All rows vote; large weights lie at both ends, around the 2^31st vote and at random rows."""
     assert batch * count * joints * 4 > 2**31
     best = torch.cat(
         [

@@ -46,7 +46,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def edit_weights(folder: Path, **changes: Tensor | None) -> None:
-    """Replace entries of the weights, with a hash that fits."""
+    """Replace entries of the weights and update the hash."""
     path = folder / "weights.safetensors"
     state: dict[str, Tensor | None] = dict(load_file(path))
     state.update({name.replace("__", "."): value for name, value in changes.items()})

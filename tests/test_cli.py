@@ -42,7 +42,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network whose every point votes, so that poses are valid."""
+    """Checkpoint of a small network in which every point votes, so that poses are valid."""
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     save_checkpoint(reference_network(), folder, {"data": {"images": 12}, "scores": {"cs_mje": 99.5}})
     return folder
@@ -66,7 +66,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    """Two valid images, 160 x 120."""
+    """Write two valid images of 160 x 120 px."""
     paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
     for seed, path in enumerate(paths):
         pixels = np.random.default_rng(seed).integers(0, 256, (120, 160, 3), dtype=np.uint8)
@@ -255,7 +255,7 @@ def test_images_are_read_upright_in_rgb(tmp_path: Path) -> None:
 
 
 def entries(text: str) -> dict[str, str]:
-    """Names and values of the lines of `nvf-fast info`."""
+    """Return names and values of the lines of `nvf-fast info`."""
     return dict(re.split("  +", line, maxsplit=1) for line in text.splitlines())  # type: ignore[misc]
 
 
@@ -337,7 +337,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluate(run: Run, checkpoint: Path, trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`nvf-fast eval NAME` of one of the trees, into `tmp_path / "out"`."""
+    """Run `nvf-fast eval NAME` on one of the trees, into `tmp_path / "out"`."""
     monkeypatch.setattr(
         mean_pose, "other_hands", partial(mean_pose.other_hands, count=16)
     )  # 4096 take seconds
@@ -413,7 +413,7 @@ def test_eval_refuses_invalid_options(evaluate: Run, options: list, message: str
 
 def test_tune_needs_a_gpu(run: Run) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("a GPU is available")
     status, _, err = run("tune")
     assert status == 2 and err.startswith("nvf-fast tune: tuning needs a CUDA device")
 
@@ -431,7 +431,7 @@ def test_tune(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_demo(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that does not find hands gets their boxes."""
+    """The demo passes boxes to a network without hand detection."""
     overlay = tmp_path / "overlay.png"
     options = ["--checkpoint", checkpoint, "--overlay", overlay, "--step", 32, "--device", "cpu"]
     status, out, _ = run("demo", *options)
@@ -450,7 +450,7 @@ def test_demo_shows_the_errors_of_the_hands_found(
     right, left = (np.array(hand["joints"], np.float32) for hand in truth["hands"])
 
     def estimator(self: Any, image: np.ndarray, intrinsics: Any, hand_scale: float) -> HandPose:
-        """The left hand 1.01 times as far away along its rays, then the right hand with a wrong tip."""
+        """Move the left hand 1.01 times as far away along its rays, and one fingertip of the right hand."""
         joints = np.stack([1.01 * left, right])
         joints[1, 8] += [0, 0, 21.0]
         pixels = joints @ np.array(intrinsics, np.float32).T

@@ -1,4 +1,4 @@
-"""Recording and replaying, with a stand-in for the device's graphs."""
+"""Recording and replay of CUDA graphs, with a stand-in for the device's graphs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nvf_fast.runtime.cuda_graph import CudaRecorder, Replay
 
 
 class FakeRecorder:
-    """A "graph" that calls its function again; it notes what was launched within `in_order`."""
+    """A graph that calls its function again and records the launches within `in_order`."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure, self.recorded, self.running, self.overlaps = failure, 0, 0, 0
@@ -125,7 +125,7 @@ def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> Non
     refused = Replay(lambda key, tensor: tensor * tensor.sum().item(), CudaRecorder(device))
     assert torch.equal(refused(0, torch.ones(3, device=device)), torch.full((3,), 3.0, device=device))
     assert "no CUDA graph for 0" in caplog.text
-    # What broke leaves nothing broken behind: random numbers, and the next capture in the same pool.
+    # A failed capture affects neither random numbers nor the next capture in the same pool.
     assert torch.rand(3, device=device).isfinite().all()
     caplog.clear()
     broken = [True]

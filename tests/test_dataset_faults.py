@@ -1,4 +1,4 @@
-"""Faults of damaged trees of every data set: all of them at once, and no others."""
+"""Faults of damaged data set trees: all of them are reported at once, and no others."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write(path: str, content: str | bytes) -> Damage:
 
 
 def truncate(path: str, fraction: float) -> Damage:
-    """Keep the beginning of a file."""
+    """Truncate a file to a fraction of its length."""
     return lambda root: (root / path).write_bytes(
         (root / path).read_bytes()[: int(fraction * (root / path).stat().st_size)]
     )
@@ -391,7 +391,7 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     write_trees(folder)
-    # One pose is enough here, and fewer files to copy.
+    # One pose suffices and keeps the copies small.
     shutil.rmtree(folder / "complement/base_pose/pose0001")
     return folder
 

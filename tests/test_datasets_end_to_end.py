@@ -1,4 +1,4 @@
-"""From a data set on disk to a trained, measured checkpoint, by the command line, for every data set."""
+"""Training and evaluation from the command line on every data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded network: it loads, fits into the wheel, and poses rendered hands."""
+"""The embedded network: loading, size, and poses of rendered hands."""
 
 from __future__ import annotations
 
