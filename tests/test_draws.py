@@ -15,7 +15,7 @@ def test_streams_are_independent() -> None:
 
 
 def test_numbers_are_stable() -> None:
-    """Philox is specified to the bit; so is the way from its words to numbers."""
+    """Philox and the conversion of its words to numbers are specified to the bit."""
     draws = Draws(0, "test", [7])
     assert draws.below(2**32, 3).tolist() == [[2023187411, 2672156766, 240286023]]
     assert Draws(0, "test", [7]).digest != draws.digest

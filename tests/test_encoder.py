@@ -65,7 +65,7 @@ def test_last_features_are_the_last_map(config: NVFConfig) -> None:
 
 
 def test_last_features_use_current_weights() -> None:
-    """Weights changed in place, loaded or replaced act at once."""
+    """Weights changed in place, loaded or replaced take effect immediately."""
     config = SHAPES["odd map"]
     encoder, images = HourglassEncoder(config), torch.randn(1, 3, 88, 88)
 
@@ -90,7 +90,7 @@ def test_last_features_use_current_weights() -> None:
 def test_last_features_are_differentiable() -> None:
     config = SHAPES["odd map"]
     encoder, images = HourglassEncoder(config), torch.randn(1, 3, 88, 88)
-    # Rounding that moves a value across ReLU's corner would switch its gradient: none lies near it.
+    # Values near ReLU's corner would switch their gradient by rounding; none lies near it.
     for module in encoder.modules():
         if isinstance(module, NormReLU):
             nn.init.constant_(module.bias, 8.0)
@@ -164,7 +164,7 @@ def test_upsampling_is_bicubic(size: int, memory_format: torch.memory_format) ->
     torch.testing.assert_close(upsampled, expected, rtol=0, atol=1e-5)
     gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (upsampled, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
-    assert upsampled.is_contiguous(memory_format=memory_format) or size == 1  # which is both
+    assert upsampled.is_contiguous(memory_format=memory_format) or size == 1  # size 1 has both formats
 
 
 def test_state_excludes_upsampling_matrices() -> None:

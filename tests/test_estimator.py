@@ -1,8 +1,8 @@
-"""The estimator's geometry, batching and manners, mostly with a model that reads a hand off coloured spots.
+"""The estimator's geometry, batching and errors, mostly with a model that locates a hand by coloured spots.
 
-The stand-in sees only the view that the estimator shows it: it finds the directions of three marked joints
-there, knows how far they are from the camera, and completes a *right* hand from them. Poses therefore come
-back right only if remapping, mirroring, turning and turning back all are.
+The stand-in receives the network's view only. It computes the directions of three marked joints, takes their
+distances from the camera as known, and completes a *right* hand. Poses are therefore correct only if
+remapping, mirroring, rotation and its inverse all are.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ HEIGHT, WIDTH = 480, 640
 
 
 def axes(marks: Tensor) -> Tensor:
-    """(3, 3) rows: two edges of the triangle of marks and the normal that makes them right-handed."""
+    """Return (3, 3) rows: two edges of the marks' triangle and their right-handed normal."""
     u, v = marks[1] - marks[0], marks[2] - marks[0]
     return torch.stack([u, v, torch.linalg.cross(u, v) / 100])
 
 
 class SpotReader(nn.Module):
-    """What the estimator uses of `NVF`; the view itself is its features, and its field the spots' hand."""
+    """Stand-in for `NVF`: its features are the view, its field is that of the hand at the spots."""
 
     def __init__(self, size: int, distances: list[Tensor], **config: Any) -> None:
         super().__init__()
         self.config = NVFConfig(input_size=size, **config)
         self.encoder = nn.Identity()
         self.field = nn.Module()
-        self.field.weights, self.field.biases = [torch.zeros(85, 257)], [torch.zeros(85)]  # never asked
-        self.distances = iter(distances)  # per picture, (3,) mm from the camera to each mark
+        self.field.weights, self.field.biases = [torch.zeros(85, 257)], [torch.zeros(85)]  # never queried
+        self.distances = iter(distances)  # per image, (3,) mm from the camera to each mark
 
     @property
     def reference_intrinsics(self) -> Tensor:
@@ -109,7 +109,7 @@ class SpotQuery:
 
 
 def hand_at(centre: tuple[float, float, float], side: str = "right") -> Tensor:
-    """(21, 3) mm."""
+    """Return joints (21, 3) mm of a hand at `centre`."""
     mirrored = RIGHT_HAND * torch.tensor([-1.0 if side == "left" else 1.0, 1, 1], dtype=torch.float64)
     return mirrored + torch.tensor(centre, dtype=torch.float64)
 
@@ -117,7 +117,7 @@ def hand_at(centre: tuple[float, float, float], side: str = "right") -> Tensor:
 def spot_image(
     joints: Tensor, intrinsics: np.ndarray, height: int = HEIGHT, width: int = WIDTH
 ) -> np.ndarray:
-    """A red, a green and a blue spot at the marked joints."""
+    """Render a red, a green and a blue spot at the marked joints."""
     sigma = 5 * height / HEIGHT
     y, x = torch.arange(height), torch.arange(width)
     spots = []
@@ -127,7 +127,7 @@ def spot_image(
 
 
 def reader(monkeypatch: pytest.MonkeyPatch, hands: list[Tensor], size: int = 128) -> PoseEstimator:
-    """An estimator that reads spots; it knows the hands' distances in the order in which it will see them."""
+    """Return an estimator with `SpotReader`; `hands` are those of the images, in order."""
     model = SpotReader(size, [hand[MARKED].norm(dim=1) for hand in hands], hand_scale=False)
     estimator = PoseEstimator(model)
     monkeypatch.setattr(estimator.runner.pipeline, "query", SpotQuery(estimator.model))
@@ -136,7 +136,7 @@ def reader(monkeypatch: pytest.MonkeyPatch, hands: list[Tensor], size: int = 128
 
 def assert_pose(pose: HandPose, truth: Tensor, intrinsics: np.ndarray) -> None:
     assert pose.valid and pose.voters > 50
-    # The spots are found to some hundredths of a pixel: measured 0.06 mm at most.
+    # Spots are located to a few hundredths of a pixel: measured 0.06 mm at most.
     np.testing.assert_allclose(pose.joints, truth, rtol=0, atol=0.15)
     pixels = project(truth, torch.from_numpy(intrinsics))
     np.testing.assert_allclose(pose.joints_2d, pixels, rtol=0, atol=0.5 * intrinsics[0, 0] / 900)
@@ -244,7 +244,7 @@ def test_image_without_voters_is_invalid(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("capacity", [4096, 16])
 def test_fixed_sizes_preserve_poses(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
-    """Pictures with more voters than were expected are asked again."""
+    """Images with more voters than the capacity are queried again."""
     hands = [hand_at((0, 0, 550)), hand_at((10, -10, 600))]
     images = [spot_image(hand, K) for hand in hands]
     expected = reader(monkeypatch, hands)(images, K, return_votes=True)
@@ -258,7 +258,7 @@ def test_fixed_sizes_preserve_poses(monkeypatch: pytest.MonkeyPatch, capacity: i
     for got, votes in zip(pose.votes, expected.votes, strict=True):
         np.testing.assert_array_equal(got.points, votes.points)
         np.testing.assert_array_equal(got.weights, votes.weights)
-    # Without votes the frame is recorded, which runs it once, and replayed.
+    # Without votes the run is recorded, which executes it once, and replayed.
     np.testing.assert_array_equal(estimator(images, K).joints, expected.joints)
 
 
@@ -269,7 +269,7 @@ def test_replay_equals_direct_run(tiny: NVF, search: str, step: float) -> None:
     options = {"step_mm": step, "surface_mm": 3.0, "search": search}
     usual = PoseEstimator(tiny, **options)
     estimator = with_fixed_sizes(PoseEstimator(tiny, **options))
-    # The same frame again, other pictures of its shape, and with a hand scale, which is another frame.
+    # The same run again, other images of its shape, and a hand scale, which needs another recording.
     for index, hand_scale in ((0, None), (0, None), (2, None), (2, 35.0), (1, 35.0)):
         expected = usual(images[index], intrinsics, hand_scale)
         found = estimator(images[index], intrinsics, hand_scale)
@@ -278,7 +278,7 @@ def test_replay_equals_direct_run(tiny: NVF, search: str, step: float) -> None:
 
 
 def test_guided_search_starts_from_the_previous_pose(tiny: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pose before comes in the camera's frame, and is looked for in the view's."""
+    """The previous pose is given in the camera's frame and converted to the view's."""
     given = []
     search = nvf_fast.pipeline.guided
     monkeypatch.setattr(
@@ -328,7 +328,7 @@ def test_hand_scale_reaches_the_network(tiny: NVF) -> None:
     pose = estimator(image, K, hand_scale=35.0)
     assert pose.valid and pose.voters == 3183 and np.isfinite(pose.joints).all()
     without = estimator(image, K)
-    assert not np.array_equal(without.joints, pose.joints), "the hand scale arrives"
+    assert not np.array_equal(without.joints, pose.joints), "hand scale ignored"
     np.testing.assert_array_equal(estimator(image, K, hand_scale=15.0).joints, without.joints)
     both = estimator([image, image], K, hand_scale=torch.tensor([35.0, 15.0]))
     np.testing.assert_allclose(both.joints, np.stack([pose.joints, without.joints]), rtol=0, atol=1e-2)
@@ -374,14 +374,14 @@ def test_deterministic(tiny: NVF, search: str, step: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("search", "step"), [("dense", 16), ("octree", 4), ("guided", 16), ("guided", 8)])
 def test_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype: torch.dtype) -> None:
-    """One graph per shape, the CPU's poses, and the same bits from run to run, launched or replayed."""
+    """One graph per shape, poses equal to the CPU's, and bitwise equal results, launched or replayed."""
     data = SyntheticHands(SyntheticConfig(3, seed=6))
     hand, images = data.hands(range(3)), [data[i].image for i in range(3)]
     camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
     expected = PoseEstimator(tiny, step, search=search)(images, camera, hand.hand_scale)
     estimator = PoseEstimator(tiny, step, search=search, device="cuda", dtype=dtype)
     poses = [estimator(images, camera, hand.hand_scale) for _ in range(3)]
-    # Chosen without a GPU, by float32's and half precision's rounding: to be set by what one shows.
+    # Chosen without a GPU, by the rounding of float32 and half precision; not yet measured on one.
     limit = 0.1 if dtype == torch.float32 else 5.0
     assert np.median(np.linalg.norm(poses[0].joints - expected.joints, axis=-1)) < limit
     for pose in poses[1:]:

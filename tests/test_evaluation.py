@@ -49,7 +49,7 @@ def network() -> NetworkPredictor:
 
 @pytest.fixture(scope="module")
 def results(network: NetworkPredictor) -> DatasetPredictions:
-    """Predictions on six images, the fourth of which is damaged."""
+    """Predictions on six images; the fourth is damaged."""
     return predict_all(network, Images(6, damaged=(3,)))
 
 
@@ -84,7 +84,7 @@ def test_predictions_equal_the_estimators(network: NetworkPredictor, results: Da
             )
             found = results.predictions[SETTINGS[given]]
             assert found.valid[index] and found.voters[index] == pose.voters > 0
-            # A single image sums in another order than a batch; measured 2e-4 mm and 2e-9.
+            # A single image sums in another order than a batch: measured 2e-4 mm and 2e-9.
             np.testing.assert_allclose(found.joints[index], pose.joints, atol=2e-3)
             np.testing.assert_allclose(found.scores[index], pose.scores, atol=1e-6)
         np.testing.assert_array_equal(results.truth[index], sample.joints)
@@ -268,7 +268,7 @@ def test_validates_saved_predictions(tmp_path: Path, results: DatasetPredictions
 
 
 def test_times_exclude_warm_up_batches(network: NetworkPredictor, results: DatasetPredictions) -> None:
-    # Shards of two batches and of one: of the batches one is the first, and two are the last of a shard.
+    # Shards of two batches and of one: one batch is the first, and two are the last of a shard.
     data = Images(6)
     times = predict_all(Fixed(data.joints.numpy()), data).times
     assert (times.images, times.staged) == (0, 4)
@@ -327,7 +327,7 @@ def test_report_holds_scores_counts_and_conditions(tmp_path: Path) -> None:
     completed = np.where(np.isnan(joints), FALLBACK, joints)[kept]
     found = written["settings"]["without_hand_scale"]
     assert found["scores"]["cs_mje"] == pytest.approx(metrics.mpjpe(completed, true), abs=1e-4)
-    # Areas count errors below thresholds; errors that are 0 but for float32 rounding lie beside one of them.
+    # Areas count errors below thresholds; errors of 0 up to float32 rounding lie next to one of them.
     expected = server_scores(completed, true, "ho3d")
     assert found["server"].keys() == expected.keys()
     for name, value in expected.items():
@@ -396,7 +396,7 @@ def test_writes_only_a_submission_without_released_joints(tmp_path: Path) -> Non
     names = [str(path.relative_to(tmp_path)) for path in files]
     assert names == ["predictions.safetensors", "without_hand_scale/pred.zip", "report.json", "report.md"]
     text = (tmp_path / "report.md").read_text()
-    assert "No joints are released for this split: nothing is scored." in text and "## Scores" not in text
+    assert "No joints are released for this split, so that it has no scores." in text and "## Scores" not in text
     assert "ignore their mesh scores" in text
     submitted, _ = read_submission(tmp_path / "without_hand_scale/pred.zip", "freihand")
     np.testing.assert_allclose(submitted[[0, 3]], joints[[0, 3]], rtol=1e-12)

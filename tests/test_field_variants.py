@@ -1,4 +1,4 @@
-"""The comparison of the field's variants, on views of noise."""
+"""Comparison of field variants, on views of noise."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_fusion_weights_estimates_by_precision() -> None:
 
     fused = field_variants.combine_by_precision(coarse, variances[0], votes, (one, one))
     assert error(fused) < 0.8 * min(error(coarse), error(voted))
-    # Variances that are four times too small are found out.
+    # Variances four times too small are corrected.
     ratios = field_variants.fit_ratios(
         coarse, variances[0], votes._replace(variances=variances[1] / 4), truth
     )

@@ -1,4 +1,4 @@
-"""The paper's figures: what is drawn lies where it must, in its colours, and files say what they lack."""
+"""The paper's figures: positions and colours of drawings, and errors of input files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ GREY = np.full((SIZE, SIZE, 3), 90, np.uint8)
 
 @pytest.fixture(scope="module")
 def hand() -> MeshHands:
-    """One that fills the image."""
+    """A hand that fills the image."""
     hand = sample_hands(1, torch.Generator().manual_seed(3))
     return hand.translated(torch.tensor([[0.0, 0.0, 450.0]]) - hand.joints.mean(1))
 
@@ -59,7 +59,7 @@ def image() -> np.ndarray:
 
 
 def spread_pose() -> np.ndarray:
-    """(21, 3) mm: fingers that keep away from each other in the reference image of `SIZE` px."""
+    """Return joints (21, 3) mm with fingers apart from each other in the reference image of `SIZE` px."""
     joints = np.zeros((21, 3))
     joints[0] = 0, 60, 500
     for finger in range(5):
@@ -135,14 +135,14 @@ def test_vote_opacity() -> None:
     # Voters to the left of a joint, at three heights; lines go to the joint on the right.
     joint = np.array([30.0, 0.0, 500.0])
     voters = np.array([[-30.0, -40.0, 500.0], [-30.0, 0.0, 500.0], [-30.0, 40.0, 500.0]])
-    several = voters[[0, 0, 0, 1, 2]]  # of those in one place, the strongest is seen
+    several = voters[[0, 0, 0, 1, 2]]  # the strongest of several voters at one place is visible
     colour = FINGER_COLOURS[3]
     view = ImageView(GREY, K, 224)
     drawn = np.array(
         vote_panel(view, several, np.array([0.2, 1.3, 0.3, 0.5, 0.0]), joint, colour), np.float64
     )
     middles = view.projected((voters + joint) / 2).round().astype(int)
-    # The brightest nearby, since a line covers only a part of some pixels.
+    # The brightest pixel nearby, since a line covers some pixels partially.
     strong, weak, none = (drawn[y - 1 : y + 2, x - 1 : x + 2].max((0, 1)) for x, y in middles)
     ground = np.array([90, 90, 90]) * DARKENED
     np.testing.assert_allclose(strong, colour, atol=3)
@@ -167,8 +167,8 @@ def test_mesh_panel(hand: MeshHands) -> None:
     def overlap(with_: np.ndarray) -> float:
         return (drawn & with_).sum() / (drawn | with_).sum()
 
-    # A small hand has much outline: what the edge costs is told by what a whole pixel aside would. Its dark
-    # side, away from the light, counts as not drawn a little too soon.
+    # The outline of a small hand lowers the overlap, so it is compared with shifts by one pixel. Its dark
+    # side falls below the threshold slightly too early.
     beside = [overlap(np.roll(truth, step, axis)) for axis in (0, 1) for step in (-1, 1)]
     assert 1 - overlap(truth) < 0.6 * (1 - max(beside)), (overlap(truth), beside)  # 0.52 measured
 
@@ -213,7 +213,7 @@ def test_mask_panel(height: int) -> None:
     drawn = np.array(mask_panel(ImageView(GREY[:height], K, 2 * SIZE), mask))
     coloured = (drawn != [90, 90, 90]).any(-1) & (drawn != 255).any(-1)
     expected = np.zeros((2 * SIZE, 2 * SIZE), bool)
-    top = SIZE - height  # half the paper above and below the image, twice as large
+    top = SIZE - height  # the image is scaled by 2 and centred
     expected[top + 20 : top + 60, 80:160] = True
     np.testing.assert_array_equal(coloured, expected)
 
@@ -302,7 +302,7 @@ def test_qualitative_figure(tmp_path: Path) -> None:
     again = tmp_path / "again.png"
     qualitative_figure([row(method="2D-Dense"), row(method="NVF", hand=mesh), silent], again)
     assert path.read_bytes() == again.read_bytes()
-    # The three rows' inputs are the same image; nothing of what was drawn beside it has run into it.
+    # The three rows show the same image; drawings beside it do not overlap it.
     blank = np.array(ImageView(GREY, K, side).image)
     assert (
         sum(

@@ -1,4 +1,4 @@
-"""Views of whole images, peaks of maps, and one box per hand."""
+"""Hand detection: views of whole images, peaks of maps, and one box per hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_hand_lies_whole_in_some_view(smallest: float) -> None:
 
 
 def test_views_cost_less_than_ten_close_views() -> None:
-    """An image of 1280 x 720 px takes the time of nine and a half close views."""
+    """An image of 1280 x 720 px costs as much as 9.5 close views."""
     image = torch.zeros(720, 1280, 3, dtype=torch.uint8)
     views = [sized_view(image, side, SIZE, torch.float32).pixels for side in view_sizes(SMALLEST, SIZE)]
     assert sum(view.numel() for view in views) <= 9.5 * 3 * SIZE**2
@@ -52,7 +52,7 @@ def test_resized_view_pads_the_image_with_black(shape: tuple[int, int], longer: 
 
 
 def maps_with(row: float, column: float, size: float, left: float) -> torch.Tensor:
-    """(3, 32, 48) with one hand between texels."""
+    """Return maps (3, 32, 48) with one hand between texels."""
     down, across = torch.arange(32.0)[:, None], torch.arange(48.0)
     distance = (down - row) ** 2 + (across - column) ** 2
     maps = torch.empty(3, 32, 48)
@@ -65,7 +65,7 @@ def test_interpolates_peaks_and_maps_them_to_the_image() -> None:
     view = SizedView(torch.empty(0), torch.tensor([2.0, 2.0]), torch.tensor([10.0, 4.0]))
     found = read_peaks(maps_with(9.0, 20.4, 0.25, 3.0), view, SIZE, 0.3)
     # Texel k of a map of stride 4 covers px 4 k to 4 k + 4 of the view, counted from its border. The 3 x 3
-    # around a peak pulls towards its middle: by 0.2 texels at most, 1.6 px of the image.
+    # window biases a peak towards its centre: by 0.2 texels at most, 1.6 px of the image.
     x, y = 2 * (4 * 20.4 + 2 - 10) - 0.5, 2 * (4 * 9 + 2 - 4) - 0.5
     half = 0.25 * SIZE * 2 / 2
     expected = torch.tensor([[x - half, y - half, x + half, y + half]])

@@ -1,4 +1,4 @@
-"""The FLOPs that the floors count, against the layers themselves."""
+"""FLOPs counted by the floors, against the layers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_flops_match_the_reference() -> None:
         )
     projection = 2 * points * 3 * 3
     assert query_work(config, points, TILING).written == counter.get_total_flops() - projection
-    # The hat matrix's 32 products per channel take the place of 258: 1.6 instead of 2.43 MFLOP a point.
+    # The hat matrix's 32 products per channel replace 258: 1.6 instead of 2.43 MFLOP per point.
     work = query_work(config, 128 * 100, TILING)
     assert work.executed / work.written == pytest.approx(0.66, abs=0.01)
 

@@ -1,4 +1,4 @@
-"""FreiHAND: what is written is read back, in our units, and the files are in the published format."""
+"""FreiHAND: round trips in mm, and the published file format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from tests.dataset_trees import HANDS, edit_json, freihand_samples, make_image, mano, posed, write_trees
 
 ROOT = Path(__file__).resolve().parent.parent
-JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images, measured 3 to 4 at quality 95
+JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images; measured 3 to 4 at quality 95
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_writes_synthetic_hands_without_mesh(tmp_path: Path) -> None:
     data = FreiHAND(tmp_path, versions=("gs",), mano=mano())
     for read, sample in zip((data[0], data[1]), samples, strict=True):
         assert torch.equal(read.joints, sample.joints) and read.vertices is None and read.surface is None
-        # Noise and edges: quality 95 was measured to change levels by 1.4 on average.
+        # Noise and edges: measured a mean change of 1.4 levels at quality 95.
         assert np.abs(read.image.astype(int) - sample.image.astype(int)).mean() < 3
     assert data.why_no_surfaces == "training_verts.json and training_mano.json are missing"
 
@@ -211,7 +211,7 @@ def test_list_cache(trees: Path, tmp_path: Path) -> None:
     assert len(kept) == 4
     assert torch.equal(opened[0][1].vertices, opened[1][1].vertices)
     path = next(path for path in kept if np.load(path).shape[1:] == (21, 3))
-    np.save(path, np.load(path) * 2)  # only to see that it is read
+    np.save(path, np.load(path) * 2)  # shows whether the cache is read
     again = FreiHAND(tmp_path / "data", versions=("gs",), cache=tmp_path / "cache")
     changed = [
         not np.array_equal(again[0].intrinsics, opened[0][0].intrinsics),

@@ -1,4 +1,4 @@
-"""Hands from a rigged GLB file: surface, angles and lengths, open skins, faults."""
+"""Hands from a rigged GLB file: surface, angles and lengths, open skins, faulty files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARENTS |= {name: "wrist" for name in JOINTS if "metacarpal" in name}
 
 
 class Source(NamedTuple):
-    """A hand in metres in its file's frame: (V, 3), (F, 3), (V, 25) of each joint, and (25, 4, 4)."""
+    """A hand in metres in its file's frame: (V, 3), (F, 3), weights (V, 25) and joints (25, 4, 4)."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 @cache
 def source() -> Source:
-    """The built-in hand, open at the wrist; every joint is turned in a way of its own."""
+    """Return the built-in hand, open at the wrist, with a random rotation of each joint's frame."""
     template = build_template(SPACING_MM)
     weights = template.weights.copy()
     np.put_along_axis(weights, np.argsort(-weights, 1)[:, 4:], 0, 1)
@@ -67,7 +67,7 @@ def moved(joints: np.ndarray) -> np.ndarray:
 
 
 class Writer:
-    """glTF 2.0 by hand, so that the reader is not tested against its own library."""
+    """Minimal glTF 2.0 writer, independent of the reader's library."""
 
     def __init__(self) -> None:
         self.binary = b""
@@ -107,10 +107,10 @@ class Writer:
 
 
 def glb(hand: Source, posed: np.ndarray | None = None, types: tuple[str, str] = ("u1", "f4")) -> Writer:
-    """The file's parts: one primitive with indices, one without; joints in a chain below an armature.
+    """Build a file: one primitive with indices, one without; joints in a chain below an armature.
 
     Args:
-        hand: what to write.
+        hand: hand to write.
         posed: (25, 4, 4) the joints as the file's nodes have them; `hand.joints` when absent.
         types: of joints and weights.
     """
@@ -162,7 +162,7 @@ def rig(path: Path) -> Rig:
 
 
 def hand_frame(joints: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (N, 3), and joints (25, 3), in metres, as mm in the frame that the joints span."""
+    """Convert points (N, 3) m to mm in the frame spanned by the joints (25, 3) m."""
     ahead = joints[11] - joints[0]
     out = np.cross(joints[6] - joints[21], ahead)
     rows = np.stack([np.cross(ahead, out), ahead, out])
@@ -170,7 +170,7 @@ def hand_frame(joints: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def nearest(first: np.ndarray, second: np.ndarray) -> float:
-    """The largest distance from a point of either set to the other."""
+    """Return the largest distance from a point of either set to the other set."""
     gaps = torch.cdist(
         torch.from_numpy(first), torch.from_numpy(second), compute_mode="donot_use_mm_for_euclid_dist"
     )
@@ -217,7 +217,7 @@ def test_bends_joints(rig: Rig) -> None:
     bend = torch.linalg.vecdot(bones[:, :, :-1], bones[:, :, 1:]).clamp(-1, 1).acos()
     for index, names in ((0, ("thumb_mcp", "pip")), (1, ("thumb_ip", "dip"))):
         expected = torch.cat([angles[names[0]][:, None], angles[names[1]]], 1).abs()
-        # Hinges lean a little towards the palm, so a finger leaves its plane; 0.7 degrees measured.
+        # Hinges tilt slightly towards the palm, so a finger leaves its plane; 0.7 degrees measured.
         torch.testing.assert_close(bend[:, :, index], expected, rtol=0, atol=math.radians(1))
     elevation = bones[:, 1:, 0, 2].asin()
     assert (elevation - angles["mcp"]).abs().max() < math.radians(0.5)  # 0.24 measured
@@ -243,7 +243,7 @@ def test_bone_lengths(rig: Rig) -> None:
 
 
 def closed(hand: Source) -> Source:
-    """The hand with a lid over the wrist."""
+    """Close the hand with a lid over the wrist."""
     sheet = build_rig(hand.vertices, hand.faces, hand.weights, hand.joints[:, :3, 3], None, subdivide=False)
     return hand._replace(faces=sheet.closed_faces)
 
@@ -260,7 +260,7 @@ def test_merged_skin(lid: bool, turned: bool, rig: Rig, tmp_path: Path) -> None:
 
 
 def test_refuses_skin_without_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nvf_fast.synthetic.rig.LID_COSINE", -2.0)  # no edge is sharp, so no lid is found
+    monkeypatch.setattr("nvf_fast.synthetic.rig.LID_COSINE", -2.0)  # no sharp edge, so no lid is detected
     with pytest.raises(DatasetError, match="no opening at the wrist; expected a skin that is open"):
         load_rig(glb(closed(source())).save(tmp_path / "right.glb"))
 

@@ -1,4 +1,4 @@
-"""The query grid has the paper's counts and fills the view."""
+"""The query grid: counts of the paper, positions, neighbours."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_second_node_is_a_lattice(lattice: Lattice) -> None:
     assert all(tuple(point) in everything for point in few.tolist())
     spacing = torch.tensor([25.0, 25.0, 1050 / 43])
     torch.testing.assert_close(torch.stack([few[:, i].unique().diff()[0] for i in range(3)]), 2 * spacing)
-    assert torch.equal(lattice.every(1), lattice.seen.nonzero()[:, 0])
+    assert torch.equal(lattice.every(1), lattice.visible.nonzero()[:, 0])
 
 
 @pytest.mark.parametrize("step", [4.0, 24.0, 100.0])
@@ -97,6 +97,6 @@ def test_points_outside_and_on_the_rim_are_not_visible(step: float) -> None:
     nowhere = torch.tensor([lattice.nowhere])
     x, _, z = lattice.points(nowhere)[0].tolist()
     assert z < 0 or abs(x) > z
-    assert not lattice.seen[lattice.neighbours(nowhere, cube(lattice.rim))].any()
-    assert lattice.seen.sum() == len(lattice) == lattice.seen[lattice.nodes(lattice.box())].sum()
+    assert not lattice.visible[lattice.neighbours(nowhere, cube(lattice.rim))].any()
+    assert lattice.visible.sum() == len(lattice) == lattice.visible[lattice.nodes(lattice.box())].sum()
     assert lattice.mask(torch.tensor([[5, 7], [0, 6]])).nonzero()[:, 0].tolist() == [5, 6, 7]

@@ -1,4 +1,4 @@
-"""group_norm_relu: the reference against arithmetic by hand, the kernel and the operation against float64."""
+"""group_norm_relu: the reference against hand computation, kernel and operation against float64."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def inputs(
     memory_format: torch.memory_format = torch.channels_last,
     mean: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Maps of unit deviation around `mean`, and the other arguments."""
+    """Draw maps of unit deviation around `mean` and the other arguments."""
     channels = case.shape[1]
     x = (mean + torch.randn(case.shape)).to(DEVICE, dtype, memory_format=memory_format)
     weight, bias = (torch.randn(2, channels) + torch.tensor([[1.0], [0.0]])).to(DEVICE, dtype)
@@ -63,7 +63,7 @@ def double(arguments: tuple[Tensor, Tensor, Tensor, int]) -> tuple[Tensor, Tenso
     return *(tensor.double() for tensor in arguments[:3]), arguments[3]  # type: ignore[return-value]
 
 
-# Far from 0 PyTorch on a CPU loses much of channels-last maps: contiguous ones are the fair comparison.
+# Far from 0 PyTorch on a CPU is inaccurate on channels-last maps; contiguous maps are a fair baseline.
 @pytest.mark.parametrize(
     ("memory_format", "mean"),
     [(torch.channels_last, 0.0), (torch.contiguous_format, 0.0), (torch.contiguous_format, 100.0)],
@@ -74,7 +74,7 @@ def double(arguments: tuple[Tensor, Tensor, Tensor, int]) -> tuple[Tensor, Tenso
 def test_kernel_errs_at_most_twice_as_much_as_pytorch(
     name: str, dtype: torch.dtype, memory_format: torch.memory_format, mean: float
 ) -> None:
-    """Over 32 groups or more together: the rounding of one group's mean and deviation is luck."""
+    """Errors are pooled over 32 groups or more, since those of one group are random."""
     case, found, expected = CASES[name], [], []
     for _ in range(math.ceil(32 / (case.shape[0] * case.groups))):
         arguments = inputs(case, dtype, memory_format, mean)
@@ -99,7 +99,7 @@ def test_by_hand(function: Callable) -> None:
 
 
 def test_subtracts_a_large_mean_accurately() -> None:
-    """By the kernel; PyTorch on a CPU sums squares of channels-last maps, and errs by 0.025 here."""
+    """Kernel only: PyTorch on a CPU sums squares of channels-last maps and errs by 0.025 here."""
     x, weight, bias, groups = inputs(CASES["small network"])
     x = (x * 1024).round() / 1024  # exact after 100 is added
     y = kernel(x + 100, weight, bias, groups)
@@ -147,7 +147,7 @@ def test_strided_inputs(function: Callable) -> None:
 
 @pytest.mark.parametrize("function", [kernel, ops.group_norm_relu])
 def test_float32_parameters_of_half_precision_maps(function: Callable) -> None:
-    """As under autocast, which leaves parameters as they are."""
+    """Autocast keeps parameters in float32."""
     x, weight, bias, groups = inputs(CASES["26 channels a group"])
     with torch.autocast(DEVICE, torch.float16):
         y = function(x.half(), weight, bias, groups)
@@ -168,7 +168,7 @@ def test_gradients(memory_format: torch.memory_format) -> None:
     variables = [tensor.requires_grad_() for tensor in arguments[:3]]
     along = torch.randn(CASES["7 groups, two blocks"].shape, device=DEVICE)
     found = torch.autograd.grad((ops.group_norm_relu(*arguments) * along).sum(), variables)
-    # By the definition alone, in float64.
+    # Gradients of the definition, in float64.
     x, weight, bias = [tensor.detach().double().requires_grad_() for tensor in variables]
     grouped = x.reshape(2, 7, -1)
     variance, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
@@ -210,7 +210,7 @@ def test_more_images_than_one_launch_grid_allows() -> None:
 
 @pytest.mark.cuda
 def test_more_values_in_a_map_than_32_bits_count() -> None:
-    """Rows that repeat have the mean and deviation of one of them, but for the order of the sums.
+    """Repeated rows have the mean and deviation of a single one, up to the order of the sums.
 
     One group: every program combines the moments of all 262 400.
     """
@@ -221,7 +221,7 @@ def test_more_values_in_a_map_than_32_bits_count() -> None:
     y, expected = kernel(many, weight, bias, groups), reference(*double((x, weight, bias, groups)))
     boundary = 2**31 // (64 * 4096)
     for row in (0, 1, boundary // 2, boundary - 1, boundary, rows - 1):
-        # float16 rounds by 5e-4 at most.
+        # float16 rounds by at most 5e-4.
         torch.testing.assert_close(y[:, :, row].double(), expected[:, :, 0], rtol=1e-3, atol=1e-4)
     assert torch.equal(kernel(many, weight, bias, groups), y)
 

@@ -24,7 +24,7 @@ SIZE = SMALL.input_size
 
 
 def views(count: int = 4, seed: int = 0) -> HandViews:
-    """Noise with made-up hands: what matters is the labels."""
+    """Return noise images with random labels."""
     rng = np.random.default_rng(seed)
     joints = (rng.normal(0, 40, (count, 21, 3)) + [0, 0, 400]).astype(np.float32)
     points = (joints[:, rng.integers(0, 21, 40)] + rng.normal(0, 8, (count, 40, 3))).astype(np.float32)
@@ -70,7 +70,7 @@ def test_every_part_receives_a_gradient(model: NVF) -> None:
 
 
 def test_untrusted_views_have_no_pose_loss(model: NVF) -> None:
-    """Pose labels of a view that is not trusted change neither loss nor gradient; they may be NaN."""
+    """Pose labels of an untrusted view affect neither loss nor gradient; they may be NaN."""
     model.eval()
     changed = views()
     changed.trust[2] = 0
@@ -103,7 +103,7 @@ def test_presence_follows_the_boxes(model: NVF) -> None:
 
 
 def test_centre_loss_peaks_at_the_hand_centre(model: NVF) -> None:
-    """Of all texels the one of the box's middle has the largest pull upwards."""
+    """The texel at the box centre has the largest upward gradient of all."""
     model.eval()
     batch = HandBatch.of(views(1))
     look = model.look(batch.images, batch.slopes)
@@ -114,7 +114,7 @@ def test_centre_loss_peaks_at_the_hand_centre(model: NVF) -> None:
     gradient = look.hands.grad
     assert gradient is not None
     place = int(gradient[0, 0].argmin())
-    # The box's middle is pixel (30, 28); texel k of stride 4 lies at pixel 4 k + 1.5.
+    # The box centre is pixel (30, 28); texel k of stride 4 lies at pixel 4 k + 1.5.
     assert divmod(place, SIZE // 4) == (round((28 - 1.5) / 4), round((30 - 1.5) / 4))
 
 
@@ -134,7 +134,7 @@ def test_perfect_coarse_joints_have_no_loss(model: NVF) -> None:
 
 
 def test_moved_views_show_the_same_scene() -> None:
-    """An image that is linear in the place shows where each pixel of a moved view comes from."""
+    """An image linear in position shows the source of each pixel of a moved view."""
     config = HandLossConfig(move_px=3.0, move_zoom=0.1)
     batch = HandBatch.of(views(3))
     places = (torch.arange(SIZE) / (SIZE / 2) - 1).expand(SIZE, SIZE)
@@ -142,7 +142,7 @@ def test_moved_views_show_the_same_scene() -> None:
     moves = torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.4, 0.7, 1.0]])
     moved = moved_views(batch._replace(images=scene, moves=moves), torch.arange(3), config)
     torch.testing.assert_close(moved.slopes, batch.slopes * (config.move_zoom * moves[:, 2]).exp())
-    inside = slice(10, -10)  # clear of the border, which is padded
+    inside = slice(10, -10)  # away from the padded border
     for axis in (0, 1):
         expected = moved.zoom[:, None, None] * scene[:, axis] + moved.shift[:, axis, None, None]
         torch.testing.assert_close(
@@ -169,7 +169,7 @@ def test_steady_losses_compare_the_pose_across_a_move(model: NVF) -> None:
 
 
 def test_moved_views_do_not_affect_other_losses(model: NVF) -> None:
-    model.eval()  # batch norms would see another batch
+    model.eval()  # batch norms depend on the batch
     batch = HandBatch.of(views())._replace(moves=torch.ones(4, 3))
     steady, plain = (hand_losses(model, batch, HandLossConfig(steady=weight)) for weight in (2.0, 0.0))
     assert steady["steady"] > 0 and plain["steady"] == 0

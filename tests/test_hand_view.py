@@ -1,4 +1,4 @@
-"""Hand views: the virtual camera turned and zoomed to a box, and poses of the unit hand seen through it."""
+"""Hand views: the virtual camera rotated and zoomed to a box, and poses of the unit hand in it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def model() -> NVF:
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    """Smooth noise, so that resampling matters little."""
+    """Smooth noise, to limit resampling errors."""
     noise = torch.rand(1, 3, HEIGHT // 12, WIDTH // 12, generator=torch.Generator().manual_seed(1))
     smooth = torch.nn.functional.interpolate(noise, (HEIGHT, WIDTH), mode="bicubic").clamp(0, 1)
     return (smooth[0].permute(1, 2, 0) * 255).to(torch.uint8).numpy()
 
 
 def smooth(model: NVF) -> PoseEstimator:
-    """All points vote and count, so that no rounding moves one across a threshold."""
+    """Return an estimator in which every point votes, so that rounding crosses no threshold."""
     return PoseEstimator(model, surface_mm=math.inf, fraction=1.0)
 
 
@@ -58,7 +58,7 @@ def placed(box: tuple[float, ...], intrinsics: np.ndarray = K, left: bool = Fals
 
 
 def spot(view: Tensor) -> Tensor:
-    """(x, y) px, centre of the brightness of a view (3, S, S)."""
+    """Return the brightness centroid (x, y) px of a view (3, S, S)."""
     brightness = (view.double() + 1).sum(0)
     axis = torch.arange(len(brightness), dtype=torch.float64)
     return torch.stack([brightness.sum(0) @ axis, brightness.sum(1) @ axis]) / brightness.sum()
@@ -67,7 +67,7 @@ def spot(view: Tensor) -> Tensor:
 @pytest.mark.parametrize("left", [False, True])
 def test_box_corners_lie_at_three_quarters_of_the_view(left: bool) -> None:
     square = np.array([[500.0, 0, 160], [0, 500.0, 120], [0, 0, 1]])
-    box = (100.0, 75.0, 220.0, 165.0)  # about the optical axis, where nothing is distorted
+    box = (100.0, 75.0, 220.0, 165.0)  # around the optical axis, without distortion
     homography, slope = placed(box, square, left).homographies[0], placed(box, square, left).slopes[0]
     assert slope.item() == pytest.approx(60 / 500 / HAND_VIEW_FILL)
     for x, across in ((100, -1), (220, 1)):
@@ -98,7 +98,7 @@ def test_view_is_centred_on_the_box_and_fits_its_longer_side(box: tuple) -> None
     torch.testing.assert_close(centre, torch.full((2,), 64.0, dtype=torch.float64))
     spans = [float((ends[1] - ends[0]).norm()), float((ends[3] - ends[2]).norm())]
     assert max(spans) == pytest.approx(96)
-    # A point of the camera's frame is seen where the virtual camera projects it.
+    # A point in the camera's frame appears where the virtual camera projects it.
     point = torch.tensor([[25.0, 30.0, 480.0]], dtype=torch.float64)
     pixel = torch.cat([project(point, torch.from_numpy(K)), torch.ones(1, 1)], 1)
     seen = placement.homographies[0] @ pixel[0]
@@ -115,7 +115,7 @@ def test_query_points_are_regular_in_the_view_and_in_depth() -> None:
     depths = points[..., 2] - middles[:, None]
     assert depths.abs().max().item() == pytest.approx(104, abs=1e-3)
     pixels = project(points, view_intrinsics(slopes, 128))
-    torch.testing.assert_close(pixels[0], pixels[1], rtol=0, atol=1e-3)  # the same texels, whatever the hand
+    torch.testing.assert_close(pixels[0], pixels[1], rtol=0, atol=1e-3)  # the same texels for every hand
     across = pixels[0].round(decimals=2).unique()
     torch.testing.assert_close(across, 128 * (torch.arange(14) + 0.5) / 14, rtol=0, atol=0.01)
     for step in (0.0, math.nan, 1.0, 500.0):
@@ -163,7 +163,7 @@ def test_pose_does_not_depend_on_crop_or_resolution(model: NVF, image: np.ndarra
     cropped = estimator(np.ascontiguousarray(image[21:, 13:]), shift @ K, box=box, side="right")
     np.testing.assert_allclose(cropped.joints, pose.joints, rtol=0, atol=2e-3)
     np.testing.assert_allclose(cropped.joints_2d, pose.joints_2d - [13, 21], rtol=0, atol=1e-2)
-    # Each pixel three times along both axes: pixel u's copies are centred at 3 u + 1.
+    # Each pixel is repeated three times along both axes: copies of pixel u are centred at 3 u + 1.
     finer = np.array([[3.0, 0, 1], [0, 3, 1], [0, 0, 1]])
     fine_box = 3 * np.array(BOX) + 1
     fine = estimator(image.repeat(3, 0).repeat(3, 1), finer @ K, box=fine_box, side="right")
@@ -171,7 +171,7 @@ def test_pose_does_not_depend_on_crop_or_resolution(model: NVF, image: np.ndarra
 
 
 def mirror_of(image: np.ndarray, box: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """The image, its intrinsics and the box as a mirror shows them."""
+    """Mirror an image, its intrinsics and a box."""
     intrinsics = K.copy()
     intrinsics[0, 2] = WIDTH - 1 - K[0, 2]
     x0, y0, x1, y1 = box
@@ -196,7 +196,7 @@ def test_left_hand_equals_the_mirrored_right_hand(model: NVF, image: np.ndarray)
 def test_predicts_an_unknown_side(model: NVF, image: np.ndarray, sign: int, on_cuda: bool) -> None:
     with torch.no_grad():
         model.heads.view.weight[LEFT] *= sign
-        model.heads.view.bias[LEFT] = 5.0  # the same in both views, so that it decides nothing
+        model.heads.view.bias[LEFT] = 5.0  # equal in both views, so without effect on the side
     estimator = smooth(model)
     given = {side: estimator(image, K, box=BOX, side=side, return_votes=True) for side in ("right", "left")}
     if on_cuda:
@@ -208,7 +208,7 @@ def test_predicts_an_unknown_side(model: NVF, image: np.ndarray, sign: int, on_c
         other = estimator(mirrored, intrinsics, box=box, return_votes=votes)
         sides.append(predicted.side)
         assert predicted.valid and {predicted.side, other.side} == {"right", "left"}
-        # 6e-5 mm measured: the mirrored view is one of another crop.
+        # 6e-5 mm measured: the mirrored view has another crop.
         expected = given[predicted.side]
         np.testing.assert_allclose(predicted.joints, expected.joints, rtol=0, atol=2e-3)
         np.testing.assert_allclose(predicted.joints_2d, expected.joints_2d, rtol=0, atol=2e-3)
@@ -284,7 +284,7 @@ def test_pose_is_invalid_below_the_presence_threshold(model: NVF, image: np.ndar
 
 
 class Marked(PoseEstimator):
-    """An estimator whose network sees hands in bright red, of a third of 128 px in every view."""
+    """An estimator whose network detects bright red as hands of a third of 128 px in every view."""
 
     def __init__(self, model: NVF, presence: float = 8.0) -> None:
         super().__init__(model)
@@ -332,21 +332,21 @@ def test_finds_the_same_hands_at_higher_resolution(model: NVF) -> None:
     image[100:116, 60:76, 0] = image[40:56, 250:266, 0] = 255
     finer = image.repeat(4, 0).repeat(4, 1)
     finer_K = np.diag([4.0, 4.0, 1.0]) @ K
-    finer_K[:2, 2] += 1.5  # pixel u's copies are centred at 4 u + 1.5
+    finer_K[:2, 2] += 1.5  # copies of pixel u are centred at 4 u + 1.5
     found, again = estimator.find(image, K), estimator.find(finer, finer_K)
     assert len(found) == len(again) == 2
     middles, finer_middles = (
         np.sort((hands.boxes[:, :2] + hands.boxes[:, 2:]) / 2, axis=0) for hands in (found, again)
     )
-    # The finer image is averaged over 3 x 3 px, which do not divide its 4 x 4 equal ones: up to 3.5 px of
-    # 1296 were measured; a mistaken factor would be 300.
+    # The finer image is averaged over 3 x 3 px, which do not divide its 4 x 4 equal ones: measured up to
+    # 3.5 px of 1296; a wrong factor would give 300.
     np.testing.assert_allclose(finer_middles, 4 * middles + 1.5, atol=8)
 
 
 def test_finer_views_find_smaller_hands(model: NVF) -> None:
     estimator = Marked(model)
     image = np.zeros((240, 324, 3), np.uint8)
-    image[101:106, 61:66, 0] = 255  # a few px: too dim a spot in coarse views
+    image[101:106, 61:66, 0] = 255  # a few px: too dim in coarse views
     assert len(estimator.find(image, K, score=0.6, smallest=0.1)) == 0
     (box,) = estimator.find(image, K, score=0.6, smallest=1 / 64).boxes
     np.testing.assert_allclose((box[:2] + box[2:]) / 2, [63, 103], atol=3)

@@ -1,4 +1,4 @@
-"""Checks of networks of hand views, with stand-ins whose errors are known."""
+"""Evaluation of hand-view networks, with stand-ins of known errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ K = np.array([[FOCAL, 0, 47.0], [0, FOCAL, 49.0], [0, 0, 1]])
 
 @cache
 def samples() -> tuple[HandSample, ...]:
-    """Hands of several sizes at 350 to 900 mm, upright with palms to the camera, in images of noise."""
+    """Return upright hands of several sizes at 350 to 900 mm, palms to the camera, in images of noise."""
     hands = draw_unit_hands(built_in_rig(), Draws(5, "test", range(COUNT)), 0.0)
     random, made = np.random.default_rng(0), []
     for index, hand in enumerate(hands):
@@ -72,7 +72,7 @@ def predictor(*, deeper: float = 1.0, turns: bool = True, lost: str = "", noise:
         if not turns:
             for row, sample in enumerate(given):
                 joints[row] = unit_joints(samples()[int(sample.id)])
-                # Wrong by a bent hand where the image is upside down.
+                # An upside-down image gives a bent hand.
                 if (sample.image != samples()[int(sample.id)].image).any():
                     joints[row, 5:9] += [0, 0, 40]
         expected = np.exp(random.normal(size=(len(given), 21)))
@@ -132,7 +132,7 @@ def test_views_are_centred_on_the_box() -> None:
     views, _ = hand_views.exact_views(samples())
     longer = (views.boxes[:, 0, 2:] - views.boxes[:, 0, :2]).max(1)
     np.testing.assert_allclose(longer, 0.75 * 128, rtol=0.01)
-    # Perspective moves the middle of a turned box by 0.64 px at most here.
+    # Perspective moves the centre of a rotated box by at most 0.64 px here.
     np.testing.assert_allclose(views.boxes[:, 0].reshape(-1, 2, 2).mean(1), 64, atol=1)
     np.testing.assert_allclose(
         np.linalg.norm(views.joints[:, 10] - views.joints[:, 9], axis=1), UNIT_SCALE_MM, rtol=1e-4
@@ -142,7 +142,7 @@ def test_views_are_centred_on_the_box() -> None:
 def test_stability_detects_dependence_on_rotation_and_batch() -> None:
     stable = hand_views.score_stability(predictor(), samples())
     assert stable["moved"] == 0 and stable["batch"] == 0
-    # The truth has no error to compare; one that is a little off has the same upside down.
+    # Ground truth has no error to compare; a slightly wrong pose has the same error upside down.
     upright = hand_views.score_stability(predictor(turns=False, noise=0.5), samples())
     assert upright["turned"] > 5
     noisy = hand_views.score_stability(predictor(noise=3.0), samples())
@@ -161,7 +161,7 @@ def test_rotated_samples_keep_correct_labels() -> None:
 
 
 def test_presence_and_sides() -> None:
-    """Brightness stands for presence, the brighter half for the side; left hands are seen mirrored."""
+    """Brightness encodes presence, the brighter half the side; left hands appear mirrored."""
     options = ViewOptions(compositions=1)
     views = SyntheticViews(2, options=options).draw(6, "close")
     views = replace(views, left=np.zeros((6, 2), bool))
@@ -182,7 +182,7 @@ def test_presence_and_sides() -> None:
     found = hand_views.score_presence(heads, views, 0.5)
     assert found == {"hands": 6, "lost": pytest.approx(100 / 6), "side": 100}
     plain, mirrored = seen
-    np.testing.assert_array_equal(mirrored[:, :, 1:], plain[:, :, :0:-1])  # about column 64
+    np.testing.assert_array_equal(mirrored[:, :, 1:], plain[:, :, :0:-1])  # around column 64
     assert hand_views.score_empty(heads, views, 0.9)["accepted"] == 0
     assert hand_views.score_empty(heads, views, 0.01)["accepted"] == 100
 

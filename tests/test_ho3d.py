@@ -1,4 +1,4 @@
-"""HO-3D v2 and v3: what is written is read back in our frame, order and units; the files are as published."""
+"""HO-3D v2 and v3: round trips in our frame, order and units, and the published file format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nvf_fast.data.joint_orders import FINGERTIPS
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from tests.dataset_trees import HANDS, ho3d_sequences, mano, write_trees
 
-JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images, measured 3 to 4 at quality 95
+JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images; measured 3 to 4 at quality 95
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 
 
 def text_files() -> list[Path]:
-    """Text files that git tracks or would track."""
+    """Return text files that git tracks or would track."""
     if not (ROOT / ".git").exists():
         pytest.skip("listing files needs a git checkout")
     listed = subprocess.run(
@@ -46,7 +46,7 @@ def text_files() -> list[Path]:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Full names of a file's imports, without those for type checkers."""
+    """Return full names of a file's imports, except those for type checkers."""
     found: set[str] = set()
     pending: list[ast.AST] = [ast.parse(path.read_text())]
     while pending:
@@ -73,7 +73,7 @@ def operations() -> list[str]:
 
 
 def exists(name: str) -> bool:
-    """Whether a dotted name of the package is a module, or an attribute of one."""
+    """Whether a dotted name of the package is a module or an attribute of one."""
     found: object = nvf_fast
     path = "nvf_fast"
     for part in name.split(".")[1:]:
@@ -109,7 +109,7 @@ print(json.dumps([seconds, torch.cuda.is_initialized(), unwanted]))
     for _, cuda, unwanted in runs:
         assert not cuda
         assert unwanted == []
-    # Processor time, so that neighbours on the machine do not count.
+    # CPU time, independent of other processes.
     assert statistics.median(seconds for seconds, _, _ in runs) <= 0.3
 
 
@@ -145,7 +145,7 @@ def test_every_operation_is_complete(name: str) -> None:
     for path in (kernel, reference, ROOT / f"tests/test_{name}.py", ROOT / f"benchmarks/bench_{name}.py"):
         assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
     ours = [imported for imported in imports_of(reference) if imported.startswith("nvf_fast")]
-    assert ours == [], "a reference imports nothing of ours"
+    assert ours == [], "a reference does not import the package"
     arguments = [[a.arg for a in functions_of(path)[name].args.args] for path in (kernel, reference)]
     assert arguments[0] == arguments[1], "kernel and reference carry the same arguments"
 
@@ -202,7 +202,7 @@ def test_documents_name_only_what_exists(document: Path) -> None:
 
 
 def help_of(*command: str) -> str:
-    """The help text of a command."""
+    """Return the help text of a command."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as end:
         main([*command, "--help"])

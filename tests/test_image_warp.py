@@ -39,7 +39,7 @@ def test_warp_matches_bilinear_samples(image: np.ndarray, dtype: type) -> None:
         for column in range(45):
             x, y, z = np.linalg.inv(homography) @ [column, row, 1]
             expected[row, column] = bilinear(image.astype(float), x / z, y / z)
-    # Half a grey level of rounding for uint8; float32's rounding otherwise.
+    # Half a grey level for uint8, float32 rounding otherwise.
     np.testing.assert_allclose(warped, expected, atol=0.501 if dtype == np.uint8 else 1e-2)
 
 
@@ -71,10 +71,10 @@ def test_panorama_view() -> None:
     turn = np.deg2rad(30)
     rotation = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
     view = panorama_view(coordinates, rotation, 25.0, 21)
-    # The optical axis looks 30 degrees to the right of the panorama's centre.
+    # The optical axis points 30 degrees to the right of the panorama's centre.
     expected = [(0.5 + 30 / 360) * width - 0.5, height / 2 - 0.5]
     np.testing.assert_allclose(view[10, 10], expected, atol=1e-3)
-    # A pixel at u = 10 / 25 looks atan(0.4) further to the right.
+    # A pixel at u = 10 / 25 lies atan(0.4) further to the right.
     angle = 30 + np.rad2deg(np.arctan(10 / 25))
     np.testing.assert_allclose(view[10, 20, 0], (0.5 + angle / 360) * width - 0.5, atol=1e-3)
     assert view[0, 10, 1] < view[10, 10, 1] < view[20, 10, 1]

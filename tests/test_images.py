@@ -1,4 +1,4 @@
-"""Samples of a data set as a task's images: cropped, remapped, with the hand in the task's frame."""
+"""Training images of each task: cropped or remapped, with the hand in the task's frame."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ K = np.array([[700.0, 0, 150], [0, 690.0, 130], [0, 0, 1]])
 
 
 class Crosses:
-    """Black images of 300 x 260 px with a bright spot on joint 9; those in `broken` cannot be read."""
+    """Black images of 300 x 260 px with a bright spot on joint 9; those in `broken` are unreadable."""
 
     name, split, fingerprint, why_no_surfaces = "crosses", "training", "crosses", None
 
@@ -52,7 +52,7 @@ class Crosses:
 
 
 def centroid(image: Tensor) -> Tensor:
-    """(x, y) px of an image's (3, S, S) brightness."""
+    """Return the brightness centroid (x, y) px of an image (3, S, S)."""
     bright = image[0].double()
     axis = torch.arange(len(bright), dtype=torch.float64)
     return torch.stack([bright.sum(0) @ axis, bright.sum(1) @ axis]) / bright.sum()
@@ -74,7 +74,7 @@ def test_root_relative_images_are_crops_about_the_wrist() -> None:
     torch.testing.assert_close(hands.joints[:, 0], torch.zeros(2, 3), rtol=0, atol=1e-3)
     for index, image, joints in zip([1, 2], images, hands.joints, strict=True):
         root = dataset.hands.joints[index, 0].double()
-        # A pinhole image shows a joint at its own depth, the crop is scaled by the wrist's.
+        # The image shows a joint at its own depth; the crop is scaled by the wrist's depth.
         seen = (joints[9] + root)[:2] * root[2] / (joints[9] + root)[2] - root[:2]
         assert (centroid(image) - 64 * (1 + seen / 170)).norm() < 0.3
 

@@ -1,4 +1,4 @@
-"""Conversion of joints to FreiHAND's definition, measured on hands of each source."""
+"""Conversion of joints to FreiHAND's definition, on hands of each source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nvf_fast.synthetic.rig import built_in_surface
 
 @pytest.fixture(scope="module")
 def hands() -> np.ndarray:
-    """Anatomical joints (300, 21, 3) float32 mm of the built-in hand in random poses, half a metre away."""
+    """Anatomical joints (300, 21, 3) float32 mm of the built-in hand in random poses at 500 mm."""
     rig, draws = built_in_surface(), Draws(1, "test of joints", range(300))
     shapes = draw_shapes(rig, draws)
     angles, _ = rig.first_free_pose(draw_angles(draws), shapes.stretch)
@@ -77,7 +77,7 @@ def test_built_in_hands_get_the_unit_hands_bones_and_palm(hands: np.ndarray) -> 
 
 def test_fit_recovers_the_offsets_of_built_in_hands(hands: np.ndarray) -> None:
     fitted = JointConversion.fit(hands)
-    # 300 other hands than the 1 000 of the committed offsets.
+    # 300 hands not among the 1 000 of the committed offsets.
     np.testing.assert_allclose(fitted.along, CONVERSIONS["anatomical"].along, atol=0.5)
     np.testing.assert_allclose(fitted.palm, CONVERSIONS["anatomical"].palm, atol=0.5)
 
@@ -100,7 +100,7 @@ def test_teacher_labels_get_the_unit_hands_bones(shared_dir: Path) -> None:
     labels = Photographs(shared_dir / "photographs", "all").labels
     joints = np.stack([label.joints for label in labels])
     joints[[label.side == "left" for label in labels], :, 0] *= -1
-    # Measured: 0.3 mm in frontal views, which the offsets are fitted to; 1.2 in all. Before conversion: 9.1.
+    # Measured: 0.3 mm in frontal views, used to fit the offsets; 1.2 mm in all. Before conversion: 9.1 mm.
     assert np.abs(mean_bone_errors(joints)).max() < 1.5
 
 
