@@ -38,7 +38,7 @@ class _TaughtQuery:
         # Two more rows: far from the hand, and out of view.
         self._votes = torch.cat([votes, torch.zeros_like(votes[:2])]).to(lattice.device)
         self._sdf = torch.cat([sdf[0], torch.tensor([CLAMP_MM, torch.inf])]).to(lattice.device)
-        self._row_of = torch.full(lattice.seen.shape, len(votes), device=lattice.device)
+        self._row_of = torch.full(lattice.visible.shape, len(votes), device=lattice.device)
         self._row_of[lattice.nowhere] += 1
         self._row_of[nodes[close.to(lattice.device)]] = torch.arange(len(votes), device=lattice.device)
 

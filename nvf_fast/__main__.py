@@ -1,4 +1,4 @@
-"""`python -m nvf_fast` is `nvf-fast`, where the package is not installed."""
+"""Entry point of `python -m nvf_fast`, the command `nvf-fast` without an installation."""
 
 from nvf_fast.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The baselines of Sec. 4.1, which share encoder and MLP with the field."""
+"""The baselines of Sec. 4.1, with the encoder and MLP of the field."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nvf_fast.volumes import volume_of
 class Baseline(nn.Module):
     """Common base of the baselines: an encoder, an MLP, and joints normalised by the task's volume.
 
-    Joints are regressed as (joint - centre) / half-extent of the volume's box, so that the baselines start at
-    its middle and treat all axes alike.
+    Joints are regressed as (joint - centre) / half-extent of the volume's box, so that initial predictions
+    lie near its middle and all axes have the same scale.
     """
 
     def __init__(self, config: NVFConfig) -> None:
@@ -116,7 +116,7 @@ class DenseBaseline(Baseline):
 
     @torch.no_grad()
     def predict(self, features: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict joints by a weighted mean over the texels with e > 0.5 (as in Eq. 9).
+        """Predict joints as weighted means over the texels with e > 0.5 (as in Eq. 9).
 
         Args:
             features: (B, width, H, W) from `encode`.

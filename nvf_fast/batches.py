@@ -1,4 +1,4 @@
-"""Views of images through a pipeline: alike ones together, in parts that fit into memory, as CUDA graphs."""
+"""Runs of a pipeline on batches of images with equal crop shapes, within memory, as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _Votes = dict[int, tuple[Tensor, Tensor]]  # by image: points (V, 3) mm and vote
 
 
 class Inputs(NamedTuple):
-    """B images, and what is known about each.
+    """B images with their sampling plans and the network's further inputs.
 
     Attributes:
         images: (H, W, 3) uint8 each, numpy or torch.
-        plans: how each is sampled.
+        plans: the plan of each image's sampling.
         scale: (B,) float32 mm, for the network, or None.
         previous: (B, 21, 3) float32 mm, in the volume's frame, or None.
         slopes: (B,) float32, of hand views, or None.
-        both_sides: whether the mirrored hand view may be the one that counts.
+        both_sides: whether to evaluate the mirrored hand view as well.
     """
 
     images: list[Any]
@@ -41,15 +41,15 @@ class Inputs(NamedTuple):
 
 
 class BatchRunner:
-    """Runs a pipeline on any images.
+    """Runner of a pipeline on any images.
 
     Args:
         pipeline: the pipeline.
         size: px, side of its views.
-        device: where it computes.
+        device: of the pipeline.
         stages: measures the stages.
-        recorder: records runs, whose lists of points then have fixed sizes, to replay them; an image that
-            does not fit runs again. None makes lists as long as they need to be, which reads the device.
+        recorder: records and replays runs, whose lists of points then have fixed sizes; an image that does
+            not fit runs again. None sizes every list exactly, which synchronises with the device.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class BatchRunner:
         self._replay = None if recorder is None else Replay(self._launch, recorder)
 
     def __call__(self, inputs: Inputs, return_votes: bool) -> Estimates:
-        """The estimates of all images, on the CPU but for the votes."""
+        """Estimate all images; the results are on the CPU except for the votes."""
         order: list[int] = []
         every_packed: list[Tensor] = []
         votes: _Votes = {}
@@ -74,7 +74,7 @@ class BatchRunner:
             every_packed.append(packed)
             votes |= their_votes
         with self._stages("read"):
-            rows = torch.cat(every_packed).cpu()  # the one wait for the device
+            rows = torch.cat(every_packed).cpu()  # the only synchronisation
             rows = rows if len(order) == 1 else rows[torch.tensor(order).argsort()]
             estimates = Estimates.unpacked(rows)
         needs_retry = estimates.needs_retry.nonzero()[:, 0].tolist()
@@ -87,7 +87,7 @@ class BatchRunner:
         return estimates._replace(votes=[votes[image] for image in sorted(votes)])
 
     def network_images(self, inputs: Inputs, dtype: torch.dtype) -> Tensor:
-        """The views (B, 3, S, S) of all images as networks take them, without mirrored ones."""
+        """The views (B, 3, S, S) of all images, normalised for networks, without mirrored ones."""
         order, sampled = [], []
         for members in self._alike(inputs):
             views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
@@ -97,7 +97,7 @@ class BatchRunner:
         return torch.cat(sampled)[torch.tensor(order).argsort().to(self._device)]
 
     def _in_parts(self, inputs: Inputs, return_votes: bool) -> Iterator[tuple[list[int], Tensor, _Votes]]:
-        """Images that are alike and fit into memory together, and the result of `_run` for them."""
+        """Yield images of one crop shape that fit into memory together, and the result of `_run` for them."""
         together = self.pipeline.together(self._exact)
         for rest in self._alike(inputs):
             while rest:
@@ -116,7 +116,7 @@ class BatchRunner:
                 rest = rest[len(members) :]
 
     def _alike(self, inputs: Inputs) -> list[list[int]]:
-        """The images in groups whose crops have one shape and one factor, of known or of unknown sides."""
+        """Group the images by the shape and factor of their crops, and by known or unknown side."""
         groups = defaultdict(list)
         for image, (plan, both_sides) in enumerate(zip(inputs.plans, inputs.both_sides, strict=True)):
             groups[self._crop_shape(plan), plan.factor, both_sides].append(image)
@@ -133,17 +133,17 @@ class BatchRunner:
     def _run(
         self, inputs: Inputs, members: list[int], return_votes: bool, exact: bool = False
     ) -> tuple[Tensor, _Votes]:
-        """`Estimates.packed` of images that are alike, on the device, and their votes if requested."""
+        """`Estimates.packed` of a group of images, on the device, and their votes if requested."""
         views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
         if self._replay is not None and not (exact or return_votes or self._stages.measuring):
             given = tuple(tensor is not None for tensor in views)
-            key = _Key(tuple(views.cuts.shape), factor, given)
+            key = _Key(tuple(views.crops.shape), factor, given)
             return self._replay(key, *(tensor for tensor in views if tensor is not None)), {}
         estimates = self.pipeline(views, factor, exact or self._exact)
         return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
 
     def _views(self, inputs: Inputs, members: list[int]) -> Views:
-        """The pipeline's input for images that are alike, on the device."""
+        """The pipeline's input for a group of images, on the device."""
         plans = [inputs.plans[image] for image in members]
         matrices = torch.stack([plan.matrix for plan in plans])
         known = [inputs.scale, inputs.previous, inputs.slopes]
@@ -159,13 +159,13 @@ class BatchRunner:
         return views
 
     def _launch(self, key: _Key, *tensors: Tensor) -> Tensor:
-        """The pipeline as `Replay` calls it."""
+        """The pipeline with the signature that `Replay` needs."""
         remaining = iter(tensors)
         views = Views(*(next(remaining) if given else None for given in key.given))  # type: ignore[arg-type]
         return self.pipeline(views, key.factor).packed()
 
     def _crops(self, images: list[Any], plans: list[ViewPlan]) -> Tensor:
-        """(B, h, w, 3) uint8 on the device: the crops of the images that their views show."""
+        """Crop the visible parts of the images, as (B, h, w, 3) uint8 on the device."""
         parts = [as_tensor(image[plan.rows, plan.columns]) for image, plan in zip(images, plans, strict=True)]
         shape = self._crop_shape(plans[0])
         if len(parts) == 1 and parts[0].shape[:2] == shape and parts[0].device == self._device:
@@ -179,13 +179,13 @@ class BatchRunner:
         return crops.to(self._device, non_blocking=True)
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        """A small tensor on the device, without waiting for it."""
+        """Copy a small tensor to the device without synchronisation."""
         tensor = tensor.pin_memory() if self._device.type == "cuda" else tensor
         return tensor.to(self._device, non_blocking=True)
 
 
 class _Key(NamedTuple):
-    """The runs that one graph serves: the crops' shape and factor, and which of the `Views` are given."""
+    """Key of a CUDA graph: the crops' shape and factor, and the optional fields of `Views` that are given."""
 
     shape: tuple[int, ...]
     factor: int
@@ -193,8 +193,8 @@ class _Key(NamedTuple):
 
 
 def as_tensor(image: Any) -> Tensor:
-    """An image as a tensor that shares its memory where torch can."""
+    """Convert an image to a tensor, without a copy where possible."""
     if isinstance(image, Tensor):
         return image
-    # torch takes no negative strides, and warns of arrays that cannot be written to.
+    # torch rejects negative strides and warns about read-only arrays.
     return torch.from_numpy(image if image.flags.writeable and min(image.strides) >= 0 else image.copy())

@@ -1,4 +1,4 @@
-"""Lists of points whose lengths only the device knows: of fixed capacity, or as long as they need to be."""
+"""Lists of points whose lengths depend on device data, with fixed capacities or exact lengths."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from nvf_fast.ops import Selection
 
 
 class Buffers:
-    """Makes the lists of one run over a batch of images.
+    """Factory of the lists of one run over a batch of images.
 
-    A fixed capacity lets a run read nothing back from the device, as a CUDA graph needs it; `overflow` then
-    marks the images that must run again with exact lengths. Those read the device.
+    Fixed capacities avoid synchronisation, as a CUDA graph requires; `overflow` then marks the images that
+    must run again with exact lengths, which synchronise.
 
     Args:
         batch: number of images.
         device: of the lists.
-        exact: whether every list is as long as it needs to be, whatever capacity is requested.
-        backend: of the operations; None goes by the device.
+        exact: whether to size every list exactly and ignore the requested capacities.
+        backend: of the operations; None chooses by device.
 
     Attributes:
-        overflow: (B,) bool, images of which some list did not fit.
+        overflow: (B,) bool, images with a list that exceeded its capacity.
     """
 
     def __init__(

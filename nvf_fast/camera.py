@@ -120,8 +120,8 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
 
     Args:
         images: (B, C, H, W) float32, float64 or uint8; only the visible part of uint8 is converted.
-        homographies: (B, 3, 3) float64 from image to view px, as from `reference_homography`; on the CPU they
-            are read without waiting for a device.
+        homographies: (B, 3, 3) float64 from image to view px, as from `reference_homography`; on the CPU to
+            avoid synchronisation.
         size: px, side of the square view.
 
     Returns:
@@ -164,7 +164,7 @@ class ViewPlan(NamedTuple):
 
 
 def plan_view(homography: Tensor, size: int, height: int, width: int, margin: float = 0.0) -> ViewPlan:
-    """Plan the sampling of an image: the part of `remap` on the host, before the image is read.
+    """Plan the sampling of an image, the part of `remap` on the host that needs no pixels.
 
     Args:
         homography: (3, 3) float64 on the CPU, from image to view px.
@@ -176,7 +176,7 @@ def plan_view(homography: Tensor, size: int, height: int, width: int, margin: fl
     Returns:
         The plan. Its rows and columns hold the visible part of the image, and at least one pixel.
     """
-    # Python numbers are faster than tensors for nine values.
+    # For nine values, Python numbers are faster than tensors.
     first, second, third = homography.tolist()
     cofactors = _cross(second, third), _cross(third, first), _cross(first, second)
     determinant = sum(a * b for a, b in zip(first, cofactors[0], strict=True))
@@ -208,16 +208,16 @@ def plan_view(homography: Tensor, size: int, height: int, width: int, margin: fl
 
 
 def sample_views(crops: Tensor, matrices: Tensor, size: int, factor: int) -> Tensor:
-    """Sample views from planned crops: the part of `remap` that never waits for the device.
+    """Sample views from planned crops, the part of `remap` without synchronisation.
 
-    Positions in the averaged crop are accurate to 1e-3 px in up to 8000 px. Zeros below and to the right of a
-    crop change nothing, so crops of different sizes can be padded to a batch.
+    Positions in the averaged crop are accurate to 1e-3 px in up to 8000 px. Padding with zeros below and to
+    the right of a crop does not change the views, so that crops of different sizes can form a batch.
 
     Args:
         crops: (B, C, h, w) float32, float64 or uint8, `rows` and `columns` of each image.
         matrices: (B, 3, 3) float64 on the crops' device, the `matrix` of each plan.
         size: px, side of the square views.
-        factor: px, the `factor` that the plans share.
+        factor: px, the common `factor` of the plans.
 
     Returns:
         (B, C, size, size); float32 for uint8 crops, else their dtype.

@@ -1,6 +1,6 @@
 """Checkpoints: a folder with weights.safetensors and config.json, found by name, path or hub id.
 
-Loading runs no pickled code and is strict: every mismatch is an error that names it.
+Loading executes no pickled code and is strict: every mismatch raises an error that names it.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ CONFIG_FILE = "config.json"
 def save_checkpoint(
     model: Network, path: str | Path, training: dict[str, Any], dtype: torch.dtype = torch.float16
 ) -> None:
-    """Write a checkpoint folder; a process killed at any moment leaves the older checkpoint or the new.
+    """Write a checkpoint folder atomically: a killed process leaves either the old or the new checkpoint.
 
-    New weights are stored beside the old under a name with their hash until config.json, which holds the hash
-    of the current weights, has been replaced; `load_checkpoint` reads that name too.
+    New weights are stored under a name with their hash until config.json, which holds the hash of the current
+    weights, has been replaced; `load_checkpoint` reads that name too.
 
     Args:
         model: the network.
         path: the folder; created with its parents, files in it are replaced.
-        training: metadata of the training, as JSON holds it.
+        training: metadata of the training, JSON values.
         dtype: of the stored weights.
 
     Raises:
         ValueError: a weight is not finite in `dtype`; the message names it.
-        TypeError: `training` holds what JSON does not.
+        TypeError: `training` is not serialisable as JSON.
     """
     state = {}
     for name, tensor in model.state_dict().items():
@@ -75,10 +75,10 @@ def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
 
     Args:
         path: as in `resolve`.
-        scores: as JSON holds them.
+        scores: JSON values.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
         ValueError: its config.json is damaged, or a score is not finite.
         OSError: the folder cannot be written to.
     """
@@ -94,7 +94,7 @@ def load_checkpoint(
     """Read a checkpoint.
 
     Args:
-        path: its folder, its embedded name or its hub id, see `resolve`; None is the embedded default.
+        path: folder, embedded name or hub id, as in `resolve`; None is the embedded default.
         device: where the network goes; None is the CPU.
         dtype: of the encoder, and so of the features and the field's arithmetic; None is float32. The field's
             parameters stay float32: its dependence on depth needs them.
@@ -104,7 +104,7 @@ def load_checkpoint(
         sha256, training.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint, or a file of it is missing.
+        FileNotFoundError: the checkpoint does not exist, or a file of it is missing.
         ImportError: a hub id needs huggingface_hub, which is not installed.
         ValueError: the schema version, an entry of the configuration, the hash of the weights, or a weight's
             name, shape or dtype is wrong; the message names it.
@@ -138,7 +138,7 @@ def load_checkpoint(
 
 
 def embedded_names() -> list[str]:
-    """Names of the checkpoints that come with the library."""
+    """Names of the embedded checkpoints."""
     return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{CONFIG_FILE}"))
 
 
@@ -148,10 +148,10 @@ def resolve(source: str | Path | None = None) -> Path:
     Args:
         source: an embedded name; else a folder; else a Hugging Face hub id "owner/name" or
             "owner/name@revision", which is downloaded to the hub's own cache (extra `hub`). None is the
-            embedded default: the first of `DEFAULTS` that is there, or the only one that is.
+            embedded default: the first existing one of `DEFAULTS`, or the only embedded checkpoint.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
         ImportError: a hub id needs huggingface_hub, which is not installed.
     """
     names = embedded_names()
@@ -159,7 +159,7 @@ def resolve(source: str | Path | None = None) -> Path:
         only = names[0] if len(names) == 1 else None
         source = next((name for name in DEFAULTS if name in names), only)
         if source is None:
-            raise FileNotFoundError(f"say which checkpoint: the library comes with {names}")
+            raise FileNotFoundError(f"name a checkpoint: the library includes {names}")
     if source in names:
         return EMBEDDED / source
     if Path(source).is_dir():

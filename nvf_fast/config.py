@@ -29,8 +29,8 @@ class NVFConfig:
         hidden: channels of the MLP's hidden layers.
         hand_scale: whether the MLP takes the hand scale as an input.
         scale_optional: whether training dropped the hand scale at random, so that it may be None.
-        method: "nvf", the field; or a baseline of Sec. 4.1 that shares encoder and MLP: "holistic" regresses
-            the joints from the pooled features, "dense" votes from the hand's pixels.
+        method: "nvf", the field; or a baseline of Sec. 4.1 with the same encoder and MLP: "holistic"
+            regresses the joints from the pooled features, "dense" votes from the hand's pixels.
         task: "camera-space" (CS-NVF), or "root-relative" (RS-NVF, joints relative to a known wrist).
         encoder: "hourglass", the paper's; or "unet", a small foldable one for CPUs.
         view: "reference", the paper's camera; or "hand", a virtual camera turned and zoomed to a hand's box,
@@ -85,7 +85,7 @@ class NVFConfig:
         if not isinstance(self.presence_threshold, int | float) or not 0 <= self.presence_threshold <= 1:
             raise ValueError(f"presence_threshold must be in [0, 1], got {self.presence_threshold!r}")
         if self.scale_optional and not self.hand_scale:
-            raise ValueError("scale_optional=True needs hand_scale=True: there is no hand scale to leave out")
+            raise ValueError("scale_optional=True requires hand_scale=True")
         if self.view == "hand" or self.encoder == "unet":
             self._check_hand_view()
         elif self.pose_code:

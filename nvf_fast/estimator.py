@@ -47,31 +47,31 @@ from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, RootCube, v
 
 
 class PoseEstimator:
-    """Estimates the camera-space pose of the hand in an image.
+    """Estimator of the camera-space poses of hands in images.
 
-    The network's configuration decides where it looks and what it needs. A network of hand views looks
-    through a virtual camera that turns to a box and zooms to its size. A camera-space network of the paper
-    looks through the reference camera, along the optical axis or turned to a box; a root-relative one at a
-    cube about the wrist, which the caller knows. The baselines of Sec. 4.1 are used in the same way.
+    The network's configuration determines the view and the required arguments. A network of hand views uses a
+    virtual camera that turns to a box and zooms to its size. A camera-space network of the paper uses the
+    reference camera, along the optical axis or turned to a box; a root-relative one a cube about a given
+    wrist. The baselines of Sec. 4.1 are used in the same way.
 
     Args:
-        model: the network; the estimator works on a copy of it.
+        model: the network, which is copied.
         step_mm: mm, spacing of the query points.
         surface_mm: mm; a point votes where abs(sdf) is smaller.
         fraction: in (0, 1], ratio of the voters that count for each joint, largest weights first (Sec. 4.7).
-        search: which points of the grid are queried: "dense" all of them; "octree" those that subdivision
-            from 16 mm leads to, for steps of 8 mm and less; "guided" those about the bones of a provisional
-            pose. The last two query image by image, and may miss voters; see `nvf_fast.search`. A hand view
-            takes "dense" alone.
-        device: where to compute; None is where the model is.
+        search: the queried points of the grid: "dense", all of them; "octree", those that subdivision from 16
+            mm reaches, for steps of 8 mm and less; "guided", those about the bones of a provisional pose. The
+            last two query image by image and may miss voters (`nvf_fast.search`). Hand views support "dense"
+            only.
+        device: where to compute; None is the model's device.
         dtype: torch.float32, float16 or bfloat16, precision of the encoder and of the field's matrix
             products; sums, depths and votes stay float32. None is float32 on a CPU, float16 on CUDA, where
             float32 convolutions are TF32 unless `torch.backends.cudnn.allow_tf32` is off.
-        backend: of querying, selecting and voting (`nvf_fast.ops`); None chooses by device, "triton" or
-            "torch" forces one. The encoder's norms go by the device.
+        backend: of querying, selecting and voting (`nvf_fast.ops`), "triton" or "torch"; None chooses by
+            device, as the encoder's norms always do.
 
     Raises:
-        ValueError: a number is out of its range, or an option of the field is given to a baseline.
+        ValueError: a number is out of range, or an option of the field is given to a baseline.
         TypeError: the dtype is none of the three.
     """
 
@@ -145,36 +145,35 @@ class PoseEstimator:
                 any sizes.
             K: (3, 3), or (B, 3, 3) one per image; intrinsics in px, the first pixel of a row centred at 0.
             hand_scale: mm, length of the middle finger's proximal phalanx (joints 9 to 10): a number, or
-                (B,). None where it is unknown; a model trained with it always given refuses that. The pose of
-                a hand view is that of a unit hand (`joint_definitions.UNIT_SCALE_MM`), which a given scale
+                (B,). None where it is unknown, which a model trained with it always given rejects. Hand views
+                yield the pose of a unit hand (`joint_definitions.UNIT_SCALE_MM`), which a given scale
                 multiplies exactly.
             box: px, (x0, y0, x1, y1) around the hand, or (B, 4). A hand view turns to its centre and zooms so
                 that its longer side spans 75 %; without a box and `previous` it finds every hand of one
                 image. The reference camera, which spans 26.3 degrees, turns to its centre, and a warning
                 reports a box wider than the view; None looks along the optical axis.
             side: "right", "left" or None, or one per image. With None a network of hand views predicts the
-                side, and any other network, which knows right hands alone, takes the hand for a right one.
+                side; other networks assume a right hand.
             return_votes: whether the pose also holds its voters.
-            previous: the pose estimated in the frame before, in the same camera's frame, or a batch of them.
-                It places a hand view as the box of its projected joints would, in place of `box`; a pose that
-                is not valid cannot. With search="guided" the search begins about it instead of with a sparse
-                pass; one that is not valid, or that the guard finds to be far off, then costs time only.
+            previous: the pose of the preceding frame in the same camera's frame, or a batch of them. The box
+                of its projected joints replaces `box` for a hand view, for which it must be valid. With
+                search="guided" it replaces the sparse pass; an invalid or distant pose then costs only time.
             root: mm, (3,) or (B, 3), the wrist in the frame of the camera that took the image, for a
                 root-relative network.
 
         Returns:
-            One pose, or a batch where several images came, or where the hands of one were to be found: then
-            all that are there, best first, maybe none. numpy arrays for numpy images, torch tensors on the
-            images' device for torch ones. Where no point votes, or where the view of a given box shows no
-            hand, `valid` is false and joints are NaN.
+            One pose, or a batch for several images; without a box, all hands found in the image, best first,
+            possibly none. numpy arrays for numpy images, torch tensors on the images' device for torch ones.
+            Where no point votes, or where the view of a given box shows no hand, `valid` is false and joints
+            are NaN.
 
         Raises:
-            ValueError: a shape or a value is not as above; the message says what came and what was expected.
+            ValueError: a shape or a value is invalid; the message compares it with the expected one.
             TypeError: an argument has the wrong type or dtype.
         """
         if box is None and root is None and previous is None and isinstance(self.volume, HandVolume):
             return self._every_hand(image, K, hand_scale, side, return_votes)
-        # On a CPU, where what the host does is felt, a call in inference mode takes 4 % less.
+        # On a CPU, inference mode saves 4 % of a call.
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             with self._stages("prepare"):
                 request = self._read(image, K, hand_scale, box, side, return_votes, previous, root)
@@ -182,7 +181,7 @@ class PoseEstimator:
             with self._stages("read"):
                 pose = camera_poses(estimates, request, return_votes, self.model.config.presence_threshold)
                 pose = _like(pose, request.groups[0])
-        # What is made in that mode could not take part in a caller's gradients.
+        # Tensors created in inference mode could not take part in a caller's gradients.
         pose = pose.clone() if isinstance(pose.joints, Tensor) and self.device.type == "cpu" else pose
         return pose[0] if request.single else pose
 
@@ -190,8 +189,8 @@ class PoseEstimator:
     def find(self, image: Any, K: Any, score: float = FOUND_SCORE, smallest: float = SMALLEST) -> FoundHands:
         """Find the hands of one image.
 
-        The whole image is viewed at a few sizes, and the network's maps of hands' centres are read. No closer
-        view verifies a candidate here, as a call without a box does.
+        Candidates are peaks of the network's maps of hands' centres in views of the whole image at several
+        sizes. Unlike a call without a box, this does not verify them in closer views.
 
         Args:
             image: (H, W, 3) uint8 RGB, numpy or torch.
@@ -223,7 +222,7 @@ class PoseEstimator:
 
     def _candidates(self, image: Any, intrinsics: Tensor, score: float, smallest: float) -> Candidates:
         if self._finder is None or not isinstance(self.volume, HandVolume):
-            raise ValueError("find is for networks of hand views; this one is told where the hand is")
+            raise ValueError("find requires a network of hand views")
         if not 0 <= score <= 1:
             raise ValueError(f"score must be in [0, 1], got {score}")
         if not LEAST <= smallest <= 1:
@@ -232,10 +231,9 @@ class PoseEstimator:
         return self._finder(as_tensor(image).to(self.device), focal, score, smallest)
 
     def _every_hand(self, image: Any, K: Any, hand_scale: Any, side: Any, return_votes: bool) -> HandPose:
-        """The poses of every hand found in one image.
+        """Estimate the poses of all hands found in one image.
 
-        Each candidate is seen closer, by its coarse joints alone, and again by the box of those, which is
-        where its pose is estimated.
+        A closer view of each candidate yields coarse joints, whose box places the view for the pose.
         """
         image, intrinsics = self._read_one(image, K)
         threshold = self.model.config.presence_threshold
@@ -244,7 +242,7 @@ class PoseEstimator:
             found = found.chosen(viewable(found.boxes, intrinsics[0], *image.shape[:2]))
             found = found.chosen(distinct(found.boxes, found.scores, nested=1.0)[:MOST_CANDIDATES])
             if len(found.boxes):
-                found = self._seen_closer(image, intrinsics, found, side)
+                found = self._verified(image, intrinsics, found, side)
             if not len(found.boxes):
                 return _like(HandPose.none(return_votes), image)
             count = len(found.boxes)
@@ -259,17 +257,17 @@ class PoseEstimator:
                 sure = pose.valid & (evidence >= math.log(threshold / (1 - threshold)) + EVIDENCE)
                 rows = sure.nonzero()[:, 0]
                 boxes = squared(pixel_boxes(pose.joints_2d[rows]))
-                # Two boxes may have led to one hand, or one to a part of another's.
+                # Two boxes may lead to one hand, or one box to a part of another hand.
                 rows = rows[distinct(boxes, evidence[rows])]
         pose = _like(pose[rows.tolist()], image)
         return pose.clone() if isinstance(pose.joints, Tensor) and self.device.type == "cpu" else pose
 
-    def _seen_closer(self, image: Any, intrinsics: Tensor, found: Candidates, side: Any) -> Candidates:
-        """The candidates that a closer view confirms, by the boxes of their coarse joints."""
+    def _verified(self, image: Any, intrinsics: Tensor, found: Candidates, side: Any) -> Candidates:
+        """Verify candidates in a closer view and return the boxes of their coarse joints."""
         assert isinstance(self.model, NVF)
         count = len(found.boxes)
         with self._stages("prepare"):
-            # One view of each suffices: the network tells hands of either side from other objects.
+            # One view of each suffices, since the network's presence covers hands of either side.
             request = self._read([image] * count, intrinsics[0], None, found.boxes, [side or "right"] * count)
         images = self.runner.network_images(request.inputs, self.dtype)
         with self._stages("encode"):
@@ -284,7 +282,7 @@ class PoseEstimator:
 
     @property
     def redone(self) -> int:
-        """Images that ran again so far, since fixed sizes or a search's guard did not hold."""
+        """Number of images that ran again because of a fixed size or a search's guard."""
         return self.runner.retried
 
     @property
@@ -294,7 +292,7 @@ class PoseEstimator:
 
     @property
     def lattice(self) -> Lattice | HandLattice:
-        """The points that the field is queried at.
+        """The query points of the field.
 
         Raises:
             AttributeError: the network has no field.
@@ -302,10 +300,10 @@ class PoseEstimator:
         return self.runner.pipeline.lattice  # type: ignore[attr-defined]
 
     def timed(self) -> AbstractContextManager[dict[str, float]]:
-        """Measure the calls made inside: a dict that fills with each stage's total milliseconds, in order.
+        """Measure the enclosed calls: a dict of each stage's total milliseconds, in order.
 
-        Each stage then waits for the device and is launched by itself, so that on CUDA the sum exceeds an
-        unmeasured call's time.
+        Each stage is then launched separately and synchronises, so that on CUDA the sum exceeds the time of
+        an unmeasured call.
         """
         return self._stages.timed()
 
@@ -321,13 +319,13 @@ def load(
 
     Args:
         name: an embedded checkpoint, the path of a checkpoint folder, or a hub id; None is the embedded one.
-        device: where to compute; None is CUDA where there is a device, else the CPU.
+        device: where to compute; None is CUDA if available, else the CPU.
         dtype: as in `PoseEstimator`; None is float32 on a CPU, float16 on CUDA.
         options: further arguments of `PoseEstimator`, such as step_mm.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: the checkpoint is damaged, or an option is out of its range.
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the checkpoint is damaged, or an option is out of range.
     """
     from nvf_fast.checkpoint import load_checkpoint
 
@@ -338,5 +336,5 @@ def load(
 
 
 def _like(pose: HandPose, image: Any) -> HandPose:
-    """A torch pose as numpy arrays, or on the device of a torch image."""
+    """Convert a torch pose to numpy arrays, or move it to the device of a torch image."""
     return pose.numpy() if isinstance(image, np.ndarray) else pose.to(image.device)

@@ -27,7 +27,7 @@ POSITION_MM = 60.0  # unit of positions relative to the coarse pose
 class FieldMLP(nn.Module):
     """Weights and biases of (s, V) = f(x), Eq. 4 and Sec. 3.1; `nvf_fast.ops.query_field` evaluates it.
 
-    The baselines of Sec. 4.1 share it, without the input of depth.
+    The baselines of Sec. 4.1 use it too, without the input of depth.
 
     Attributes:
         weights: matrices (out, in); in = X for the first layer and previous out + X for the others, hidden
@@ -35,7 +35,7 @@ class FieldMLP(nn.Module):
             then (weight, direction xyz) per joint; so for "dense": hand or not, then (weight, joint xyz) per
             joint; and 21 * 3 for "holistic".
         biases: vectors (out,).
-        code: makes further biases of the coarse pose, or None; see `biases_for`.
+        code: computes additional biases from the coarse pose (`biases_for`), or None.
     """
 
     def __init__(self, config: NVFConfig) -> None:
@@ -56,7 +56,7 @@ class FieldMLP(nn.Module):
             self.code = nn.Sequential(nn.Linear(3 * JOINTS, config.pose_code), nn.ReLU(), last)
 
     def biases_for(self, joints: Tensor) -> list[Tensor]:
-        """The biases of every layer for hands whose coarse pose is known.
+        """The biases of every layer for hands of given coarse poses.
 
         Args:
             joints: (B, 21, 3) float32 mm, coarse joints.
@@ -87,7 +87,7 @@ class FieldMLP(nn.Module):
             nn.init.kaiming_normal_(weight, a=0.01)
             if depth is not None:
                 weight[:, depth].normal_(std=DEPTH_GAIN)
-                # Each unit's kink lies at a depth of its own, so that together they resolve the whole range.
+                # The units' kinks lie at different depths, to resolve the whole range.
                 bias.copy_(-weight[:, depth] * torch.empty_like(bias).uniform_(*DEPTH_RANGE))
         nn.init.normal_(self.weights[-1], std=LAST_STD)
         if field:

@@ -32,7 +32,7 @@ NESTED = 0.7  # or that lie inside another by more: intersection over the smalle
 
 @dataclass(frozen=True)
 class FoundHands:
-    """The hands of one image, best first; arrays are numpy's or torch's as the image was.
+    """The hands of one image, best first, in the image's array type.
 
     Attributes:
         boxes: (N, 4) float32 px, square (x0, y0, x1, y1) around each hand's joints; may reach beyond the
@@ -82,9 +82,9 @@ class SizedView(NamedTuple):
 
 
 class HandFinder:
-    """Reads a network's maps of hands' centres in views of a whole image.
+    """Detector of hands by a network's maps of hands' centres in views of a whole image.
 
-    The encoder is convolutional, and so takes each view at once, whatever its shape.
+    The encoder is convolutional and therefore accepts views of any shape.
 
     Args:
         model: a network of hand views, its encoder in `dtype`.
@@ -96,7 +96,7 @@ class HandFinder:
         self._model, self._dtype, self._stages = model, dtype, stages
 
     def __call__(self, image: Tensor, focal: float, score: float, smallest: float) -> Candidates:
-        """All peaks of all views, on the CPU; several may belong to one hand.
+        """Find the peaks of all views, on the CPU; several may belong to one hand.
 
         Args:
             image: (H, W, 3) uint8, on the network's device.
@@ -150,8 +150,8 @@ def read_peaks(maps: Tensor, view: SizedView, size: int, threshold: float) -> Ca
 
     Args:
         maps: (3, H, W) as `HandLook.hands`, on the CPU.
-        view: which the maps describe.
-        size: px, of the network's own views, which the logs of sides refer to.
+        view: the view of the maps.
+        size: px, of the network's own views, relative to which the maps hold logs of sides.
         threshold: least probability of a centre.
     """
     probability = maps[0].sigmoid()
@@ -203,8 +203,8 @@ def distinct(boxes: Tensor, scores: Tensor, nested: float = NESTED) -> Tensor:
     Args:
         boxes: (N, 4) px.
         scores: (N,).
-        nested: part of the smaller of two boxes inside the larger from which on they are one hand's; 1 keeps
-            both, since knuckles pass for small hands until a closer view.
+        nested: least part of a box inside a larger one to discard it as the same hand's; 1 keeps both, since
+            only a closer view distinguishes knuckles from small hands.
     """
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     kept: list[int] = []

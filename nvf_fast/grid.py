@@ -24,20 +24,20 @@ class Lattice:
 
     Args:
         step_mm: mm, spacing of the nodes.
-        device: of all tensors that come and go.
+        device: of all tensors.
         box: mm, extents along x, y and z; by default those of the reference camera's grid.
-        slope: a node is visible where abs(x) and abs(y) are at most slope * z; None where all of the box is.
+        slope: a node is visible where abs(x) and abs(y) are at most slope * z; None makes all nodes visible.
         centred: whether nodes are the cells' centres instead of their lower corners.
 
     Attributes:
         step_mm: mm, the requested step.
         shape: nodes along x, y and z, without the rim.
         rim: nodes about the box on each side.
-        seen: (nodes,) bool, whether a node of the box is visible.
-        device: of all tensors that come and go.
+        visible: (nodes,) bool, the visible nodes of the box.
+        device: of all tensors.
 
     Raises:
-        ValueError: the step is no positive number, or no node is visible.
+        ValueError: the step is not a positive number, or no node is visible.
     """
 
     nowhere = 0  # a node of the rim, for the unused slots of a list of nodes
@@ -65,13 +65,13 @@ class Lattice:
             low + torch.arange(-rim, n + rim, dtype=torch.float64) * spacing
             for low, n, spacing in zip(first, self.shape, self._spacings, strict=True)
         ]
-        seen = _visible(axes, slope).to(device)
+        visible = _visible(axes, slope).to(device)
         for axis in range(3):
-            seen.narrow(axis, 0, rim).fill_(False)
-            seen.narrow(axis, seen.shape[axis] - rim, rim).fill_(False)
-        self.seen, self.device = seen.flatten(), seen.device
-        self._seen_count = int(self.seen.sum())
-        if self._seen_count == 0:
+            visible.narrow(axis, 0, rim).fill_(False)
+            visible.narrow(axis, visible.shape[axis] - rim, rim).fill_(False)
+        self.visible, self.device = visible.flatten(), visible.device
+        self._visible_count = int(self.visible.sum())
+        if self._visible_count == 0:
             raise _no_point(step_mm)
         self._sublattices: dict[int, Tensor] = {}
         self._low = torch.tensor(first, device=device, dtype=torch.float64)
@@ -83,7 +83,7 @@ class Lattice:
 
     def __len__(self) -> int:
         """Number of visible nodes."""
-        return self._seen_count
+        return self._visible_count
 
     def points(self, nodes: Tensor) -> Tensor:
         """(N, 3) float32 mm of nodes (N,)."""
@@ -95,15 +95,15 @@ class Lattice:
         return self._numbers(self._nearest(points))
 
     def box(self) -> Tensor:
-        """(N, 3) float32 mm: all nodes of the box, seen or not."""
+        """(N, 3) float32 mm: all nodes of the box, visible or not."""
         return torch.cartesian_prod(*(axis[self.rim : -self.rim] for axis in self._axes))
 
     def every(self, stride: int) -> Tensor:
-        """The seen nodes of the sublattice of every `stride`-th node along each axis, ascending."""
+        """The visible nodes of the sublattice of every `stride`-th node along each axis, ascending."""
         if stride not in self._sublattices:
-            chosen = torch.zeros_like(self.seen).view([len(axis) for axis in self._axes])
+            chosen = torch.zeros_like(self.visible).view([len(axis) for axis in self._axes])
             chosen[self.rim :: stride, self.rim :: stride, self.rim :: stride] = True
-            self._sublattices[stride] = (chosen.flatten() & self.seen).nonzero()[:, 0]
+            self._sublattices[stride] = (chosen.flatten() & self.visible).nonzero()[:, 0]
         return self._sublattices[stride]
 
     def filled(self, positions: Tensor, nodes: Tensor | None = None) -> Tensor:
@@ -112,9 +112,9 @@ class Lattice:
         return chosen.masked_fill(positions < 0, self.nowhere)
 
     def neighbours(self, nodes: Tensor, offsets: Tensor) -> Tensor:
-        """(N, M) nodes at offsets (M, 3) int64, of at most `rim` along each axis, from seen nodes (N,).
+        """(N, M) nodes at offsets (M, 3) int64, of at most `rim` along each axis, from visible nodes (N,).
 
-        From `nowhere` they are nodes that are not seen.
+        From `nowhere` they are nodes that are not visible.
         """
         return nodes[:, None] + (offsets * self._stride_row).sum(1)
 
@@ -129,8 +129,8 @@ class Lattice:
 
     def mask(self, nodes: Tensor) -> Tensor:
         """(nodes,) bool of nodes (...), `nowhere` left out."""
-        # `index_fill_` takes a number as it is; `mask[nodes] = True` would copy it from the host.
-        mask = torch.zeros_like(self.seen).index_fill_(0, nodes.flatten(), True)
+        # `mask[nodes] = True` would copy the value from the host, unlike `index_fill_`.
+        mask = torch.zeros_like(self.visible).index_fill_(0, nodes.flatten(), True)
         mask[self.nowhere : self.nowhere + 1] = False
         return mask
 
@@ -156,7 +156,7 @@ def cube(reach: int | list[int], device: torch.device | str | None = None) -> Te
 
 
 def frustum_grid(step_mm: float = 16.0, device: torch.device | str | None = None) -> Tensor:
-    """The points of a `Lattice` that the reference camera sees, with the counts of Table 6.
+    """The points of a `Lattice` visible to the reference camera, with the counts of Table 6.
 
     Args:
         step_mm: mm, grid spacing; at most 500.
@@ -166,7 +166,7 @@ def frustum_grid(step_mm: float = 16.0, device: torch.device | str | None = None
         (N, 3) float32 mm, x outermost; N = 1 882 292, 230 475, 28 351, 7 742, 3 183 at 4, 8, 16, 24, 32 mm.
 
     Raises:
-        ValueError: the step is no positive number, or no point of the grid is seen.
+        ValueError: the step is not a positive number, or no point of the grid is visible.
     """
     lattice = Lattice(step_mm, device)
     return lattice.points(lattice.every(1))

@@ -31,8 +31,8 @@ class Voters(NamedTuple):
     Attributes:
         points: (B, V, 3) float32 mm.
         votes: (B, V, 21, 4) float32 raw (weight, direction xyz).
-        counts: (B,) int32, how many of the V there are.
-        overflow: (B,) bool, whether there are more.
+        counts: (B,) int32, number of valid points.
+        overflow: (B,) bool, images with more than V points.
     """
 
     points: Tensor
@@ -44,15 +44,15 @@ class Voters(NamedTuple):
 class HandPipeline:
     """Sampling, encoding, placing the query points, querying, selecting, voting and combining.
 
-    Where the side of a hand is unknown, the view and its mirror image are encoded together, and the one whose
-    left-hand logit is smaller counts: mistakes common to both cancel out.
+    For an unknown side, the view and its mirror image are encoded together, and the one with the smaller
+    left-hand logit is used; the comparison cancels errors common to both.
 
     Args:
         model: a network of hand views, its encoder in the dtype of the options, on its device.
-        volume: where it is queried.
-        options: how it is queried.
+        volume: the queried volume.
+        options: of the query.
         stages: measures the stages.
-        query: of the network's field; None prepares it.
+        query: prepared query of the network's field; None prepares it.
 
     Raises:
         ValueError: the options name a search other than "dense".
@@ -104,7 +104,7 @@ class HandPipeline:
         Args:
             look: of B views.
             slopes: (B,) float32, tangents of half the views' angles.
-            exact: whether the host may read the device, so that every list is as long as it needs to be.
+            exact: whether to size every list exactly, which synchronises.
 
         Returns:
             Coarse and voted joints, (B, 21, 3) float32 mm each, the voted ones NaN without voters; and the
@@ -130,7 +130,7 @@ class HandPipeline:
         return coarse, voted, Voters(points, votes, voters.counts, buffers.overflow)
 
     def look(self, *views: Views, factor: int) -> HandLook:
-        """Sample and encode views, of several batches after each other."""
+        """Sample and encode the views of several batches, concatenated."""
         size = self._model.config.input_size
         with self._stages("remap"):
             images = torch.cat([network_images(each, size, factor, self._options.dtype) for each in views])
@@ -139,8 +139,7 @@ class HandPipeline:
             return self._model.look(images, torch.cat(slopes))
 
     def _look_on_its_side(self, views: Views, factor: int) -> tuple[HandLook, Tensor]:
-        """The look of each view, or of its mirror image where that looks more like a right hand; and whether
-        it does, (B,) bool."""
+        """Choose the likelier right hand of each view and its mirror image; (B,) bool marks mirror images."""
         assert views.slopes is not None
         if views.mirrored is None:
             return self.look(views, factor=factor), torch.zeros_like(views.slopes, dtype=torch.bool)

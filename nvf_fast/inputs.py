@@ -20,12 +20,12 @@ VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 SMALLEST_BOX_PX = 2
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
-# Of a unit square, in turn, as homogeneous pixels.
+# Corners of a unit square in order, as homogeneous pixels.
 _CORNERS = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
 
 
 def read_images(image: Any) -> tuple[list[Any], bool]:
-    """Images as uint8 arrays (B, H, W, 3), all numpy or all torch; and whether it was a single one."""
+    """Images as uint8 arrays (B, H, W, 3), all numpy or all torch; and whether a single one was given."""
     several = isinstance(image, list | tuple)
     groups = list(image) if several else [image]
     if not groups:
@@ -46,7 +46,7 @@ def read_intrinsics(K: Any, count: int) -> Tensor:
         raise ValueError(
             f"K must be (3, 3), or ({count}, 3, 3) for {count} image(s), got shape {tuple(intrinsics.shape)}"
         )
-    # Python's floats: tensor operations on nine numbers cost more.
+    # For nine values, Python numbers are faster than tensors.
     for (fx, skew, cx), (zero, fy, cy), last in intrinsics.reshape(-1, 3, 3).tolist():
         if not all(map(math.isfinite, (fx, skew, cx, zero, fy, cy, *last))):
             raise ValueError(f"K must be finite, got {intrinsics.tolist()}")
@@ -70,9 +70,9 @@ def read_sides(side: Any, count: int) -> tuple[Tensor, Tensor]:
 
 
 def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | None:
-    """(count,) float32 mm on the CPU, or None where the model works without.
+    """(count,) float32 mm on the CPU, or None for a model without this input.
 
-    A network of hand views has no input for it: the scale multiplies its results.
+    It multiplies the results of a network of hand views, which has no such input.
     """
     if hand_scale is None:
         if config.hand_scale and not config.scale_optional:
@@ -194,7 +194,7 @@ def warn_of_wide_boxes(boxes: Tensor, intrinsics: Tensor) -> None:
         if max(across, down) > VIEW_DEGREES + 0.1:
             warnings.warn(
                 f"the box {boxes[i].tolist()} px of image {i} spans {across:.1f} x {down:.1f} degrees, the "
-                f"view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}: what lies outside the view is not visible",
+                f"view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}; the view does not include all of the box",
                 stacklevel=4,  # the caller of the estimator, past its no_grad
             )
 

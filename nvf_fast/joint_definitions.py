@@ -84,10 +84,9 @@ def palm_frame(joints: np.ndarray) -> np.ndarray:
 def to_freihand(joints: np.ndarray, source: Source) -> np.ndarray:
     """Convert joints of another definition to FreiHAND's.
 
-    What is left over many poses, as means of the unit hand's millimetres: bones 0.1 to 0.4 too long or too
-    short (4 to 9 before), the palm's joints 0.1 to 0.4 off (4 to 8 before). Bones of one hand change their
-    lengths by 0.6 (openxr) or 1.6 (anatomical) with pose and person, and by 3 with the noise of teacher and
-    annotators, as they do before conversion.
+    Mean errors over many poses after conversion, in mm of the unit hand: 0.1 to 0.4 in the lengths of bones
+    (4 to 9 before) and in the palm's joints (4 to 8 before). As before conversion, bone lengths vary by 0.6
+    (openxr) or 1.6 (anatomical) with pose and person, and by 3 with the noise of teacher and annotators.
 
     Args:
         joints: (..., 21, 3) right hands in any unit and frame; mirror left hands first.
@@ -109,8 +108,8 @@ class JointConversion:
 
     Attributes:
         along: (21,) of each joint along its finger, half in the direction of the bone that ends there and
-            half in that of the bone that starts there, so that a bent knuckle shares the disagreement of its
-            two pivots between palm and finger.
+            half in that of the bone that starts there, so that at a bent knuckle the difference between the
+            two pivots is divided between palm and finger.
         palm: (6, 3) of the joints `PALM`, in the palm's frame.
     """
 

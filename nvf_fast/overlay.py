@@ -1,4 +1,4 @@
-"""Draws a pose into its picture."""
+"""Drawing of poses into images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from nvf_fast.pose import BONES, HandPose
 WRIST_COLOUR = (255, 255, 255)
 FINGER_COLOURS = ((230, 75, 60), (245, 170, 40), (75, 190, 90), (60, 150, 235), (175, 95, 220))
 FINEST = 4  # samples per pixel along each axis
-MOST_SAMPLES = 16_000_000  # where the hand is large there are fewer
+MOST_SAMPLES = 16_000_000  # in total, which reduces the samples per pixel of large hands
 
 
 def draw_pose(image: np.ndarray, pose: HandPose) -> Image.Image:
-    """The picture with the skeleton and its joints, one colour per finger, nearer bones over farther ones.
+    """Draw the skeleton and its joints, one colour per finger, nearer bones over farther ones.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        pose: one pose in it; what is not valid is not drawn.
+        pose: one pose in it; an invalid pose leaves the image unchanged.
 
     Returns:
-        An RGB picture of the same size.
+        An RGB image of the same size.
     """
     if not pose.valid:
         return Image.fromarray(image)
@@ -29,15 +29,15 @@ def draw_pose(image: np.ndarray, pose: HandPose) -> Image.Image:
 
 
 def draw_joints(image: np.ndarray, joints_2d: np.ndarray, depth: np.ndarray) -> Image.Image:
-    """`draw_pose` for joints that come alone.
+    """Draw joints without a pose, as `draw_pose` does.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        joints_2d: (21, 2) px of the picture, the first pixel of a row centred at 0.
+        joints_2d: (21, 2) px of the image, the first pixel of a row centred at 0.
         depth: (21,) of the joints, any unit.
 
     Returns:
-        An RGB picture of the same size.
+        An RGB image of the same size.
     """
     picture = Image.fromarray(image)
     pixels = np.asarray(joints_2d, dtype=np.float64) + 0.5  # Pillow counts from the pixel's corner

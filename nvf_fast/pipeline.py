@@ -1,8 +1,8 @@
-"""Pipelines: everything between crops of images and joints, on one device.
+"""Pipelines from crops of images to joints, on one device.
 
-Unless a run is exact, its lists of points have fixed capacities and nothing is read back, so that a CUDA
-graph can hold it (`nvf_fast.buffers`). An image whose voters do not fit, or whose search its guard rejects,
-is marked in `Estimates.needs_retry`; the estimator runs it again, exactly.
+Unless a run is exact, its lists of points have fixed capacities and it never synchronises, so that a CUDA
+graph can record it (`nvf_fast.buffers`). An image whose voters exceed the capacity, or whose search the guard
+rejects, is marked in `Estimates.needs_retry`; the estimator then runs it again, exactly.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ LOCATED = 2**21  # points of a dense grid that are located once and kept; finer 
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """How a field is queried, and its votes are cast; `PoseEstimator` describes each.
+    """Options of querying a field and of voting, as in `PoseEstimator`.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of range.
     """
 
     step_mm: float = 16.0
@@ -74,10 +74,10 @@ class QueryOptions:
 
 
 class Views(NamedTuple):
-    """B images of equal crop sizes, as `sample_views` takes them, and what is known about each.
+    """B crops of one size for `sample_views`, and the network's further inputs.
 
     Attributes:
-        cuts: (B, h, w, 3) uint8.
+        crops: (B, h, w, 3) uint8.
         matrices: (B, 3, 3) float64, from view px to px of the averaged crop.
         scale: (B,) float32 mm, hand scales, or None.
         previous: (B, 21, 3) float32 mm in the volume's frame, where a guided search begins; NaN is unknown.
@@ -86,7 +86,7 @@ class Views(NamedTuple):
             unknown; or None.
     """
 
-    cuts: Tensor
+    crops: Tensor
     matrices: Tensor
     scale: Tensor | None = None
     previous: Tensor | None = None
@@ -144,14 +144,14 @@ class Estimates(NamedTuple):
         needs_retry: Tensor,
         votes: list[tuple[Tensor, Tensor]],
     ) -> Estimates:
-        """Estimates of a network that predicts neither errors nor sides."""
+        """Make the estimates of a network that predicts neither errors nor sides."""
         errors, left = torch.full_like(scores, math.nan), torch.zeros_like(needs_retry)
         presence = torch.ones_like(scores[:, 0])
         return cls(joints, scores, errors, voters, points_evaluated, presence, left, needs_retry, votes)
 
 
 class Pipeline(Protocol):
-    """One kind of network at work; what stays between runs is kept."""
+    """Inference of one kind of network, with the data cached between runs."""
 
     def together(self, exact: bool) -> int:
         """Number of images that fit into one run."""
@@ -163,8 +163,7 @@ class Pipeline(Protocol):
         Args:
             views: B images.
             factor: px, side of the squares of pixels over which the crops are averaged.
-            exact: whether lists have the length that they need and rejected searches go on; this
-                synchronises.
+            exact: whether to size lists exactly and continue rejected searches, which synchronises.
         """
         ...
 
@@ -174,10 +173,10 @@ class FieldPipeline:
 
     Args:
         model: the network, its encoder in the dtype of the options, on its device.
-        volume: where it is queried.
-        options: how it is queried.
+        volume: the queried volume.
+        options: of the query.
         stages: measures the stages.
-        query: of the network's field; None prepares it.
+        query: prepared query of the network's field; None prepares it.
     """
 
     def __init__(
@@ -225,7 +224,7 @@ class FieldPipeline:
         return Estimates.without_heads(joints, scores, voters.counts, evaluated, buffers.overflow, kept)
 
     def _searched(self, fields: _Fields, count: int, previous: Tensor | None, exact: bool) -> Estimates:
-        """Query each image's field where the search leads, and cast the votes."""
+        """Search and query each image's field, and cast the votes."""
         estimates, kept = [], []
         for image in range(count):
             buffers = Buffers(1, self.lattice.device, exact, self._options.backend)
@@ -343,13 +342,13 @@ class BaselinePipeline:
 
 
 def network_images(views: Views, size: int, factor: int, dtype: torch.dtype) -> Tensor:
-    """Views (B, 3, size, size) as networks take them: (x / 255 - 0.5) / 0.5 in `dtype`, channels last."""
-    images = sample_views(views.cuts.permute(0, 3, 1, 2), views.matrices, size, factor)
+    """Sample views (B, 3, size, size), normalised to (x / 255 - 0.5) / 0.5 in `dtype`, channels last."""
+    images = sample_views(views.crops.permute(0, 3, 1, 2), views.matrices, size, factor)
     return images.div_(127.5).sub_(1).to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def images_together(rows: int) -> int:
-    """Number of images in one run whose votes take `rows` rows each."""
+    """Number of images per run for `rows` rows of votes each."""
     return max(1, min(IMAGES, VOTE_BYTES // (rows * 21 * 4 * 4)))
 
 

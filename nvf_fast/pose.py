@@ -1,4 +1,4 @@
-"""What the estimator answers: 21 joints, how far to trust them, and who voted."""
+"""The estimator's result: 21 joints, their confidence, and the voters."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class Votes:
 
 @dataclass(frozen=True)
 class HandPose:
-    """One hand's pose, or a batch of them; arrays are numpy's or torch's as the image was.
+    """One hand's pose, or a batch of them, in the image's array type.
 
     Attributes:
         joints: (..., 21, 3) float32 mm, in the frame of the camera that took the image (x right, y down, z
             forward), ordered as `JOINT_NAMES`; NaN where not valid.
         joints_2d: (..., 21, 2) float32 px of the image; NaN where not valid.
-        scores: (..., 21) float32 in [0, 1], see `joint_scores` and `error_scores`; 0 where not valid.
+        scores: (..., 21) float32 in [0, 1], by `joint_scores` or `error_scores`; 0 where not valid.
         voters: (...) int, points that voted.
         valid: (...) bool, false where no point voted or, in a hand view, where no hand is present.
-        points_evaluated: (...) int, points that the field was queried at.
-        votes: the voters themselves where requested: `Votes`, or a tuple of them for a batch.
+        points_evaluated: (...) int, number of queried points.
+        votes: the voters if requested: `Votes`, or a tuple of them for a batch.
         expected_error: (..., 21) float32 mm, expected distance of each joint from the truth, NaN where not
             valid; None from a network that predicts none.
         side: "right" or "left", as given or as predicted; a tuple of them for a batch; None where unknown.
@@ -110,25 +110,25 @@ class HandPose:
         return (self[index] for index in range(len(self)))
 
     def numpy(self) -> HandPose:
-        """The same pose as numpy arrays."""
+        """Convert a pose to numpy arrays."""
         return _mapped(self, lambda tensor: tensor.numpy(force=True)[()])
 
     def to(self, device: torch.device | str) -> HandPose:
-        """A torch pose on another device."""
+        """Move a torch pose to another device."""
         return _mapped(self, lambda tensor: tensor.to(device))
 
     def clone(self) -> HandPose:
-        """A torch pose with memory of its own."""
+        """Copy a torch pose."""
         return _mapped(self, Tensor.clone)
 
     def to_dict(self) -> dict[str, Any]:
-        """One pose in JSON's types; joints, joints_2d and expected_error are None where it is not valid.
+        """Convert one pose to JSON values; joints, joints_2d and expected_error are None where it is invalid.
 
         Raises:
             TypeError: this is a batch.
         """
         if self.joints.ndim != 2:
-            raise TypeError(f"to_dict takes one pose, this is a batch of {len(self)}: ask each pose of it")
+            raise TypeError(f"to_dict takes one pose, got a batch of {len(self)}: call it on each pose")
         valid = bool(self.valid)
         return {
             "valid": valid,
@@ -146,14 +146,13 @@ class HandPose:
 
 
 def joint_scores(weight: Tensor, spread: Tensor) -> Tensor:
-    """How far a joint can be trusted, in [0, 1]: clamp(weight, 0, 1) / (1 + (spread / 20 mm)^2).
+    """Confidence of joints in [0, 1]: clamp(weight, 0, 1) / (1 + (spread / 20 mm)^2).
 
-    High where the counted voters take themselves to be close to the joint and agree on where it is; halved
-    where their votes scatter by 20 mm. It ranks joints and poses and is no probability: choose a threshold on
-    data.
+    It is high where the counted votes have high weights and agree, and halved where they scatter by 20 mm. It
+    ranks joints and poses but is not a probability: choose thresholds on data.
 
     Args:
-        weight: (...) mean weight of the votes that counted, as `ops.cast_votes` gives it.
+        weight: (...) mean weight of the counted votes, as from `ops.cast_votes`.
         spread: (...) mm, their weighted distance to the joint; NaN without voters.
 
     Returns:

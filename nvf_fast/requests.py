@@ -1,4 +1,4 @@
-"""Arguments of the estimator, validated, with the view that each image is seen through."""
+"""Validated arguments of the estimator, with the view of each image."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from nvf_fast.volumes import FrustumVolume, HandVolume, Placement, RootCube
 
 
 class Request(NamedTuple):
-    """B images to be posed.
+    """B images, one hand in each, with the placement of their views.
 
     Attributes:
         inputs: of the pipeline.
         placement: of the volume before each camera.
         intrinsics: (B, 3, 3) float64 px.
-        left: (B,) bool, hands that are given as left ones.
+        left: (B,) bool, hands given as left ones.
         boxes: (B, 4) float64 px, or None.
         scale: (B,) float32 mm, hand scales, or None.
-        groups: the images as they came, (B, H, W, 3) each.
-        single: whether a single image came.
+        groups: the original images, (B, H, W, 3) each.
+        single: whether the argument was a single image.
     """
 
     inputs: Inputs
@@ -53,12 +53,12 @@ class Request(NamedTuple):
 
 
 class RequestReader:
-    """Reads the arguments of `PoseEstimator.__call__` for one network.
+    """Validation of the arguments of `PoseEstimator.__call__` for one network.
 
     Args:
         config: of the network.
-        volume: where the network is queried.
-        search: which points are queried.
+        volume: the queried volume.
+        search: option of the estimator.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class RequestReader:
         previous: HandPose | None = None,
         root: Any = None,
     ) -> Request:
-        """The request of these arguments.
+        """Validate the arguments and place the views.
 
         Raises:
-            ValueError: a shape or a value is not as `PoseEstimator` describes it.
+            ValueError: a shape or a value violates the description in `PoseEstimator`.
             TypeError: an argument has the wrong type or dtype.
         """
         groups, single = read_images(image)
@@ -121,7 +121,7 @@ class RequestReader:
     def _read_place(
         self, box: Any, root: Any, sizes: Sequence[Sequence[int]]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Boxes (B, 4) px or None, and roots (B, 3) mm or None, as the volume needs them."""
+        """Boxes (B, 4) px or None, and roots (B, 3) mm or None, according to the volume."""
         if not self._volume.needs_root:
             if root is not None:
                 raise ValueError(

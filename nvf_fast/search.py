@@ -1,11 +1,11 @@
-"""Queried points of the lattice: all of them, or only those that may lie near the surface.
+"""Searches for the points of the lattice near the surface.
 
 Of a dense grid's points 0.07 to 0.33 % lie within 1 to 5 mm of a hand's surface. `octree` finds them by
-subdivision, `guided` by a provisional pose. Both query a subset of the same lattice, so that their voters
-compare with the dense grid's point by point.
+subdivision, `guided` by a provisional pose. Both query a subset of the dense grid, so that voters can be
+compared point by point.
 
-Both read nothing back from the device where their `Buffers` have fixed capacities; an overflow or a rejected
-search then only marks the image. With exact buffers a rejected search continues.
+With `Buffers` of fixed capacities neither synchronises, and an overflow or a rejected search only marks the
+image. With exact buffers a rejected search continues.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from nvf_fast.pose import BONES
 
 Search = Literal["dense", "octree", "guided"]
 
-# Sparsest spacings that start a search (mm). Fingers are 10 to 22 mm thick (`capsule_hand.py`): an octree
-# must meet each of them, a provisional pose need not.
+# Sparsest initial spacings (mm). Fingers are 10 to 22 mm thick (`capsule_hand.py`); an octree must sample
+# each of them, a provisional pose need not.
 OCTREE_MM = 16.5
 GUIDED_MM = 33.0
 
-# Training clamps distances at 5 mm, beyond which a network says about 5: only less is a sign of the surface.
+# Training clamps distances at 5 mm: predictions near 5 mm may lie anywhere beyond, smaller ones near the
+# surface.
 CLAMPED_MM = 4.9
 
 AT_ONCE = 2**20  # points queried in one call where lists have exact lengths
@@ -40,7 +41,7 @@ DISAGREEMENT_MM = 40.0  # mean distance of a joint from its provisional place
 
 
 class Capacities(NamedTuple):
-    """Lengths of the lists of a search, where they are fixed."""
+    """Fixed capacities of the lists of a search."""
 
     voters: int
     queried: int  # nodes queried in one call
@@ -61,8 +62,7 @@ class Field(Protocol):
 
 
 Cast = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Joints (J, 3) mm and scores (J,) from points (V, 3) mm, their votes (V, J, 4), and how many of them count,
-(1,) int32."""
+"""Joints (J, 3) mm and scores (J,) from points (V, 3) mm, votes (V, J, 4), and their number (1,) int32."""
 
 
 class Found(NamedTuple):
@@ -108,9 +108,9 @@ def guided(
 ) -> Found:
     """Query the field about the bones of a provisional pose (J, 3) mm; without one, a sparse pass finds it.
 
-    Guarded: where voters have neighbours that were not queried, those are queried too, and so on; where that
-    does not end, or voters are too few, or the pose is far from the provisional one, a pose that was given is
-    forgotten, and one that was found is no reason to leave the rest of the lattice unqueried.
+    Unqueried neighbours of voters are queried repeatedly. If that does not terminate, if voters are too few
+    or if the pose is far from the provisional one, a given pose is replaced by the sparse pass's, and after a
+    sparse pass the whole lattice is queried.
     """
     queried = _Queried(field, lattice, surface_mm, buffers, capacities)
     stride = _stride(lattice, GUIDED_MM)
@@ -134,7 +134,7 @@ def guided(
     pose = cast(found.points, found.votes, found.voters)
     found = found._replace(pose=pose)
     moved = (pose[0] - provisional).norm(dim=-1).nanmean()
-    # NaN, where nothing is comparable, is no agreement.
+    # NaN, without comparable joints, counts as disagreement.
     accepted = (border == lattice.nowhere).all() & (found.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
     if not buffers.exact:
         return found._replace(rejected=~accepted)
@@ -143,7 +143,7 @@ def guided(
     if given:
         again = guided(field, lattice, surface_mm, buffers, capacities, cast)
         return again._replace(evaluated=again.evaluated + found.evaluated)
-    queried.query(lattice.seen)
+    queried.query(lattice.visible)
     return queried.found()
 
 
@@ -161,8 +161,8 @@ class _Queried:
         self._field, self._lattice, self._surface_mm = field, lattice, surface_mm
         self._buffers, self._capacities = buffers, capacities
         device = lattice.device
-        self.sdf = torch.full(lattice.seen.shape, torch.nan, device=device)  # NaN where not queried
-        self._open = lattice.seen.clone()  # seen and not queried
+        self.sdf = torch.full(lattice.visible.shape, torch.nan, device=device)  # NaN where not queried
+        self._open = lattice.visible.clone()  # visible and not queried
         self._evaluated = torch.zeros(1, dtype=torch.int32, device=device)
 
     def every(self, stride: int) -> Tensor:
@@ -172,12 +172,12 @@ class _Queried:
         return sdf
 
     def query(self, requested: Tensor) -> Tensor:
-        """Query those of the requested nodes (nodes,) bool that are seen and have not been queried.
+        """Query the visible ones of the requested nodes (nodes,) bool that have not been queried.
 
         Returns:
-            All that are requested and seen.
+            All requested and visible nodes.
         """
-        nodes = self.list_of(requested & self._lattice.seen, self._capacities.queried)
+        nodes = self.list_of(requested & self._lattice.visible, self._capacities.queried)
         unqueried = self._open[nodes]
         if self._buffers.exact:
             parts = [part for part in nodes[unqueried].split(AT_ONCE) if len(part)]
@@ -241,7 +241,7 @@ def _stride(lattice: Lattice, sparsest_mm: float) -> int:
 
 
 def _along_bones(joints: Tensor) -> Tensor:
-    """Points (M, 3) on the bones of joints (21, 3), so close that balls about them make capsules."""
+    """Points (M, 3) on the bones of joints (21, 3), dense enough for balls about them to cover capsules."""
     near, far = (torch.stack([joints[bone[end]] for bone in BONES]) for end in (0, 1))
     ratio = torch.linspace(0, 1, 5, device=joints.device)[:, None, None]
     return (near + ratio * (far - near)).flatten(0, 1)

@@ -1,9 +1,9 @@
-"""The volumes that networks are queried in: where they lie before a camera, and which points fill them.
+"""Volumes of query points and their placement before a camera.
 
 A camera-space network of the paper is queried in the reference camera's frustum, a root-relative one in a
-cube about the wrist that is seen along parallel rays. Points of the cube are moved to where the reference
-camera projects them alike, so that one field and one kernel serve both. A network of hand views is queried in
-a slab of the view, at the depth that the network itself predicts.
+cube about the wrist with a parallel projection. Points of the cube are mapped to points with the same
+projection in the reference camera, so that one field and one kernel serve both. A network of hand views is
+queried in a slab of the view, at the depth that the network predicts.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Placement(NamedTuple):
 
 
 class Cameras(NamedTuple):
-    """B cameras, and what is known about the hand before each.
+    """B cameras, with the known properties of the hand before each.
 
     Attributes:
         intrinsics: (B, 3, 3) float64 px of the images.
@@ -75,7 +75,7 @@ class Cameras(NamedTuple):
 
 
 class Placed(ABC):
-    """A volume that has a place before each camera."""
+    """A volume that can be placed before each camera."""
 
     needs_root: bool  # whether the wrist places it, instead of a box
 
@@ -107,7 +107,7 @@ class Placed(ABC):
 
 
 class Volume(Placed):
-    """One kind of volume. Points are mm in the volume's frame, (B, N, 3) unless said otherwise."""
+    """A kind of volume. Points are (B, N, 3) mm in the volume's frame unless noted otherwise."""
 
     @property
     @abstractmethod
@@ -128,7 +128,7 @@ class Volume(Placed):
         """The query points of inference.
 
         Raises:
-            ValueError: the step is no positive number, or leaves no point.
+            ValueError: the step is not a positive number, or leaves no point.
         """
 
     @abstractmethod
@@ -179,7 +179,7 @@ class FrustumVolume(Volume):
         return (z > 0) & (x.abs() <= limit) & (y.abs() <= limit)
 
     def spread(self, uniform: Tensor) -> Tensor:
-        # Uniform by volume: the cross-section grows with depth squared until the box's sides cut it off.
+        # Uniform by volume: the cross-section grows with depth squared until it reaches the box's sides.
         slope, width, near = REFERENCE_SLOPE * (1 - EDGE), self.half_mm[0], self.nearest_mm
         cut = width / slope
         widening = (cut**3 - near**3) / (3 * cut**2)  # volumes in units of the full cross-section
@@ -213,8 +213,8 @@ class RootCube(Volume):
     """A cube of 340 mm about the wrist, axes as the camera's, seen along z by a scaled-orthographic camera.
 
     The paper leaves RS-NVF's projection open. Here u = x / 170 and v = y / 170 in [-1, 1], and the network's
-    depth input is 2 + z / 170, in the range that it takes from a frustum; the offset is one of the first
-    bias. The image is cropped to a square of f * 340 mm / Z of the wrist, which shows the cube.
+    depth input is 2 + z / 170, in the same range as for a frustum; the first bias absorbs the offset. The
+    image is cropped to a square of f * 340 mm / Z of the wrist, which shows the cube.
     """
 
     needs_root = True
@@ -254,7 +254,7 @@ class RootCube(Volume):
         return (2 * uniform - 1) * (self.half_side_mm * (1 - EDGE))
 
     def other_depths(self, depth: Tensor, uniform: Tensor, log_range: float) -> Tensor:
-        """Uniform in the cube: parallel rays have no ratio of depths."""
+        """Depths uniform in the cube, since parallel rays have no ratio of depths."""
         return self.spread(uniform)
 
     def moved_to(self, points: Tensor, depth: Tensor) -> Tensor:
@@ -322,7 +322,7 @@ class HandVolume(Placed):
 
 
 class HandLattice(NamedTuple):
-    """Query points that are regular in the hand view and in depth, so that they sample one set of texels.
+    """Query points that are regular in the hand view and in depth, so that all hands use the same texels.
 
     Attributes:
         uv: (N, 2) float32 in the view, in [-1, 1], row by row.
@@ -350,7 +350,7 @@ def volume_of(config: NVFConfig) -> FrustumVolume | RootCube:
         ValueError: the network takes hand views, whose volume is `HandVolume`.
     """
     if config.view == "hand":
-        raise ValueError("hand views are placed by boxes and by the network's own depths: see HandVolume")
+        raise ValueError("a network of hand views needs a HandVolume")
     return FrustumVolume() if config.task == "camera-space" else RootCube()
 
 
