@@ -193,7 +193,7 @@ def test_default_is_chosen_among_others(folder: Path, monkeypatch: pytest.Monkey
 
 def test_refuses_none_without_a_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checkpoint, "EMBEDDED", tmp_path)
-    with pytest.raises(FileNotFoundError, match="say which checkpoint"):
+    with pytest.raises(FileNotFoundError, match="name a checkpoint"):
         resolve()
 
 

@@ -259,7 +259,7 @@ def test_validates_saved_predictions(tmp_path: Path, results: DatasetPredictions
     assert found.times == results.times
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"0004", b"0009"))
-    with pytest.raises(ValueError, match="does not have the sha256"):
+    with pytest.raises(ValueError, match="does not match its sha256"):
         load_predictions(path)
     for damaged in (whole[:200], whole[:-1], b"", b"{}" * 100):
         path.write_bytes(damaged)
@@ -396,8 +396,8 @@ def test_writes_only_a_submission_without_released_joints(tmp_path: Path) -> Non
     names = [str(path.relative_to(tmp_path)) for path in files]
     assert names == ["predictions.safetensors", "without_hand_scale/pred.zip", "report.json", "report.md"]
     text = (tmp_path / "report.md").read_text()
-    assert "No joints are released for this split, so that it has no scores." in text and "## Scores" not in text
-    assert "ignore their mesh scores" in text
+    assert "No joints are released for this split, so that it has no scores." in text
+    assert "## Scores" not in text and "ignore their mesh scores" in text
     submitted, _ = read_submission(tmp_path / "without_hand_scale/pred.zip", "freihand")
     np.testing.assert_allclose(submitted[[0, 3]], joints[[0, 3]], rtol=1e-12)
     np.testing.assert_allclose(submitted[[1, 2]], [FALLBACK, FALLBACK])

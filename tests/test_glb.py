@@ -57,8 +57,7 @@ def source() -> Source:
 
 
 def moved(joints: np.ndarray) -> np.ndarray:
-    """The joints (25, 4, 4) with the index finger bent and the whole hand elsewhere: a pose that is not the
-    one in which the skin was hung."""
+    """Bend the index finger and move the whole hand: joints (25, 4, 4) that differ from the bind pose."""
     joints = joints.copy()
     for joint in (7, 8, 9):
         about = transformations.rotation_matrix(0.5, joints[6, :3, 0], joints[7, :3, 3])

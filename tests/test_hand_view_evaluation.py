@@ -63,8 +63,14 @@ def unit_joints(sample: HandSample) -> np.ndarray:
 
 
 def predictor(*, deeper: float = 1.0, turns: bool = True, lost: str = "", noise: float = 0.0) -> Predict:
-    """The truth, made larger about the camera; or without the rotation of images; or with hands not found;
-    or with noise (mm) that no two calls share and that is expected."""
+    """Return a predictor of the ground truth with errors of known size.
+
+    Args:
+        deeper: scale of the hands about the camera.
+        turns: whether predictions follow rotations of the image.
+        lost: id of the sample without a prediction.
+        noise: size of independent noise, mm, described by the expected errors.
+    """
     random = np.random.default_rng(1)
 
     def predict(given: Sequence[HandSample], sides: Sequence[str | None]) -> HandPose:

@@ -1,4 +1,4 @@
-"""Voting labels: known points, and the outputs of the authors' function."""
+"""Voting labels: known points and the outputs of the authors' function."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_known_points_get_the_labels_of_the_paper() -> None:
     towards = torch.tensor([[-1.0, 0, 0], [0, 1, 0], [0, -0.6, -0.8], [0, 0, 0], [0, 0, 0]])
     for nearest in (1024, 5, 3, 2):
         weight, direction = voting_labels(points, joints, near, 80.0, nearest)
-        kept = torch.arange(5) < nearest  # the points stand in the order of their distance
+        kept = torch.arange(5) < nearest  # the points are sorted by distance
         torch.testing.assert_close(weight[0, :, 0], expected * kept)
         torch.testing.assert_close(direction[0, :, 0], towards * kept[:, None])
         assert not weight[..., 1].any() and not direction[..., 1, :].any()

@@ -1,4 +1,4 @@
-"""Loading: a fixed order of images for any number of workers, failing workers, damaged images."""
+"""Loader: a fixed order of images for any number of workers, failing workers, damaged images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of known errors, their optional additions, and the auxiliary head."""
+"""Losses of known errors, optional terms, and the auxiliary head."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_auxiliary_depth_is_in_hand_scales() -> None:
     assert losses["auxiliary_depth"].item() == pytest.approx((math.log(20) + math.log(10)) / 2)
     relative = 2 * 40 / 21 * (1 / 30 + 1 / 60) / 2  # two joints 40 mm off the mean depth
     assert losses["auxiliary_relative"].item() == pytest.approx(relative)
-    # The same image shows a hand twice as large at twice the distance.
+    # A hand twice as large at twice the distance gives the same image.
     twice = head.losses(torch.zeros(2, 8, 6, 6), 2 * joints, torch.tensor([60.0, 120.0]))
     assert {name: value.item() for name, value in twice.items()} == pytest.approx(
         {name: value.item() for name, value in losses.items()}

@@ -1,4 +1,4 @@
-"""MANO's layer against a plain implementation, its file's format, and what a file may not do."""
+"""MANO's layer against a plain implementation, its file format, and unsafe files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FINGERS = {"index": 1, "middle": 4, "little": 7, "ring": 10, "thumb": 13}
 
 
 class Payload:
-    """Pickles as a call that would make a file."""
+    """Pickles as a call that would create a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class Payload:
 
 
 def plain_rotation(vector: np.ndarray) -> np.ndarray:
-    """exp of the cross product matrix, by its series."""
+    """Return exp of the cross-product matrix by its series."""
     x, y, z = vector
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     term, total = np.eye(3), np.eye(3)
@@ -47,7 +47,7 @@ def plain_rotation(vector: np.ndarray) -> np.ndarray:
 def plain_skinning(
     arrays: dict[str, np.ndarray], pose: np.ndarray, shape: np.ndarray
 ) -> tuple[np.ndarray, Any]:
-    """One hand in metres, vertex by vertex, with 4 x 4 matrices."""
+    """Skin one hand (m) vertex by vertex with 4 x 4 matrices."""
     rotations = [plain_rotation(pose[3 * joint : 3 * joint + 3]) for joint in range(16)]
     shaped = arrays["v_template"].copy()
     for number, amount in enumerate(shape):
@@ -202,7 +202,7 @@ def test_pickle_protocols(tmp_path: Path, protocol: int) -> None:
     }
     for core in (b"numpy._core", b"numpy.core"):
         data = pickle.dumps(content, protocol)
-        if protocol < 4:  # later ones give a string's length before it
+        if protocol < 4:  # later protocols store a string's length before it
             data = data.replace(b"numpy._core", core)
         path.write_bytes(data)
         read = load_pickle(path)
@@ -307,5 +307,5 @@ def test_refuses_file_without_model(tmp_path: Path, data: bytes, fault: str) -> 
     assert len(caught.value.faults) == 1
     with pytest.raises(DatasetError, match="no such file"):
         Mano.load(tmp_path / "absent.pkl")
-    again = pickle.loads(pickle.dumps(caught.value))  # as a worker process hands it over
+    again = pickle.loads(pickle.dumps(caught.value))  # as between worker processes
     assert str(again) == str(caught.value) and again.faults == caught.value.faults

@@ -1,4 +1,4 @@
-"""The comparison with MediaPipe Hands, run with a program that stands in for its interpreter."""
+"""The comparison with MediaPipe Hands, with a stand-in for its interpreter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nvf_fast.evaluation import metrics
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths
 
 ASSETS = Path(__file__).resolve().parent.parent / "nvf_fast" / "assets"
-# Places the annotated hand in each image, 20 px to the right where the image's index is odd.
+# Returns the annotated hand of each image, shifted 20 px to the right for odd image indices.
 STAND_IN = """#!{python}
 import json, sys
 import numpy as np
@@ -34,7 +34,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """The demo's image twice, once for each of its hands, as if MediaPipe's definition were annotated."""
+    """The demo image once per hand, labelled as if annotated in MediaPipe's definition."""
     demo = json.loads((ASSETS / "demo.json").read_text())
     samples = [
         {
@@ -60,7 +60,7 @@ def test_both_methods_are_scored(photographs: Path, tmp_path: Path) -> None:
     rows = {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in table["rows"]}
     theirs, ours = rows["MediaPipe Hands + PnP"], rows["nvf_fast"]
     given = rows["nvf_fast, box and side given"]
-    # The stand-in's joints are the annotated ones; half of its pixels are 20 px off.
+    # The stand-in returns the annotated joints; half of its pixels are 20 px off.
     assert theirs["hands found"] == theirs["side right"] == 2 and theirs["other hands found"] == 0
     for error in ("aligned mm", "relative mm", "camera space mm"):
         assert theirs[error] == pytest.approx(0, abs=1e-6)
@@ -82,7 +82,7 @@ def test_reports_missing_mediapipe(
     monkeypatch.setattr(mediapipe_hands, "RESULTS", tmp_path / "results")
     with pytest.raises(MediaPipeMissing, match="No such file"):
         mediapipe_hands.compare(Compare(photographs, tmp_path / "python"))
-    # The interpreter of the tests has no MediaPipe.
+    # The interpreter of the tests lacks MediaPipe.
     command = ["mediapipe_hands", "--photographs", str(photographs), "--python", sys.executable]
     monkeypatch.setattr(sys, "argv", command)
     mediapipe_hands.main()

@@ -1,4 +1,4 @@
-"""mesh_distance: the forms against trimesh, closed forms and float64."""
+"""mesh_distance: every implementation against trimesh, closed forms and float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TETRAHEDRON = trimesh.Trimesh(
 )
 EVERY = pytest.mark.parametrize("function", [kernel, reference, culled])
 pytestmark = [
-    # Faces of no area, corners at infinity.
+    # Faces without area, corners at infinity.
     pytest.mark.filterwarnings("ignore:.*(divide by zero|invalid value|overflow).*:RuntimeWarning"),
     pytest.mark.usefixtures("poisoned_memory"),
 ]
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes as long for a small block as for a large one."""
+    """Use large blocks: the interpreter takes as long for a small block as for a large one."""
     if DEVICE == "cpu" and "own_blocks" not in request.fixturenames:
         monkeypatch.setattr(kernel_file, "_POINTS", 256)
         monkeypatch.setattr(kernel_file, "_FACES", 64)
@@ -39,11 +39,11 @@ def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def own_blocks() -> None:
-    """For tests of the kernel in the blocks that it is launched in."""
+    """Mark tests that use the kernel's own block sizes."""
 
 
 def lattice_box() -> tuple[Tensor, Tensor]:
-    """The box from (-1, -2, -1) to (1, 2, 1), its vertices on integers and one on every integer."""
+    """Return the box from (-1, -2, -1) to (1, 2, 1) with a vertex on every integer of its surface."""
     box = trimesh.creation.box((2, 2, 2)).subdivide()
     box.vertices[:, 1] *= 2
     return mesh_tensors(box, device=DEVICE)
@@ -55,57 +55,57 @@ def to_box(points: Tensor) -> Tensor:
 
 
 def near(mesh: trimesh.Trimesh, count: int, offset_mm: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points (2 count, 3) off random places on faces, outward and then inward, and 1 or -1 for each."""
+    """Return points (2 count, 3) off random face positions, outward then inward, and their signs."""
     places, face = trimesh.sample.sample_surface(mesh, count, seed=seed)
     step = offset_mm * mesh.face_normals[face]
     return np.concatenate([places + step, places - step]), np.repeat([1, -1], count)
 
 
 def signed_distance(mesh: trimesh.Trimesh, points: np.ndarray) -> np.ndarray:
-    """The public operation, coordinates centred first."""
+    """Call the public operation on centred coordinates."""
     centred = torch.tensor(points - mesh.vertices.mean(0), dtype=torch.float32, device=DEVICE)[None]
     return ops.mesh_distance(*mesh_tensors(mesh, device=DEVICE), centred)[0].cpu().double().numpy()
 
 
 @pytest.mark.slow
 def test_equals_trimesh() -> None:
-    """20 closed meshes, points near the surface and far from it: magnitude to 1e-4 mm, the same signs."""
+    """20 closed meshes, points near the surface and far from it: equal to 1e-4 mm, signs identical."""
     meshes, random = closed_meshes(), np.random.default_rng(1)
     assert len(meshes) == 20
     for index, mesh in enumerate(meshes):
         around = mesh.bounds.mean(0) + 1.5 * random.uniform(-0.5, 0.5, (100, 3)) * mesh.extents
         points = np.concatenate([near(mesh, 40, 3.0, index)[0], near(mesh, 20, 0.05, index)[0], around])
-        expected = -trimesh.proximity.signed_distance(mesh, points)  # positive inside, there
+        expected = -trimesh.proximity.signed_distance(mesh, points)  # trimesh is positive inside
         found = signed_distance(mesh, points)
-        # Measured: 1.9e-5 mm, and no sign.
+        # Measured: 1.9e-5 mm, no wrong sign.
         assert np.abs(np.abs(found) - np.abs(expected)).max() <= 1e-4, index
         assert (np.sign(found) == np.sign(expected)).all(), index
 
 
 @pytest.mark.slow
 def test_signs_close_to_the_surface() -> None:
-    """1e-3 mm from the surface at least 99.99 % of the signs are those of the side, as in trimesh."""
+    """At 1e-3 mm from the surface at least 99.99 % of the signs are correct, as in trimesh."""
     agree = total = 0
     for index, mesh in enumerate(closed_meshes()):
         points, side = near(mesh, 2000, 1e-3, index)
-        # In the nook of two faces 1e-3 mm off one may be past the other.
+        # In a concave edge a point 1e-3 mm off one face may lie beyond the other.
         clear = np.abs(trimesh.proximity.closest_point(mesh, points)[1] - 1e-3) < 1e-5
         agree += (np.sign(signed_distance(mesh, points)) == side)[clear].sum()
         total += clear.sum()
         few = np.flatnonzero(clear)[::40]
         assert (np.sign(-trimesh.proximity.signed_distance(mesh, points[few])) == side[few]).all()
-    # Measured: all 79 998.
+    # Measured: all 79 998 correct.
     assert total > 70_000
     assert agree >= 0.9999 * total
 
 
 @EVERY
 def test_box_exactly(function: Callable) -> None:
-    """On a lattice of halves: rays through edges and vertices and in the planes of upright faces."""
+    """Points on a half-integer lattice, in the planes of edges, vertices and faces."""
     axis = torch.arange(-4, 5) / 2
     points = torch.stack(torch.meshgrid(axis, 1.25 * axis, axis, indexing="ij"), -1).reshape(1, -1, 3)
     points = points.to(DEVICE)
-    # The distance has two roundings of numbers up to 4.
+    # The distance has two roundings of values up to 4.
     torch.testing.assert_close(function(*lattice_box(), points), to_box(points), rtol=0, atol=5e-7)
 
 
@@ -115,12 +115,12 @@ def test_on_the_surface(function: Callable) -> None:
     assert (function(vertices, faces, vertices) == 0).all()
     corners = vertices[:, faces]
     for places in (corners[:, :, :2].mean(2), corners.mean(2)):
-        # Middles are rounded: measured 4.2e-6 mm.
+        # Face centres are rounded: measured 4.2e-6 mm.
         assert function(vertices, faces, places).abs().max() <= 1e-5
 
 
 def test_sphere() -> None:
-    """A polyhedron in a sphere is as far from it as its faces' centres."""
+    """An inscribed polyhedron deviates from its sphere by at most the depth of its face centres."""
     vertices, faces = mesh_tensors(trimesh.creation.icosphere(subdivisions=3, radius=50), torch.float64)
     points = 40 * torch.randn(1, 300, 3, dtype=torch.float64)
     sagitta = 50 - vertices[0, faces].mean(1).norm(dim=1).min()
@@ -150,7 +150,7 @@ def check_result(found: Tensor, vertices: Tensor, faces: Tensor, points: Tensor)
     exact = reference(vertices.double(), faces, points.double())
     expected = reference(vertices, faces, points)
     assert torch.equal(found.sign(), exact.sign().float())
-    # A rounding of the coordinates is allowed where PyTorch happens to make none.
+    # Allows one rounding of the coordinates in case PyTorch's result is exact.
     rounding = torch.finfo(torch.float32).eps * rms(points)
     assert rms(found - exact) <= max(2 * rms(expected - exact), rounding)
 
@@ -181,7 +181,7 @@ def test_more_images_than_one_launch_grid_allows() -> None:
     ("batch", "count"), [(1, 2**31 + 17), (3, 240_000_001)], ids=["one image", "three images"]
 )
 def test_more_points_than_32_bits_count(batch: int, count: int) -> None:
-    """Both ends, about the 2^31st coordinate and the 2^31st point; equal bits from run to run."""
+    """Both ends, around the 2^31st coordinate and the 2^31st point; bitwise equal runs."""
     assert batch * count * 3 > 2**31
     vertices, faces = mesh_tensors(TETRAHEDRON, device="cuda")
     vertices = vertices * torch.linspace(1, 2, batch, device="cuda")[:, None, None]
@@ -199,13 +199,13 @@ def test_more_points_than_32_bits_count(batch: int, count: int) -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 17])
 def test_culled_form_equals_the_reference(index: int) -> None:
-    """With an unused vertex where the points are, which is no part of the mesh."""
+    """An unused vertex near the points does not belong to the mesh."""
     mesh = closed_meshes()[index]
     vertices, faces = mesh_tensors(mesh)
     points = torch.cat([vertices[:, ::7] + 3 * torch.randn(1, 1, 3), 80 * torch.randn(1, 500, 3)], 1)
     expected = reference(vertices, faces, points)
     found = culled(torch.cat([vertices, points[:, -1:]], 1), faces, points)
-    # Both run the same formulas: measured 0.
+    # Both evaluate the same formulas: measured 0.
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
     assert torch.equal(found < 0, expected < 0)
 
@@ -213,13 +213,13 @@ def test_culled_form_equals_the_reference(index: int) -> None:
 @EVERY
 @pytest.mark.parametrize("turn", [0, 1, 2])
 def test_on_slivers(function: Callable, turn: int) -> None:
-    """A tetrahedron with an edge of 0.1 mm: on its faces the distance is 0, whichever corner comes first."""
+    """A tetrahedron with an edge of 0.1 mm: the distance on its faces is 0 for every order of corners."""
     corners = [[0, 0, 0], [0.08, 0, 0.06], [30, 40, 5], [-20, 35, -30]]
     vertices = torch.tensor([corners], device=DEVICE)
     faces = torch.tensor([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]], device=DEVICE).roll(turn, 1)
     weights = torch.rand(200, 4, 3, 1, device=DEVICE)
     points = (weights * vertices[0, faces]).sum(2) / weights.sum(2)
-    # Measured: 6e-6 mm, as the points are rounded; 4e-4 mm from the wrong corner.
+    # Measured: 6e-6 mm, from rounding the points; 4e-4 mm from the wrong corner.
     assert function(vertices, faces, points.reshape(1, -1, 3)).abs().max() <= 2e-5
 
 
@@ -237,7 +237,7 @@ def test_faces_without_area(function: Callable) -> None:
 
 @EVERY
 def test_overlap_and_orientation(function: Callable) -> None:
-    """Where two boxes overlap the mesh winds twice: inside. Turned inward it winds -1 times: inside too."""
+    """The winding number is 2 where two boxes overlap and -1 for inward faces: both are inside."""
     vertices, faces = lattice_box()
     both = torch.cat([vertices, vertices + torch.tensor([1.0, 0, 0], device=DEVICE)], 1)
     points = torch.tensor([[[0.75, 0.1, 0], [-0.5, 0.1, 0], [1.5, 0.1, 0], [2.5, 0.1, 0]]], device=DEVICE)

@@ -1,4 +1,4 @@
-"""Metrics: equality with the public evaluators' outputs, and properties on random poses."""
+"""Metrics: equality with the public evaluators, and properties on random poses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def cases(shared_dir: Path) -> dict[str, dict[str, Any]]:
-    """The evaluators' inputs and outputs by name, lengths of the inputs in mm."""
+    """The evaluators' inputs (mm) and outputs by name."""
     path = shared_dir / VECTORS
     if not path.is_file():
         pytest.skip(f"no {VECTORS} in the shared folder")
@@ -47,7 +47,7 @@ def test_every_public_case_is_named(cases: dict[str, dict[str, Any]]) -> None:
 
 
 def aligned(name: str, case: dict[str, Any]) -> tuple[Floats, Floats]:
-    """The predictions and truths that the evaluators' block `name` compares."""
+    """Return the predictions and ground truth compared by the evaluators' block `name`."""
     bone = metrics.HO3D_BONE
     pairs: dict[str, Callable[[Floats, Floats], Floats]] = {
         "xyz": lambda predicted, truth: predicted,
@@ -68,12 +68,12 @@ def test_keypoint_scores_equal_the_evaluators(cases: dict[str, dict[str, Any]], 
     case = cases[name]
     blocks = {key: block for key, block in case["official"].items() if isinstance(block, dict)}
     assert blocks
-    # In "perfect" every error is rounding noise around the first threshold, 0 mm (the file's own remark).
+    # In "perfect" every error is rounding noise around the first threshold, 0 mm (noted in the file).
     perfect = case["pattern"] == "perfect"
     for key, block in blocks.items():
         predicted, truth = aligned(key, case)
         scores = metrics.keypoint_scores(metrics.joint_errors(predicted, truth), case.get("vis"))
-        # The file asks for 1e-7 m on the means, 1e-7 on auc and 1e-9 on pck.
+        # The file requires 1e-7 m on the means, 1e-7 on auc and 1e-9 on pck.
         assert scores.mean == pytest.approx(1000 * block["mean"], abs=1e-4, rel=0), key
         assert scores.median == pytest.approx(1000 * block["median"], abs=1e-4, rel=0), key
         assert scores.auc == pytest.approx(block["auc"], abs=6e-3 if perfect else 1e-7, rel=0), key
@@ -87,12 +87,12 @@ def test_server_scores_equal_the_printed_file(cases: dict[str, dict[str, Any]], 
     evaluate = metrics.freihand_scores if case["dataset"] == "freihand" else metrics.ho3d_scores
     result = evaluate(case["pred_xyz"], case["gt_xyz"], case.get("pred_verts"), case.get("gt_verts"))
     lines = (line.split(": ") for line in case["official"]["scores_txt"])
-    # A mesh without MANO's vertices prints -1 for each mesh error (-100 in cm); here they are left out.
+    # The evaluator prints -1 (-100 in cm) for each mesh error without MANO's vertices; omitted here.
     printed = {key: float(value) for key, value in lines if float(value) >= 0}
     assert sorted(result) == sorted(printed)
     for key, value in printed.items():
         length = key.endswith("mean3d")
-        # Six decimals are printed, so half of the last one; lengths in cm. "perfect" as above.
+        # Six printed decimals, so half of the last one; lengths in cm. "perfect" as above.
         slack = 5.1e-6 if length else 6e-3 if case["pattern"] == "perfect" else 5.1e-7
         assert result[key] == pytest.approx(10 * value if length else value, abs=slack, rel=0), key
 
@@ -105,7 +105,7 @@ def test_paper_scores_equal_the_releases(cases: dict[str, dict[str, Any]], name:
     assert scores["cs_mje"] == pytest.approx(release["mpjpe"], abs=1e-4)
     assert scores["te"] == pytest.approx(centroid["TE"], abs=1e-4)
     assert scores["de"] == pytest.approx(centroid["DE"], abs=1e-4)
-    if release["pa_mpjpe"] is None:  # the release divides by zero there
+    if release["pa_mpjpe"] is None:  # the release divides by zero here
         truth = case["gt_xyz"]
         collapsed = np.broadcast_to(truth.mean(axis=1, keepdims=True), truth.shape)
         assert scores["pa_mpjpe"] == pytest.approx(metrics.mpjpe(collapsed, truth))
@@ -114,7 +114,7 @@ def test_paper_scores_equal_the_releases(cases: dict[str, dict[str, Any]], name:
 
 
 def hands(count: int = 3, seed: int = 0) -> Floats:
-    """Random poses: 21 points within a hand's size, 600 mm away."""
+    """Draw poses of 21 points within a hand's size at 600 mm."""
     return np.random.default_rng(seed).uniform(-80, 80, (count, 21, 3)) + [0, 0, 600]
 
 
@@ -129,7 +129,7 @@ def test_known_errors_give_known_scores() -> None:
     scores = metrics.keypoint_scores(errors, thresholds=[0.0, 20.0, 40.0])
     assert scores.mean == pytest.approx((7.0 + 100 / 3) / 2)
     assert scores.median == pytest.approx((1.0 + 30.0) / 2)
-    np.testing.assert_allclose(scores.pck, [1 / 6, 4 / 6, 5 / 6])  # an error on a threshold counts
+    np.testing.assert_allclose(scores.pck, [1 / 6, 4 / 6, 5 / 6])  # an error equal to a threshold counts
     assert scores.auc == pytest.approx((1 / 6 + 2 * 4 / 6 + 5 / 6) / 4)
 
 
@@ -178,7 +178,7 @@ def test_translation_and_depth_errors_see_only_the_centroid() -> None:
 def test_f_score_of_known_sets() -> None:
     truth = np.array([[0.0, 0, 0], [100, 0, 0]])
     predicted = np.array([[0.0, 0, 4], [0, 0, 4], [0, 0, 40]])
-    # Two of three predictions lie within 5 mm of the truth, one of two truths has a prediction.
+    # Two of three predictions lie within 5 mm of the truth, one of two true points near a prediction.
     assert metrics.f_score(predicted, truth, 5) == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
     assert metrics.f_score(predicted, truth, 4) == 0  # strictly below
 

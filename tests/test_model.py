@@ -23,7 +23,7 @@ def points_in_view(batch: int, count: int) -> Tensor:
 
 
 def released_state(stacks: int = 1, hand_scale: bool = True) -> dict[str, Tensor]:
-    """A state dict in the released layout, with values of its own in every entry but the doubled norms."""
+    """Return a state dict in the released layout; all entries differ except the duplicated norms."""
     model = NVF(NVFConfig(stacks=stacks, hand_scale=hand_scale))
     state = {name: torch.randn(target.shape) for name, target in _released_entries(model)}
     for name in state:
@@ -112,7 +112,7 @@ def test_initial_field_is_outside_the_hand_with_gradients_everywhere() -> None:
         model.reference_intrinsics,
         torch.tensor([30.0, 40.0]),
     )
-    # 50 tanh(0.3) = 14.6 mm everywhere, give or take the small weights of the last layer.
+    # 50 tanh(0.3) = 14.6 mm everywhere, up to the small weights of the last layer.
     assert abs(field.sdf.median() - 14.6) < 5
     (field.sdf.mean() + field.weight.mean() + field.direction.mean()).backward()
     for name, parameter in model.field.named_parameters():

@@ -21,7 +21,7 @@ from nvf_fast.training.points import PointSampling
 from nvf_fast.training.step import Step
 from nvf_fast.volumes import FrustumVolume, RootCube, Volume
 
-COARSE_MM = 10.0  # of hands with a thousand faces
+COARSE_MM = 10.0  # for hands of 1000 faces
 TINY = NVFConfig(input_size=64, stem=8, width=16, groups=4, stacks=2, hidden=(32, 16), hand_scale=False)
 POINTS = PointSampling(surface=200, sphere=20, frustum=20, inside=60, outside=60)
 
@@ -64,7 +64,7 @@ def test_dense_labels_are_at_first_hits(hands: MeshHands, volume: Volume) -> Non
             inside = placed[index : index + 1].signed_distance(walk[None])[0] <= 0.02
             point = walk[inside.nonzero()[0, 0]]
             expected = (1 - (placed.joints[index] - point).norm(dim=-1) / 80).clamp_min(0)
-            # Steps of the walk are up to 0.07 mm long.
+            # The random walk's steps are up to 0.07 mm long.
             torch.testing.assert_close(labels.weight[index, texel], expected, rtol=0, atol=5e-3)
     assert not labels.weight[~labels.hand].any()
 

@@ -1,4 +1,4 @@
-"""ops: registration, shapes without data, compilation, dispatch, and what the errors say."""
+"""ops: registration, shape inference, compilation, dispatch, and error messages."""
 
 from __future__ import annotations
 
@@ -51,36 +51,36 @@ def ray_arguments(device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def field_argument(name: str, value: object) -> Callable[[], object]:
-    """A call of query_field with one argument replaced."""
+    """Return a call of query_field with one argument replaced."""
     names = ("features", "points", "intrinsics", "hand_scale", "weights", "biases")
     return lambda: ops.query_field(**(dict(zip(names, field_arguments(), strict=True)) | {name: value}))
 
 
 def centred_argument(**changes: object) -> Callable[[], object]:
-    """A call of query_field for a network with centres, with some arguments replaced."""
+    """Return a call of query_field with centres and some arguments replaced."""
     return lambda: ops.query_field(**(centred_inputs()._asdict() | changes))
 
 
 def norm_argument(name: str, value: object) -> Callable[[], object]:
-    """A call of group_norm_relu with one argument replaced."""
+    """Return a call of group_norm_relu with one argument replaced."""
     names = ("x", "weight", "bias", "groups")
     return lambda: ops.group_norm_relu(**(dict(zip(names, norm_arguments(), strict=True)) | {name: value}))
 
 
 def vote_argument(name: str, value: object) -> Callable[[], object]:
-    """A call of cast_votes with one argument replaced."""
+    """Return a call of cast_votes with one argument replaced."""
     names = ("points", "votes", "counts")
     return lambda: ops.cast_votes(**(dict(zip(names, vote_arguments(), strict=True)) | {name: value}))
 
 
 def distance_argument(name: str, value: object) -> Callable[[], object]:
-    """A call of mesh_distance with one argument replaced."""
+    """Return a call of mesh_distance with one argument replaced."""
     names = ("vertices", "faces", "points")
     return lambda: ops.mesh_distance(**(dict(zip(names, distance_arguments(), strict=True)) | {name: value}))
 
 
 def ray_argument(name: str, value: object) -> Callable[[], object]:
-    """A call of ray_mesh with one argument replaced."""
+    """Return a call of ray_mesh with one argument replaced."""
     names = ("vertices", "faces", "origins", "directions")
     return lambda: ops.ray_mesh(**(dict(zip(names, ray_arguments(), strict=True)) | {name: value}))
 
@@ -165,7 +165,7 @@ def test_gradients_use_the_differentiable_form() -> None:
         ops.group_norm_relu(x, weight, *rest, backend="triton")
 
 
-@pytest.mark.filterwarnings("ignore:.*(divide by zero|invalid value).*:RuntimeWarning")  # the interpreter's
+@pytest.mark.filterwarnings("ignore:.*(divide by zero|invalid value).*:RuntimeWarning")  # interpreter
 def test_forced_backends_agree() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for function, arguments in (

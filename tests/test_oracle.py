@@ -1,4 +1,4 @@
-"""Ours against the authors' released network and voting, computed in float32 on a CPU."""
+"""Network, field and voting against the authors' release, in float32 on a CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nvf_fast import ops
 from nvf_fast.grid import frustum_grid
 from nvf_fast.model import NVF
 
-# spec file, data file, seed of the weights, hand scale in mm (0.4 and -0.2 after normalisation).
+# Spec file, data file, seed of the weights, hand scale in mm (0.4 and -0.2 after normalisation).
 CASES = {
     "one stack": ("spec_stack1_scale.json", "public_stack1_scale.npz", 11, 25.0),
     "four stacks": ("spec_stack4_scale.json", "public_stack4_scale_remap.npz", 12, 10.0),
@@ -97,7 +97,7 @@ def test_pose(oracle: Oracle) -> None:
                     dim=-1
                 )
                 if fraction == 1:
-                    # Untrained weights have either sign; where they cancel, a joint divides by nearly 0.
+                    # Untrained vote weights have both signs; where they cancel, a joint divides by nearly 0.
                     errors = errors[weight[0].abs() > 0.05]
                     assert len(errors) > 10
                 # Largest measured: median 0.0002 mm, maximum 0.06 mm.

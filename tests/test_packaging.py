@@ -1,4 +1,4 @@
-"""The wheel of a checkout without symbolic links, and the package as it lies in such a checkout."""
+"""The wheel, and the package in a checkout without symbolic links."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(count.item())
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the package alone, as an unpacked archive holds them."""
+    """The package's files alone, as in an unpacked archive."""
     folder = tmp_path_factory.mktemp("checkout")
     assert not any(path.is_symlink() for name in SOURCES[:2] for path in (ROOT / name).rglob("*"))
     for name in SOURCES:
@@ -38,7 +38,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def voters_counted(location: Path, empty: Path) -> str:
-    """Output of a fresh interpreter in an empty folder that finds the package at the location alone."""
+    """Return the output of a new interpreter in an empty folder, with the package at `location` alone."""
     command = [sys.executable, "-I", "-c", IMPORTS, str(location)]
     return subprocess.check_output(command, cwd=empty, text=True).strip()
 

@@ -1,4 +1,4 @@
-"""Scores on labelled photographs with predictions that are known to be right or wrong."""
+"""Scores on labelled photographs, with predictions of known errors."""
 
 from __future__ import annotations
 
@@ -33,8 +33,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
 def predictor(
     *, moved: float = 0.0, sideways: float = 0.0, grown: float = 1.0, side: str = "right", missing: str = ""
 ) -> Predict:
-    """The truth, of which fingertip 8 is moved (mm) away from the camera, or joints moved in the image (px);
-    hands grown about the camera; a constant side; and no hand in images of a group."""
+    """Return a predictor of the ground truth with errors of known size.
+
+    Args:
+        moved: displacement of fingertip 8 away from the camera, mm.
+        sideways: displacement of all joints in the image, px.
+        grown: scale of the hands about the camera.
+        side: predicted side.
+        missing: group of images without predictions.
+    """
 
     def predict(samples: Sequence[HandSample], sides: Sequence[str | None]) -> HandPose:
         joints = scale_to_unit(np.stack([np.asarray(sample.joints) for sample in samples]).astype(np.float64))
@@ -70,7 +77,7 @@ def test_perfect_predictions_have_no_error(data: Photographs) -> None:
             assert found[name] == pytest.approx(0, abs=1e-3)
         assert found["present"] == 100
         assert found["constant_2d"] > 2 and found["constant_relative"] > found["constant_aligned"] > 5
-    # Every second hand is a left one, all are taken for right ones, and the side of number 2 is a guess.
+    # Every second hand is left, all are predicted as right, and the side of number 2 is a guess.
     assert scores["gestures"]["side"] == 0
     assert scores["all"]["side"] == pytest.approx(100 * 3 / 7)
     assert np.isnan(evaluate_photographs(predictor(), data, data, predicts_sides=False)["all"]["side"])
@@ -79,11 +86,11 @@ def test_perfect_predictions_have_no_error(data: Photographs) -> None:
 def test_errors_equal_the_applied_offsets(data: Photographs) -> None:
     found = evaluate_photographs(predictor(moved=21.0, sideways=3.0), data, data)["all"]
     assert found["relative"] == pytest.approx(1.0, abs=1e-3)
-    # Least squares spread the 21 mm of one joint over all.
+    # The least-squares fit distributes the 21 mm of one joint over all.
     assert 0.5 < found["aligned"] < 3
     sizes = [(label.box[2:] - label.box[:2]).max() for label in data.labels]
     assert found["error_2d"] == pytest.approx(np.mean([300 / size for size in sizes]), rel=1e-3)
-    # One joint of 21 is expected and found to be worse; the others tie, but for rounding.
+    # One joint of 21 has a larger expected and true error; the others tie up to rounding.
     assert found["correlation"] > 0.2
     grown = evaluate_photographs(predictor(grown=1.1), data, data)["all"]
     assert grown["aligned"] == pytest.approx(0, abs=1e-3) and grown["relative"] > 5
@@ -110,7 +117,7 @@ def test_mean_pose_of_one_hand_is_that_hand(tmp_path: Path) -> None:
     found = evaluate_photographs(predictor(), data, data)["all"]
     for name in ("constant_relative", "constant_aligned"):
         assert found[name] == pytest.approx(0, abs=1e-2)
-    # Without perspective, the constant pose meets its own image but roughly; other hands are 20 % off.
+    # The mean pose ignores perspective: it matches its own image roughly; other hands are 20 % off.
     assert found["constant_2d"] < 8
     unit = scale_to_unit(data.labels[0].joints)
     assert bone_lengths(unit).sum() == pytest.approx(UNIT_LENGTH_MM, rel=1e-5)
@@ -144,7 +151,7 @@ def test_command(data: Photographs, tmp_path: Path, capsys: pytest.CaptureFixtur
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     assert document["scores"]["all"]["photographs"] == 5 and "rooms" not in document["scores"]
     assert document["context"]["leave out"] == "rooms" and document["context"]["step"] == "16 mm"
-    # A random network: its poses are wrong, but they are scored.
+    # A random network: its poses are wrong, but scored.
     assert document["scores"]["all"]["relative"] > 10 and document["scores"]["all"]["present"] == 100
     with pytest.raises(SystemExit):
         main([*arguments, "--data", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""Hand views of photographs: labels meet the image content, mirrored too; distances against brute force."""
+"""Hand views of photographs: labels against image content, mirroring, distances by brute force."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def assert_discs_lie_on_joints(views: HandViews, tolerance: float = 0.7) -> None
     for row in range(len(views)):
         whole = ((expected[row] > 7) & (expected[row] < 120)).all(1)
         found = disc_centres(views.images[row])[whole]
-        # The mean of a disc's pixels lies 0.5 px from its centre at most.
+        # The mean of a disc's pixels lies at most 0.5 px from its centre.
         np.testing.assert_allclose(found, expected[row][whole], atol=tolerance)
 
 
@@ -104,7 +104,7 @@ def test_drawn_views(
     centre = (drawn.boxes[:, 0, :2] + drawn.boxes[:, 0, 2:]) / 2 - 64
     assert 6 < np.abs(centre).max() < 18
     assert not drawn.left.any() and (drawn.trust == 1).all()
-    # Rolled by anything: fingers up, down and sideways.
+    # Any roll angle: fingers up, down and sideways.
     ahead = joints_in_views(drawn)[:, 9] - joints_in_views(drawn)[:, 0]
     quarters = Counter((np.arctan2(ahead[:, 1], ahead[:, 0]) // (np.pi / 2)).tolist())
     assert len(quarters) == 4
@@ -158,7 +158,7 @@ def test_background_replacement(
     without_colour_changes(monkeypatch, replaced=1.0)
     with_plain_backgrounds(monkeypatch, 200)
     drawn = views.draw(10, random)
-    # The mask may take a part of a disc away.
+    # The mask may remove a part of a disc.
     assert_discs_lie_on_joints(drawn, tolerance=3.0)
     corners = drawn.images[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert (np.median(corners, axis=1) == 200).all()
@@ -183,7 +183,7 @@ def test_mask(views: PhotographViews, random: np.random.Generator) -> None:
         assert alpha.dtype == np.float32 and alpha.min() >= 0 and alpha.max() <= 1
         assert alpha[on_hand].mean() > 0.95
         errors.append(alpha[~on_hand].mean())
-    # By colours, next to nothing of the surroundings stays; by growth alone, a rim does.
+    # With colours hardly any surroundings remain; with region growing alone, a rim remains.
     assert min(errors) < 0.02 and max(errors) < 0.25
     background = np.full_like(image, 250)
     mixed = composite(image, on_hand.astype(np.float32), background, random)
@@ -265,7 +265,7 @@ def test_query_points(views: PhotographViews, random: np.random.Generator) -> No
     assert points.dtype == distances.dtype == np.float32
     np.testing.assert_array_equal(distances, surface_distance(points, exact.joints))
     near = distances[:, :NEAR]
-    # 4 mm about the surface; concave places are nearer to another part of it.
+    # 4 mm around the surface; points in concavities are closer to another part of it.
     assert 3.0 < near.std() < 4.5 and abs(near.mean()) < 0.7
     rays = points[:, NEAR : NEAR + ON_RAYS]
     assert distances[:, NEAR : NEAR + ON_RAYS].max() > 30
@@ -305,6 +305,6 @@ def test_views_of_shared_photographs(shared_dir: Path, random: np.random.Generat
         assert batch.images.shape[1:] == (128, 128, 3) and 40 < batch.images.mean() < 210
         assert np.isfinite(batch.boxes[:, 0]).all()
     assert np.isfinite(drawn.joints).all() and np.isfinite(drawn.distances).all()
-    # Median depth: the joints' of a hand that fills three quarters of a view of 40 to 60 degrees.
+    # Median joint depth of a hand that fills three quarters of a view of 40 to 60 degrees.
     assert 200 < np.median(drawn.joints[..., 2]) < 500
     assert len(views.exact(views.indices[:20])) == 20

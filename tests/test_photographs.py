@@ -1,4 +1,4 @@
-"""Reading of labelled photographs: values, faults by file and entry."""
+"""Reading labelled photographs: values, and faults by file and entry."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_splits_and_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_converts_teacher_joints(tmp_path: Path, side: str) -> None:
     entry = photograph_labels(2)[("right", "left").index(side)]
-    del entry["definition"]  # MediaPipe's without it
+    del entry["definition"]  # MediaPipe's definition by default
     joints = np.array(entry["joints"])
     right = mirrored(joints) if side == "left" else joints
     expected = to_freihand(right, "mediapipe")
@@ -202,6 +202,6 @@ def test_shared_photographs(shared_dir: Path) -> None:
     seen = sample.joints.numpy() @ sample.intrinsics.T
     projected = seen[:, :2] / seen[:, 2:]
     low, high = sample.box.numpy().reshape(2, 2)
-    # Half of the teacher's disagreement, and the conversion, stay within a tenth of the box.
+    # Half of the teacher's deviation plus the conversion stays within a tenth of the box.
     slack = 0.1 * (high - low).max()
     assert (projected > low - slack).all() and (projected < high + slack).all()

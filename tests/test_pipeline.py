@@ -1,4 +1,4 @@
-"""The pipelines read nothing back from the device, and mark what did not fit by `needs_retry`."""
+"""Pipelines: runs without synchronisation, and the transfer of estimates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAP_SIZE = (SMALL.feature_size, SMALL.feature_size)
 
 
 class NoHostTransfers(TorchFunctionMode):
-    """Refuses what copies from pageable memory: tensors made of Python's lists, numbers put at indices."""
+    """Refuse copies from pageable memory: tensors made from Python lists, numbers written at indices."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
@@ -40,19 +40,19 @@ class NoHostTransfers(TorchFunctionMode):
         if name == "__setitem__":
             indices = args[1] if isinstance(args[1], tuple) else (args[1],)
             sliced = all(isinstance(index, slice) for index in indices)
-            assert isinstance(args[2], Tensor) or sliced, "a number is put at indices"
+            assert isinstance(args[2], Tensor) or sliced, "a number is written at indices"
         return function(*args, **kwargs or {})
 
 
 @contextmanager
 def no_synchronisation() -> Iterator[None]:
-    """Tensors have shapes and no values: whatever looks at a value, or at how many there are, raises."""
+    """Run on fake tensors, so that reading a value or a data-dependent count raises."""
     with FakeTensorMode(allow_non_fake_inputs=True), NoHostTransfers(), torch.no_grad():
         yield
 
 
 class ShapesOnly:
-    """The shapes that `ops.FieldQuery` returns on a device."""
+    """Stand-in for `ops.FieldQuery` that returns tensors of the right shapes."""
 
     def locate(self, points: Tensor, intrinsics: Tensor, map_size: tuple[int, int], *_: Tensor) -> Tensor:
         return points
@@ -82,7 +82,7 @@ def test_dense_and_guided_runs_do_not_synchronise(search: Any, step: float, befo
     stages = Stages(torch.device("cpu"))
     query: Any = ShapesOnly()
     pipeline = FieldPipeline(model, FrustumVolume(), QueryOptions(step, search=search), stages, query)
-    for stride in (1, 2, 4):  # found once, before anything is recorded
+    for stride in (1, 2, 4):  # computed once, before recording
         pipeline.every(stride, MAP_SIZE)
     with no_synchronisation():
         crops, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
@@ -104,7 +104,7 @@ def test_hand_view_runs_do_not_synchronise(side_known: bool) -> None:
 
 
 def test_detects_synchronisation() -> None:
-    looks: list[Callable[[Tensor], Any]] = [
+    reads: list[Callable[[Tensor], Any]] = [
         lambda x: x.nonzero(),
         lambda x: bool(x.any()),
         lambda x: x[x > 0],
@@ -113,13 +113,13 @@ def test_detects_synchronisation() -> None:
         lambda x: x.__setitem__(torch.zeros(2, dtype=torch.int64), 1.0),
         lambda x: x.__setitem__(1, 1.0),
     ]
-    for look in looks:
+    for read in reads:
         with pytest.raises((RuntimeError, AssertionError)), no_synchronisation():
-            look(torch.zeros(3))
+            read(torch.zeros(3))
 
 
 class Unlaunched:
-    """A kernel that is launched without running."""
+    """A kernel whose launches are recorded but not run."""
 
     def __init__(self) -> None:
         self.launches: list[tuple[int, ...]] = []

@@ -1,4 +1,4 @@
-"""Hands before the reference camera: distances, orientations, visible joints."""
+"""Hand placement before the reference camera: distances, orientations, visible joints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nvf_fast.synthetic.rig import built_in_surface
 
 
 def placed(distribution: HandDistribution, count: int = 512) -> tuple[Tensor, Tensor]:
-    """Joints (B, 21, 3) in the camera frame and palm normals (B, 3), of one hand at many places."""
+    """Place one hand many times; return joints (B, 21, 3) and palm normals (B, 3) in the camera frame."""
     rig, one = built_in_surface(), torch.ones(1, dtype=torch.float64)
     joints = torch.from_numpy(
         rig.posed_joints(rig.skeleton.angles, torch.ones(1, 25, dtype=torch.float64), one)

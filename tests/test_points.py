@@ -13,7 +13,7 @@ from nvf_fast.training.points import PointSampling, sample_points
 from nvf_fast.volumes import FrustumVolume
 
 VOLUME = FrustumVolume()
-COARSE_MM = 10.0  # of hands with a thousand faces
+COARSE_MM = 10.0  # for hands of 1000 faces
 SMALL_PAPER = PointSampling(surface=500, sphere=100, frustum=300, inside=200, outside=200)
 
 
@@ -27,7 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def beside_the_image(hands: MeshHands) -> MeshHands:
-    """Turn the hands about the camera out of the image."""
+    """Rotate the hands about the camera out of the image."""
     angle = torch.tensor(1.0)
     turn = torch.tensor([[angle.cos(), 0, angle.sin()], [0, 1, 0], [-angle.sin(), 0, angle.cos()]])
     return hands.rotated(turn.expand(len(hands), 3, 3))
@@ -72,7 +72,7 @@ def test_surface_points_spread_by_sigma(hands: MeshHands) -> None:
     distance = torch.cat([sample_points(hands, VOLUME, near, seeded(seed))[1] for seed in range(2)])
     assert (
         2.4 < distance[distance.abs() < 30].std() < 3.3
-    )  # fingers thinner than the spread cut its inner side
+    )  # fingers thinner than the spread truncate its inner side
     exact = PointSampling(surface=400, surface_sigma_mm=0.0, sphere=0, frustum=1, inside=None, outside=None)
     assert sample_points(hands, VOLUME, exact, seeded())[1].abs().median() < 0.1
 

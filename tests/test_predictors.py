@@ -1,4 +1,4 @@
-"""Predictors: every method and task predicts samples in the camera's frame, by way of one estimator."""
+"""Predictors: every method and task predicts joints in the camera's frame through one estimator."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_method_and_task_predicts(samples: list[HandSample], method: str, 
         shift = predictor(moved, use_scale=True).joints[0] - found.joints[1]
         assert (
             np.abs(shift.mean(0) - [0, 0, 1]).max() < 0.5
-        )  # the crop hardly changes, the prediction moves along
+        )  # the crop hardly changes, and the prediction moves with the hand
         with pytest.raises(ValueError, match="1: the network needs the true wrist"):
             predictor([samples[0], replace(samples[1], root=None)], use_scale=True)
 
@@ -84,7 +84,7 @@ def test_left_hand_equals_the_mirrored_right_hand(method: str, task: str) -> Non
         model.field.biases[-1][0] = 9.0 if method == "dense" else 0.02  # hand, or surface, everywhere
         model.field.biases[-1][1::4] = 0.5
     estimator = PoseEstimator(model)
-    # 160 px hold whole squares of the 5 and 8 px that the views average, from either side.
+    # 160 px is divisible by the 5 and 8 px that the views average, so mirroring keeps the blocks.
     image = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
     root = np.array([20.0, -10.0, 500.0])
     box, mirrored_box = (30, 20, 90, 80), (159 - 90, 20, 159 - 30, 80)

@@ -1,4 +1,4 @@
-"""Several processes: the others end soon after one is killed or hangs, and the same command resumes."""
+"""Several processes: all end soon after one is killed or hangs, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from nvf_fast.runtime.processes import Processes
 from tests.training_cases import ROOT, SCRIPT, assert_same_state, free_port, output_of, python, state_of
 
-# Eight steps, a state after every third. One process calls `once` while it loads a step.
+# Eight steps, a state after every third. One process calls `once` while loading a step.
 TRAINING = """
 class Interrupted(Dots):
     def __init__(self, rank, step, once):
@@ -84,7 +84,7 @@ def test_every_wait_has_a_timeout(tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     hung, (hanging, stopped, between), (alone, end) = (json.loads(line) for line in output.splitlines())
     assert hanging["0"][0] == 1
-    assert hanging["0"][1] - hung < 7.5  # a timeout of 3 s, and the other hangs for 8
+    assert hanging["0"][1] - hung < 7.5  # timeout of 3 s; the other process hangs for 8 s
     assert "another process ended or did not answer in time" in errors
     assert alone["0"][0] == 1 and end - between < 20
     assert "the 2 processes could not join each other within 2 s" in errors
@@ -104,7 +104,7 @@ run(folder / "run", Interrupted(1, 5, kill) if first else Dots())
 """
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # Without this the second attempt may be led to the addresses of the first one's processes.
+    # Otherwise the second attempt may connect to addresses of the first attempt's processes.
     fresh_addresses = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     ended = subprocess.run(
         [*torchrun, "--max-restarts", "1", str(program)],
