@@ -1,4 +1,4 @@
-"""query_field: the reference against arithmetic by hand, the PyTorch form and the kernel against float64."""
+"""query_field: the reference against hand computation, PyTorch form and kernel against float64."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.kernel_cases import (
     rms,
 )
 
-# Without a GPU the kernels run in Triton's interpreter, whose bfloat16 products are wrong.
+# Without a GPU kernels run in Triton's interpreter, whose bfloat16 products are wrong.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.cuda)]
 SHORT = FieldCase(2, 100, 12, (6, 8), (48, 32))
 CENTRED = SHORT._replace(hand_scale=False, centred=True)
-# The interpreter divides by the depth of what lies in the camera's plane too.
+# The interpreter also divides by the depth of points in the camera's plane.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning"),
     pytest.mark.usefixtures("poisoned_memory"),
@@ -44,9 +44,9 @@ def run(function: Callable, inputs: FieldInputs, **options: object) -> tuple[Ten
 
 
 def errors(function: Callable, case: FieldCase, dtype: torch.dtype) -> tuple[list[float], list[float]]:
-    """Root mean square errors (sdf, votes) of a function and of the reference in `dtype`, against float64."""
+    """Return RMS errors (sdf, votes) of a function and of the reference in `dtype`, against float64."""
     found, by_torch = [], []
-    for _ in range(16 if case.count == 1 else 1):  # one number's rounding is luck, that of sixteen is not
+    for _ in range(16 if case.count == 1 else 1):  # rounding of a single value is random
         inputs = field_inputs(case, dtype, DEVICE)
         exact = run(reference, inputs.double())
         clear = ~on_the_border(inputs)
@@ -60,7 +60,7 @@ def errors(function: Callable, case: FieldCase, dtype: torch.dtype) -> tuple[lis
 
 
 def on_the_border(inputs: FieldInputs) -> Tensor:
-    """(B, N) bool: points of which rounding says whether they are in view; float32 errs by 4e-7 of it."""
+    """Return (B, N) bool: points so close to the view's border that float32 rounding (4e-7) decides."""
     pixels = inputs.points.double() @ inputs.intrinsics.double().mT
     uv = pixels[..., :2] / pixels[..., 2:] / (inputs.image_size / 2) - 1
     return ((uv.abs() - 1).abs() < 1e-5).any(-1)
@@ -76,17 +76,17 @@ def test_kernel_errs_at_most_twice_as_much_as_pytorch(name: str, dtype: torch.dt
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", [*FIELD_CASES, "more points than texels"])
 def test_pytorch_form_errs_at_most_twice_as_much_as_the_reference(name: str, dtype: torch.dtype) -> None:
-    """It projects the maps where there are more points than texels, and else runs as written."""
+    """The PyTorch form projects the maps if the points outnumber the texels."""
     case = FIELD_CASES.get(name) or FULL_NETWORK._replace(batch=2, count=200, map_size=(9, 8))
     found, expected = errors(ops.query_field, case, dtype)
     assert found[0] <= 2 * expected[0] and found[1] <= 2 * expected[1], (found, expected)
 
 
 def test_reference_by_hand() -> None:
-    """One layer reads the feature, the depth and the scale; the second its hidden part and x again."""
+    """The first layer reads the feature, the depth and the scale; the second its hidden part and x again."""
     features = torch.arange(6.0).view(1, 1, 2, 3)
     intrinsics = torch.tensor([[480.0, 0, 112], [0, 480.0, 112], [0, 0, 1]])
-    # Pixel (56, 112), a quarter across and half down: texel (0.5, 0.5) of 3 x 2, (0 + 1 + 3 + 4) / 4 = 2.
+    # Pixel (56, 112), at 1/4 of the width and 1/2 of the height: texel (0.5, 0.5), (0 + 1 + 3 + 4) / 4 = 2.
     points = torch.tensor([[[-70.0, 0.0, 600.0]]])
     first = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, 1]])
     last = torch.zeros(5, 6)
@@ -99,7 +99,7 @@ def test_reference_by_hand() -> None:
 
 
 def test_centred_reference_by_hand() -> None:
-    """The position about the centre in 60 mm takes the depth's place, and each image has its biases."""
+    """The position relative to the centre in 60 mm replaces the depth, and each image has its own biases."""
     features = torch.arange(12.0).view(2, 1, 2, 3)
     intrinsics = torch.tensor([[480.0, 0, 112], [0, 480.0, 112], [0, 0, 1]])
     points = torch.tensor([[[-70.0, 0.0, 600.0]]]).repeat(2, 1, 1)
@@ -115,7 +115,7 @@ def test_centred_reference_by_hand() -> None:
 
 @pytest.mark.parametrize("function", [reference, kernel, ops.query_field])
 def test_view_size_does_not_change_the_camera(function: Callable) -> None:
-    """The depth input is Z / 480 at every size of the view."""
+    """The depth input is Z / 480 at every view size."""
     inputs = field_inputs(SHORT, device=DEVICE)
     half = inputs._replace(intrinsics=inputs.intrinsics * torch.tensor([[0.5], [0.5], [1]], device=DEVICE))
     for got, expected in zip(
@@ -241,11 +241,11 @@ def prepared(inputs: FieldInputs, biases: list[Tensor], **options: Any) -> ops.F
 
 
 def assert_votes_at(query: ops.FieldQuery, samples: Samples, votes: Tensor, indices: list[list[int]]) -> None:
-    """A prepared query's votes at some points are rows of all votes, in the order of the indices."""
+    """Assert that votes at some points equal rows of all votes, in the order of the indices."""
     chosen = torch.tensor(indices, device=DEVICE)
     for image, (found, rows) in enumerate(zip(query.votes(samples, chosen), chosen, strict=True)):
         expected = votes[image, rows.clamp(min=0)].masked_fill(rows[:, None, None] < 0, 0.0)
-        # 1e-5: another number of rows sums a product in another order, measured 2e-6 of 3.
+        # 1e-5: products of another number of rows sum in another order, measured 2e-6 of 3.
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -259,7 +259,7 @@ def test_prepared_query_of_shared_points(backend: ops.Backend) -> None:
     places = query.locate(inputs.points, inputs.intrinsics, SHORT.map_size)
     maps = query.project(inputs.features, inputs.hand_scale)
     samples = query.sample(maps, places)
-    # 1e-5: equal on a CPU and in the interpreter; a GPU's library may project maps in another order.
+    # 1e-5: equal on a CPU and in the interpreter; a GPU library may sum in another order.
     torch.testing.assert_close(samples.sdf, sdf, rtol=0, atol=1e-5)
     torch.testing.assert_close(query.every_vote(maps, places), votes, rtol=0, atol=1e-5)
     outside = int(sdf[1].isinf().nonzero()[0, 0])
@@ -271,7 +271,7 @@ def test_prepared_query_of_shared_points(backend: ops.Backend) -> None:
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prepared_query_about_centres(backend: ops.Backend, dtype: torch.dtype) -> None:
-    """Points, intrinsics, centres and biases of each image; some points are out of view."""
+    """Each image has points, intrinsics, centres and biases; some points are out of view."""
     inputs = field_inputs(CENTRED, dtype, DEVICE)
     zeros = [torch.zeros(len(weight), device=DEVICE) for weight in inputs.weights]
     query = prepared(inputs, zeros, dtype=dtype, backend=backend)
@@ -310,7 +310,7 @@ def test_points_on_rays_err_at_most_twice_as_much_as_the_reference(monkeypatch: 
     assert_votes_at(query, samples, votes, [[399, -1, 2, 1], [3, 7, 11, 15]])
     monkeypatch.setattr(cpu, "_PASS", 48 * 4 * 7)  # seven rays
     again = query.sample(maps, places)
-    torch.testing.assert_close(again.sdf, sdf, rtol=0, atol=1e-4)  # mm; other rows of a product, other sums
+    torch.testing.assert_close(again.sdf, sdf, rtol=0, atol=1e-4)  # mm; products of another number of rows
     torch.testing.assert_close(query.votes(again, every), votes, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="per_ray must divide the 400 points, got 3"):
         query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres, 3)
@@ -364,7 +364,7 @@ def assert_errs_at_most_twice_as_much(found: tuple[Tensor, Tensor], inputs: Fiel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shared", [False, True], ids=["points of their own", "shared points"])
 def test_more_votes_than_32_bits_count(shared: bool, dtype: torch.dtype) -> None:
-    """Both ends and about the 2^31st vote; equal bits from run to run."""
+    """Both ends and around the 2^31st vote; bitwise equal runs."""
     count = 13_000_000
     inputs = field_inputs(SHORT._replace(count=count), dtype, DEVICE)
     if shared:
@@ -400,7 +400,7 @@ def test_more_images_than_one_launch_grid_allows(shared: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", [SMALL_NETWORK, FULL_NETWORK])
 def test_kernel_on_a_whole_view(case: FieldCase, dtype: torch.dtype) -> None:
-    """Dense points, as a grid has them: full tiles, several passes, equal bits from run to run."""
+    """Dense points, as on a grid: full tiles, several passes, bitwise equal runs."""
     case = case._replace(batch=2, count=200_000, spread=1.1)
     found, expected = errors(kernel, case, dtype)
     assert found[0] <= 2 * expected[0] and found[1] <= 2 * expected[1], (found, expected)

@@ -1,4 +1,4 @@
-"""The rasteriser and the solids: depth and weights against closed forms, orientation, what hides what."""
+"""The rasteriser and the solids: depth and weights against closed forms, orientation, occlusion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE, FOCAL = 96, 130.0
 
 
 def rays() -> tuple[np.ndarray, np.ndarray]:
-    """x / z and y / z of every pixel."""
+    """Return x / z and y / z of every pixel."""
     rows, columns = np.mgrid[0:SIZE, 0:SIZE]
     return (columns - SIZE / 2) / FOCAL, (rows - SIZE / 2) / FOCAL
 
@@ -27,7 +27,7 @@ def test_depth_of_a_plane() -> None:
     u, v = rays()
     assert (shown >= 0).all()
     np.testing.assert_allclose(found, 400 / (1 - 0.5 * u + 0.3 * v), rtol=1e-12)
-    # Weights that are correct in perspective give each pixel its own place on the plane.
+    # Perspective-correct weights reproduce each pixel's position on the plane.
     faces = np.array([[0, 2, 1], [0, 3, 2]])[shown]
     w1, w2 = weights[..., 0, None], weights[..., 1, None]
     a, b, c = (vertices[faces[..., k]] for k in range(3))
@@ -46,9 +46,9 @@ def test_depth_of_a_sphere() -> None:
     root = half**2 - square * (centre @ centre - radius**2)
     with np.errstate(invalid="ignore"):
         near = (half - np.sqrt(root)) / square
-    inside = root > 0.02 * np.nanmax(root)  # at the rim the mesh is a little smaller than the sphere
+    inside = root > 0.02 * np.nanmax(root)  # at the rim the mesh is slightly smaller than the sphere
     assert (shown[inside] >= 0).all() and (shown[root < 0] < 0).all()
-    # Facets of 3 mm on a radius of 90 mm lie up to 0.02 mm below it; depth magnifies that towards the rim.
+    # Facets of 3 mm on a radius of 90 mm lie up to 0.02 mm below it; the depth error grows towards the rim.
     assert np.abs(found - near)[inside].max() < 0.2
     assert np.isinf(found[shown < 0]).all()
 
@@ -70,7 +70,7 @@ def test_occlusion() -> None:
         (box(np.array([2.0, 3.0, 5.0])), 30.0),
         (cylinder(2.0, 5.0, sides=400), 20 * np.pi),
         (ellipsoid(np.array([1.0, 2.0, 3.0]), 120, 240), 8 * np.pi),
-        # Their few rings lose 2 and 6 % of an ellipsoid's and a capsule's volume.
+        # Few rings lose 2 and 6 % of an ellipsoid's and a capsule's volume.
         (rounded_box(np.array([2.0, 4.0, 6.0]), 1.0), 0.979 * 8 * np.pi),
         (capsule(2.0, 5.0), 0.9376 * (20 + 32 / 3) * np.pi),
     ],

@@ -1,4 +1,4 @@
-"""ray_mesh: the forms by hand, against trimesh and against float64; no ray slips between faces."""
+"""ray_mesh: every implementation against hand computation, trimesh and float64; watertight edges."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.kernel_cases import closed_meshes, mesh_tensors, rms
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EVERY = pytest.mark.parametrize("function", [kernel, reference, culled])
 pytestmark = [
-    # Directions of zero, faces seen edge-on.
+    # Zero directions, edge-on faces.
     pytest.mark.filterwarnings("ignore:.*(divide by zero|invalid value|overflow).*:RuntimeWarning"),
     pytest.mark.usefixtures("poisoned_memory"),
 ]
@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes as long for a small block as for a large one."""
+    """Use large blocks: the interpreter takes as long for a small block as for a large one."""
     if DEVICE == "cpu" and "own_blocks" not in request.fixturenames:
         monkeypatch.setattr(kernel_file, "_RAYS", 256)
         monkeypatch.setattr(kernel_file, "_FACES", 64)
@@ -37,7 +37,7 @@ def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def own_blocks() -> None:
-    """For tests of the kernel in the blocks that it is launched in."""
+    """Mark tests that use the kernel's own block sizes."""
 
 
 def cast(function: Callable, mesh: tuple[Tensor, Tensor], rays: list) -> tuple[list[float], list[int]]:
@@ -48,7 +48,7 @@ def cast(function: Callable, mesh: tuple[Tensor, Tensor], rays: list) -> tuple[l
 
 
 def aimed(mesh: trimesh.Trimesh, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rays (1, count, 3) at a mesh with its mean at 0: from all around, a third from near its middle."""
+    """Draw rays (1, count, 3) at a mesh centred at 0: from all around, a third from near its centre."""
     random = np.random.default_rng(seed)
     size = mesh.extents.max()
     origins = random.standard_normal((count, 3))
@@ -68,14 +68,14 @@ def test_by_hand(function: Callable) -> None:
         box,
         [
             ([-5, 0.1, 0.2], [1, 0, 0]),  # from outside
-            ([-5, 0.1, 0.2], [0.5, 0, 0]),  # t counts directions
+            ([-5, 0.1, 0.2], [0.5, 0, 0]),  # t is in units of the direction
             ([0.5, 0.1, 0.2], [0, -1, 0]),  # from inside
             ([0.3, 0.1, 5], [0, 0, -1e-3]),
             ([-5, 0.1, 0.2], [-1, 0, 0]),  # behind
             ([-5, 2.1, 0.2], [1, 0, 0]),  # beside
-            ([-5, 2.1, 0.2], [0, 0, 1]),  # parallel to faces, outside of all
-            ([0, 0.1, 0.2], [0, 0, 0]),  # nowhere
-            ([-3, -3.9, 0], [1, 1, 0]),  # aslant: x = -1 at t = 2, y = -1.9
+            ([-5, 2.1, 0.2], [0, 0, 1]),  # parallel to faces, outside
+            ([0, 0.1, 0.2], [0, 0, 0]),  # zero direction
+            ([-3, -3.9, 0], [1, 1, 0]),  # oblique: x = -1 at t = 2, y = -1.9
             ([0, 0, 0], [math.nan, 0, 1]),
         ],
     )
@@ -88,7 +88,7 @@ def test_by_hand(function: Callable) -> None:
 
 @EVERY
 def test_ties_go_to_the_lowest_face(function: Callable) -> None:
-    """Straight at the diagonal of a square, and at two copies of one triangle."""
+    """Rays hit the diagonal of a square, and two copies of one triangle."""
     vertices = torch.tensor([[[0.0, 0, 0], [4, 0, 0], [4, 4, 0], [0, 4, 0]]], device=DEVICE)
     faces = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 2], [2, 3, 0]], device=DEVICE)
     rays = [([1.0, 1, 8], [0, 0, -1]), ([0.5, 3, 8], [0, 0, -1]), ([2, 2, -8], [0, 0, 1])]
@@ -108,7 +108,7 @@ def test_edge_on_faces_are_not_hit(function: Callable) -> None:
 @EVERY
 @pytest.mark.parametrize("index", [1, 2, 4])
 def test_no_ray_slips_between_faces(function: Callable, index: int) -> None:
-    """From inside of what is star-shaped, at vertices and at places on edges, where rounding decides."""
+    """Rays from inside a star-shaped mesh to its vertices and edges, where rounding decides."""
     vertices, faces = mesh_tensors(closed_meshes()[index], device=DEVICE)
     start = torch.tensor([0.1, 0.7, -0.4], device=DEVICE)
     corners = vertices[:, faces]
@@ -135,7 +135,7 @@ def test_equals_trimesh() -> None:
             starts, ways, multiple_hits=False
         )[:3]
         assert np.array_equal(np.sort(ray), np.flatnonzero(face >= 0)), index
-        # mm, most where a ray grazes. Measured: 1.2e-4.
+        # mm, largest at grazing rays. Measured: 1.2e-4.
         assert np.abs(starts[ray] + t[ray, None] * ways[ray] - places).max() <= 5e-4
         assert (face[ray] == expected).mean() >= 0.99, index
         met += len(ray)
@@ -195,7 +195,7 @@ def test_more_images_than_one_launch_grid_allows() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("batch", [1, 3], ids=["one image", "three images"])
 def test_more_rays_than_32_bits_count(batch: int) -> None:
-    """Both ends and about the 2^31st coordinate; the others miss. Equal bits from run to run."""
+    """Both ends and around the 2^31st coordinate; the other rays miss. Bitwise equal runs."""
     count = 720_000_003 // batch
     assert batch * count * 3 > 2**31
     mesh = trimesh.creation.torus(40, 15, 6, 5)
@@ -221,7 +221,7 @@ def test_culled_form_equals_the_reference(index: int) -> None:
     mesh = closed_meshes()[index]
     arguments = (*mesh_tensors(mesh), *aimed(mesh, 500, index))
     for found, expected in zip(culled(*arguments), reference(*arguments), strict=True):
-        # Both run the same formulas: measured 0.
+        # Both evaluate the same formulas: measured 0.
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 

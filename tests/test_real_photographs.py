@@ -1,6 +1,6 @@
-"""The embedded network on six photographs: it finds the hand, and its joints lie near the annotated ones.
+"""The embedded network on six photographs: hand detection, and joints near the annotated ones.
 
-The photographs are judged in the image: distances in the camera's frame depend on sizes that nobody knows.
+Errors are measured in the image, since distances in the camera's frame depend on unknown hand sizes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_photographs(shared_dir: Path) -> None:
     assert len(samples) == 6 and {sample["hand_side"] for sample in samples} == {"left"}
     images = [np.array(Image.open(folder / sample["file"]).convert("RGB")) for sample in samples]
     K = np.array([sample["K"] for sample in samples])
-    # The annotations are of Ge et al.'s definition, which `to_freihand` takes for right hands.
+    # The annotations follow Ge et al.'s definition, which `to_freihand` converts for right hands.
     joints = to_freihand(np.array([sample["xyz_m"] for sample in samples]) * MIRROR, "ge2019") * MIRROR
     pixels = joints @ K.mT
     pixels = pixels[..., :2] / pixels[..., 2:]

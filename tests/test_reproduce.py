@@ -1,4 +1,4 @@
-"""The paper's tables and figures as commands: every one runs, at a size that teaches a network nothing."""
+"""Commands of the paper's tables and figures, each at a size too small to learn anything."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ TINY = Size(
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders that all tables share, so that no network is trained twice."""
+    """Folders common to all tables, so that no network is trained twice."""
     return tmp_path_factory.mktemp("reproduce")
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smoke run made smaller, on few small images instead of synthetic-v2."""
+    """Reduce the smoke run to few small images instead of synthetic-v2."""
     images = DataConfig("synthetic", SyntheticConfig(count=COUNT, size=64))
     monkeypatch.setattr(recipes, "SMOKE", TINY)
     for module in (recipes, cells):
@@ -61,7 +61,7 @@ def reproduce(workshop: Path, target: str, *options: str) -> dict:
         assert len(row) == len(document["columns"])
     for name in document["images"]:
         with Image.open(workshop / name) as image:
-            assert np.asarray(image.convert("L")).std() > 5  # not an empty sheet
+            assert np.asarray(image.convert("L")).std() > 5  # not empty
     return document
 
 
@@ -76,11 +76,11 @@ def test_absolute_pose(workshop: Path) -> None:
         assert all(isinstance(row[-2], float) for row in measured)
     assert rows["table3"] == rows["table8"]
     assert [row for row in rows["table7"] if row in rows["table2"]] == rows["table2"]
-    # The same network's error, told by both tables.
+    # Both tables give the same error of the same network.
     translation = {tuple(row[:3]): row[-1] for row in rows["table3"]}
     assert all(row[4] == translation[tuple(row[:3])] for row in rows["table7"] if row[0] in METHODS.values())
     trainings = {path.name for path in (workshop / "runs/test_run/trainings").iterdir()}
-    assert len(trainings) == 18  # six from scratch, six pre-trained and six after it
+    assert len(trainings) == 18  # six from scratch, six pre-trained and six fine-tuned
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_figures(workshop: Path) -> None:
 
 
 def test_photographs_of_the_embedded_network(workshop: Path) -> None:
-    """One with a box, and one that shows no hand."""
+    """Photographs with a box, and without a hand."""
     folder = workshop / "photographs"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Rigged hands: the built-in one and those from files, shaped, posed, and measured."""
+"""Rigged hands, built in and from files: shapes, poses and measurements."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_mesh_and_weights(rig: Rig) -> None:
     assert 200_000 < mesh.volume < 550_000  # mm³ of a hand
     np.testing.assert_allclose(rig.weights.sum(1), 1)
     assert (rig.weights >= 0).all() and (np.diff(rig.weights, axis=1) <= 1e-12).all()
-    assert rig.vertices[rig.rim, 1].max() < 12  # mm: the opening is at the wrist
+    assert rig.vertices[rig.rim, 1].max() < 12  # mm from the wrist, which is open
     if rig.uv is not None:
         assert rig.uv.shape == (len(rig.faces), 3, 2)
 
@@ -73,14 +73,14 @@ def test_bones_and_girth(rig: Rig) -> None:
     expected[9] *= 1.2
     np.testing.assert_allclose(after, expected)
     girth = torch.ones(1, 6, dtype=torch.float64)
-    girth[0, 3] = 1.3  # the middle finger alone
+    girth[0, 3] = 1.3  # only the middle finger
     moved = np.linalg.norm(at_rest(rig, girth=girth)[0][0] - rig.vertices, axis=1)
     own = rig.indices[:, 0] // 5 == 2
     assert moved[own & (rig.vertices[:, 1] > 130)].min() > 0.1 and moved[~own].max() < 3.0
 
 
 def test_fist_volume(rig: Rig) -> None:
-    """Linear blending loses up to a fifth of a bent finger; dual quaternions lose less than a tenth."""
+    """Linear blending loses up to 20 % of a bent finger's volume, dual quaternions less than 10 %."""
     count = 1
     angles = {name: torch.zeros(count, 4).double() for name in ("mcp", "pip", "dip", "abduction")}
     angles |= {"mcp": torch.full((1, 4), 1.4).double(), "pip": torch.full((1, 4), 1.75).double()}
@@ -111,7 +111,7 @@ def test_rigid_motions() -> None:
 
 
 def test_shortest_blending() -> None:
-    """Half way between a turn by 170 degrees and none lies one by 85, for either sign of the quaternion."""
+    """Halfway to a rotation by 170 degrees lies one by 85, for either sign of the quaternion."""
     angle = np.radians(170)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     half = blend_motions(
@@ -122,7 +122,7 @@ def test_shortest_blending() -> None:
 
 
 def test_distance(rig: Rig) -> None:
-    """`ops.mesh_distance` looks at every triangle."""
+    """Distances approximate those of `ops.mesh_distance`, which tests every triangle."""
     wide = np.arange(len(rig.faces), len(rig.closed_faces))
     mesh = SearchableMesh.build(rig.vertices, rig.closed_faces, wide)
     random = np.random.default_rng(1)
@@ -138,10 +138,10 @@ def test_distance(rig: Rig) -> None:
         errors.append(np.abs(mesh.distance(points, vertices) - exact.numpy()))
     wrong = np.concatenate(errors)
     if mesh.watertight:
-        # A triangle of up to 6 mm elsewhere may be nearer than the nearest vertex says: 1 point in 1 800.
+        # A triangle of up to 6 mm may be closer than those at the nearest vertex: 1 point in 1 800.
         assert (wrong > 1.0).mean() < 0.002 and wrong.max() < 2.0 and np.quantile(wrong, 0.99) < 0.1
         return
-    # Nails have rims, where the normal decides about inside: 2.4 % of points so close are wrong there.
+    # At the rims of nails the normal may give the wrong sign: 2.4 % of points this close.
     assert (wrong > 1.0).mean() < 0.04 and np.quantile(wrong, 0.95) < 0.3
 
 

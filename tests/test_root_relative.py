@@ -1,4 +1,4 @@
-"""RS-NVF at inference: the cube about the wrist, its crop, and the way back into the camera's frame."""
+"""RS-NVF at inference: the cube around the wrist, its crop, and poses in the camera's frame."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = np.array([30.0, -20.0, 600.0])
 
 @pytest.fixture
 def model() -> NVF:
-    """A network with some hundred voters whose weights are positive."""
+    """A network with several hundred voters of positive weight."""
     model = build(CONFIG)
     assert isinstance(model, NVF)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def model() -> NVF:
 
 @pytest.fixture
 def image() -> np.ndarray:
-    # 324 px hold whole squares of the 9 px that the crop averages, from either side.
+    # 324 px is divisible by the 9 px that the crop averages, so mirroring keeps the blocks.
     return np.random.default_rng(0).integers(0, 256, (240, 324, 3), dtype=np.uint8)
 
 
@@ -102,7 +102,7 @@ def test_batch_equals_single_images(model: NVF, image: np.ndarray, monkeypatch: 
 
 @pytest.mark.parametrize(("search", "step"), [("octree", 8.0), ("guided", 8.0)])
 def test_searches_run_in_the_cube(model: NVF, image: np.ndarray, search: str, step: float) -> None:
-    """They query a part of the dense grid's points, and vote with those of its voters that they reach."""
+    """Searches query some points of the dense grid and find a subset of its voters."""
     dense = PoseEstimator(model, step)(image, K, root=ROOT, return_votes=True)
     estimator = PoseEstimator(model, step, search=search)
     pose = estimator(image, K, root=ROOT, return_votes=True)

@@ -1,4 +1,4 @@
-"""Hand views of a data set's images: what is seen is where the labels say."""
+"""Hand views of a data set's images: labels against image content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ K = np.array([[700.0, 0, 150], [0, 690.0, 130], [0, 0, 1]])
 
 
 class Spots:
-    """Images of 300 x 260 px, grey but for a bright spot on joint 9 of the hand."""
+    """Grey images of 300 x 260 px with a bright spot on joint 9 of the hand."""
 
     name, split, fingerprint = "spots", "training", "spots"
     why_no_surfaces: str | None = None

@@ -1,4 +1,4 @@
-"""sanitize: what runs inside launches every kernel; what compute-sanitizer says is told right."""
+"""sanitize: coverage of the kernels, and parsing of compute-sanitizer's output."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def unclean(found: sanitize.Result) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_inside_launches_every_kernel() -> None:
-    """In the interpreter, unless there is a device."""
+    """Run in the interpreter if no GPU is available."""
     command = [sys.executable, str(ROOT / "tests/sanitize.py"), "--inside"]
     environment = os.environ if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -132,7 +132,7 @@ def test_table_and_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """With a compute-sanitizer that says what it is told to."""
+    """Run with a fake compute-sanitizer of given output."""
     (tmp_path / "output").write_text(output)
     fake = tmp_path / "compute-sanitizer"
     fake.write_text(

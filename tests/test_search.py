@@ -1,4 +1,4 @@
-"""The searches find the dense grid's voters, on hands whose distances and votes are known."""
+"""The searches find the dense grid's voters, on hands of known distances and votes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SURFACE_MM = 5.0
 
 @pytest.fixture(scope="module")
 def hands() -> MeshHands:
-    """On a 32 mm grid two joints of the third one have no voter."""
+    """Hands; on a 32 mm grid two joints of the third one have no voter."""
     return sample_hands(6, torch.Generator().manual_seed(4))
 
 
 class TrueField:
-    """A perfectly trained field of one hand; it keeps the points that were queried."""
+    """An exact field of one hand that records the queried points."""
 
     def __init__(self, hand: MeshHands, lattice: Lattice, error_mm: float = 0.0) -> None:
         self.hand, self.lattice, self.error_mm = hand, lattice, error_mm
@@ -57,14 +57,14 @@ class TrueField:
         return votes
 
     def distances(self, points: Tensor) -> Tensor:
-        """(N,) mm at points (N, 3)."""
-        # Of round cones about the joints: exact outside, and much faster than a mesh.
+        """Return signed distances (N,) mm at points (N, 3)."""
+        # Round cones between the joints: exact outside, and much faster than a mesh.
         sdf = torch.from_numpy(surface_distance(points[None].numpy(), self.hand.joints.numpy()))
         waves = (points / torch.tensor([17.0, 23.0, 19.0]) + torch.tensor([1.0, 0, 0])).sin().prod(-1)
-        return (sdf + self.error_mm * waves).clamp(-5.0, 5.0)[0]  # as training clamps it
+        return (sdf + self.error_mm * waves).clamp(-5.0, 5.0)[0]  # clamped as in training
 
     def votes_at(self, points: Tensor) -> Tensor:
-        """(N, 21, 4) at points (N, 3)."""
+        """Return votes (N, 21, 4) at points (N, 3)."""
         everywhere = torch.ones(1, len(points), dtype=torch.bool)
         nearest = max(1, len(points))
         weight, direction = voting_labels(points[None], self.hand.joints, everywhere, nearest=nearest)
@@ -77,7 +77,7 @@ def cast(points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dense_voters(field: TrueField, surface_mm: float = SURFACE_MM) -> Tensor:
-    """The voters (V, 3) of the whole lattice; only the hand's surroundings can hold any."""
+    """Return the voters (V, 3) of the whole lattice, evaluated near the hand only."""
     joints, lattice = field.hand.joints[0], field.lattice
     points = lattice.points(lattice.every(1))
     points = points[((points > joints.amin(0) - 60) & (points < joints.amax(0) + 60)).all(-1)]
@@ -137,7 +137,7 @@ def test_octree_misses_no_voter(hands: MeshHands, step: float, error_mm: float, 
 
 
 def test_octree_misses_no_voter_of_a_thinner_shell(hands: MeshHands) -> None:
-    """The release votes within 1 mm, where few nodes of a sparse grid lie."""
+    """The release votes within 1 mm of the surface, where a sparse grid has few nodes."""
     lattice, count = Lattice(8.0), 0
     for i in range(len(hands)):
         field = TrueField(hands[i : i + 1], lattice)
@@ -166,7 +166,7 @@ def test_guided_starts_from_a_previous_pose(hands: MeshHands, exact: bool) -> No
     found = search_guided(field, previous, exact=exact)
     assert_found(found, field, voters)
     assert found.evaluated < 2_500, "no sparse pass"
-    # One that is far off: forgotten, or, where nothing may be read back, marked for a retry.
+    # A distant previous pose is discarded or, without synchronisation, marked for a retry.
     found = search_guided(TrueField(hands[:1], lattice), previous + 150, exact=exact)
     if exact:
         assert torch.equal(found.points, voters) and not found.rejected
@@ -183,7 +183,7 @@ def test_overflow_needs_retry(hands: MeshHands, capacities: tuple[int, int, int]
 
 
 def displaced(offset: Tensor, first: list[bool]) -> Cast:
-    """A vote whose first answer, the provisional pose, is off."""
+    """Return a `cast` whose first result, the provisional pose, is displaced."""
 
     def vote(points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         joints, scores = cast(points, votes, count)
@@ -213,7 +213,7 @@ def test_guided_queries_everything_where_the_provisional_pose_was_wrong(
 
 
 class EmptyField(TrueField):
-    """No surface anywhere."""
+    """A field without a surface."""
 
     def distances(self, points: Tensor) -> Tensor:
         return torch.full((len(points),), 40.0)
@@ -240,7 +240,7 @@ def test_coarse_grids_are_queried_whole(hands: MeshHands, step: float, search: C
 @pytest.mark.slow
 @pytest.mark.parametrize(("search", "step"), [("guided", 16), ("octree", 8)])
 def test_estimator_finds_the_dense_pose(search: str, step: float) -> None:
-    """With a network whose predictions are replaced by the known distances and votes of the hand."""
+    """The network's predictions are replaced by the known distances and votes of the hand."""
     data = SyntheticHands(SyntheticConfig(1, seed=6))
     hand, image, K = data.hands([0]), data[0].image, data[0].intrinsics
     poses = {}

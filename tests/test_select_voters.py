@@ -1,4 +1,4 @@
-"""select_voters and compact: kernel and reference give the same integers."""
+"""select_voters and compact: kernel and reference are equal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_by_hand(function) -> None:
 @pytest.mark.parametrize("count", [1, 63, 1000, 1024, 1025, 5000])
 @pytest.mark.parametrize("capacity", [1, 100, 6000])
 def test_kernel_equals_the_reference(count: int, capacity: int) -> None:
-    """A batch of unequal counts: some voters, none, all, and only the last point."""
+    """Batch members with some voters, none, all, and only the last point."""
     sdf = 10 * torch.randn(4, count, device=DEVICE)
     sdf[1] = 3
     sdf[2] = 1
@@ -83,7 +83,7 @@ def test_more_images_than_one_launch_grid_allows() -> None:
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("batch", [1, 3], ids=["one image", "three images"])
 def test_more_points_than_32_bits_count(batch: int) -> None:
-    """Of one image, whose last point's index takes 64 bits, and of a batch; equal bits from run to run."""
+    """One image whose last index needs 64 bits, and a batch; bitwise equal runs."""
     capacity, count = 1000, 2**31 // batch + 1025
     sdf = torch.full((batch, count), 9.0, device="cuda")
     near = torch.unique(torch.cat([torch.randint(count, (500,)), torch.tensor([0, 1023, count - 1])])).cuda()

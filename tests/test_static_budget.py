@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture we name within its budget; the check finds what is wrong."""
+"""Every kernel compiles within its budget for every supported architecture, and the check finds faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 def test_kernels_stay_within_their_budget() -> None:
-    """In a process of its own: the tests around it may interpret kernels instead of compiling them."""
+    """Run in a separate process, since other tests interpret kernels instead of compiling them."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks/static_budget.py")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -48,9 +48,9 @@ def test_check_finds_faults(cost: Cost, fault: str | None) -> None:
 @pytest.mark.parametrize(
     ("registers", "shared", "occupied"),
     [
-        (32, 0, 1.0),  # as many warps as there are
+        (32, 0, 1.0),  # all warps
         (128, 0, 0.25),  # 128 x 32 x 8 = half of the registers: two programs of 8 warps
-        (129, 0, 0.125),  # one
+        (129, 0, 0.125),  # one program
         (32, 110 * 1024, 0.25),  # twice 110 + 1 KiB of 228
         (32, 120 * 1024, 0.125),
     ],

@@ -1,4 +1,4 @@
-"""The store: order by serial number, damage, retention, and names that share a folder."""
+"""The store: order by serial number, damage, retention, and several names in one folder."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from nvf_fast.evaluation.submission import read_submission, write_freihand_submi
 from nvf_fast.synthetic.reference_images import sample_hands
 
 COUNT = 3
-# Wrist; index, middle, little, ring, thumb without tips; tips of thumb, index, middle, ring, little: HO-3D's
-# order in the words of FreiHAND's, whose fingers are thumb (1 to 4), index, middle, ring, little (17 to 20).
+# HO-3D's order in FreiHAND's indices: wrist; index, middle, little, ring, thumb without tips; tips of thumb,
+# index, middle, ring, little. FreiHAND's fingers are thumb (1 to 4), index, middle, ring, little (17 to 20).
 HO3D_ORDER = [0, *range(5, 8), *range(9, 12), *range(17, 20), *range(13, 16), *range(1, 4), 4, 8, 12, 16, 20]
 
 
@@ -29,7 +29,7 @@ def truth() -> Floats:
 
 @pytest.fixture(scope="module")
 def joints(truth: Floats) -> Floats:
-    """Float32, as the estimator returns them; off by about 10 mm."""
+    """Predicted joints, float32 as from the estimator, with errors of about 10 mm."""
     noise = 10 * np.random.default_rng(0).standard_normal(truth.shape)
     return (truth + noise).astype(np.float32)
 
@@ -61,7 +61,7 @@ def test_freihand(tmp_path: Path, truth: Floats, joints: Floats, vertices: Float
     metres, mesh = official(path, COUNT)
     assert (metres[..., 2] > 0).all() and np.abs(metres).max() < 2
     np.testing.assert_allclose(mesh * 1000, vertices, rtol=1e-14)
-    # Nothing is rounded: the scores of what was read are those of what was written.
+    # Values are not rounded, so scores before and after the round trip are equal.
     before = metrics.freihand_scores(joints, truth, vertices, vertices + 3)
     after = metrics.freihand_scores(metres * 1000, truth, mesh * 1000, vertices + 3)
     assert after == pytest.approx(before, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Mesh surfaces of hands: distances, rays, motions, points uniform by area."""
+"""Mesh surfaces of hands: distances, rays, motions, samples uniform by area."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def hands() -> MeshHands:
 def test_rays_hit_where_the_distance_is_zero(hands: MeshHands) -> None:
     targets = hands.sample_surface(100, torch.Generator().manual_seed(0))
     hit = hands.first_hit(torch.zeros_like(targets), 0.5 * targets)
-    # Rays to points on the outline may pass it; the others meet the surface there or before.
+    # Rays to points on the outline may miss the hand; the others hit it there or earlier.
     assert hit.isfinite().float().mean() > 0.9 and hit[hit.isfinite()].max() < 2 + 1e-4
     points = (0.5 * hit[..., None] * targets)[:, hit.isfinite().all(0)]
     assert hands.signed_distance(points).abs().max() < 1e-2
     inside = targets + 1.0 * targets / targets.norm(dim=-1, keepdim=True)
     entered = hands.signed_distance(inside) < 0
-    assert entered[hit > 2 - 1e-4].float().mean() > 0.9, "negative behind what the camera sees"
+    assert entered[hit > 2 - 1e-4].float().mean() > 0.9, "negative behind the visible surface"
     assert hands.first_hit(torch.zeros_like(targets), -targets).isinf().all()
 
 
@@ -63,7 +63,7 @@ def test_surface_samples() -> None:
     ends = (points[:, 2].abs() > 30 - 1e-4).double().mean()
     assert ends == pytest.approx(2 * 200 / box.area, abs=4 * math.sqrt(0.1 * 0.9 / 20_000))
     side = points[(points[:, 0] - 5).abs() < 1e-4]
-    assert side[:, 1:].mean(0).abs().max() < 1.5  # triangles are filled evenly, 0.5 measured
+    assert side[:, 1:].mean(0).abs().max() < 1.5  # uniform within triangles, 0.5 measured
     assert side[:, 1:].std(0).tolist() == pytest.approx([20 / 12**0.5, 60 / 12**0.5], rel=0.05)
 
 

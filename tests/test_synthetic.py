@@ -1,4 +1,4 @@
-"""Synthetic sets: determinism, image and labels, the cache; synthetic-v2 as it was published."""
+"""Synthetic sets: determinism, image and labels, the cache; synthetic-v2 as published."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_sampled_distribution() -> None:
 
 
 def test_published_fingerprints() -> None:
-    """A changed recipe, seed or distribution needs other checksums, and is another benchmark."""
+    """A changed recipe, seed or distribution changes the checksums and defines another benchmark."""
     for part, config in V2_PARTS.items():
         assert PUBLISHED["fingerprint"][part] == SyntheticHands(config).fingerprint
         assert len(PUBLISHED["sha256"][part]) == -(-config.count // dataset.CHUNK)
@@ -147,7 +147,7 @@ def test_refuses_different_parameters() -> None:
 
 @pytest.mark.usefixtures("chunks_of_two")
 def test_published_labels_and_pixels() -> None:
-    """Labels to a micrometre, 99.9 % of the pixels to one grey level, as every machine makes them."""
+    """Every machine reproduces labels to 1 µm and 99.9 % of the pixels to one grey level."""
     data = SyntheticHands(V2_PARTS["test"])
     near = []
     for index, probe in enumerate(PUBLISHED["probes"]):
@@ -161,7 +161,7 @@ def test_published_labels_and_pixels() -> None:
 
 @pytest.mark.slow
 def test_baseline_instruction_set(tmp_path: Path) -> None:
-    """Without vector instructions beyond the oldest: machines differ in which ones they have."""
+    """Machines differ in vector instructions, so use the oldest set."""
     environment = os.environ | {
         "NUMBA_CPU_NAME": "generic",
         "NUMBA_CPU_FEATURES": "",
@@ -196,7 +196,7 @@ def test_sample() -> None:
         surface = sample.surface
         mesh = trimesh.Trimesh(surface.vertices[0].numpy(), surface.faces.numpy(), process=False)
         assert mesh.is_watertight and mesh.volume > 150_000
-        # The wrist lies at the surface's end; the other joints of FreiHAND's definition lie in the flesh.
+        # The wrist lies at the end of the surface; FreiHAND's other joints lie inside it.
         distances = surface.signed_distance(sample.joints[None])[0]
         assert distances[1:].max() < 2.5 and distances[[2, 3, 5, 9, 10, 13]].max() < 0
         assert sample.hand_scale == pytest.approx(float((sample.joints[10] - sample.joints[9]).norm()))

@@ -1,4 +1,4 @@
-"""Synthetic hand views: labels against the image, mirrored and turned copies, determinism, each kind."""
+"""Synthetic hand views: labels against the image, mirrored and rotated copies, determinism, every kind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def close(count: int = 12) -> HandViews:
 
 
 def pixels(views: HandViews) -> np.ndarray:
-    """(B, 21, 2) px."""
+    """Project the joints to (B, 21, 2) px."""
     joints = views.joints
     return views.focal[:, None, None] * joints[..., :2] / joints[..., 2:] + VIEW_SIZE / 2
 
@@ -55,7 +55,7 @@ def test_close_views() -> None:
     seen = pixels(views)
     np.testing.assert_allclose(views.boxes[:, 0], np.concatenate([seen.min(1), seen.max(1)], 1), atol=0.01)
     assert np.isnan(views.boxes[:, 1]).all() and not views.left.any() and (views.trust == 1).all()
-    # Turned compositions have other boxes than the first, which fills what was asked.
+    # Rotated compositions have other boxes than the first, which fills the requested fraction.
     side = np.ptp(seen[::4], axis=1).max(1) / VIEW_SIZE
     assert (side > 0.45 - 1e-3).all() and (side < 1.02 + 1e-3).all()
     depth = views.joints[:, :, 2].mean(1)
@@ -63,7 +63,7 @@ def test_close_views() -> None:
 
 
 def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image is exchanged for the layer's coverage, so that nothing but geometry is compared."""
+    """Compare joints with the layer's coverage instead of the image."""
 
     def coverage(self, stream, canvas, turn, zoom, mirrored):  # type: ignore[no-untyped-def]
         black = np.zeros((VIEW_SIZE, VIEW_SIZE, 3), np.float32)
@@ -91,12 +91,12 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
             at = np.rint(views.focal[row] * points[:, :2] / points[:, 2:] + VIEW_SIZE / 2).astype(int)
             at = at[((at >= 0) & (at < VIEW_SIZE)).all(1)]
             assert mask[at[:, 1], at[:, 0]].mean() > 0.99
-        # The hand is in its box, and only the forearm lies outside.
+        # The hand lies inside its box, only the forearm outside.
         x0, y0, x1, y1 = views.boxes[row, 0]
         box = np.zeros_like(mask)
         box[max(int(y0), 0) : int(y1) + 1, max(int(x0), 0) : int(x1) + 1] = True
         assert (mask & box).sum() > 0.15 * box.sum()
-        for column in (x0, x1):  # fingertips and wrist lie on the silhouette's border or within it
+        for column in (x0, x1):  # fingertips and wrist lie on the silhouette's border or inside
             if 2 < column < VIEW_SIZE - 3:
                 rows = mask[max(int(y0) - 2, 0) : int(y1) + 3]
                 assert rows[:, int(column) - 2 : int(column) + 3].any()
@@ -124,7 +124,7 @@ def test_distances(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_turned_copies() -> None:
-    """All compositions of one hand have the same joints but for a turn about the optical axis."""
+    """All compositions of one hand have the same joints up to a rotation about the optical axis."""
     joints, distances = close().joints[:4], close().distances[:4]
     for row in range(1, 4):
         np.testing.assert_allclose(joints[row, :, 2], joints[0, :, 2], atol=0.01)

@@ -1,4 +1,4 @@
-"""Runs of the benchmarks become tables."""
+"""Tables from benchmark runs."""
 
 from __future__ import annotations
 

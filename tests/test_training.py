@@ -1,4 +1,4 @@
-"""Training: learning, exact resuming, stopping, several processes, and one step of every kind."""
+"""Training: learning, exact resuming, stopping, several processes, precisions and optimisers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
     assert all(not torch.equal(first.labels.points, other.labels.points) for other in others)
     shown = torch.cat([batch(step).joints for step in range(3)])
     alone = (shown[:, None] - shown).norm(dim=-1).mean(-1) + 1e6 * torch.eye(12)
-    assert alone.min() > 5  # an epoch shows each hand once
+    assert alone.min() > 5  # an epoch contains each hand once
 
 
 def test_different_seeds_differ(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ ended = launch(run, sys.argv[2])
 assert [ended[rank][0] for rank in (0, 1)] == [0, 0]
 """
     output_of(code, tmp_path / "two", free_port())
-    # The gradients' sums are grouped otherwise; AdamW makes more of 1e-7 in a gradient near zero.
+    # Gradients sum in another order, and AdamW amplifies 1e-7 in gradients near zero.
     one, two = (state_of(tmp_path / name) for name in ("one", "two"))
     for name in ("model", "averaged"):
         assert_same_state(one[name], two[name], rtol=1e-3, atol=2e-4)

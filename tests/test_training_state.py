@@ -1,4 +1,4 @@
-"""States of a training: resuming from them, falling back, and refusing those of another training."""
+"""Training states: resuming, falling back, and refusing those of another training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingConfig, 
 
 @pytest.fixture
 def trained(finished: tuple[TrainingConfig, Path], tmp_path: Path) -> tuple[TrainingConfig, Path]:
-    """A training of four steps in a folder of its own."""
+    """A training of four steps in a separate folder."""
     return finished[0], Path(shutil.copytree(finished[1], tmp_path / "trained"))
 
 
@@ -42,7 +42,7 @@ def test_damaged_state_falls_back_and_trains_the_same_again(trained: tuple[Train
         assert train(config, Dots(), directory, progress=False).step == 4
     entries = log_of(directory)
     assert [entry["damaged_states"] for entry in entries if "damaged_states" in entry] == [[newest.name]]
-    assert steps_of(directory) == [2, 4]  # the damaged one has made way
+    assert steps_of(directory) == [2, 4]  # the damaged state was removed
     assert_same_state(state_of(directory), expected)
 
 
@@ -94,7 +94,7 @@ def test_refuses_missing_tensors_and_entries(trained: tuple[TrainingConfig, Path
         ({name: value for name, value in whole.items() if name != "random"}, "a state without random"),
         (whole | {"version": 1}, "version 1, this library reads 2"),
     ):
-        torch.save(state, directory / "state")  # all three of one step: the last written is the newest
+        torch.save(state, directory / "state")  # three states of one step: the last written is the newest
         store.write((directory / "state").read_bytes(), "000000009")
         with pytest.raises(ResumeError, match=message):
             saved_training(config, directory).resume()
@@ -119,8 +119,8 @@ def test_resuming_drops_later_lines_of_the_log(trained: tuple[TrainingConfig, Pa
     assert [{**entry, "minutes": 0, "images_per_second": 0} for entry in log_of(directory)] == expected
 
 
-# A process that only saves is killed before each file operation of a save, and at random moments. After every
-# kill the state and the checkpoint are read, and the next process goes on.
+# A saving process is killed before each file operation of a save, and at random moments. After every kill the
+# state and the checkpoint are read, and the next process continues.
 KILLED_WHILE_SAVING = """
 config, directory = tiny(steps=10**6), Path(sys.argv[1])
 config = replace(config, model=replace(config.model, stacks=1, depth=1))

@@ -1,4 +1,4 @@
-"""Weights carried from one task to another."""
+"""Transfer of weights between tasks."""
 
 from __future__ import annotations
 

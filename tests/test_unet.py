@@ -20,7 +20,7 @@ SMALL = NVFConfig(
 
 
 def trained_like(seed: int = 0) -> NVF:
-    """A network whose norms hold statistics other than their first ones."""
+    """Return a network whose norms have non-initial statistics."""
     torch.manual_seed(seed)
     model = NVF(SMALL)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_combining_stays_between_coarse_and_voted() -> None:
     torch.testing.assert_close(heads.combine(coarse, voted), coarse)
     heads.vote_weight.fill_(1.0)
     torch.testing.assert_close(heads.combine(coarse, voted), voted)
-    heads.vote_weight[1:] = 0.0  # votes move the middle alone
+    heads.vote_weight[1:] = 0.0  # votes move the centre alone
     combined = heads.combine(coarse, voted)
     torch.testing.assert_close(combined.mean(1), voted.mean(1))
     relative = [joints - joints.mean(1, True) for joints in (combined, coarse)]
@@ -110,7 +110,7 @@ def test_hourglass_encodes_hand_views() -> None:
     assert look.features.shape == (2, 16, 16, 16) and look.heat.shape == (2, 21, 16, 16)
     assert look.middle.shape == look.presence.shape == (2,) and (look.middle > 0).all()
     (look.joints(slopes).square().mean() + look.presence.sum()).backward()
-    # The middle and presence come by the pooled description, the depths by the last stack's features.
+    # Centre and presence use the pooled features, depths the last stack's features.
     heads = [model.encoder.pooled.weight, model.encoder.stacks[1].features.weight, model.encoder.conv.weight]
     with torch.no_grad():
         model.heads.view.weight.normal_(std=0.1)

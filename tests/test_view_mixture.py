@@ -1,4 +1,4 @@
-"""Training views from several sources, and a training on them."""
+"""Training views from several sources, and training on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.training_cases import assert_same_state, saved_training, state_of
 
 
 def source(shade: int) -> object:
-    """Views whose first pixel says where they come from."""
+    """Return views whose first pixel identifies their source."""
 
     def draw(count: int, random: np.random.Generator) -> HandViews:
         drawn = views(count, int(random.integers(2**31)))
@@ -77,7 +77,7 @@ def test_blank_views_are_dark_and_of_one_colour() -> None:
     black = (blank == 0).all((1, 2, 3))
     middles = blank.reshape(80, -1, 3).mean(1)
     assert 5 < black.sum() < 55 and middles.max() > 100 > np.median(middles)
-    assert blank.std((1, 2))[40:].max() < 10  # the others have borders
+    assert blank.std((1, 2))[40:].max() < 10  # other views have borders
     some = with_blank_views(empty, 0.5, np.random.default_rng(0)).images
     assert 25 < (some != empty.images).any((1, 2, 3)).sum() < 55
 
@@ -92,7 +92,7 @@ def test_mirrored_views_only_change_the_side() -> None:
     np.testing.assert_array_equal(turned.left[rows], ~plain.left[rows])
     np.testing.assert_array_equal(turned.images[rows], plain.images[rows][:, :, ::-1])
     np.testing.assert_array_equal(turned.images[~rows], plain.images[~rows])
-    # Column x becomes S - 1 - x, and so do the edges of boxes.
+    # Column x becomes S - 1 - x, for the edges of boxes too.
     np.testing.assert_allclose(turned.boxes[rows, 0, 0], SIZE - 1 - plain.boxes[rows, 0, 2], rtol=1e-6)
     np.testing.assert_allclose(turned.boxes[rows, 0, 1::2], plain.boxes[rows, 0, 1::2])
 

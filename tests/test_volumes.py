@@ -1,4 +1,4 @@
-"""Volumes: what they contain, where they lie before a camera, and how the network sees their points."""
+"""Volumes: extent, placement before a camera, and projection of points to the network's view."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 128
 
 
 def projected(volume: FrustumVolume | RootCube, points: Tensor) -> Tensor:
-    """Pixels of points where the network's camera sees them."""
+    """Project points to pixels of the network's view."""
     return project(volume.network_points(points), reference_intrinsics(SIZE, dtype=points.dtype))
 
 
@@ -37,7 +37,7 @@ def test_spread_points_fill_the_volume(volume: FrustumVolume | RootCube) -> None
     inside = (points - torch.tensor(volume.centre_mm, dtype=torch.float64)) / half
     assert inside.abs().amax() <= 1
     assert (inside.abs().amax(0) > 0.99).all()
-    # Uniform by volume: two halves along the depth, of the volume's own choice, hold what their size says.
+    # Uniform by volume: the median depth splits rejection samples in half.
     corner = torch.tensor(volume.centre_mm, dtype=torch.float64) - half
     box = corner + 2 * half * torch.rand(200_000, 3, dtype=torch.float64)
     kept = box[volume.contains(box)]
@@ -63,7 +63,7 @@ def test_rays_pass_through_the_texels(volume: FrustumVolume | RootCube) -> None:
     for depth in (near, far):
         along = (depth - origins[:, 2:]) / directions[:, 2:]
         pixels = projected(volume, origins + along * directions)
-        # A map of `side` texels is sampled with its corner texels on the corners of the picture.
+        # A map of `side` texels is sampled with its corner texels on the corners of the image.
         row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
         expected = torch.stack([column, row], -1).flatten(0, 1) * (SIZE / (side - 1))
         torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-3)
@@ -101,7 +101,7 @@ def test_root_crop_is_metric_and_centred() -> None:
 @pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
 @pytest.mark.parametrize("left", [False, True])
 def test_view_and_volume_project_to_the_same_pixel(volume: FrustumVolume | RootCube, left: bool) -> None:
-    """A camera-frame point near the wrist projects to one pixel by way of the image and of the volume."""
+    """A point near the wrist projects to the same pixel through the image and through the volume."""
     intrinsics = torch.tensor([[[617.3, 0, 312.4], [0, 610.0, 241.4], [0, 0, 1]]], dtype=torch.float64)
     root = torch.tensor([[60.0, -40.0, 550.0]], dtype=torch.float64)
     box = torch.tensor([[300.0, 100.0, 420.0, 260.0]], dtype=torch.float64)

@@ -28,7 +28,7 @@ from nvf_fast.training.state import SavedTraining
 from nvf_fast.training.trainer import Trainer
 
 SIZE = 32
-COARSE_MM = 10.0  # of hands with a thousand faces, whose distances cost little
+COARSE_MM = 10.0  # for hands of 1000 faces, with cheap distances
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,7 +58,7 @@ class Dots:
 
 
 def draw_dots(joints: Tensor, size: int) -> Tensor:
-    """(B, 3, size, size) uint8; integer coordinates are pixel centres, the principal point is size / 2."""
+    """Render (B, 3, size, size) uint8; pixel centres are integers, the principal point is size / 2."""
     pixels = (joints[..., :2] / joints[..., 2:] / REFERENCE_SLOPE + 1) * size / 2
     row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     distance = (column - pixels[..., 0, None, None]) ** 2 + (row - pixels[..., 1, None, None]) ** 2
@@ -68,7 +68,7 @@ def draw_dots(joints: Tensor, size: int) -> Tensor:
 
 
 def tiny(steps: int = 6, **changes: object) -> TrainingConfig:
-    """The small preset, small enough for a test."""
+    """Return the small preset, reduced for tests."""
     preset = small()
     config = replace(
         preset,
@@ -85,18 +85,18 @@ def tiny(steps: int = 6, **changes: object) -> TrainingConfig:
 
 
 def saved_training(config: TrainingConfig, directory: Path, data: Any = None) -> SavedTraining:
-    """A trainer of `data` at its first step, in the folder of a training."""
+    """Return a trainer of `data` at its first step, with a training folder."""
     data = data or Dots()
     return SavedTraining(directory, Trainer(config, len(data), torch.device("cpu")), data.fingerprint)
 
 
 def state_of(directory: Path) -> dict:
-    """The newest state."""
+    """Return the newest state."""
     return torch.load(max(directory.glob("state-*.pt")), weights_only=True)
 
 
 def log_of(directory: Path) -> list[dict]:
-    """The lines of a training's log."""
+    """Return the lines of a training's log."""
     return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
 
 
@@ -162,7 +162,7 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def output_of(code: str, *arguments: object) -> str:
-    """The output of such a process, which must succeed within two minutes."""
+    """Return the output of such a process, which must succeed within two minutes."""
     process = python(code, *arguments)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
