@@ -36,9 +36,9 @@ class Folders:
 
     Attributes:
         data: the real data set's folder.
-        evaluation: FreiHAND's released evaluation annotations, a folder of their own.
+        evaluation: FreiHAND's evaluation annotations, released separately.
         mano: the user's MANO_RIGHT.pkl, for faces, and for HO-3D's and Complement's meshes and joints.
-        cache: keeps rendered images, and long annotation files as arrays.
+        cache: for rendered images, and long annotation files as arrays.
     """
 
     data: Path | None = None
@@ -52,11 +52,11 @@ def open_dataset(config: DataConfig, split: Split, folders: Folders) -> HandData
 
     Args:
         config: the data set.
-        split: its training or evaluation part; Complement has but one, for training.
+        split: training or evaluation; Complement has a training split only.
         folders: of its files.
 
     Raises:
-        ValueError: a folder is missing or superfluous, or the set has no such part.
+        ValueError: a folder is missing or superfluous, or the data set lacks the split.
         DatasetError: the folder does not hold the data set as published; the message lists all faults.
     """
     name = config.dataset

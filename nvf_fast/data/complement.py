@@ -1,6 +1,6 @@
 """Complement, also CompHand: X. Chen et al., "MobRecon", CVPR 2022. Rendered hands, 256 x 256 px, one camera.
 
-The files show left hands and hold metres; image and mesh are mirrored to right hands, as in the authors' own
+The files contain left hands in metres; images and meshes are mirrored to right hands, as in the authors' own
 loader. See docs/datasets.md.
 """
 
@@ -29,17 +29,16 @@ LAYOUT = "BATCH/.../pic256/FOLDER/NAME.NUMBER.png"
 
 
 class Complement(FolderDataset):
-    """Complement's images, sorted by path. It has no split and is meant for training.
+    """Complement's images, sorted by path, all for training.
 
     Args:
         folder: the folder that holds `base_pose`, `trans_pose_batch1`, ...
-        mano: MANO's model or its file, whose joints are regressed from the vertices, since the data set has
-            none. Without it the samples have vertices alone, with a warning on opening.
-        official: whether another number of images than the official one is a fault.
+        mano: MANO's model or its file, for the regression of joints, which the data set lacks. Without it a
+            warning is logged, and samples have vertices only.
+        official: whether to require the official number of images.
 
     Raises:
-        DatasetError: whatever is wrong with the files, all at once. Of the meshes, the first of each pose is
-            read.
+        DatasetError: the files have faults; the message lists all. Only the first mesh of each pose is read.
     """
 
     name = "Complement"
@@ -99,7 +98,7 @@ class Complement(FolderDataset):
         )
 
     def _read_meshes(self, faults: Faults) -> Tensor | None:
-        """Check that each image has its mesh, and return the closed faces that all meshes share."""
+        """Check that each image has its mesh, and return the closed faces common to all meshes."""
         meshes: dict[Path, list[str]] = {}
         nameless: list[str] = []
         for identity in self.ids:
@@ -147,7 +146,7 @@ def write_complement(
         views: images in one folder, numbered 3, 6, 9, ...
 
     Raises:
-        ValueError: samples that these files cannot hold.
+        ValueError: the format cannot store a sample.
     """
     if batch not in BATCHES or views < 1:
         raise ValueError(f"batch must be one of {BATCHES} and views positive, got {batch!r} and {views}")
@@ -162,7 +161,7 @@ def write_complement(
         pose, number = Path(folder) / batch / f"pose{index // views:04d}", 3 * (index % views + 1)
         write_image(pose / "pic256" / "view" / f"hand.{number:04d}.png", sample.image[:, ::-1])
         lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in (vertices_m(sample) * [-1, 1, 1]).tolist()]
-        # Mirrored vertices need faces turned round to keep their outside.
+        # Mirroring reverses the orientation of faces.
         lines += [f"f {a + 1} {b + 1} {c + 1}" for c, b, a in faces.tolist()]
         (pose / "model_mano").mkdir(parents=True, exist_ok=True)
         (pose / "model_mano" / f"{number}.obj").write_text("\n".join(lines) + "\n")
@@ -172,7 +171,7 @@ def _mesh_of(identity: str) -> Path:
     """Path of the mesh of the image BATCH/.../pic256/FOLDER/NAME.NUMBER.
 
     Raises:
-        ValueError: it has another form.
+        ValueError: the path has another form.
     """
     *parts, _, name = Path(identity).parts
     last = len(parts) - 1 - parts[::-1].index("pic256")
@@ -184,7 +183,7 @@ def _read_vertices(path: Path) -> Tensor:
     """(778, 3) float32 mm of a right hand.
 
     Raises:
-        ValueError: other numbers, or another number of them.
+        ValueError: the values or their number are invalid.
     """
     rows = [
         line.split()[1:4] for line in path.read_text(encoding="latin1").splitlines() if line.startswith("v ")
@@ -201,7 +200,7 @@ def _read_faces(path: Path) -> Tensor:
     """(F, 3) int64; of `f a/b/c` the first number counts.
 
     Raises:
-        ValueError: other than triangles of the mesh's vertices.
+        ValueError: a face is not a triangle of the mesh's vertices.
     """
     lines = [
         line.split()[1:] for line in path.read_text(encoding="latin1").splitlines() if line.startswith("f ")

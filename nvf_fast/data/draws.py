@@ -19,15 +19,15 @@ Item = TypeVar("Item")
 
 
 class Draws:
-    """Random numbers of B items; each item has a stream of its own, named by key, purpose and index.
+    """Random numbers of B items, each with its own stream identified by key, purpose and index.
 
     A stream is 64-bit words of the counter-based generator Philox (J. Salmon et al., "Parallel random
-    numbers: as easy as 1, 2, 3", SC 2011). Numbers are made from words in float64; which words a number is
-    made from depends on nothing but the order of the calls. So item i is the same alone and among others.
+    numbers: as easy as 1, 2, 3", SC 2011). Only the order of the calls determines the words of each float64
+    number, so that an item does not depend on the other items.
 
     Args:
-        key: names the set of streams.
-        purpose: names what is drawn, so that the hand and the scene of one image share no word.
+        key: identifies the set of streams.
+        purpose: identifies the use, so that the hand and the scene of one image have independent streams.
         indices: of the items.
     """
 
@@ -41,7 +41,7 @@ class Draws:
 
     @classmethod
     def from_generator(cls, generator: torch.Generator, purpose: str, count: int) -> Draws:
-        """Streams that the next number of a CPU generator names."""
+        """Streams with the next number of a CPU generator as key."""
         return cls(int(torch.randint(2**62, (), generator=generator)), purpose, range(count))
 
     @property
@@ -79,12 +79,11 @@ class Draws:
 class Stream:
     """Random numbers of one item, for code that draws a few at a time.
 
-    Words and their use are those of `Draws`: a stream is named by key, purpose and index, and the order of
-    the calls alone decides which words a number is made from.
+    Streams and words are those of `Draws`.
 
     Args:
-        key: names the set of streams.
-        purpose: names what is drawn.
+        key: identifies the set of streams.
+        purpose: identifies the use.
         index: of the item.
     """
 

@@ -9,7 +9,7 @@ SHOWN = 5  # of many similar faults, such as missing images
 
 
 class DatasetError(ValueError):
-    """A data set's files cannot be used; `faults` has one sentence for each file or kind of fault."""
+    """A data set's files cannot be used; `faults` holds one sentence per file or kind of fault."""
 
     def __init__(self, name: str, folder: Path, page: str, faults: Sequence[str]) -> None:
         super().__init__(name, folder, page, tuple(faults))
@@ -45,7 +45,7 @@ class Faults:
             self.add(path, f"{len(cases)} {kind}: {', '.join(cases[:SHOWN])}{more}", expected)
 
     def extend(self, faults: Sequence[str]) -> None:
-        """Add faults of another file that are already sentences."""
+        """Add complete sentences about the faults of another file."""
         self._found.extend(faults)
 
     def add_lengths(self, lengths: Mapping[Path, int], of: Path) -> None:

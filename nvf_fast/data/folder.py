@@ -23,7 +23,7 @@ class FolderDataset:
         folder: where it is.
         ids: of its samples, in order.
         expected: how many samples the official release has.
-        why_no_surfaces: reason for samples without closed surfaces; None where they have them.
+        why_no_surfaces: reason for missing closed surfaces, or None.
     """
 
     name: str
@@ -38,7 +38,7 @@ class FolderDataset:
 
     @property
     def complete(self) -> bool:
-        """Has it as many samples as the official release?"""
+        """Whether it has the official number of samples."""
         return len(self) == self.expected
 
     @property
@@ -79,10 +79,10 @@ def bone_mm(joints: Tensor) -> float:
 
 
 def joints_m(sample: HandSample) -> np.ndarray:
-    """(21, 3) float64 m, as the data sets' files hold them.
+    """Joints (21, 3) float64 m, the unit of the data sets' files.
 
     Raises:
-        ValueError: the sample has no joints, or is a left hand, which the files cannot hold.
+        ValueError: the sample has no joints, or is a left hand, which the files cannot store.
     """
     if sample.side != "right":
         raise ValueError(
@@ -94,10 +94,10 @@ def joints_m(sample: HandSample) -> np.ndarray:
 
 
 def vertices_m(sample: HandSample) -> np.ndarray:
-    """(778, 3) float64 m.
+    """Vertices (778, 3) float64 m.
 
     Raises:
-        ValueError: the sample has no vertices, or others than MANO's.
+        ValueError: the sample does not have MANO's vertices.
     """
     shape = None if sample.vertices is None else tuple(sample.vertices.shape)
     if sample.vertices is None or shape != (VERTICES, 3):

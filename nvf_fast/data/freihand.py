@@ -1,6 +1,6 @@
 """FreiHAND v2: C. Zimmermann et al., "FreiHAND", ICCV 2019. Right hands, one per image of 224 x 224 px.
 
-The files hold metres, in our camera frame and our joint order; see docs/datasets.md.
+The files are in metres, with this library's camera frame and joint order; see docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ FORMS: dict[str, tuple[tuple[int, ...], float, type]] = {
     "mano": ((1, 61), 1.0, np.float64),
     "scale": ((), 1000.0, np.float32),
 }
-"""An entry's shape in each list, its unit in ours, and how it is kept."""
+"""Each list's shape of an entry, factor to this library's unit, and dtype."""
 OFFICIAL = {"training": 32_560, "evaluation": 3_960}
 
 
 class FreiHAND(FolderDataset):
-    """FreiHAND's images, all those of the first version, then those of the next.
+    """FreiHAND's images, ordered by version.
 
     Args:
         folder: FreiHAND_pub_v2, the folder that holds `training_K.json` and `training/rgb`.
@@ -51,12 +51,12 @@ class FreiHAND(FolderDataset):
             Without it they are read from `folder`; without either, samples have no joints.
         mano: MANO's model or its file, whose faces make closed surfaces; and the vertices, where there is no
             `*_verts.json` but a `*_mano.json`.
-        cache: folder that keeps the long lists as arrays; without it, reading those of all 32 560 hands takes
-            a minute or two each time.
-        official: whether another number of samples than the official one is a fault.
+        cache: folder for the long lists as arrays; without it, reading those of all 32 560 hands takes a
+            minute or two each time.
+        official: whether to require the official number of samples.
 
     Raises:
-        DatasetError: whatever is wrong with the files, all at once.
+        DatasetError: the files have faults; the message lists all.
     """
 
     name = "FreiHAND"
@@ -159,7 +159,7 @@ class FreiHAND(FolderDataset):
         )  # fmt: skip
         last = f"{count * len(VERSIONS if self.split == 'training' else self.versions) - 1:08d}.jpg"
         extra = sorted(name for name in present if name > last and name.endswith(".jpg"))
-        # Versions differ by number alone: with a shortened list, images would get wrong annotations.
+        # Only numbers distinguish versions: a shortened list would assign wrong annotations.
         faults.add_many(images, "images too many", extra, f"none past {last} for {count} annotations")
 
     def _missing_for_surfaces(self) -> str | None:
@@ -193,14 +193,14 @@ def write_freihand(
 
     Args:
         folder: to write to.
-        samples: right hands with joints, all with MANO's 778 vertices or all without. As `FreiHAND` gives
-            them: all of the first version, then the same hands in the next.
+        samples: right hands with joints, all with MANO's 778 vertices or all without. In the order of
+            `FreiHAND`: all of the first version, then the same hands in the next.
         split: "training" or "evaluation".
-        versions: which images the samples are.
-        evaluation_folder: where joints and vertices of the evaluation split go; without it, to `folder`.
+        versions: of the images.
+        evaluation_folder: for joints and vertices of the evaluation split; by default `folder`.
 
     Raises:
-        ValueError: samples that these files cannot hold.
+        ValueError: the format cannot store a sample.
     """
     if split not in OFFICIAL:
         raise ValueError(f'split must be "training" or "evaluation", got {split!r}')

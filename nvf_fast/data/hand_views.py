@@ -1,4 +1,4 @@
-"""Labelled hand views: the training samples of networks that look through the hand view."""
+"""Labelled hand views, the training samples of networks of hand views."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HandViews:
     """A batch of B square views of pinhole cameras and the hands they show.
 
     A view of S px has intrinsics [[f, 0, S/2], [0, f, S/2], [0, 0, 1]]. Millimetres are those of the unit
-    hand, in the view's camera frame. The first hand is the one that the pose labels describe.
+    hand, in the view's camera frame. Pose labels describe the first hand.
 
     Attributes:
         images: (B, S, S, 3) uint8 RGB.

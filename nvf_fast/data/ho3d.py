@@ -1,7 +1,7 @@
 """HO-3D v2 and v3: S. Hampali et al., "HOnnotate", CVPR 2020. Right hands with objects, 640 x 480 px.
 
-The files hold metres, OpenGL's camera frame and a joint order of their own, see docs/datasets.md; this
-module returns ours.
+The files are in metres, with OpenGL's camera frame and another joint order, see docs/datasets.md; this module
+converts them.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class HO3D(FolderDataset):
         split: "train" or "evaluation". Frames of the latter have root and box; joints and vertices where the
             released `evaluation_xyz.json` and `evaluation_verts.json` lie in `folder`.
         version: "v2" or "v3".
-        mano: MANO's model or its file: makes the vertices of the train split, and closes surfaces of both.
-        cache: folder that keeps the released lists as arrays.
-        official: whether another number of frames than the official one is a fault.
+        mano: MANO's model or its file, for the vertices of the train split and the closed surfaces of both.
+        cache: folder for the released lists as arrays.
+        official: whether to require the official number of frames.
 
     Raises:
-        DatasetError: whatever is wrong with the files, all at once.
+        DatasetError: the files have faults; the message lists all.
     """
 
     name = "HO-3D"
@@ -248,7 +248,7 @@ class HO3D(FolderDataset):
 
 @dataclass(frozen=True)
 class HO3DPose:
-    """MANO's parameters as HO-3D keeps them, in OpenGL's camera frame (x right, y up, z backward).
+    """MANO's parameters in HO-3D's form, in OpenGL's camera frame (x right, y up, z backward).
 
     pose: (48,) axis-angle in radians, from the flat hand.
     shape: (10,).
@@ -280,7 +280,7 @@ def write_ho3d(
             them.
 
     Raises:
-        ValueError: samples that these files cannot hold.
+        ValueError: the format cannot store a sample.
     """
     _check_arguments(split, version)
     if wrong := [name for name in sequences if not re.fullmatch(r"[\w-]+", name)]:
@@ -357,7 +357,7 @@ def _load_meta(path: Path) -> Mapping[str, Any]:
 
 
 def _field(meta: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str | None]:
-    """Return one float64 array of a frame's annotation, and its fault or None; with a fault it is NaN."""
+    """Return one float64 array of a frame's annotation, NaN if faulty, and its fault or None."""
     nothing = np.full(shape, np.nan)
     value = meta.get(name)
     if value is None:
@@ -366,7 +366,7 @@ def _field(meta: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tuple[
         array = dense(value)
     except ValueError:
         return nothing, f"a {name} that is no array of numbers"
-    # Vectors come as (n,), (n, 1) or (1, n).
+    # Vectors have shape (n,), (n, 1) or (1, n).
     if array.shape != shape and not (len(shape) == 1 and array.size == shape[0]):
         return nothing, f"a {name} of shape {array.shape}"
     if not np.isfinite(array).all():

@@ -50,7 +50,7 @@ def warp_perspective(
 def panorama_view(
     panorama: np.ndarray, rotation: np.ndarray, focal: float, size: int | tuple[int, int]
 ) -> np.ndarray:
-    """Look into an equirectangular panorama with a pinhole camera.
+    """Sample an equirectangular panorama with a pinhole camera.
 
     Args:
         panorama: (H, W, C) uint8 or float32; columns span 360 degrees, rows 180 degrees from top to bottom.
@@ -149,7 +149,7 @@ def _warp(source, inverse, samples, zero_outside, rounding, output):
                     w11 = across * below
                     w01, w10 = across - w11, below - w11
                     w00 = one - across - w10
-                    # Unsigned, so that no index is checked for counting from the end.
+                    # Unsigned, to avoid checks for negative indices.
                     p00 = np.uint64((j * width + i) * channels)
                     p01, p10, p11 = (
                         p00 + np.uint64(right),

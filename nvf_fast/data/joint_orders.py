@@ -1,4 +1,4 @@
-"""Joint orders of the data sets and conversions between them. Ours is FreiHAND's.
+"""Joint orders of the data sets and conversions between them. The library's order is FreiHAND's.
 
 `joints[ORDER]` converts joints from the first named order to the second. Sources: the public code of FreiHAND
 (`utils/fh_utils.py`) and HO-3D (`vis_HO3D.py`).

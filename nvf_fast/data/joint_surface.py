@@ -1,6 +1,6 @@
 """A hand surface fitted to 21 joints: round cones along the bones, with the radii of the capsule hand.
 
-Labels the field of data sets with joints and without meshes.
+It labels the field of data sets with joints but without meshes.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def sample_field_points(
 
 @numba.njit(cache=True, nogil=True)
 def _nearest(point, starts, ends, radii):
-    """Distance to the union of the cones, the nearest cone, and where its axis is met, in [0, 1]."""
+    """Distance to the union of the cones, the nearest cone, and the position on its axis, in [0, 1]."""
     best, cone, place = np.inf, 0, 0.0
     for index in range(len(starts)):
         ax = ends[index, 0] - starts[index, 0]

@@ -1,4 +1,4 @@
-"""MANO's hand model, read from the user's own file: shape and pose to vertices and joints.
+"""MANO's hand model, from the user's file: vertices and joints by shape and pose.
 
 Linear blend skinning as published: M. Loper et al., "SMPL: A Skinned Multi-Person Linear Model", SIGGRAPH
 Asia 2015, equations 2 to 10; J. Romero et al., "Embodied Hands", SIGGRAPH Asia 2017. The model itself comes
@@ -153,7 +153,7 @@ class Mano:
 
 
 def open_mano(mano: Mano | Path | str | None, faults: Faults) -> Mano | None:
-    """Load the model of a data set; add its faults to those of the data set."""
+    """Load the model for a data set, and add its faults to the data set's."""
     if mano is None or isinstance(mano, Mano):
         return mano
     try:
@@ -193,7 +193,7 @@ def close_surface(faces: Tensor, vertices: Tensor) -> Tensor:
         vertices: (V, 3) of one such hand, to find the outside.
 
     Returns:
-        (F + boundary - 2, 3) int64, every edge shared by two faces, outward by the right-hand rule.
+        (F + boundary - 2, 3) int64, every edge in two faces, outward by the right-hand rule.
 
     Raises:
         ValueError: the surface is not one sheet with one opening.

@@ -34,10 +34,10 @@ def level_mesh(distance: Distance, low: Tensor, high: Tensor, spacing_mm: float 
     """Extract the zero level of a signed distance within a box by marching cubes (Sec. D of the supplement).
 
     Args:
-        distance: of points (N, 3) float32 mm to (N,) mm, negative inside, +inf where nothing is known; it is
-            called with a part of the lattice at a time.
+        distance: function of points (N, 3) float32 mm to (N,) mm, negative inside, +inf where unknown, called
+            for a part of the lattice at a time.
         low: (3,) float32 mm, the box's lower corner.
-        high: (3,) float32 mm, which the box reaches at least.
+        high: (3,) float32 mm, lower bound of the box's upper corner.
         spacing_mm: mm, of the lattice.
 
     Returns:

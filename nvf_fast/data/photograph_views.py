@@ -30,7 +30,7 @@ WEIGHTS: Mapping[str, float] = {
     "xmore_gestures": 1.0,
     "xmore_frames": 0.5,
 }
-"""How often a photograph of a group is drawn, relative to the others."""
+"""Relative frequency of a group's photographs."""
 OTHER_WEIGHT = 2.0  # of a group that is not listed
 
 EXACT_FILL = 0.75  # of the view, by the longer side of the joints' box
@@ -70,8 +70,8 @@ class _Crop:
         return warp_perspective(self.image, homography, VIEW_SIZE)
 
     def covered(self, homography: np.ndarray) -> np.ndarray:
-        """Where the view shows the photograph, (S, S) float32: 0 beyond its border and in black padding, 1
-        further inwards."""
+        """Coverage of the view by the photograph, (S, S) float32: 0 beyond its border and in black padding,
+        1 further inwards."""
         thinned = self.image[::4, ::4]
         inwards = [np.minimum(np.arange(n), np.arange(n)[::-1]) / 4 for n in thinned.shape[:2]]
         shown = np.minimum(np.minimum(inwards[0][:, None], inwards[1]), 1) * (thinned.max(2) > BLACK)
@@ -89,13 +89,13 @@ class _Crop:
 class PhotographViews:
     """Hand views of a data set of photographs.
 
-    Photographs whose side is a guess (`side_score` below `RELIABLE_SIDE`) are left out. Left hands are
-    mirrored, and every hand is scaled about the camera's centre to the unit hand's total bone length.
+    Photographs of uncertain side (`side_score` below `RELIABLE_SIDE`) are excluded. Left hands are mirrored,
+    and every hand is scaled about the camera's centre to the unit hand's total bone length.
 
     Args:
         dataset: the photographs.
-        backgrounds: a folder of images and panoramas; procedural surroundings without.
-        weights: how often a photograph of a group is drawn, beside `WEIGHTS`; 0 leaves a group out.
+        backgrounds: a folder of images and panoramas; None for procedural surroundings.
+        weights: relative frequencies of groups' photographs, overriding `WEIGHTS`; 0 excludes a group.
         seed: of the backgrounds.
     """
 
@@ -144,7 +144,7 @@ class PhotographViews:
         return views.finished(random)
 
     def wide(self, count: int, random: np.random.Generator) -> HandViews:
-        """Draw views of one or two small hands of either side on backgrounds, labelled with boxes alone.
+        """Draw views of one or two small hands of either side on backgrounds, labelled only with boxes.
 
         A hand is moved and scaled in the image, 10 to 60 % of the view by its box. `joints` and `points` are
         NaN and `trust` is 0.
@@ -164,10 +164,10 @@ class PhotographViews:
         return views.finished(random)
 
     def exact(self, indices: Iterable[int] | None = None, *, keep_sides: bool = False) -> HandViews:
-        """Return the views of an estimator that knows the joints' box: upright, the box fills 75 %.
+        """Return the views of an estimator given the joints' box: upright, the box fills 75 %.
 
         Args:
-            indices: of the data set; those of `indices` without.
+            indices: of the data set; by default the attribute `indices`.
             keep_sides: leave left hands as they are, with `left` set and `trust` 0, to validate side
                 prediction. Otherwise they are mirrored.
         """
@@ -249,14 +249,14 @@ def hand_mask(
 ) -> np.ndarray:
     """Mask a right hand, (S, S) float32, softly and at random.
 
-    The mask is the skeleton's cones, grown and feathered by random widths; often a forearm joins it, and
-    often the colours of hand and surroundings decide about its rim.
+    The mask is the skeleton's cones, grown and feathered by random widths. It often includes a forearm, and
+    its rim often depends on the colours of hand and surroundings.
 
     Args:
         image: (S, S, 3) uint8 view.
         joints: (21, 3) mm in the view's frame.
         focal: px.
-        covered: (S, S) float32, where the view shows the photograph.
+        covered: (S, S) float32, coverage of the view by the photograph.
         random: source of randomness.
     """
     camera = view_intrinsics(focal)
@@ -285,7 +285,7 @@ def composite(
 def _paste(
     image: np.ndarray, crop: _Crop, left: bool, others: np.ndarray, random: np.random.Generator
 ) -> np.ndarray | None:
-    """Composite a small hand into a view, mirrored where it shall be a left one.
+    """Composite a small hand into a view, mirrored for a left hand.
 
     Returns:
         The box (4,) px of its joints, or None where it would meet one of the other boxes (N, 4).
@@ -325,7 +325,7 @@ def _noise() -> np.ndarray:
 
 
 class _BackgroundStock:
-    """Backgrounds that are drawn once, a little larger than a view, of which parts are taken."""
+    """A fixed set of backgrounds slightly larger than a view, to sample parts from."""
 
     def __init__(self, backgrounds: Backgrounds, seed: int) -> None:
         self._source, self._seed = backgrounds, seed
@@ -343,7 +343,7 @@ class _BackgroundStock:
 
 
 class _Batch:
-    """Arrays of a batch that is being filled."""
+    """Arrays of an incomplete batch."""
 
     def __init__(self, count: int) -> None:
         self.images = np.zeros((count, VIEW_SIZE, VIEW_SIZE, 3), np.uint8)
@@ -426,7 +426,7 @@ def _hand_probability(image: np.ndarray, distance: np.ndarray, grow: float, feat
     between = models[0][0] - models[1][0]
     if between @ np.linalg.solve(models[0][1] + models[1][1], between) < LEAST_SEPARATION:
         return probability
-    # The cones themselves are the hand; colours decide beyond them.
+    # Colours matter only beyond the cones.
     of_hand = 1 / (1 + np.exp(-np.clip(score, -20, 20)))
     probability[rim] = np.maximum(of_hand, _smooth_step(-distance[rim] / 3 + 0.2))
     return probability

@@ -1,4 +1,4 @@
-"""Labelled photographs in a folder of the user's own: image, camera and joints, no mesh.
+"""Labelled photographs in a user's folder: image, camera and joints, no mesh.
 
 docs/datasets.md describes the format.
 """
@@ -63,20 +63,19 @@ class PhotographLabel:
 class Photographs(FolderDataset):
     """Labelled photographs of one hand each.
 
-    Joints lie at the depths of the file's `joints`, halfway between these and the rays through `joints_2d`: a
-    teacher's landmarks in the image and in space are two estimates with errors of their own. Then they are
-    converted to FreiHAND's definition.
+    Joints lie at the depths of the file's `joints`, halfway between these and the rays through `joints_2d`,
+    which averages the errors of two estimates, and are then converted to FreiHAND's definition.
 
     Args:
         folder: holds `labels.json` and the folder `crops` with the images.
         split: "train", "val" or "all".
-        leave_out: groups and files that are left out, such as "xmore_frames" or "rooms_00017.jpg".
+        leave_out: groups and files to exclude, such as "xmore_frames" or "rooms_00017.jpg".
 
     Attributes:
         labels: one `PhotographLabel` per sample, in the file's order.
 
     Raises:
-        DatasetError: whatever is wrong with the files, all at once.
+        DatasetError: the files have faults; the message lists all.
         ValueError: `leave_out` names an unknown group or file.
     """
 

@@ -1,9 +1,9 @@
 """Reading untrusted pickles without executing anything in them.
 
-Numbers, strings and containers come back as they are. Arrays, sparse matrices and objects of chumpy come back
-as their bare state, of which `dense` makes arrays. Any other class is refused.
+Numbers, strings and containers are returned unchanged; arrays, sparse matrices and objects of chumpy as their
+bare state, which `dense` converts to arrays. Any other class is refused.
 
-NumPy's own classes are not used: unpickled with a damaged state, they can crash the process.
+NumPy's own classes are not used, since a damaged state could crash the process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def dense(value: Any) -> np.ndarray:
 
 
 class Inert:
-    """A stand-in for an object of a class that is not imported; keeps its arguments and state."""
+    """A stand-in for an object of a class that is not imported, with its arguments and state."""
 
     def __init__(self, *given: Any) -> None:
         self.given = given

@@ -1,4 +1,4 @@
-"""Samples of data sets: one image of one hand, in our units, frame and joint order."""
+"""Samples of data sets: one image of one hand, in the library's units, frame and joint order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HandSample:
         joints: (21, 3) float32 mm in the camera's frame, FreiHAND's order; None where they are not released.
         surface: the hand's closed surface, a batch of one in the camera's frame; None without a
             mesh or its faces.
-        vertices: (V, 3) float32 mm, the data set's own (778 in MANO's order where it has those), or None.
+        vertices: (V, 3) float32 mm, the data set's own (MANO's 778 in MANO's order), or None.
         hand_scale: mm, length of the bone between joints 9 and 10, or None where it is unknown.
         side: "right" or "left".
         box: (4,) float32 px, (x0, y0, x1, y1) around the hand where the data set gives one, or None.

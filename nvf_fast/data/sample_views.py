@@ -22,10 +22,10 @@ SHIFT = 0.14  # of the box's middle, relative to its longer side, at most
 
 
 class SampleViews:
-    """A source of labelled hand views: the images of a data set as an estimator sees them.
+    """A source of labelled hand views from the images of a data set.
 
-    Views are black beyond the image's border, as an estimator's are, so that a network learns from hands that
-    the border cuts off, and from hands of few pixels.
+    As in the estimator, views are black beyond the image's border. They include hands that the border crops
+    and hands of few pixels.
 
     Args:
         dataset: samples of right hands with joints and surfaces.
@@ -46,7 +46,7 @@ class SampleViews:
 
         Raises:
             DamagedImageError: an image cannot be read.
-            ValueError: a sample is no right hand with joints and a surface.
+            ValueError: a sample is not a right hand with joints and a surface.
         """
         samples = [self.dataset[int(index)] for index in random.integers(len(self.dataset), size=count)]
         return view_samples(samples, random)
@@ -56,7 +56,7 @@ def view_samples(samples: list[HandSample], random: np.random.Generator) -> Hand
     """Views (B, ...) of samples through jittered boxes, labelled with unit hands and points about them.
 
     Raises:
-        ValueError: a sample is no right hand with joints and a surface.
+        ValueError: a sample is not a right hand with joints and a surface.
     """
     joints, surfaces = [], []
     for sample in samples:
@@ -77,7 +77,7 @@ def view_samples(samples: list[HandSample], random: np.random.Generator) -> Hand
 
 
 def views_of_boxes(samples: Sequence[HandSample], boxes: Tensor) -> tuple[HandViews, np.ndarray]:
-    """The views of an estimator that knows boxes (B, 4) px of right hands.
+    """The views of an estimator given boxes (B, 4) px of right hands.
 
     Returns:
         The views, labelled with joints of unit hands, without points; and the rotations (B, 3, 3) from the
@@ -118,7 +118,7 @@ def _boxes(joints: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def _within_horizon(boxes: Tensor, exact: Tensor, intrinsics: Tensor) -> Tensor:
-    """`boxes`, and the exact ones where those grew to the horizon."""
+    """Replace boxes that grew to the horizon by the exact ones."""
     slopes = HandVolume().place(intrinsics, VIEW_SIZE, boxes=boxes).slopes
     assert slopes is not None
     return torch.where(slopes.isfinite()[:, None], boxes, exact)

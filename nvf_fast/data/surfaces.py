@@ -30,15 +30,15 @@ class HandSurfaces(Protocol):
     def to(self, device: torch.device | str) -> Self: ...
 
     def rotated(self, rotation: Tensor) -> Self:
-        """Turned about the frame's origin by rotation (B, 3, 3)."""
+        """Rotate about the frame's origin by rotation (B, 3, 3)."""
         ...
 
     def scaled(self, factor: Tensor) -> Self:
-        """Hand and distance grown together by factor (B,)."""
+        """Scale hand and distance together by factor (B,)."""
         ...
 
     def translated(self, offset: Tensor) -> Self:
-        """Moved by offset (B, 3) mm."""
+        """Move by offset (B, 3) mm."""
         ...
 
     def signed_distance(self, points: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class HandSurfaces(Protocol):
         ...
 
     def first_hit(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """(B, R) t, where rays origins + t * directions, both (B, R, 3), first meet it; +inf: nowhere."""
+        """(B, R) t of the first hits of rays origins + t * directions, both (B, R, 3); +inf without a hit."""
         ...
 
     @classmethod
@@ -64,7 +64,7 @@ class MeshHands:
     """Hands given as closed triangle meshes of one topology.
 
     vertices: (B, V, 3) float32 mm.
-    faces: (F, 3) int64, outward by the right-hand rule, every edge shared by two faces.
+    faces: (F, 3) int64, outward by the right-hand rule, every edge in two faces.
     joints: (B, 21, 3) float32 mm.
     """
 
@@ -122,13 +122,13 @@ class MeshHands:
 
     @classmethod
     def stack(cls, hands: Sequence[MeshHands]) -> MeshHands:
-        """One batch of several that share their faces.
+        """Concatenate batches of equal faces.
 
         Raises:
             ValueError: the faces differ.
         """
         faces = hands[0].faces
         if any(hand.faces is not faces and not torch.equal(hand.faces, faces) for hand in hands):
-            raise ValueError("meshes of one batch must share their faces, got different ones")
+            raise ValueError("meshes of one batch must have the same faces")
         vertices, joints = (torch.cat([getattr(h, name) for h in hands]) for name in ("vertices", "joints"))
         return cls(vertices, faces, joints)

@@ -17,7 +17,7 @@ from nvf_fast.data.faults import Faults
 from nvf_fast.data.sample import DamagedImageError
 
 BLOCK = 1 << 22  # characters; the longest of these files have more than 10^9
-# No hand is so far; where a file has mm, the nearest ones, at 150 mm, seem to be at 150 m.
+# No hand is this far away, but in a file in mm the nearest ones, at 150 mm, appear at 150 m.
 FARTHEST_MM = 20_000.0
 _DECODER, _CLOSING = json.JSONDecoder(), re.compile(r"\s*([,\]])\s*")
 
@@ -36,9 +36,9 @@ def read_table(
         path: the file.
         faults: collects those of the file.
         shape: of an entry; () for plain numbers.
-        unit: the file's unit in ours; 1000 for metres.
+        unit: factor from the file's unit to this library's; 1000 for metres.
         dtype: of the result.
-        cache: folder that keeps the list as an array for the next time, until the file changes.
+        cache: folder for the list as an array, which is reused until the file changes.
 
     Returns:
         (N, *shape), or None where the file has a fault.
@@ -80,7 +80,7 @@ def read_table(
 
 
 def write_table(path: Path, rows: np.ndarray | list[Any]) -> None:
-    """Write a JSON list for `read_table`, every number in full."""
+    """Write a JSON list for `read_table`, at full precision."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(np.asarray(rows, dtype=np.float64).tolist()))
 
@@ -100,7 +100,7 @@ def check_intrinsics(
 
 
 def check_points(path: Path, points: np.ndarray, faults: Faults, names: Sequence[str] | None = None) -> None:
-    """Check that points (N, P, 3) mm lie in front of the camera, and not as far as those of a file in mm."""
+    """Check that points (N, P, 3) mm lie in front of the camera, and that the file is in metres."""
     depth = points[..., 2]
     behind, far = _named((depth <= 0).any(1), names), _named((depth > FARTHEST_MM).any(1), names)
     faults.add_many(path, "entries behind the camera", behind, "depths in front of it")
@@ -116,12 +116,12 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB.
 
     Raises:
-        DamagedImageError: the file is missing, no JPEG or PNG, cannot be decoded to its end, or is not RGB.
+        DamagedImageError: the file is missing, not JPEG or PNG, incomplete, or not RGB.
     """
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             image.load()
-    # What Pillow raises on damaged files: truncation is an OSError, a bad PNG chunk a SyntaxError.
+    # Pillow raises an OSError for a truncated file, a SyntaxError for a damaged PNG chunk.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DamagedImageError(f"{path} cannot be read: {error}") from error
     if image.mode != "RGB":
@@ -136,7 +136,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def _entries(path: Path) -> Iterator[object]:
-    """Iterate over the entries of a JSON list; as Python objects, the longest lists would take gigabytes."""
+    """Iterate over the entries of a JSON list, since the longest lists would take gigabytes as objects."""
     with open(path, encoding="utf-8") as file:
         text, count = file.read(BLOCK).lstrip(), 0
         if text[:1] != "[":
@@ -157,7 +157,7 @@ def _entries(path: Path) -> Iterator[object]:
 
 
 def _next_entry(text: str, position: int) -> tuple[object, re.Match[str] | None]:
-    """Parse an entry and its delimiter, a comma or the list's end; without one the entry may be cut off."""
+    """Parse an entry and its delimiter, a comma or the list's end, without which it may be incomplete."""
     try:
         entry, end = _DECODER.raw_decode(text, position)
     except json.JSONDecodeError:

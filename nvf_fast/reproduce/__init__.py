@@ -1,1 +1,1 @@
-"""The paper's tables and figures. Inference never imports this folder."""
+"""The paper's tables and figures. Inference never imports this package."""

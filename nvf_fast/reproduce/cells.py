@@ -1,4 +1,4 @@
-"""Trained networks of the tables and their evaluations, made once and shared by all tables."""
+"""Trained networks of the tables and their evaluations, cached for all tables."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Workshop:
-    """A place to train and evaluate networks.
+    """Environment of the trainings and evaluations.
 
     Attributes:
-        runs: folder that keeps trainings, predictions and rendered images; existing ones are reused.
-        size: how large trainings and evaluations are.
-        data: folders of the real data sets at hand, by role; synthetic images stand for the others.
+        runs: folder for trainings, predictions and rendered images; existing ones are reused.
+        size: of trainings and evaluations.
+        data: folders of the available real data sets, by role; synthetic images replace the others.
         evaluation_data: FreiHAND's released evaluation annotations.
         mano: the user's MANO_RIGHT.pkl.
         seed: of all trainings.
@@ -86,7 +86,7 @@ class Workshop:
         return load_checkpoint(self._folder(expected[-1].name) / "checkpoint", self.device)
 
     def report(self, variant: Variant, **options: Any) -> dict[str, Any]:
-        """Evaluate a variant's network on its task's evaluation images, see `report_on`.
+        """Evaluate a variant's network on its task's evaluation images, as `report_on` does.
 
         Args:
             variant: of the network.

@@ -87,7 +87,7 @@ def figure5(workshop: Workshop, path: Path, samples: Sequence[int], others: Mapp
 
 
 def figure6(workshop: Workshop, path: Path, samples: Sequence[int]) -> Result:
-    """Figure 6: more of CS-NVF on FreiHAND."""
+    """Figure 6: further poses of CS-NVF on FreiHAND."""
     network, _ = workshop.network(Variant(hand_scale=True))
     assert isinstance(network, NVF)
     estimator = PoseEstimator(network)
@@ -99,7 +99,7 @@ def figure6(workshop: Workshop, path: Path, samples: Sequence[int]) -> Result:
 
 
 def figure7(workshop: Workshop, path: Path, samples: Sequence[int]) -> Result:
-    """Figure 7: RS-NVF on HO-3D, moved to where the true root is."""
+    """Figure 7: RS-NVF on HO-3D, moved to the true root."""
     network, _ = workshop.network(Variant(task="root-relative"))
     assert isinstance(network, NVF)
     estimator = PoseEstimator(network)
@@ -111,10 +111,10 @@ def figure7(workshop: Workshop, path: Path, samples: Sequence[int]) -> Result:
 
 
 def figure8(estimator: PoseEstimator, folder: Path, path: Path) -> Result:
-    """Figure 8: poses in a folder of photographs with intrinsics, see `read_photographs`.
+    """Figure 8: poses in a folder of photographs with intrinsics (`read_photographs`).
 
-    Where a photograph has no box, a network of hand views finds its hands: each has a row, none leaves one
-    without a pose.
+    A network of hand views finds the hands of a photograph without a box. Each hand has a row; a photograph
+    without hands has one row without a pose.
     """
     pairs, found = [], []
     takes_scale = estimator.takes_hand_scale

@@ -22,18 +22,18 @@ def read_predictions(path: Path | str, count: int) -> np.ndarray:
     """Read a method's camera-space poses from FreiHAND's submission file.
 
     The file is JSON, [xyz_list, verts_list]: for each sample in order the 21 joints in FreiHAND's order, in
-    metres, in the camera's frame (x right, y down, z forward), and vertices, which are not read.
+    metres, in the camera's frame (x right, y down, z forward), and vertices, which are ignored.
 
     Args:
         path: `pred.json`.
-        count: how many samples it must hold.
+        count: required number of samples.
 
     Returns:
         (count, 21, 3) float64 mm.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON, or holds something else; the message names the first sample at fault.
+        ValueError: it is not JSON or not of this form; the message names the first faulty sample.
     """
     document = _json(Path(path))
     if not isinstance(document, list) or len(document) != 2 or not isinstance(document[0], list):
@@ -68,9 +68,9 @@ def read_photographs(folder: Path | str) -> list[HandSample]:
         {"hand.jpg": {"K": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]],
                       "box": [x0, y0, x1, y1], "side": "left", "hand_scale": 41.5}}
 
-    K in px, the first pixel of a row centred at 0, of the image turned upright as its EXIF data say; box in
-    px about the hand, to look at its middle; side "right" where it is not given; hand_scale in mm, length of
-    the middle finger's proximal phalanx. All but K may be left out.
+    K in px, the first pixel of a row centred at 0, after the rotation given in the EXIF data; box in px about
+    the hand; side "right" by default; hand_scale in mm, length of the middle finger's proximal phalanx. Only
+    K is required.
 
     Args:
         folder: with `intrinsics.json` and the images.
@@ -80,7 +80,7 @@ def read_photographs(folder: Path | str) -> list[HandSample]:
 
     Raises:
         OSError: `intrinsics.json` cannot be read.
-        ValueError: something in it, or an image, is not as above; the message lists everything.
+        ValueError: an entry or an image is invalid; the message lists all faults.
     """
     folder = Path(folder)
     path = folder / "intrinsics.json"
@@ -110,7 +110,7 @@ def _faults(image: Path, entry: Any) -> Iterator[str]:
     try:
         read_image(image)
     except FileNotFoundError:
-        yield "there is no such file"
+        yield "the file does not exist"
     except (OSError, ValueError) as error:
         yield str(error)
     if not isinstance(entry, dict):

@@ -43,7 +43,7 @@ ROOT_RELATIVE: dict[str, tuple[float, float, float | None]] = {
     "RS-NVF": (21.8, 0.610, 23.2),
 }
 
-# Table 5: CS-MJE and CS-AUC of CS-NVF, MJE and AUC of RS-NVF, by what was varied and its value.
+# Table 5: CS-MJE and CS-AUC of CS-NVF, MJE and AUC of RS-NVF, by the varied parameter and its value.
 ABLATIONS: dict[str, dict[float, tuple[float, float, float, float]]] = {
     "voting fraction (%)": {
         25: (39.9, 0.36, 22.2, 0.60),

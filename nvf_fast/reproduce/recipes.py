@@ -1,4 +1,4 @@
-"""Trainings of the tables' networks: variants of the method, and the stages that lead to each."""
+"""Trainings of the tables' networks: variants of the method, and the stages of each."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Of its folders, such as "nvf-camera-space-scale-extra"."""
+        """Name of its folders, such as "nvf-camera-space-scale-extra"."""
         parts: list[str] = [self.method, self.task]
         parts += ["scale"] * self.hand_scale + ["extra"] * self.extra
         parts += [f"surface{self.surface_mm:g}"] * (self.surface_mm != 5.0)
@@ -79,12 +79,12 @@ class Size:
         name: "paper", or the label of a smaller one.
         steps: of a training from scratch, of which fine-tuning takes a third; None trains the paper's epochs.
         batch: images of a step; None is the paper's.
-        network: network's sizes; None is the paper's. Its image serves both tasks.
+        network: network's sizes; None is the paper's. Both tasks use its size of images.
         sampling: query points; None is the paper's.
         images: for training, of each set; None is all.
         evaluated: images; None is all.
         learning_rate: peak of a cosine schedule of AdamW; None keeps the paper's RMSprop and milestones.
-        additions: whether the field's losses have the additions that a short training needs.
+        additions: whether to use the additional losses of the field for short trainings.
         precision: of the trainings.
         compile: whether torch.compile makes the steps.
     """
@@ -104,7 +104,7 @@ class Size:
 
 PAPER = Size("paper")
 
-# A minute or two a training on two cores: enough to run every line, and far too little to rank methods.
+# A minute or two per training on two cores: enough to test the code, and far too little to rank methods.
 SMOKE = Size(
     "smoke run",
     steps=240,
@@ -121,12 +121,12 @@ SMOKE = Size(
 
 
 def stages(variant: Variant, size: Size, real: frozenset[Role], seed: int = 0) -> list[Stage]:
-    """The trainings that lead to a variant, the last one its own.
+    """The trainings of a variant, in order.
 
     Args:
         variant: of the network.
         size: of the trainings.
-        real: data sets at hand; synthetic images replace the others.
+        real: available data sets; synthetic images replace the others.
         seed: of all trainings.
     """
     presets = [camera_space()]
@@ -143,7 +143,7 @@ def stages(variant: Variant, size: Size, real: frozenset[Role], seed: int = 0) -
 
 
 def data_for(role: Role, size: Size, real: frozenset[Role]) -> DataConfig:
-    """The data set of a role, or the synthetic one that stands for it."""
+    """The data set of a role, or its synthetic replacement."""
     if role in real:
         return DataConfig(role)
     if role == "complement":
@@ -159,7 +159,7 @@ def _trained(
     network = preset.model if size.network is None else replace(size.network, task=task)
     options = replace(preset.optimisation, precision=size.precision, compile=size.compile)
     if size.steps is not None:
-        # Of the paper's fine-tuning, 60 epochs of 650, next to nothing would be left.
+        # The paper's ratio, 60 epochs of 650, would leave almost no steps for fine-tuning.
         finetuning = preset.optimisation.epochs == FINETUNING_EPOCHS
         options = replace(options, epochs=None, steps=math.ceil(size.steps / 3) if finetuning else size.steps)
     if size.batch is not None:

@@ -24,8 +24,8 @@ class Result:
     Attributes:
         name: such as "table2".
         title: one line.
-        columns: their names, units included; those that end in "paper" are printed there.
-        rows: a value for each column; None where there is none.
+        columns: their names with units; those that end in "paper" hold printed figures.
+        rows: a value for each column, or None.
         notes: sentences for the reader.
         images: files that belong to it, in the folder of the results.
         details: further entries of the JSON file.
@@ -46,7 +46,7 @@ def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[
     Args:
         folder: made when missing.
         result: table or figure.
-        context: size, data, seed and device, see `described`.
+        context: size, data, seed and device, from `described`.
 
     Returns:
         The files.
@@ -76,7 +76,7 @@ def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[
 
 
 def file_stem(name: str, size: str) -> str:
-    """Of a result's files: "table2", or "table2_smoke_run" where the size is another than the paper's."""
+    """Stem of a result's files: "table2", or "table2_smoke_run" for another size than the paper's."""
     return name if size == "paper" else f"{name}_{size.replace(' ', '_')}"
 
 

@@ -114,10 +114,10 @@ def table8(workshop: Workshop) -> Result:
 def step_sizes(network: NVF, dataset: HandDataset, use_scale: bool) -> Result:
     """Table 6 for one camera-space network: accuracy and speed by the step of a dense grid.
 
-    Speed is that of one image at a time, from pixels in memory to joints there.
+    Speed is that of single images, from pixels to joints in host memory.
 
     Args:
-        network: it is not trained.
+        network: a trained network.
         dataset: images with joints.
         use_scale: whether the true hand scale is given.
     """
@@ -212,7 +212,7 @@ def _ablated(task: Any, what: str, value: float) -> tuple[Variant, dict[str, flo
 
 
 def _milliseconds(estimator: PoseEstimator, dataset: HandDataset, use_scale: bool) -> Iterator[float]:
-    """Of single images, after one that does not count."""
+    """Times of single images, after an unmeasured one."""
     for place in range(min(TIMED, len(dataset)) + 1):
         sample = dataset[max(0, place - 1)]
         scale = sample.hand_scale if use_scale else None
