@@ -1,4 +1,4 @@
-"""Which block shapes `query_field` takes on a device: timed once by `nvf-fast tune`, kept in a file."""
+"""Block shapes of `query_field` for a device, timed once by `nvf-fast tune` and cached in a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG = logging.getLogger("nvf_fast")
 
 
 def tuned(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> Tiling | None:
-    """The tiling found on such a device for layers of these channels; None where none was."""
+    """The tiling found on such a device for layers of these channels, or None."""
     if device.type != "cuda":
         return None
     found = _read().get(_key(device, dtype, channels))
@@ -40,7 +40,7 @@ def tune(
     biases: Sequence[Tensor],
     image_size: int,
 ) -> dict[Tiling, float]:
-    """Times all tilings in turn on a CUDA device and keeps the fastest in the cache file.
+    """Time all tilings in turn on a CUDA device and store the fastest in the cache file.
 
     Args:
         features: (B, C, H, W), in the compute dtype.
@@ -64,7 +64,7 @@ def tune(
 
 
 def in_turn(calls: dict[Tiling, Callable[[], float]], rounds: int) -> dict[Tiling, float]:
-    """The median time that each call returns, over rounds of one call of each after two for warming up."""
+    """Median of the times returned by each call, over interleaved rounds after two warm-up rounds."""
     every_round = [[call() for call in calls.values()] for _ in range(2 + rounds)][2:]
     return dict(zip(calls, map(statistics.median, zip(*every_round, strict=True)), strict=True))
 
@@ -72,7 +72,7 @@ def in_turn(calls: dict[Tiling, Callable[[], float]], rounds: int) -> dict[Tilin
 def remember(
     device: torch.device, dtype: torch.dtype, channels: Sequence[int], milliseconds: dict[Tiling, float]
 ) -> Tiling:
-    """Keeps the fastest tiling, or the first where none is faster by `GAIN`. Returns it."""
+    """Store and return the fastest tiling, or the first unless another is faster by `GAIN`."""
     untuned = next(iter(milliseconds))
     fastest = min(milliseconds, key=milliseconds.__getitem__)
     if milliseconds[untuned] < GAIN * milliseconds[fastest]:
@@ -98,7 +98,7 @@ def _timed(maps: Tensor, places: kernel.Tiles, layers: kernel.Layers) -> Callabl
 
 
 def _key(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> str:
-    """The device, the compiler, the kernel's source and the network, on which the times depend."""
+    """Key of the times: the device, the compiler, the kernel's source and the network."""
     source = hashlib.sha256(Path(kernel.__file__).read_bytes()).hexdigest()[:12]
     name = torch.cuda.get_device_name(device)
     layers = "-".join(map(str, channels))

@@ -17,7 +17,7 @@ LOG = logging.getLogger("nvf_fast")
 
 
 class Recorder(Protocol):
-    """Records and orders launches."""
+    """Recorder of launches that it can replay."""
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Capture a call. Returns a function that launches it again, and the tensor that this fills."""
@@ -28,11 +28,11 @@ class Recorder(Protocol):
 
 
 class Replay:
-    """Runs `function(key, *tensors)`, which must not read anything back, as a graph for each key.
+    """A function `function(key, *tensors)` without synchronisation, replayed as a CUDA graph for each key.
 
-    The tensors of one key have the same shapes and dtypes in every call. Calls may come from any stream and
-    thread; they share memory, and so run one after the other. A key whose capture fails runs as it is from
-    then on, and a warning says why.
+    The tensors of one key have the same shapes and dtypes in every call. Calls from several streams and
+    threads run one after the other, since they use the same memory. If a capture fails, a warning gives the
+    reason, and its key runs without a graph from then on.
 
     Args:
         function: from a key and tensors on the device to a tensor.
@@ -45,7 +45,7 @@ class Replay:
         self._lock = threading.Lock()
 
     def __call__(self, key: Hashable, *tensors: Tensor) -> Tensor:
-        """The function's result, in memory of its own.
+        """Compute the function's result, in newly allocated memory.
 
         Raises:
             torch.OutOfMemoryError: a capture did not fit.
@@ -85,7 +85,7 @@ class _Captured(NamedTuple):
 
 
 class CudaRecorder:
-    """Records CUDA graphs on one device."""
+    """Recorder of CUDA graphs on one device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""Atomic writing of files: whole or not at all, whenever the process or the machine stops."""
+"""Atomic writing of files, even if the process or the machine stops."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import IO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name once it is complete and on the disk.
+    """Open a temporary file that is renamed to `path` once it is complete and on the disk.
 
     Args:
-        path: the name; missing folders are made, an older file is replaced.
+        path: final name; missing folders are made, an older file is replaced.
 
     Raises:
         OSError: it cannot be written.
@@ -33,7 +33,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of files to the disk, so that a rename in it survives a loss of power."""
+    """Flush a folder's entries to the disk, so that a rename in it survives a loss of power."""
     if os.name != "posix":
         return  # only there can folders be opened
     handle = os.open(folder, os.O_RDONLY)
@@ -44,7 +44,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path, start: str = "") -> None:
-    """Remove what processes killed in `whole_file` left in a folder of files that start so.
+    """Remove temporary files left by processes killed in `whole_file`, for names with a given prefix.
 
     No other process may be writing such a file.
     """

@@ -1,6 +1,6 @@
-"""Processes that share a training or an evaluation: joining, averaging, agreeing, and stopping on request.
+"""Processes of a distributed training or evaluation: joining, averaging, agreement, and stopping on request.
 
-They communicate through torch.distributed alone, and every wait has a timeout.
+They communicate only through torch.distributed, and every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIMEOUT_S = 600.0
 
 
 class ProcessLostError(RuntimeError):
-    """Another process has ended, or has not answered in time."""
+    """Another process has ended, or has not responded in time."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def process_group(device: torch.device | str, timeout_s: float = TIMEOUT_S) -> I
         This process's device.
 
     Raises:
-        ProcessLostError: the others did not come.
+        ProcessLostError: the others did not join in time.
     """
     device = torch.device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -64,14 +64,14 @@ def process_group(device: torch.device | str, timeout_s: float = TIMEOUT_S) -> I
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that share a run.
+    """This process among those of a run.
 
-    Every wait ends: with an error when a peer's connection closes, or after the timeout of `process_group`.
-    NCCL waits on the device: there its watchdog ends the process (TORCH_NCCL_ASYNC_ERROR_HANDLING, on unless
-    it is set to 0).
+    Every wait ends with an error when another process's connection closes or after the timeout of
+    `process_group`. NCCL waits on the device, where its watchdog ends the process
+    (TORCH_NCCL_ASYNC_ERROR_HANDLING, on unless set to 0).
 
     rank: 0 writes files and shows progress.
-    count: processes in all.
+    count: number of processes.
     """
 
     rank: int = 0
@@ -79,7 +79,7 @@ class Processes:
 
     @classmethod
     def joined(cls) -> Processes:
-        """Those of torch.distributed where it is initialised, else this process alone."""
+        """The processes of torch.distributed where it is initialised, else this process alone."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return cls()
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
@@ -101,7 +101,7 @@ class Processes:
             tensor.copy_(piece.view_as(tensor))
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, of any type that pickle holds, by rank.
+        """Gather every process's value, of any picklable type, by rank.
 
         Raises:
             ProcessLostError: a process did not answer.
@@ -127,7 +127,7 @@ class Processes:
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set; a second one of them acts as usual."""
+    """An event set by SIGTERM and Ctrl-C; a second signal has its default effect."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

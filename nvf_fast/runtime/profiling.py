@@ -1,4 +1,4 @@
-"""Ranges for profilers, and the time that a frame's stages take."""
+"""Ranges for profilers, and the times of a frame's stages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Stages:
-    """Names the stages of a frame on one device; `with stages("encode"): ...`."""
+    """Profiler of the stages of a frame on one device: `with stages("encode"): ...`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -34,9 +34,9 @@ class Stages:
 
     @contextmanager
     def timed(self) -> Iterator[dict[str, float]]:
-        """Measures the calls made inside: a dict that fills with each stage's total milliseconds, in order.
+        """Measure the enclosed calls: a dict of each stage's total milliseconds, in order.
 
-        Each stage then waits for the device, so that the sum exceeds an unmeasured call's time.
+        Each stage then synchronises, so that the sum exceeds the time of an unmeasured call.
         """
         milliseconds: dict[str, float] = {}
         self._milliseconds = milliseconds

@@ -1,4 +1,4 @@
-"""Resumable work on disk: records written atomically, checked when read, the newest whole one found."""
+"""Records of resumable work, written atomically and verified on reading."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nvf_fast.runtime.files import remove_unfinished, whole_file
 
 
 class ResumeError(ValueError):
-    """A run cannot start or go on in its folder: the folder, the processes or the checkpoint do not fit."""
+    """A run cannot start or resume in its folder because of the folder, the processes or the checkpoint."""
 
 
 class DamagedRecordError(ResumeError):
@@ -29,12 +29,12 @@ class Store:
     """The successive records of one name in a folder.
 
     A record is a file `NAME-LABEL-SERIAL-DIGEST.SUFFIX`. The serial number grows with every write and orders
-    the records whatever their labels are; the digest, the start of the content's SHA-256, reveals damage. Two
-    records are kept: the newest, and the one before it that is known to be whole.
+    the records independently of their labels; the digest, the start of the content's SHA-256, reveals damage.
+    Two records are kept: the newest, and the preceding intact one.
 
     Args:
-        folder: made when missing; other names may share it.
-        name: what the record holds, such as "state".
+        folder: made when missing; may also hold other files.
+        name: of the content, such as "state".
         suffix: of the files, such as ".pt".
     """
 
@@ -43,7 +43,7 @@ class Store:
         self._whole: Path | None = None  # the newest record known to be whole
 
     def write(self, content: bytes | memoryview, label: str = "") -> None:
-        """Add a record; a process killed at any moment leaves the one before it or both."""
+        """Add a record; a killed process leaves the preceding record or both."""
         files = self._files()
         serial = 1 + max(map(_serial, files), default=0)
         parts = (self.name, label, f"{serial:09d}", _digest(content))
@@ -78,7 +78,7 @@ class Store:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """List what differs between two nested dicts, one sentence per entry."""
+    """List the differences between two nested dicts, one sentence per entry."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [

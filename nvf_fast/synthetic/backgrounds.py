@@ -27,7 +27,7 @@ FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a crop of a panorama
 
 
 class Surroundings(NamedTuple):
-    """Light from around, linear RGB with a mean of about one.
+    """Light of the surroundings, linear RGB with a mean of about one.
 
     Attributes:
         sky, ground: (3,) from above and from below.
@@ -45,8 +45,8 @@ class Backgrounds:
     """A source of backgrounds.
 
     Args:
-        folder: of images, read as they are needed; those twice as wide as high are equirectangular
-            panoramas. Without one all surroundings are procedural.
+        folder: of images, read on demand; those twice as wide as high are equirectangular panoramas. None
+            makes all surroundings procedural.
 
     Raises:
         ValueError: the folder holds no image.
@@ -99,7 +99,7 @@ class Backgrounds:
         return warp_perspective(image, covering, shape).astype(np.float32) / 255
 
     def draw_surroundings(self, stream: Stream) -> Surroundings | None:
-        """Light of one panorama; None where the folder gives none."""
+        """Light of one panorama; None if the folder has none."""
         if not self._paths:
             return None
         path = stream.choose(self._paths)
@@ -116,7 +116,7 @@ class Backgrounds:
 
 @lru_cache(maxsize=PROCEDURAL)
 def procedural_image(index: int) -> np.ndarray:
-    """`paint_image`, kept in memory, (192, 192, 3) uint8."""
+    """`paint_image`, cached, (192, 192, 3) uint8."""
     return paint_image(index, PROCEDURAL_SIZE)
 
 
@@ -226,7 +226,7 @@ def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float,
 
 
 def _load(path: Path) -> list[np.ndarray]:
-    """Read an image; of a panorama also halves, quarters and so on, for wide views without aliasing."""
+    """Read an image; for a panorama, also halves, quarters and so on, for wide views without aliasing."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
         image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
@@ -279,7 +279,7 @@ def _crop(sizes: list[np.ndarray], stream: Stream, size: int) -> np.ndarray:
 
 
 def _turned(image: np.ndarray, stream: Stream, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: a square part of an image, somewhat turned."""
+    """(size, size, 3) uint8: a slightly rotated square crop of an image."""
     height, width = image.shape[:2]
     turn = stream.normal(0.15)
     widening = abs(np.cos(turn)) + abs(np.sin(turn))

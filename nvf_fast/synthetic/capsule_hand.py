@@ -140,7 +140,7 @@ def cone_distances(nodes: Tensor, points: Tensor) -> Tensor:
         squared = (part * part).sum(-1, keepdim=True) - 2 * part @ start.T + squared_start
         ratio = projection / squared_length
         radial = (squared - projection * ratio).clamp_min(0).sqrt()
-        # The nearest sphere of the cone lies where the surface's normal meets the axis: shifted by the slope.
+        # The nearest sphere of the cone lies where the surface's normal meets the axis, shifted by the slope.
         along = (ratio - radial * slope).clamp(0, 1)
         gap = (squared - 2 * along * projection + along * along * squared_length).clamp_min(1e-6).sqrt()
         distances.append(gap - radii[:, 0] + along * difference)

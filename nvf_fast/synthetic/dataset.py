@@ -1,4 +1,4 @@
-"""Seeded sets of images of the built-in hand, made on demand and kept in a cache folder."""
+"""Seeded sets of images of the built-in hand, rendered on demand and cached in a folder."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ V2_PARTS = {"train": V2, "test": replace(V2, count=2_000, seed=200_002)}
 class SyntheticHands:
     """Images of the built-in mesh hand and its labels, by index: a data set of `HandSample`s.
 
-    The reference camera sees one right hand, whose joints are in FreiHAND's definition and whose surface is a
-    mesh closed at the wrist.
+    Each image shows one right hand in the reference camera, with joints in FreiHAND's definition and a mesh
+    closed at the wrist.
 
     Args:
         config: seed, size and distribution.
-        cache: folder that keeps rendered images between runs; without one they are kept in memory only.
+        cache: folder for rendered images; None keeps them in memory only.
         name, split: names of the set.
-        checksums: of every chunk's parameters, which are then checked when images are made.
+        checksums: of every chunk's parameters, checked before rendering.
     """
 
     why_no_surfaces: str | None = None
@@ -128,13 +128,13 @@ class SyntheticHands:
         count: int | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Render the images that the cache lacks.
+        """Render the images missing from the cache.
 
         Args:
-            processes: how many work at once.
+            processes: number of parallel processes.
             progress: shows a bar.
-            count: of the first images; None is all.
-            share: (i, n) makes the i-th of n equal parts, where n callers divide the work.
+            count: number of first images to render; None is all.
+            share: (i, n) renders the i-th of n equal parts, to divide the work between n callers.
         """
         if self.folder is None:
             raise ValueError("rendering ahead needs a cache folder: SyntheticHands(config, cache=FOLDER)")
@@ -205,8 +205,8 @@ class SyntheticHands:
         if self.checksums is not None and hands.checksum != self.checksums[chunk]:
             raise ValueError(
                 f"chunk {chunk} of {self.name} {self.split} is drawn differently here: the SHA-256 of its "
-                f"parameters is {hands.checksum}, not {self.checksums[chunk]}; no image of it is made, since "
-                "results on it would not compare"
+                f"parameters is {hands.checksum}, not {self.checksums[chunk]}; it is not rendered, since "
+                "results on it would not be comparable"
             )
         return render_hands(hands, self.config.size)
 
@@ -215,16 +215,16 @@ def synthetic_v2(part: Literal["train", "test"], cache: Path | str | None = None
     """The fixed benchmark `synthetic-v2`: 20 000 images to train on and 2 000 to test on, 224 px.
 
     Hands make everyday gestures or random poses, are turned uniformly over the sphere, hold objects, and lie
-    behind and before others. Parameters are drawn from counted integers whose checksums are kept beside this
-    file, so that every machine makes the same set: labels to 0.001 mm, 99.9 % of the pixels to
-    one grey level.
+    behind and before others. Parameters are drawn by a counter-based generator, with checksums stored beside
+    this file, so that every machine makes the same set: labels to 0.001 mm, 99.9 % of the pixels to one grey
+    level.
 
     Args:
-        part: which.
+        part: "train" or "test".
         cache: folder for the images, 3.5 GB for "train"; `render(processes)` fills it ahead.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: the part is unknown.
     """
     if part not in V2_PARTS:
         raise ValueError(f"synthetic-v2 has the parts 'train' and 'test', got {part!r}")
@@ -234,7 +234,7 @@ def synthetic_v2(part: Literal["train", "test"], cache: Path | str | None = None
 
 
 def published() -> dict[str, Any]:
-    """Fingerprints, checksums and some labels and coarse images of synthetic-v2 as it was published."""
+    """Fingerprints, checksums, and some labels and coarse images of the published synthetic-v2."""
     return json.loads((files("nvf_fast.synthetic") / "synthetic_v2.json").read_text())
 
 
@@ -246,7 +246,7 @@ def render_ahead(
     share: tuple[int, int] = (0, 1),
     processes: int = 1,
 ) -> None:
-    """Render what the cache of a synthetic set lacks; do nothing for other sets and without a cache.
+    """Render the images missing from a synthetic set's cache; do nothing for other sets or without a cache.
 
     Args:
         dataset: of any kind.

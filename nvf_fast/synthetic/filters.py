@@ -8,7 +8,7 @@ from numba import njit
 
 @njit(cache=True)
 def soften(layer: np.ndarray) -> np.ndarray:
-    """Average an image (H, W, 4) over 1-2-1 pixels both ways, so that it may be sampled more coarsely."""
+    """Average an image (H, W, 4) over 1-2-1 pixels along both axes, as a filter before coarser sampling."""
     height, width = layer.shape[:2]
     out, line = np.zeros_like(layer), np.zeros((width, 4), np.float32)
     quarter, half = np.float32(0.25), np.float32(0.5)
@@ -146,7 +146,7 @@ def develop(
     constant: float,
     proportional: float,
 ) -> np.ndarray:
-    """Turn an image into pixels with the errors of some camera.
+    """Convert an image to the pixels of a camera with errors.
 
     Args:
         image: (H, W, 3) float32, display values in [0, 1].

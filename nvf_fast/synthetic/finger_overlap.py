@@ -9,7 +9,7 @@ DEEPEST_OVERLAP = 0.35  # of accepted poses, against the radii's sum
 
 
 def deepest_overlap(ends: Tensor, radii: Tensor) -> Tensor:
-    """Measure how deep fingers run into each other or into the palm.
+    """Measure the deepest overlap of fingers with each other and with the palm.
 
     Args:
         ends: (B, C, 2, 3) mm, of round cones: three from base to tip of each finger, thumb first, then the
@@ -29,7 +29,7 @@ def deepest_overlap(ends: Tensor, radii: Tensor) -> Tensor:
     reach = moving_radii[:, :, None] + other_radii[:, None]
     overlap = 1 - torch.cdist(moving, others) / reach
     owner = torch.tensor([cone // 3 for cone in phalanges]).repeat_interleave(5)
-    # Palm cones touch the first phalanges they carry: only middle and last phalanges are tested against them.
+    # First phalanges always touch the palm's cones: only middle and last ones are tested against them.
     other_owner = torch.tensor(
         [cone // 3 if cone < 15 else -1 for cone in range(ends.shape[1])]
     ).repeat_interleave(5)

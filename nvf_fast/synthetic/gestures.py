@@ -51,14 +51,14 @@ MCP, PIP, DIP = (-6.0, 84.0), (4.0, 104.0), (3.0, 66.0)
 
 
 def draw_poses(draws: Draws) -> dict[str, Tensor]:
-    """Draw tries of each hand's pose.
+    """Draw candidates of each hand's pose.
 
     Args:
         draws: B streams.
 
     Returns:
-        Radians of the joints as `draw_angles` gives them: (B, POSES, 4) of the fingers' and (B, POSES) of the
-        thumb's. All tries of a hand are of one kind: one gesture, or random.
+        Radians of the joints, in the form of `draw_angles`: (B, POSES, 4) of the fingers' and (B, POSES) of
+        the thumb's. All candidates of a hand are of one kind: one gesture, or random.
     """
     random = draw_angles(draws)
     table = list(GESTURES.values())

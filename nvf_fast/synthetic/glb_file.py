@@ -113,7 +113,7 @@ class GLBFile:
         return cls(path, gltf, [buffer for buffer in buffers if buffer is not None], faults)
 
     def skeleton(self) -> Skeleton | None:
-        """Read the joints; None, with faults, where they make no right hand."""
+        """Read the joints; None, with faults, if they do not form a right hand."""
         gltf = self._gltf
         if len(gltf.skins) != 1:
             self._add(f"{len(gltf.skins) or 'no'} skin{'s' * (len(gltf.skins) > 1)}", "one skin")
@@ -147,7 +147,7 @@ class GLBFile:
         return None
 
     def mesh(self) -> SkinnedMesh | None:
-        """Join all skinned primitives; None, with faults, where they cannot be used."""
+        """Join all skinned primitives; None, with faults, if they are unusable."""
         gltf = self._gltf
         nodes = [node for node in gltf.nodes if node.mesh is not None]
         bare = [str(node.name) for node in nodes if node.skin is None]
@@ -299,7 +299,7 @@ class GLBFile:
 
 
 def webxr_name(name: str) -> str:
-    """Return WebXR's name of an OpenXR joint; any other name comes back as it is."""
+    """Return WebXR's name of an OpenXR joint, and any other name unchanged."""
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word and word not in OTHER_WORDS]
     if words == ["wrist"]:
         return "wrist"

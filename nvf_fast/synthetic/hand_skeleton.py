@@ -40,7 +40,7 @@ class HandSkeleton:
 
     @cached_property
     def angles(self) -> dict[str, Tensor]:
-        """The pose at rest in the terms of `draw_angles`: (1, 4) and (1,) radians."""
+        """The pose at rest in the form of `draw_angles`: (1, 4) and (1,) radians."""
         first, bends = self._bones[1:, 0], self._bends
         abduction, opposition = _thumb_angles(self._bones[0, 0])
         return {

@@ -24,7 +24,7 @@ FIRST_OBJECT = 3  # material; before it are those of the forearm
 
 
 def held_solid(stream: Stream, hand: PosedHand) -> Solid | None:
-    """A solid before the palm, as wide as the fingers leave room; None where they leave little."""
+    """A solid before the palm, limited by the room between the fingers; None without enough room."""
     knuckles = hand.joints[[5, 9, 13, 17]]
     across = knuckles[0] - knuckles[3]
     across /= np.linalg.norm(across)
@@ -59,7 +59,7 @@ def held_solid(stream: Stream, hand: PosedHand) -> Solid | None:
 
 
 def any_solid(stream: Stream, size: float) -> Solid:
-    """A solid of about some half size, mm, turned anyhow about the origin."""
+    """A solid of a given approximate half size, mm, randomly rotated about the origin."""
     kind, sizes = stream.below(3), size * 3 ** stream.uniforms(-0.5, 0.5, 3)
     if kind == 0:
         solid = cylinder(sizes[0], 2 * sizes[1] * stream.uniform(1, 3), taper=stream.uniform(0.4, 1))
@@ -82,7 +82,7 @@ def lying_about(
 
 
 def forearm_alone(stream: Stream, rig: Rig, half: float, depth: float) -> list[tuple[Solid, int]]:
-    """A forearm that crosses the view; where its hand would be lies outside."""
+    """A forearm that crosses the view, its hand outside."""
     forearm = draw_forearm(stream, 0.5)
     rim = rig.vertices[rig.rim]
     vertices = np.concatenate([rim, forearm_vertices(rim, forearm)])
@@ -101,7 +101,7 @@ def forearm_alone(stream: Stream, rig: Rig, half: float, depth: float) -> list[t
 
 
 def like_fingers(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
-    """Two to five capsules of skin side by side, which are no hand."""
+    """Two to five capsules of skin side by side, as a distractor."""
     radius = half * stream.uniform(0.05, 0.17)
     count, length = 2 + stream.below(4), radius * stream.uniform(4, 11)
     turn, place = draw_orientation(stream, 0.5), np.append(stream.uniforms(-0.6, 0.6, 2) * half, depth)
@@ -161,7 +161,7 @@ def face_solids(stream: Stream, half: float, depth: float) -> list[tuple[Solid, 
 
 
 def draw_looks(stream: Stream, count: int) -> np.ndarray:
-    """(count, 9) of each material that is no skin: red, green, blue, noise and stripes, each by strength and
+    """(count, 9) of each material other than skin: red, green, blue, noise and stripes, each by strength and
     wave number (1/mm), gloss and shine."""
     looks = np.zeros((max(count, FIRST_OBJECT), 9))
     for material in range(1, len(looks)):

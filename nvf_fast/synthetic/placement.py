@@ -63,8 +63,8 @@ def draw_places(
         distribution: orientations and distances.
 
     Returns:
-        Rotation (B, 3, 3), then offset (B, 3) mm, that bring the hands into the camera frame, and which try
-        (B,) each place is.
+        Rotation (B, 3, 3), then offset (B, 3) mm, from the hand frame to the camera frame; and the number
+        (B,) of the accepted candidate.
     """
     count = len(joints)
     towards_camera = draws.chance(0.5)

@@ -20,9 +20,9 @@ class SearchableMesh(NamedTuple):
         faces: (F, 3) int32, outward.
         starts: (V + 1,) int32.
         around: (3 F,) int32; the faces around vertex v are around[starts[v] : starts[v + 1]].
-        wide: (W,) int32, faces much wider than the others, which are always looked at.
+        wide: (W,) int32, faces much wider than the others, which are always tested.
         groups: (G, 32) int32, vertices that lie together; the last ones may repeat.
-        watertight: whether the mesh has an inside wherever it runs through itself.
+        watertight: whether the mesh has an inside even where it intersects itself.
     """
 
     faces: np.ndarray
@@ -34,7 +34,7 @@ class SearchableMesh(NamedTuple):
 
     @classmethod
     def build(cls, vertices: np.ndarray, faces: np.ndarray, wide: np.ndarray) -> SearchableMesh:
-        """Prepare a mesh whose vertices (V, 3) lie together in every pose if they do here."""
+        """Prepare a mesh whose nearby vertices (V, 3) remain close in every pose."""
         corners = faces.reshape(-1)
         starts = np.zeros(len(vertices) + 1, np.int32)
         starts[1:] = np.cumsum(np.bincount(corners, minlength=len(vertices)))
@@ -55,9 +55,9 @@ class SearchableMesh(NamedTuple):
     def distance(self, points: np.ndarray, vertices: np.ndarray) -> np.ndarray:
         """Measure signed distances (N,) mm of points (N, 3) to the mesh in some pose, negative inside.
 
-        The nearest triangle is looked for from the nearest vertex on, and among the wide ones. A
-        point is inside where the winding number is positive, also where fingers press into each other; a mesh
-        that is not watertight has no such number, and the normal at the nearest place decides.
+        The search for the nearest triangle starts from the nearest vertex and includes all wide triangles. A
+        point is inside if the winding number is positive, even where fingers intersect. A mesh that is not
+        watertight has no such number; the normal at the nearest place then determines the sign.
         """
         vertices = np.ascontiguousarray(vertices)
         squared, closest = _closest_faces(points, vertices, *self[:-1])

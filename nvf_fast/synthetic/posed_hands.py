@@ -26,7 +26,7 @@ class HandShapes:
         stretch: (B, 25), factors of the bones.
         girth: (B, 6), thickness factors.
         breadth: (B,), factors across the palm.
-        tries: (B,) int64, which of its poses each hand has.
+        tries: (B,) int64, index of each hand's accepted pose.
     """
 
     angles: dict[str, Tensor]
@@ -55,7 +55,7 @@ class PosedHand:
     places: np.ndarray
 
     def turned(self, rotation: np.ndarray) -> PosedHand:
-        """About the joints' mean, which becomes the origin."""
+        """Move the joints' mean to the origin."""
         middle = self.joints.mean(0)
         return replace(
             self,
@@ -65,7 +65,7 @@ class PosedHand:
         )
 
     def placed(self, rotation: np.ndarray, offset: np.ndarray) -> PosedHand:
-        """Turned about the origin, then moved."""
+        """Rotate about the origin, then translate."""
         return replace(
             self,
             vertices=self.vertices @ rotation.T + offset,
@@ -93,7 +93,7 @@ class PosedHand:
 
 
 def draw_shapes(rig: Rig, draws: Draws) -> HandShapes:
-    """Draw bone lengths, thickness and a pose for each stream; where fingers overlap, pose again."""
+    """Draw bone lengths, thickness and a pose for each stream, and redraw poses with overlapping fingers."""
     stretch = 1 + BONE_SPREAD * draws.normal(25).clamp(-2.5, 2.5)
     families = [0] + [0] * 4 + [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5
     stretch += (0.025 * draws.normal(5).clamp(-2.5, 2.5))[:, families]

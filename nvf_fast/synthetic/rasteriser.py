@@ -12,7 +12,7 @@ NEAREST_MM = 25.0  # triangles with a corner before this depth are left out
 def rasterise(
     vertices: np.ndarray, faces: np.ndarray, focal: float, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the surface that each pixel shows; back faces are culled.
+    """Find the visible surface at each pixel; back faces are culled.
 
     Args:
         vertices: (V, 3) float64 mm, camera frame (x right, y down, z forward).
@@ -21,7 +21,7 @@ def rasterise(
         size: S px; the principal point is pixel (S/2, S/2), pixel centres are integers.
 
     Returns:
-        The face (S, S) int32 at each pixel, -1 where there is none; the weights (S, S, 2) float64 of its
+        The face (S, S) int32 at each pixel, or -1; the weights (S, S, 2) float64 of its
         second and third corner, correct in perspective; the depth (S, S) float64 mm, +inf elsewhere.
     """
     x, y, q = np.empty(len(vertices)), np.empty(len(vertices)), np.empty(len(vertices))
@@ -84,7 +84,7 @@ def mesh_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 @njit(cache=True)
 def shown_vertices(shown: np.ndarray, faces: np.ndarray, count: int) -> np.ndarray:
-    """Indices (K,) int64 of those of `count` vertices whose faces `rasterise` has shown."""
+    """Indices (K,) int64 of the `count` vertices with faces visible in the result of `rasterise`."""
     seen, last = np.zeros(count, np.bool_), -1
     for row in range(len(shown)):
         for column in range(len(shown)):

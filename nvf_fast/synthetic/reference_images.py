@@ -30,14 +30,14 @@ CHECKED_WORDS = 64  # of each image's stream
 
 
 class DrawnHands(NamedTuple):
-    """B hands and where they are placed.
+    """B hands and their places.
 
     Attributes:
         skins, surfaces: (B, V, 3) float64 mm, hand frame: the mesh that is rendered and the coarser one.
         joints: (B, 21, 3) float64 mm, hand frame.
         rotations, offsets: (B, 3, 3) and (B, 3) mm, into the camera frame.
         streams: random numbers of each image.
-        checksum: SHA-256 of the hands' words, of the first words of each image, and of the tries taken.
+        checksum: SHA-256 of the hands' words, the first words of each image, and the accepted candidates.
     """
 
     skins: np.ndarray
@@ -65,7 +65,7 @@ def draw_hands(config: SyntheticConfig, indices: Sequence[int]) -> DrawnHands:
 
 
 def render_hands(hands: DrawnHands, size: int) -> dict[str, Tensor]:
-    """Render hands with their forearms, objects and surroundings, as the reference camera sees them.
+    """Render hands with their forearms, objects and surroundings in the reference camera.
 
     Args:
         hands: B hands.

@@ -40,9 +40,9 @@ class ViewOptions:
     """Contents of synthetic views. Chances lie in [0, 1], lengths are mm of the unit hand.
 
     Attributes:
-        compositions: views made of one rendered hand, each with its own background, rotation, zoom, colours.
+        compositions: views per rendered hand, each with its own background, rotation, zoom and colours.
         nearest_mm, farthest_mm: range of the hands' depth, log-uniform.
-        smallest, largest: of close views, how much of the view the joints' longer side fills.
+        smallest, largest: for close views, ratio of the joints' longer side to the view.
         wide_smallest, wide_usual, wide_largest: the same of wide views, log-uniform up to `wide_usual` and
             uniform from there on.
         wide_beyond: chance of a wide view whose hand is larger than `wide_usual`, alone and near the middle.
@@ -112,7 +112,7 @@ class SyntheticViews:
 
         Args:
             seed: names the stream.
-            batch: hands posed at once, which is part of the stream; few where few views are drawn.
+            batch: hands posed at once, which determines the stream; use few to draw few views.
         """
         self.seed, self._batch, self._batches = seed, batch, 0
         self._hands: deque[PosedHand] = deque()
@@ -195,7 +195,7 @@ class SyntheticViews:
         return views
 
     def _wide_hands(self, stream: Stream, fill: float) -> tuple[list[PosedHand], list[bool], float]:
-        """Place one or two hands of a wide view: right hands, which are left ones, and the focal length."""
+        """Place one or two hands of a wide view: right hands, the mask of left ones, and the focal length."""
         options, hands, left = self.options, [], []
         first = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
         first, focal = _placed(first, stream, options, fill, _anywhere(stream, fill))
@@ -249,7 +249,7 @@ class SyntheticViews:
 
 
 def wide_fill(stream: Stream, options: ViewOptions) -> float:
-    """Longer side of the first hand's joints in a wide view, against the view."""
+    """Longer side of the first hand's joints in a wide view, relative to the view."""
     if stream.chance(options.wide_beyond):
         return stream.uniform(options.wide_usual, options.wide_largest)
     return options.wide_smallest * (options.wide_usual / options.wide_smallest) ** stream.random()

@@ -46,7 +46,7 @@ class SceneChances:
 
 
 class HandRenderer:
-    """Renders hands of one rig in square views.
+    """Renderer of the hands of one rig in square views.
 
     Args:
         rig: the hand.
@@ -71,7 +71,7 @@ class HandRenderer:
         turnable: bool,
     ) -> None:
         if textures and rig.uv is None:
-            raise ValueError("textures need a rig with texture coordinates, and this one has none")
+            raise ValueError("textures need a rig with texture coordinates")
         self.rig, self.geometry, self.chances, self.size = rig, HandGeometry.of(rig), chances, size
         self.canvas = 2 * round(size * (1.42 if turnable else 1.02) * OVERSAMPLING / 2)
         self._textures = []
@@ -93,10 +93,10 @@ class HandRenderer:
 
         Args:
             stream: of the scene.
-            hands: right hands in the camera frame, mirrored here where they are left ones.
-            left: which hands are left ones.
+            hands: right hands in the camera frame, mirrored by this method for left hands.
+            left: mask of left hands.
             focal: px of the view.
-            extra: solids with their materials, beside those that the scene's chances bring.
+            extra: solids with their materials, in addition to random ones.
             canvas: px, side of the raster; `self.canvas` when absent.
 
         Returns:
@@ -140,7 +140,7 @@ class HandRenderer:
     def compose(
         self, stream: Stream, canvas: np.ndarray, turn: float, zoom: float, mirrored: bool
     ) -> np.ndarray:
-        """Lay a canvas on a background, as a camera would take it.
+        """Compose a canvas with a background into a camera's image.
 
         Args:
             stream: of this composition.
@@ -204,7 +204,7 @@ class HandRenderer:
             directions[0] = about_axis(stream.normal(0.4)) @ around.direction
             tint = around.colour / max(around.colour.mean(), 1e-3)
             colours[0] = colours[0] * (0.5 + 0.5 * tint) * min(0.6 + 0.15 * around.colour.mean(), 1.6)
-        # Mostly from the camera's side: light from behind shows silhouettes alone.
+        # Mostly from the camera's side: light from behind yields mere silhouettes.
         behind = directions[:, 2] > 0.3 * np.linalg.norm(directions, axis=1)
         if not stream.chance(0.12):
             directions[behind, 2] *= -1
@@ -225,7 +225,7 @@ class HandRenderer:
 
 
 def photographed(stream: Stream, image: np.ndarray) -> np.ndarray:
-    """(S, S, 3) uint8: an image (S, S, 3) float32 as some camera would store it."""
+    """Convert an image (S, S, 3) float32 to the (S, S, 3) uint8 of a random camera."""
     if stream.chance(0.5):
         image = gaussian_blur(image, stream.uniform(0.3, 1.2))
     if stream.chance(0.12):

@@ -47,8 +47,8 @@ class Rig:
         indices: (V, 4) int32, the joints that move each vertex, the strongest first.
         weights: (V, 4) float64, with sums of one.
         uv: (F, 3, 2) float32, texture coordinates of the corners; None without a texture.
-        masks: (V, 5) float32 in [0, 1]: palm, crease, knuckle, nail, tip; see `skin_masks`.
-        definition: of its joints, see `to_freihand`.
+        masks: (V, 5) float32 in [0, 1]: palm, crease, knuckle, nail, tip, from `skin_masks`.
+        definition: of its joints, as in `to_freihand`.
     """
 
     skeleton: HandSkeleton
@@ -70,19 +70,18 @@ class Rig:
     def first_free_pose(
         self, angles: Mapping[str, Tensor], stretch: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Choose the first of each hand's T poses without fingers that intersect.
+        """Choose each hand's first pose without intersecting fingers among T poses.
 
         Args:
             angles: (B, T, 4) and (B, T) radians, as `draw_angles` draws them.
             stretch: (B, 25), factors of the bones that end at each joint.
 
         Returns:
-            The angles chosen, (B, 4) and (B,), and which pose (B,) int64 that is; the last one where all
-            overlap.
+            The chosen angles, (B, 4) and (B,), and the index of the pose (B,) int64; the last if all overlap.
         """
         count, tries = angles["thumb_ip"].shape
         rows, chosen = torch.arange(count), torch.zeros(count, dtype=torch.int64)
-        # The first tries alone, then all further ones of those that overlap.
+        # First candidates, then all others of the hands whose first overlaps.
         again = rows[self._overlaps({name: value[:, 0] for name, value in angles.items()}, stretch)]
         if tries > 1 and len(again):
             others = {name: value[again, 1:].flatten(0, 1) for name, value in angles.items()}
@@ -93,7 +92,7 @@ class Rig:
         return {name: value[rows, chosen] for name, value in angles.items()}, chosen
 
     def _overlaps(self, angles: Mapping[str, Tensor], stretch: Tensor) -> Tensor:
-        """(B,) bool, whether fingers run through each other."""
+        """(B,) bool, whether fingers intersect."""
         ends = self.skeleton.joint_positions(self.skeleton.turns(angles), stretch)[:, BONES]
         return deepest_overlap(ends, self.skeleton.radii.expand(len(ends), -1, 2)) > DEEPEST_OVERLAP
 
@@ -154,16 +153,16 @@ def open_rig(path: Path | str | None) -> Rig:
 
 
 def load_rig(path: Path | str) -> Rig:
-    """Read a rigged right hand from a glTF file whose joints bear WebXR's or OpenXR's names.
+    """Read a rigged right hand from a glTF file with WebXR's or OpenXR's names of joints.
 
-    Vertices that were split at seams become one, a lid over the wrist is taken off, and a coarse mesh is
-    subdivided once along its curvature.
+    Vertices split at seams are merged, a lid over the wrist is removed, and a coarse mesh is subdivided once
+    along its curvature.
 
     Args:
         path: .glb or .gltf, with its buffers inside or beside it.
 
     Raises:
-        DatasetError: the file is missing, cannot be read or holds no such hand, with all that is wrong.
+        DatasetError: the file is missing, unreadable or without such a hand; the message lists all faults.
         ImportError: pygltflib is not installed (`pip install nvf-fast[train]`).
     """
     path = Path(path)
@@ -209,14 +208,14 @@ def load_rig(path: Path | str) -> Rig:
 
 @cache
 def built_in_rig() -> Rig:
-    """The hand of our own, meshed from the capsule surface once per process."""
+    """The built-in hand, meshed from the capsule surface once per process."""
     template = build_template()
     return assemble(template.vertices, template.faces, template.weights, template.joints, None)
 
 
 @cache
 def built_in_surface(spacing_mm: float = SURFACE_SPACING_MM) -> Rig:
-    """The built-in hand as a coarser mesh, on which distances to every triangle cost little."""
+    """The built-in hand as a coarser mesh, for fast distances to every triangle."""
     template = build_template(spacing_mm)
     return assemble(
         template.vertices, template.faces, template.weights, template.joints, None, subdivide=False
@@ -233,7 +232,7 @@ def assemble(
     *,
     subdivide: bool = True,
 ) -> Rig:
-    """Make a rig of a mesh that is open at the wrist.
+    """Make a rig from a mesh that is open at the wrist.
 
     Args:
         vertices: (V, 3) mm, hand frame.

@@ -19,13 +19,13 @@ COVER_SIZE = 64  # px, of the raster of covered joints
 
 
 class HandGeometry(NamedTuple):
-    """Geometry shared by all hands of a rig.
+    """Geometry common to all hands of a rig.
 
     Attributes:
         forearm: (R, 3) int32, its faces.
-        masks: (V + R', 5), see `skin_masks`, of the hand's vertices and the forearm's.
+        masks: (V + R', 5), from `skin_masks`, of the hand's vertices and the forearm's.
         closed: the hand, closed at the wrist.
-        area: (F,) how far each of its faces reaches on the way through all of their area.
+        area: (F,) normalised cumulative area of its faces.
     """
 
     forearm: np.ndarray
@@ -61,7 +61,7 @@ class Scene(NamedTuple):
         vertices: (V, 3) mm, camera frame.
         faces: (F, 3) int32, outward.
         places: (V, 3) mm, where the vertices lie in the noise.
-        masks: (H, 5), see `skin_masks`, of the hands' vertices, which come first.
+        masks: (H, 5), from `skin_masks`, of the hands' vertices, which come first.
         materials: (F,) int64 of the faces.
         vertex_materials: (V,) int64, of the last face around each vertex of a hand.
         uv: (T, 3, 2) float32, texture coordinates of the first T faces.
@@ -120,14 +120,14 @@ class Scene(NamedTuple):
 
 
 def _joined(parts: Sequence[np.ndarray], *shape: int, kind: type = np.float64) -> np.ndarray:
-    """Concatenate parts (N, *shape); no parts give no rows."""
+    """Concatenate parts (N, *shape), possibly none."""
     return np.concatenate([np.empty((0, *shape), kind), *parts])
 
 
 def covered_joints(
     rig: Rig, geometry: HandGeometry, hands: Sequence[PosedHand], left: Sequence[bool], slope: float
 ) -> list[float]:
-    """Measure how much of each hand lies behind forearms and the other hand.
+    """Measure the occlusion of each hand by forearms and the other hand.
 
     Args:
         rig, geometry: of the hands.
@@ -136,7 +136,7 @@ def covered_joints(
         slope: tangent of half the view's angle.
 
     Returns:
-        For each hand the part of its joints inside the view that something else covers, in [0, 1].
+        Ratio of each hand's joints inside the view that are occluded, in [0, 1].
     """
     scene = Scene.of(rig, geometry, hands, left)
     focal = COVER_SIZE / 2 / slope

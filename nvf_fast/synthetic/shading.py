@@ -41,7 +41,7 @@ class Lighting(NamedTuple):
 def visibility(
     vertices: np.ndarray, normals: np.ndarray, rows: np.ndarray, towards: np.ndarray, size: int
 ) -> np.ndarray:
-    """Find how much of a distant light reaches vertices, by a depth map of all of them as splats.
+    """Compute the visibility of a distant light from vertices, by a depth map of all of them as splats.
 
     Args:
         vertices: (V, 3) mm.
@@ -120,13 +120,13 @@ def _least_of_nine(depth: np.ndarray) -> np.ndarray:
 def openness(
     vertices: np.ndarray, normals: np.ndarray, rows: np.ndarray, directions: np.ndarray
 ) -> np.ndarray:
-    """Find the part of the surroundings that vertices see: ambient occlusion.
+    """Compute the ratio of the surroundings visible from vertices (ambient occlusion).
 
     Args:
         vertices: (V, 3) mm.
         normals: (V, 3) unit.
         rows: (K,) indices of the vertices that are lit.
-        directions: (D, 3) unit, where the surroundings are looked for.
+        directions: (D, 3) unit, the sampled directions of the surroundings.
 
     Returns:
         (V,) in [0, 1].
@@ -156,14 +156,14 @@ def reflectances(
     textured: bool,
     noise: np.ndarray,
 ) -> np.ndarray:
-    """Find how vertices reflect light.
+    """Compute the reflectance of vertices.
 
     Args:
         rows: (K,) indices of the vertices that are lit.
         materials: (V,) int64, 0 for skin.
-        looks: (M, 9) of each material, see `draw_looks`; that of skin is not read.
+        looks: (M, 9) of each material, from `draw_looks`; that of skin is ignored.
         places: (V, 3) mm, at rest.
-        masks: (H, 5) of the first H vertices, see `skin_masks`; those of further vertices are zero.
+        masks: (H, 5) of the first H vertices, from `skin_masks`; those of further vertices are zero.
         skin: its look.
         textured: a texture adds its own detail later.
         noise: from `noise_volume`.
@@ -208,14 +208,14 @@ def light_vertices(
     materials: np.ndarray,
     lighting: Lighting,
 ) -> np.ndarray:
-    """Find the light on each vertex: hemisphere light, wrapped Lambert, Blinn's highlight.
+    """Compute the light on each vertex: hemisphere light, wrapped Lambert, Blinn's highlight.
 
     Args:
         vertices: (V, 3) mm, camera frame.
         normals: (V, 3) unit.
         rows: (K,) indices of the vertices that are lit.
         seen: (V,), openness.
-        lit: (2, V), how much of both lights arrives.
+        lit: (2, V), visibility of both lights.
         reflecting: (V, 5), from `reflectances`.
         materials: (V,) int64, 0 for skin, which scatters red light around edges and into folds.
         lighting: of the scene.
@@ -284,7 +284,7 @@ def shade(
         light: (V, 9), from `light_vertices`.
         places: (V, 3) mm, where the vertices lie in the noise.
         face_materials: (F,) int64.
-        looks: (M, 9) of each material, see `draw_looks`, of which its noise and its stripes are read.
+        looks: (M, 9) of each material, from `draw_looks`; only noise and stripes are used.
         uv: (T, 3, 2) texture coordinates of the first T faces.
         details: (D, D, 3), factors of the texture.
         noise: from `noise_volume`.
@@ -373,7 +373,7 @@ def noise_at(volume: np.ndarray, x: float, y: float, z: float) -> float:
     fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
     i, j, k = int(fx), int(fy), int(fz)
     x, y, z = x - fx, y - fy, z - fz
-    # Unsigned, so that no index is checked for counting from the end.
+    # Unsigned, to avoid checks for negative indices.
     i0, j0, k0 = np.uint64(i & last), np.uint64(j & last), np.uint64(k & last)
     i1, j1, k1 = np.uint64((i + 1) & last), np.uint64((j + 1) & last), np.uint64((k + 1) & last)
     low = (volume[i0, j0, k0] * (1 - x) + volume[i1, j0, k0] * x) * (1 - y)

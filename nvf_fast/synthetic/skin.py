@@ -55,9 +55,9 @@ class SkinLook(NamedTuple):
         redness: of knuckles and fingertips.
         crease, knuckle: depth of lines and of the knuckles' darker skin.
         nail_cover: opacity of the nails' own colour.
-        texture_palm: (3,), how much lighter the texture's palm is than its back, in log reflectance.
+        texture_palm: (3,), log reflectance of the texture's palm relative to its back.
         gloss, shine: strength and exponent of the highlight.
-        offset: (3,) mm, where in the noise this skin lies.
+        offset: (3,) mm, place of this skin in the noise.
     """
 
     back: np.ndarray
@@ -76,7 +76,7 @@ class SkinLook(NamedTuple):
 
 
 def draw_tone(stream: Stream) -> np.ndarray:
-    """(3,) linear reflectance of some person's skin, all human tones about equally often."""
+    """Draw the linear reflectance (3,) of a person's skin, about uniform over all human tones."""
     at = stream.random() * (len(TONES) - 1)
     low = min(int(at), len(TONES) - 2)
     tone = np.exp((1 - at + low) * np.log(TONES[low]) + (at - low) * np.log(TONES[low + 1]))
@@ -118,8 +118,8 @@ def load_texture(path: Path | str, uv: np.ndarray, palm: np.ndarray) -> SkinText
 
     Args:
         path: image in sRGB.
-        uv: (F, 3, 2), which part of it the hand uses.
-        palm: (F,) in [0, 1], how far each face belongs to the palm.
+        uv: (F, 3, 2), texture coordinates of the hand.
+        palm: (F,) in [0, 1], weight of the palm at each face.
     """
     with Image.open(path) as image:
         small = image.convert("RGB").resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
@@ -128,13 +128,13 @@ def load_texture(path: Path | str, uv: np.ndarray, palm: np.ndarray) -> SkinText
     back, slope = np.linalg.lstsq(
         np.stack([np.ones(len(palm)), palm], 1), log[at[:, 1], at[:, 0]], rcond=None
     )[0]
-    # The palm's mean stays in the detail, and `skin_colours` takes it out where the palm is.
+    # The detail includes the palm's mean, which `skin_colours` removes on the palm.
     low, high = -DETAIL + np.minimum(slope, 0), DETAIL + np.maximum(slope, 0)
     return SkinTexture(np.exp((log - back).clip(low, high)).astype(np.float32), slope)
 
 
 def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: HandSkeleton) -> np.ndarray:
-    """Tell the parts of a hand apart.
+    """Compute masks of the parts of a hand.
 
     Args:
         vertices: (V, 3) mm, at rest in the hand frame.
@@ -142,8 +142,7 @@ def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: HandSkeleton
         skeleton: with the weights of these vertices.
 
     Returns:
-        (V, 5) float32 in [0, 1]: how far a vertex faces as the palm does, lies in a crease, over a knuckle,
-        under a nail, near a fingertip.
+        (V, 5) float32 in [0, 1], weights of palm, crease, knuckle, nail and fingertip.
     """
     rest, mover = skeleton.rest.numpy(), skeleton.weights.argmax(1).numpy()
     facing = normals[:, 2].copy()

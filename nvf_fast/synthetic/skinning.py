@@ -1,8 +1,8 @@
 """Skinning of a hand in two steps: shape at rest by blended affine maps, pose by blended dual quaternions.
 
 Linear blend skinning collapses the skin inside a bent finger; dual quaternions keep its volume (L. Kavan et
-al., "Skinning with dual quaternions", I3D 2007). They carry rigid motions only, so that bones change their
-lengths and girths before, in the rest pose, where blending maps is harmless.
+al., "Skinning with dual quaternions", I3D 2007). They represent rigid motions only, so that bones change
+their lengths and girths first, in the rest pose, where blending affine maps causes no artefacts.
 """
 
 from __future__ import annotations

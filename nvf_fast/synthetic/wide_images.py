@@ -83,17 +83,17 @@ class WideImages:
     """A generator of wide images.
 
     Each hand is rendered in a view of its own and warped into the image by the homography between the two
-    cameras, which share their centre, so that labels stay exact. Blur and noise are those of the whole image.
+    cameras of a common centre, so that labels stay exact. Blur and noise apply to the whole image.
 
     Args:
-        seed: names the images; image i of a seed is always the same.
+        seed: determines every image by its index.
         rig: a glTF file with a rigged right hand; None is the built-in hand.
         textures: images of skin for the file's texture coordinates.
         backgrounds: a folder of images and panoramas; None for procedural surroundings.
         shape: height and width in px.
         field_of_view: degrees, across the width.
         sizes: px, least and largest longer side of the joints' boxes.
-        options: of the hands; objects behind them are left out.
+        options: of the hands; objects behind them are omitted.
     """
 
     def __init__(
@@ -151,13 +151,13 @@ class WideImages:
     def _placed(
         self, stream: Stream, side: Side, size: float, others: Sequence[WideHand]
     ) -> tuple[WideHand, np.ndarray]:
-        """A hand that has room beside others, and its layer (H, W, 4) float32 in the image."""
+        """Draw a hand with room beside the others, and its layer (H, W, 4) float32 in the image."""
         height, width = self.shape
         for _ in range(TRIES):
             low = np.full(2, size / 2)
             middle = low + ([width, height] - 2 * low) * stream.uniforms(0, 1, 2)
             rotation = look_at_rotation(middle, self.intrinsics)
-            # Off the axis the image stretches what it shows by 1 / cos, and once more outwards.
+            # Off the axis, perspective stretches the image by 1 / cos, and again in the radial direction.
             shown = size * rotation[2, 2] ** 1.5
             rendered = self._layer(stream, side == "left", shown / self.intrinsics[0, 0], shown)
             if rendered is None:
@@ -179,14 +179,14 @@ class WideImages:
         return project(joints, self.intrinsics)
 
     def _layer(self, stream: Stream, left: bool, slope: float, size: float) -> _HandLayer | None:
-        """Render a hand alone, at `OVERSAMPLING` times the size that it is shown at.
+        """Render a hand alone, at `OVERSAMPLING` times its final size.
 
         Args:
             stream: of the hand and its light.
             left: whether it is a left hand.
             slope: longer side of the joints' box at depth 1, which places the hand; the box lies about the
                 optical axis, but for the difference between a hand and its mirror image.
-            size: px that this side spans where the hand is shown.
+            size: px, this side in the final image.
 
         Returns:
             The layer; None where the forearm hides the hand.
@@ -246,7 +246,7 @@ def _covered(layer: np.ndarray, pixels: np.ndarray) -> int:
 
 
 def _photographed(stream: Stream, image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: an image (H, W, 3) float32 as one camera stores it."""
+    """Convert an image (H, W, 3) float32 to the (H, W, 3) uint8 of a random camera."""
     image = gaussian_blur(image.astype(np.float32), stream.uniform(0.4, 1.1))
     strength = 0.02 * stream.random() ** 2
     return develop(
