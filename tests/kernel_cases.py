@@ -70,7 +70,7 @@ FIELD_CASES = {
 def field_inputs(case: FieldCase, dtype: torch.dtype = torch.float32, device: str = "cpu") -> FieldInputs:
     """Draw random inputs with network weights exactly representable in `dtype`.
 
-    The images of a centred case also have intrinsics of their own.
+    The images of a centred case also have separate intrinsics.
     """
     batch, count, size = case.batch, case.count, case.image_size
     focal = 480 * size / 224

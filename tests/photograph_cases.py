@@ -35,10 +35,10 @@ def photograph_labels(count: int, seed: int = 0) -> list[dict[str, Any]]:
         left = index % 2 == 1
         joints = mirrored(joints) if left else joints
         # The principal point places the hand's centre at (115, 122).
-        middle = joints.mean(0)
-        principal = [115 - FOCAL * middle[0] / middle[2], 122 - FOCAL * middle[1] / middle[2]]
+        mean = joints.mean(0)
+        principal = [115 - FOCAL * mean[0] / mean[2], 122 - FOCAL * mean[1] / mean[2]]
         intrinsics = np.array([[FOCAL, 0, principal[0]], [0, FOCAL, principal[1]], [0, 0, 1]])
-        seen = joints @ intrinsics.T
+        projected = joints @ intrinsics.T
         entries.append(
             {
                 "file": f"{'rooms' if index < 4 else 'streets'}_{index:05d}.png",
@@ -50,7 +50,7 @@ def photograph_labels(count: int, seed: int = 0) -> list[dict[str, Any]]:
                 "definition": "freihand",
                 "K": intrinsics.tolist(),
                 "joints": joints.tolist(),
-                "joints_2d": (seen[:, :2] / seen[:, 2:]).tolist(),
+                "joints_2d": (projected[:, :2] / projected[:, 2:]).tolist(),
             }
         )
     return entries
@@ -81,6 +81,6 @@ def disc_centres(image: np.ndarray) -> np.ndarray:
 
 def _discs_apart(hands: np.ndarray) -> np.ndarray:
     """Whether the marked joints of each hand are too far apart for discs to overlap."""
-    seen = FOCAL * (hands / hands[..., 2:])[:, MARKED, :2]
-    apart = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1) + 99 * np.eye(len(MARKED))
+    projected = FOCAL * (hands / hands[..., 2:])[:, MARKED, :2]
+    apart = np.linalg.norm(projected[:, :, None] - projected[:, None], axis=-1) + 99 * np.eye(len(MARKED))
     return apart.min((1, 2)) > 3 * RADIUS

@@ -13,11 +13,11 @@ from tests.training_cases import SIZE, draw_dots
 def test_rolled_image_shows_the_rolled_hand() -> None:
     hands = sample_hands(16, torch.Generator().manual_seed(2))
     images_in = draw_dots(hands.joints, 96)
-    rolled, turned, _ = augment(
+    rolled, rolled_hands, _ = augment(
         images_in, hands, FrustumVolume(), Augmentation(roll_deg=90.0), torch.Generator().manual_seed(0)
     )
-    expected = draw_dots(turned.joints, 96).float() / 127.5 - 1
-    assert (turned.joints - hands.joints).abs().amax((1, 2)).count_nonzero() >= 8
+    expected = draw_dots(rolled_hands.joints, 96).float() / 127.5 - 1
+    assert (rolled_hands.joints - hands.joints).abs().amax((1, 2)).count_nonzero() >= 8
     inside = (rolled - expected)[:, :, 12:-12, 12:-12].abs()
     assert inside.mean() < 0.003  # 0.0008 measured, from resampling the dots; unrolled images give 0.01
     unrolled = (images_in.float() / 127.5 - 1 - expected)[:, :, 12:-12, 12:-12].abs()

@@ -159,7 +159,7 @@ def test_view_is_empty_outside_and_behind_the_image() -> None:
     assert remap(image, reference_homography(K, 64, beside)[None], 64).abs().max() == 0
     plan = plan_view(reference_homography(K, 64, beside), 64, 224, 224)
     assert 1 <= plan.columns.stop - plan.columns.start <= plan.factor, "one average, which is not reached"
-    behind = torch.diag(torch.tensor([-1.0, 1, -1], dtype=torch.float64))  # turned round
+    behind = torch.diag(torch.tensor([-1.0, 1, -1], dtype=torch.float64))  # rotated by 180 degrees
     assert remap(image, reference_homography(K, 64, behind)[None], 64).abs().max() == 0
 
 

@@ -75,15 +75,15 @@ def test_last_features_use_current_weights() -> None:
         return features
 
     with torch.no_grad():
-        seen = [assert_close()]
+        outputs = [assert_close()]
         for name in ("features.weight", "features.bias", "mixed_onward.weight", "features_onward.bias"):
             encoder.stacks[0].get_parameter(name).add_(0.1)
-            seen.append(assert_close())
+            outputs.append(assert_close())
         encoder.load_state_dict(HourglassEncoder(config).state_dict())
-        seen.append(assert_close())
+        outputs.append(assert_close())
         encoder.stacks[0].features_onward = nn.Conv2d(config.width, config.width, 1)
-        seen.append(assert_close())
-        for before, after in pairwise(seen):
+        outputs.append(assert_close())
+        for before, after in pairwise(outputs):
             assert (after - before).abs().max() > 1e-3
 
 

@@ -98,8 +98,8 @@ class SpotQuery:
         return points, intrinsics
 
     def project(self, features: Tensor, hand_scale: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-        seen = [bool((view > -1).any()) for view in features]
-        return features, [next(self.model.distances) if hand else None for hand in seen]
+        visible = [bool((view > -1).any()) for view in features]
+        return features, [next(self.model.distances) if hand else None for hand in visible]
 
     def sample(self, maps: Any, places: Any) -> Any:
         return SimpleNamespace(sdf=self.model.query_field(*maps, *places)[0])
@@ -151,7 +151,7 @@ def assert_pose(pose: HandPose, truth: Tensor, intrinsics: np.ndarray) -> None:
         ((-150, 80, 600), (12, 240, 200, 440), 128),
         ((190, -110, 800), (430, 0, 640, 210), 224),
     ],
-    ids=["axis-224", "axis-128", "turned-left-down", "turned-right-up"],
+    ids=["axis-224", "axis-128", "rotated-left-down", "rotated-right-up"],
 )
 def test_recovers_the_pose(
     monkeypatch: pytest.MonkeyPatch, centre: tuple, box: tuple | None, size: int, side: str
@@ -164,8 +164,8 @@ def test_recovers_the_pose(
 def test_recovers_the_pose_from_a_high_resolution_image(monkeypatch: pytest.MonkeyPatch) -> None:
     fine = np.diag([4.0, 4, 1]) @ K
     truth = hand_at((-100, 0, 600), "left")
-    middle = project(truth.mean(0, keepdim=True), torch.from_numpy(fine))[0]
-    box = torch.cat([middle - 400, middle + 400])
+    centre = project(truth.mean(0, keepdim=True), torch.from_numpy(fine))[0]
+    box = torch.cat([centre - 400, centre + 400])
     image = spot_image(truth, fine, 4 * HEIGHT, 4 * WIDTH)
     assert_pose(reader(monkeypatch, [truth])(image, fine, box=box, side="left"), truth, fine)
 
@@ -178,8 +178,10 @@ def test_batch_equals_single_images(monkeypatch: pytest.MonkeyPatch) -> None:
     intrinsics = np.stack([K, other, K])
     sizes = [(480, 640), (500, 520), (470, 600)]
     images = [spot_image(hand, k, *size) for hand, k, size in zip(hands, intrinsics, sizes, strict=True)]
-    middles = [project(hand, torch.from_numpy(k)).mean(0) for hand, k in zip(hands, intrinsics, strict=True)]
-    boxes = [torch.cat([middle - 90, middle + 90]).numpy() for middle in middles]
+    centres_px = [
+        project(hand, torch.from_numpy(k)).mean(0) for hand, k in zip(hands, intrinsics, strict=True)
+    ]
+    boxes = [torch.cat([pixel - 90, pixel + 90]).numpy() for pixel in centres_px]
     poses = reader(monkeypatch, hands)(images, intrinsics, box=boxes, side=sides)
     assert len(poses) == 3 and poses.joints.shape == (3, 21, 3) and poses.valid.all()
     for i, pose in enumerate(poses):
@@ -292,7 +294,7 @@ def test_guided_search_starts_from_the_previous_pose(tiny: NVF, monkeypatch: pyt
     view = project(given[1].double(), reference_intrinsics(224, dtype=torch.float64))
     alone = PoseEstimator(tiny, step_mm=16, surface_mm=30)(image, K, box=box, side="left", return_votes=True)
     frame = np.linalg.lstsq(alone.joints, given[1].numpy(), rcond=None)[0]
-    assert np.linalg.det(frame) == pytest.approx(-1, abs=0.01), "mirrored and turned"
+    assert np.linalg.det(frame) == pytest.approx(-1, abs=0.01), "mirrored and rotated"
     assert view.isfinite().all() and given[1][:, 2].min() > 0
     nowhere = dataclasses.replace(pose, joints=np.full((21, 3), np.nan, np.float32))
     np.testing.assert_allclose(

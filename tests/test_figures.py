@@ -141,9 +141,9 @@ def test_vote_opacity() -> None:
     drawn = np.array(
         vote_panel(view, several, np.array([0.2, 1.3, 0.3, 0.5, 0.0]), joint, colour), np.float64
     )
-    middles = view.projected((voters + joint) / 2).round().astype(int)
+    midpoints = view.projected((voters + joint) / 2).round().astype(int)
     # The brightest pixel nearby, since a line covers some pixels partially.
-    strong, weak, none = (drawn[y - 1 : y + 2, x - 1 : x + 2].max((0, 1)) for x, y in middles)
+    strong, weak, none = (drawn[y - 1 : y + 2, x - 1 : x + 2].max((0, 1)) for x, y in midpoints)
     ground = np.array([90, 90, 90]) * DARKENED
     np.testing.assert_allclose(strong, colour, atol=3)
     np.testing.assert_allclose(weak, (ground + colour) / 2, atol=3)
@@ -190,8 +190,8 @@ def test_mesh_shading_and_occlusion() -> None:
     )
     alone = np.array(mesh_panel(view, ball.vertices, ball.faces))
     np.testing.assert_array_equal(both, alone)
-    middle, offset = SIZE // 2, SIZE // 12
-    lit, shaded = alone[middle - offset, middle - offset], alone[middle + offset, middle + offset]
+    centre, offset = SIZE // 2, SIZE // 12
+    lit, shaded = alone[centre - offset, centre - offset], alone[centre + offset, centre + offset]
     assert lit.sum() > 1.5 * shaded.sum()
     inside_out = np.array(mesh_panel(view, ball.vertices, ball.faces[:, ::-1]))
     assert np.abs(inside_out.astype(int) - alone).max() > 50, "faces point outwards"
@@ -421,7 +421,7 @@ def test_reports_all_faults_of_photographs(tmp_path: Path) -> None:
         "one.png: hand_scale must be 10 to 120 mm, got 0.04",
         "not a readable image",
         "text.png: K must be (3, 3), or (1, 3, 3) for 1 image(s), got shape (2, 2)",
-        "away.png: there is no such file",
+        "away.png: the file does not exist",
         'away.png: expected {"K": ...}, got 3',
     ):  # fmt: skip
         assert fault in str(caught.value)

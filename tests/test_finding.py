@@ -86,8 +86,8 @@ def test_finds_a_spot_at_its_position(longer: float) -> None:
     maps = torch.cat([3 * blurred - 3, torch.full_like(blurred, -1.0), torch.zeros_like(blurred)])
     boxes = read_peaks(maps, view, SIZE, 0.05).boxes
     texel = 4 * view.scale.max().item()
-    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
-    assert ((middles - torch.tensor([509.5, 229.5])).abs() <= texel).all(1).any()
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert ((centres - torch.tensor([509.5, 229.5])).abs() <= texel).all(1).any()
 
 
 def test_keeps_the_best_box_per_hand() -> None:

@@ -61,8 +61,8 @@ def test_published_file_layout(trees: Path) -> None:
     scale = json.loads((folder / "training_scale.json").read_text())[1]
     assert scale == pytest.approx(np.linalg.norm(joints[9] - joints[10]))
     camera = np.array(json.loads((folder / "training_K.json").read_text()))[1]
-    seen = joints @ camera.T
-    assert (seen[:, 2] > 0.3).all() and (seen[:, 2] < 1).all()
+    projected = joints @ camera.T
+    assert (projected[:, 2] > 0.3).all() and (projected[:, 2] < 1).all()
     assert {path.name for path in (folder / "training/rgb").iterdir()} == {f"{i:08d}.jpg" for i in range(12)}
     evaluation = {path.name for path in folder.glob("evaluation_*.json")}
     assert evaluation == {"evaluation_K.json", "evaluation_scale.json"}
@@ -152,8 +152,8 @@ def test_conversion_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     runpy.run_path(str(ROOT / "examples/convert_dataset.py"), run_name="__main__")
     left, right = FreiHAND(tmp_path / "converted", versions=("gs",))
-    seen = [sample.joints.double().numpy() @ sample.intrinsics.T for sample in (left, right)]
-    left_pixels, right_pixels = (points[:, :2] / points[:, 2:] for points in seen)
+    projected = [sample.joints.double().numpy() @ sample.intrinsics.T for sample in (left, right)]
+    left_pixels, right_pixels = (points[:, :2] / points[:, 2:] for points in projected)
     np.testing.assert_allclose(left_pixels, [63, 0] + [-1, 1] * right_pixels, atol=1e-4)
     assert np.abs(left.image.astype(int) - right.image[:, ::-1]).max() <= 2 * JPEG_LEVELS
 

@@ -247,11 +247,11 @@ def closed(hand: Source) -> Source:
     return hand._replace(faces=sheet.closed_faces)
 
 
-@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("flipped", [True, False])
 @pytest.mark.parametrize("lid", [True, False])
-def test_merged_skin(lid: bool, turned: bool, rig: Rig, tmp_path: Path) -> None:
+def test_merged_skin(lid: bool, flipped: bool, rig: Rig, tmp_path: Path) -> None:
     hand = closed(source()) if lid else source()
-    faces = hand.faces[:, ::-1] if turned else hand.faces
+    faces = hand.faces[:, ::-1] if flipped else hand.faces
     read = load_rig(glb(hand._replace(faces=faces)).save(tmp_path / "right.glb"))
     assert len(read.faces) == len(rig.faces) and len(read.rim) == len(rig.rim)
     mesh = trimesh.Trimesh(read.vertices, read.closed_faces, process=False)

@@ -74,11 +74,11 @@ def test_every_second_node_is_a_lattice(lattice: Lattice) -> None:
 @pytest.mark.parametrize("step", [4.0, 24.0, 100.0])
 def test_neighbours_lie_at_their_offsets(step: float) -> None:
     lattice = Lattice(step)
-    seen = lattice.every(1)[[0, len(lattice) // 2, -1]]
+    nodes = lattice.every(1)[[0, len(lattice) // 2, -1]]
     offsets = cube(lattice.rim)
-    places = lattice.points(lattice.neighbours(seen, offsets))
+    places = lattice.points(lattice.neighbours(nodes, offsets))
     spacing = torch.tensor([length / n for length, n in zip((500, 500, 1050), lattice.shape, strict=True)])
-    expected = lattice.points(seen)[:, None] + offsets * spacing
+    expected = lattice.points(nodes)[:, None] + offsets * spacing
     torch.testing.assert_close(places, expected, rtol=0, atol=1e-3)  # float32 of 1200 mm: measured 1.2e-4
     assert cube([2, 0, 1]).tolist()[:2] == [[-2, 0, -1], [-2, 0, 0]] and len(cube([2, 0, 1])) == 15
 

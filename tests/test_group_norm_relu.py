@@ -141,8 +141,8 @@ def test_strided_inputs(function: Callable) -> None:
     x, weight, bias, groups = inputs(Case((2, 48, 6, 10), 4))
     expected = function(x[:, ::2].contiguous(), weight[::2].contiguous(), bias[::2].contiguous(), groups)
     torch.testing.assert_close(function(x[:, ::2], weight[::2], bias[::2], groups), expected)
-    turned = function(x.transpose(2, 3), weight, bias, groups)
-    torch.testing.assert_close(turned, function(x, weight, bias, groups).transpose(2, 3))
+    transposed = function(x.transpose(2, 3), weight, bias, groups)
+    torch.testing.assert_close(transposed, function(x, weight, bias, groups).transpose(2, 3))
 
 
 @pytest.mark.parametrize("function", [kernel, ops.group_norm_relu])

@@ -84,35 +84,35 @@ def test_view_is_centred_on_the_box_and_fits_its_longer_side(box: tuple) -> None
     placement = placed(box)
     frame = placement.frames[0]
     torch.testing.assert_close(frame @ frame.mT, torch.eye(3, dtype=torch.float64))
-    middle = (np.array(box[:2]) + box[2:]) / 2
+    box_centre = (np.array(box[:2]) + box[2:]) / 2
     half = (np.array(box[2:]) - box[:2]) / 2
     pixels = [
-        middle,
-        middle - [half[0], 0],
-        middle + [half[0], 0],
-        middle - [0, half[1]],
-        middle + [0, half[1]],
+        box_centre,
+        box_centre - [half[0], 0],
+        box_centre + [half[0], 0],
+        box_centre - [0, half[1]],
+        box_centre + [0, half[1]],
     ]
-    seen = torch.tensor(np.array([[*pixel, 1] for pixel in pixels])) @ placement.homographies[0].mT
-    centre, *ends = seen[:, :2] / seen[:, 2:]
+    projected = torch.tensor(np.array([[*pixel, 1] for pixel in pixels])) @ placement.homographies[0].mT
+    centre, *ends = projected[:, :2] / projected[:, 2:]
     torch.testing.assert_close(centre, torch.full((2,), 64.0, dtype=torch.float64))
     spans = [float((ends[1] - ends[0]).norm()), float((ends[3] - ends[2]).norm())]
     assert max(spans) == pytest.approx(96)
     # A point in the camera's frame appears where the virtual camera projects it.
     point = torch.tensor([[25.0, 30.0, 480.0]], dtype=torch.float64)
     pixel = torch.cat([project(point, torch.from_numpy(K)), torch.ones(1, 1)], 1)
-    seen = placement.homographies[0] @ pixel[0]
+    projected = placement.homographies[0] @ pixel[0]
     expected = project(point @ frame.mT, view_intrinsics(placement.slopes, 128)[0])
-    torch.testing.assert_close(seen[:2] / seen[2], expected[0])
+    torch.testing.assert_close(projected[:2] / projected[2], expected[0])
 
 
 def test_query_points_are_regular_in_the_view_and_in_depth() -> None:
     lattice = HandVolume().lattice(16.0)
     assert len(lattice) == 14**3
-    middles, slopes = torch.tensor([300.0, 700.0]), torch.tensor([0.3, 0.12])
-    points = lattice.points(middles, slopes)
+    depths_of_centres, slopes = torch.tensor([300.0, 700.0]), torch.tensor([0.3, 0.12])
+    points = lattice.points(depths_of_centres, slopes)
     assert points.shape == (2, 14**3, 3)
-    depths = points[..., 2] - middles[:, None]
+    depths = points[..., 2] - depths_of_centres[:, None]
     assert depths.abs().max().item() == pytest.approx(104, abs=1e-3)
     pixels = project(points, view_intrinsics(slopes, 128))
     torch.testing.assert_close(pixels[0], pixels[1], rtol=0, atol=1e-3)  # the same texels for every hand
@@ -292,9 +292,9 @@ class Marked(PoseEstimator):
         look = self.model.look
 
         def marked_look(images: Tensor, slopes: Tensor) -> Any:
-            seen = look(images, slopes)
+            heads = look(images, slopes)
             spread = torch.linspace(-0.6, 0.6, 21)[:, None].expand(len(images), 21, 2)
-            return seen._replace(presence=torch.full_like(seen.presence, presence), uv=spread)
+            return heads._replace(presence=torch.full_like(heads.presence, presence), uv=spread)
 
         def marked_maps(images: Tensor, slopes: Tensor) -> Tensor:
             red = F.avg_pool2d((images[:, 0] - images[:, 1])[:, None], 4)[:, 0]  # 2 where it is bright red
@@ -315,9 +315,9 @@ def test_finds_and_poses_every_hand_without_a_box(model: NVF) -> None:
     image[40:56, 250:266, 0] = 255
     found = estimator.find(image, K)
     assert len(found) == 2 and found.sides == ("right", "right") and (np.diff(found.scores) <= 0).all()
-    middles = sorted(((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).tolist())
+    centres = sorted(((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).tolist())
     # A texel of the coarsest view covers 15 px of the image.
-    np.testing.assert_allclose(middles, [[67.5, 107.5], [257.5, 47.5]], atol=10)
+    np.testing.assert_allclose(centres, [[67.5, 107.5], [257.5, 47.5]], atol=10)
 
     pose = estimator(image, K)
     assert len(pose) == len(pose.side) == len(pose.box) > 0 and pose.valid.all()
@@ -335,12 +335,12 @@ def test_finds_the_same_hands_at_higher_resolution(model: NVF) -> None:
     finer_K[:2, 2] += 1.5  # copies of pixel u are centred at 4 u + 1.5
     found, again = estimator.find(image, K), estimator.find(finer, finer_K)
     assert len(found) == len(again) == 2
-    middles, finer_middles = (
+    centres, finer_centres = (
         np.sort((hands.boxes[:, :2] + hands.boxes[:, 2:]) / 2, axis=0) for hands in (found, again)
     )
     # The finer image is averaged over 3 x 3 px, which do not divide its 4 x 4 equal ones: measured up to
     # 3.5 px of 1296; a wrong factor would give 300.
-    np.testing.assert_allclose(finer_middles, 4 * middles + 1.5, atol=8)
+    np.testing.assert_allclose(finer_centres, 4 * centres + 1.5, atol=8)
 
 
 def test_finer_views_find_smaller_hands(model: NVF) -> None:

@@ -42,8 +42,8 @@ def samples() -> tuple[HandSample, ...]:
         scale = UNIT_SCALE_MM * (0.9 + 0.02 * index)
         joints = hand.joints @ np.diag([1.0, -1, -1]) * (scale / UNIT_SCALE_MM)
         joints = joints - joints.mean(0) + [5.0 * index - 20, 10, 350 + 50 * index]
-        seen = joints @ K.T
-        seen = seen[:, :2] / seen[:, 2:]
+        projected = joints @ K.T
+        projected = projected[:, :2] / projected[:, 2:]
         made.append(
             HandSample(
                 id=str(index),
@@ -51,7 +51,7 @@ def samples() -> tuple[HandSample, ...]:
                 intrinsics=K.copy(),
                 joints=torch.from_numpy(joints).float(),
                 hand_scale=scale,
-                box=torch.from_numpy(np.concatenate([seen.min(0), seen.max(0)])).float(),
+                box=torch.from_numpy(np.concatenate([projected.min(0), projected.max(0)])).float(),
             )
         )
     return tuple(made)
@@ -156,14 +156,14 @@ def test_stability_detects_dependence_on_rotation_and_batch() -> None:
 
 
 def test_rotated_samples_keep_correct_labels() -> None:
-    turned = hand_views._turned(samples()[2])
-    seen = np.asarray(turned.joints) @ turned.intrinsics.T
-    seen = seen[:, :2] / seen[:, 2:]
-    np.testing.assert_allclose(np.asarray(turned.box), [*seen.min(0), *seen.max(0)], atol=1e-3)
-    row, column = np.rint(seen[8]).astype(int)[::-1]
+    rotated = hand_views._turned(samples()[2])
+    projected = np.asarray(rotated.joints) @ rotated.intrinsics.T
+    projected = projected[:, :2] / projected[:, 2:]
+    np.testing.assert_allclose(np.asarray(rotated.box), [*projected.min(0), *projected.max(0)], atol=1e-3)
+    row, column = np.rint(projected[8]).astype(int)[::-1]
     before = np.asarray(samples()[2].joints) @ K.T
     y, x = np.rint(before[8, :2] / before[8, 2]).astype(int)[::-1]
-    np.testing.assert_array_equal(turned.image[row, column], samples()[2].image[y, x])
+    np.testing.assert_array_equal(rotated.image[row, column], samples()[2].image[y, x])
 
 
 def test_presence_and_sides() -> None:
@@ -176,10 +176,10 @@ def test_presence_and_sides() -> None:
     images[2:4, :, :64] = 240  # the left halves of two
     views = replace(views, images=images)
     views.left[2:4, 0] = True
-    seen = []
+    inputs = []
 
     def heads(given: HandViews) -> ViewPredictions:
-        seen.append(given.images)
+        inputs.append(given.images)
         brightness = torch.from_numpy(given.images.mean((1, 2, 3)) / 255)
         left = torch.from_numpy((given.images[:, :, :60].mean((1, 2, 3)) > 220).astype(np.float32))
         none = torch.zeros(len(given), 21, 3)
@@ -187,7 +187,7 @@ def test_presence_and_sides() -> None:
 
     found = hand_views.score_presence(heads, views, 0.5)
     assert found == {"hands": 6, "lost": pytest.approx(100 / 6), "side": 100}
-    plain, mirrored = seen
+    plain, mirrored = inputs
     np.testing.assert_array_equal(mirrored[:, :, 1:], plain[:, :, :0:-1])  # around column 64
     assert hand_views.score_empty(heads, views, 0.9)["accepted"] == 0
     assert hand_views.score_empty(heads, views, 0.01)["accepted"] == 100

@@ -67,9 +67,9 @@ def test_published_file_layout(trees: Path) -> None:
     np.testing.assert_allclose(joints[:16], placed, atol=1e-6)
     tips = (vertices[0, FINGERTIPS["ho3d"]] + pose.translation) / 1000
     np.testing.assert_allclose(joints[16:], tips, atol=1e-6)
-    seen = joints * [1, -1, -1] @ meta["camMat"].T
+    projected = joints * [1, -1, -1] @ meta["camMat"].T
     expected = sample.joints[0].double().numpy() @ sample.intrinsics.T
-    np.testing.assert_allclose(seen[0, :2] / seen[0, 2], expected[:2] / expected[2], atol=1e-6)
+    np.testing.assert_allclose(projected[0, :2] / projected[0, 2], expected[:2] / expected[2], atol=1e-6)
     meta = pickle.loads((trees / "v3/evaluation/SM1/meta/0001.pkl").read_bytes())
     assert meta["handJoints3D"].shape == (3,) and meta["handBoundingBox"].shape == (4,)
     lines = (trees / "v2/evaluation.txt").read_text().splitlines()

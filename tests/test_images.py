@@ -75,8 +75,8 @@ def test_root_relative_images_are_crops_about_the_wrist() -> None:
     for index, image, joints in zip([1, 2], images, hands.joints, strict=True):
         root = dataset.hands.joints[index, 0].double()
         # The image shows a joint at its own depth; the crop is scaled by the wrist's depth.
-        seen = (joints[9] + root)[:2] * root[2] / (joints[9] + root)[2] - root[:2]
-        assert (centroid(image) - 64 * (1 + seen / 170)).norm() < 0.3
+        projected = (joints[9] + root)[:2] * root[2] / (joints[9] + root)[2] - root[:2]
+        assert (centroid(image) - 64 * (1 + projected / 170)).norm() < 0.3
 
 
 def test_images_that_fit_are_unchanged() -> None:

@@ -100,11 +100,11 @@ def test_global_rotation() -> None:
     pose[:, :3] = 0
     still, joints = mano()(pose, shape, flat_hand_mean=True)
     pose[:, :3] = torch.tensor([0.3, -1.1, 0.7])
-    turned, turned_joints = mano()(pose, shape, flat_hand_mean=True)
+    rotated, rotated_joints = mano()(pose, shape, flat_hand_mean=True)
     rotation = torch.from_numpy(plain_rotation(pose[0, :3].double().numpy()))
     wrist = joints[:, :1]
-    torch.testing.assert_close(turned, (still - wrist) @ rotation.T + wrist, atol=1e-9, rtol=0)
-    torch.testing.assert_close(turned_joints[:, 0], joints[:, 0], atol=1e-9, rtol=0)
+    torch.testing.assert_close(rotated, (still - wrist) @ rotation.T + wrist, atol=1e-9, rtol=0)
+    torch.testing.assert_close(rotated_joints[:, 0], joints[:, 0], atol=1e-9, rtol=0)
 
 
 def test_joint_orders() -> None:
@@ -167,10 +167,10 @@ def test_refuses_to_close_other_surfaces() -> None:
     inner = (faces > 400).all(1).nonzero()[0, 0]
     with pytest.raises(ValueError, match="one opening; one has 16 of 19"):
         close_surface(torch.cat([faces[:inner], faces[inner + 1 :]]), template)
-    turned = faces.clone()
-    turned[100] = turned[100].flip(0)
+    flipped = faces.clone()
+    flipped[100] = flipped[100].flip(0)
     with pytest.raises(ValueError, match="same direction"):
-        close_surface(turned, template)
+        close_surface(flipped, template)
 
 
 def test_reads_python_2_file(tmp_path: Path) -> None:

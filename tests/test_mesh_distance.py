@@ -227,9 +227,9 @@ def test_on_slivers(function: Callable, turn: int) -> None:
 def test_faces_without_area(function: Callable) -> None:
     vertices, faces = lattice_box()
     first, second = faces[0, :2].tolist()
-    middle = vertices.shape[1]
+    between = vertices.shape[1]
     vertices = torch.cat([vertices, vertices[:, faces[0, :2]].mean(1, keepdim=True)], 1)
-    extra = [[first] * 3, [first, second, second], [first, middle, second], [second, middle, first]]
+    extra = [[first] * 3, [first, second, second], [first, between, second], [second, between, first]]
     faces = torch.cat([faces, torch.tensor(extra, device=DEVICE)])
     points = 2 * torch.randn(1, 60, 3, device=DEVICE)
     torch.testing.assert_close(function(vertices, faces, points), to_box(points), rtol=0, atol=1e-6)

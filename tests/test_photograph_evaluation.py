@@ -46,8 +46,8 @@ def predictor(
     def predict(samples: Sequence[HandSample], sides: Sequence[str | None]) -> HandPose:
         joints = scale_to_unit(np.stack([np.asarray(sample.joints) for sample in samples]).astype(np.float64))
         intrinsics = np.stack([sample.intrinsics for sample in samples])
-        seen = joints @ intrinsics.transpose(0, 2, 1)
-        joints_2d = seen[..., :2] / seen[..., 2:] + [sideways, 0]
+        homogeneous = joints @ intrinsics.transpose(0, 2, 1)
+        joints_2d = homogeneous[..., :2] / homogeneous[..., 2:] + [sideways, 0]
         joints[:, 8, 2] += moved
         valid = np.array([missing == "" or missing not in sample.id for sample in samples])
         joints[~valid], joints_2d[~valid] = np.nan, np.nan

@@ -76,8 +76,8 @@ def test_joints_halfway_to_their_rays(tmp_path: Path) -> None:
     entry["joints_2d"][8][0] += 4
     sample = Photographs(write_photographs(tmp_path, [entry]))[0]
     assert sample.joints is not None
-    seen = sample.joints.numpy() @ np.array(entry["K"]).T
-    projected = seen[:, :2] / seen[:, 2:]
+    homogeneous = sample.joints.numpy() @ np.array(entry["K"]).T
+    projected = homogeneous[:, :2] / homogeneous[:, 2:]
     expected = np.array(entry["joints_2d"])
     expected[8, 0] -= 2
     np.testing.assert_allclose(projected, expected, atol=1e-3)
@@ -199,8 +199,8 @@ def test_shared_photographs(shared_dir: Path) -> None:
     assert len(data) == 555 and "xmore_gestures" not in {label.group for label in data.labels}
     sample = data[0]
     assert sample.joints is not None and sample.box is not None
-    seen = sample.joints.numpy() @ sample.intrinsics.T
-    projected = seen[:, :2] / seen[:, 2:]
+    homogeneous = sample.joints.numpy() @ sample.intrinsics.T
+    projected = homogeneous[:, :2] / homogeneous[:, 2:]
     low, high = sample.box.numpy().reshape(2, 2)
     # Half of the teacher's deviation plus the conversion stays within a tenth of the box.
     slack = 0.1 * (high - low).max()

@@ -30,8 +30,8 @@ def test_distribution() -> None:
     joints, palms = placed(HandDistribution())
     depth = joints[..., 2].mean(1)
     assert depth.min() >= 350 and depth.max() <= 1000 and depth.std() > 150
-    seen = 480 * joints[..., :2] / joints[..., 2:]
-    assert ((seen.abs() <= 112).all(-1).sum(-1) >= 15).all()
+    projected = 480 * joints[..., :2] / joints[..., 2:]
+    assert ((projected.abs() <= 112).all(-1).sum(-1) >= 15).all()
     towards_camera = -palms[:, 2]
     assert towards_camera.min() >= math.cos(math.radians(60)) - 1e-5
     assert towards_camera.min() < 0.55, "the whole cap of orientations is used"

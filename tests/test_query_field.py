@@ -191,7 +191,7 @@ def test_tiles_hold_every_point_once_within_their_windows(density: int, centred:
     pixels = points @ intrinsics.T
     uv = pixels[..., :2] / pixels[..., 2:] / 112 - 1
     texel = ((uv + 1) / 2 * torch.tensor([width - 1, height - 1], device=DEVICE)).flatten(0, 1)
-    seen = []
+    covered = []
     for start, count, strip, left in tiles[: tile_count.item()].tolist():
         members = order[start : start + count]
         image, top = divmod(strip, math.ceil((height - 1) / 3))
@@ -200,9 +200,9 @@ def test_tiles_hold_every_point_once_within_their_windows(density: int, centred:
         corners = texel[members].floor()
         assert (corners[:, 0] >= left).all() and (corners[:, 0] <= left + cells - 1).all()
         assert (corners[:, 1] >= 3 * top).all() and (corners[:, 1] <= 3 * top + 2).all()
-        seen.append(members)
+        covered.append(members)
     inside = (uv.abs() <= 1).all(-1).flatten().nonzero()[:, 0]
-    assert torch.equal(torch.cat(seen).sort().values, inside)
+    assert torch.equal(torch.cat(covered).sort().values, inside)
 
 
 def test_pass_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def assert_errs_at_most_twice_as_much(found: tuple[Tensor, Tensor], inputs: Fiel
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shared", [False, True], ids=["points of their own", "shared points"])
+@pytest.mark.parametrize("shared", [False, True], ids=["separate points", "shared points"])
 def test_more_votes_than_32_bits_count(shared: bool, dtype: torch.dtype) -> None:
     """Both ends and around the 2^31st vote; bitwise equal runs."""
     count = 13_000_000
@@ -381,7 +381,7 @@ def test_more_votes_than_32_bits_count(shared: bool, dtype: torch.dtype) -> None
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("shared", [False, True], ids=["points of their own", "shared points"])
+@pytest.mark.parametrize("shared", [False, True], ids=["separate points", "shared points"])
 def test_more_images_than_one_launch_grid_allows(shared: bool) -> None:
     inputs = field_inputs(FieldCase(70_000, 20, 8, (4, 5), (40, 24)), device=DEVICE)
     if shared:

@@ -46,5 +46,5 @@ def test_photographs(shared_dir: Path) -> None:
     for image, intrinsics, box in zip(images, K, boxes, strict=True):
         found = estimator(image, intrinsics)
         assert len(found) >= 1 and found.valid.all() and np.isfinite(found.joints).all()
-        middles = found.joints_2d.mean(1)
-        assert ((middles > box[:2]) & (middles < box[2:])).all(1).any(), "a hand lies where it is annotated"
+        centres = found.joints_2d.mean(1)
+        assert ((centres > box[:2]) & (centres < box[2:])).all(1).any(), "a hand lies where it is annotated"

@@ -33,8 +33,8 @@ class Spots:
 
     def __getitem__(self, index: int) -> HandSample:
         hand: MeshHands = self.hands[index : index + 1]
-        seen = hand.joints[0, 9].double().numpy() @ K.T
-        x, y = seen[:2] / seen[2]
+        projected = hand.joints[0, 9].double().numpy() @ K.T
+        x, y = projected[:2] / projected[2]
         rows, columns = np.indices((260, 300))
         spot = 60 + 190 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)
         image = np.repeat(spot[..., None], 3, 2).astype(np.uint8)
@@ -60,17 +60,17 @@ def test_unit_hand_labels() -> None:
     np.testing.assert_allclose((joints[:, 10] - joints[:, 9]).norm(dim=-1), UNIT_SCALE_MM, rtol=1e-4)
     assert views.points.shape == (12, VIEW_POINTS, 3)
     assert (np.abs(views.distances) < 12).mean() > 0.45  # half of the points lie near the surface
-    seen = views.focal[:, None, None] * joints[..., :2].numpy() / joints[..., 2:].numpy() + VIEW_SIZE / 2
-    np.testing.assert_allclose(views.boxes[:, 0, :2], seen.min(1), atol=1e-3)
-    sizes = np.ptp(seen, axis=1).max(1) / VIEW_SIZE
+    projected = views.focal[:, None, None] * joints[..., :2].numpy() / joints[..., 2:].numpy() + VIEW_SIZE / 2
+    np.testing.assert_allclose(views.boxes[:, 0, :2], projected.min(1), atol=1e-3)
+    sizes = np.ptp(projected, axis=1).max(1) / VIEW_SIZE
     assert sizes.min() > 0.45 and sizes.max() < 1.05
 
 
 def test_border() -> None:
     sample = Spots()[0]
     assert sample.joints is not None
-    seen = sample.joints.double().numpy() @ K.T
-    right = int((seen[:, 0] / seen[:, 2]).mean())
+    projected = sample.joints.double().numpy() @ K.T
+    right = int((projected[:, 0] / projected[:, 2]).mean())
     crop = replace(sample, image=sample.image[:, :right])
     views = view_samples([crop], np.random.default_rng(2))
     black = (views.images[0] == 0).all(-1)

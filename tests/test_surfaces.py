@@ -71,5 +71,5 @@ def test_stack_needs_shared_faces(hands: MeshHands) -> None:
     again = MeshHands.stack([hands[:1], hands[1:]])
     assert torch.equal(again.vertices, hands.vertices) and torch.equal(again.joints, hands.joints)
     other = replace(hands, faces=hands.faces.roll(1, 0))
-    with pytest.raises(ValueError, match="must share their faces"):
+    with pytest.raises(ValueError, match="must have the same faces"):
         MeshHands.stack([hands, other])

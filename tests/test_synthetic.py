@@ -109,8 +109,8 @@ def test_sampled_distribution() -> None:
     assert torch.equal(first.vertices, second.vertices) and first.vertices.dtype == torch.float32
     depth = first.joints[..., 2].mean(1)
     assert depth.min() >= 350 and depth.max() <= 1000
-    seen = 480 * first.joints[..., :2] / first.joints[..., 2:]
-    assert ((seen.abs() <= 112).all(-1).sum(-1) >= 15).all()
+    projected = 480 * first.joints[..., :2] / first.joints[..., 2:]
+    assert ((projected.abs() <= 112).all(-1).sum(-1) >= 15).all()
     # Palms of right hands face the camera.
     out = torch.linalg.cross(
         first.joints[:, 5] - first.joints[:, 17], first.joints[:, 9] - first.joints[:, 0]
@@ -190,9 +190,9 @@ def test_sample() -> None:
         assert sample.image.shape == (64, 64, 3) and sample.side == "right"
         assert sample.joints is not None and sample.box is not None and isinstance(sample.surface, MeshHands)
         np.testing.assert_allclose(sample.intrinsics, reference_intrinsics(64).numpy())
-        seen = sample.joints.numpy() @ sample.intrinsics.T
-        seen = seen[:, :2] / seen[:, 2:]
-        np.testing.assert_allclose(sample.box.numpy(), [*seen.min(0), *seen.max(0)], atol=1e-3)
+        projected = sample.joints.numpy() @ sample.intrinsics.T
+        projected = projected[:, :2] / projected[:, 2:]
+        np.testing.assert_allclose(sample.box.numpy(), [*projected.min(0), *projected.max(0)], atol=1e-3)
         surface = sample.surface
         mesh = trimesh.Trimesh(surface.vertices[0].numpy(), surface.faces.numpy(), process=False)
         assert mesh.is_watertight and mesh.volume > 150_000

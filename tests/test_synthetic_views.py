@@ -52,11 +52,13 @@ def test_close_views() -> None:
     assert views.points.shape == (12, VIEW_POINTS, 3) and np.isfinite(views.points).all()
     bone = np.linalg.norm(views.joints[:, 10] - views.joints[:, 9], axis=1)
     np.testing.assert_allclose(bone, UNIT_SCALE_MM, rtol=1e-5)
-    seen = pixels(views)
-    np.testing.assert_allclose(views.boxes[:, 0], np.concatenate([seen.min(1), seen.max(1)], 1), atol=0.01)
+    projected = pixels(views)
+    np.testing.assert_allclose(
+        views.boxes[:, 0], np.concatenate([projected.min(1), projected.max(1)], 1), atol=0.01
+    )
     assert np.isnan(views.boxes[:, 1]).all() and not views.left.any() and (views.trust == 1).all()
     # Rotated compositions have other boxes than the first, which fills the requested fraction.
-    side = np.ptp(seen[::4], axis=1).max(1) / VIEW_SIZE
+    side = np.ptp(projected[::4], axis=1).max(1) / VIEW_SIZE
     assert (side > 0.45 - 1e-3).all() and (side < 1.02 + 1e-3).all()
     depth = views.joints[:, :, 2].mean(1)
     assert (depth > 200).all() and (depth < 1300).all()
@@ -82,10 +84,10 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
     for row in range(24):
         mask = views.images[row, ..., 0] > 100
         if np.isfinite(views.joints[row]).all():
-            seen = np.rint(pixels(views)[row]).astype(int)
-            seen = seen[((seen >= 0) & (seen < VIEW_SIZE)).all(1)]
-            tried += len(seen)
-            inside += mask[seen[:, 1], seen[:, 0]].sum()
+            projected = np.rint(pixels(views)[row]).astype(int)
+            projected = projected[((projected >= 0) & (projected < VIEW_SIZE)).all(1)]
+            tried += len(projected)
+            inside += mask[projected[:, 1], projected[:, 0]].sum()
             # Query points inside the hand lie behind the silhouette too.
             points = views.points[row][views.distances[row] < -1.0]
             at = np.rint(views.focal[row] * points[:, :2] / points[:, 2:] + VIEW_SIZE / 2).astype(int)
@@ -104,18 +106,18 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    queries = []
     maker = SyntheticViews(5, options=replace(PLAIN, compositions=1))
     original = HandGeometry.distances
 
     def recorded(self, points, hand):  # type: ignore[no-untyped-def]
-        seen.append((points, hand))
+        queries.append((points, hand))
         return original(self, points, hand)
 
     monkeypatch.setattr(HandGeometry, "distances", recorded)
     views = maker.draw(3, "close")
     faces = torch.from_numpy(maker.rig.closed_faces.astype(np.int64))
-    for row, (_, hand) in enumerate(seen[:3]):
+    for row, (_, hand) in enumerate(queries[:3]):
         vertices = torch.from_numpy(hand.vertices[: len(maker.rig.vertices)]).float()
         exact = ops.mesh_distance(vertices[None], faces, torch.from_numpy(views.points[row])[None])[0]
         np.testing.assert_allclose(views.distances[row], exact.numpy(), atol=1.0)
@@ -130,8 +132,8 @@ def test_turned_copies() -> None:
         np.testing.assert_allclose(joints[row, :, 2], joints[0, :, 2], atol=0.01)
         angle = np.angle(np.exp(1j * np.diff([np.arctan2(*joints[k, 9, 1::-1]) for k in (0, row)])))
         cosine, sine = np.cos(angle[0]), np.sin(angle[0])
-        turned = joints[0] @ np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
-        np.testing.assert_allclose(joints[row], turned, atol=0.02)
+        rotated = joints[0] @ np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
+        np.testing.assert_allclose(joints[row], rotated, atol=0.02)
         np.testing.assert_array_equal(distances[row], distances[0])
 
 
@@ -151,13 +153,13 @@ def test_wide_views() -> None:
     assert finite[:, 0].all() and 0 < finite[:, 1].mean() < 1
     side = np.maximum(views.boxes[..., 2] - views.boxes[..., 0], views.boxes[..., 3] - views.boxes[..., 1])
     assert np.nanmin(side) > 0.06 * VIEW_SIZE and np.nanmax(side) < 1.35 * VIEW_SIZE
-    middles = (views.boxes[..., :2] + views.boxes[..., 2:])[finite] / 2
-    assert ((middles > 0) & (middles < VIEW_SIZE)).all()
+    centres = (views.boxes[..., :2] + views.boxes[..., 2:])[finite] / 2
+    assert ((centres > 0) & (centres < VIEW_SIZE)).all()
     assert views.left[finite].any() and (~views.left[finite]).any() and not views.left[~finite].any()
     assert ((views.trust == 1) == np.isfinite(views.joints).all((1, 2))).all()
     assert not views.left[views.trust == 1, 0].any() and (side[views.trust == 1, 0] > 0.3 * VIEW_SIZE).all()
-    seen = pixels(views)[views.trust == 1]
-    boxes = np.concatenate([seen.min(1), seen.max(1)], 1)
+    projected = pixels(views)[views.trust == 1]
+    boxes = np.concatenate([projected.min(1), projected.max(1)], 1)
     np.testing.assert_allclose(views.boxes[views.trust == 1, 0], boxes, atol=0.01)
 
 

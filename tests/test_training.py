@@ -36,10 +36,10 @@ def trainer_of(config: TrainingConfig) -> Trainer:
 
 def test_loss_falls_and_checkpoint_log_and_scores_are_written(tmp_path: Path) -> None:
     config = tiny(steps=60, log_every=10, save_every=30, evaluate_every=30)
-    seen = []
+    evaluated = []
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        seen.append(model)
+        evaluated.append(model)
         return {"cs_mje": 12.5}
 
     result = train(config, Dots(), tmp_path, evaluate=evaluate, progress=False)
@@ -52,7 +52,7 @@ def test_loss_falls_and_checkpoint_log_and_scores_are_written(tmp_path: Path) ->
     names = {"step", "minutes", "images_per_second", "learning_rate", "sdf", "weight", "direction", "wide"}
     assert entries[0].keys() >= names
     assert [entry["step"] for entry in entries if "evaluation" in entry] == [30, 60]
-    assert len(seen) == 2
+    assert len(evaluated) == 2
     model, info = load_checkpoint(tmp_path / "checkpoint")
     assert info["training"]["preset"] == "small"
     assert info["training"]["images_seen"] == 240
@@ -142,7 +142,7 @@ def test_every_precision_and_optimiser_steps(precision: str, optimiser: str) -> 
 
 @pytest.mark.slow
 def test_compiled_step_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
+    evaluated = []
 
     def compile_eagerly(function: object) -> object:
         compiled.append(function)

@@ -138,12 +138,12 @@ def killed_child(operation=None, seconds=None):
     # Returns whether the child was killed; it ends by itself when a save has fewer operations.
     child = os.fork()
     if child == 0:
-        seen = 0
+        count = 0
         def strike(event, arguments=()):
-            nonlocal seen
+            nonlocal count
             if event in ("open", "os.rename", "os.remove", "fsync"):
-                seen += 1
-                if seen == operation:
+                count += 1
+                if count == operation:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(strike)
         fsync = os.fsync

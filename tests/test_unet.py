@@ -60,10 +60,10 @@ def test_coarse_joint_lies_at_the_peak_of_heat() -> None:
         look = heads(
             torch.empty(0), torch.cat([heat, relative], 1), torch.zeros(1, 256), torch.tensor([0.25])
         )
-    # Texel 9 of a map of stride 4 covers pixels 36 to 39, middle 37.5; the view's centre is pixel 32.
+    # Texel 9 of a map of stride 4 covers pixels 36 to 39, centre 37.5; the view's centre is pixel 32.
     torch.testing.assert_close(look.uv[0], torch.tensor([37.5 / 32 - 1, 17.5 / 32 - 1]).expand(21, 2))
-    middle = 1.7 * 32 / 0.25
-    torch.testing.assert_close(look.depth, torch.full((1, 21), middle + 30))
+    centre_depth = 1.7 * 32 / 0.25
+    torch.testing.assert_close(look.depth, torch.full((1, 21), centre_depth + 30))
     joints = look.joints(torch.tensor([0.25]))
     torch.testing.assert_close(joints[0, 0, 0] / joints[0, 0, 2] / 0.25, look.uv[0, 0, 0])
 
@@ -95,8 +95,8 @@ def test_field_depends_on_the_coarse_pose() -> None:
         moved[0, 8] += 20
         other = model.query(features, points, K, coarse=moved)
     assert field.sdf.isfinite().any()
-    seen = field.sdf.isfinite()
-    assert (field.sdf[0] - other.sdf[0])[seen[0]].abs().max() > 1e-4
+    visible = field.sdf.isfinite()
+    assert (field.sdf[0] - other.sdf[0])[visible[0]].abs().max() > 1e-4
     torch.testing.assert_close(field.sdf[1], other.sdf[1])
 
 

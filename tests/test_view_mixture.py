@@ -75,26 +75,26 @@ def test_blank_views_are_dark_and_of_one_colour() -> None:
     np.testing.assert_array_equal(both.images[80:], posed.images)
     blank = both.images[:80]
     black = (blank == 0).all((1, 2, 3))
-    middles = blank.reshape(80, -1, 3).mean(1)
-    assert 5 < black.sum() < 55 and middles.max() > 100 > np.median(middles)
+    means = blank.reshape(80, -1, 3).mean(1)
+    assert 5 < black.sum() < 55 and means.max() > 100 > np.median(means)
     assert blank.std((1, 2))[40:].max() < 10  # other views have borders
     some = with_blank_views(empty, 0.5, np.random.default_rng(0)).images
     assert 25 < (some != empty.images).any((1, 2, 3)).sum() < 55
 
 
 def test_mirrored_views_only_change_the_side() -> None:
-    plain, turned = (
+    plain, mirrored = (
         mixture(left=0).__getitems__(list(range(60))),
         mixture(left=1).__getitems__(list(range(60))),
     )
     rows = plain.trust > 0
-    assert rows.any() and (turned.trust == 0).all()
-    np.testing.assert_array_equal(turned.left[rows], ~plain.left[rows])
-    np.testing.assert_array_equal(turned.images[rows], plain.images[rows][:, :, ::-1])
-    np.testing.assert_array_equal(turned.images[~rows], plain.images[~rows])
+    assert rows.any() and (mirrored.trust == 0).all()
+    np.testing.assert_array_equal(mirrored.left[rows], ~plain.left[rows])
+    np.testing.assert_array_equal(mirrored.images[rows], plain.images[rows][:, :, ::-1])
+    np.testing.assert_array_equal(mirrored.images[~rows], plain.images[~rows])
     # Column x becomes S - 1 - x, for the edges of boxes too.
-    np.testing.assert_allclose(turned.boxes[rows, 0, 0], SIZE - 1 - plain.boxes[rows, 0, 2], rtol=1e-6)
-    np.testing.assert_allclose(turned.boxes[rows, 0, 1::2], plain.boxes[rows, 0, 1::2])
+    np.testing.assert_allclose(mirrored.boxes[rows, 0, 0], SIZE - 1 - plain.boxes[rows, 0, 2], rtol=1e-6)
+    np.testing.assert_allclose(mirrored.boxes[rows, 0, 1::2], plain.boxes[rows, 0, 1::2])
 
 
 def test_truncation_blackens_one_side_and_keeps_labels() -> None:

@@ -91,9 +91,9 @@ def test_root_crop_is_metric_and_centred() -> None:
     for offset in ([0.0, 0.0], [170.0, 0.0], [-85.0, 170.0]):
         point = roots + torch.tensor([[*offset, 0.0]], dtype=torch.float64)
         pixel = torch.cat([project(point[:, None], intrinsics)[:, 0], torch.ones(1, 1)], 1)
-        seen = (homography @ pixel[..., None])[0, :2, 0]
+        projected = (homography @ pixel[..., None])[0, :2, 0]
         expected = SIZE / 2 * (1 + torch.tensor(offset, dtype=torch.float64) / 170)
-        torch.testing.assert_close(seen, expected)
+        torch.testing.assert_close(projected, expected)
     assert torch.equal(origins, roots)
     assert not FrustumVolume().place(intrinsics, SIZE, roots=roots).origins.any()
 
