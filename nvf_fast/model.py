@@ -140,7 +140,7 @@ class NVF(nn.Module):
 
         Args:
             features: (B, width, H, W) from `encode`; its dtype is the compute dtype.
-            points: (B, N, 3), or (N, 3) shared by the batch; float32 mm, camera frame.
+            points: (B, N, 3), or (N, 3) common to the batch; float32 mm, camera frame.
             K: (B, 3, 3) or (3, 3) float32 px, intrinsics of the input_size px view of `features`.
             hand_scale: (B,) float32 mm, length of the bone between joints 9 and 10; None for a model without
                 this input, or trained with it optional.

@@ -1,4 +1,4 @@
-"""`nvf-fast calibrate`: fit the weights and thresholds that join a trained network's predictions."""
+"""`nvf-fast calibrate`: fit the weights and thresholds that combine a trained network's predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Calibrate:
         checkpoint: folder of a network of hand views.
         out: folder of the calibrated checkpoint; it may be the same.
         photographs: folder of labelled photographs (docs/datasets.md), whose training split is used.
-        leave_out: groups of photographs to leave out.
+        leave_out: groups of photographs to exclude.
         backgrounds: folder of images and panoramas behind hands.
         rigs: rigged right hands (glTF) in addition to the built-in one.
         textures: images of skin for the rigs' texture coordinates.

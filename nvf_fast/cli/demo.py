@@ -1,4 +1,4 @@
-"""`nvf-fast demo`: find the hands of the image that comes with the library."""
+"""`nvf-fast demo`: find the hands of the included image."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demo:
-    """Find the hands of the synthetic image that comes with the library, and compare them with the truth.
+    """Find the hands of the included synthetic image, and compare them with the truth.
 
     The table lists each joint in mm, its score and its expected error in mm, its true error in the image in
     px, and its true error in mm after the hand is aligned to the truth. A network that cannot find hands is
     given the true boxes and sides.
 
     Attributes:
-        overlay: PNG file for the image with the joints found.
+        overlay: PNG file for the image with the predicted joints.
         step: mm, spacing of the query points.
         search: points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them.
         checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
@@ -68,7 +68,7 @@ class Demo:
 
 
 def _poses(estimator: PoseEstimator, image: np.ndarray, truth: dict[str, Any]) -> HandPose:
-    """Estimate a batch of the hands found, or of those with given boxes."""
+    """Estimate a batch of the detected hands, or of those with given boxes."""
     if estimator.model.config.view == "hand":
         return estimator(image, truth["K"], truth["hand_scale"])
     hands = truth["hands"]

@@ -62,7 +62,7 @@ class Prediction:
     threads: Optional[int] = None
 
     def load(self) -> tuple[Predictor, dict[str, Any]]:
-        """Load the predictor, and the conditions that its predictions depend on."""
+        """Load the predictor, and the metadata that determine its predictions."""
         import torch
 
         from nvf_fast import __version__
@@ -97,8 +97,8 @@ class Output:
     """The report's folder, and the reading of the data set.
 
     Attributes:
-        out: folder for report.md, report.json, pck.png, predictions.safetensors and submissions. Its shards/
-            keeps finished parts, so that the same command resumes.
+        out: folder for report.md, report.json, pck.png, predictions.safetensors and submissions. Finished
+            parts are stored in its shards/, so that the same command resumes.
         batch: images per batch.
         workers: processes that load images ahead.
         wait_minutes: minutes that each of several processes waits for the shards of the others.
@@ -112,7 +112,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Measure on unseen synthetic images, with the best constant pose as baseline.
+    """Measure on unseen synthetic images, with the mean pose as baseline.
 
     Two sets: palms towards the camera within 60 degrees and fingers up within 60, and hands turned uniformly
     over the sphere. "score vs error" is Spearman's rank correlation of a joint's score with its error. Images
@@ -123,9 +123,9 @@ class Synthetic:
         count: images per set.
         seed: seed of the images; trainings use others.
         size: px, side of the images.
-        data_cache: folder that keeps rendered images.
+        data_cache: folder for rendered images.
         out: JSON file for the table and the whole report.
-        record: keep the scores in the checkpoint, where `nvf-fast info --all` shows them.
+        record: store the scores in the checkpoint, for `nvf-fast info --all`.
     """
 
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
@@ -185,13 +185,13 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class SyntheticV2:
-    """Measure on synthetic-v2, the fixed set, with the best constant pose of such hands as baseline.
+    """Measure on synthetic-v2, the fixed set, with the mean pose of such hands as baseline.
 
     Attributes:
         output: the report's folder, and the reading of the data set.
         prediction: the checkpoint and its options.
         split: part of the data set.
-        data_cache: folder that keeps rendered images.
+        data_cache: folder for rendered images.
     """
 
     output: Annotated[Output, tyro.conf.arg(name="")]
@@ -215,7 +215,7 @@ class FreiHAND:
         split: part of the data set.
         evaluation_data: folder of FreiHAND_pub_v2_eval, the released joints; when absent only the submission
             of the evaluation split is written.
-        cache: folder that keeps long annotation files as arrays.
+        cache: folder for long annotation files as arrays.
     """
 
     output: Annotated[Output, tyro.conf.arg(name="")]
@@ -276,17 +276,17 @@ class Complement:
 
 @dataclass(frozen=True)
 class LabelledPhotographs:
-    """Measure on labelled photographs by group, with a constant pose as baseline.
+    """Measure on labelled photographs by group, with the mean pose as baseline.
 
-    Hands are scaled to the unit hand, since a teacher network does not know sizes: the measured network must
-    work without hand scale. The constant pose is fitted on the training split of the same folder.
+    Hands are scaled to the unit hand, since labels from a teacher network have no scale: the measured network
+    must work without hand scale. The mean pose is fitted on the training split of the same folder.
 
     Attributes:
         data: folder with labels.json and crops (docs/datasets.md).
         out: folder for report.json and report.md.
         prediction: the checkpoint and its options.
         split: part of the photographs.
-        leave_out: groups to leave out, such as xmore_gestures.
+        leave_out: groups to exclude, such as xmore_gestures.
         batch: photographs per batch.
     """
 
@@ -335,18 +335,18 @@ class LabelledPhotographs:
 class HandViews:
     """Check a network of hand views, such as the embedded default, errors in mm.
 
-    Poses of synthetic-v2's hands by the final joints, the coarse joints and the votes alone, with the best
-    constant pose as baseline; expected against true errors; presence and side on photographs, presence in
-    empty views; stability under rotation, moved boxes and batches; finding in wide images; and time.
+    The checks are: poses of synthetic-v2's hands by the final joints, the coarse joints and the votes alone,
+    with the mean pose as baseline; expected against true errors; presence and side on photographs; presence
+    in empty views; stability under rotation, moved boxes and batches; finding in wide images; and time.
 
     Attributes:
         out: folder for report.json, report.md and calibration.png.
         prediction: the checkpoint and its options.
         photographs: folder of labelled photographs (docs/datasets.md), whose validation split is used.
-        backgrounds: folder of images and panoramas that training did not show, for empty views and wide
-            images; procedural surroundings when absent.
+        backgrounds: folder of held-out images and panoramas, for empty views and wide images; procedural
+            surroundings when absent.
         rig: glTF file of a rigged right hand, for wide images; the built-in hand when absent.
-        data_cache: folder that keeps synthetic-v2.
+        data_cache: folder for synthetic-v2.
         count: number of synthetic-v2's hands.
         stable: number of these used for stability.
         empty: number of views without a hand.
@@ -442,7 +442,7 @@ class HandViews:
 class Eval:
     """Measure a checkpoint on a data set, lengths in mm.
 
-    All but `synthetic`, `photographs` and `hand-views` share the images under torchrun:
+    All but `synthetic`, `photographs` and `hand-views` divide the images between processes under torchrun:
     torchrun --nproc-per-node 2 --no-python nvf-fast eval ...
     """
 
@@ -469,7 +469,7 @@ def _evaluate(
     folders: Folders,
     layout: Layout | None = None,
 ) -> None:
-    """Predict every image and write the report; of several processes the first one writes."""
+    """Predict every image and write the report, in the first of several processes."""
     from nvf_fast.evaluation.mean_pose import fallback_pose
     from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
     from nvf_fast.evaluation.run import Options, predict
@@ -491,7 +491,7 @@ def _evaluate(
         return
     context = {
         "from": prediction.checkpoint or "embedded default",
-        "fallback": "the best constant pose of the synthetic hands",
+        "fallback": "the mean pose of the synthetic hands",
         "processes": processes.count,
         **surroundings(),
     }

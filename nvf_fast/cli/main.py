@@ -1,4 +1,4 @@
-"""`nvf-fast`: choose a command and import nothing but its module."""
+"""`nvf-fast`: choose a command and import only its module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import nvf_fast
 from nvf_fast.cli import UserError
 
 COMMANDS = {
-    "demo": "find the hands of the image that comes with the library",
+    "demo": "find the hands of the included image",
     "predict": "find hands in images",
     "train": "train a network",
     "calibrate": "fit vote weights, expected errors and the threshold of presence of a trained network",
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(nvf_fast.__version__)
         return
     if name not in COMMANDS:
-        _end("", f"no command {name!r}; there are {', '.join(COMMANDS)}")
+        _end("", f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
 
     import tyro
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _WrappedOutput:
-    """Standard output whose long lines are wrapped: tyro wraps the options alone, not the text above them."""
+    """Standard output with wrapped lines: tyro wraps only the options, not the text above them."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
@@ -75,7 +75,7 @@ class _WrappedOutput:
 
 
 def _wrap(text: str) -> str:
-    """Break the lines that are longer than the terminal is wide."""
+    """Wrap lines to the width of the terminal."""
     width = shutil.get_terminal_size().columns
     lines = []
     for line in text.split("\n"):

@@ -1,4 +1,4 @@
-"""Types of command-line options whose help text shows a default only where it informs."""
+"""Types of command-line options that show only informative defaults in their help."""
 
 from __future__ import annotations
 

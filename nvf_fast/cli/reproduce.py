@@ -26,9 +26,9 @@ Target = Literal[
 class Reproduce:
     """Make a table or figure of the paper: train its networks, measure, write Markdown, JSON and plots.
 
-    Synthetic images replace data sets that are not given, and the result says so. Trained networks stay in
-    the folder of runs and are shared between tables; the same command resumes a stopped one. Figure 8 and
-    table 6 with a checkpoint train nothing.
+    Synthetic images replace missing data sets, with a note in the result. Trained networks are stored in the
+    folder of runs and reused by all tables; the same command resumes a stopped training. Figure 8 and table 6
+    with a checkpoint train nothing.
 
     Attributes:
         target: table or figure.

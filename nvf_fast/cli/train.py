@@ -28,10 +28,10 @@ class Run:
         data: folder of FreiHAND, HO-3D or Complement; synthetic images are rendered on demand.
         evaluation_data: FreiHAND's released evaluation annotations, for evaluate_every.
         mano: the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement.
-        data_cache: folder that keeps rendered images; when absent they stay in memory. The default network
-            trains on a data set's images only with `data` or `data_cache`.
+        data_cache: folder for rendered images; when absent they stay in memory. The default network trains on
+            a data set's images only with `data` or `data_cache`.
         photographs: for the default network, folder of labelled photographs (docs/datasets.md).
-        leave_out: groups of photographs to leave out.
+        leave_out: groups of photographs to exclude.
         backgrounds: for the default network, folder of images and panoramas behind hands.
         rigs: for the default network, rigged right hands (glTF) in addition to the built-in one.
         textures: images of skin for the rigs' texture coordinates.
@@ -41,9 +41,9 @@ class Run:
         threads: CPU threads of each process.
         workers: additional processes per process that load images ahead.
         tensorboard: also write TensorBoard files (extra `train`).
-        timeout_s: seconds after which a process stops waiting for another one.
-        inexact: resume although PyTorch, the device, or the number of processes or threads has changed, with
-            results equal up to rounding.
+        timeout_s: longest wait for another process, in seconds.
+        inexact: resume even if PyTorch, the device, or the number of processes or threads has changed, with
+            results that are equal only up to rounding.
     """
 
     config: Annotated[TrainingConfig, tyro.conf.arg(name="")]
@@ -149,12 +149,12 @@ else:
 class Train:
     """Train on FreiHAND, HO-3D, Complement or synthetic hands, or resume the folder's training.
 
-    Several processes share each batch under torchrun, on one machine or several:
+    Under torchrun each batch is divided between processes, on one machine or several:
     torchrun --nproc-per-node 2 --no-python nvf-fast train ...
     """
 
     preset: Annotated[Presets, tyro.conf.arg(name="")]
-    """Recipe; `nvf-fast train PRESET --help` lists its numbers, all of which can be changed."""
+    """Recipe; `nvf-fast train PRESET --help` lists its parameters, all of which can be changed."""
 
     def run(self) -> None:
         self.preset.run()

@@ -12,7 +12,7 @@ from nvf_fast.cli import UserError, load_estimator
 
 @dataclass(frozen=True)
 class Tune:
-    """Time the block shapes of the field kernel on this CUDA device, and keep the fastest for later runs.
+    """Time the block shapes of the field kernel on this CUDA device, and store the fastest for later runs.
 
     Attributes:
         checkpoint: a checkpoint folder or a hub id of a network of the reference view or of root-relative

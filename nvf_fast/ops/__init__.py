@@ -1,9 +1,9 @@
 """The accelerated operations: normalise feature maps, query the field, select the voters, cast their votes;
-and for training and evaluation, the distance to a mesh and where rays meet it.
+and for training and evaluation, distances to meshes and intersections of rays with meshes.
 
-Each takes tensors and runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"`
-or `backend="torch"` forces one, and a backend that cannot run says why. `nvf_fast.kernels.NAME.reference`
-defines each.
+Each runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"` or
+`backend="torch"` forces one, and raises an error if that cannot run. `nvf_fast.kernels.NAME.reference`
+defines each operation.
 """
 
 from nvf_fast.ops.cast_votes import cast_votes

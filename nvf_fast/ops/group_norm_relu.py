@@ -21,7 +21,7 @@ def group_norm_relu(
     """Group normalisation and ReLU in one: max(0, (x - mean) / sqrt(variance + eps) * weight + bias).
 
     Mean and (biased) variance of each image are taken over C / groups channels and all texels, in float32.
-    Where a gradient is needed the PyTorch form runs, on any device.
+    With gradients the PyTorch backend runs, on any device.
 
     Args:
         x: (B, C, H, W) float32, float16 or bfloat16.
@@ -65,7 +65,7 @@ _run = Operation(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> None:
-    # Asks each tensor for as little as it can: in a small network on a CPU the checks are felt.
+    # Few accesses to tensors: the checks take measurable time in a small network on a CPU.
     shape, dtype = x.shape, x.dtype
     if len(shape) != 4:
         raise ValueError(f"group_norm_relu: x must be (B, C, H, W), got {tuple(shape)}")

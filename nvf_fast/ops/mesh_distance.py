@@ -14,14 +14,14 @@ def mesh_distance(
 ) -> Tensor:
     """Signed Euclidean distance of points to closed triangle meshes of one topology, negative inside.
 
-    Inside is where the mesh winds around the point, however often: also where parts of it overlap. Edges and
-    vertices are watertight. A distance is as exact as float32 coordinates, so subtract a centre first
-    where they were made from finer ones. No gradient is computed.
+    A point is inside where the mesh's winding number is not 0, which includes overlapping parts. Edges and
+    vertices are watertight. Distances are as exact as the float32 coordinates: subtract a centre before
+    rounding coordinates of higher precision. No gradient is computed.
 
     Args:
         vertices: (B, V, 3) float32 mm.
-        faces: (F, 3) int64 indices of vertices, F of 1 or more, shared by the batch; every edge is shared by
-            two faces that run along it in opposite ways. A face may have no area.
+        faces: (F, 3) int64 indices of vertices, F of 1 or more, common to the batch; every edge belongs to
+            two faces, in opposite directions. A face may have no area.
         points: (B, N, 3) float32 mm.
         backend: None, "triton" or "torch".
 
@@ -29,8 +29,8 @@ def mesh_distance(
         (B, N) float32 mm; NaN for a point that is not finite.
 
     Raises:
-        ValueError: a shape does not fit, or, on a CPU, a face names no vertex; CUDA itself asserts that,
-            since reading it would wait for the device.
+        ValueError: a shape does not fit, or, on a CPU, an index of a vertex is out of range; on CUDA a device
+            assertion checks the indices without synchronisation.
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
     """
@@ -60,7 +60,7 @@ def check_mesh(name: str, vertices: Tensor, faces: Tensor, **queries: Tensor) ->
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name}: {key} must be float32 mm, got {tensor.dtype}")
     check_devices(name, vertices=vertices, faces=faces, **queries)
-    # On CUDA reading the indices would wait for the device, and compiled code has no values to read.
+    # On CUDA reading the indices would synchronise, and compiled code has no values to read.
     if faces.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (bound.item() for bound in faces.aminmax())
         if low < 0 or high >= vertices.shape[1]:

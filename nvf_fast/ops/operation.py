@@ -1,4 +1,4 @@
-"""Operations: registration with PyTorch, choice of backend, and the checks that several of them share."""
+"""Operations: registration with PyTorch, choice of backend, and common checks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ R = TypeVar("R")
 
 
 class Operation(Generic[P, R]):
-    """An operation with a PyTorch form and a Triton kernel, `nvf_fast.kernels.NAME.triton.NAME`.
+    """An operation with a PyTorch function and a Triton kernel, `nvf_fast.kernels.NAME.triton.NAME`.
 
-    It is registered as `torch.ops.nvf_fast.NAME` with the signature of the PyTorch form. A call takes the
-    backend first, and expects a tensor as first argument.
+    It is registered as `torch.ops.nvf_fast.NAME` with the signature of the PyTorch function. A call takes the
+    backend, then a tensor as the first argument.
 
     Args:
         name: of the operation.
-        torch_form: runs on any device.
+        torch_form: PyTorch function for any device.
         empty_results: the results' shapes and dtypes, for compilers.
-        differentiable: whether a call that needs a gradient runs the PyTorch form, on any device.
-        folder: of the kernel, where it is not the operation's name.
+        differentiable: whether calls with gradients run the PyTorch function, on any device.
+        folder: of the kernel, if it differs from the operation's name.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Operation(Generic[P, R]):
         self._registered.register_fake(empty_results)
 
     def __call__(self, backend: Backend | None, /, *arguments: P.args, **options: P.kwargs) -> R:
-        """Run the kernel on CUDA tensors and PyTorch on others; a backend that is named in any case.
+        """Run the named backend, or by default the kernel on CUDA tensors and PyTorch on others.
 
         Raises:
-            ValueError: there is no such backend.
+            ValueError: the backend is unknown.
             RuntimeError: the backend cannot run here.
         """
         tensor: Any = arguments[0]
@@ -61,8 +61,8 @@ class Operation(Generic[P, R]):
             raise RuntimeError(
                 f"{self._name}: the Triton kernel has no backward; use torch.no_grad() or another backend"
             )
-        # A call of the registered operation takes as long as one hand's votes. Only devices, compilers and
-        # subclasses such as fake tensors need it.
+        # A call of the registered operation takes as long as one hand's votes. Only other devices, compilers
+        # and subclasses such as fake tensors need it.
         direct = type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
         if gradient or backend == "torch" or (backend is None and direct):
             with torch.set_grad_enabled(gradient) if self._differentiable else torch.no_grad():

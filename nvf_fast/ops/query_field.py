@@ -12,13 +12,13 @@ from nvf_fast.kernels.query_field import cpu
 from nvf_fast.ops.operation import Backend, Operation, check_devices, check_points
 
 Places = NewType("Places", object)
-"""Points located on feature maps, in the form's own layout."""
+"""Points located on feature maps, in the backend's layout."""
 Maps = NewType("Maps", object)
-"""Projected feature maps of a batch, in the form's own layout."""
+"""Projected feature maps of a batch, in the backend's layout."""
 
 
 class Samples(Protocol):
-    """Points whose signed distances are known, ready for their votes."""
+    """Points with signed distances, from which their votes can be computed."""
 
     @property
     def sdf(self) -> Tensor:
@@ -47,13 +47,12 @@ def query_field(
 
     The feature map is sampled bilinearly at the point's projection; x = [feature, depth(, hand scale)] enters
     every layer, after the hidden activations; LeakyReLU(0.01) between layers; channel 0 is sdf = 50 tanh(.)
-    mm. With `centres` the field knows where the hand is: x = [feature, (point - centre) / 60 mm], and biases
-    of each image may carry a code of its pose. If a gradient is needed the PyTorch form runs, on any device;
-    it reaches features, weights and biases.
+    mm. With `centres` of the hands, x = [feature, (point - centre) / 60 mm], and biases of each image may
+    encode its pose. With gradients (of features, weights and biases) the PyTorch backend runs, on any device.
 
     Args:
         features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
-        points: (B, N, 3), or (N, 3) shared by the batch; float32 mm, camera frame.
+        points: (B, N, 3), or (N, 3) common to the batch; float32 mm, camera frame.
         intrinsics: (B, 3, 3) or (3, 3) float32, of the `image_size` px view: centred, fx = fy.
         hand_scale: (B,) float32 mm; None for a model without that input, or for its neutral value of 15 mm.
         weights: L matrices (out, in) with in = X for the first layer and previous out + X for the others,
@@ -134,10 +133,10 @@ class PreparedField(Protocol[L, P, M, S]):
 
 
 class FieldQuery:
-    """`query_field` without gradients for a fixed network, each of its parts computed once and reused.
+    """`query_field` without gradients for a fixed network, in separate and reusable steps.
 
     The layers are packed once, a set of points is located once, and the maps of an image are projected once
-    for any number of queries. The kernel takes the block shapes that `nvf-fast tune` found on the device.
+    for any number of queries. The kernel uses the block shapes found by `nvf-fast tune`, if any.
 
     Args:
         weights: as in `query_field`.
@@ -148,7 +147,7 @@ class FieldQuery:
         backend: None, "triton" or "torch".
 
     Raises:
-        ValueError: the kernel has no form for such a network.
+        ValueError: the kernel does not support the network.
         RuntimeError: the requested backend cannot run here.
     """
 
@@ -187,13 +186,13 @@ class FieldQuery:
         """Locate points on feature maps.
 
         Args:
-            points: (B, N, 3), or (N, 3) shared by the images; float32 mm, camera frame.
+            points: (B, N, 3), or (N, 3) common to the images; float32 mm, camera frame.
             intrinsics: (B, 3, 3) or (3, 3) float32 px.
             map_size: (H, W) of the maps.
             centres: (B, 3) float32 mm of the hands, for a network that takes the position about them.
-            per_ray: consecutive points that lie on one ray from the camera, the farthest last, at the same
-                depths on every ray, as those of a `HandLattice` do: the PyTorch form then evaluates part of
-                the network once per ray.
+            per_ray: number of consecutive points on one ray from the camera, the farthest last, at the same
+                depths on every ray, as in a `HandLattice`: the PyTorch backend then evaluates part of the
+                network once per ray.
 
         Raises:
             ValueError: centres are missing or superfluous, or `per_ray` does not divide N.
@@ -218,7 +217,7 @@ class FieldQuery:
         Args:
             features: (B, C, H, W).
             hand_scale: (B,) mm or None.
-            biases: L of (B, out), which replace the network's own in each image; None keeps those.
+            biases: L of (B, out), which replace the network's own; None keeps those.
         """
         return Maps(self._form.project_maps(features, hand_scale, self._layers, biases))
 

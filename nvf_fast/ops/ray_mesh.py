@@ -1,4 +1,4 @@
-"""Where rays first meet a triangle mesh."""
+"""First intersections of rays with a triangle mesh."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def ray_mesh(
     *,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Where rays origin + t * direction, t > 0, first meet triangle meshes of one topology, from either side.
+    """First intersections of rays origin + t * direction, t > 0, with either side of meshes of one topology.
 
-    No ray slips between two faces that share an edge; among faces met at equal t the lowest index wins. A
-    face seen edge-on is not met, and a direction of zero meets nothing. No gradient is computed.
+    Common edges of two faces are watertight; among faces hit at equal t the lowest index wins. A face
+    parallel to the ray is never hit, and a direction of zero hits nothing. No gradient is computed.
 
     Args:
         vertices: (B, V, 3) float32 mm.
-        faces: (F, 3) int64 indices of vertices, F of 1 or more, shared by the batch.
+        faces: (F, 3) int64 indices of vertices, F of 1 or more, common to the batch.
         origins: (B, R, 3) float32 mm.
         directions: (B, R, 3) float32 mm, of any length.
         backend: None, "triton" or "torch".
 
     Returns:
-        t (B, R) float32 in multiples of the direction, +inf where a ray meets nothing; face (B, R) int64, -1
-        there.
+        t (B, R) float32 in multiples of the direction, +inf without a hit; face (B, R) int64, -1 without a
+        hit.
 
     Raises:
-        ValueError: a shape does not fit, or, on a CPU, a face names no vertex; CUDA itself asserts that,
-            since reading it would wait for the device.
+        ValueError: a shape does not fit, or, on a CPU, an index of a vertex is out of range; on CUDA a device
+            assertion checks the indices without synchronisation.
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
     """
