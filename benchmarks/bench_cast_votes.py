@@ -1,6 +1,6 @@
-"""cast_votes, beside its definition in the same run.
+"""cast_votes and its definition, interleaved.
 
-Timed: one call, host to finished device; points and votes lie on the device. 21 joints.
+Timed: one call, including synchronisation; points and votes lie on the device. 21 joints.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""group_norm_relu on the encoders' maps, beside PyTorch's norm and ReLU, in one run.
+"""group_norm_relu on the encoders' maps and PyTorch's norm and ReLU, interleaved.
 
-Timed: one call, host to finished device; the maps lie on the device, channels-last. The definition it is
-compared with is what one would write: `F.relu(F.group_norm(...))` on the same inputs.
+Timed: one call, including synchronisation; the maps lie on the device, channels-last. The definition is
+`F.relu(F.group_norm(...))` on the same inputs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def bench_group_norm_relu(
     x = torch.randn(batch, channels, side, side).to(DEVICE, dtype, memory_format=torch.channels_last)
     weight, bias = torch.randn(2, channels).to(DEVICE, dtype)
 
-    # Correct before timed.
+    # Check the result before timing it.
     exact = reference(x.double(), weight.double(), bias.double(), groups)
     found = ops.group_norm_relu(x, weight, bias, groups, backend=form)
     assert rms(found - exact) <= 2 * rms(reference(x, weight, bias, groups) - exact)

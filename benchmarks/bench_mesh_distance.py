@@ -1,8 +1,8 @@
-"""mesh_distance: beside its definition (every point with every face) in the same run; on a CPU trimesh too.
+"""mesh_distance and its definition (every point with every face), interleaved; on a CPU also trimesh.
 
-Timed: one call, host to finished device; vertices, faces and points lie on the device (trimesh: numpy, its
-search tree included). A hand of about as many faces as MANO's; 14 500 points per image as training asks them:
-half within some mm of the surface, half in a cube around it. Batch 24 on a GPU only.
+Timed: one call, including synchronisation; vertices, faces and points lie on the device (trimesh: numpy,
+including its search tree). The hand has about as many faces as MANO's, with 14 500 points per image as in
+training, half within some mm of the surface, half in a cube around it. Batch 24 on a GPU only.
 """
 
 from __future__ import annotations

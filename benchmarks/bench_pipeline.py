@@ -1,15 +1,15 @@
 """Step size against frames per second, image to joints (the speed columns of the paper's Table 6).
 
-Timed: one call of the estimator on one 224 x 224 image, host to host. Before every timed round the peer
-(`peer.py`) runs on the same image and device, so that the ratios hold while the machine's speed drifts.
+Timed: one call of the estimator on one 224 x 224 image, host to host. Before every timed round the baseline
+(`baselines.py`) runs on the same image and device, so that the ratios hold while the machine's speed drifts.
 
     pytest benchmarks/bench_pipeline.py -s                          # the table, at the end
     pytest benchmarks/bench_pipeline.py --benchmark-json RUN.json   # for benchmarks/tables.py RUN.json
 
-The default network is given the hand's box and side, the released one the hand scale. On a CPU the released
-network's peer at steps below 16 mm is estimated from its time per point at 16 mm. The released network has no
-weights of its own here. Its dense grid is timed with seeded weights; where it is searched, it computes as
-ever, and the known distances and votes of the image's hand take the place of its predictions.
+The default network receives the hand's box and side, the released one the hand scale. On a CPU the released
+network's baseline at steps below 16 mm is estimated from its time per point at 16 mm. The released network
+has seeded weights instead of trained ones. For searches it computes in full, but the true distances and votes
+of the image's hand replace its predictions.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.baselines import Baseline, HandBaseline
 from benchmarks.measured import CUDA, DEVICE, device_name, dtype_name
 from benchmarks.paired import time_in_turn
-from benchmarks.peer import HandPeer, Peer
 from benchmarks.tables import TABLES, speed_row
 from benchmarks.taught import teach
 from nvf_fast.camera import project
@@ -55,12 +55,12 @@ class Case(NamedTuple):
 
     @property
     def taught(self) -> bool:
-        """Whether known distances take the place of the network's predictions."""
+        """Whether true distances replace the network's predictions."""
         return self.network == "released" and self.search != "dense"
 
     @property
-    def peer_estimated(self) -> bool:
-        """Whether the peer's time follows from that at `DENSE_ON_CPU_MM`."""
+    def estimated(self) -> bool:
+        """Whether the baseline's time is extrapolated from `DENSE_ON_CPU_MM`."""
         return not CUDA and self.network == "released" and self.step < DENSE_ON_CPU_MM
 
 
@@ -77,7 +77,7 @@ def cases() -> list[Case]:
 
 
 @cache
-def picture() -> tuple[np.ndarray, np.ndarray, float, MeshHands]:
+def open_hand() -> tuple[np.ndarray, np.ndarray, float, MeshHands]:
     """An open hand half a metre away, wholly in view: its image, camera, scale and truth."""
     near = HandDistribution(nearest_mm=480, farthest_mm=520, visible_joints=21)
     data = SyntheticHands(SyntheticConfig(1, seed=5, distribution=near))
@@ -86,8 +86,8 @@ def picture() -> tuple[np.ndarray, np.ndarray, float, MeshHands]:
 
 
 def given(name: str) -> dict[str, Any]:
-    """What a network is told beside the image and its camera."""
-    _, intrinsics, hand_scale, hand = picture()
+    """A network's inputs in addition to the image and its camera."""
+    _, intrinsics, hand_scale, hand = open_hand()
     if name == "released":
         return {"hand_scale": hand_scale}
     pixels = project(hand.joints[0].double(), torch.from_numpy(intrinsics).double())
@@ -95,15 +95,15 @@ def given(name: str) -> dict[str, Any]:
 
 
 def estimate(estimator: PoseEstimator, name: str, count: int | None = None) -> HandPose:
-    """The pose in the image, or in `count` copies of it."""
-    image, intrinsics, _, _ = picture()
+    """Estimate the pose in the image, or in `count` copies of it."""
+    image, intrinsics, _, _ = open_hand()
     images = image if count is None else np.repeat(image[None], count, 0)
     return estimator(images, intrinsics, side="right", **given(name))
 
 
 @cache
 def network(name: str) -> tuple[NVF, float]:
-    """The network, and the surface_mm to vote with: one point in 300 votes where it is not trained."""
+    """The network and its surface_mm, by which one point in 300 votes if it is not trained."""
     if name == "default":
         model, _ = load_checkpoint("default", DEVICE)
         assert isinstance(model, NVF)
@@ -124,14 +124,14 @@ def network(name: str) -> tuple[NVF, float]:
 
 
 @cache
-def peer(name: str, step: int) -> Peer | HandPeer:
+def baseline_of(name: str, step: int) -> Baseline | HandBaseline:
     model, surface_mm = network(name)
-    return (HandPeer if name == "default" else Peer)(model, step, surface_mm, device=DEVICE)
+    return (HandBaseline if name == "default" else Baseline)(model, step, surface_mm, device=DEVICE)
 
 
-def run_alone(rival: Peer | HandPeer, name: str) -> np.ndarray:
-    image, intrinsics, _, _ = picture()
-    joints: np.ndarray = rival(image, intrinsics, **given(name))
+def run_alone(baseline: Baseline | HandBaseline, name: str) -> np.ndarray:
+    image, intrinsics, _, _ = open_hand()
+    joints: np.ndarray = baseline(image, intrinsics, **given(name))
     return joints
 
 
@@ -139,7 +139,7 @@ def run_alone(rival: Peer | HandPeer, name: str) -> np.ndarray:
 def table() -> Iterator[None]:
     yield
     columns = TABLES["speed"].columns
-    print(f"\n{device_name()}, torch {torch.__version__}, one picture at a time")
+    print(f"\n{device_name()}, torch {torch.__version__}, one image at a time")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     print("\n".join(f"| {' | '.join(map(str, row))} |" for row in rows))
 
@@ -149,42 +149,42 @@ rows: list[list[Any]] = []
 
 @pytest.mark.parametrize("case", cases(), ids=str)
 def bench_pipeline(benchmark: Any, case: Case) -> None:
-    rival = peer(case.network, DENSE_ON_CPU_MM if case.peer_estimated else case.step)
+    baseline = baseline_of(case.network, DENSE_ON_CPU_MM if case.estimated else case.step)
     with peak_memory() as peak:
         estimator = build(case)
         pose = estimate(estimator, case.network)
-    check(case, estimator, pose.joints, rival)
-    more_points = len(estimator.lattice) / len(rival)
+    check(case, estimator, pose.joints, baseline)
+    more_points = len(estimator.lattice) / len(baseline)
 
-    def run_peer() -> float:
-        run_alone(rival, case.network)
-        query = rival.seconds["query"] * more_points
-        return rival.seconds["encode"] + query + rival.seconds["vote"]
+    def run_baseline() -> float:
+        run_alone(baseline, case.network)
+        query = baseline.seconds["query"] * more_points
+        return baseline.seconds["encode"] + query + baseline.seconds["vote"]
 
     rounds = 5 if CUDA and case.step == 4 else 15 if case.network == "default" else 7
-    paired = time_in_turn(benchmark, lambda: estimate(estimator, case.network), run_peer, rounds)
+    paired = time_in_turn(benchmark, lambda: estimate(estimator, case.network), run_baseline, rounds)
     with estimator.timed() as stages:
         for _ in range(5):
             estimate(estimator, case.network)
-    facts = {
+    metadata = {
         "network": case.network,
         "step_mm": case.step,
         "search": case.search,
         "dtype": dtype_name(case.dtype),
         "points_evaluated": int(pose.points_evaluated),
-        "peer_estimated": case.peer_estimated,
+        "peer_estimated": case.estimated,
         "asked_again": estimator.redone,
         "stages_ms": {name: total / 5 for name, total in stages.items()},
         "peak_mib": peak[0] if peak else None,
-        **paired.facts(),
+        **paired.metadata(),
     }
-    benchmark.extra_info.update(facts)
-    rows.append(speed_row(facts))
+    benchmark.extra_info.update(metadata)
+    rows.append(speed_row(metadata))
 
 
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
-    """A list that on CUDA then holds the most MiB that were allocated inside, beyond what was before."""
+    """Measure on CUDA the peak MiB allocated inside beyond those before, appended to the yielded list."""
     gc.collect()  # an estimator and its graphs hold each other
     found: list[float] = []
     if not CUDA:
@@ -203,19 +203,21 @@ def build(case: Case) -> PoseEstimator:
         surface_mm = 5.0
     estimator = PoseEstimator(model, case.step, surface_mm, search=case.search, dtype=case.dtype)
     if case.taught:
-        teach(estimator, picture()[3])
+        teach(estimator, open_hand()[3])
     return estimator
 
 
-def check(case: Case, estimator: PoseEstimator, joints: np.ndarray, rival: Peer | HandPeer) -> None:
-    """Correct before timed, and repeatable: the peer's joints, or those known, or the dense grid's."""
+def check(
+    case: Case, estimator: PoseEstimator, joints: np.ndarray, baseline: Baseline | HandBaseline
+) -> None:
+    """Check that joints are repeatable and equal to the baseline's, the true ones or the dense grid's."""
     if case.taught:
-        expected = picture()[3].joints[0].numpy()
-    elif case.peer_estimated:
+        expected = open_hand()[3].joints[0].numpy()
+    elif case.estimated:
         model, surface_mm = network(case.network)
         expected = estimate(PoseEstimator(model, case.step, surface_mm), case.network).joints
     else:
-        expected = run_alone(rival, case.network)
+        expected = run_alone(baseline, case.network)
     limit = 10.0 if case.dtype != torch.float32 else 0.01 if case.search == "dense" else 0.5
     assert np.linalg.norm(joints - expected, axis=-1).mean() < limit
     assert np.array_equal(estimate(estimator, case.network).joints, joints), "bit for bit"
@@ -227,13 +229,13 @@ def check(case: Case, estimator: PoseEstimator, joints: np.ndarray, rival: Peer 
 @pytest.mark.skipif(not CUDA, reason="compared on CUDA, where the goals are")
 @pytest.mark.parametrize("step", [16, 4])
 def bench_compiled_peer(benchmark: Any, step: int) -> None:
-    """The peer through `torch.compile`, with the released network."""
-    image, intrinsics, hand_scale, _ = picture()
+    """Time the baseline with `torch.compile`, for the released network."""
+    image, intrinsics, hand_scale, _ = open_hand()
     model, surface_mm = network("released")
-    compiled = Peer(model, step, surface_mm, device=DEVICE, compiled=True)
-    eager = peer("released", step)
-    wanted, found = (each(image, intrinsics, hand_scale) for each in (eager, compiled))
-    assert np.linalg.norm(found - wanted, axis=-1).mean() < 0.5
+    compiled = Baseline(model, step, surface_mm, device=DEVICE, compiled=True)
+    eager = baseline_of("released", step)
+    expected, found = (each(image, intrinsics, hand_scale) for each in (eager, compiled))
+    assert np.linalg.norm(found - expected, axis=-1).mean() < 0.5
 
     def run_eager() -> float:
         eager(image, intrinsics, hand_scale)
@@ -243,30 +245,29 @@ def bench_compiled_peer(benchmark: Any, step: int) -> None:
     benchmark.extra_info.update(
         step_mm=step,
         dtype="float32",
-        **paired.facts(),
+        **paired.metadata(),
     )
 
 
 @pytest.mark.parametrize("batch", [1, 8, 64] if CUDA else [1, 8])
 @pytest.mark.parametrize("name", ["default", "released"] if CUDA else ["default"])
 def bench_batches(benchmark: Any, name: str, batch: int) -> None:
-    """Many images a call at 16 mm, every point queried; the peer takes one after the other."""
+    """Time many images per call at 16 mm, every point queried; the baseline processes them one by one."""
     model, surface_mm = network(name)
-    estimator, rival = PoseEstimator(model, 16, surface_mm), peer(name, 16)
+    estimator, baseline = PoseEstimator(model, 16, surface_mm), baseline_of(name, 16)
     alone, together = estimate(estimator, name), estimate(estimator, name, batch)
-    # In half precision convolutions round otherwise for another number of images; by how much, no GPU has
-    # shown yet.
+    # In half precision the rounding of convolutions depends on the number of images, to an unmeasured extent.
     limit = 0.01 if estimator.dtype == torch.float32 else 1.0
     assert np.linalg.norm(together.joints - alone.joints, axis=-1).mean() < limit
 
-    def run_peer() -> float:
-        run_alone(rival, name)
-        return batch * sum(rival.seconds.values())
+    def run_baseline() -> float:
+        run_alone(baseline, name)
+        return batch * sum(baseline.seconds.values())
 
-    paired = time_in_turn(benchmark, lambda: estimate(estimator, name, batch), run_peer, rounds=7)
+    paired = time_in_turn(benchmark, lambda: estimate(estimator, name, batch), run_baseline, rounds=7)
     benchmark.extra_info.update(
         network=name,
         batch=batch,
         dtype=dtype_name(estimator.dtype),
-        **paired.facts(),
+        **paired.metadata(),
     )

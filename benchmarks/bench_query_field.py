@@ -1,10 +1,10 @@
-"""query_field over the grid of the frustum, beside the reference in chunks of 150 000 points.
+"""query_field over the grid of the frustum and the reference in chunks of 150 000 points, interleaved.
 
 The default network is queried at the 14 x 14 x 14 points of a hand view's lattice, about a centre.
 
-Timed: one call, host to finished device; features, points and weights lie on the device. About one point in
-300 is near the surface, as with a hand. The form "frame" is a frame's use: weights packed before, room for
-one voter in 100, and points located before, or, about a centre, inside the timed call.
+Timed: one call, including synchronisation; features, points and weights lie on the device. About one point in
+300 is near the surface, as for a hand. The form "frame" has the setup of a frame: weights packed in advance,
+capacity for one voter in 100, and points located in advance, or, about a centre, inside the timed call.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def bench_query_field(
     backend: ops.Backend = "torch" if form == "torch" or not CUDA else "triton"
     call = partial(ops.query_field, **arguments, backend=backend)
 
-    # Correct before timed.
+    # Check the result before timing it.
     few = points[..., :: max(1, count // 4000), :]
     exact = reference(**inputs._replace(points=few).double()._asdict())
     wanted = reference(**arguments | {"points": few})

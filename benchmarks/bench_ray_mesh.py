@@ -1,8 +1,8 @@
-"""ray_mesh: beside its definition (every ray with every face) in the same run; on a CPU trimesh too.
+"""ray_mesh and its definition (every ray with every face), interleaved; on a CPU also trimesh.
 
-Timed: one call, host to finished device; vertices, faces and rays lie on the device (trimesh: numpy, its
-search tree included). A hand of about as many faces as MANO's, 400 mm before a camera whose square picture
-is twice as wide as the hand. Batch 24 and 224 x 224 px on a GPU only.
+Timed: one call, including synchronisation; vertices, faces and rays lie on the device (trimesh: numpy,
+including its search tree). The hand has about as many faces as MANO's and lies 400 mm before a camera, in a
+square image twice as wide as the hand. Batch 24 and 224 x 224 px on a GPU only.
 """
 
 from __future__ import annotations

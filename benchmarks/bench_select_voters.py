@@ -1,6 +1,6 @@
-"""select_voters, beside its definition in the same run.
+"""select_voters and its definition, interleaved.
 
-Timed: one call, host to finished device; the distances lie on the device. One point in 300 is near.
+Timed: one call, including synchronisation; the distances lie on the device. One point in 300 is near.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One training step, batch to moved weights, beside the same step in plain eager float32 (`plain_step.py`).
+"""One training step and the same step in plain eager float32 (`plain_step.py`), interleaved.
 
-Timed: augmentation, query points, labels, forward, backward, clipping, optimiser and averaged weights, host
-to finished device, on images loaded before. On a CPU a small configuration; on CUDA also the
-paper's camera-space training, batch 24 with 5 000 points each. Before they are timed, both sides give the
-same loss in float32.
+Timed: augmentation, query points, labels, forward, backward, clipping, optimiser and averaged weights,
+including synchronisation, on loaded images. The configuration is small on a CPU; on CUDA also the paper's
+camera-space training, batch 24 with 5 000 points each. A check before the timing compares both losses in
+float32.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from nvf_fast.training.trainer import Trainer
 
 
 def small() -> TrainingConfig:
-    """The preset of that name, with half its batch."""
+    """The preset of this name, with half its batch."""
     config = PRESETS["small"]()
     return replace(config, optimisation=replace(config.optimisation, batch=8))
 
 
 def paper() -> TrainingConfig:
-    """CS-NVF's, with the small preset's optimiser, which the peer has too."""
+    """The preset of CS-NVF, with the optimiser of preset small, which the baseline implements."""
     adamw = Optimisation(optimiser="adamw", batch=24, parts=4, clip_norm=1.0, ema=0.999)
     return replace(PRESETS["camera_space"](), optimisation=adamw)
 
@@ -44,7 +44,7 @@ if CUDA:
 
 
 class Noise:
-    """Hands on images of noise; a step takes as long as on any other."""
+    """Hands on images of noise, which do not affect the time of a step."""
 
     def __init__(self, count: int, size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -96,5 +96,5 @@ def bench_training_step(benchmark: Any, make: Any, precision: str, compiled: boo
         compiled=compiled,
         batch=config.optimisation.batch,
         points=config.sampling.total,
-        **paired.facts(),
+        **paired.metadata(),
     )

@@ -1,9 +1,9 @@
-"""What the device reaches: bytes through memory and through the last cache, products on the matrix unit.
+"""Attainable rates of the device: bandwidths of memory and last-level cache, products of the matrix unit.
 
     python benchmarks/ceilings.py     prints them and writes benchmarks/results/ceilings_gpu.json (or _cpu)
 
-`benchmarks/floors.py` and the shares of the ceiling in the tables of speed are computed from that file.
-Medians; the operands are random, since zeros run faster than data does.
+`benchmarks/floors.py` and the ratios to the ceiling in the tables of speed use this file. Values are medians;
+the operands are random, since zeros run faster.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ READERS, BLOCK = 1024, 4096
 
 
 class Ceilings(NamedTuple):
-    """Of one device.
+    """Attainable rates of one device.
 
     device: its name.
     memory: bytes per second, read and written counted.
@@ -49,12 +49,12 @@ class Ceilings(NamedTuple):
     products: dict[str, float]
 
     def floor_seconds(self, flops: float, dtype: str, moved_bytes: float) -> float:
-        """The time that nothing goes below: the larger of the products' and the bytes'."""
+        """Lower bound of a time: the larger of the products' and the bytes'."""
         return max(flops / self.products[dtype] if flops else 0.0, moved_bytes / self.memory)
 
 
 def read_ceilings(path: Path) -> Ceilings:
-    """What `main` wrote."""
+    """Read a file of `main`."""
     result = json.loads(path.read_text())
     reached = {what: 1e12 * value for what, _, value in result["rows"]}
     products = {
@@ -65,7 +65,7 @@ def read_ceilings(path: Path) -> Ceilings:
 
 @triton.jit
 def read_again(values_ptr, sums_ptr, blocks, BLOCK: tl.constexpr):
-    """Every program reads all blocks, each beginning at another one."""
+    """Every program reads all blocks, each from a different start."""
     total = tl.zeros((BLOCK,), tl.float32)
     for step in range(blocks):
         block = (tl.program_id(0) + step) % blocks
@@ -85,14 +85,14 @@ def measure() -> list[list[Any]]:
 
 
 def _copy(count: int) -> float:
-    """Bytes per second, of so many read and written."""
+    """Bytes per second, for a number of bytes read and written."""
     source = torch.rand(count // 8, device=DEVICE)
     target = torch.empty_like(source)
     return count / _seconds(lambda: target.copy_(source))
 
 
 def _read(count: int, readers: int = READERS) -> float:
-    """Bytes per second, of so many that every reader reads."""
+    """Bytes per second, for a number of bytes read by every program."""
     values, sums = torch.rand(count // 4, device=DEVICE), torch.empty(readers, device=DEVICE)
     seconds = _seconds(lambda: read_again[readers,](values, sums, len(values) // BLOCK, BLOCK=BLOCK))
     wanted = values.double().sum()

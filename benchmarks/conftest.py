@@ -1,4 +1,4 @@
-"""What every benchmark's record says of the machine that it ran on."""
+"""Metadata of the machine in every benchmark's record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.measured import device_name
 
-# Float32 is compared with float32, and timed against it: convolutions would otherwise take TF32.
+# Comparisons are in float32 on both sides, but convolutions would use TF32 by default.
 torch.backends.cudnn.allow_tf32 = False
 
 

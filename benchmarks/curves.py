@@ -1,9 +1,9 @@
-"""Draws the curves of trainings from the log.jsonl of their folders.
+"""Plot the curves of trainings from the log.jsonl of their folders.
 
     python benchmarks/curves.py RUN [RUN ...] --out curves.png
 
-One panel for each loss, for images a second, and for each validation score in mm, over the steps. The suffix
-of --out chooses the format: .png, .svg or .pdf.
+The figure has one panel for each loss, for images per second, and for each validation score in mm, over the
+steps. The suffix of --out determines the format: .png, .svg or .pdf.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Curves = dict[str, list[tuple[int, float]]]
 
 
 def read_curves(folder: Path) -> Curves:
-    """Curves of one training as (step, value): losses, "loss" first, images a second, and scores.
+    """Read the curves of one training as (step, value): losses, "loss" first, images per second, and scores.
 
     Raises:
         FileNotFoundError: the folder has no log.
-        ValueError: a line of it is no JSON.
+        ValueError: a line is not JSON.
     """
     losses: Curves = {"loss": []}
     scores: Curves = {}
@@ -50,7 +50,7 @@ def read_curves(folder: Path) -> Curves:
 
 
 def draw(folders: Sequence[Path], path: Path) -> None:
-    """Draw the trainings over each other."""
+    """Plot the trainings over each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

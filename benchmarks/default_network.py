@@ -1,8 +1,8 @@
-"""Measures the default network and keeps the tables of README and model card in benchmarks/results/.
+"""Measure the default network, and write the tables of README and model card to benchmarks/results/.
 
     python -m benchmarks.default_network --photographs FOLDER [--backgrounds FOLDER] [--rig FILE] [--count N]
 
-Backgrounds must be images that training did not show. Run `make readme` afterwards.
+Backgrounds must not occur in the training. Run `make readme` afterwards.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Measure:
 
     Attributes:
         photographs: folder of labelled photographs.
-        checkpoint: which network; its config.json receives the scores.
-        leave_out: groups of photographs that are left out.
-        backgrounds: folder of images that training did not show.
+        checkpoint: of the network; its config.json receives the scores.
+        leave_out: groups of photographs to exclude.
+        backgrounds: folder of held-out images.
         rig: rigged right hand (glTF) for wide images.
         count: rendered hands, and empty views.
     """
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _evaluated(what: str, checkpoint: Path, folder: Path, *arguments: Any) -> dict[str, Any]:
-    """The report of `nvf-fast eval`, run in a process of its own."""
+    """Run `nvf-fast eval` in a subprocess and read its report."""
     out = folder / what
     command = [sys.executable, "-m", "nvf_fast", "eval", what, "--checkpoint", checkpoint, "--out", out]
     subprocess.run([*map(str, command), *map(str, arguments)], check=True)

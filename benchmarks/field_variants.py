@@ -1,4 +1,4 @@
-"""Compares variants of the default network's field, each trained on features of its frozen encoder.
+"""Compare variants of the default network's field, each trained on features of its frozen encoder.
 
     python -m benchmarks.field_variants --training VIEWS.npz ... --rendered VIEWS.npz ... --photographs FOLDER
 
@@ -51,16 +51,16 @@ RATIOS = torch.logspace(-2, 2, 33)  # candidates for the variance of the coarse 
 
 @dataclass(frozen=True)
 class Variant:
-    """A field and how it votes.
+    """A field and its voting.
 
     Attributes:
         position: whether a point's position relative to the coarse centre is an input, not only its depth.
-        pose_code: whether biases carry a code of the coarse pose.
-        hidden: channels of the hidden layers; None takes the encoder's checkpoint's.
-        near_mm: points nearer to the surface learn to vote.
-        surface_mm: points nearer to the predicted surface vote.
-        precision: whether a vote predicts an offset and its precision, which is its weight, in the place of
-            the closeness to the joint and the direction.
+        pose_code: whether biases encode the coarse pose.
+        hidden: channels of the hidden layers; None uses the encoder's checkpoint's.
+        near_mm: largest distance to the surface of points supervised to vote.
+        surface_mm: largest predicted distance to the surface of voters.
+        precision: whether a vote predicts an offset and its precision, used as its weight, instead of the
+            closeness to the joint and the direction.
     """
 
     position: bool = True
@@ -89,13 +89,13 @@ class Compare:
     Attributes:
         training: files of views to train on.
         rendered: files of rendered views to score on; the file's name becomes a column.
-        photographs: folder of labelled photographs, whose validation split is scored on.
-        checkpoint: the network whose encoder is frozen.
+        photographs: folder of labelled photographs, whose validation split is used for scores.
+        checkpoint: of the network with the frozen encoder.
         seconds: processor time of each training.
-        batch: views a step.
-        learning_rate: at the start; it falls along a cosine.
+        batch: views per step.
+        learning_rate: initial value of a cosine schedule.
         seed: of initial weights and batches.
-        again: variants that are trained with a second seed.
+        again: variants to train again with a second seed.
     """
 
     training: tuple[Path, ...]
@@ -131,7 +131,7 @@ class EncodedViews(NamedTuple):
         return EncodedViews(*(each[rows] for each in self))
 
     def look(self) -> HandLook:
-        """A `HandLook` with the parts that field and votes read; the others are empty."""
+        """A `HandLook` with the parts that field and votes need; the others are empty."""
         none = self.depth.new_empty(0)
         return HandLook(self.features.float(), self.uv, self.depth, none, none, none, self.error, none, none)
 
@@ -152,7 +152,7 @@ class Votes(NamedTuple):
 
 @torch.no_grad()
 def encode(model: NVF, views: HandViews) -> EncodedViews:
-    """Encode the views that are labelled with a right hand.
+    """Encode the views with a labelled right hand.
 
     Args:
         model: a network of hand views, folded.
@@ -228,7 +228,7 @@ def precision_loss(field: Field, views: EncodedViews, config: HandLossConfig) ->
 
 @torch.no_grad()
 def vote(network: NVF, variant: Variant, views: EncodedViews) -> Votes:
-    """Query each network's lattice and cast the votes; coarse joints stand in where nothing votes."""
+    """Query each network's lattice and cast the votes; coarse joints replace those without votes."""
     volume, stages = HandVolume(), Stages(network.device)
     pipeline = HandPipeline(network, volume, QueryOptions(STEP_MM, variant.surface_mm, FRACTION), stages)
     parts = []
@@ -395,7 +395,7 @@ def compare(options: Compare) -> dict[str, dict[str, Any]]:
 
 
 def write_tables(tables: dict[str, dict[str, Any]]) -> None:
-    """Keep tables where `benchmarks/readme.py` finds them."""
+    """Write tables for `benchmarks/readme.py`."""
     for name, table in tables.items():
         (RESULTS / f"{name}.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
 

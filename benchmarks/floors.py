@@ -1,12 +1,12 @@
-"""The FLOPs and bytes behind the floors of a frame, and the times that they allow on a device.
+"""Lower bounds of a frame's FLOPs and bytes, and of its time on a device.
 
     python benchmarks/floors.py                            the released network, on the device of
                                                            results/ceilings_gpu.json, else on an H200
     python benchmarks/floors.py --tflops 660 --tbytes 3.3  another device
 
 A floor is the larger of FLOPs over the matrix rate and bytes over the bandwidth; no kernel runs below it.
-"Least" is what the algebra leaves to be multiplied, maps included; "executed" is what `evaluate_layer` really
-multiplies: the hat matrix in the place of sampling, padded widths, and tiles counted as full.
+"Least" counts the necessary products, including maps; "executed" counts the products of `evaluate_layer`: the
+hat matrix instead of sampling, padded widths, and tiles as full.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OUTPUTS = 85
 
 
 class FieldWork(NamedTuple):
-    """Of `query_field` on one image."""
+    """Work of `query_field` on one image."""
 
     written: float  # FLOPs as the paper writes the layers
     least: float  # FLOPs where sampling is a projection of the map, without the interpolation

@@ -1,4 +1,4 @@
-"""What every benchmark shares: where it runs, when the device has finished, and what its record says."""
+"""Common parts of the benchmarks: device, synchronised time, and records."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 
 class Work(NamedTuple):
-    """The least that a call must do.
+    """Lower bounds of a call's work.
 
-    flops: of the matrix unit; 0 where it is not used.
+    flops: of the matrix unit; 0 if unused.
     moved_bytes: through memory, each input read once and each output written once.
     """
 
@@ -28,14 +28,14 @@ class Work(NamedTuple):
 
 
 def now() -> float:
-    """Seconds, once the device has finished."""
+    """Current time in seconds, after synchronisation."""
     if CUDA:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def device_name() -> str:
-    """The GPU, or the processor and the threads that PyTorch uses on it."""
+    """Name of the GPU, or of the processor with PyTorch's number of threads."""
     if CUDA:
         return torch.cuda.get_device_name()
     processor = cpuinfo.get_cpu_info().get("brand_raw", platform.machine())
@@ -52,14 +52,14 @@ def record(
     paired: Paired,
     work: Work | None = None,
 ) -> None:
-    """Keeps what `benchmarks/readme.py` makes a row of the operations' table from.
+    """Record a row of the table of operations.
 
     Args:
         benchmark: the fixture of pytest-benchmark, after `time_in_turn`.
-        operation, case, form: which, at what size, and which of its implementations.
+        operation, case, form: name, size, and implementation.
         dtype, batch: of the inputs.
-        paired: its times beside its definition's.
-        work: None where neither bytes nor products of the matrix unit say how fast it could be.
+        paired: times of the operation and its definition.
+        work: lower bounds of the work; None if they do not determine the speed.
     """
     benchmark.group = f"{operation} {case}, batch {batch}, {dtype}"
     benchmark.extra_info.update(
@@ -69,15 +69,15 @@ def record(
         dtype=dtype_name(dtype),
         batch=batch,
         work=None if work is None else work._asdict(),
-        **paired.facts(),
+        **paired.metadata(),
     )
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Without PyTorch's prefix."""
+    """Name of a dtype without PyTorch's prefix."""
     return str(dtype).removeprefix("torch.")
 
 
 def tensor_bytes(*tensors: torch.Tensor) -> float:
-    """Of all of them together."""
+    """Total bytes of tensors."""
     return float(np.sum([tensor.numel() * tensor.element_size() for tensor in tensors]))

@@ -1,8 +1,8 @@
-"""Compares the default network with MediaPipe Hands and PnP, on photographs with annotated hands.
+"""Compare the default network with MediaPipe Hands and PnP, on photographs with annotated hands.
 
     python -m benchmarks.mediapipe_hands --photographs FOLDER --python PYTHON_WITH_MEDIAPIPE
 
-MediaPipe pins old versions of other packages: give it an environment of its own (`pip install
+MediaPipe pins old versions of other packages and needs a separate environment (`pip install
 mediapipe==0.10.21`), whose interpreter runs `mediapipe_worker.py`. FOLDER holds the images and
 annotations.json: {"samples": [{"file", "hand_side", "K", "xyz_m"}]}, one annotated hand per image, K in px,
 joints in metres of the camera's frame, in FreiHAND's order and in the definition "ge2019" unless an entry
@@ -49,7 +49,7 @@ class Compare:
     Attributes:
         photographs: folder of images with annotations.json.
         python: interpreter that can import MediaPipe.
-        rounds: times that each image is processed by each method, in turn.
+        rounds: number of interleaved runs of each method on each image.
     """
 
     photographs: Path
@@ -90,20 +90,20 @@ class Hand(NamedTuple):
     side: str
 
 
-class MediaPipeMissing(RuntimeError):
+class MediaPipeError(RuntimeError):
     """The interpreter cannot run the worker."""
 
 
 class MediaPipe:
-    """MediaPipe Hands in a process of its own.
+    """MediaPipe Hands in a subprocess.
 
     Args:
         python: interpreter that can import MediaPipe.
-        photographs: images that it will process.
+        photographs: images to process.
         folder: receives the file of images and the worker's log.
 
     Raises:
-        MediaPipeMissing: the interpreter does not exist, or its process ended, as without MediaPipe.
+        MediaPipeError: the interpreter does not exist or cannot import MediaPipe.
     """
 
     def __init__(self, python: Path, photographs: Sequence[Photograph], folder: Path) -> None:
@@ -118,7 +118,7 @@ class MediaPipe:
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 )  # fmt: skip
         except OSError as error:
-            raise MediaPipeMissing(f"{python}: {error.strerror}") from error
+            raise MediaPipeError(f"{python}: {error.strerror}") from error
         self.version: str = self._read()["mediapipe"]
 
     def __call__(self, index: int) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class MediaPipe:
         line = self._process.stdout.readline()
         if not line:
             reason = (self._log.read_text().strip().splitlines() or ["no message"])[-1]
-            raise MediaPipeMissing(f"{self._python} cannot run MediaPipe Hands: {reason}")
+            raise MediaPipeError(f"{self._python} cannot run MediaPipe Hands: {reason}")
         reply: dict[str, Any] = json.loads(line)
         return reply
 
@@ -177,7 +177,7 @@ def mediapipe_hand(found: dict[str, Any], intrinsics: np.ndarray) -> Hand:
 
 
 def network_hands(pose: HandPose) -> list[Hand]:
-    """The hands of a batch that are there."""
+    """The valid hands of a batch."""
     assert pose.side is not None
     sides = [pose.side] * len(pose.joints) if isinstance(pose.side, str) else pose.side
     return [
@@ -188,10 +188,10 @@ def network_hands(pose: HandPose) -> list[Hand]:
 
 
 def score(photographs: Sequence[Photograph], hands: Sequence[Sequence[Hand]]) -> list[float | None]:
-    """The row of a method, from "hands found" to "camera space mm".
+    """Make the row of a method, from "hands found" to "camera space mm".
 
-    A hand is found where the middle of its joints lies in the annotated joints' box; of several, the nearest
-    to the box's middle counts. Errors are means over the hands found.
+    A hand is found if the middle of its joints lies in the annotated joints' box; of several, the nearest to
+    the box's middle counts. Errors are means over found hands.
     """
     matched, other = [], 0
     for photograph, found in zip(photographs, hands, strict=True):
@@ -230,7 +230,7 @@ def compare(options: Compare) -> dict[str, Any]:
     """Measure both methods and make the table.
 
     Raises:
-        MediaPipeMissing: the interpreter cannot run MediaPipe.
+        MediaPipeError: the interpreter cannot run MediaPipe.
     """
     photographs = read_photographs(options.photographs)
     estimator = nvf_fast.load()
@@ -292,8 +292,8 @@ def timed(call: Callable[[Photograph], HandPose], photograph: Photograph) -> flo
 def main() -> None:
     try:
         table = compare(tyro.cli(Compare, description=__doc__))
-    except MediaPipeMissing as missing:
-        print(f"skipped: {missing}")
+    except MediaPipeError as error:
+        print(f"skipped: {error}")
         return
     (RESULTS / "mediapipe.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""Runs MediaPipe Hands, and PnP of its landmarks, for `benchmarks/mediapipe_hands.py`.
+"""Run MediaPipe Hands, and PnP of its landmarks, for `benchmarks/mediapipe_hands.py`.
 
     PYTHON_WITH_MEDIAPIPE benchmarks/mediapipe_worker.py IMAGES.npz
 
@@ -29,7 +29,7 @@ HANDS = 2
 
 
 def find_hands(method: Hands, image: np.ndarray, intrinsics: np.ndarray) -> list[dict[str, Any]]:
-    """Hands as JSON holds them; the world landmarks are placed where they project to the 2D landmarks."""
+    """Convert hands to JSON values, with world landmarks placed to project to the 2D landmarks."""
     found = method.process(image)
     height, width = image.shape[:2]
     hands = []

@@ -1,4 +1,4 @@
-"""A timing beside its peer's, in turn, so that their ratio holds while the machine's speed drifts."""
+"""Interleaved timings of a function and its baseline, whose ratio is robust to drifts of speed."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ class Paired(NamedTuple):
     """20th, 50th and 80th percentiles over the rounds."""
 
     seconds: list[float]
-    ratios: list[float]  # the peer's seconds over ours, round by round
+    ratios: list[float]  # the baseline's seconds over the function's, by round
 
-    def facts(self) -> dict[str, list[float]]:
-        """As a benchmark's record keeps them."""
+    def metadata(self) -> dict[str, list[float]]:
+        """Entries of a benchmark's record."""
         return {
             "ms_20_50_80": [1e3 * value for value in self.seconds],
             "times_the_peer_20_50_80": self.ratios,
         }
 
 
-def time_in_turn(benchmark: Any, run: Callable[[], object], peer: Callable[[], float], rounds: int) -> Paired:
-    """Times `run`, which ends when the device has finished, and before each round the peer.
+def time_in_turn(
+    benchmark: Any, run: Callable[[], object], baseline: Callable[[], float], rounds: int
+) -> Paired:
+    """Time `run`, which must synchronise, and the baseline before each round.
 
     Args:
         benchmark: the fixture of pytest-benchmark.
-        run: what is timed.
-        peer: runs the peer and returns the seconds it took.
-        rounds: that count; two more come first.
+        run: the timed function.
+        baseline: runs the baseline and returns its seconds.
+        rounds: number of measured rounds, after two warm-up rounds.
     """
-    peer_seconds: list[float] = []
+    baseline_seconds: list[float] = []
     benchmark.pedantic(
-        run, setup=lambda: peer_seconds.append(peer()), rounds=rounds, warmup_rounds=WARMUP_ROUNDS
+        run, setup=lambda: baseline_seconds.append(baseline()), rounds=rounds, warmup_rounds=WARMUP_ROUNDS
     )
     seconds = np.array(benchmark.stats.stats.data)
-    ratios = np.array(peer_seconds[-rounds:]) / seconds
+    ratios = np.array(baseline_seconds[-rounds:]) / seconds
     return Paired(*(np.percentile(values, [20, 50, 80]).tolist() for values in (seconds, ratios)))

@@ -1,9 +1,9 @@
-"""The peer of a training step: the same step in plain eager float32 PyTorch, as one would first write it.
+"""The baseline of a training step: the same step in straightforward eager float32 PyTorch.
 
-GroupNorm and ReLU apart, bicubic upsampling by `F.interpolate`, the field as 1 x 1 convolutions over
-[hidden, x], concatenated anew for every layer at every point, labels joint by joint with a full sort, weights
-averaged one by one. Pictures, random numbers, augmentation, query points, their distances and the losses of
-given labels are the same code on both sides. Written for this comparison.
+It has separate GroupNorm and ReLU, bicubic upsampling by `F.interpolate`, the field as 1 x 1 convolutions
+over [hidden, x], concatenated anew for every layer at every point, labels joint by joint with a full sort,
+and weights averaged one by one. Images, random numbers, augmentation, query points, their distances and the
+losses of given labels use the same code on both sides. The rest was written for this comparison.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peer import PlainNormReLU
+from benchmarks.baselines import PlainNormReLU
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SLOPE
 from nvf_fast.encoder import BicubicUpsample, NormReLU
 from nvf_fast.model import NVF, Field
@@ -27,7 +27,7 @@ from nvf_fast.training.trainer import Trainer
 
 
 class PlainStep:
-    """A camera-space field's training, from the weights that `trainer` has now."""
+    """The training of a camera-space field, from the current weights of `trainer`."""
 
     def __init__(self, trainer: Trainer) -> None:
         assert isinstance(trainer.model, NVF)
@@ -49,7 +49,7 @@ class PlainStep:
         self.step = trainer.step
 
     def update(self, pictures: list[ImageBatch]) -> None:
-        """One step on the parts of a batch."""
+        """Make one step on the parts of a batch."""
         loss = self.loss(pictures)
         self.optimiser.zero_grad()
         loss.backward()
@@ -110,7 +110,7 @@ class PlainStep:
 def brute_labels(
     points: Tensor, sdf: Tensor, joints: Tensor, surface_mm: float, ball_mm: float, nearest: int
 ) -> Targets:
-    """Eqs. 1-3 joint by joint, of points (B, N, 3) mm, distances (B, N) mm and joints (B, J, 3) mm."""
+    """Labels of Eqs. 1-3, joint by joint, of points (B, N, 3), distances (B, N) and joints (B, J, 3) mm."""
     near = sdf.abs() < surface_mm
     weights, directions = [], []
     for joint in joints.unbind(1):

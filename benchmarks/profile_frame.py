@@ -1,10 +1,10 @@
-"""Where a frame's time goes: what the device ran, how often and for how long, from PyTorch's profiler.
+"""Time of a frame by kernel or operation, from PyTorch's profiler.
 
     python benchmarks/profile_frame.py                                     the released network, 16 mm, dense
     python benchmarks/profile_frame.py --network default --trace frame.json
 
-On a GPU kernels, by their time on the device, replayed as a frame is; on a CPU PyTorch's operations, by the
-time spent in each itself. The gap between their sum and the frame is launches and waiting.
+On a GPU it lists kernels by their time on the device, replayed as in a frame; on a CPU PyTorch's operations
+by their own time. The difference between their sum and the frame is launches and waiting.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAME = 72  # characters of a kernel's name that are shown
 
 
 class Part(NamedTuple):
-    """What one kernel or operation takes of a frame."""
+    """Time of one kernel or operation in a frame."""
 
     name: str
     launches: float
@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 def profiled(estimator: PoseEstimator, name: str, trace: Path | None = None) -> tuple[list[Part], float]:
-    """The parts of a frame, the longest first, and the frame's microseconds without the profiler."""
+    """Profile the parts of a frame, longest first, and time the frame (µs) without the profiler."""
     for _ in range(3):
         estimate(estimator, name)
     seconds = []
@@ -71,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--step", type=float, default=16.0, help="mm")
     parser.add_argument("--search", choices=("dense", "octree", "guided"), default="dense")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--rows", type=int, default=25, help="how many of the longest are shown")
-    parser.add_argument("--trace", type=Path, help="file for a trace that browsers can show")
+    parser.add_argument("--rows", type=int, default=25, help="number of rows")
+    parser.add_argument("--trace", type=Path, help="file for a trace in Chrome's format")
     options = parser.parse_args(arguments)
     model, surface_mm = network(options.network)
     dtype = options.dtype and getattr(torch, options.dtype)
@@ -81,10 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     total = sum(part.microseconds for part in parts)
     print(f"{device_name()}, {options.network}, {options.step:g} mm, {options.search}, {estimator.dtype}")
     print(f"frame {frame:,.0f} us; {sum(part.launches for part in parts):,.0f} launches, {total:,.0f} us")
-    print(f"{'us':>10}{'share':>8}{'launches':>10}  name")
+    print(f"{'us':>10}{'ratio':>8}{'launches':>10}  name")
     for part in parts[: options.rows]:
-        share = part.microseconds / total
-        print(f"{part.microseconds:>10,.1f}{share:>8.1%}{part.launches:>10,.1f}  {part.name[:NAME]}")
+        ratio = part.microseconds / total
+        print(f"{part.microseconds:>10,.1f}{ratio:>8.1%}{part.launches:>10,.1f}  {part.name[:NAME]}")
 
 
 if __name__ == "__main__":

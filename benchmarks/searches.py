@@ -1,10 +1,9 @@
-"""How far the searches' poses are from the dense grid's, and what they miss.
+"""Differences of the searches' poses and voters from those of the dense grid.
 
     python -m benchmarks.searches
 
-Writes benchmarks/results/searches.json, from which `make readme` makes a table. The released network has no
-trained weights here: it computes in full, and the known distances and votes of each image's hand take the
-place of its predictions.
+Writes benchmarks/results/searches.json for `make readme`. The released network has no trained weights here:
+it computes in full, but the true distances and votes of each image's hand replace its predictions.
 """
 
 from __future__ import annotations
@@ -45,18 +44,18 @@ def synthetic(images: int) -> SyntheticHands:
 def compare(
     name: str, step: float, search: str, images: int, make: Callable[[str, MeshHands], PoseEstimator]
 ) -> list[Any]:
-    """A row under `COLUMNS`.
+    """Make a row of `COLUMNS`.
 
     Args:
         name: of the network.
         step: mm.
-        search: to hold against "dense".
+        search: compared with "dense".
         images: of the synthetic test set.
-        make: an estimator with a search, for a picture's hand.
+        make: returns an estimator with a search, given the hand of an image.
     """
     data = synthetic(images)
     intrinsics = reference_intrinsics(data.config.size)
-    apart, asked, missed, ratios, voters = [], [], 0, [], 0
+    apart, queried, missed, ratios, voters = [], [], 0, [], 0
     for index in tqdm(range(images), desc=f"{name} {step:g} mm {search}", unit="img"):
         hand = data.hands([index])
         image = data.images([index])[0].permute(1, 2, 0).contiguous()
@@ -68,13 +67,13 @@ def compare(
             seconds.append(time.perf_counter() - began)
         dense, found = poses
         apart.append(np.linalg.norm(dense.joints - found.joints, axis=-1))
-        asked.append(int(found.points_evaluated))
+        queried.append(int(found.points_evaluated))
         missed += int(dense.voters) - int(found.voters)
         voters += int(dense.voters)
         ratios.append(seconds[0] / seconds[1])
-    everything = sum(count == int(dense.points_evaluated) for count in asked)
+    everything = sum(count == int(dense.points_evaluated) for count in queried)
     return [
-        *(name, images, step, search, int(np.median(asked)), everything, f"{missed:,} of {voters:,}"),
+        *(name, images, step, search, int(np.median(queried)), everything, f"{missed:,} of {voters:,}"),
         *(float(np.mean(apart)), float(np.max(apart)), float(np.median(ratios))),
     ]
 
@@ -96,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=3, help="how many")
+    parser.add_argument("--images", type=int, default=3, help="number of images")
     parser.add_argument("--out", type=Path, default=RESULT, help="file to write")
     options = parser.parse_args(arguments)
     rows = [

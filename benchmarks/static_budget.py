@@ -1,14 +1,14 @@
-"""What every kernel costs on the architectures we name, found by compiling it, without a GPU.
+"""Static costs of every kernel for several architectures, from its compilation, without a GPU.
 
     python benchmarks/static_budget.py             print, compare with static_budget.json, exit 1 on any fault
     python benchmarks/static_budget.py --update    print, and rewrite static_budget.json
 
-Occupancy is the share of a multiprocessor's warps that registers, shared memory and the kernel's own warps
-let run at once. `benchmarks/floors.py` prints the FLOPs and bytes.
+Occupancy is the ratio of a multiprocessor's warps that can run at once, given registers, shared memory and
+the kernel's own warps. `benchmarks/floors.py` prints the FLOPs and bytes.
 
-Faults on any Triton: a kernel that does not compile or compiles to a trap, more than 16 bytes of spills,
-shared memory past the target's, no matrix instruction where there should be one, warpgroup products that
-ptxas serialises. And registers or shared memory more than SLACK times the committed ones.
+Faults on any Triton are a kernel that does not compile or compiles to a trap, more than 16 bytes of spills,
+shared memory beyond the target's, a missing matrix instruction, warpgroup products serialised by ptxas, and
+registers or shared memory more than SLACK times the committed ones.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ RESIDENT = {
 }
 SPILL_LIMIT = 16
 SLACK = 1.25  # Triton 3.6 takes up to 1.20 times the registers of 3.9
-# What the matrix unit's instructions are called in PTX or AMD assembly; float32 has none on NVIDIA's.
+# Names of the matrix unit's instructions in PTX or AMD assembly; NVIDIA has none for float32.
 MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -90,7 +90,7 @@ def variants() -> list[Variant]:
     for target, triton_target in TARGETS.items():
         for dtype_name, dtype in DTYPES.items():
             space = query_field.tilings(dtype, triton_target.backend, triton_target.arch)
-            # What fits in float16 fits in bfloat16: of that only the tiling taken untuned.
+            # A tiling that fits in float16 fits in bfloat16 too, for which only the untuned one is compiled.
             for tiling in space[:1] if dtype == torch.bfloat16 else space:
                 found += _layers(target, dtype_name, tiling)
                 if dtype != torch.bfloat16:
@@ -200,7 +200,7 @@ def _layer(
 
 
 def occupancy(variant: Variant, found: Cost) -> float:
-    """The share of a multiprocessor's warps that can run at once."""
+    """The ratio of a multiprocessor's warps that can run at once."""
     warps, registers, shared = RESIDENT[variant.target]
     lanes = TARGETS[variant.target].warp_size
     # NVIDIA hands out registers to a warp in steps of 256.
@@ -210,7 +210,7 @@ def occupancy(variant: Variant, found: Cost) -> float:
 
 
 def cost(variant: Variant) -> Cost:
-    """Compile one variant and read what it takes."""
+    """Compile one variant and read its costs."""
     names = variant.kernel.arg_names
     signature, aligned = {}, {}
     for position, name in enumerate(names):
@@ -251,7 +251,7 @@ def cost(variant: Variant) -> Cost:
 
 
 def faults(variant: Variant, found: Cost, committed: dict[str, int] | None) -> list[str]:
-    """What is wrong with a kernel, in words; nothing if all is well."""
+    """Describe the faults of a kernel; empty without any."""
     wrong = list(found.remarks)
     if found.spills > SPILL_LIMIT:
         wrong.append(f"spills {found.spills} bytes, {SPILL_LIMIT} allowed")

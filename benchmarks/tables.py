@@ -17,81 +17,81 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.ceilings import RESULTS, Ceilings, read_ceilings
 
-Facts = dict[str, Any]  # a benchmark's `extra_info`
+Metadata = dict[str, Any]  # a benchmark's `extra_info`
 Row = list[Any]
 
 
-def speed_row(facts: Facts) -> Row:
-    """Of one benchmark of the pipeline."""
-    ratio = facts["times_the_peer_20_50_80"][1]
+def speed_row(metadata: Metadata) -> Row:
+    """Make the row of a benchmark of the pipeline."""
+    ratio = metadata["times_the_peer_20_50_80"][1]
     return [
-        *(facts[name] for name in ("network", "step_mm", "search", "dtype", "points_evaluated")),
-        *_times(facts),
-        1e3 / facts["ms_20_50_80"][1],
-        f"{ratio:.3g} (estimated)" if facts["peer_estimated"] else ratio,
+        *(metadata[name] for name in ("network", "step_mm", "search", "dtype", "points_evaluated")),
+        *_times(metadata),
+        1e3 / metadata["ms_20_50_80"][1],
+        f"{ratio:.3g} (estimated)" if metadata["peer_estimated"] else ratio,
     ]
 
 
-def stages_row(facts: Facts) -> Row:
-    """Milliseconds of each stage, of one benchmark of the pipeline."""
-    stages = facts["stages_ms"]
+def stages_row(metadata: Metadata) -> Row:
+    """Make the row of milliseconds by stage, from a benchmark of the pipeline."""
+    stages = metadata["stages_ms"]
     return [
-        *(facts[name] for name in ("network", "step_mm", "search", "dtype")),
+        *(metadata[name] for name in ("network", "step_mm", "search", "dtype")),
         *(stages.get(stage) for stage in STAGES),
-        facts.get("peak_mib"),
+        metadata.get("peak_mib"),
     ]
 
 
-def operation_row(facts: Facts, ceilings: Ceilings | None) -> Row:
-    """Of one benchmark of an operation; the share is that of the time which its work allows."""
-    low, median, high = facts["ms_20_50_80"]
-    work, share = facts["work"], None
+def operation_row(metadata: Metadata, ceilings: Ceilings | None) -> Row:
+    """Make the row of a benchmark of an operation, with its ratio to the ceiling."""
+    low, median, high = metadata["ms_20_50_80"]
+    work, ratio = metadata["work"], None
     if work is not None and ceilings is not None:
-        floor = ceilings.floor_seconds(work["flops"], facts["dtype"], work["moved_bytes"])
-        share = 1e5 * floor / median
+        floor = ceilings.floor_seconds(work["flops"], metadata["dtype"], work["moved_bytes"])
+        ratio = 1e5 * floor / median
     return [
-        *(facts[name] for name in ("operation", "case", "batch", "dtype", "form")),
+        *(metadata[name] for name in ("operation", "case", "batch", "dtype", "form")),
         1e3 * median,
         _range(1e3 * low, 1e3 * high),
         None if work is None else work["flops"] / 1e9,
         None if work is None else work["moved_bytes"] / 2**20,
-        share,
-        facts["times_the_peer_20_50_80"][1],
+        ratio,
+        metadata["times_the_peer_20_50_80"][1],
     ]
 
 
-def batches_row(facts: Facts) -> Row:
-    """Of one benchmark of batches."""
+def batches_row(metadata: Metadata) -> Row:
+    """Make the row of a benchmark of batches."""
     return [
-        *(facts[name] for name in ("network", "batch", "dtype")),
-        *_times(facts),
-        1e3 * facts["batch"] / facts["ms_20_50_80"][1],
-        facts["times_the_peer_20_50_80"][1],
+        *(metadata[name] for name in ("network", "batch", "dtype")),
+        *_times(metadata),
+        1e3 * metadata["batch"] / metadata["ms_20_50_80"][1],
+        metadata["times_the_peer_20_50_80"][1],
     ]
 
 
-def compiled_row(facts: Facts) -> Row:
-    """Of the peer through `torch.compile`."""
-    return [facts["step_mm"], facts["dtype"], *_times(facts), facts["times_the_peer_20_50_80"][1]]
+def compiled_row(metadata: Metadata) -> Row:
+    """Make the row of a benchmark of the baseline with `torch.compile`."""
+    return [metadata["step_mm"], metadata["dtype"], *_times(metadata), metadata["times_the_peer_20_50_80"][1]]
 
 
-def training_row(facts: Facts) -> Row:
-    """Of one training step."""
+def training_row(metadata: Metadata) -> Row:
+    """Make the row of a benchmark of a training step."""
     return [
-        *(facts[name] for name in ("preset", "batch", "points", "dtype")),
-        "yes" if facts["compiled"] else "no",
-        *_times(facts),
-        1e3 * facts["batch"] / facts["ms_20_50_80"][1],
-        facts["times_the_peer_20_50_80"][1],
+        *(metadata[name] for name in ("preset", "batch", "points", "dtype")),
+        "yes" if metadata["compiled"] else "no",
+        *_times(metadata),
+        1e3 * metadata["batch"] / metadata["ms_20_50_80"][1],
+        metadata["times_the_peer_20_50_80"][1],
     ]
 
 
 class Table(NamedTuple):
-    """How the benchmarks of one function become one file."""
+    """A file with the rows of one function's benchmarks."""
 
     benchmark: str
     columns: list[str]
-    row: Callable[[Facts], Row]
+    row: Callable[[Metadata], Row]
 
 
 TIMES = ["median (ms)", "20th to 80th percentile"]
@@ -134,19 +134,19 @@ OPERATIONS = [
 
 
 def results(run: dict[str, Any], ceilings: Ceilings | None) -> dict[str, dict[str, Any]]:
-    """What `benchmarks/readme.py` reads, by name.
+    """Make the tables that `benchmarks/readme.py` reads, by name.
 
     Args:
-        run: what `pytest benchmarks --benchmark-json FILE` wrote.
-        ceilings: of the run's device; None leaves the shares of the ceiling out.
+        run: contents of the file from `pytest benchmarks --benchmark-json FILE`.
+        ceilings: of the run's device; None omits the ratios to the ceiling.
 
     Raises:
-        ValueError: the run holds no benchmark of ours, or the ceilings are another device's.
+        ValueError: the run holds none of these benchmarks, or the ceilings are another device's.
     """
     machine, commit = run["machine_info"], run["commit_info"]
     if ceilings is not None and ceilings.device != machine["device"]:
         raise ValueError(
-            f"the ceilings are those of {ceilings.device}, the run is of {machine['device']}: run "
+            f"the ceilings are of {ceilings.device}, the run of {machine['device']}: run "
             "benchmarks/ceilings.py on the device of the run"
         )
     names = ("device", "driver, clocks", "torch", "triton")
@@ -159,10 +159,13 @@ def results(run: dict[str, Any], ceilings: Ceilings | None) -> dict[str, dict[st
         (benchmark["name"].partition("[")[0], benchmark["extra_info"]) for benchmark in run["benchmarks"]
     ]
     found = {
-        name: (table.columns, [table.row(facts) for function, facts in every if function == table.benchmark])
+        name: (
+            table.columns,
+            [table.row(metadata) for function, metadata in every if function == table.benchmark],
+        )
         for name, table in TABLES.items()
     }
-    rows = [operation_row(facts, ceilings) for _, facts in every if "operation" in facts]
+    rows = [operation_row(metadata, ceilings) for _, metadata in every if "operation" in metadata]
     found["operations"] = OPERATIONS, rows
     tables = {
         name: {"columns": columns, "rows": rows, "context": context}
@@ -175,22 +178,22 @@ def results(run: dict[str, Any], ceilings: Ceilings | None) -> dict[str, dict[st
 
 
 def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Parts of one run as one.
+    """Join parts of one run.
 
     Raises:
         ValueError: they are of several devices or commits.
     """
-    for what, of in (
+    for kind, of in (
         ("devices", lambda run: run["machine_info"]["device"]),
         ("commits", lambda run: run["commit_info"]["id"]),
     ):
         if len(found := {of(run) for run in runs}) > 1:
-            raise ValueError(f"the runs are of several {what}: {', '.join(sorted(found))}")
+            raise ValueError(f"the runs are of several {kind}: {', '.join(sorted(found))}")
     return runs[0] | {"benchmarks": [benchmark for run in runs for benchmark in run["benchmarks"]]}
 
 
-def _times(facts: Facts) -> tuple[float, str]:
-    low, median, high = facts["ms_20_50_80"]
+def _times(metadata: Metadata) -> tuple[float, str]:
+    low, median, high = metadata["ms_20_50_80"]
     return median, _range(low, high)
 
 

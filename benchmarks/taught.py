@@ -14,17 +14,17 @@ from nvf_fast.grid import Lattice
 from nvf_fast.ops import FieldQuery
 from nvf_fast.training.labels import voting_labels
 
-CLAMP_MM = 5.0  # of the distances that training shows
+CLAMP_MM = 5.0  # of the distances in training
 
 
 def teach(estimator: PoseEstimator, hand: MeshHands) -> None:
-    """Replace the predictions of an estimator's network, which still computes, by one hand's labels."""
+    """Replace the predictions of an estimator's network, which still computes, by the labels of a hand."""
     pipeline = estimator.runner.pipeline
     pipeline.query = _TaughtQuery(pipeline.query, estimator.lattice, hand)  # type: ignore[attr-defined]
 
 
 class _TaughtQuery:
-    """`FieldQuery`, computed and overruled, for one image at a time, within 5 mm of the surface."""
+    """`FieldQuery` with computed but replaced results, for single images, within 5 mm of the surface."""
 
     def __init__(self, query: FieldQuery, lattice: Lattice, hand: MeshHands) -> None:
         self._query, self._lattice = query, lattice

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import mediapipe_hands
-from benchmarks.mediapipe_hands import COLUMNS, Compare, Hand, MediaPipeMissing, Photograph
+from benchmarks.mediapipe_hands import COLUMNS, Compare, Hand, MediaPipeError, Photograph
 from nvf_fast.evaluation import metrics
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths
 
@@ -80,7 +80,7 @@ def test_reports_missing_mediapipe(
     photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(mediapipe_hands, "RESULTS", tmp_path / "results")
-    with pytest.raises(MediaPipeMissing, match="No such file"):
+    with pytest.raises(MediaPipeError, match="No such file"):
         mediapipe_hands.compare(Compare(photographs, tmp_path / "python"))
     # The interpreter of the tests lacks MediaPipe.
     command = ["mediapipe_hands", "--photographs", str(photographs), "--python", sys.executable]

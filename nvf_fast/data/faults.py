@@ -15,7 +15,7 @@ class DatasetError(ValueError):
         super().__init__(name, folder, page, tuple(faults))
         self.faults = tuple(faults)
         self._head = f"{name} in {folder} cannot be used, {len(faults)} fault(s):"
-        self._foot = f"{name} and what its files should look like: {page}, docs/datasets.md"
+        self._foot = f"{name} and the form of its files: {page}, docs/datasets.md"
 
     def __str__(self) -> str:
         return "\n".join([self._head, *(f"  - {fault}" for fault in self.faults), self._foot])

@@ -1,10 +1,10 @@
 """The baselines of every timing, in plain eager float32 PyTorch.
 
-`Peer` follows the steps of the authors' evaluation. For each image the whole box is projected and masked on
-the host; the field runs as 1 x 1 convolutions over [hidden, x], concatenated anew for every layer, 150 000
-points at a time; each chunk's result is copied to the host; and there the near points vote by `topk`. Written
-for this comparison, from that description. `HandPeer` does the same in a hand view: batch norms stay apart
-from convolutions, and the field is sampled and evaluated point by point.
+`Baseline` follows the steps of the authors' evaluation. For each image the whole box is projected and masked
+on the host. The field runs as 1 x 1 convolutions over [hidden, x], concatenated anew for every layer, 150 000
+points at a time. Each chunk's result is copied to the host, where the near points vote by `topk`. The code
+was written for this comparison, from that description. `HandBaseline` does the same in a hand view: batch
+norms are not folded into convolutions, and the field is sampled and evaluated point by point.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BALL_MM = 80.0
 
 
 class PlainNormReLU(nn.Module):
-    """What `NormReLU` is, in the functions that anyone would call."""
+    """`NormReLU` by PyTorch's own functions."""
 
     def __init__(self, norm: NormReLU) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class PlainNormReLU(nn.Module):
         return F.relu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
 
 
-class Peer:
-    """Finds the joints of one right hand on the optical axis; `seconds` holds the last frame's stages.
+class Baseline:
+    """Predictor of one right hand's joints on the optical axis; `seconds` are by stage of the last frame.
 
     Args:
         model: the network.
         step_mm, surface_mm, fraction: as in `PoseEstimator`.
         device: of the network.
-        compiled: whether encoder and field go through `torch.compile`.
+        compiled: whether to compile encoder and field by `torch.compile`.
     """
 
     def __init__(
@@ -72,38 +72,38 @@ class Peer:
         self.seconds: dict[str, float] = {}
         encode = self.model.encode_all  # every stack's features, as the release computes them
         self._encode = torch.compile(encode) if compiled else encode
-        self._ask = torch.compile(self._field, dynamic=True) if compiled else self._field
+        self._query = torch.compile(self._field, dynamic=True) if compiled else self._field
 
     def __len__(self) -> int:
-        """Points asked in every frame."""
+        """Number of points queried in every frame."""
         return self._count
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, K: np.ndarray, hand_scale: float | None = None) -> np.ndarray:
-        """Joints (21, 3) float32 mm of an image (H, W, 3) uint8 with intrinsics K (3, 3)."""
+        """Predict joints (21, 3) float32 mm from an image (H, W, 3) uint8 with intrinsics K (3, 3)."""
         began = now(self.device)
         size = self.model.config.input_size
         homography = reference_homography(torch.from_numpy(np.asarray(K, dtype=np.float64)), size)
-        picture = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
-        features = self._encode(remap(picture, homography[None], size) / 127.5 - 1)[-1]
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
+        features = self._encode(remap(pixels, homography[None], size) / 127.5 - 1)[-1]
         encoded = now(self.device)
 
         uv = self.box[:, :2] / self.box[:, 2:] * (REFERENCE_FOCAL / (REFERENCE_SIZE / 2))
         inside = (uv.abs() <= 1).all(1)
         points, uv = self.box[inside], uv[inside]
         chunks = zip(points.split(CHUNK), uv.split(CHUNK), strict=True)
-        answers = [self._ask(features, *chunk, hand_scale).cpu() for chunk in chunks]
-        answer = torch.cat(answers, 1)
+        outputs = [self._query(features, *chunk, hand_scale).cpu() for chunk in chunks]
+        output = torch.cat(outputs, 1)
         queried = now(self.device)
 
-        near = (50 * answer[0].tanh()).abs() < self.surface_mm
-        joints = vote(points[near], answer[1:].unflatten(0, (-1, 4))[..., near], self.fraction)
+        near = (50 * output[0].tanh()).abs() < self.surface_mm
+        joints = vote(points[near], output[1:].unflatten(0, (-1, 4))[..., near], self.fraction)
         ended = now(self.device)
         self.seconds = {"encode": encoded - began, "query": queried - encoded, "vote": ended - queried}
         return joints.numpy()
 
     def _field(self, features: Tensor, points: Tensor, uv: Tensor, hand_scale: float | None) -> Tensor:
-        """Raw answers (85, N)."""
+        """Raw outputs (85, N) of the field."""
         points, uv = points.to(self.device), uv.to(self.device)
         inputs = [
             F.grid_sample(features, uv[None, :, None], align_corners=True)[..., 0],
@@ -115,8 +115,8 @@ class Peer:
         return evaluate_layers(torch.cat(inputs, 1), self.kernels, list(self.model.field.biases))
 
 
-class HandPeer:
-    """Finds the joints of one right hand in a box; `seconds` holds the last image's stages.
+class HandBaseline:
+    """Predictor of one right hand's joints in a box; `seconds` are by stage of the last image.
 
     Args:
         model: a network of hand views.
@@ -140,12 +140,12 @@ class HandPeer:
         self.seconds: dict[str, float] = {}
 
     def __len__(self) -> int:
-        """Points queried in every image."""
+        """Number of points queried in every image."""
         return len(self.lattice)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, K: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """Joints (21, 3) float32 mm of the unit hand.
+        """Predict joints (21, 3) float32 mm of the unit hand.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -158,8 +158,8 @@ class HandPeer:
         placement = self.volume.place(intrinsics, size, boxes=boxes)
         assert placement.slopes is not None and model.heads is not None
         slopes = placement.slopes.float().to(self.device)
-        picture = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
-        look = model.look(remap(picture, placement.homographies, size) / 127.5 - 1, slopes)
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
+        look = model.look(remap(pixels, placement.homographies, size) / 127.5 - 1, slopes)
         coarse = look.joints(slopes)
         encoded = now(self.device)
 
@@ -204,7 +204,7 @@ def vote(points: Tensor, votes: Tensor, fraction: float) -> Tensor:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has finished."""
+    """Current time in seconds, after synchronisation."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
