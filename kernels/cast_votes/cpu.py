@@ -1,6 +1,7 @@
 """`cast_votes` in PyTorch, for CPU tensors; tested against the reference.
 
-It looks for the smallest weight that counts instead of sorting them all, and sums in place of gathering.
+It finds the smallest selected weight instead of sorting all weights, and uses masked sums instead of
+gathering.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 def cast_votes(
     points: Tensor, votes: Tensor, counts: Tensor, *, ball_mm: float, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joints, weight and spread; `nvf_fast.ops.cast_votes` describes them, and has checked the arguments."""
+    """Joints, weight and spread, as in `nvf_fast.ops.cast_votes`, which checks the arguments."""
     batch, capacity, joint_count, _ = votes.shape
     joints = votes.new_full((batch, joint_count, 3), math.nan)
     weight = votes.new_zeros(batch, joint_count)
@@ -32,12 +33,12 @@ def _cast(
     points: Tensor, votes: Tensor, ball_mm: float, selected_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints (J, 3), weight (J,) and spread (J,) of one image's voters (V, 3) and their votes (V, J, 4)."""
-    # A row per joint and coordinate, along which everything runs.
+    # One contiguous row per joint and coordinate.
     w, *direction = votes.permute(2, 1, 0).contiguous()
     key = w.masked_fill(w.isnan(), -math.inf)
     threshold = key.kthvalue(key.shape[1] - selected_count + 1, dim=1, keepdim=True).values
     above, tie = key > threshold, key == threshold
-    # Of those on the threshold the first ones count.
+    # Among weights equal to the threshold the first ones count.
     selected = above | (tie & (tie.cumsum(1) <= selected_count - above.sum(1, keepdim=True)))
 
     total = torch.where(selected, w, 0.0).sum(1)

@@ -27,7 +27,7 @@ def cast_votes(
         votes: (B, V, J, 4) raw (weight, direction xyz).
         counts: (B,) int32; the first M = min(count, V) of an image's rows vote.
         ball_mm: mm, radius r of the label ball (Eq. 2).
-        fraction: ratio of the voters with the highest weight that counts, per joint.
+        fraction: ratio of the voters that counts, per joint, by largest weight.
 
     Returns:
         joints (B, J, 3) mm, NaN without voters; weight (B, J), the mean weight of the selected voters, 0

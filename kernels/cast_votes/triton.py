@@ -150,7 +150,7 @@ def cast_votes(
     ball_mm: float = 80.0,
     fraction: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted mean of each joint's best voters; see the reference.
+    """Weighted mean of each joint's best voters, as in the reference.
 
     Args:
         points: (B, V, 3) float32 mm, the voters.

@@ -142,9 +142,9 @@ def normalise_blocks(
 
 
 def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
-    """relu(group_norm(x)) with sums in float32; see `group_norm_relu_ref`.
+    """relu(group_norm(x)) with sums in float32, as `group_norm_relu_ref`.
 
-    The kernels read channels-last maps; any other is brought to that layout, and a contiguous one back.
+    The kernels need channels-last maps; others are converted, and contiguous ones converted back.
 
     Args:
         x: (B, C, H, W) float32, float16 or bfloat16.

@@ -15,13 +15,12 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
     """Distance to the nearest point of any face, negative where the mesh winds around the point.
 
     The winding number is the signed count of the faces that the ray point + t (0, 0, 1), t > 0, crosses; a
-    point is inside where it is not 0, so also where parts of the mesh overlap. Of the faces that meet in an
-    edge or a vertex a ray crosses as many as beside it, never one too few or too many. A face of no area
-    counts as the segment that it is. All arithmetic runs in the dtype of `points`.
+    point is inside where it is not 0, which includes overlapping parts of the mesh. The count is exact at
+    edges and vertices. A face without area counts as a segment. All arithmetic runs in the dtype of `points`.
 
     Args:
         vertices: (B, V, 3) mm.
-        faces: (F, 3) int64, closed: every edge is shared by two faces that run along it in opposite ways.
+        faces: (F, 3) int64, closed: every edge belongs to two faces, in opposite directions.
         points: (B, N, 3) mm.
 
     Returns:
@@ -35,7 +34,7 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
             distance[image].split(max(1, _PAIRS // len(faces))),
             strict=True,
         ):
-            # Seen from the point: the difference of nearby numbers is exact.
+            # Relative to the point: the difference of nearby numbers is exact.
             corners = triangles.corners[:, :, None] - chunk.T[:, :, None]
             nearest = squared_distance(corners, triangles).amin(1).sqrt()
             inside = crossings(corners, triangles).sum(1) != 0
@@ -55,9 +54,9 @@ class Triangles(NamedTuple):
 
     @classmethod
     def of(cls, vertices: Tensor, faces: Tensor) -> Triangles:
-        """From vertices (V, 3) and faces (F, 3)."""
+        """Prepare faces (F, 3) of vertices (V, 3)."""
         corners = vertices[faces].permute(1, 2, 0)
-        # The first corner faces the longest edge: of a sliver's it is the one that says most about the plane.
+        # The first corner is opposite the longest edge, which defines the plane of a sliver best.
         longest = (corners.roll(-1, 0) - corners).square().sum(1, keepdim=True).argmax(0, keepdim=True)
         order = (longest + torch.arange(2, 5, device=faces.device)[:, None, None]) % 3
         corners = corners.gather(0, order.expand_as(corners))
@@ -70,15 +69,15 @@ class Triangles(NamedTuple):
 
 
 def squared_distance(corners: Tensor, triangles: Triangles) -> Tensor:
-    """(..., F) mm² from the origin to triangles; `corners` (3, xyz, ..., F) are theirs, seen from there."""
+    """(..., F) mm² from the origin to triangles with `corners` (3, xyz, ..., F) relative to the origin."""
     tiny = torch.finfo(corners.dtype).tiny
     squared = torch.full_like(corners[0, 0], math.inf)
     for start, edge in zip(corners, _spread(triangles.edges, corners), strict=True):
         along = (-_dot(start, edge) / _dot(edge, edge).clamp(min=tiny)).clamp(0, 1)  # 0 / tiny = 0, no NaN
         nearest = start + along * edge
         squared = torch.minimum(squared, _dot(nearest, nearest))
-    # The foot on the plane from its barycentric coordinates: what they err by moves it within the plane,
-    # where the distance hardly changes. NaN is not inside.
+    # The foot on the plane from its barycentric coordinates, whose errors move it within the plane, where
+    # the distance hardly changes. NaN is not inside.
     start = corners[0]
     ab, _, ca = _spread(triangles.edges, corners)
     second = -_dot(start, _spread(triangles.second, corners[0]))
@@ -89,15 +88,15 @@ def squared_distance(corners: Tensor, triangles: Triangles) -> Tensor:
 
 
 def crossings(corners: Tensor, triangles: Triangles) -> Tensor:
-    """(..., F) int32: 1 or -1 where the upward z axis crosses the face, by the side it comes from; else 0."""
+    """(..., F) int32: 1 or -1, by orientation, where the positive z axis crosses the face; else 0."""
     x, y, z = corners.unbind(1)
     x_next, y_next = x.roll(-1, 0), y.roll(-1, 0)
     above, above_next = y > 0, y_next > 0
-    # The products are compared, not subtracted: seen from the other face the edge gives exactly the opposite.
+    # Products are compared, not subtracted, so that both faces of an edge get exactly opposite results.
     left, right = x * y_next > y * x_next, x * y_next < y * x_next
     turns = (~above & above_next & left).int() - (above & ~above_next & right).int()
     winding = turns.sum(0, dtype=torch.int32)
-    # Where all corners agree they decide: on the plane of a vertical face rounding could place it anywhere.
+    # Corners that agree determine the result, since rounding is unbounded on the plane of a vertical face.
     higher = winding * _dot(corners[0], _spread(triangles.normal, corners[0])) > 0
     return winding * ((z.amin(0) > 0) | ((z.amax(0) > 0) & higher))
 
@@ -107,6 +106,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _spread(constants: Tensor, like: Tensor) -> Tensor:
-    """(..., F) with the dimensions that `like` has before the last."""
+    """Expand (..., F) to the dimensions of `like` before the last."""
     missing = like.ndim - constants.ndim
     return constants.reshape(*constants.shape[:-1], *[1] * missing, constants.shape[-1])

@@ -1,7 +1,7 @@
-"""Signed distance to a closed triangle mesh: a program holds a block of points and goes over all faces.
+"""Signed distance to a closed triangle mesh: a program processes a block of points and loops over all faces.
 
-Faces lie along the lanes, so what a face needs is computed once for all the program's points, and the lanes
-meet only at the end.
+Faces lie along the lanes, so that values of a face are computed once for all the program's points, and the
+lanes are reduced only at the end.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def measure_distance(
 
 
 def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
-    """Distance to the nearest face, negative inside; see `mesh_distance_ref`.
+    """Distance to the nearest face, negative inside, as `mesh_distance_ref`.
 
     Args:
         vertices: (B, V, 3) float32 mm.
@@ -156,7 +156,7 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
         return torch.cat([mesh_distance(some, faces, chosen) for some, chosen in parts])
     distance = points.new_empty(batch, point_count)
     if distance.numel() > 0:
-        # (B, xyz, corner, F) as (B, 3, 3 F); where an index is out of range CUDA asserts, and nobody waits.
+        # (B, xyz, corner, F) as (B, 3, 3 F); CUDA asserts that indices are in range, without synchronisation.
         corners = vertices.mT.index_select(2, faces.T.flatten())
         measure_distance[(triton.cdiv(point_count, _POINTS), batch)](
             corners,

@@ -3,15 +3,15 @@
 Bilinear sampling is linear: W_x sample(F) = sample(W_x F). For many points, every layer's columns for x =
 [feature, depth(, scale)] are applied to the feature map once, and a point then sums five rows of the result
 instead of multiplying x by a matrix: 1.38 instead of 2.43 MFLOP per point of the released network. For few
-points, or with gradients, the layers run as the paper writes them.
+points, or with gradients, the layers run as in the paper.
 
-A network that takes the position about a centre is small: of 64 features and three columns of the position,
-a product costs what summing seven rows does, while a map of its own for each image has to be projected for
-few points. In float32 its layers are direct: applied to the x of each point; or, for points at the same
-depths on rays from the camera, to one x of each ray and to its slope along the ray.
+A network with positions about a centre is small: with 64 features and three columns of the position, a
+product costs as much as a sum of seven rows, whereas the projection of a map per image would serve few
+points. In float32 its layers are direct: applied to the x of each point; or, for points at the same depths on
+rays from the camera, to one x of each ray and to its slope along the ray.
 
 Preparation is separate, as for the kernel: `pack_layers` for a network, `locate` for a set of points,
-`project_maps` for an image; `sample` and `evaluate` bring them together, `votes` continues a sample.
+`project_maps` for an image; `sample` and `evaluate` combine them, `votes` continues a sample.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Layers(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where one image's points lie on the map; points out of view are left out."""
+    """Places of one image's points on the map, without points out of view."""
 
     order: Tensor  # (M,) the points; with projected maps in the order of the map
     texels: Tensor  # (M, 4) the texels around each; with projected maps (M, 4 + P), the position's rows too
@@ -71,9 +71,9 @@ class Places(NamedTuple):
 
 
 class Rays(NamedTuple):
-    """Where one image's points lie that are D depths on each of R rays from the camera, ray by ray.
+    """Places of one image's points at D depths on each of R rays from the camera, ray by ray.
 
-    All points of a ray see the same texels, and their position is linear in depth.
+    All points of a ray have the same texels, and their position is linear in depth.
     """
 
     texels: Tensor  # (R, 4) the texels around each ray
@@ -155,7 +155,7 @@ def query_field(
     *,
     image_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Signed distance and votes; `nvf_fast.ops.query_field` describes them, and has checked the arguments.
+    """Signed distance and votes, as in `nvf_fast.ops.query_field`, which checks the arguments.
 
     Where gradients are enabled it is differentiable in features, weights and biases.
     """
@@ -180,7 +180,7 @@ def query_field(
 def pack_layers(
     weights: Sequence[Tensor], biases: Sequence[Tensor], channels: int, dtype: torch.dtype
 ) -> Layers:
-    """The network's layers for features of C = `channels`, computed in `dtype`."""
+    """Pack the network's layers for features of C = `channels`, computed in `dtype`."""
     inputs = weights[0].shape[1]
     positions = 3 if inputs == channels + 3 else 1
     direct = positions == 3 and dtype == torch.float32
@@ -211,7 +211,7 @@ def locate(
     centres: Tensor | None = None,
     per_ray: int = 1,
 ) -> Sequence[Places | Rays]:
-    """Where points lie on the maps.
+    """Locate points on the maps.
 
     Args:
         points: (B, N, 3) or (N, 3).
@@ -223,7 +223,7 @@ def locate(
         per_ray: consecutive points that lie on one ray, the farthest last, at the same depths on every ray.
 
     Returns:
-        One record per image, or a single one if the images share all of them.
+        One record per image, or a single one if all are the same.
     """
     points = points if points.ndim == 3 else points[None]
     intrinsics = intrinsics if intrinsics.ndim == 3 else intrinsics[None]
@@ -237,7 +237,7 @@ def locate(
     ):
         order = inside.nonzero()[:, 0]
         if len(order) > _points_per_pass(layers) and not layers.direct:
-            # In the order of the map, so that a pass reads a small part of it.
+            # In the order of the map, so that each pass reads a small part of it.
             order = order[texels[order, 0].argsort(stable=True)]
         if not layers.direct or len(order) < len(inside):
             texels, tap_weights, position = texels[order], tap_weights[order], position[order]
@@ -256,7 +256,7 @@ def project_maps(
     """Prepare the features of B images.
 
     Args:
-        features, hand_scale: as `query_field` takes them.
+        features, hand_scale: as in `query_field`.
         layers: from `pack_layers`.
         biases: L of (B, out), which replace the layers' own; None keeps those.
     """
@@ -347,7 +347,7 @@ def _projected_map(rows: Tensor, biases: list[Tensor], layers: Layers) -> Projec
 def _images(
     maps: Maps, places: Sequence[Places | Rays]
 ) -> Iterator[tuple[ProjectedMap | FeatureMap, Places | Rays]]:
-    """The maps and places of each image; a single record of places is shared."""
+    """Pair the maps of each image with its places, or with a single common record of places."""
     return zip(maps, places if len(places) == len(maps) else [places[0]] * len(maps), strict=True)
 
 
@@ -439,11 +439,11 @@ def _locate_rays(
 def _geometry(
     points: Tensor, intrinsics: Tensor, image_size: int, map_size: tuple[int, int], centres: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of points (B, N, 3): in view or not (B, N), texels and bilinear weights (B, N, 4), position (B, N, P).
+    """Project points (B, N, 3): in view (B, N), texels and bilinear weights (B, N, 4), position (B, N, P).
 
     The position is relative to the centre, or the depth without centres.
     """
-    # Coordinate by coordinate, which takes two thirds of the time of arrays whose last axis has 2 elements.
+    # Separate coordinates take two thirds of the time of arrays whose last axis has 2 elements.
     across, down, along = (points @ intrinsics.mT).mT.contiguous().unbind(1)
     u, v = across / along / (image_size / 2) - 1, down / along / (image_size / 2) - 1
     inside = (u.abs() <= 1) & (v.abs() <= 1) & (points[..., 2] > 0)
@@ -513,14 +513,14 @@ def _bilinear_taps(u: Tensor, v: Tensor, height: int, width: int) -> tuple[Tenso
 
 
 def _cell(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Of coordinates in [-1, 1] on an axis of `size` texels, the texel before each and the rest, 0 to 1."""
+    """Texel before each coordinate in [-1, 1] on an axis of `size` texels, and the fraction beyond it."""
     place = (coordinate + 1) * ((size - 1) / 2)
     texel = place.floor().clamp_(0, size - 2)
     return texel, place - texel
 
 
 def _exact_columns(columns: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) -> list[Tensor]:
-    """Float32 columns in `dtype`: rounded (part 0) and what rounding left (part 1); float32 stays one.
+    """Float32 columns in `dtype`: rounded (part 0) and the residual (part 1); float32 keeps one part.
 
     One float16 depth costs up to 0.23 mm and one bfloat16 depth 1.9 mm; the products high x high + low x high
     + high x low, three columns each of input and weight, cost neither.

@@ -1,4 +1,4 @@
-"""The field of Eq. 4 in plain PyTorch, layer by layer, as the paper writes it: the definition."""
+"""The field of Eq. 4 in plain PyTorch, layer by layer as in the paper: the definition of `query_field`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def query_field(
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes of camera-space points, f(S(F, pi(p)), Z(p)) = (s, V) of Eq. 4.
 
-    With `centres` the field is told where the hand is: a point's position relative to the centre takes the
-    place of its depth, and biases of each image may carry a code of the pose.
+    With `centres` of the hands, a point's position relative to the centre replaces its depth, and biases of
+    each image may encode the pose.
 
     The geometry runs in the dtype of `points`, the network in the dtype of `features`; both may be float64.
 

@@ -1,11 +1,11 @@
-"""The field of Eq. 4 on the matrix unit, without a sampled feature ever reaching memory.
+"""The field of Eq. 4 on the matrix unit, without storing sampled features in memory.
 
 Bilinear sampling is linear, so the feature map is projected once with every layer's columns for x = [feature,
 depth, scale]. The points are sorted so that the texels around a tile of them lie in one small window of the
 map. A matrix `hat` of (tile, 32) then holds each point's bilinear weights of the window's 28 texels, its
 depth in two parts and two ones, and `hat @ window` is the whole contribution of x to a layer: 32 products per
-channel instead of 258. A network that takes the position about a centre has windows of 24 texels, and the
-three coordinates in two parts each. The biases, which may differ between images, enter with the ones.
+channel instead of 258. A network with positions about a centre has windows of 24 texels, and the three
+coordinates in two parts each. The biases, which may differ between images, are multiplied by the ones.
 
 Preparation is separate: `pack_layers` for a network, `locate` for a set of points (`locate_points` and
 `cut_tiles` on the device), `project_maps` for an image. `sample` and `evaluate` then launch
@@ -51,7 +51,7 @@ class Tiling(NamedTuple):
 
 
 def tilings(dtype: torch.dtype, backend: str, arch: int | str) -> tuple[Tiling, ...]:
-    """The block shapes worth trying for a compute dtype and a target, the one taken untuned first.
+    """Candidate block shapes for a compute dtype and a target, the default first.
 
     benchmarks/static_budget.py compiles them all, and none spills; `nvf-fast tune` times them.
 
@@ -70,7 +70,7 @@ def tilings(dtype: torch.dtype, backend: str, arch: int | str) -> tuple[Tiling, 
 
 
 def device_tilings(device: torch.device, dtype: torch.dtype) -> tuple[Tiling, ...]:
-    """`tilings` of a device; the interpreter, on a CPU, takes those of compute capability 8.0."""
+    """`tilings` of a device; the interpreter, on a CPU, uses those of compute capability 8.0."""
     if device.type != "cuda":
         return tilings(dtype, "cuda", 80)
     if torch.version.hip:
@@ -344,7 +344,7 @@ def evaluate_layer(
 
 
 class Layers(NamedTuple):
-    """A network as the kernel takes it; every layer's channels are padded with zeros to a power of two."""
+    """A network packed for the kernel, with every layer's channels zero-padded to a power of two."""
 
     widths: list[int]  # channels of each layer
     columns: Tensor  # (sum of widths, C) columns for the feature, compute dtype
@@ -359,7 +359,7 @@ class Layers(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Points cut into tiles that see one window of the map each."""
+    """Points in tiles of one window of the map each."""
 
     points: Tensor  # (1 or B, N, 3) mm
     intrinsics: Tensor  # (1 or B, 3, 3)
@@ -395,7 +395,7 @@ def query_field(
     *,
     image_size: int = 224,
 ) -> tuple[Tensor, Tensor]:
-    """Signed distance and votes of camera-space points; see the reference.
+    """Signed distance and votes of camera-space points, as in the reference.
 
     Args:
         features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
@@ -427,10 +427,10 @@ def pack_layers(
     dtype: torch.dtype,
     tiling: Tiling | None = None,
 ) -> Layers:
-    """The network's layers for features of C = `channels`, computed in `dtype`.
+    """Pack the network's layers for features of C = `channels`, computed in `dtype`.
 
     Args:
-        weights, biases: as `query_field` takes them.
+        weights, biases: as in `query_field`.
         channels: C.
         dtype: of the features and of the products.
         tiling: block shapes, of `tilings`; None is the first.
@@ -479,9 +479,9 @@ def locate(
     centres: Tensor | None = None,
     per_ray: int = 1,
 ) -> Tiles:
-    """Tiles of points, made on the device.
+    """Make tiles of points on the device.
 
-    If the images share points and intrinsics, they share the tiles, whatever the number of images.
+    Images of common points and intrinsics have common tiles, for any number of images.
 
     Args:
         points: (B, N, 3) or (N, 3).
@@ -493,7 +493,7 @@ def locate(
         per_ray: without effect; `cpu.locate` uses it.
 
     Raises:
-        ValueError: there are more points than 32-bit positions can count.
+        ValueError: the number of points exceeds 32-bit positions.
     """
     height, width = map_size
     points = (points if points.ndim == 3 else points[None]).contiguous()
@@ -521,7 +521,7 @@ def locate(
     keys, order = keys.sort(stable=True)
     every_key = torch.arange(strips * width + 1, dtype=torch.int32, device=device)
     bounds = torch.searchsorted(keys, every_key, out_int32=True)
-    # A strip cuts floor(n / tile) + 1 tiles at most, and once more wherever a tile would outreach its window.
+    # A strip has at most floor(n / tile) + 1 tiles, and one more wherever a tile would exceed its window.
     tile_points = layers.tiling.points
     cells = (WINDOW_COLUMNS if centres is None else CENTRED_WINDOW_COLUMNS).value - 1
     capacity = batch * point_count // tile_points + strips * (1 + (width - 2) // cells)
@@ -535,7 +535,7 @@ def locate(
 def project_maps(
     features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """Features through every layer's columns for x.
+    """Project features through every layer's columns for x.
 
     Args:
         features: (B, C, H, W).

@@ -1,4 +1,4 @@
-"""Where rays first meet a triangle mesh, in plain PyTorch: the definition of `ray_mesh`."""
+"""First intersections of rays with a triangle mesh, in plain PyTorch: the definition of `ray_mesh`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tenso
     """The smallest t > 0 with origin + t * direction on a face, from either side, and that face.
 
     The corners are sheared so that the ray is an axis, as Woop, Benthin and Wald do (Watertight Ray/Triangle
-    Intersection, JCGT 2013). A face is met if the axis passes no edge on the wrong side; an edge itself
-    belongs to both its faces, so no ray slips between them. Among faces met at equal t the lowest index
-    wins. A face seen edge-on is not met, and a direction of zero meets nothing. All arithmetic runs in the
-    dtype of `origins`.
+    Intersection, JCGT 2013). A face is hit if the axis passes no edge on the wrong side; an edge belongs to
+    both its faces, which makes it watertight. Among faces hit at equal t the lowest index wins. A face
+    parallel to the ray is never hit, and a direction of zero hits nothing. All arithmetic runs in the dtype
+    of `origins`.
 
     Args:
         vertices: (B, V, 3) mm.
@@ -26,7 +26,7 @@ def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tenso
         directions: (B, R, 3) mm, of any length.
 
     Returns:
-        t (B, R) in multiples of the direction, +inf where nothing is met; face (B, R) int64, -1 there.
+        t (B, R) in multiples of the direction, +inf without a hit; face (B, R) int64, -1 without a hit.
     """
     t = origins.new_empty(origins.shape[:2])
     face = torch.empty_like(t, dtype=torch.int64)
@@ -41,23 +41,23 @@ def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tenso
 
 
 def longest_last(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """The axes (..., 3) ordered so that the direction's longest comes last, and directions so ordered."""
+    """The axes (..., 3) ordered so that the direction's longest is last, and the ordered directions."""
     last = directions.abs().argmax(-1, keepdim=True)
     order = (last + torch.tensor([1, 2, 0], device=last.device)) % 3
     return order, directions.gather(-1, order)
 
 
 def hits(corners: Tensor, directions: Tensor) -> Tensor:
-    """t (...) where rays from the origin meet triangles, +inf: nowhere ahead; the longest axis comes last.
+    """t (...) of hits of triangles by rays from the origin, +inf without a hit; the longest axis is last.
 
     corners (3, xyz, ...), directions (xyz, ...).
     """
     z = corners[:, 2] / directions[2]
     x, y = corners[:, 0] - directions[0] * z, corners[:, 1] - directions[1] * z
-    # The products are compared, not subtracted: seen from the other face the edge gives exactly the opposite.
+    # Products are compared, not subtracted, so that both faces of an edge get exactly opposite results.
     one, other = x * y.roll(-1, 0), y * x.roll(-1, 0)
     met = (one >= other).all(0) | (one <= other).all(0)
-    # The area that an edge spans with the origin is the weight of the opposite corner.
+    # The area of an edge and the origin is the weight of the opposite corner.
     weight = (one - other).abs().roll(-1, 0)
     t = (weight * z).sum(0) / weight.sum(0)  # 0 / 0 = NaN edge-on, which is not ahead
     return torch.where(met & (t > 0), t, math.inf)

@@ -1,6 +1,6 @@
-"""Where rays first meet a triangle mesh: a program holds a block of rays and goes over all faces.
+"""First intersections of rays with a triangle mesh: a program processes a block of rays and loops over faces.
 
-Faces lie along the lanes, which meet only at the end.
+Faces lie along the lanes, which are reduced only at the end.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def find_hits(
 
 
 def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest t > 0 with origin + t * direction on a face, and that face; see `ray_mesh_ref`.
+    """The smallest t > 0 with origin + t * direction on a face, and that face, as `ray_mesh_ref`.
 
     Args:
         vertices: (B, V, 3) float32 mm.
@@ -135,7 +135,7 @@ def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tenso
     t = origins.new_empty(batch, ray_count)
     face = torch.empty_like(t, dtype=torch.int64)
     if t.numel() > 0:
-        # (B, xyz, corner, F) as (B, 3, 3 F); where an index is out of range CUDA asserts, and nobody waits.
+        # (B, xyz, corner, F) as (B, 3, 3 F); CUDA asserts that indices are in range, without synchronisation.
         corners = vertices.mT.index_select(2, faces.T.flatten())
         find_hits[(triton.cdiv(ray_count, _RAYS), batch)](
             corners,

@@ -26,7 +26,7 @@ def compact(mask: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def select_voters(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The points with abs(sdf) < surface_mm, 1(|s| < delta) of Eqs. 8 and 9, as `compact` gives them.
+    """The points with abs(sdf) < surface_mm, 1(|s| < delta) of Eqs. 8 and 9, in the form of `compact`.
 
     Args:
         sdf: (B, N) mm; NaN and infinity are never near.

@@ -57,12 +57,12 @@ def write_indices(
 
 
 def compact(mask: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions where a mask (B, N) bool is true, in ascending order; see the reference."""
+    """The positions where a mask (B, N) bool is true, in ascending order, as in the reference."""
     return _compact(mask.view(torch.uint8), None, capacity)
 
 
 def select_voters(sdf: Tensor, surface_mm: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The points with abs(sdf) < surface_mm, of sdf (B, N) float32 mm, as `compact` gives them."""
+    """The points with abs(sdf) < surface_mm, of sdf (B, N) float32 mm, in the form of `compact`."""
     return _compact(sdf, surface_mm, capacity)
 
 
