@@ -41,7 +41,7 @@ def test_refuses_unknown_and_missing_entries() -> None:
         ({"depth": 4}, "input_size must be a multiple of 64 px.* got 224 px"),
         ({"input_size": 222}, "input_size must be a multiple of 16 px.* got 222 px"),
         ({"hidden": (64, 0)}, "hidden must be at least 1, got 0"),
-        ({"hand_scale": False, "scale_optional": True}, "scale_optional=True needs hand_scale=True"),
+        ({"hand_scale": False, "scale_optional": True}, "scale_optional=True requires hand_scale=True"),
         ({"input_size": 128, "width": 64, "depth": 5}, "groups must be below 16, .* got 32"),
     ],
 )

@@ -142,7 +142,7 @@ def test_every_precision_and_optimiser_steps(precision: str, optimiser: str) -> 
 
 @pytest.mark.slow
 def test_compiled_step_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluated = []
+    compiled = []
 
     def compile_eagerly(function: object) -> object:
         compiled.append(function)
