@@ -66,6 +66,11 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def own_blocks() -> None:
+    """Mark tests that use a kernel's own block sizes."""
+
+
 @pytest.fixture(scope="session")
 def shared_dir(request: pytest.FixtureRequest) -> Path:
     """Return the folder given by --shared."""

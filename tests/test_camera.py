@@ -71,17 +71,13 @@ def test_look_at_rotation_is_the_smallest_that_turns_the_pixel_to_the_axis(x: fl
     assert (rotation.trace() - 1) / 2 == pytest.approx(float(ray[2])), "no more than between ray and axis"
 
 
-def test_look_at_rotation_batch() -> None:
-    pixels = torch.tensor([[100.0, 50.0], [0.0, 0.0]], dtype=torch.float64)
-    both = look_at_rotation(pixels, K.expand(2, 3, 3))
-    assert torch.equal(both[1], look_at_rotation(pixels[1], K))
-    torch.testing.assert_close(look_at_rotation(pixels, K), both)
-
-
-def test_look_at_rotation_of_arrays() -> None:
-    pixels = torch.tensor([[10.0, 20.0], [200.0, 100.0]], dtype=torch.float64)
+def test_look_at_rotation_of_batches_and_arrays() -> None:
+    pixels = torch.tensor([[100.0, 50.0], [0.0, 0.0], [200.0, 100.0]], dtype=torch.float64)
+    batch = look_at_rotation(pixels, K.expand(3, 3, 3))
+    assert torch.equal(batch[1], look_at_rotation(pixels[1], K))
+    torch.testing.assert_close(look_at_rotation(pixels, K), batch)
     arrays = look_at_rotation(pixels.numpy(), K.numpy())
-    np.testing.assert_allclose(arrays, look_at_rotation(pixels, K), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(arrays, batch, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("mirror", [False, True])

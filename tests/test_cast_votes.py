@@ -159,10 +159,12 @@ def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(got, whole)
 
 
-def assert_within_rounding(found: tuple[Tensor, ...], inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+def assert_within_rounding(
+    found: tuple[Tensor, ...], inputs: tuple[Tensor, Tensor, Tensor], **options: float
+) -> None:
     """Assert errors of at most twice those of PyTorch plus one rounding of the result."""
-    exact = reference(inputs[0].double(), inputs[1].double(), inputs[2])
-    for got, torch_got, expected in zip(found, reference(*inputs), exact, strict=True):
+    exact = reference(inputs[0].double(), inputs[1].double(), inputs[2], **options)
+    for got, torch_got, expected in zip(found, reference(*inputs, **options), exact, strict=True):
         assert torch.equal(got.isnan(), expected.isnan())
         rounding = torch.finfo(torch.float32).eps * rms(expected)
         assert rms(got - expected) <= 2 * rms(torch_got - expected) + rounding
@@ -206,11 +208,7 @@ def test_more_votes_than_32_bits_count(batch: int, count: int, joints: int) -> N
     for first, second in zip(found, kernel(points, votes, counts, fraction=fraction), strict=True):
         assert torch.equal(first, second)
     few_counts = torch.full_like(counts, len(best))
-    exact = reference(few_points.double(), few_votes.double(), few_counts, fraction=1.0)
-    by_torch = reference(few_points, few_votes, few_counts, fraction=1.0)
-    for got, torch_got, expected in zip(found, by_torch, exact, strict=True):
-        rounding = torch.finfo(torch.float32).eps * rms(expected)
-        assert rms(got - expected) <= 2 * rms(torch_got - expected) + rounding
+    assert_within_rounding(found, (few_points, few_votes, few_counts), fraction=1.0)
 
 
 @pytest.mark.cuda

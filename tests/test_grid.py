@@ -35,15 +35,10 @@ def test_fractional_steps() -> None:
     assert len(frustum_grid(16.5)) < len(frustum_grid(15.5))
 
 
-@pytest.mark.parametrize("step", [0, -4, float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0, -4, float("nan"), float("inf"), 400])
 def test_refuses_invalid_steps(step: float) -> None:
-    with pytest.raises(ValueError, match="positive number of mm"):
+    with pytest.raises(ValueError, match="no point" if step == 400 else "positive number of mm"):
         frustum_grid(step)
-
-
-def test_refuses_a_step_without_points() -> None:
-    with pytest.raises(ValueError, match="no point"):
-        frustum_grid(400)
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,6 @@ def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(kernel_file, "_FACES", 64)
 
 
-@pytest.fixture
-def own_blocks() -> None:
-    """Mark tests that use the kernel's own block sizes."""
-
-
 def lattice_box() -> tuple[Tensor, Tensor]:
     """Return the box from (-1, -2, -1) to (1, 2, 1) with a vertex on every integer of its surface."""
     box = trimesh.creation.box((2, 2, 2)).subdivide()

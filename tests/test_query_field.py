@@ -205,21 +205,16 @@ def test_tiles_hold_every_point_once_within_their_windows(density: int, centred:
     assert torch.equal(torch.cat(covered).sort().values, inside)
 
 
-def test_pass_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = field_inputs(SHORT, device=DEVICE)
-    whole = run(kernel, inputs)
-    monkeypatch.setattr(kernel_module, "_TILES_PER_PASS", 3)
-    for got, expected in zip(run(kernel, inputs), whole, strict=True):
-        assert torch.equal(got, expected)
-
-
+@pytest.mark.parametrize(("limit", "value"), [("_TILES_PER_PASS", 3), ("_IMAGES", 2)])
 @pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
-def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch, case: FieldCase) -> None:
+def test_pass_and_launch_sizes_do_not_change_results(
+    monkeypatch: pytest.MonkeyPatch, case: FieldCase, limit: str, value: int
+) -> None:
     inputs = field_inputs(case._replace(batch=3), device=DEVICE)
     intrinsics = inputs.intrinsics[0] if case.centred else inputs.intrinsics
     inputs = inputs._replace(points=inputs.points[0], intrinsics=intrinsics)
     whole = run(kernel, inputs)
-    monkeypatch.setattr(kernel_module, "_IMAGES", 2)
+    monkeypatch.setattr(kernel_module, limit, value)
     for got, expected in zip(run(kernel, inputs), whole, strict=True):
         assert torch.equal(got, expected)
 

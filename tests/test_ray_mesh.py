@@ -35,11 +35,6 @@ def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(kernel_file, "_FACES", 64)
 
 
-@pytest.fixture
-def own_blocks() -> None:
-    """Mark tests that use the kernel's own block sizes."""
-
-
 def cast(function: Callable, mesh: tuple[Tensor, Tensor], rays: list) -> tuple[list[float], list[int]]:
     origins, directions = torch.tensor(rays, dtype=torch.float32, device=DEVICE).unbind(1)
     t, face = function(*mesh, origins[None], directions[None])
