@@ -26,9 +26,9 @@ def bench_cast_votes(benchmark: Any, voters: int, batch: int, form: ops.Backend)
     counts = torch.full((batch,), voters, dtype=torch.int32, device=DEVICE)
     arguments = (points, votes, counts)
     found = ops.cast_votes(*arguments, backend=form)
-    for got, wanted in zip(found, definition(*arguments), strict=True):
+    for got, expected in zip(found, definition(*arguments), strict=True):
         # Float32 sums of thousands of positions in two orders: measured 2e-4 mm of 100 mm.
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-3)
 
     def run() -> None:
         ops.cast_votes(*arguments, backend=form)

@@ -76,9 +76,9 @@ def bench_query_field(
     # Check the result before timing it.
     few = points[..., :: max(1, count // 4000), :]
     exact = reference(**inputs._replace(points=few).double()._asdict())
-    wanted = reference(**arguments | {"points": few})
+    plain = reference(**arguments | {"points": few})
     found = ops.query_field(**arguments | {"points": few}, backend=backend)
-    for got, torch_got, value in zip(found, wanted, exact, strict=True):
+    for got, torch_got, value in zip(found, plain, exact, strict=True):
         assert rms(got - value) <= 2 * rms(torch_got - value)
     surface_mm = exact[0].abs().flatten().sort().values[few.shape[-2] // 300].item()
 

@@ -47,14 +47,14 @@ def bench_ray_mesh(benchmark: Any, side: int, batch: int, form: str) -> None:
 
     def run() -> tuple[Tensor, Tensor]:
         if form == "trimesh":
-            answer = by_trimesh(vertices, faces, origins, directions)
+            result = by_trimesh(vertices, faces, origins, directions)
         else:
-            answer = ops.ray_mesh(vertices, faces, origins, directions, backend=form)
+            result = ops.ray_mesh(vertices, faces, origins, directions, backend=form)
         now()
-        return answer
+        return result
 
     exact, face = definition(vertices[:1].double(), faces, origins[:1].double(), directions[:1].double())
-    t, met = (answer[:1] for answer in run())
+    t, met = (result[:1] for result in run())
     assert torch.equal(met >= 0, face >= 0)
     # In mm of 400; most where a ray grazes. Measured: 2e-4.
     torch.testing.assert_close(t.double(), exact, rtol=0, atol=1e-2)

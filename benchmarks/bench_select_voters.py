@@ -23,11 +23,11 @@ def bench_select_voters(benchmark: Any, count: int, batch: int, form: ops.Backen
     torch.manual_seed(0)
     sdf = 100 * torch.rand(batch, count, device=DEVICE)
     surface_mm, capacity = 1 / 3, max(256, count // 100)
-    found, wanted = (
+    found, references = (
         ops.select_voters(sdf, surface_mm, capacity, backend=form),
         definition(sdf, surface_mm, capacity),
     )
-    for got, expected in zip(found, wanted, strict=True):
+    for got, expected in zip(found, references, strict=True):
         assert torch.equal(got, expected)
 
     def run() -> None:

@@ -95,8 +95,8 @@ def _read(count: int, readers: int = READERS) -> float:
     """Bytes per second, for a number of bytes read by every program."""
     values, sums = torch.rand(count // 4, device=DEVICE), torch.empty(readers, device=DEVICE)
     seconds = _seconds(lambda: read_again[readers,](values, sums, len(values) // BLOCK, BLOCK=BLOCK))
-    wanted = values.double().sum()
-    assert ((sums.double() - wanted).abs() < 1e-4 * wanted).all(), "not everything was read"
+    expected = values.double().sum()
+    assert ((sums.double() - expected).abs() < 1e-4 * expected).all(), "not everything was read"
     return readers * count / seconds
 
 

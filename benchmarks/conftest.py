@@ -24,5 +24,5 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["triton"] = importlib.metadata.version("triton")
     if cuda:
         command = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        machine_info["driver, clocks"] = answer.stdout.strip() or answer.stderr.strip()
+        result = subprocess.run(command, capture_output=True, text=True)
+        machine_info["driver, clocks"] = result.stdout.strip() or result.stderr.strip()

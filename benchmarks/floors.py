@@ -28,7 +28,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.grid import Lattice
 from nvf_fast.kernels.query_field.triton import CENTRED_EXTRA_ROWS, EXTRA_ROWS, SLOTS, Tiling, tilings
 
-H200_TFLOPS, H200_TBYTES = 790.0, 4.3  # bf16 matrix rate and memory bandwidth that one is said to reach
+H200_TFLOPS, H200_TBYTES = 790.0, 4.3  # bf16 matrix rate and memory bandwidth, as reported
 OUTPUTS = 85
 
 

@@ -48,9 +48,9 @@ class PlainStep:
         self.optimiser = torch.optim.AdamW(self.parameters, lr=trainer.learning_rate, foreach=False)
         self.step = trainer.step
 
-    def update(self, pictures: list[ImageBatch]) -> None:
+    def update(self, parts: list[ImageBatch]) -> None:
         """Make one step on the parts of a batch."""
-        loss = self.loss(pictures)
+        loss = self.loss(parts)
         self.optimiser.zero_grad()
         loss.backward()
         options = self.config.optimisation
@@ -63,26 +63,26 @@ class PlainStep:
                 for averaged, latest in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
                     averaged.lerp_(latest, 1 - options.ema)
 
-    def loss(self, pictures: list[ImageBatch]) -> Tensor:
+    def loss(self, parts: list[ImageBatch]) -> Tensor:
         """() the loss of the next batch."""
-        every = [self._part(part, number) for part, number in zip(pictures, self.own, strict=True)]
+        every = [self._part(part, number) for part, number in zip(parts, self.own, strict=True)]
         images, fed, points, sdf, joints, scale = (torch.cat(each) for each in zip(*every, strict=True))
         losses = self.config.losses
         targets = brute_labels(points, sdf, joints, losses.surface_mm, losses.ball_mm, losses.nearest)
         features = self.model.encoder(images)
-        told = fed if self.config.model.hand_scale else None
-        answers = [self._field(each, points, told) for each in features]
-        loss = mean_terms([field_losses(answer, targets, losses) for answer in answers])["loss"]
+        scale_input = fed if self.config.model.hand_scale else None
+        fields = [self._field(each, points, scale_input) for each in features]
+        loss = mean_terms([field_losses(field, targets, losses) for field in fields])["loss"]
         if self.auxiliary is not None:
             for extra in self.auxiliary.losses(features[-1], joints, scale).values():
                 loss = loss + losses.auxiliary_weight * extra
         return loss
 
     @torch.no_grad()
-    def _part(self, pictures: ImageBatch, number: int) -> tuple[Tensor, ...]:
+    def _part(self, part: ImageBatch, number: int) -> tuple[Tensor, ...]:
         seed = mixed_seed(self.config.seed, self.step, number)
         generator = torch.Generator(self.device).manual_seed(seed)
-        images, hands = pictures.images.to(self.device), pictures.hands.to(self.device)
+        images, hands = part.images.to(self.device), part.hands.to(self.device)
         images, hands, fed = augment(images, hands, self.volume, self.config.augmentation, generator)
         points, sdf = sample_points(hands, self.volume, self.config.sampling, generator)
         return images, fed, points, sdf, hands.joints, hands.hand_scale

@@ -12,7 +12,7 @@ from nvf_fast.camera import REFERENCE_SLOPE
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # lowest and highest x, y and z
 BOX_MM: Box = ((-250.0, 250.0), (-250.0, 250.0), (150.0, 1200.0))
 FAR_MM = 1e6  # beyond the box
-RIM, RIM_MM = 4, 16.0  # nodes about the box, at least, and how far they reach
+RIM, RIM_MM = 4, 16.0  # nodes about the box, at least, and their reach
 
 
 class Lattice:

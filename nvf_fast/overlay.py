@@ -39,19 +39,19 @@ def draw_joints(image: np.ndarray, joints_2d: np.ndarray, depth: np.ndarray) -> 
     Returns:
         An RGB image of the same size.
     """
-    picture = Image.fromarray(image)
+    drawing = Image.fromarray(image)
     pixels = np.asarray(joints_2d, dtype=np.float64) + 0.5  # Pillow counts from the pixel's corner
     depth = np.asarray(depth, dtype=np.float64)
     thickness = max(2.0, float(np.ptp(pixels, 0).max()) / 60)
 
     margin = 3 * thickness
-    left, top = np.clip(np.floor(pixels.min(0) - margin), 0, picture.size).astype(int)
-    right, bottom = np.clip(np.ceil(pixels.max(0) + margin), 0, picture.size).astype(int)
+    left, top = np.clip(np.floor(pixels.min(0) - margin), 0, drawing.size).astype(int)
+    right, bottom = np.clip(np.ceil(pixels.max(0) + margin), 0, drawing.size).astype(int)
     if right <= left or bottom <= top:
-        return picture
+        return drawing
     region = (int(left), int(top), int(right), int(bottom))
     fine = int(np.clip(np.sqrt(MOST_SAMPLES / ((right - left) * (bottom - top))), 1, FINEST))
-    patch = picture.crop(region)
+    patch = drawing.crop(region)
     layer = patch.resize((patch.width * fine, patch.height * fine), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(layer)
     points = (pixels - region[:2]) * fine
@@ -60,8 +60,8 @@ def draw_joints(image: np.ndarray, joints_2d: np.ndarray, depth: np.ndarray) -> 
         draw.line([*points[parent], *points[child]], colour, round(thickness * fine))
         _disc(draw, points[child], thickness * fine, colour)
     _disc(draw, points[0], 1.3 * thickness * fine, WRIST_COLOUR)
-    picture.paste(layer.resize(patch.size, Image.Resampling.BOX), region)
-    return picture
+    drawing.paste(layer.resize(patch.size, Image.Resampling.BOX), region)
+    return drawing
 
 
 def _disc(draw: ImageDraw.ImageDraw, centre: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:

@@ -23,7 +23,7 @@ SPREAD_MM = 20.0  # votes scattered this far about their joint, or as large an e
 
 @dataclass(frozen=True)
 class Votes:
-    """The points that voted for one hand, in the frame of the camera that took the picture.
+    """The points that voted for one hand, in the frame of the image's camera.
 
     Attributes:
         points: (V, 3) float32 mm.

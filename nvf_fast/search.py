@@ -35,7 +35,7 @@ CLAMPED_MM = 4.9
 AT_ONCE = 2**20  # points queried in one call where lists have exact lengths
 PROVISIONAL_VOTERS = 16  # the points nearest to the surface vote for a provisional pose, at least
 BONE_RADIUS_MM = 32.0  # of its bones, within which nodes are queried
-WIDENINGS, WIDENING_MM = 6, 16.0  # how often, and how far, and two nodes at least, the surface is followed
+WIDENINGS, WIDENING_MM = 6, 16.0  # number and reach (two nodes at least) of extensions along the surface
 FEW_VOTERS = 8
 DISAGREEMENT_MM = 40.0  # mean distance of a joint from its provisional place
 

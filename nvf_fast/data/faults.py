@@ -70,7 +70,7 @@ class Faults:
         self.check()
 
     def check(self) -> None:
-        """Raise if there is a fault.
+        """Raise all faults, if any.
 
         Raises:
             DatasetError: with every fault.

@@ -22,7 +22,7 @@ class FolderDataset:
         name, split: which data set.
         folder: where it is.
         ids: of its samples, in order.
-        expected: how many samples the official release has.
+        expected: number of samples of the official release.
         why_no_surfaces: reason for missing closed surfaces, or None.
     """
 

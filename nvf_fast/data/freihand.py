@@ -49,8 +49,8 @@ class FreiHAND(FolderDataset):
         versions: which of "gs", "hom", "sample", "auto"; evaluation has "gs" only.
         evaluation_folder: FreiHAND_pub_v2_eval, with the released annotations of the evaluation split.
             Without it they are read from `folder`; without either, samples have no joints.
-        mano: MANO's model or its file, whose faces make closed surfaces; and the vertices, where there is no
-            `*_verts.json` but a `*_mano.json`.
+        mano: MANO's model or its file, for the faces of closed surfaces, and for the vertices if only
+            `*_mano.json` exists and not `*_verts.json`.
         cache: folder for the long lists as arrays; without it, reading those of all 32 560 hands takes a
             minute or two each time.
         official: whether to require the official number of samples.

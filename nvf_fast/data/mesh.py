@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-OUTSIDE_MM = 50.0  # the largest distance a network knows; outside its view there is no finite one
+OUTSIDE_MM = 50.0  # largest distance of a network, in place of infinity outside its view
 CHUNK = 65_536  # points at a time
 
 Distance = Callable[[Tensor], Tensor]

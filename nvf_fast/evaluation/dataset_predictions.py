@@ -127,7 +127,7 @@ class DatasetPredictions:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> DatasetPredictions:
-        """Read what `to_bytes` returned.
+        """Read the result of `to_bytes`.
 
         Raises:
             ValueError: the content is damaged or does not hold predictions.

@@ -13,7 +13,7 @@ from nvf_fast.runtime.files import whole_file
 
 SMALLER = (
     "**A {size}: networks far smaller and trainings far shorter than the paper's. It shows that every step "
-    "runs, and says nothing about how the methods compare.**"
+    "runs, and does not compare the methods.**"
 )
 
 

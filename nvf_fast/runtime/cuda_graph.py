@@ -24,7 +24,7 @@ class Recorder(Protocol):
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
-        """Order launches inside after those of earlier uses, on whatever stream."""
+        """Order enclosed launches after those of earlier uses, on any stream."""
 
 
 class Replay:
@@ -122,7 +122,7 @@ class CudaRecorder:
         A new pool takes the old one's place, and a capture of next to nothing ends the generators' waiting.
         """
         index = torch.cuda.current_device() if self._device.index is None else self._device.index
-        with suppress(RuntimeError):  # newer ones, from 2.13 on, have ended that themselves and say so
+        with suppress(RuntimeError):  # PyTorch 2.13 and newer ends it already and raises
             torch._C._cuda_endAllocateToPool(index, self._pool)
         self._pool = torch.cuda.graph_pool_handle()
         with self._capturing(torch.cuda.CUDAGraph()):

@@ -58,7 +58,7 @@ def process_group(device: torch.device | str, timeout_s: float = TIMEOUT_S) -> I
             f"the {os.environ['WORLD_SIZE']} processes could not join each other within {timeout_s:g} s"
         ) from error
     yield device
-    # After an error the group is left as it is: taking it down would wait for a process that is gone.
+    # Not after an error: destroying the group would wait for a process that has ended.
     torch.distributed.destroy_process_group()
 
 
@@ -88,7 +88,7 @@ class Processes:
         """Replace tensors by their means over the processes, in one message.
 
         Raises:
-            ProcessLostError: a process did not answer.
+            ProcessLostError: a process did not respond.
         """
         if self.count == 1:
             return
@@ -104,7 +104,7 @@ class Processes:
         """Gather every process's value, of any picklable type, by rank.
 
         Raises:
-            ProcessLostError: a process did not answer.
+            ProcessLostError: a process did not respond.
         """
         values = [value] * self.count
         if self.count > 1:
@@ -117,7 +117,7 @@ class Processes:
 
         Raises:
             ResumeError: they do not; the message lists the values.
-            ProcessLostError: a process did not answer.
+            ProcessLostError: a process did not respond.
         """
         values = self.gather(value)
         if any(other != values[0] for other in values):
@@ -154,5 +154,5 @@ def _errors_of_processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessLostError(
-            "another process ended or did not answer in time; the same command goes on from what is saved"
+            "another process ended or did not respond in time; the same command resumes from the saved state"
         ) from error

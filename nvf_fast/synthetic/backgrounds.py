@@ -21,7 +21,7 @@ LARGEST = 1024  # px, of an image's longer side in memory
 KEPT = 256  # images in memory
 PANORAMA_SIZES = 3  # each half as wide as the one before
 PROCEDURAL, PROCEDURAL_SIZE = 256, 192  # number and side of the procedural images
-IMAGE_CHANCE = 0.8  # of an image, where there is a folder
+IMAGE_CHANCE = 0.8  # of an image, given a folder
 SHADOW_REACH = 0.025  # of a painted shape, relative to the image's side
 FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a crop of a panorama
 

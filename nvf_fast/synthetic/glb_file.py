@@ -285,7 +285,7 @@ class GLBFile:
         out /= np.linalg.norm(out)
         bent = float(((joints[CHAINS[:, -1]] - joints[CHAINS[:, 0]]) @ out).sum()) / length
         if bent < SIDE:
-            got = "a left hand" if bent < -SIDE else "a hand too straight to tell a right one from a left one"
+            got = "a left hand" if bent < -SIDE else "a hand too straight to distinguish right from left"
             self._add(got, "a right hand, thumb and fingers bent a little towards the palm (right.glb)")
         if bent < SIDE or short:
             return None

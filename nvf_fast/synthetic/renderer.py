@@ -57,7 +57,7 @@ class HandRenderer:
         turnable: whether the canvas covers every rotation of the view about its principal point.
 
     Raises:
-        ValueError: textures come without texture coordinates.
+        ValueError: textures are given without texture coordinates.
     """
 
     def __init__(

@@ -65,7 +65,8 @@ def open_views(
 
     Raises:
         DatasetError: the photographs' folder or a rig is not as described; the message lists all faults.
-        ValueError: textures come without a rig that has texture coordinates, or the data set has no surfaces.
+        ValueError: textures are given without a rig with texture coordinates, or the data set has no
+            surfaces.
     """
     makers = [SyntheticViews(seed, backgrounds=folders.backgrounds)]
     for rig in folders.rigs:

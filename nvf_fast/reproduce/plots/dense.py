@@ -22,7 +22,7 @@ def dense_row(
     method: str = "",
     window: tuple[int, int, int, int] | None = None,
 ) -> QualitativeRow:
-    """The camera-space baseline's prediction for a sample; voters lie on their rays at the pose's mean depth.
+    """Make the row of the camera-space baseline for a sample, voters on their rays at the pose's mean depth.
 
     Raises:
         ValueError: the network is root-relative.
@@ -54,7 +54,7 @@ def dense_row(
 
 
 def _mask(logits: Tensor, homography: Tensor, size: int, shape: tuple[int, ...]) -> np.ndarray:
-    """(H, W) bool of the image: where logits (L,) of a map's texels, interpolated, are above 0."""
+    """(H, W) bool mask of the image, where the interpolated logits (L,) of a map's texels are above 0."""
     rows, columns = torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij")
     pixels = torch.stack([columns, rows, torch.ones_like(rows)], -1).double() @ homography.mT
     uv = (pixels[..., :2] / pixels[..., 2:] / (size / 2) - 1).float()

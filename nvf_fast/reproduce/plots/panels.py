@@ -26,8 +26,7 @@ class ImageView:
         image: (H, W, 3) uint8 RGB.
         intrinsics: (3, 3) px of the image, the first pixel of a row centred at 0.
         side: px of the panel.
-        window: (x0, y0, x1, y1) whole px, the first two inside, the last two outside what is shown; None
-            shows all.
+        window: (x0, y0, x1, y1) whole px, the visible part without x1 and y1; None shows all.
     """
 
     def __init__(
@@ -59,12 +58,12 @@ class ImageView:
 
 
 def pose_panel(view: ImageView, joints: np.ndarray) -> Image.Image:
-    """The pose (21, 3) mm drawn over the image."""
+    """Draw the pose (21, 3) mm over the image."""
     return draw_joints(np.asarray(view.image), view.projected(joints), joints[:, 2])
 
 
 def mesh_panel(view: ImageView, vertices: np.ndarray, faces: np.ndarray) -> Image.Image:
-    """A shaded mesh, vertices (V, 3) mm and faces (F, 3) outward by the right-hand rule, over the image."""
+    """Draw a shaded mesh, vertices (V, 3) mm and faces (F, 3) outward by the right-hand rule."""
     vertices = np.asarray(vertices, np.float64)
     faces = faces[(vertices[faces][..., 2] > 0).all(1)]
     corners = vertices[faces]
@@ -94,7 +93,7 @@ def mesh_panel(view: ImageView, vertices: np.ndarray, faces: np.ndarray) -> Imag
 
 
 def mask_panel(view: ImageView, mask: np.ndarray) -> Image.Image:
-    """The pixels that a mask (H, W) bool of the image holds to be hand, coloured."""
+    """Colour the pixels of a mask (H, W) bool of the image."""
     side = view.image.width
     axis = np.arange(side) + 0.5
     columns, rows = (np.floor(axis / view.scale + start).astype(int) for start in view._corner)

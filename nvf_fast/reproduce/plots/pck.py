@@ -13,7 +13,7 @@ from nvf_fast.runtime.files import whole_file
 # Okabe and Ito's colours, safe for colour-blind readers; dashes help on grey paper.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
-# matplotlib would write the date and its own version, so that files of equal figures differed.
+# Without matplotlib's date and version, equal figures give equal files.
 METADATA: dict[str, dict[str, str | None]] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
@@ -29,7 +29,7 @@ STYLE = {
 
 
 class PckCurve(Protocol):
-    """One method's curve; `metrics.KeypointScores` is one."""
+    """One method's curve, such as `metrics.KeypointScores`."""
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -48,14 +48,14 @@ class PckCurve(Protocol):
 
 
 def pck_figure(curves: Mapping[str, PckCurve], path: Path | str) -> None:
-    """Draws the methods' 3D PCK curves, each with its area in the legend.
+    """Draw the methods' 3D PCK curves, each with its area in the legend.
 
     Args:
         curves: by method, in the legend's order.
         path: .png, .pdf or .svg file to write.
 
     Raises:
-        ValueError: there is no curve, a curve is none, or the file has another suffix.
+        ValueError: no curve is given, a curve is invalid, or the file has another suffix.
         ImportError: matplotlib is not installed (`pip install nvf-fast[viz]`).
     """
     path = Path(path)
@@ -106,4 +106,4 @@ def _check(method: str, curve: PckCurve) -> None:
     if not (np.diff(thresholds) > 0).all():
         raise ValueError(f"{method}: thresholds must ascend")
     if not ((pck >= 0) & (pck <= 1)).all():
-        raise ValueError(f"{method}: pck must be shares in [0, 1], got {pck.min():g} to {pck.max():g}")
+        raise ValueError(f"{method}: pck must be ratios in [0, 1], got {pck.min():g} to {pck.max():g}")

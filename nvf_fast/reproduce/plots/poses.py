@@ -22,12 +22,11 @@ class PosePair:
     """An image and one method's pose in it.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB that the pose is drawn over.
+        image: (H, W, 3) uint8 RGB, to draw the pose over.
         intrinsics: (3, 3) px of the image, the first pixel of a row centred at 0.
-        joints: (21, 3) mm in the camera's frame; with NaN or behind the camera, the panel
-            says that there is no pose.
-        seen: (h, w, 3) uint8 RGB, the method's input where that is a crop; None for the image.
-        window: (x0, y0, x1, y1) px of the image that are shown; None shows it all.
+        joints: (21, 3) mm in the camera's frame; with NaN or behind the camera, a note replaces the pose.
+        seen: (h, w, 3) uint8 RGB, the method's input if it is a crop; None for the image.
+        window: (x0, y0, x1, y1) px, the visible part of the image; None shows all.
     """
 
     image: np.ndarray
@@ -54,7 +53,7 @@ def comparison_figure(rows: Sequence[Mapping[str, PosePair]], path: Path | str) 
         path: .png file to write.
 
     Raises:
-        ValueError: there is no row, methods differ between rows, or the file has another suffix.
+        ValueError: no row is given, methods differ between rows, or the file has another suffix.
     """
     methods = list(rows[0]) if rows else []
     if not methods:
@@ -75,7 +74,7 @@ def photograph_figure(pairs: Sequence[PosePair], path: Path | str) -> None:
         path: .png file to write.
 
     Raises:
-        ValueError: there is no pair, or the file has another suffix.
+        ValueError: no pair is given, or the file has another suffix.
     """
     if not pairs:
         raise ValueError("a figure of photographs needs at least one pair, got none")

@@ -1,4 +1,4 @@
-"""Figures 4, 6 and 7: what the network predicts about a hand, and the pose that follows."""
+"""Figures 4, 6 and 7: the surface and votes that a network predicts, and the resulting pose."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ NO_PREDICTION = "no voter"
 
 @dataclass(frozen=True)
 class QualitativeRow:
-    """One method's prediction about one image. What is root-relative comes moved to where the true root is.
+    """One method's prediction for one image, root-relative predictions moved to the true root.
 
     Attributes:
-        id: of the sample; rows of one sample stand close together.
-        method: stands beside the row; "" where nothing is to stand there.
+        id: of the sample; rows of one sample are close together.
+        method: label of the row, or "".
         image: (H, W, 3) uint8 RGB.
         intrinsics: (3, 3) px, the first pixel of a row centred at 0.
-        hand: the surface where the signed distance is zero, or the (H, W) bool mask of a method without.
-        voters: (V, 3) mm in the camera's frame; for pixels that vote, any point on their rays.
+        hand: the surface of signed distance zero, or an (H, W) bool mask.
+        voters: (V, 3) mm in the camera's frame; for voting pixels, any point on their rays.
         weights: (V, 21) of the votes for each joint.
         joints: (21, 3) mm in the camera's frame.
-        valid: whether there is a pose; where there is none, neither it nor votes are drawn.
-        window: (x0, y0, x1, y1) px of the image that are shown, see `hand_window`; None shows it all.
+        valid: whether the pose is valid; an invalid one is drawn without pose and votes.
+        window: (x0, y0, x1, y1) px, the visible part of the image, as from `hand_window`; None shows all.
 
     Raises:
         ValueError: a shape does not fit, or a valid row's numbers are not finite.
@@ -75,7 +75,7 @@ class QualitativeRow:
 
 
 def qualitative_figure(rows: Sequence[QualitativeRow], path: Path | str) -> None:
-    """Draws a row of nine panels for each prediction, all by the camera's intrinsics.
+    """Draw a row of nine panels for each prediction, all by the camera's intrinsics.
 
     (a) the image; (b) the mesh or the mask; (c-h) the voters as white circles, with lines to the wrist, the
     thumb's root, the index finger's tip, the middle finger's root, the ring finger's tip and the little
@@ -86,7 +86,7 @@ def qualitative_figure(rows: Sequence[QualitativeRow], path: Path | str) -> None
         path: .png file to write.
 
     Raises:
-        ValueError: there is no row, or the file has another suffix.
+        ValueError: no row is given, or the file has another suffix.
     """
     if not rows:
         raise ValueError("a qualitative figure needs at least one row, got none")
@@ -141,5 +141,5 @@ def _panels(row: QualitativeRow, side: int) -> list[Image.Image]:
 
 
 def vote_colour(joint: int) -> tuple[int, int, int]:
-    """Of the lines to a joint: its finger's, as in the pose."""
+    """Colour of the lines to a joint: its finger's, as in the pose."""
     return VOTED_WRIST_COLOUR if joint == 0 else FINGER_COLOURS[(joint - 1) // 4]

@@ -30,19 +30,19 @@ def nvf_row(
     spacing_mm: float = 4.0,
     window: tuple[int, int, int, int] | None = None,
 ) -> QualitativeRow:
-    """An estimator's prediction for a sample.
+    """Make the row of an estimator's prediction for a sample.
 
     Args:
-        estimator: of a field; a camera-space one looks along the axis, or towards the sample's box; a
-            root-relative one is given the sample's root.
-        sample: the image and what is known about it.
+        estimator: of a field; a camera-space one uses the optical axis or the sample's box, a root-relative
+            one the sample's root.
+        sample: the image and its labels.
         use_scale: whether the sample's hand scale is given.
-        method: stands beside the row.
-        spacing_mm: mm, of the lattice on which the surface is sought, from 40 mm about the joints.
+        method: label of the row.
+        spacing_mm: mm, of the lattice for the surface, which extends 40 mm beyond the joints.
         window: as in `QualitativeRow`.
 
     Raises:
-        ValueError: the sample lacks the root that the estimator needs, or the estimator refuses it.
+        ValueError: the sample lacks the root that the estimator needs, or the estimator rejects it.
         ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
     """
     scale = sample.hand_scale if use_scale else None
@@ -74,7 +74,7 @@ class QueriedField(NamedTuple):
 
 @torch.no_grad()
 def queried_field(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> QueriedField:
-    """The field that the estimator queries for a sample, with its hand scale in mm if that is given."""
+    """The estimator's field for a sample, with its hand scale in mm or None."""
     model, volume, device = estimator.model, estimator.volume, estimator.device
     assert isinstance(model, NVF)
     size = model.config.input_size
@@ -135,7 +135,7 @@ def _pose(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> 
 
 
 def _box(estimator: PoseEstimator, sample: HandSample) -> np.ndarray | None:
-    """The box (4,) px that places the view; a hand view always has one, a root-relative network none."""
+    """The box (4,) px that places the view, always given for hand views, None for root-relative networks."""
     if isinstance(estimator.volume, HandVolume):
         return box_on_image(sample)
     return None if estimator.volume.needs_root or sample.box is None else sample.box.numpy()
@@ -146,6 +146,6 @@ def _surface(field: QueriedField, joints: np.ndarray, spacing_mm: float) -> Mesh
     seen = ((torch.from_numpy(joints).double() - field.origin) @ field.frame.mT).float().to(field.device)
     low, high = seen.amin(0) - MARGIN_MM, seen.amax(0) + MARGIN_MM
     mesh = level_mesh(field.distance, low, high, spacing_mm)
-    # A mirrored surface is turned inside out.
+    # Mirroring reverses the orientation of faces.
     faces = mesh.faces if torch.linalg.det(field.frame) > 0 else mesh.faces[:, ::-1]
     return Mesh(mesh.vertices @ field.frame.numpy() + field.origin.numpy(), faces)

@@ -29,15 +29,15 @@ def sheet(
     labels: Sequence[str] = (),
     apart: Sequence[bool] = (),
 ) -> Image.Image:
-    """Arrange square panels of one size on white paper.
+    """Arrange square panels of one size on white.
 
     Args:
-        rows: each a sequence of blocks, each a sequence of panels that stand close together; the first row
-            and its blocks are the longest.
-        titles: above each block, one or several that share its width.
-        letters: one below each block, or none.
-        labels: one beside each row, "" for nothing; or none.
-        apart: for each row, whether it keeps a distance from the one before; when empty, none does.
+        rows: each a sequence of blocks, each a sequence of adjacent panels; the first row and its blocks are
+            the longest.
+        titles: above each block, one or several side by side.
+        letters: one below each block, or empty.
+        labels: one beside each row, possibly ""; or empty.
+        apart: for each row, whether a gap separates it from the preceding one; empty for no gaps.
     """
     side = rows[0][0][0].width
     near, far, band = max(2, side // 50), side // 10, side // 6
@@ -72,14 +72,14 @@ def sheet(
 
 
 def noted(panel: Image.Image, note: str) -> Image.Image:
-    """The panel with a note on its lower edge."""
+    """Draw a note on the panel's lower edge."""
     panel, band = panel.copy(), panel.width // 6
     panel.paste(_written(note, (panel.width, band), _font(band * 0.62)), (0, panel.height - band))
     return panel
 
 
 def save_sheet(paper: Image.Image, path: Path | str) -> None:
-    """Write a figure as PNG, equal figures as equal files.
+    """Write a figure as PNG, deterministically.
 
     Raises:
         ValueError: the file has another suffix.
