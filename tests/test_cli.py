@@ -80,7 +80,9 @@ def test_overview(run: Run) -> None:
         assert status == 0 and all(f"\n  {name} " in out for name in COMMANDS)
     assert run("--version")[1] == f"{nvf_fast.__version__}\n"
     status, out, err = run("guess")
-    assert status == 2 and out == "" and err.startswith("nvf-fast: no command 'guess'; there are demo,")
+    assert (
+        status == 2 and out == "" and err.startswith("nvf-fast: no command 'guess'; the commands are demo,")
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -109,7 +109,7 @@ def test_pck_refuses_invalid_curves(tmp_path: Path) -> None:
         pck_figure({}, tmp_path / "pck.png")
     for change, message in (
         ({"pck": good.pck[:-1]}, r"NVF: .* got \(100,\) and \(99,\)"),
-        ({"pck": good.pck * 100}, r"NVF: pck must be shares in \[0, 1\], got 0 to 100"),
+        ({"pck": good.pck * 100}, r"NVF: pck must be ratios in \[0, 1\], got 0 to 100"),
         ({"thresholds": good.thresholds[::-1]}, "NVF: thresholds must ascend"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -85,7 +85,7 @@ def test_every_wait_has_a_timeout(tmp_path: Path) -> None:
     hung, (hanging, stopped, between), (alone, end) = (json.loads(line) for line in output.splitlines())
     assert hanging["0"][0] == 1
     assert hanging["0"][1] - hung < 7.5  # timeout of 3 s; the other process hangs for 8 s
-    assert "another process ended or did not answer in time" in errors
+    assert "another process ended or did not respond in time" in errors
     assert alone["0"][0] == 1 and end - between < 20
     assert "the 2 processes could not join each other within 2 s" in errors
     assert [stopped["0"][0], stopped["1"][0]] == [0, 0]

@@ -128,7 +128,7 @@ def test_photographs_of_the_embedded_network(workshop: Path) -> None:
     assert [row[0] for row in document["rows"]] == ["a.png", "b.png"]
     assert document["rows"][1][1:] == [0, None, 0.0]
     assert document["context"]["checkpoint"] == "embedded default"
-    assert "says nothing about" not in (workshop / "figure8.md").read_text()
+    assert "does not compare the methods" not in (workshop / "figure8.md").read_text()
 
 
 @pytest.mark.usefixtures("small")

@@ -93,7 +93,7 @@ def test_joins_parts_of_a_run() -> None:
 def test_ratios_require_ceilings_of_the_same_device() -> None:
     (row,) = tables.results(run(("bench_query_field", OPERATION)), None)["operations"]["rows"]
     assert row[9] is None
-    with pytest.raises(ValueError, match="those of another, the run is of a GPU"):
+    with pytest.raises(ValueError, match="are of another, the run of a GPU"):
         tables.results(run(("bench_query_field", OPERATION)), DEVICE._replace(device="another"))
 
 
