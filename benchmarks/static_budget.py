@@ -75,7 +75,7 @@ class Variant(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of a compiled kernel: per thread, bytes per thread, bytes per program, instructions in its listing."""
+    """Costs of a compiled kernel: per thread, bytes per thread, bytes per program, instructions listed."""
 
     registers: int
     spills: int

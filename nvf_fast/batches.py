@@ -109,7 +109,7 @@ class BatchRunner:
                         raise
                     together = len(members) // 2
                     LOG.warning(
-                        "out of memory on %s: going on with %d images at a time", self._device, together
+                        "out of memory on %s: continuing with %d images at a time", self._device, together
                     )
                     continue
                 yield members, *result

@@ -63,7 +63,7 @@ class Candidates(NamedTuple):
     left: Tensor
 
     def chosen(self, rows: Tensor) -> Candidates:
-        """Those of indices, or of a mask, `rows`."""
+        """Select candidates by indices or a mask, `rows`."""
         return Candidates(*(each[rows] for each in self))
 
 

@@ -120,7 +120,7 @@ class Estimates(NamedTuple):
     votes: list[tuple[Tensor, Tensor]]
 
     def packed(self) -> Tensor:
-        """All but the votes as (B, 110) float32, for one transfer; integers stay exact up to 2^24."""
+        """Pack everything except the votes into (B, 110) float32, for one transfer; exact up to 2^24."""
         integers = torch.stack([self.voters, self.points_evaluated, self.left, self.needs_retry], 1)
         columns = [self.joints.flatten(1), self.scores, self.errors, self.presence[:, None], integers.float()]
         return torch.cat(columns, 1)

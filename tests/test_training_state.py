@@ -38,7 +38,7 @@ def test_damaged_state_falls_back_and_trains_the_same_again(trained: tuple[Train
     config, directory = trained
     newest, expected = max(directory.glob("state-*.pt")), state_of(directory)
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match=rf"damaged: {newest.name}; going on from state-000000002-"):
+    with pytest.warns(UserWarning, match=rf"damaged: {newest.name}; resuming from state-000000002-"):
         assert train(config, Dots(), directory, progress=False).step == 4
     entries = log_of(directory)
     assert [entry["damaged_states"] for entry in entries if "damaged_states" in entry] == [[newest.name]]

@@ -1,4 +1,4 @@
-"""Predictions on a whole data set with the truth beside them, in memory and as a checked file."""
+"""Predictions on a whole data set with the truth, in memory and as a verified file."""
 
 from __future__ import annotations
 

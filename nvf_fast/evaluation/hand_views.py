@@ -29,7 +29,7 @@ from nvf_fast.volumes import HandVolume
 
 PredictViews = Callable[[HandViews], ViewPredictions]
 Find = Callable[[np.ndarray, np.ndarray], HandPose]
-"""Finds and poses the hands of an image (H, W, 3), given intrinsics (3, 3): a batch of numpy arrays."""
+"""Finder of the poses in an image (H, W, 3) with intrinsics (3, 3): a batch of numpy arrays."""
 
 BATCH = 32
 DISTANCES_MM = (300, 400, 500, 600, 700, 800, 1000)  # edges of the bins of depth errors
@@ -109,7 +109,7 @@ def score_poses(
     unit = np.where(lost[:, None, None], constant / scales[:, None, None], poses.joints)
 
     def scores(joints: np.ndarray) -> dict[str, float]:
-        """Of joints (N, 21, 3) mm of the unit hand."""
+        """Errors of joints (N, 21, 3) mm of the unit hand."""
         sized = joints * scales[:, None, None]
         return {
             "error_2d": float(_errors_2d(sized, truth, intrinsics).mean()),

@@ -21,7 +21,7 @@ from nvf_fast.pose import HandPose
 from nvf_fast.runtime.files import whole_file
 
 Predict = Callable[[Sequence[HandSample], Sequence[str | None]], HandPose]
-"""Predicts hands, given samples and each one's side or None: a batch of numpy arrays, mm of the unit hand."""
+"""Predictor of hands from samples and the side or None of each: a batch of numpy arrays, unit hand's mm."""
 
 FIRST_GROUPS = ("gestures", "xeng5220")  # many people and rooms; a person that training does not show
 COLUMNS = {
@@ -96,7 +96,7 @@ def evaluate_photographs(
     joints_2d = np.where(present[:, None, None], joints_2d, always_2d)
 
     def errors(joints: np.ndarray, joints_2d: np.ndarray, shape: np.ndarray) -> dict[str, np.ndarray]:
-        """Of each photograph and joint, (N, 21)."""
+        """Errors of each photograph and joint, (N, 21)."""
         aligned = metrics.rigid_align(shape, truth)
         return {
             "error_2d": 100 * np.linalg.norm(joints_2d - truth_2d, axis=-1) / sizes[:, None],

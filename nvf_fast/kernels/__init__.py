@@ -1,6 +1,6 @@
 """Definitions and kernels of the accelerated operations: `NAME.reference`, `NAME.triton`, `NAME.cpu`.
 
-A wheel holds their folders here; a checkout holds them in `kernels/` beside the package.
+A wheel has their folders here; a checkout has them in `kernels/`, next to the package.
 """
 
 from pathlib import Path

@@ -149,7 +149,7 @@ def _chosen(dataset: HandDataset, samples: Sequence[int]) -> list[HandSample]:
 
 
 def _window(sample: HandSample) -> tuple[int, int, int, int] | None:
-    """About the true hand where it is known."""
+    """A window about the true hand, or None if it is unknown."""
     if sample.joints is None:
         return None
     pixels = project(sample.joints.double().numpy(), sample.intrinsics)

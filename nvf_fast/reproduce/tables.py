@@ -1,4 +1,4 @@
-"""The paper's tables 2 to 8, measured beside the printed figures."""
+"""The paper's tables 2 to 8, with measured and printed figures."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def table5(workshop: Workshop) -> Result:
     columns = ["what", "value", *(f"{name}, paper" for name in names), *names]
     notes = [
         "CS-NVF takes the hand scale and was pre-trained on Complement. The voting fraction is of inference; "
-        "each clamping distance and number of neighbours is a training of its own."
+        "each clamping distance and number of neighbours is a separate training."
     ]
     return Result("table5", "Table 5: voting fraction, clamping distance, neighbours", columns, rows, notes)
 

@@ -111,7 +111,7 @@ class CudaRecorder:
         return graph.replay, output
 
     def _capturing(self, graph: torch.cuda.CUDAGraph) -> AbstractContextManager[None]:
-        # Only this thread's launches belong to the graph; others go on meanwhile.
+        # Only this thread's launches belong to the graph; other threads continue.
         return torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         )

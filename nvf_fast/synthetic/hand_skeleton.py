@@ -16,7 +16,7 @@ from nvf_fast.synthetic.joint_angles import THUMB_ACROSS, THUMB_AHEAD
 
 PARENTS = [0 if joint in (0, 1, *METACARPALS) else joint - 1 for joint in range(25)]
 OURS = [joint for joint in range(25) if joint not in METACARPALS]
-"""Of the 25 joints our 21, in FreiHAND's order."""
+"""Indices of FreiHAND's 21 joints among the 25."""
 
 PALM_WEIGHT = 0.5  # of the palm's normal in a finger's hinge, beside the sine of the finger's own bend
 

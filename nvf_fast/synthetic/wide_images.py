@@ -82,7 +82,7 @@ class _HandLayer(NamedTuple):
 class WideImages:
     """A generator of wide images.
 
-    Each hand is rendered in a view of its own and warped into the image by the homography between the two
+    Each hand is rendered in a separate view and warped into the image by the homography between the two
     cameras of a common centre, so that labels stay exact. Blur and noise apply to the whole image.
 
     Args:

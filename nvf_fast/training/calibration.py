@@ -126,7 +126,7 @@ def fit_vote_weight(coarse: Tensor, voted: Tensor, joints: Tensor) -> Tensor:
     """(22,) the best weight of the votes for the middle, then for each joint relative to it."""
 
     def best(start: Tensor, end: Tensor, target: Tensor) -> Tensor:
-        """Of (B, N, 3) each, (N,)."""
+        """Best weights (N,) for joints (B, N, 3)."""
         mixed = (start.lerp(end, weight) for weight in WEIGHTS.tolist())
         distances = torch.stack([(joints - target).norm(dim=-1).mean(0) for joints in mixed])
         return WEIGHTS[distances.argmin(0)]

@@ -26,7 +26,7 @@ class Optimisation:
         learning_rate: its peak.
         weight_decay: AdamW's; ignored by RMSprop.
         batch: images per step, over all processes.
-        parts: equal parts of a batch, each with random numbers of its own; the number of processes divides
+        parts: equal parts of a batch, each with separate random numbers; the number of processes divides
             it, and the training is the same for every such number of processes.
         epochs: length in passes over the data; or None.
         steps: length in steps; or None. Exactly one of the two is given.

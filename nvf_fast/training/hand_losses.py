@@ -129,7 +129,7 @@ def _place_losses(look: HandLook, batch: HandBatch, config: HandLossConfig) -> d
     total = trust.sum().clamp_min(1e-6)
 
     def mean(values: Tensor) -> Tensor:
-        """Of (B, 21), weighted by trust."""
+        """Mean of (B, 21), weighted by trust."""
         return (values.mean(1) * trust).sum() / total
 
     places = mean((look.uv - uv).abs().sum(-1) * inside)
@@ -199,7 +199,7 @@ def steady_losses(
 
 
 def _hand_map_losses(look: HandLook, batch: HandBatch) -> dict[str, Tensor]:
-    """Where hands are and how large: a focal loss of centres, and sizes and sides at them (CenterNet's)."""
+    """Detection losses: a focal loss of hands' centres, and losses of sizes and sides there (CenterNet's)."""
     size = look.hands.shape[-1]
     view = 4 * size
     shown = batch.boxes.isfinite().all(-1)  # (B, 2)

@@ -105,7 +105,7 @@ def vote_losses(
 
     Returns:
         (), (): the weights' and the directions' terms. "elements": sums over near-surface points divided by
-        all B N J 4 elements. "near": each a mean of its own, per image and then over images.
+        all B N J 4 elements. "near": separate means, per image and then over images.
     """
     near = targets.near[:, :, None].to(weight.dtype)
     beta = config.vote_beta

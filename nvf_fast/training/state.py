@@ -70,13 +70,13 @@ class SavedTraining:
         except DamagedRecordError as error:
             hint = "bring one back from elsewhere, or remove them to begin anew"
             raise ResumeError(f"{error}; {hint}") from error
-        trainer.processes.agree("state to go on from", record and record.name)
+        trainer.processes.agree("state to resume", record and record.name)
         trainer.processes.agree("training", self._identity())
         if record is None:
             return False
         if record.damaged:
             names = ", ".join(record.damaged)
-            warnings.warn(f"{self.folder}: damaged: {names}; going on from {record.name}")
+            warnings.warn(f"{self.folder}: damaged: {names}; resuming from {record.name}")
         state = torch.load(io.BytesIO(record.content), map_location="cpu", weights_only=True)
         self._check(state, inexact)
         trainer.load_state_dict(state)
@@ -172,6 +172,6 @@ class SavedTraining:
             raise ResumeError(f"{self.folder} holds another training; differing: {listed}")
         if moved and not inexact and state["step"] < self.trainer.total:
             raise ResumeError(
-                f"{self.folder} would not go on bit for bit; `inexact` allows results equal up to rounding: "
+                f"{self.folder} would not resume bit for bit; `inexact` allows results equal up to rounding: "
                 f"{'; '.join(moved)}"
             )
