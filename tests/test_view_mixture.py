@@ -14,7 +14,7 @@ from nvf_fast.data.hand_views import HandViews
 from nvf_fast.model import NVF
 from nvf_fast.training import loop
 from nvf_fast.training.config import TrainingConfig, default
-from nvf_fast.training.view_augmentation import with_blank_views, with_cut_hands
+from nvf_fast.training.view_augmentation import with_blank_views, with_cropped_hands
 from nvf_fast.training.view_mixture import ViewMixture, ViewMixtureConfig
 from tests.test_hand_losses import SIZE, views
 from tests.test_unet import SMALL
@@ -100,7 +100,7 @@ def test_mirrored_views_only_change_the_side() -> None:
 def test_truncation_blackens_one_side_and_keeps_labels() -> None:
     plain = views(64, 0)
     plain.images[:] = 200
-    cut = with_cut_hands(plain, 1.0, np.random.default_rng(0))
+    cut = with_cropped_hands(plain, 1.0, np.random.default_rng(0))
     assert (plain.images == 200).all()
     for name in ("joints", "points", "distances", "boxes", "trust"):
         np.testing.assert_array_equal(getattr(cut, name), getattr(plain, name))

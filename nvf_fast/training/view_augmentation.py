@@ -28,7 +28,7 @@ def with_left_hands(views: HandViews, ratio: float, random: np.random.Generator)
     return HandViews(**arrays)
 
 
-def with_cut_hands(views: HandViews, ratio: float, random: np.random.Generator) -> HandViews:
+def with_cropped_hands(views: HandViews, ratio: float, random: np.random.Generator) -> HandViews:
     """Blacken a ratio of the posed views beyond a line through the hand, like hands at an image border."""
     images = views.images.copy()
     for row in np.flatnonzero((views.trust > 0) & (random.random(len(views)) < ratio)):

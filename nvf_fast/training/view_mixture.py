@@ -11,7 +11,7 @@ import numpy as np
 
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.training.loader import mixed_seed
-from nvf_fast.training.view_augmentation import with_blank_views, with_cut_hands, with_left_hands
+from nvf_fast.training.view_augmentation import with_blank_views, with_cropped_hands, with_left_hands
 
 Source = Callable[[int, np.random.Generator], HandViews]
 """Sampler of the given number of views with a generator's random numbers."""
@@ -101,5 +101,5 @@ class ViewMixture:
             if count
         ]
         views = with_left_hands(HandViews.concatenate(drawn), self.config.left, random)
-        views = with_cut_hands(views, self.config.cut, random)
+        views = with_cropped_hands(views, self.config.cut, random)
         return with_blank_views(views, self.config.blank, random)
