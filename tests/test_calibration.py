@@ -118,4 +118,4 @@ def test_command_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixtu
     save_checkpoint(NVF(reference), tmp_path / "paper", {})
     with pytest.raises(SystemExit):
         main(["calibrate", str(tmp_path / "paper"), "--out", str(tmp_path / "fitted")])
-    assert "no network of hand views" in capsys.readouterr().err
+    assert "needs a network of hand views" in capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_refuses_missing_inputs(workshop: Path, capsys: pytest.CaptureFixture[st
     for arguments, message in (
         (["figure8"], "figure8 needs photographs: --photographs FOLDER"),
         (["figure6", "--samples", "7"], r"samples must lie in [0, 3), got [7]"),
-        (["table6"], "give --checkpoint with a trained one of that view, or --trained"),
+        (["table6"], "give --checkpoint with a trained network of that view, or --trained"),
         (["table6", "--checkpoint", "default"], "a camera-space field of the reference view, default has"),
         (["table9"], "invalid choice"),
     ):

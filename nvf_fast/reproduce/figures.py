@@ -33,8 +33,8 @@ def figure3(workshop: Workshop, path: Path, others: Mapping[str, Path]) -> Resul
     curves: dict[str, KeypointScores] = {}
     if others:
         truth = _truth(workshop.dataset("freihand", "evaluation"))
-        for name, path in others.items():
-            errors = metrics.joint_errors(read_predictions(path, len(truth)), truth)
+        for name, file in others.items():
+            errors = metrics.joint_errors(read_predictions(file, len(truth)), truth)
             curves[name] = metrics.keypoint_scores(errors)
     for method, name in METHODS.items():
         curves[name] = curve_of(workshop.report(Variant(method))["curves"]["camera space"])
