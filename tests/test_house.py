@@ -297,9 +297,9 @@ def test_figures_are_the_committed_results(document: Path) -> None:
 @pytest.mark.parametrize("program", ["predict.py", "surface.py"])
 def test_examples_run(program: str, tmp_path: Path) -> None:
     Image.fromarray(SyntheticHands(SyntheticConfig(1))[0].image).save(tmp_path / "hand.png")
-    output = [str(tmp_path / "surface.ply")] if program == "surface.py" else []
-    command = [sys.executable, str(ROOT / "examples" / program), str(tmp_path / "hand.png"), "480", *output]
+    files = [str(tmp_path / "surface.ply")] if program == "surface.py" else []
+    command = [sys.executable, str(ROOT / "examples" / program), str(tmp_path / "hand.png"), "480", *files]
     known = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    output = subprocess.check_output(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": known}, text=True)
-    assert " mm" in output
-    assert all(Path(path).stat().st_size > 0 for path in output)
+    printed = subprocess.check_output(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": known}, text=True)
+    assert " mm" in printed
+    assert all(Path(path).stat().st_size > 0 for path in files)
