@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from nvf_fast.kernels.select_voters import reference
 from nvf_fast.ops.operation import Backend, Operation
@@ -77,10 +76,8 @@ def select_voters(
 
 
 def _exact(mask: Tensor) -> Selection:
-    positions = [row.nonzero()[:, 0] for row in mask]
-    counts = torch.tensor([len(row) for row in positions], dtype=torch.int32, device=mask.device)
-    indices = pad_sequence(positions, batch_first=True, padding_value=-1)
-    return Selection(indices, counts, torch.zeros_like(counts, dtype=torch.bool))
+    fullest = int(mask.sum(1).max()) if len(mask) else 0
+    return Selection(*reference.compact(mask, fullest))
 
 
 def _check_capacity(name: str, capacity: int) -> None:
