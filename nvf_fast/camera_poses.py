@@ -39,6 +39,7 @@ def camera_poses(
         voters=estimates.voters,
         valid=valid,
         points_evaluated=estimates.points_evaluated,
+        presence=estimates.presence,
         votes=tuple(votes) if with_votes else None,
         side=tuple("left" if each else "right" for each in left.tolist()),
         box=None if request.boxes is None else request.boxes.float(),

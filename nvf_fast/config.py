@@ -11,7 +11,7 @@ Encoder = Literal["hourglass", "unet"]
 View = Literal["reference", "hand"]
 
 # Entries missing from older configurations, which then take their defaults.
-LATER_ENTRIES = ("encoder", "view", "channels", "pose_code", "presence_threshold")
+LATER_ENTRIES = ("encoder", "view", "channels", "pose_code", "presence_threshold", "finding_threshold")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class NVFConfig:
         pose_code: channels of the hidden layer between the coarse pose and the field's biases; 0 for a field
             without this input.
         presence_threshold: lowest probability of presence at which a view counts as showing a hand.
+        finding_threshold: lowest probability at which a hand found in a whole image counts: the sigmoid of
+            the sum of the logits of its centre in the image and of its presence in a close view.
 
     Raises:
         TypeError: a value does not have its field's type.
@@ -62,6 +64,7 @@ class NVFConfig:
     channels: tuple[int, ...] = (16, 32, 64, 128, 192)
     pose_code: int = 0
     presence_threshold: float = 0.5
+    finding_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("hand_scale", "scale_optional"):
@@ -82,8 +85,10 @@ class NVFConfig:
                 raise TypeError(f"{name} must be a non-empty tuple of channels, got {getattr(self, name)!r}")
             for channels in getattr(self, name):
                 _check_count(name, channels, least=1)
-        if not isinstance(self.presence_threshold, int | float) or not 0 <= self.presence_threshold <= 1:
-            raise ValueError(f"presence_threshold must be in [0, 1], got {self.presence_threshold!r}")
+        for name in ("presence_threshold", "finding_threshold"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value!r}")
         if self.scale_optional and not self.hand_scale:
             raise ValueError("scale_optional=True requires hand_scale=True")
         if self.view == "hand" or self.encoder == "unet":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from nvf_fast.batches import BatchRunner, as_tensor
 from nvf_fast.camera import project
 from nvf_fast.camera_poses import camera_poses
 from nvf_fast.finding import (
-    EVIDENCE,
     FOUND_SCORE,
     LEAST,
     MOST_CANDIDATES,
@@ -41,7 +39,7 @@ from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOp
 from nvf_fast.pose import HandPose
 from nvf_fast.requests import RequestReader
 from nvf_fast.runtime.cuda_graph import CudaRecorder
-from nvf_fast.runtime.profiling import Stages
+from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Search
 from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, RootCube, volume_of
 
@@ -98,23 +96,23 @@ class PoseEstimator:
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         hand = model.config.view == "hand"
         self.volume: FrustumVolume | RootCube | HandVolume = HandVolume() if hand else volume_of(model.config)
-        self._stages = Stages(self.device)
+        self._profiler = Profiler(self.device)
         self._read = RequestReader(model.config, self.volume, search)
         # The PyTorch path synchronises anyway, so lists are sized exactly.
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and backend != "torch" else None
         self.runner = BatchRunner(
-            self._make_pipeline(), model.config.input_size, self.device, self._stages, recorder
+            self._make_pipeline(), model.config.input_size, self.device, self._profiler, recorder
         )
         self._finder = (
-            HandFinder(self.model, self.dtype, self._stages) if isinstance(self.model, NVF) else None
+            HandFinder(self.model, self.dtype, self._profiler) if isinstance(self.model, NVF) else None
         )
 
     def _make_pipeline(self) -> Pipeline:
         if isinstance(self.volume, HandVolume):
             assert isinstance(self.model, NVF)
-            return HandPipeline(self.model, self.volume, self.options, self._stages)
+            return HandPipeline(self.model, self.volume, self.options, self._profiler)
         if not isinstance(self.model, HolisticBaseline | DenseBaseline):
-            return FieldPipeline(self.model, self.volume, self.options, self._stages)
+            return FieldPipeline(self.model, self.volume, self.options, self._profiler)
         default = QueryOptions(dtype=self.dtype, backend=self.options.backend)
         given = [
             field.name
@@ -125,7 +123,7 @@ class PoseEstimator:
             raise ValueError(
                 f"{given} are options of a field, this is a {self.model.config.method!r} baseline without one"
             )
-        return BaselinePipeline(self.model, self.dtype, self._stages)
+        return BaselinePipeline(self.model, self.dtype, self._profiler)
 
     def __call__(
         self,
@@ -175,10 +173,10 @@ class PoseEstimator:
             return self._every_hand(image, K, hand_scale, side, return_votes)
         # On a CPU, inference mode saves 4 % of a call.
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
-            with self._stages("prepare"):
+            with self._profiler.stage("prepare"):
                 request = self._read(image, K, hand_scale, box, side, return_votes, previous, root)
             estimates = self.runner(request.inputs, return_votes)
-            with self._stages("read"):
+            with self._profiler.stage("read"):
                 pose = camera_poses(estimates, request, return_votes, self.model.config.presence_threshold)
                 pose = _like(pose, request.groups[0])
         # Tensors created in inference mode could not take part in a caller's gradients.
@@ -236,7 +234,7 @@ class PoseEstimator:
         A closer view of each candidate yields coarse joints, whose box places the view for the pose.
         """
         image, intrinsics = self._read_one(image, K)
-        threshold = self.model.config.presence_threshold
+        config = self.model.config
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             found = self._candidates(image, intrinsics, FOUND_SCORE, SMALLEST)
             found = found.chosen(viewable(found.boxes, intrinsics[0], *image.shape[:2]))
@@ -246,19 +244,19 @@ class PoseEstimator:
             if not len(found.boxes):
                 return _like(HandPose.none(return_votes), image)
             count = len(found.boxes)
-            with self._stages("prepare"):
+            with self._profiler.stage("prepare"):
                 request = self._read(
                     [image] * count, intrinsics[0], hand_scale, found.boxes, [side] * count, return_votes
                 )
             estimates = self.runner(request.inputs, return_votes)
-            with self._stages("read"):
-                pose = camera_poses(estimates, request, return_votes, threshold)
-                evidence = estimates.presence.logit(1e-6) + found.scores.logit(1e-6)
-                sure = pose.valid & (evidence >= math.log(threshold / (1 - threshold)) + EVIDENCE)
-                rows = sure.nonzero()[:, 0]
+            with self._profiler.stage("read"):
+                presence = (estimates.presence.logit(1e-6) + found.scores.logit(1e-6)).sigmoid()
+                pose = camera_poses(estimates, request, return_votes, config.presence_threshold)
+                pose = replace(pose, presence=presence)
+                rows = (pose.valid & (presence >= config.finding_threshold)).nonzero()[:, 0]
                 boxes = squared(pixel_boxes(pose.joints_2d[rows]))
                 # Two boxes may lead to one hand, or one box to a part of another hand.
-                rows = rows[distinct(boxes, evidence[rows])]
+                rows = rows[distinct(boxes, presence[rows])]
         pose = _like(pose[rows.tolist()], image)
         return pose.clone() if isinstance(pose.joints, Tensor) and self.device.type == "cpu" else pose
 
@@ -266,16 +264,16 @@ class PoseEstimator:
         """Verify candidates in a closer view and return the boxes of their coarse joints."""
         assert isinstance(self.model, NVF)
         count = len(found.boxes)
-        with self._stages("prepare"):
+        with self._profiler.stage("prepare"):
             # One view of each suffices, since the network's presence covers hands of either side.
             request = self._read([image] * count, intrinsics[0], None, found.boxes, [side or "right"] * count)
         images = self.runner.network_images(request.inputs, self.dtype)
-        with self._stages("encode"):
+        with self._profiler.stage("encode"):
             slopes = request.inputs.slopes.to(self.device)  # type: ignore[union-attr]
-            look = self.model.look(images, slopes)
-        with self._stages("read"):
-            present = look.presence.sigmoid() >= self.model.config.presence_threshold
-            joints = look.joints(slopes).double().cpu() @ request.placement.frames
+            encoding = self.model.encode_hands(images, slopes)
+        with self._profiler.stage("read"):
+            present = encoding.presence.sigmoid() >= self.model.config.presence_threshold
+            joints = encoding.joints(slopes).double().cpu() @ request.placement.frames
             boxes = squared(pixel_boxes(project(joints, request.intrinsics))).float()
             seen = present.cpu() & viewable(boxes, intrinsics[0], *image.shape[:2])
             return found._replace(boxes=boxes).chosen(seen)
@@ -305,7 +303,7 @@ class PoseEstimator:
         Each stage is then launched separately and synchronises, so that on CUDA the sum exceeds the time of
         an unmeasured call.
         """
-        return self._stages.timed()
+        return self._profiler.timed()
 
 
 def load(

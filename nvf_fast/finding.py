@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nvf_fast.inputs import SMALLEST_BOX_PX, WIDEST_SLOPE
 from nvf_fast.model import NVF
-from nvf_fast.runtime.profiling import Stages
+from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.volumes import HandVolume
 
 SMALLEST = 1 / 32  # side of the smallest hand's box, relative to the image's longer side
@@ -23,10 +23,6 @@ LEVEL_RATIO = 7 / 3  # of the sizes of successive views
 STRIDE_PX = 32  # of the encoder: the sides of a view are multiples of it
 FOUND_SCORE = 0.12  # least probability of a hand's centre
 MOST_CANDIDATES = 32  # that are seen closer
-# Least sum of the logits of a hand's centre and of its presence in a close view, beyond that of the presence
-# threshold. On 160 wide images with 139 hands, 2.0 gave 0.05 false hands per image and 88 % recall, 2.3 gave
-# 0.04 and 86 %. It belongs to the embedded weights.
-EVIDENCE = 2.2
 SAME_HAND = 0.3  # boxes that overlap by more are one hand's: intersection over union
 NESTED = 0.7  # or that lie inside another by more: intersection over the smaller box
 
@@ -90,11 +86,11 @@ class HandFinder:
     Args:
         model: a network of hand views, its encoder in `dtype`.
         dtype: of the encoder.
-        stages: measures the stages.
+        profiler: measures the stages.
     """
 
-    def __init__(self, model: NVF, dtype: torch.dtype, stages: Stages) -> None:
-        self._model, self._dtype, self._stages = model, dtype, stages
+    def __init__(self, model: NVF, dtype: torch.dtype, profiler: Profiler) -> None:
+        self._model, self._dtype, self._profiler = model, dtype, profiler
 
     def __call__(self, image: Tensor, focal: float, score: float, smallest: float) -> Candidates:
         """Find the peaks of all views, on the CPU; several may belong to one hand.
@@ -107,12 +103,12 @@ class HandFinder:
         """
         size, found = self._model.config.input_size, []
         for longer in view_sizes(smallest, size):
-            with self._stages("remap"):
+            with self._profiler.stage("remap"):
                 view = sized_view(image, longer, size, self._dtype)
-            with self._stages("encode"):
+            with self._profiler.stage("encode"):
                 slope = size / 2 * float(view.scale.mean()) / focal
                 maps = self._model.hand_maps(view.pixels, view.scale.new_tensor([slope]).to(image.device))
-            with self._stages("read"):
+            with self._profiler.stage("read"):
                 found.append(read_peaks(maps[0].cpu(), view, size, score))
         return Candidates(*map(torch.cat, zip(*found, strict=True)))
 
@@ -150,7 +146,7 @@ def read_peaks(maps: Tensor, view: SizedView, size: int, threshold: float) -> Ca
     """Local maxima of the map of hands' centres.
 
     Args:
-        maps: (3, H, W) as `HandLook.hands`, on the CPU.
+        maps: (3, H, W) as `HandEncoding.hands`, on the CPU.
         view: the view of the maps.
         size: px, of the network's own views, relative to which the maps hold logs of sides.
         threshold: least probability of a centre.

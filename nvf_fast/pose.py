@@ -49,6 +49,8 @@ class HandPose:
         voters: (...) int, points that voted.
         valid: (...) bool, false where no point voted or, in a hand view, where no hand is present.
         points_evaluated: (...) int, number of queried points.
+        presence: (...) float32 in [0, 1], probability of a hand in the view; for a hand found in a whole
+            image, combined with that of its centre there. 1 from a network that predicts none.
         votes: the voters if requested: `Votes`, or a tuple of them for a batch.
         expected_error: (..., 21) float32 mm, expected distance of each joint from the truth, NaN where not
             valid; None from a network that predicts none.
@@ -62,6 +64,7 @@ class HandPose:
     voters: Any
     valid: Any
     points_evaluated: Any
+    presence: Any
     votes: Votes | tuple[Votes, ...] | None = None
     expected_error: Any = None
     side: str | tuple[str, ...] | None = None
@@ -100,6 +103,7 @@ class HandPose:
             voters=counts,
             valid=counts.bool(),
             points_evaluated=counts,
+            presence=joints[:, 0, 0],
             expected_error=joints[..., 0],
             side=(),
             box=torch.empty(0, 4),
@@ -140,6 +144,7 @@ class HandPose:
             else None,
             "voters": int(self.voters),
             "points_evaluated": int(self.points_evaluated),
+            "presence": float(self.presence),
             "side": self.side,
             "box": None if self.box is None else self.box.tolist(),
         }

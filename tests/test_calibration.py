@@ -14,6 +14,8 @@ from nvf_fast.cli.main import main
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.model import NVF
+from nvf_fast.pose import HandPose
+from nvf_fast.synthetic.wide_images import WideHand, WideImage
 from nvf_fast.training import calibration
 from nvf_fast.training.calibration import ViewPredictions, calibrate, fit_logits, predict_views
 from tests.hand_cases import hand_network
@@ -56,7 +58,7 @@ def test_finds_the_best_combination_on_the_views(monkeypatch: pytest.MonkeyPatch
         calibration, "predict_views", lambda model, given: predictions if len(given) == 30 else hidden
     )
     model = hand_network()
-    fitted, found = calibrate(model, drawn, sized(4))
+    fitted, found = calibrate(model, drawn, sized(4), [])
     assert fitted.heads is not None and model.heads is not None
     assert fitted.heads.vote_weight[0] == 1 and (fitted.heads.vote_weight[1:] == 0).all()
     assert found["combined_mm"] < 1e-3 < found["voted_mm"] < found["coarse_mm"]
@@ -74,7 +76,7 @@ def test_expected_errors_match_true_ones_on_average(monkeypatch: pytest.MonkeyPa
     predictions = ViewPredictions(*(each[1::2] for each in predictions))
     monkeypatch.setattr(calibration, "predict_views", lambda model, given: predictions)
     model = hand_network()
-    fitted, _ = calibrate(model, drawn, drawn)
+    fitted, _ = calibrate(model, drawn, drawn, [])
     assert fitted.heads is not None and model.heads is not None
     factor = (fitted.heads.view.bias - model.heads.view.bias)[3:].exp()
     torch.testing.assert_close(factor, offset[:, 0] / 10, rtol=1e-4, atol=0)
@@ -89,6 +91,31 @@ def test_threshold_accepts_half_a_percent_of_empty_views() -> None:
     assert abs(lost - (threshold - 0.2) / 0.8) < 2e-3
     # Separable classes: the middle of the gap.
     assert calibration._threshold(np.array([0.8, 0.9]), np.array([0.1, 0.2])) == (0.5, 0.0, 0.0)
+
+
+def test_finding_threshold_accepts_few_false_hands() -> None:
+    """Of 50 images each shows one hand, found with probability 0.9, and 4 false hands, ever less likely."""
+    hand = WideHand("right", np.zeros((21, 3), np.float32), np.array([10, 10, 60, 60], np.float32))
+    images = [WideImage(np.zeros((1, 1, 3), np.uint8), np.eye(3), (hand,))] * 50
+    false = iter(np.linspace(0.99, 0.5, 200).reshape(50, 4))
+
+    def find(image: np.ndarray, intrinsics: np.ndarray) -> HandPose:
+        boxes = np.array([[10, 10, 60, 60]] + 4 * [[100, 100, 160, 160]], np.float64).reshape(5, 2, 2)
+        presence, count = np.array([0.9, *next(false)]), np.zeros(5, int)
+        pixels = np.repeat(boxes, [1, 20], 1)
+        return HandPose(np.zeros((5, 21, 3)), pixels, pixels[..., 0], count, count == 0, count, presence)
+
+    threshold, recall, false_hands = calibration.fit_finding_threshold(find, images)
+    # 0.045 of 50 images are 2 false hands: between the second and the third.
+    assert threshold == pytest.approx(0.99 - 1.5 * 0.49 / 199)
+    assert (recall, false_hands) == (0, 2 / 50)
+    certain = replace(hand, box=np.array([100, 100, 160, 160], np.float32))
+    false = iter(np.linspace(0.99, 0.5, 8).reshape(2, 4))
+    both = [replace(images[0], hands=(hand, certain))] * 2
+    # One of the equal boxes shows the second hand; none of the six others may be accepted.
+    threshold, recall, false_hands = calibration.fit_finding_threshold(find, both)
+    assert 0.92 < threshold < 0.99 and (recall, false_hands) == (0.25, 0)
+    assert calibration.fit_finding_threshold(find, []) == (0, 0, 0)
 
 
 def test_logits_separate_separable_features() -> None:
@@ -108,12 +135,24 @@ def test_logits_separate_separable_features() -> None:
 def test_command_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = hand_network()
     save_checkpoint(model, tmp_path / "trained", {"steps": 3})
-    main(["calibrate", str(tmp_path / "trained"), "--out", str(tmp_path / "fitted"), "--views", "8"])
+    main(
+        [
+            "calibrate",
+            str(tmp_path / "trained"),
+            "--out",
+            str(tmp_path / "fitted"),
+            "--views",
+            "8",
+            "--wide",
+            "1",
+        ]
+    )
     assert "presence_threshold" in capsys.readouterr().out
     fitted, info = load_checkpoint(tmp_path / "fitted")
     assert isinstance(fitted, NVF) and fitted.heads is not None
     assert info["training"]["steps"] == 3
-    assert fitted.config.presence_threshold == info["training"]["calibration"]["presence_threshold"]
+    for name in ("presence_threshold", "finding_threshold"):
+        assert getattr(fitted.config, name) == info["training"]["calibration"][name]
     reference = NVFConfig(input_size=64, stem=8, width=16, stacks=1, depth=1, groups=2, hidden=(8,))
     save_checkpoint(NVF(reference), tmp_path / "paper", {})
     with pytest.raises(SystemExit):

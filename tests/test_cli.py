@@ -458,7 +458,7 @@ def test_demo_shows_the_errors_of_the_hands_found(
         pixels = joints @ np.array(intrinsics, np.float32).T
         count, two = np.array([7, 7]), np.ones((2, 21))
         return HandPose(
-            joints, pixels[..., :2] / pixels[..., 2:], two / 2, count, count > 0, count,
+            joints, pixels[..., :2] / pixels[..., 2:], two / 2, count, count > 0, count, two[:, 0],
             expected_error=4 * two, side=("left", "right"),
         )  # fmt: skip
 
@@ -482,7 +482,7 @@ def test_demo_shows_the_errors_of_the_hands_found(
 def test_drawing(tmp_path: Path) -> None:
     joints = np.zeros((21, 3), np.float32)
     joints_2d = np.stack([np.linspace(20, 140, 21), np.linspace(30, 90, 21)], -1).astype(np.float32)
-    pose = HandPose(joints, joints_2d, np.ones(21), 5, True, 99)
+    pose = HandPose(joints, joints_2d, np.ones(21), 5, True, 99, 1.0)
     image = np.zeros((120, 160, 3), np.uint8)
     drawn = np.array(draw_pose(image, pose))
     assert drawn.shape == image.shape and image.max() == 0
@@ -491,7 +491,7 @@ def test_drawing(tmp_path: Path) -> None:
     assert drawn[:20].max() == 0 and drawn[:, 150:].max() == 0, "and little else"
     edge = drawn[(drawn > 0).any(-1)].max(-1)
     assert len(np.unique(edge)) > 10, "edges are smooth"
-    invisible = HandPose(joints * np.nan, joints_2d * np.nan, np.zeros(21), 0, False, 99)
+    invisible = HandPose(joints * np.nan, joints_2d * np.nan, np.zeros(21), 0, False, 99, 0.0)
     np.testing.assert_array_equal(np.array(draw_pose(image, invisible)), image)
-    outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True, 99)
+    outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True, 99, 1.0)
     np.testing.assert_array_equal(np.array(draw_pose(image, outside)), image)

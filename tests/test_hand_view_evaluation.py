@@ -18,6 +18,7 @@ from nvf_fast.data.draws import Draws
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.data.sample import HandSample
 from nvf_fast.evaluation import hand_views
+from nvf_fast.evaluation.finding import score_finding
 from nvf_fast.evaluation.hand_view_report import report_tables, write_hand_view_report
 from nvf_fast.evaluation.photographs import Predict
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
@@ -89,7 +90,14 @@ def predictor(*, deeper: float = 1.0, turns: bool = True, lost: str = "", noise:
         joints[~valid] = np.nan
         count = np.zeros(len(given), int)
         return HandPose(
-            joints, joints[..., :2], expected, count, valid, count, expected_error=expected * max(noise, 1)
+            joints,
+            joints[..., :2],
+            expected,
+            count,
+            valid,
+            count,
+            valid.astype(float),
+            expected_error=expected * max(noise, 1),
         )
 
     return predict
@@ -219,9 +227,9 @@ def test_finding_counts_hits_sides_and_false_hands() -> None:
         count = np.zeros(len(found), int)
         joints = np.zeros((len(found), 21, 3))
         sides = tuple(side for _, side in found)
-        return HandPose(joints, pixels, joints[..., 0], count, count == 0, count, side=sides)
+        return HandPose(joints, pixels, joints[..., 0], count, count == 0, count, count + 1.0, side=sides)
 
-    found = hand_views.score_finding(find, images)
+    found = score_finding(find, images)
     assert (found["images"], found["hands"]) == (3, 3)
     assert found["recall"] == pytest.approx(200 / 3) and found["side"] == 50
     assert found["false_hands"] == pytest.approx(2 / 3), "a second box on one hand, and one beside"

@@ -61,6 +61,7 @@ def predictor(
             count,
             valid,
             count,
+            valid.astype(float),
             expected_error=expected,
             side=tuple(each or side for each in sides),
         )

@@ -19,7 +19,9 @@ def batch(count: int = 3) -> HandPose:
     votes = tuple(Votes(torch.rand(i, 3), torch.rand(i, 21), torch.rand(i, 21, 3)) for i in range(count))
     voters = torch.arange(count, dtype=torch.int32)
     queried = torch.full_like(voters, 28_351)
-    return HandPose(joints, joints[..., :2] * 2, torch.rand(count, 21), voters, valid, queried, votes)
+    return HandPose(
+        joints, joints[..., :2] * 2, torch.rand(count, 21), voters, valid, queried, valid.float(), votes
+    )
 
 
 def test_joint_names_and_bones() -> None:

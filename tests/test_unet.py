@@ -40,9 +40,9 @@ def test_folding_norms_preserves_outputs() -> None:
     folded = model.for_inference()
     images, slopes = torch.rand(3, 3, 64, 64) * 2 - 1, torch.tensor([0.1, 0.2, 0.4])
     with torch.no_grad():
-        expected, look = model.look(images, slopes), folded.look(images, slopes)
+        expected, encoding = model.encode_hands(images, slopes), folded.encode_hands(images, slopes)
     for name, value in expected._asdict().items():
-        difference = (getattr(look, name) - value).abs().max()
+        difference = (getattr(encoding, name) - value).abs().max()
         assert difference <= 1e-4 * value.abs().max(), name
     assert not any(isinstance(module, BatchNorm) for module in folded.modules())
     assert any(isinstance(module, BatchNorm) for module in model.modules())
@@ -57,15 +57,15 @@ def test_coarse_joint_lies_at_the_peak_of_heat() -> None:
     with torch.no_grad():
         heads.joints = nn.Identity()  # type: ignore[assignment]
         heads.hands = nn.Identity()  # type: ignore[assignment]
-        look = heads(
+        encoding = heads(
             torch.empty(0), torch.cat([heat, relative], 1), torch.zeros(1, 256), torch.tensor([0.25])
         )
     # Texel 9 of a map of stride 4 covers pixels 36 to 39, centre 37.5; the view's centre is pixel 32.
-    torch.testing.assert_close(look.uv[0], torch.tensor([37.5 / 32 - 1, 17.5 / 32 - 1]).expand(21, 2))
+    torch.testing.assert_close(encoding.uv[0], torch.tensor([37.5 / 32 - 1, 17.5 / 32 - 1]).expand(21, 2))
     centre_depth = 1.7 * 32 / 0.25
-    torch.testing.assert_close(look.depth, torch.full((1, 21), centre_depth + 30))
-    joints = look.joints(torch.tensor([0.25]))
-    torch.testing.assert_close(joints[0, 0, 0] / joints[0, 0, 2] / 0.25, look.uv[0, 0, 0])
+    torch.testing.assert_close(encoding.depth, torch.full((1, 21), centre_depth + 30))
+    joints = encoding.joints(torch.tensor([0.25]))
+    torch.testing.assert_close(joints[0, 0, 0] / joints[0, 0, 2] / 0.25, encoding.uv[0, 0, 0])
 
 
 def test_combining_stays_between_coarse_and_voted() -> None:
@@ -106,34 +106,34 @@ def test_hourglass_encodes_hand_views() -> None:
     torch.manual_seed(0)
     model = NVF(config).eval()
     images, slopes = torch.rand(2, 3, 64, 64), torch.tensor([0.2, 0.3])
-    look = model.look(images, slopes)
-    assert look.features.shape == (2, 16, 16, 16) and look.heat.shape == (2, 21, 16, 16)
-    assert look.middle.shape == look.presence.shape == (2,) and (look.middle > 0).all()
-    (look.joints(slopes).square().mean() + look.presence.sum()).backward()
+    encoding = model.encode_hands(images, slopes)
+    assert encoding.features.shape == (2, 16, 16, 16) and encoding.heat.shape == (2, 21, 16, 16)
+    assert encoding.middle.shape == encoding.presence.shape == (2,) and (encoding.middle > 0).all()
+    (encoding.joints(slopes).square().mean() + encoding.presence.sum()).backward()
     # Centre and presence use the pooled features, depths the last stack's features.
     heads = [model.encoder.pooled.weight, model.encoder.stacks[1].features.weight, model.encoder.conv.weight]
     with torch.no_grad():
         model.heads.view.weight.normal_(std=0.1)
-    (model.look(images, slopes).presence.sum()).backward()
+    (model.encode_hands(images, slopes).presence.sum()).backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in heads)
     image = torch.randint(0, 256, (80, 90, 3), dtype=torch.uint8)
     K = torch.tensor([[100.0, 0, 45], [0, 100, 40], [0, 0, 1]])
     pose = PoseEstimator(model)(image, K, box=(20, 20, 60, 70), side="right")
     assert pose.points_evaluated == 2744 and pose.joints.shape == (21, 3)
-    with pytest.raises(ValueError, match="look"):
+    with pytest.raises(ValueError, match="encode_hands"):
         model.encode(images)
 
 
 def test_refuses_calls_for_the_other_view() -> None:
     model = NVF(SMALL)
     images = torch.zeros(1, 3, 64, 64)
-    with pytest.raises(ValueError, match="look"):
+    with pytest.raises(ValueError, match="encode_hands"):
         model.encode(images)
     with pytest.raises(ValueError, match="coarse must be"):
         model.query(torch.zeros(1, 16, 16, 16), torch.zeros(1, 1, 3), torch.eye(3))
     paper = NVF(NVFConfig(input_size=64, stem=8, width=16, stacks=1, depth=1, groups=2, hidden=(8,)))
     with pytest.raises(ValueError, match="encode"):
-        paper.look(images, torch.ones(1))
+        paper.encode_hands(images, torch.ones(1))
     with pytest.raises(ValueError, match="coarse must be None"):
         paper.query(
             torch.zeros(1, 16, 16, 16), torch.zeros(1, 1, 3), torch.eye(3), coarse=torch.zeros(1, 21, 3)
@@ -150,7 +150,8 @@ def test_refuses_calls_for_the_other_view() -> None:
         ({"hand_scale": True}, "hand_scale must be False"),
         ({"channels": (8, 8, 8)}, "channels must be 5 numbers"),
         ({"input_size": 80}, "multiple of 32"),
-        ({"presence_threshold": 1.5}, r"in \[0, 1\]"),
+        ({"presence_threshold": 1.5}, r"presence_threshold must be in \[0, 1\]"),
+        ({"finding_threshold": -0.5}, r"finding_threshold must be in \[0, 1\]"),
         ({"pose_code": -1}, "pose_code must be at least 0"),
     ],
 )
@@ -161,7 +162,7 @@ def test_refuses_inconsistent_configurations(change: dict[str, object], message:
 
 def test_loads_configurations_older_than_hand_views() -> None:
     values = NVFConfig().to_dict()
-    for name in ("encoder", "view", "channels", "pose_code", "presence_threshold"):
+    for name in ("encoder", "view", "channels", "pose_code", "presence_threshold", "finding_threshold"):
         del values[name]
     assert NVFConfig.from_dict(values) == NVFConfig()
     assert NVFConfig.from_dict(SMALL.to_dict()) == SMALL

@@ -17,7 +17,7 @@ SEED = 3_000_017  # its views do not occur in trainings with smaller seeds
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Fit vote weights, the scale of expected errors and the threshold of presence on fresh views.
+    """Fit vote weights, the scale of expected errors, and the thresholds of presence and finding.
 
     Attributes:
         checkpoint: folder of a network of hand views.
@@ -28,6 +28,7 @@ class Calibrate:
         rigs: rigged right hands (glTF) in addition to the built-in one.
         textures: images of skin for the rigs' texture coordinates.
         views: number of views with a hand, half of them photographs if given, and of views without.
+        wide: number of wide images of each hand, built-in or rigged.
         seed: seed of the views.
     """
 
@@ -39,18 +40,22 @@ class Calibrate:
     rigs: Several[Path] = ()
     textures: Several[Path] = ()
     views: int = 2000
+    wide: int = 100
     seed: int = SEED
 
     def run(self) -> None:
         from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
         from nvf_fast.data.hand_views import HandViews
         from nvf_fast.model import NVF
+        from nvf_fast.synthetic.wide_images import WideImages
         from nvf_fast.training.calibration import calibrate
         from nvf_fast.training.view_mixture import ViewMixtureConfig
         from nvf_fast.training.view_sources import ViewFolders, open_views
 
         if self.views < 2:
             raise UserError(f"--views must be at least 2, got {self.views}")
+        if self.wide < 1:
+            raise UserError(f"--wide must be at least 1, got {self.wide}")
         folders = ViewFolders(self.photographs, self.backgrounds, self.rigs, self.textures, self.leave_out)
         with user_errors():
             model, info = load_checkpoint(self.checkpoint)
@@ -60,7 +65,14 @@ class Calibrate:
             random = np.random.default_rng(self.seed)
             names = [name for name in ("rendered", "photographs") if name in sources]
             hands = HandViews.concatenate([sources[name](self.views // len(names), random) for name in names])
-            model, found = calibrate(model, hands[hands.trust > 0], sources["empty"](self.views, random))
+            makers = [WideImages(self.seed, backgrounds=self.backgrounds)] + [
+                WideImages(self.seed, rig=rig, textures=self.textures, backgrounds=self.backgrounds)
+                for rig in self.rigs
+            ]
+            wide = (maker.draw(index) for maker in makers for index in range(self.wide))
+            model, found = calibrate(
+                model, hands[hands.trust > 0], sources["empty"](self.views, random), wide
+            )
             save_checkpoint(model, self.out, info["training"] | {"calibration": found})
         for name, value in found.items():
             print(f"{name:20} {value:.4g}")

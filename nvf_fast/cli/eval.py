@@ -396,6 +396,7 @@ class HandViews:
         from nvf_fast.data.photograph_views import PhotographViews
         from nvf_fast.data.photographs import Photographs
         from nvf_fast.evaluation import hand_views
+        from nvf_fast.evaluation.finding import score_finding
         from nvf_fast.evaluation.mean_pose import other_hands
         from nvf_fast.evaluation.photographs import predict_with
         from nvf_fast.model import NVF
@@ -427,7 +428,7 @@ class HandViews:
             report["presence"] = hand_views.score_presence(heads, views, threshold)
         images = WideImages(self.seed, rig=self.rig, backgrounds=self.backgrounds)
         wide = (images.draw(index) for index in range(self.wide))
-        report["finding"] = hand_views.score_finding(estimator, wide)
+        report["finding"] = score_finding(estimator, wide)
         shown = images.draw(0, ["right"])
         box, side = shown.hands[0].box, shown.hands[0].side
         report["time"] = hand_views.measure_times(

@@ -1,9 +1,9 @@
-"""Checks of a network of hand views: poses of rendered hands, presence, stability, finding, and time."""
+"""Checks of a network of hand views: poses of rendered hands, presence, stability, and time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,25 +18,20 @@ from nvf_fast.data.image_warp import warp_perspective
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.sample_views import views_of_boxes
 from nvf_fast.evaluation import metrics
+from nvf_fast.evaluation.finding import rate
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
 from nvf_fast.evaluation.photographs import Predict
 from nvf_fast.evaluation.scores import rank_correlation
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
-from nvf_fast.pose import HandPose
-from nvf_fast.synthetic.wide_images import WideImage
 from nvf_fast.training.calibration import ViewPredictions
 from nvf_fast.volumes import HandVolume
 
 PredictViews = Callable[[HandViews], ViewPredictions]
-Find = Callable[[np.ndarray, np.ndarray], HandPose]
-"""Finder of the poses in an image (H, W, 3) with intrinsics (3, 3): a batch of numpy arrays."""
 
 BATCH = 32
 DISTANCES_MM = (300, 400, 500, 600, 700, 800, 1000)  # edges of the bins of depth errors
 FACING = {"palm": (0.5, 1.01), "edge": (-0.5, 0.5), "back": (-1.01, -0.5)}  # cosine to the camera's direction
 DECILES = 10
-SIZES_PX = (40, 80, 160, 400)  # edges of the bins of recall
-SAME_HAND = 0.3  # least intersection over union of a found hand's box and a true one
 MOVED_PX = 0.5  # of the hand view
 REPEATS = 15
 
@@ -166,15 +161,15 @@ def score_presence(predict_views: PredictViews, hands: HandViews, threshold: flo
     present, left = _presence_and_side(predict_views, hands, threshold)
     return {
         "hands": len(hands),
-        "lost": _rate(~present),
-        "side": _rate(left == hands.left[:, 0]),
+        "lost": rate(~present),
+        "side": rate(left == hands.left[:, 0]),
     }
 
 
 def score_empty(predict_views: PredictViews, empty: HandViews, threshold: float) -> dict[str, float]:
     """The accepted views without a hand, in per cent, and the number of such views, empty."""
     accepted, _ = _presence_and_side(predict_views, empty, threshold)
-    return {"empty": len(empty), "accepted": _rate(accepted)}
+    return {"empty": len(empty), "accepted": rate(accepted)}
 
 
 def score_stability(predict: Predict, samples: Sequence[HandSample]) -> dict[str, float]:
@@ -199,53 +194,6 @@ def score_stability(predict: Predict, samples: Sequence[HandSample]) -> dict[str
         / max(metrics.pa_mpjpe(upright[both], truth[both]), 1e-9),
         "moved": float(np.nanmean(np.linalg.norm(moved - upright, axis=-1))),
         "batch": float(np.nanmax(np.linalg.norm(alone - upright[: len(alone)], axis=-1))),
-    }
-
-
-def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
-    """Measure the recall of true hands and the rate of false ones.
-
-    A found hand counts where its joints' box overlaps a true one's by an intersection over union of
-    `SAME_HAND`, each true hand once.
-
-    Returns:
-        images and hands, counts; recall and side (correct sides), in per cent; false_hands, per image;
-        and sizes, recall and number of hands by the longer side of their boxes.
-    """
-    sizes, hit, side, false, count = [], [], [], 0, 0
-    for wide in tqdm(images, desc="finding", disable=None):
-        count += 1
-        poses = find(wide.image, wide.intrinsics)
-        missing = list(wide.hands)
-        for pose in poses:
-            if not pose.valid:
-                continue
-            box = np.concatenate([pose.joints_2d.min(0), pose.joints_2d.max(0)])
-            overlaps = [_overlap(box, hand.box) for hand in missing]
-            if overlaps and max(overlaps) > SAME_HAND:
-                hand = missing.pop(int(np.argmax(overlaps)))
-                sizes.append((hand.box[2:] - hand.box[:2]).max())
-                hit.append(True)
-                side.append(pose.side == hand.side)
-            else:
-                false += 1
-        sizes += [(hand.box[2:] - hand.box[:2]).max() for hand in missing]
-        hit += [False] * len(missing)
-    longer, found = np.array(sizes, float), np.array(hit, bool)
-    by_size = {}
-    for low, high in pairwise(SIZES_PX):
-        # Hands are a few px larger or smaller than requested.
-        rows = (longer >= (low if low > SIZES_PX[0] else 0)) & (
-            longer < (high if high < SIZES_PX[-1] else np.inf)
-        )
-        by_size[f"{low} to {high}"] = {"recall": _rate(found[rows]), "hands": int(rows.sum())}
-    return {
-        "images": count,
-        "hands": len(found),
-        "recall": _rate(found),
-        "side": _rate(np.array(side, bool)),
-        "false_hands": false / max(count, 1),
-        "sizes": by_size,
     }
 
 
@@ -362,14 +310,3 @@ def _moved(sample: HandSample) -> HandSample:
     box = np.asarray(sample.box, np.float64)
     view_px = (box[2:] - box[:2]).max() / HandVolume().fill / VIEW_SIZE
     return replace(sample, box=torch.from_numpy(box + MOVED_PX * view_px * np.array([1, 0, 1, 0])))
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union."""
-    common = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
-    areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
-    return float(common / max(areas - common, 1e-9))
-
-
-def _rate(hits: np.ndarray) -> float:
-    return 100 * float(hits.mean()) if len(hits) else float("nan")

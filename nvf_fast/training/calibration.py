@@ -1,8 +1,9 @@
-"""Calibration of a trained network of hand views: vote weights, expected errors, and presence threshold."""
+"""Calibration of a trained network of hand views: vote weights, expected errors, and thresholds."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,20 +11,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from nvf_fast.data.hand_views import HandViews
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.evaluation.finding import Find, match_hands
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import QueryOptions
-from nvf_fast.runtime.profiling import Stages
+from nvf_fast.runtime.profiling import Profiler
+from nvf_fast.synthetic.wide_images import WideImage
 from nvf_fast.training.hand_losses import HandBatch
 from nvf_fast.training.view_augmentation import with_blank_views
-from nvf_fast.unet import LEFT, PRESENCE, HandLook
+from nvf_fast.unet import LEFT, PRESENCE, HandEncoding
 from nvf_fast.volumes import HandVolume
 
 BATCH = 32
 WEIGHTS = torch.linspace(0, 1, 21)  # candidates for the weight of the votes
 ACCEPTED = 0.005  # rate of accepted empty views that the threshold of presence keeps to
+FALSE_HANDS = 0.045  # of a wide image, that the threshold of finding keeps to
 PENALTY = 1e-4  # of the squared weights of a fitted logit, on features of unit variance
 STEP_MM, SURFACE_MM, FRACTION = 16.0, 5.0, 0.5  # the estimator's defaults
 
@@ -43,18 +49,24 @@ def predict_views(model: NVF, views: HandViews) -> ViewPredictions:
     """Predict labelled views; voted joints are the coarse ones where nothing votes."""
     model = model.for_inference()
     options = QueryOptions(STEP_MM, SURFACE_MM, FRACTION)
-    pipeline = HandPipeline(model, HandVolume(), options, Stages(model.device))
+    pipeline = HandPipeline(model, HandVolume(), options, Profiler(model.device))
     parts = []
     for first in range(0, len(views), BATCH):
         batch = HandBatch.of(views[first : first + BATCH], model.device)
-        look: HandLook = model.look(batch.images, batch.slopes)
-        coarse, voted, _ = pipeline.vote(look, batch.slopes)
+        encoding: HandEncoding = model.encode_hands(batch.images, batch.slopes)
+        coarse, voted, _ = pipeline.vote(encoding, batch.slopes)
         voted = torch.where(voted.isfinite(), voted, coarse)
-        parts.append(ViewPredictions(coarse, voted, look.presence.sigmoid(), look.left.sigmoid(), look.error))
+        parts.append(
+            ViewPredictions(
+                coarse, voted, encoding.presence.sigmoid(), encoding.left.sigmoid(), encoding.error
+            )
+        )
     return ViewPredictions(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
 
 
-def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict[str, float]]:
+def calibrate(
+    model: NVF, hands: HandViews, empty: HandViews, wide: Iterable[WideImage]
+) -> tuple[NVF, dict[str, float]]:
     """Fit the parameters that combine a network's predictions.
 
     - The logits of presence and side: logistic regressions on the encoder's pooled description, of every
@@ -65,14 +77,16 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
     - The expected error: its logarithm is shifted, per joint, until expected and true errors agree in the
       mean.
     - The threshold of presence: the lowest that accepts at most 0.5 % of the empty views.
+    - The threshold of finding: the lowest that finds at most 0.045 false hands per wide image.
 
     Args:
         model: a network of hand views.
         hands: labelled views with one right hand each, disjoint from any evaluation set.
         empty: views without a hand.
+        wide: images of several hands or none.
 
     Returns:
-        A copy of the network, and the threshold, rates, and errors in mm of the coarse, voted and combined
+        A copy of the network, and the thresholds, rates, and errors in mm of the coarse, voted and combined
         joints.
     """
     fitted = copy.deepcopy(model).eval()
@@ -91,11 +105,16 @@ def calibrate(model: NVF, hands: HandViews, empty: HandViews) -> tuple[NVF, dict
         heads.view.bias[3:] += shift.to(heads.view.bias)
     shown, hidden = found.presence.numpy(), predict_views(fitted, empty).presence.numpy()
     threshold, lost, accepted = _threshold(shown, hidden)
-    fitted.config = replace(fitted.config, presence_threshold=threshold)
+    fitted.config = replace(fitted.config, presence_threshold=threshold, finding_threshold=0.0)
+    finding, recall, false_hands = fit_finding_threshold(PoseEstimator(fitted), wide)
+    fitted.config = replace(fitted.config, finding_threshold=finding)
     return fitted, {
         "presence_threshold": threshold,
         "lost": lost,
         "accepted": accepted,
+        "finding_threshold": finding,
+        "recall": recall,
+        "false_hands": false_hands,
         "coarse_mm": float((found.coarse - joints).norm(dim=-1).mean()),
         "voted_mm": float((found.voted - joints).norm(dim=-1).mean()),
         "combined_mm": float(errors.mean()),
@@ -134,6 +153,29 @@ def fit_vote_weight(coarse: Tensor, voted: Tensor, joints: Tensor) -> Tensor:
     middles = [each.mean(1, keepdim=True) for each in (coarse, voted, joints)]
     relative = [each - middle for each, middle in zip((coarse, voted, joints), middles, strict=True)]
     return torch.cat([best(*middles), best(*relative)])
+
+
+def fit_finding_threshold(find: Find, wide: Iterable[WideImage]) -> tuple[float, float, float]:
+    """The lowest threshold with at most `FALSE_HANDS` per image, the recall, and the false hands per image.
+
+    Args:
+        find: finds hands of any presence.
+        wide: images.
+    """
+    true, false, hands, images = list[float](), list[float](), 0, 0
+    for each in tqdm(wide, desc="finding", disable=None):
+        poses = find(each.image, each.intrinsics)
+        for presence, hand in zip(poses.presence, match_hands(poses, each.hands), strict=True):
+            (false if hand is None else true).append(float(presence))
+        hands, images = hands + len(each.hands), images + 1
+    false.sort(reverse=True)
+    allowed = int(FALSE_HANDS * images)
+    # Between the least likely false hand that is accepted and the likeliest one that is not.
+    bounds = [*false, 0.0][allowed : allowed + 1] + [1.0, *false][allowed : allowed + 1]
+    threshold = sum(bounds) / 2 if len(false) > allowed else 0.0
+    accepted = sum(each >= threshold for each in false)
+    recalled = sum(each >= threshold for each in true)
+    return threshold, recalled / max(hands, 1), accepted / max(images, 1)
 
 
 def _pooled(model: NVF, views: HandViews, mirrored: bool = False) -> Tensor:

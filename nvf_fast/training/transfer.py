@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from nvf_fast.baselines import Network
 from nvf_fast.config import NVFConfig
 
-MAY_DIFFER = ("task", "input_size", "hand_scale", "scale_optional", "presence_threshold")
+MAY_DIFFER = ("task", "input_size", "hand_scale", "scale_optional", "presence_threshold", "finding_threshold")
 
 
 @torch.no_grad()

@@ -1,0 +1,84 @@
+"""Recall of hands found in whole images, and the rate of false ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nvf_fast.pose import HandPose
+from nvf_fast.synthetic.wide_images import WideHand, WideImage
+
+Find = Callable[[np.ndarray, np.ndarray], HandPose]
+"""Finder of the poses in an image (H, W, 3) with intrinsics (3, 3): a batch of numpy arrays, best first."""
+
+SAME_HAND = 0.3  # least intersection over union of a found hand's box and a true one
+SIZES_PX = (40, 80, 160, 400)  # edges of the bins of recall
+
+
+def match_hands(poses: HandPose, hands: Sequence[WideHand]) -> list[int | None]:
+    """The index of the true hand that each pose shows, None for a false one.
+
+    A pose shows the hand whose box overlaps its joints' box most, by an intersection over union of more than
+    `SAME_HAND`; each hand is shown once.
+    """
+    missing, found = list(range(len(hands))), list[int | None]()
+    for pixels in poses.joints_2d:
+        box = np.concatenate([pixels.min(0), pixels.max(0)])
+        overlaps = [_overlap(box, hands[index].box) for index in missing]
+        best = int(np.argmax(overlaps)) if overlaps else 0
+        found.append(missing.pop(best) if overlaps and overlaps[best] > SAME_HAND else None)
+    return found
+
+
+def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
+    """Measure the recall of true hands and the rate of false ones, see `match_hands`.
+
+    Returns:
+        images and hands, counts; recall and side (correct sides), in per cent; false_hands, per image;
+        and sizes, recall and number of hands by the longer side of their boxes.
+    """
+    sizes, hit, side, false, count = [], [], [], 0, 0
+    for wide in tqdm(images, desc="finding", disable=None):
+        poses = find(wide.image, wide.intrinsics)
+        found = match_hands(poses, wide.hands)
+        count += 1
+        false += found.count(None)
+        sizes += [(hand.box[2:] - hand.box[:2]).max() for hand in wide.hands]
+        hit += [index in found for index in range(len(wide.hands))]
+        side += [
+            given == wide.hands[index].side
+            for given, index in zip(poses.side or (), found, strict=True)
+            if index is not None
+        ]
+    longer, recalled = np.array(sizes, float), np.array(hit, bool)
+    by_size = {}
+    for low, high in pairwise(SIZES_PX):
+        # Hands are a few px larger or smaller than requested.
+        rows = (longer >= (low if low > SIZES_PX[0] else 0)) & (
+            longer < (high if high < SIZES_PX[-1] else np.inf)
+        )
+        by_size[f"{low} to {high}"] = {"recall": rate(recalled[rows]), "hands": int(rows.sum())}
+    return {
+        "images": count,
+        "hands": len(recalled),
+        "recall": rate(recalled),
+        "side": rate(np.array(side, bool)),
+        "false_hands": false / max(count, 1),
+        "sizes": by_size,
+    }
+
+
+def rate(hits: np.ndarray) -> float:
+    """Per cent of (N,) bool that are true; NaN of none."""
+    return 100 * float(hits.mean()) if len(hits) else float("nan")
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union."""
+    common = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
+    areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
+    return float(common / max(areas - common, 1e-9))
