@@ -159,15 +159,15 @@ class HandBaseline:
         assert placement.slopes is not None and model.heads is not None
         slopes = placement.slopes.float().to(self.device)
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
-        look = model.look(remap(pixels, placement.homographies, size) / 127.5 - 1, slopes)
-        coarse = look.joints(slopes)
+        encoding = model.encode_hands(remap(pixels, placement.homographies, size) / 127.5 - 1, slopes)
+        coarse = encoding.joints(slopes)
         encoded = now(self.device)
 
         centre = coarse.mean(1)
         points = self.lattice.points(centre[:, 2], slopes)[0]
         uv = points[:, :2] / points[:, 2:] / slopes
         points, uv = (each[(uv.abs() <= 1).all(1)] for each in (points, uv))
-        sampled = F.grid_sample(look.features, uv[None, :, None], align_corners=True)[..., 0]
+        sampled = F.grid_sample(encoding.features, uv[None, :, None], align_corners=True)[..., 0]
         x = torch.cat([sampled, ((points - centre) / POSITION_MM).T[None]], 1)
         biases = [bias[0] for bias in model.field_biases(coarse)]
         raw = evaluate_layers(x, self.kernels, biases).cpu()

@@ -222,8 +222,8 @@ def check(
     assert np.linalg.norm(joints - expected, axis=-1).mean() < limit
     assert np.array_equal(estimate(estimator, case.network).joints, joints), "bit for bit"
     if CUDA:
-        assert estimator.runner._replay is not None
-        assert None not in estimator.runner._replay._captured.values(), "one launch a frame"
+        assert estimator.runner._graphed is not None
+        assert None not in estimator.runner._graphed._captured.values(), "one launch a frame"
 
 
 @pytest.mark.skipif(not CUDA, reason="compared on CUDA, where the goals are")

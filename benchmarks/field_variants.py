@@ -33,12 +33,12 @@ from nvf_fast.data.photographs import Photographs
 from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.photographs import FIRST_GROUPS
 from nvf_fast.hand_pipeline import HandPipeline, Voters
-from nvf_fast.model import NVF, Field
+from nvf_fast.model import NVF, FieldValues
 from nvf_fast.pipeline import QueryOptions
-from nvf_fast.runtime.profiling import Stages
+from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.training.calibration import BATCH, FRACTION, STEP_MM, fit_vote_weight
 from nvf_fast.training.hand_losses import HandBatch, HandLossConfig, distance_losses, vote_losses
-from nvf_fast.unet import HandLook
+from nvf_fast.unet import HandEncoding
 from nvf_fast.volumes import HandVolume
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -114,7 +114,7 @@ class EncodedViews(NamedTuple):
 
     Attributes:
         features: (N, C, H, W) float16.
-        uv, depth, error: of `HandLook`.
+        uv, depth, error: of `HandEncoding`.
         slopes, joints, points, distances: of `HandBatch`.
     """
 
@@ -130,13 +130,15 @@ class EncodedViews(NamedTuple):
     def rows(self, rows: Tensor | slice) -> EncodedViews:
         return EncodedViews(*(each[rows] for each in self))
 
-    def look(self) -> HandLook:
-        """A `HandLook` with the parts that field and votes need; the others are empty."""
+    def encoding(self) -> HandEncoding:
+        """A `HandEncoding` with the parts that field and votes need; the others are empty."""
         none = self.depth.new_empty(0)
-        return HandLook(self.features.float(), self.uv, self.depth, none, none, none, self.error, none, none)
+        return HandEncoding(
+            self.features.float(), self.uv, self.depth, none, none, none, self.error, none, none
+        )
 
     def coarse(self) -> Tensor:
-        return self.look().joints(self.slopes)
+        return self.encoding().joints(self.slopes)
 
 
 class Votes(NamedTuple):
@@ -162,9 +164,11 @@ def encode(model: NVF, views: HandViews) -> EncodedViews:
     parts = []
     for first in tqdm(range(0, len(views), BATCH), desc="encoding", disable=None):
         batch = HandBatch.of(views[first : first + BATCH])
-        look = model.look(batch.images, batch.slopes)
+        encoding = model.encode_hands(batch.images, batch.slopes)
         labels = batch.slopes, batch.joints, batch.points, batch.distances
-        parts.append(EncodedViews(look.features.half(), look.uv, look.depth, look.error, *labels))
+        parts.append(
+            EncodedViews(encoding.features.half(), encoding.uv, encoding.depth, encoding.error, *labels)
+        )
     return EncodedViews(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
@@ -216,7 +220,7 @@ def field_loss(network: NVF, variant: Variant, views: EncodedViews, config: Hand
     return loss + config.weights * votes["weight"] + config.directions * votes["direction"]
 
 
-def precision_loss(field: Field, views: EncodedViews, config: HandLossConfig) -> Tensor:
+def precision_loss(field: FieldValues, views: EncodedViews, config: HandLossConfig) -> Tensor:
     """Negative log-likelihood of offsets whose length of error is exponential: |e| / σ + 3 ln σ."""
     offsets = views.joints[:, None] - views.points[:, :, None]
     errors = (config.ball_mm * field.direction - offsets).norm(dim=-1)
@@ -229,12 +233,12 @@ def precision_loss(field: Field, views: EncodedViews, config: HandLossConfig) ->
 @torch.no_grad()
 def vote(network: NVF, variant: Variant, views: EncodedViews) -> Votes:
     """Query each network's lattice and cast the votes; coarse joints replace those without votes."""
-    volume, stages = HandVolume(), Stages(network.device)
-    pipeline = HandPipeline(network, volume, QueryOptions(STEP_MM, variant.surface_mm, FRACTION), stages)
+    volume, profiler = HandVolume(), Profiler(network.device)
+    pipeline = HandPipeline(network, volume, QueryOptions(STEP_MM, variant.surface_mm, FRACTION), profiler)
     parts = []
     for first in range(0, len(views.slopes), BATCH):
         part = views.rows(slice(first, first + BATCH))
-        coarse, _, voters = pipeline.vote(part.look(), part.slopes)
+        coarse, _, voters = pipeline.vote(part.encoding(), part.slopes)
         votes = votes_by_precision(voters) if variant.precision else voters.votes
         joints, _, spread = ops.cast_votes(voters.points, votes, voters.counts, fraction=FRACTION)
         joints = torch.where(joints.isfinite(), joints, coarse)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.baselines import PlainNormReLU
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SLOPE
 from nvf_fast.encoder import BicubicUpsample, NormReLU
-from nvf_fast.model import NVF, Field
+from nvf_fast.model import NVF, FieldValues
 from nvf_fast.training.augmentation import augment
 from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.loader import mixed_seed
@@ -87,7 +87,7 @@ class PlainStep:
         points, sdf = sample_points(hands, self.volume, self.config.sampling, generator)
         return images, fed, points, sdf, hands.joints, hands.hand_scale
 
-    def _field(self, features: Tensor, points: Tensor, hand_scale: Tensor | None) -> Field:
+    def _field(self, features: Tensor, points: Tensor, hand_scale: Tensor | None) -> FieldValues:
         uv = points[..., :2] / points[..., 2:] / REFERENCE_SLOPE
         inputs = [
             F.grid_sample(features, uv[:, :, None], align_corners=True)[..., 0],
@@ -103,7 +103,7 @@ class PlainStep:
                 hidden = torch.cat([F.leaky_relu(hidden, 0.01), x], 1)
             hidden = F.conv1d(hidden, weight[..., None], bias)
         votes = hidden[:, 1:].mT.unflatten(-1, (-1, 4))
-        return Field(50 * torch.tanh(hidden[:, 0]), votes[..., 0], votes[..., 1:])
+        return FieldValues(50 * torch.tanh(hidden[:, 0]), votes[..., 0], votes[..., 1:])
 
 
 @torch.no_grad()

@@ -145,8 +145,8 @@ def _cut_tiles(target: str, points: int, centred: bool) -> Variant:
     pointers = dict.fromkeys(("keys_ptr", "bounds_ptr", "tiles_ptr", "tile_count_ptr"), "i32")
     window = query_field.CENTRED_WINDOW_COLUMNS if centred else query_field.WINDOW_COLUMNS
     constants = {"CELLS": window.value - 1, "POINTS": points, "LANES": 128}
-    name = f"cut_tiles {'centred ' if centred else ''}{points}"
-    return Variant(name, target, query_field.cut_tiles, pointers, constants, 4, False)
+    name = f"make_tiles {'centred ' if centred else ''}{points}"
+    return Variant(name, target, query_field.make_tiles, pointers, constants, 4, False)
 
 
 def _layers(target: str, dtype_name: str, tiling: query_field.Tiling) -> list[Variant]:

@@ -33,10 +33,12 @@ def surface_points(model: nvf_fast.NVF, image: np.ndarray, K: Tensor, box: Tenso
     placement = volume.place(K[None], size, boxes=box[None])
     assert placement.slopes is not None
     slopes = placement.slopes.float()
-    look = model.look(network_view(torch.from_numpy(image), placement.homographies[0], size), slopes)
-    coarse = look.joints(slopes)
+    encoding = model.encode_hands(
+        network_view(torch.from_numpy(image), placement.homographies[0], size), slopes
+    )
+    coarse = encoding.joints(slopes)
     points = volume.lattice(STEP_MM).points(coarse[..., 2].mean(1), slopes)
-    field = model.query(look.features, points, view_intrinsics(slopes, size), coarse=coarse)
+    field = model.query(encoding.features, points, view_intrinsics(slopes, size), coarse=coarse)
     return points[0, field.sdf[0].abs() < NEAR_MM] @ placement.frames[0].float()
 
 

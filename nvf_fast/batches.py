@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nvf_fast.camera import ViewPlan
 from nvf_fast.pipeline import Estimates, Pipeline, Views, network_images
-from nvf_fast.runtime.cuda_graph import Recorder, Replay
-from nvf_fast.runtime.profiling import Stages
+from nvf_fast.runtime.cuda_graph import GraphedFunction, Recorder
+from nvf_fast.runtime.profiling import Profiler
 
 CROP_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them
 LOG = logging.getLogger("nvf_fast")
@@ -47,7 +47,7 @@ class BatchRunner:
         pipeline: the pipeline.
         size: px, side of its views.
         device: of the pipeline.
-        stages: measures the stages.
+        profiler: measures the stages.
         recorder: records and replays runs, whose lists of points then have fixed sizes; an image that does
             not fit runs again. None sizes every list exactly, which synchronises with the device.
     """
@@ -57,12 +57,12 @@ class BatchRunner:
         pipeline: Pipeline,
         size: int,
         device: torch.device,
-        stages: Stages,
+        profiler: Profiler,
         recorder: Recorder | None = None,
     ) -> None:
         self.pipeline, self.retried = pipeline, 0
-        self._size, self._device, self._stages, self._exact = size, device, stages, recorder is None
-        self._replay = None if recorder is None else Replay(self._launch, recorder)
+        self._size, self._device, self._profiler, self._exact = size, device, profiler, recorder is None
+        self._graphed = None if recorder is None else GraphedFunction(self._launch, recorder)
 
     def __call__(self, inputs: Inputs, return_votes: bool) -> Estimates:
         """Estimate all images; the results are on the CPU except for the votes."""
@@ -73,7 +73,7 @@ class BatchRunner:
             order += members
             every_packed.append(packed)
             votes |= their_votes
-        with self._stages("read"):
+        with self._profiler.stage("read"):
             rows = torch.cat(every_packed).cpu()  # the only synchronisation
             rows = rows if len(order) == 1 else rows[torch.tensor(order).argsort()]
             estimates = Estimates.unpacked(rows)
@@ -91,7 +91,7 @@ class BatchRunner:
         order, sampled = [], []
         for members in self._alike(inputs):
             views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
-            with self._stages("remap"):
+            with self._profiler.stage("remap"):
                 sampled.append(network_images(views, self._size, factor, dtype))
             order += members
         return torch.cat(sampled)[torch.tensor(order).argsort().to(self._device)]
@@ -135,10 +135,10 @@ class BatchRunner:
     ) -> tuple[Tensor, _Votes]:
         """`Estimates.packed` of a group of images, on the device, and their votes if requested."""
         views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
-        if self._replay is not None and not (exact or return_votes or self._stages.measuring):
+        if self._graphed is not None and not (exact or return_votes or self._profiler.measuring):
             given = tuple(tensor is not None for tensor in views)
             key = _Key(tuple(views.crops.shape), factor, given)
-            return self._replay(key, *(tensor for tensor in views if tensor is not None)), {}
+            return self._graphed(key, *(tensor for tensor in views if tensor is not None)), {}
         estimates = self.pipeline(views, factor, exact or self._exact)
         return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
 
@@ -147,7 +147,7 @@ class BatchRunner:
         plans = [inputs.plans[image] for image in members]
         matrices = torch.stack([plan.matrix for plan in plans])
         known = [inputs.scale, inputs.previous, inputs.slopes]
-        with self._stages("remap"):
+        with self._profiler.stage("remap"):
             views = Views(
                 self._crops([inputs.images[image] for image in members], plans),
                 self._sent(matrices),
@@ -159,7 +159,7 @@ class BatchRunner:
         return views
 
     def _launch(self, key: _Key, *tensors: Tensor) -> Tensor:
-        """The pipeline with the signature that `Replay` needs."""
+        """The pipeline with the signature that `GraphedFunction` needs."""
         remaining = iter(tensors)
         views = Views(*(next(remaining) if given else None for given in key.given))  # type: ignore[arg-type]
         return self.pipeline(views, key.factor).packed()

@@ -20,8 +20,8 @@ from nvf_fast.pipeline import (
     network_images,
 )
 from nvf_fast.pose import error_scores
-from nvf_fast.runtime.profiling import Stages
-from nvf_fast.unet import HandLook
+from nvf_fast.runtime.profiling import Profiler
+from nvf_fast.unet import HandEncoding
 from nvf_fast.volumes import HandVolume
 
 
@@ -51,7 +51,7 @@ class HandPipeline:
         model: a network of hand views, its encoder in the dtype of the options, on its device.
         volume: the queried volume.
         options: of the query.
-        stages: measures the stages.
+        profiler: measures the stages.
         query: prepared query of the network's field; None prepares it.
 
     Raises:
@@ -63,13 +63,13 @@ class HandPipeline:
         model: NVF,
         volume: HandVolume,
         options: QueryOptions,
-        stages: Stages,
+        profiler: Profiler,
         query: ops.FieldQuery | None = None,
     ) -> None:
         if options.search != "dense":
             raise ValueError(f'search must be "dense" for a network of hand views, got {options.search!r}')
         assert model.heads is not None
-        self._model, self._heads, self._options, self._stages = model, model.heads, options, stages
+        self._model, self._heads, self._options, self._profiler = model, model.heads, options, profiler
         self.lattice = volume.lattice(options.step_mm, model.device)
         self._capacity = min(options.rows, len(self.lattice))
         self._query = query or options.query(model)
@@ -80,29 +80,31 @@ class HandPipeline:
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         slopes = views.slopes
         assert slopes is not None
-        look, left = self._look_on_its_side(views, factor)
-        coarse, voted, voters = self.vote(look, slopes, exact)
-        with self._stages("vote"):
+        encoding, left = self._encode_likelier_side(views, factor)
+        coarse, voted, voters = self.vote(encoding, slopes, exact)
+        with self._profiler.stage("vote"):
             combined = self._heads.combine(coarse, voted)
             valid = voted.isfinite().all(-1).all(-1)
             joints = torch.where(valid[:, None, None], combined, coarse)
         return Estimates(
             joints,
-            error_scores(look.error),
-            look.error,
+            error_scores(encoding.error),
+            encoding.error,
             voters.counts,
             torch.full_like(voters.counts, len(self.lattice)),
-            look.presence.sigmoid(),
+            encoding.presence.sigmoid(),
             left,
             voters.overflow,
             list(zip(voters.points, voters.votes, strict=True)),
         )
 
-    def vote(self, look: HandLook, slopes: Tensor, exact: bool = True) -> tuple[Tensor, Tensor, Voters]:
+    def vote(
+        self, encoding: HandEncoding, slopes: Tensor, exact: bool = True
+    ) -> tuple[Tensor, Tensor, Voters]:
         """Query the field about the coarse joints and cast the votes.
 
         Args:
-            look: of B views.
+            encoding: of B views.
             slopes: (B,) float32, tangents of half the views' angles.
             exact: whether to size every list exactly, which synchronises.
 
@@ -110,44 +112,46 @@ class HandPipeline:
             Coarse and voted joints, (B, 21, 3) float32 mm each, the voted ones NaN without voters; and the
             voters.
         """
-        with self._stages("query"):
-            coarse = look.joints(slopes)
+        with self._profiler.stage("query"):
+            coarse = encoding.joints(slopes)
             centres = coarse.mean(1)
             points = self.lattice.points(centres[:, 2], slopes)
             intrinsics = view_intrinsics(slopes, self._model.config.input_size)
-            map_size = (look.features.shape[2], look.features.shape[3])
+            map_size = (encoding.features.shape[2], encoding.features.shape[3])
             biases = self._model.field_biases(coarse) if self._model.config.pose_code else None
-            maps = self._query.project(look.features, None, biases)
+            maps = self._query.project(encoding.features, None, biases)
             places = self._query.locate(points, intrinsics, map_size, centres, self.lattice.per_ray)
             samples = self._query.sample(maps, places)
-        with self._stages("select"):
+        with self._profiler.stage("select"):
             buffers = Buffers(len(points), points.device, exact, self._options.backend)
             voters = buffers.select_voters(samples.sdf, self._options.surface_mm, self._capacity)
             points = points.gather(1, voters.indices.clamp(min=0)[..., None].expand(-1, -1, 3))
-        with self._stages("vote"):
+        with self._profiler.stage("vote"):
             votes = self._query.votes(samples, voters.indices)
             voted, _ = cast_votes(points, votes, voters.counts, self._options)
         return coarse, voted, Voters(points, votes, voters.counts, buffers.overflow)
 
-    def look(self, *views: Views, factor: int) -> HandLook:
+    def _encode(self, *views: Views, factor: int) -> HandEncoding:
         """Sample and encode the views of several batches, concatenated."""
         size = self._model.config.input_size
-        with self._stages("remap"):
+        with self._profiler.stage("remap"):
             images = torch.cat([network_images(each, size, factor, self._options.dtype) for each in views])
-        with self._stages("encode"):
+        with self._profiler.stage("encode"):
             slopes = [each.slopes for each in views if each.slopes is not None]
-            return self._model.look(images, torch.cat(slopes))
+            return self._model.encode_hands(images, torch.cat(slopes))
 
-    def _look_on_its_side(self, views: Views, factor: int) -> tuple[HandLook, Tensor]:
+    def _encode_likelier_side(self, views: Views, factor: int) -> tuple[HandEncoding, Tensor]:
         """Choose the likelier right hand of each view and its mirror image; (B,) bool marks mirror images."""
         assert views.slopes is not None
         if views.mirrored is None:
-            return self.look(views, factor=factor), torch.zeros_like(views.slopes, dtype=torch.bool)
-        both = self.look(views, views._replace(matrices=views.mirrored), factor=factor)
-        plain, mirrored = (HandLook(*half) for half in zip(*(each.chunk(2) for each in both), strict=True))
+            return self._encode(views, factor=factor), torch.zeros_like(views.slopes, dtype=torch.bool)
+        both = self._encode(views, views._replace(matrices=views.mirrored), factor=factor)
+        plain, mirrored = (
+            HandEncoding(*half) for half in zip(*(each.chunk(2) for each in both), strict=True)
+        )
         left = plain.left > mirrored.left
         chosen = (
             torch.where(left.view(-1, *[1] * (each.ndim - 1)), other, each)
             for each, other in zip(plain, mirrored, strict=True)
         )
-        return HandLook(*chosen), left
+        return HandEncoding(*chosen), left

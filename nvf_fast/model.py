@@ -16,10 +16,10 @@ from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import Block, HandHourglassEncoder, Hourglass, HourglassEncoder, PreActivated, Stack
 from nvf_fast.field import FieldMLP
-from nvf_fast.unet import HandHeads, HandLook, UNetEncoder, fold_norms
+from nvf_fast.unet import HandEncoding, HandHeads, UNetEncoder, fold_norms
 
 
-class Field(NamedTuple):
+class FieldValues(NamedTuple):
     """The field's values at N points of each image.
 
     Attributes:
@@ -79,7 +79,7 @@ class NVF(nn.Module):
         """
         self._check_images(images)
         if self.heads is not None:
-            raise ValueError('encode is for view="reference"; `look` encodes hand views')
+            raise ValueError('encode is for view="reference"; `encode_hands` encodes hand views')
         return cast(HourglassEncoder, self.encoder).last_features(images)
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
@@ -88,7 +88,7 @@ class NVF(nn.Module):
         every_features: list[Tensor] = self.encoder(images)
         return every_features
 
-    def look(self, images: Tensor, slopes: Tensor) -> HandLook:
+    def encode_hands(self, images: Tensor, slopes: Tensor) -> HandEncoding:
         """Encode hand views and evaluate the coarse heads.
 
         Args:
@@ -101,18 +101,18 @@ class NVF(nn.Module):
         """
         self._check_images(images)
         if self.heads is None:
-            raise ValueError('look is for view="hand"; `encode` encodes reference views')
-        return cast(HandLook, self.heads(*self.encoder(images, slopes), slopes))
+            raise ValueError('encode_hands is for view="hand"; `encode` encodes reference views')
+        return cast(HandEncoding, self.heads(*self.encoder(images, slopes), slopes))
 
     def hand_maps(self, images: Tensor, slopes: Tensor) -> Tensor:
         """Maps of hands' centres in views of any size.
 
         Args:
-            images: (B, 3, H, W) as `look` takes them, H and W multiples of 32 px.
+            images: (B, 3, H, W) as `encode_hands` takes them, H and W multiples of 32 px.
             slopes: (B,) float32, S / 2 over the focal length in px, for S = input_size px.
 
         Returns:
-            (B, 3, H/4, W/4) float32, as `HandLook.hands`.
+            (B, 3, H/4, W/4) float32, as `HandEncoding.hands`.
         """
         assert self.heads is not None
         _, maps, _ = self.encoder(images, slopes)
@@ -135,7 +135,7 @@ class NVF(nn.Module):
         K: Tensor,
         hand_scale: Tensor | None = None,
         coarse: Tensor | None = None,
-    ) -> Field:
+    ) -> FieldValues:
         """Predict signed distances and votes at camera-space points.
 
         Args:
@@ -144,7 +144,7 @@ class NVF(nn.Module):
             K: (B, 3, 3) or (3, 3) float32 px, intrinsics of the input_size px view of `features`.
             hand_scale: (B,) float32 mm, length of the bone between joints 9 and 10; None for a model without
                 this input, or trained with it optional.
-            coarse: (B, 21, 3) float32 mm, the coarse joints from `look`, for hand views only.
+            coarse: (B, 21, 3) float32 mm, the coarse joints from `encode_hands`, for hand views only.
 
         Raises:
             ValueError: a hand scale or the coarse joints are missing or unexpected, or a shape is wrong.
@@ -170,7 +170,7 @@ class NVF(nn.Module):
             image_size=config.input_size,
             centres=None if coarse is None else coarse.mean(1),
         )
-        return Field(sdf, votes[..., 0], votes[..., 1:])
+        return FieldValues(sdf, votes[..., 0], votes[..., 1:])
 
     def _check_images(self, images: Tensor) -> None:
         size = self.config.input_size

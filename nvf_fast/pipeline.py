@@ -22,7 +22,7 @@ from nvf_fast.camera import reference_intrinsics, sample_views
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
 from nvf_fast.pose import joint_scores
-from nvf_fast.runtime.profiling import Stages
+from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Capacities, Search, guided, octree
 from nvf_fast.volumes import Volume
 
@@ -175,7 +175,7 @@ class FieldPipeline:
         model: the network, its encoder in the dtype of the options, on its device.
         volume: the queried volume.
         options: of the query.
-        stages: measures the stages.
+        profiler: measures the stages.
         query: prepared query of the network's field; None prepares it.
     """
 
@@ -184,10 +184,10 @@ class FieldPipeline:
         model: NVF,
         volume: Volume,
         options: QueryOptions,
-        stages: Stages,
+        profiler: Profiler,
         query: ops.FieldQuery | None = None,
     ) -> None:
-        self._model, self._volume, self._options, self._stages = model, volume, options, stages
+        self._model, self._volume, self._options, self._profiler = model, volume, options, profiler
         device = model.field.biases[0].device
         self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
         self.query = query or options.query(model)
@@ -201,22 +201,22 @@ class FieldPipeline:
         return images_together(len(self.lattice) if exact else self._capacities.voters)
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
-        with self._stages("remap"):
+        with self._profiler.stage("remap"):
             images = network_images(views, self._model.config.input_size, factor, self._options.dtype)
-        with self._stages("encode"):
+        with self._profiler.stage("encode"):
             features = self._model.encode(images)
-        with self._stages("query"):
+        with self._profiler.stage("query"):
             map_size = features.shape[2], features.shape[3]
             fields = _Fields(self, self.query.project(features, views.scale), map_size)
         if self._options.search != "dense":
             return self._searched(fields, len(images), views.previous, exact)
-        with self._stages("query"):
+        with self._profiler.stage("query"):
             sdf = fields.every(1)
-        with self._stages("select"):
+        with self._profiler.stage("select"):
             buffers = Buffers(len(images), sdf.device, exact, self._options.backend)
             voters = buffers.select_voters(sdf, self._options.surface_mm, self._capacities.voters)
             nodes = self.lattice.filled(voters.indices, self.lattice.every(1))
-        with self._stages("vote"):
+        with self._profiler.stage("vote"):
             points, votes = self.lattice.points(nodes), fields.votes(nodes)
             joints, scores = cast_votes(points, votes, voters.counts, self._options)
         evaluated = torch.full_like(voters.counts, len(self.lattice))
@@ -238,16 +238,16 @@ class FieldPipeline:
             before = None if previous is None else previous[image]
             if exact and before is not None and not before.isfinite().all():
                 before = None
-            with self._stages("query"):
+            with self._profiler.stage("query"):
                 if self._options.search == "octree":
-                    found = octree(*arguments)
+                    result = octree(*arguments)
                 else:
-                    found = guided(*arguments, self._cast_some, before)
-            with self._stages("vote"):
-                joints, scores = found.pose or self._cast_some(found.points, found.votes, found.voters)
-            needs_retry = buffers.overflow | found.rejected
-            estimates.append((joints[None], scores[None], found.voters, found.evaluated, needs_retry))
-            kept.append((found.points, found.votes))
+                    result = guided(*arguments, self._cast_some, before)
+            with self._profiler.stage("vote"):
+                joints, scores = result.pose or self._cast_some(result.points, result.votes, result.voters)
+            needs_retry = buffers.overflow | result.rejected
+            estimates.append((joints[None], scores[None], result.voters, result.evaluated, needs_retry))
+            kept.append((result.points, result.votes))
         joints, scores, voters, evaluated, needs_retry = map(torch.cat, zip(*estimates, strict=True))
         return Estimates.without_heads(joints, scores, voters, evaluated, needs_retry, kept)
 
@@ -316,11 +316,13 @@ class BaselinePipeline:
     Args:
         model: the network, its encoder in `dtype`, on its device.
         dtype: of the encoder.
-        stages: measures the stages.
+        profiler: measures the stages.
     """
 
-    def __init__(self, model: HolisticBaseline | DenseBaseline, dtype: torch.dtype, stages: Stages) -> None:
-        self._model, self._dtype, self._stages = model, dtype, stages
+    def __init__(
+        self, model: HolisticBaseline | DenseBaseline, dtype: torch.dtype, profiler: Profiler
+    ) -> None:
+        self._model, self._dtype, self._profiler = model, dtype, profiler
         dense = isinstance(model, DenseBaseline)
         self._evaluated = model.config.feature_size**2 if dense else 1
 
@@ -328,11 +330,11 @@ class BaselinePipeline:
         return IMAGES
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
-        with self._stages("remap"):
+        with self._profiler.stage("remap"):
             images = network_images(views, self._model.config.input_size, factor, self._dtype)
-        with self._stages("encode"):
+        with self._profiler.stage("encode"):
             features = self._model.encode(images)
-        with self._stages("regress"):
+        with self._profiler.stage("regress"):
             joints, voters = self._model.predict(features, views.scale)
         voters = voters.int()
         scores = joints.isfinite().all(-1).float()

@@ -48,7 +48,7 @@ class Capacities(NamedTuple):
     active: int  # nodes whose neighbours are searched
 
 
-class Field(Protocol):
+class LatticeField(Protocol):
     """One image's field on a lattice."""
 
     def every(self, stride: int) -> Tensor:
@@ -61,11 +61,11 @@ class Field(Protocol):
         """Raw votes (N, J, 4) at nodes (N,), zero at `lattice.nowhere`."""
 
 
-Cast = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+CastVotes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Joints (J, 3) mm and scores (J,) from points (V, 3) mm, votes (V, J, 4), and their number (1,) int32."""
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The voters, in the order of the lattice; only the first `voters` rows count."""
 
     points: Tensor  # (V, 3) mm
@@ -77,8 +77,8 @@ class Found(NamedTuple):
 
 
 def octree(
-    field: Field, lattice: Lattice, surface_mm: float, buffers: Buffers, capacities: Capacities
-) -> Found:
+    field: LatticeField, lattice: Lattice, surface_mm: float, buffers: Buffers, capacities: Capacities
+) -> SearchResult:
     """Subdivide where the surface may be, from about 16 mm down to the lattice's step.
 
     A node is active where its distance is below `CLAMPED_MM`, or has another sign than a neighbour's. All
@@ -94,18 +94,18 @@ def octree(
         stride //= 2
         around = lattice.neighbours(active, cube(2, lattice.device) * stride)
         nodes = queried.query(lattice.mask(around))
-    return queried.found()
+    return queried.result()
 
 
 def guided(
-    field: Field,
+    field: LatticeField,
     lattice: Lattice,
     surface_mm: float,
     buffers: Buffers,
     capacities: Capacities,
-    cast: Cast,
+    cast: CastVotes,
     provisional: Tensor | None = None,
-) -> Found:
+) -> SearchResult:
     """Query the field about the bones of a provisional pose (J, 3) mm; without one, a sparse pass finds it.
 
     Unqueried neighbours of voters are queried repeatedly. If that does not terminate, if voters are too few
@@ -116,7 +116,7 @@ def guided(
     stride = _stride(lattice, GUIDED_MM)
     if stride == 1:
         queried.every(1)
-        return queried.found()
+        return queried.result()
     given = provisional is not None
     if provisional is None:
         provisional = queried.provisional(stride, cast)
@@ -130,21 +130,21 @@ def guided(
             break
         queried.query(lattice.mask(lattice.neighbours(border, reach)))
         border = queried.border()
-    found = queried.found()
-    pose = cast(found.points, found.votes, found.voters)
-    found = found._replace(pose=pose)
+    result = queried.result()
+    pose = cast(result.points, result.votes, result.voters)
+    result = result._replace(pose=pose)
     moved = (pose[0] - provisional).norm(dim=-1).nanmean()
     # NaN, without comparable joints, counts as disagreement.
-    accepted = (border == lattice.nowhere).all() & (found.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
+    accepted = (border == lattice.nowhere).all() & (result.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
     if not buffers.exact:
-        return found._replace(rejected=~accepted)
+        return result._replace(rejected=~accepted)
     if accepted:
-        return found
+        return result
     if given:
         again = guided(field, lattice, surface_mm, buffers, capacities, cast)
-        return again._replace(evaluated=again.evaluated + found.evaluated)
+        return again._replace(evaluated=again.evaluated + result.evaluated)
     queried.query(lattice.visible)
-    return queried.found()
+    return queried.result()
 
 
 class _Queried:
@@ -152,7 +152,7 @@ class _Queried:
 
     def __init__(
         self,
-        field: Field,
+        field: LatticeField,
         lattice: Lattice,
         surface_mm: float,
         buffers: Buffers,
@@ -187,7 +187,7 @@ class _Queried:
             self._note(part, self._field.at(part))
         return nodes
 
-    def provisional(self, stride: int, cast: Cast) -> Tensor:
+    def provisional(self, stride: int, cast: CastVotes) -> Tensor:
         """Query a sublattice for a first pose (J, 3) mm: that of the points nearest to the surface."""
         distance = self.every(stride).abs()
         count = (distance < self._surface_mm).sum(dtype=torch.int32).clamp(min=PROVISIONAL_VOTERS)
@@ -215,13 +215,13 @@ class _Queried:
         bordering = self._open[self._lattice.neighbours(nodes, cube(1, nodes.device))].any(1)
         return self.list_of(bordering, self._capacities.active, nodes)
 
-    def found(self) -> Found:
+    def result(self) -> SearchResult:
         """All voters so far."""
         voters = self._voters()
         nodes = self._lattice.filled(voters.indices[0])
         rejected = torch.zeros_like(self._evaluated, dtype=torch.bool)
         points, votes = self._lattice.points(nodes), self._field.votes(nodes)
-        return Found(points, votes, voters.counts, self._evaluated, rejected)
+        return SearchResult(points, votes, voters.counts, self._evaluated, rejected)
 
     def _voters(self) -> Selection:
         return self._buffers.select_voters(self.sdf[None], self._surface_mm, self._capacities.voters)

@@ -23,7 +23,7 @@ PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
 HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
 
 
-class HandLook(NamedTuple):
+class HandEncoding(NamedTuple):
     """The encoding and coarse predictions of B hand views, before the field is queried.
 
     Attributes:
@@ -145,7 +145,7 @@ class HandHeads(nn.Module):
         middle = coarse_middle.lerp(voted_middle, self.vote_weight[0])
         return middle + (coarse - coarse_middle).lerp(voted - voted_middle, self.vote_weight[1:, None])
 
-    def forward(self, features: Tensor, maps: Tensor, pooled: Tensor, slopes: Tensor) -> HandLook:
+    def forward(self, features: Tensor, maps: Tensor, pooled: Tensor, slopes: Tensor) -> HandEncoding:
         """Evaluate the heads on the encoder's outputs."""
         maps, pooled = (each.to(self.view.weight.dtype) for each in (maps, pooled))
         heat, relative = self.joints(maps).float().chunk(2, 1)
@@ -157,7 +157,7 @@ class HandHeads(nn.Module):
         scale, presence, left, error = self.view(pooled).float().split([1, 1, 1, JOINTS], 1)
         scale, error = (each.clamp(-LOG_RANGE, LOG_RANGE).exp() for each in (scale, error))
         middle = scale[:, 0] * (TYPICAL_MM_PER_PX * self.size / 2) / slopes
-        return HandLook(
+        return HandEncoding(
             features,
             uv,
             middle[:, None] + DEPTH_MM * relative,

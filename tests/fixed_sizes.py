@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nvf_fast.batches import BatchRunner
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.runtime.profiling import Stages
+from nvf_fast.runtime.profiling import Profiler
 
 
 class LaunchByLaunch:
@@ -34,7 +34,7 @@ def with_fixed_sizes(estimator: PoseEstimator) -> PoseEstimator:
         estimator.runner.pipeline,
         estimator.model.config.input_size,
         estimator.device,
-        Stages(estimator.device),
+        Profiler(estimator.device),
         LaunchByLaunch(),
     )
     return estimator

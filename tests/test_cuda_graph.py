@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import nvf_fast.runtime.cuda_graph
-from nvf_fast.runtime.cuda_graph import CudaRecorder, Replay
+from nvf_fast.runtime.cuda_graph import CudaRecorder, GraphedFunction
 
 
 class FakeRecorder:
@@ -47,23 +47,23 @@ def scaled(key: int, first: Tensor, second: Tensor) -> Tensor:
 
 def test_records_each_key_once_and_returns_separate_results() -> None:
     recorder = FakeRecorder()
-    replay = Replay(scaled, recorder)
+    graphed = GraphedFunction(scaled, recorder)
     inputs = [torch.rand(3), torch.rand(3)]
-    first = replay(2, *inputs)
+    first = graphed(2, *inputs)
     kept = first.clone()
     assert torch.equal(first, 2 * inputs[0] + inputs[1])
-    assert torch.equal(replay(2, inputs[1], inputs[0]), 2 * inputs[1] + inputs[0])
-    assert torch.equal(first, kept), "the next replay leaves it alone"
-    assert torch.equal(replay(3, *inputs), 3 * inputs[0] + inputs[1])
+    assert torch.equal(graphed(2, inputs[1], inputs[0]), 2 * inputs[1] + inputs[0])
+    assert torch.equal(first, kept), "the next call leaves it alone"
+    assert torch.equal(graphed(3, *inputs), 3 * inputs[0] + inputs[1])
     assert recorder.recorded == 2
 
 
 def test_runs_eagerly_and_warns_once_when_recording_fails(caplog: pytest.LogCaptureFixture) -> None:
     recorder = FakeRecorder(RuntimeError("operation not permitted when stream is capturing"))
-    replay = Replay(scaled, recorder)
+    graphed = GraphedFunction(scaled, recorder)
     with caplog.at_level(logging.WARNING, "nvf_fast"):
         for _ in range(3):
-            assert torch.equal(replay(2, torch.ones(3), torch.ones(3)), torch.full((3,), 3.0))
+            assert torch.equal(graphed(2, torch.ones(3), torch.ones(3)), torch.full((3,), 3.0))
     assert recorder.recorded == 1
     assert [record.getMessage() for record in caplog.records] == [
         "no CUDA graph for 2, it runs launch by launch: operation not permitted when stream is capturing"
@@ -72,30 +72,30 @@ def test_runs_eagerly_and_warns_once_when_recording_fails(caplog: pytest.LogCapt
 
 def test_out_of_memory_propagates() -> None:
     recorder = FakeRecorder(torch.OutOfMemoryError("too many"))
-    replay = Replay(scaled, recorder)
+    graphed = GraphedFunction(scaled, recorder)
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError, match="too many"):
-            replay(2, torch.ones(3), torch.ones(3))
+            graphed(2, torch.ones(3), torch.ones(3))
     assert recorder.recorded == 2, "it is tried again"
 
 
 def test_evicts_the_least_recently_used_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvf_fast.runtime.cuda_graph, "GRAPHS", 2)
     recorder = FakeRecorder()
-    replay = Replay(scaled, recorder)
+    graphed = GraphedFunction(scaled, recorder)
     for key, recorded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
-        replay(key, torch.ones(1), torch.ones(1))
+        graphed(key, torch.ones(1), torch.ones(1))
         assert recorder.recorded == recorded, key
 
 
 def test_concurrent_threads_are_serialised() -> None:
     recorder = FakeRecorder()
-    replay = Replay(scaled, recorder)
+    graphed = GraphedFunction(scaled, recorder)
     wrong = []
 
     def work(number: float) -> None:
         for _ in range(50):
-            value = replay(2, torch.full((1000,), number), torch.ones(1000))
+            value = graphed(2, torch.full((1000,), number), torch.ones(1000))
             if not torch.equal(value, torch.full((1000,), 2 * number + 1)):
                 wrong.append(number)
 
@@ -110,7 +110,7 @@ def test_concurrent_threads_are_serialised() -> None:
 @pytest.mark.cuda
 def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> None:
     device = torch.device("cuda")
-    replay = Replay(scaled, CudaRecorder(device))
+    graphed = GraphedFunction(scaled, CudaRecorder(device))
     expected, found = [], []
     for i in range(20):
         with torch.cuda.stream(torch.cuda.Stream()):
@@ -118,11 +118,11 @@ def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> Non
                 torch.full((1 << 20,), float(i), device=device),
                 torch.ones(1 << 20, device=device),
             )
-            found.append(replay(2 + i % 2, first, second))
+            found.append(graphed(2 + i % 2, first, second))
             expected.append((2 + i % 2) * i + 1)
     torch.cuda.synchronize()
     assert [value.unique().tolist() for value in found] == [[float(value)] for value in expected]
-    refused = Replay(lambda key, tensor: tensor * tensor.sum().item(), CudaRecorder(device))
+    refused = GraphedFunction(lambda key, tensor: tensor * tensor.sum().item(), CudaRecorder(device))
     assert torch.equal(refused(0, torch.ones(3, device=device)), torch.full((3,), 3.0, device=device))
     assert "no CUDA graph for 0" in caplog.text
     # A failed capture affects neither random numbers nor the next capture in the same pool.
@@ -133,8 +133,8 @@ def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> Non
     def once(key: int, tensor: Tensor) -> Tensor:
         return tensor * (tensor.sum().item() if broken[0] else 2)
 
-    replay = Replay(once, CudaRecorder(device))
-    replay(0, torch.ones(3, device=device))
+    graphed = GraphedFunction(once, CudaRecorder(device))
+    graphed(0, torch.ones(3, device=device))
     broken[0] = False
-    assert replay(1, torch.ones(3, device=device)).tolist() == [2, 2, 2]
+    assert graphed(1, torch.ones(3, device=device)).tolist() == [2, 2, 2]
     assert "for 0" in caplog.text and "for 1" not in caplog.text

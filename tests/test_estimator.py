@@ -388,8 +388,8 @@ def test_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype: t
     assert np.median(np.linalg.norm(poses[0].joints - expected.joints, axis=-1)) < limit
     for pose in poses[1:]:
         np.testing.assert_array_equal(pose.joints, poses[0].joints)
-    assert estimator.runner._replay is not None
-    captured = list(estimator.runner._replay._captured.values())
+    assert estimator.runner._graphed is not None
+    captured = list(estimator.runner._graphed._captured.values())
     assert len(captured) == 1 and captured[0] is not None, "a graph, not launch by launch"
     launched = estimator(images, camera, hand.hand_scale, return_votes=True)
     np.testing.assert_array_equal(launched.joints, poses[0].joints)

@@ -14,7 +14,7 @@ from benchmarks.field_variants import VARIANTS, Compare, EncodedViews, Variant, 
 from nvf_fast import ops
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.hand_pipeline import Voters
-from nvf_fast.model import NVF, Field
+from nvf_fast.model import NVF, FieldValues
 from nvf_fast.training.hand_losses import HandLossConfig
 from tests.test_hand_losses import views
 from tests.test_unet import SMALL
@@ -64,7 +64,7 @@ def test_without_position_the_field_depends_on_depth_alone(model: NVF, encoded: 
     points = torch.tensor([[[10.0, 20, 400], [10, 20, 430]]])
     features = torch.randn(1, SMALL.width, SMALL.feature_size, SMALL.feature_size)
 
-    def query(x: float, y: float, z: float) -> Field:
+    def query(x: float, y: float, z: float) -> FieldValues:
         coarse = torch.tensor([x, y, z], dtype=torch.float32).expand(1, 21, 3)
         return network.query(features, points, intrinsics, coarse=coarse)
 
@@ -84,7 +84,7 @@ def test_likelihood_peaks_at_the_true_spread() -> None:
 
     def loss(spread: float) -> float:
         precision = torch.full((1, 4000, 21), math.log(field_variants.TYPICAL_SPREAD_MM / spread))
-        field = Field(torch.zeros(1, 4000), precision, directions * lengths / 80)
+        field = FieldValues(torch.zeros(1, 4000), precision, directions * lengths / 80)
         return float(field_variants.precision_loss(field, labels, HandLossConfig()))
 
     assert loss(25) < loss(23) and loss(25) < loss(27)

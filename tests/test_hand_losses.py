@@ -106,12 +106,12 @@ def test_centre_loss_peaks_at_the_hand_centre(model: NVF) -> None:
     """The texel at the box centre has the largest upward gradient of all."""
     model.eval()
     batch = HandBatch.of(views(1))
-    look = model.look(batch.images, batch.slopes)
-    look.hands.retain_grad()
+    encoding = model.encode_hands(batch.images, batch.slopes)
+    encoding.hands.retain_grad()
     from nvf_fast.training.hand_losses import _hand_map_losses
 
-    _hand_map_losses(look, batch)["hands"].backward()
-    gradient = look.hands.grad
+    _hand_map_losses(encoding, batch)["hands"].backward()
+    gradient = encoding.hands.grad
     assert gradient is not None
     place = int(gradient[0, 0].argmin())
     # The box centre is pixel (30, 28); texel k of stride 4 lies at pixel 4 k + 1.5.
@@ -121,10 +121,10 @@ def test_centre_loss_peaks_at_the_hand_centre(model: NVF) -> None:
 def test_perfect_coarse_joints_have_no_loss(model: NVF) -> None:
     model.eval()
     batch = HandBatch.of(views())
-    look = model.look(batch.images, batch.slopes)
+    encoding = model.encode_hands(batch.images, batch.slopes)
     uv = batch.joints[..., :2] / (batch.slopes[:, None] * batch.joints[..., 2])[..., None]
     depth = batch.joints[..., 2]
-    perfect = look._replace(uv=uv, depth=depth, middle=depth.mean(1))
+    perfect = encoding._replace(uv=uv, depth=depth, middle=depth.mean(1))
     torch.testing.assert_close(perfect.joints(batch.slopes), batch.joints)
     from nvf_fast.training.hand_losses import _place_losses
 
@@ -156,16 +156,18 @@ def test_steady_losses_compare_the_pose_across_a_move(model: NVF) -> None:
     model.eval()
     batch = HandBatch.of(views())._replace(moves=torch.rand(4, 3) * 2 - 1)
     moved = moved_views(batch, torch.arange(4), config)
-    look = model.look(batch.images, batch.slopes)
-    same = look._replace(uv=(look.uv - moved.shift[:, None]) / moved.zoom[:, None, None])
-    assert steady_losses(look, same, moved, config)["steady"] < 1e-6
-    farther = same._replace(middle=look.middle * 1.01, depth=look.depth + 0.01 * look.middle[:, None])
+    encoding = model.encode_hands(batch.images, batch.slopes)
+    same = encoding._replace(uv=(encoding.uv - moved.shift[:, None]) / moved.zoom[:, None, None])
+    assert steady_losses(encoding, same, moved, config)["steady"] < 1e-6
+    farther = same._replace(
+        middle=encoding.middle * 1.01, depth=encoding.depth + 0.01 * encoding.middle[:, None]
+    )
     expected = config.middle * np.log(1.01)
-    assert abs(steady_losses(look, farther, moved, config)["steady"].item() - expected) < 1e-5
+    assert abs(steady_losses(encoding, farther, moved, config)["steady"].item() - expected) < 1e-5
     aside = same._replace(uv=same.uv + 0.1 / moved.zoom[:, None, None])
-    assert abs(steady_losses(look, aside, moved, config)["steady"].item() - config.places * 0.2) < 1e-5
+    assert abs(steady_losses(encoding, aside, moved, config)["steady"].item() - config.places * 0.2) < 1e-5
     bent = same._replace(depth=same.depth + 6.0)
-    assert abs(steady_losses(look, bent, moved, config)["steady"].item() - config.depths * 0.1) < 1e-5
+    assert abs(steady_losses(encoding, bent, moved, config)["steady"].item() - config.depths * 0.1) < 1e-5
 
 
 def test_moved_views_do_not_affect_other_losses(model: NVF) -> None:

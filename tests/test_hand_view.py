@@ -130,10 +130,12 @@ def test_pose_combines_coarse_joints_with_votes(model: NVF, image: np.ndarray) -
     placement = placed(BOX)
     slopes = placement.slopes.float()
     with torch.no_grad():
-        look = folded.look(network_view(torch.from_numpy(image), placement.homographies[0], 128), slopes)
-        coarse = look.joints(slopes)
+        encoding = folded.encode_hands(
+            network_view(torch.from_numpy(image), placement.homographies[0], 128), slopes
+        )
+        coarse = encoding.joints(slopes)
         points = HandVolume().lattice(16.0).points(coarse[:, :, 2].mean(1), slopes)
-        field = folded.query(look.features, points, view_intrinsics(slopes, 128), coarse=coarse)
+        field = folded.query(encoding.features, points, view_intrinsics(slopes, 128), coarse=coarse)
         voting = field.sdf[0].abs() < 3.0
         votes = torch.cat([field.weight[..., None], field.direction], -1)[:, voting]
         count = int(voting.sum())
@@ -145,7 +147,7 @@ def test_pose_combines_coarse_joints_with_votes(model: NVF, image: np.ndarray) -
     np.testing.assert_allclose(pose.joints, joints[0].double() @ frame, rtol=0, atol=2e-3)
     pixels = project(torch.from_numpy(pose.joints), torch.from_numpy(K).float())
     np.testing.assert_allclose(pose.joints_2d, pixels, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(pose.expected_error, look.error[0], rtol=1e-4)
+    np.testing.assert_allclose(pose.expected_error, encoding.error[0], rtol=1e-4)
     np.testing.assert_allclose(pose.scores, 1 / (1 + (pose.expected_error / 20) ** 2), rtol=1e-5)
     np.testing.assert_allclose(pose.votes.points, points[0, voting].double() @ frame, rtol=0, atol=1e-3)
     assert pose.side == "right" and pose.box.tolist() == list(BOX)
@@ -289,10 +291,10 @@ class Marked(PoseEstimator):
     def __init__(self, model: NVF, presence: float = 8.0) -> None:
         super().__init__(model)
         assert isinstance(self.model, NVF)
-        look = self.model.look
+        encoding = self.model.encode_hands
 
-        def marked_look(images: Tensor, slopes: Tensor) -> Any:
-            heads = look(images, slopes)
+        def marked_encoding(images: Tensor, slopes: Tensor) -> Any:
+            heads = encoding(images, slopes)
             spread = torch.linspace(-0.6, 0.6, 21)[:, None].expand(len(images), 21, 2)
             return heads._replace(presence=torch.full_like(heads.presence, presence), uv=spread)
 
@@ -300,7 +302,7 @@ class Marked(PoseEstimator):
             red = F.avg_pool2d((images[:, 0] - images[:, 1])[:, None], 4)[:, 0]  # 2 where it is bright red
             return torch.stack([4 * red - 4, torch.full_like(red, math.log(1 / 3)), red - 3], 1)
 
-        self.model.look, self.model.hand_maps = marked_look, marked_maps  # type: ignore[method-assign]
+        self.model.encode_hands, self.model.hand_maps = marked_encoding, marked_maps  # type: ignore[method-assign]
 
 
 def test_finds_and_poses_every_hand_without_a_box(model: NVF) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvf_fast.model import Field
+from nvf_fast.model import FieldValues
 from nvf_fast.training.losses import AuxiliaryHead, LossConfig, Targets, field_losses, mean_terms, vote_losses
 
 PAPER = LossConfig()
@@ -35,7 +35,7 @@ def test_known_errors_give_the_losses_of_the_paper() -> None:
         torch.tensor([[[0.5], [0.0]], [[0.25], [0.0]]]),
         torch.zeros(2, 2, 1, 3),
     )
-    field = Field(
+    field = FieldValues(
         torch.tensor([[1.0, -30.0], [-2.0, 6.0]]),  # clamped at 5 mm: 3, 10, 0 and 5 mm off
         torch.tensor([[[0.5 + 3], [7.0]], [[0.25 - 0.4], [0.0]]]),  # 3 and -0.4 off near the surface
         torch.tensor([[[[0.0, 0.0, 2.0]], [[9.0, 9.0, 9.0]]], [[[0.0, 0.6, 0.0]], [[0.0, 0.0, 0.0]]]]),
@@ -58,12 +58,17 @@ def test_known_errors_give_the_losses_of_the_paper() -> None:
 def test_paper_defaults_disable_additional_terms(
     predicted: tuple[Tensor, Tensor, Tensor], targets: Targets
 ) -> None:
-    assert set(field_losses(Field(*predicted), targets, PAPER)) == {"sdf", "weight", "direction", "loss"}
+    assert set(field_losses(FieldValues(*predicted), targets, PAPER)) == {
+        "sdf",
+        "weight",
+        "direction",
+        "loss",
+    }
 
 
 def test_perfect_prediction_has_no_loss(targets: Targets) -> None:
     for config in (PAPER, LossConfig(vote_normalisation="near", wide_weight=0.2)):
-        terms = field_losses(Field(targets.sdf, targets.weight, targets.direction), targets, config)
+        terms = field_losses(FieldValues(targets.sdf, targets.weight, targets.direction), targets, config)
         assert all(value == 0 for value in terms.values())
 
 
@@ -86,7 +91,7 @@ def test_no_near_point_gives_zero_not_nan(predicted: tuple[Tensor, Tensor, Tenso
         targets.sdf + 1000, torch.zeros_like(targets.near), 0 * targets.weight, 0 * targets.direction
     )
     for normalisation in ("elements", "near"):
-        terms = field_losses(Field(*predicted), far, replace(PAPER, vote_normalisation=normalisation))
+        terms = field_losses(FieldValues(*predicted), far, replace(PAPER, vote_normalisation=normalisation))
         assert terms["weight"] == 0
         assert terms["direction"] == 0
 
@@ -99,7 +104,7 @@ def test_wide_term_has_gradients_outside_the_clamp(targets: Targets) -> None:
     for wide, pulled in ((0.0, False), (0.2, True)):
         sdf = torch.full((1, 3), 20.0, requires_grad=True)
         config = replace(PAPER, wide_weight=wide)
-        field_losses(Field(sdf, far.weight, far.direction), far, config)["loss"].backward()
+        field_losses(FieldValues(sdf, far.weight, far.direction), far, config)["loss"].backward()
         assert bool((sdf.grad < 0).all()) is pulled
 
 

@@ -20,7 +20,7 @@ from nvf_fast.kernels.query_field import triton as query_field
 from nvf_fast.kernels.select_voters import triton as select_voters
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import Estimates, FieldPipeline, QueryOptions, Views
-from nvf_fast.runtime.profiling import Stages
+from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.volumes import FrustumVolume, HandVolume
 
 SMALL = NVFConfig(input_size=64, stem=16, width=32, stacks=2, hidden=(64, 32), scale_optional=True)
@@ -79,9 +79,9 @@ class ShapesOnly:
 )
 def test_dense_and_guided_runs_do_not_synchronise(search: Any, step: float, before: bool) -> None:
     model = NVF(SMALL).eval().requires_grad_(False)
-    stages = Stages(torch.device("cpu"))
+    profiler = Profiler(torch.device("cpu"))
     query: Any = ShapesOnly()
-    pipeline = FieldPipeline(model, FrustumVolume(), QueryOptions(step, search=search), stages, query)
+    pipeline = FieldPipeline(model, FrustumVolume(), QueryOptions(step, search=search), profiler, query)
     for stride in (1, 2, 4):  # computed once, before recording
         pipeline.every(stride, MAP_SIZE)
     with no_synchronisation():
@@ -95,7 +95,7 @@ def test_dense_and_guided_runs_do_not_synchronise(search: Any, step: float, befo
 def test_hand_view_runs_do_not_synchronise(side_known: bool) -> None:
     model = NVF(HAND).for_inference()
     query: Any = ShapesOnly()
-    pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Stages(torch.device("cpu")), query)
+    pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Profiler(torch.device("cpu")), query)
     with no_synchronisation():
         crops, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
         slopes, mirrored = torch.full((2,), 0.2), None if side_known else matrices
@@ -131,7 +131,7 @@ class Unlaunched:
 def test_kernel_launchers_do_not_synchronise(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {}
     for module, names in (
-        (query_field, ("locate_points", "cut_tiles", "evaluate_layer")),
+        (query_field, ("locate_points", "make_tiles", "evaluate_layer")),
         (select_voters, ("count_marked", "write_indices")),
         (cast_votes, ("vote",)),
     ):

@@ -67,7 +67,7 @@ def test_inside_launches_every_kernel() -> None:
 def test_lists_the_kernels_that_each_file_launches() -> None:
     found = {name: sanitize.launched_kernels(name) for name in sanitize.OPERATIONS}
     assert set(found) == {path.parent.name for path in (ROOT / "kernels").glob("*/triton.py")}
-    assert sorted(found["query_field"]) == ["cut_tiles", "evaluate_layer", "locate_points"]
+    assert sorted(found["query_field"]) == ["make_tiles", "evaluate_layer", "locate_points"]
     assert found["cast_votes"] == ["vote"]
 
 

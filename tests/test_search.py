@@ -17,7 +17,7 @@ from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.grid import Lattice
 from nvf_fast.kernels.cast_votes.reference import cast_votes
-from nvf_fast.search import Capacities, Cast, Found, guided, octree
+from nvf_fast.search import Capacities, CastVotes, SearchResult, guided, octree
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.labels import voting_labels
@@ -84,16 +84,16 @@ def dense_voters(field: TrueField, surface_mm: float = SURFACE_MM) -> Tensor:
     return points[field.distances(points).abs() < surface_mm]
 
 
-def assert_found(found: Found, field: TrueField, voters: Tensor) -> None:
-    count = int(found.voters)
-    assert torch.equal(found.points[:count], voters), "the voters of the dense grid, in its order"
+def assert_finds(result: SearchResult, field: TrueField, voters: Tensor) -> None:
+    count = int(result.voters)
+    assert torch.equal(result.points[:count], voters), "the voters of the dense grid, in its order"
     queried = field.queried
-    assert found.evaluated == len(queried) == len(queried.unique(dim=0)), "no point is queried twice"
-    torch.testing.assert_close(found.votes[:count], field.votes_at(voters))
-    assert not found.rejected
-    if found.pose is not None:
-        expected = cast(found.points[:count], found.votes[:count], found.voters)
-        for got, value in zip(found.pose, expected, strict=True):
+    assert result.evaluated == len(queried) == len(queried.unique(dim=0)), "no point is queried twice"
+    torch.testing.assert_close(result.votes[:count], field.votes_at(voters))
+    assert not result.rejected
+    if result.pose is not None:
+        expected = cast(result.points[:count], result.votes[:count], result.voters)
+        for got, value in zip(result.pose, expected, strict=True):
             torch.testing.assert_close(got, value, equal_nan=True)
 
 
@@ -106,22 +106,22 @@ def search_octree(
     surface_mm: float = SURFACE_MM,
     exact: bool = True,
     capacities: Capacities = CAPACITIES,
-) -> Found:
+) -> SearchResult:
     buffers = Buffers(1, field.lattice.device, exact)
-    found = octree(field, field.lattice, surface_mm, buffers, capacities)
-    return found._replace(rejected=found.rejected | buffers.overflow)
+    result = octree(field, field.lattice, surface_mm, buffers, capacities)
+    return result._replace(rejected=result.rejected | buffers.overflow)
 
 
 def search_guided(
     field: TrueField,
     provisional: Tensor | None = None,
-    vote: Cast | None = None,
+    vote: CastVotes | None = None,
     exact: bool = True,
     capacities: Capacities = CAPACITIES,
-) -> Found:
+) -> SearchResult:
     buffers = Buffers(1, field.lattice.device, exact)
-    found = guided(field, field.lattice, SURFACE_MM, buffers, capacities, vote or cast, provisional)
-    return found._replace(rejected=found.rejected | buffers.overflow)
+    result = guided(field, field.lattice, SURFACE_MM, buffers, capacities, vote or cast, provisional)
+    return result._replace(rejected=result.rejected | buffers.overflow)
 
 
 @EXACT
@@ -131,9 +131,9 @@ def test_octree_misses_no_voter(hands: MeshHands, step: float, error_mm: float, 
     lattice = Lattice(step)
     for i in range(len(hands) if exact else 2):
         field = TrueField(hands[i : i + 1], lattice, error_mm)
-        found = search_octree(field, exact=exact)
-        assert_found(found, field, dense_voters(TrueField(field.hand, lattice, error_mm)))
-        assert found.evaluated < {8.0: 36_000, 4.0: 70_000}[step]
+        result = search_octree(field, exact=exact)
+        assert_finds(result, field, dense_voters(TrueField(field.hand, lattice, error_mm)))
+        assert result.evaluated < {8.0: 36_000, 4.0: 70_000}[step]
 
 
 def test_octree_misses_no_voter_of_a_thinner_shell(hands: MeshHands) -> None:
@@ -153,9 +153,9 @@ def test_guided_misses_no_voter(hands: MeshHands, step: float, exact: bool) -> N
     lattice = Lattice(step)
     for i in range(len(hands)):
         field = TrueField(hands[i : i + 1], lattice)
-        found = search_guided(field, exact=exact)
-        assert_found(found, field, dense_voters(TrueField(field.hand, lattice)))
-        assert found.evaluated < {16.0: 6_000, 8.0: 15_000}[step]
+        result = search_guided(field, exact=exact)
+        assert_finds(result, field, dense_voters(TrueField(field.hand, lattice)))
+        assert result.evaluated < {16.0: 6_000, 8.0: 15_000}[step]
 
 
 @EXACT
@@ -163,15 +163,15 @@ def test_guided_starts_from_a_previous_pose(hands: MeshHands, exact: bool) -> No
     lattice, field = Lattice(16.0), TrueField(hands[:1], Lattice(16.0))
     voters = dense_voters(TrueField(hands[:1], lattice))
     previous = hands.joints[0] + torch.tensor([8.0, -6.0, 10.0])
-    found = search_guided(field, previous, exact=exact)
-    assert_found(found, field, voters)
-    assert found.evaluated < 2_500, "no sparse pass"
+    result = search_guided(field, previous, exact=exact)
+    assert_finds(result, field, voters)
+    assert result.evaluated < 2_500, "no sparse pass"
     # A distant previous pose is discarded or, without synchronisation, marked for a retry.
-    found = search_guided(TrueField(hands[:1], lattice), previous + 150, exact=exact)
+    result = search_guided(TrueField(hands[:1], lattice), previous + 150, exact=exact)
     if exact:
-        assert torch.equal(found.points, voters) and not found.rejected
+        assert torch.equal(result.points, voters) and not result.rejected
     else:
-        assert found.rejected
+        assert result.rejected
 
 
 @pytest.mark.parametrize("capacities", [(20, 2**16, 2**13), (8192, 100, 2**13), (8192, 2**16, 5)])
@@ -182,7 +182,7 @@ def test_overflow_needs_retry(hands: MeshHands, capacities: tuple[int, int, int]
     assert search_guided(field, exact=False, capacities=Capacities(*capacities)).rejected
 
 
-def displaced(offset: Tensor, first: list[bool]) -> Cast:
+def displaced(offset: Tensor, first: list[bool]) -> CastVotes:
     """Return a `cast` whose first result, the provisional pose, is displaced."""
 
     def vote(points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,9 +195,9 @@ def displaced(offset: Tensor, first: list[bool]) -> Cast:
 def test_guided_follows_the_surface_out_of_a_misplaced_region(hands: MeshHands) -> None:
     lattice = Lattice(16.0)
     field = TrueField(hands[:1], lattice)
-    found = search_guided(field, vote=displaced(torch.tensor([30.0, 0, 20]), [True]))
-    assert_found(found, field, dense_voters(TrueField(hands[:1], lattice)))
-    assert found.evaluated < len(lattice) / 4
+    result = search_guided(field, vote=displaced(torch.tensor([30.0, 0, 20]), [True]))
+    assert_finds(result, field, dense_voters(TrueField(hands[:1], lattice)))
+    assert result.evaluated < len(lattice) / 4
 
 
 @pytest.mark.parametrize("offset", [[0.0, 0, 60], [150.0, 0, 0], [math.nan, 0, 0]])
@@ -206,9 +206,9 @@ def test_guided_queries_everything_where_the_provisional_pose_was_wrong(
 ) -> None:
     lattice = Lattice(16.0)
     field = TrueField(hands[:1], lattice)
-    found = search_guided(field, vote=displaced(torch.tensor(offset), [True]))
-    assert_found(found, field, dense_voters(TrueField(hands[:1], lattice)))
-    assert found.evaluated == len(lattice)
+    result = search_guided(field, vote=displaced(torch.tensor(offset), [True]))
+    assert_finds(result, field, dense_voters(TrueField(hands[:1], lattice)))
+    assert result.evaluated == len(lattice)
     assert search_guided(field, vote=displaced(torch.tensor(offset), [True]), exact=False).rejected
 
 
@@ -220,21 +220,23 @@ class EmptyField(TrueField):
 
 
 @pytest.mark.parametrize("search", [search_octree, search_guided])
-def test_no_surface_anywhere(hands: MeshHands, search: Callable[..., Found]) -> None:
+def test_no_surface_anywhere(hands: MeshHands, search: Callable[..., SearchResult]) -> None:
     lattice = Lattice(16.0)
-    found = search(EmptyField(hands[:1], lattice))
-    assert found.voters == 0
-    assert found.evaluated == len(lattice)
+    result = search(EmptyField(hands[:1], lattice))
+    assert result.voters == 0
+    assert result.evaluated == len(lattice)
 
 
 @pytest.mark.parametrize("search", [search_octree, search_guided])
 @pytest.mark.parametrize("step", [24.0, 32.0])
-def test_coarse_grids_are_queried_whole(hands: MeshHands, step: float, search: Callable[..., Found]) -> None:
+def test_coarse_grids_are_queried_whole(
+    hands: MeshHands, step: float, search: Callable[..., SearchResult]
+) -> None:
     lattice = Lattice(step)
     field = TrueField(hands[:1], lattice)
-    found = search(field)
-    assert_found(found, field, dense_voters(TrueField(hands[:1], lattice)))
-    assert found.evaluated == len(lattice)
+    result = search(field)
+    assert_finds(result, field, dense_voters(TrueField(hands[:1], lattice)))
+    assert result.evaluated == len(lattice)
 
 
 @pytest.mark.slow

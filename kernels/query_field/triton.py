@@ -8,7 +8,7 @@ channel instead of 258. A network with positions about a centre has windows of 2
 coordinates in two parts each. The biases, which may differ between images, are multiplied by the ones.
 
 Preparation is separate: `pack_layers` for a network, `locate` for a set of points (`locate_points` and
-`cut_tiles` on the device), `project_maps` for an image. `sample` and `evaluate` then launch
+`make_tiles` on the device), `project_maps` for an image. `sample` and `evaluate` then launch
 `evaluate_layer` once per hidden layer but the first, whose activations are made on the fly, and once for the
 output.
 """
@@ -142,7 +142,7 @@ def locate_points(
 
 
 @triton.jit
-def cut_tiles(
+def make_tiles(
     keys_ptr,
     bounds_ptr,
     tiles_ptr,
@@ -527,7 +527,7 @@ def locate(
     capacity = batch * point_count // tile_points + strips * (1 + (width - 2) // cells)
     tiles = torch.empty(capacity, 4, dtype=torch.int32, device=device)
     tile_count = torch.zeros(1, dtype=torch.int32, device=device)
-    cut_tiles[(strips,)](keys, bounds, tiles, tile_count, width, CELLS=cells, POINTS=tile_points, LANES=128)
+    make_tiles[(strips,)](keys, bounds, tiles, tile_count, width, CELLS=cells, POINTS=tile_points, LANES=128)
     centres = None if centres is None else centres.contiguous()
     return Tiles(points, intrinsics, centres, order, tiles, tile_count, geometry)
 

@@ -27,7 +27,7 @@ class Recorder(Protocol):
         """Order enclosed launches after those of earlier uses, on any stream."""
 
 
-class Replay:
+class GraphedFunction:
     """A function `function(key, *tensors)` without synchronisation, replayed as a CUDA graph for each key.
 
     The tensors of one key have the same shapes and dtypes in every call. Calls from several streams and

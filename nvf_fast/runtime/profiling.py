@@ -10,8 +10,8 @@ import nvtx
 import torch
 
 
-class Stages:
-    """Profiler of the stages of a frame on one device: `with stages("encode"): ...`."""
+class Profiler:
+    """Profiler of the stages of a frame on one device: `with profiler.stage("encode"): ...`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -22,7 +22,7 @@ class Stages:
         return self._milliseconds is not None
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
         """A range for profilers (NVTX, about 1 us when none listens), measured inside `timed`."""
         with nvtx.annotate(name, domain="nvf_fast"):
             if self._milliseconds is None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nvf_fast.camera import view_intrinsics
 from nvf_fast.data.hand_views import HandViews
-from nvf_fast.model import NVF, Field
+from nvf_fast.model import NVF, FieldValues
 from nvf_fast.training.losses import sdf_loss
-from nvf_fast.unet import DEPTH_MM, HandLook
+from nvf_fast.unet import DEPTH_MM, HandEncoding
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,17 @@ def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[st
     moved = posed[: math.ceil(config.moved * len(posed))] if config.steady else posed[:0]
     views = moved_views(batch, moved, config)
     # One batch for both, so that the batch norms' statistics cover both.
-    both = model.look(torch.cat([batch.images, views.images]), torch.cat([batch.slopes, views.slopes]))
-    look, again = (
-        HandLook(*part)
+    both = model.encode_hands(
+        torch.cat([batch.images, views.images]), torch.cat([batch.slopes, views.slopes])
+    )
+    encoding, again = (
+        HandEncoding(*part)
         for part in zip(*(each.split([len(batch.images), len(moved)]) for each in both), strict=True)
     )
-    terms = _place_losses(look, batch, config)
-    terms |= _hand_map_losses(look, batch)
-    terms |= steady_losses(HandLook(*(each[moved] for each in look)), again, views, config)
-    terms |= _field_losses(model, look, batch, posed, config)
+    terms = _place_losses(encoding, batch, config)
+    terms |= _hand_map_losses(encoding, batch)
+    terms |= steady_losses(HandEncoding(*(each[moved] for each in encoding)), again, views, config)
+    terms |= _field_losses(model, encoding, batch, posed, config)
     weights = {
         name: getattr(config, name)
         for name in ("places", "heat", "depths", "middle", "error", "presence", "side", "hands", "steady")
@@ -118,7 +120,7 @@ def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[st
     return terms
 
 
-def _place_losses(look: HandLook, batch: HandBatch, config: HandLossConfig) -> dict[str, Tensor]:
+def _place_losses(encoding: HandEncoding, batch: HandBatch, config: HandLossConfig) -> dict[str, Tensor]:
     """Losses of the heads that describe one hand."""
     trust = batch.trust
     joints = torch.where((trust > 0)[:, None, None], batch.joints, 1.0)  # masked terms stay finite
@@ -132,26 +134,26 @@ def _place_losses(look: HandLook, batch: HandBatch, config: HandLossConfig) -> d
         """Mean of (B, 21), weighted by trust."""
         return (values.mean(1) * trust).sum() / total
 
-    places = mean((look.uv - uv).abs().sum(-1) * inside)
+    places = mean((encoding.uv - uv).abs().sum(-1) * inside)
     # A Gaussian's product form spares the (B, 21, H, W) target.
-    size = look.heat.shape[-1]
+    size = encoding.heat.shape[-1]
     texels = (4 * torch.arange(size, device=uv.device) + 1.5) / (2 * size) - 1
     across, down = (
         torch.softmax(-((texels - uv[..., axis, None]) ** 2) / (2 * config.heat_sigma**2), -1)
         for axis in (0, 1)
     )
-    log = look.heat.flatten(2).log_softmax(-1).unflatten(2, (size, size))
+    log = encoding.heat.flatten(2).log_softmax(-1).unflatten(2, (size, size))
     heat = mean(-((log * across[:, :, None]).sum(-1) * down).sum(-1) * inside)
-    relative = (look.depth - look.middle[:, None]) - (depth - middle[:, None])
+    relative = (encoding.depth - encoding.middle[:, None]) - (depth - middle[:, None])
     depths = mean(relative.abs() / DEPTH_MM)
-    scale = ((look.middle.log() - middle.log()).abs() * trust).sum() / total
-    distance = (look.joints(batch.slopes).detach() - joints).norm(dim=-1)
-    error = mean(look.error.log() + distance / look.error)
+    scale = ((encoding.middle.log() - middle.log()).abs() * trust).sum() / total
+    distance = (encoding.joints(batch.slopes).detach() - joints).norm(dim=-1)
+    error = mean(encoding.error.log() + distance / encoding.error)
 
     hand = batch.boxes[:, 0].isfinite().all(-1).float()
-    presence = F.binary_cross_entropy_with_logits(look.presence, hand)
+    presence = F.binary_cross_entropy_with_logits(encoding.presence, hand)
     single = hand * (~batch.boxes[:, 1].isfinite().all(-1))  # of two hands neither is the view's
-    sides = F.binary_cross_entropy_with_logits(look.left, batch.left[:, 0].float(), reduction="none")
+    sides = F.binary_cross_entropy_with_logits(encoding.left, batch.left[:, 0].float(), reduction="none")
     side = (sides * single).sum() / single.sum().clamp_min(1)
     return {
         "places": places, "heat": heat, "depths": depths, "middle": scale, "error": error,
@@ -184,23 +186,23 @@ def moved_views(batch: HandBatch, rows: Tensor, config: HandLossConfig) -> Moved
 
 
 def steady_losses(
-    look: HandLook, again: HandLook, views: MovedViews, config: HandLossConfig
+    encoding: HandEncoding, again: HandEncoding, views: MovedViews, config: HandLossConfig
 ) -> dict[str, Tensor]:
     """Disagreement between the coarse poses of M hands in their views and in the moved ones."""
     if not len(views.zoom):
-        return {"steady": look.uv.new_zeros(())}
+        return {"steady": encoding.uv.new_zeros(())}
     uv = again.uv * views.zoom[:, None, None] + views.shift[:, None]
-    depth = again.depth - again.middle[:, None] - (look.depth - look.middle[:, None])
+    depth = again.depth - again.middle[:, None] - (encoding.depth - encoding.middle[:, None])
     return {
-        "steady": config.places * (uv - look.uv).abs().sum(-1).mean()
+        "steady": config.places * (uv - encoding.uv).abs().sum(-1).mean()
         + config.depths * (depth.abs() / DEPTH_MM).mean()
-        + config.middle * (again.middle.log() - look.middle.log()).abs().mean()
+        + config.middle * (again.middle.log() - encoding.middle.log()).abs().mean()
     }
 
 
-def _hand_map_losses(look: HandLook, batch: HandBatch) -> dict[str, Tensor]:
+def _hand_map_losses(encoding: HandEncoding, batch: HandBatch) -> dict[str, Tensor]:
     """Detection losses: a focal loss of hands' centres, and losses of sizes and sides there (CenterNet's)."""
-    size = look.hands.shape[-1]
+    size = encoding.hands.shape[-1]
     view = 4 * size
     shown = batch.boxes.isfinite().all(-1)  # (B, 2)
     boxes = batch.boxes.nan_to_num(0.0)
@@ -216,13 +218,13 @@ def _hand_map_losses(look: HandLook, batch: HandBatch) -> dict[str, Tensor]:
     image, which = inside.nonzero(as_tuple=True)
     peaks = torch.zeros_like(target, dtype=torch.bool)
     peaks[image, row[image, which], column[image, which]] = True
-    logits = look.hands[:, 0]
+    logits = encoding.hands[:, 0]
     probability = logits.sigmoid()
     positive = -F.logsigmoid(logits) * (1 - probability) ** 2
     negative = -F.logsigmoid(-logits) * probability**2 * (1 - target) ** 4
     count = peaks.sum().clamp_min(1)
     loss = torch.where(peaks, positive, negative).sum() / count
-    at = look.hands[image, 1:, row[image, which], column[image, which]]  # (M, 2)
+    at = encoding.hands[image, 1:, row[image, which], column[image, which]]  # (M, 2)
     if len(image):
         logs = (at[:, 0] - (sides[image, which] / view).log()).abs().mean()
         left = F.binary_cross_entropy_with_logits(at[:, 1], batch.left[image, which].float())
@@ -231,23 +233,23 @@ def _hand_map_losses(look: HandLook, batch: HandBatch) -> dict[str, Tensor]:
 
 
 def _field_losses(
-    model: NVF, look: HandLook, batch: HandBatch, posed: Tensor, config: HandLossConfig
+    model: NVF, encoding: HandEncoding, batch: HandBatch, posed: Tensor, config: HandLossConfig
 ) -> dict[str, Tensor]:
     """Losses of signed distances and votes (Eqs. 5-7) at the labelled points of the views that are posed."""
-    zero = look.features.new_zeros(())
+    zero = encoding.features.new_zeros(())
     if not len(posed):
         return {"sdf": zero, "wide": zero, "weight": zero, "direction": zero}
     slopes, points, distances = batch.slopes[posed], batch.points[posed], batch.distances[posed]
     # As at inference, the prediction places the lattice; the truth places the labels.
-    coarse = look.joints(batch.slopes)[posed].detach()
+    coarse = encoding.joints(batch.slopes)[posed].detach()
     intrinsics = view_intrinsics(slopes, batch.images.shape[-1])
-    field = model.query(look.features[posed], points, intrinsics, coarse=coarse)
+    field = model.query(encoding.features[posed], points, intrinsics, coarse=coarse)
     return distance_losses(field, distances, config) | vote_losses(
         field, points, distances, batch.joints[posed], config
     )
 
 
-def distance_losses(field: Field, distances: Tensor, config: HandLossConfig) -> dict[str, Tensor]:
+def distance_losses(field: FieldValues, distances: Tensor, config: HandLossConfig) -> dict[str, Tensor]:
     """Losses "sdf" and "wide" of signed distances (Eq. 5); points outside the view do not count.
 
     Args:
@@ -263,7 +265,7 @@ def distance_losses(field: Field, distances: Tensor, config: HandLossConfig) -> 
 
 
 def vote_losses(
-    field: Field, points: Tensor, distances: Tensor, joints: Tensor, config: HandLossConfig
+    field: FieldValues, points: Tensor, distances: Tensor, joints: Tensor, config: HandLossConfig
 ) -> dict[str, Tensor]:
     """Losses "weight" and "direction" of votes (Eqs. 6, 7) at points in the view and near the surface.
 

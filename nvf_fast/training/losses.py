@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, smooth_l1_loss
 
 from nvf_fast.camera import REFERENCE_SLOPE
-from nvf_fast.model import Field
+from nvf_fast.model import FieldValues
 from nvf_fast.training.labels import voting_labels
 
 SDF_UNIT_MM = 50.0
@@ -127,7 +127,7 @@ def vote_losses(
     )
 
 
-def field_losses(field: Field, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
+def field_losses(field: FieldValues, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
     """All losses of one prediction of the field.
 
     Args:

@@ -109,12 +109,12 @@ def _distance(model: NVF, view: Tensor, volume: Volume, scale: float | None) -> 
 
 
 def _hand_distance(model: NVF, view: Tensor, slopes: Tensor, scale: float | None) -> Distance:
-    look, ratio = model.look(view, slopes), 1.0 if scale is None else scale / UNIT_SCALE_MM
-    coarse, intrinsics = look.joints(slopes), view_intrinsics(slopes, model.config.input_size)
+    encoding, ratio = model.encode_hands(view, slopes), 1.0 if scale is None else scale / UNIT_SCALE_MM
+    coarse, intrinsics = encoding.joints(slopes), view_intrinsics(slopes, model.config.input_size)
 
     @torch.no_grad()
     def distance(points: Tensor) -> Tensor:
-        return ratio * model.query(look.features, points / ratio, intrinsics, coarse=coarse).sdf[0]
+        return ratio * model.query(encoding.features, points / ratio, intrinsics, coarse=coarse).sdf[0]
 
     return distance
 
