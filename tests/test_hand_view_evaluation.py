@@ -17,6 +17,7 @@ from nvf_fast.cli.main import main
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.data.sample import HandSample
+from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.evaluation import hand_views
 from nvf_fast.evaluation.finding import score_finding
 from nvf_fast.evaluation.hand_view_report import report_tables, write_hand_view_report
@@ -140,6 +141,28 @@ def test_compares_expected_with_true_errors() -> None:
         assert row["true"] == pytest.approx(row["expected"], rel=1e-3)
     shuffled = poses._replace(expected=poses.expected[:, ::-1])
     assert abs(hand_views.score_poses(shuffled, {}, samples(), others())["correlation"]) < 0.3
+
+
+def test_joints_behind_the_hand_or_outside_the_image_count_apart() -> None:
+    """Joints about a cube of 100 mm, 400 mm in front of the camera."""
+    corners = torch.cartesian_prod(*[torch.tensor([-50.0, 50.0])] * 3) + torch.tensor([0.0, 0.0, 450.0])
+    quads = ((0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3))
+    faces = torch.tensor([(a, b, c) for a, b, c, _ in quads] + [(a, c, d) for a, _, c, d in quads])
+    joints = torch.tensor([0.0, 0.0, 400.0]).repeat(21, 1)
+    # Before the cube, 10 mm inside, 40 mm inside, beyond it, beside it; beyond the left and lower edges.
+    joints[:5] = torch.tensor([[0, 0, 380], [0, 0, 410], [0, 0, 440], [10, 10, 600], [80, 0, 600.0]])
+    joints[5:7] = torch.tensor([[-150.0, 0, 450], [0, 150, 450]])
+    sample = replace(samples()[0], joints=joints, surface=MeshHands(corners[None], faces, joints[None]))
+    visible, hidden, outside = hand_views.VISIBILITY
+    expected = [visible, visible, hidden, hidden, visible, outside, outside] + 14 * [visible]
+    assert hand_views.joint_visibility(sample).tolist() == expected
+    meshes = [MeshHands(corners[None], faces, torch.as_tensor(each.joints)[None]) for each in samples()]
+    hands = [replace(each, surface=mesh) for each, mesh in zip(samples(), meshes, strict=True)]
+    poses = hand_views.predicted(predictor(deeper=1.1), hands)
+    found = hand_views.score_poses(poses, {}, hands, others())["visibility"]
+    assert sum(each["joints"] for each in found.values()) == 21 * COUNT
+    assert all(each["aligned"] < 1e-2 < each["relative"] for each in found.values())
+    assert hand_views.score_poses(poses, {}, samples(), others())["visibility"] == {}
 
 
 def test_views_are_centred_on_the_box() -> None:

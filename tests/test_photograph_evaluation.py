@@ -8,12 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skimage.color import rgb2lab
 
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import main
 from nvf_fast.data.photographs import Photographs, mirrored
 from nvf_fast.data.sample import HandSample
-from nvf_fast.evaluation.photographs import Predict, evaluate_photographs, score_rows, write_photograph_report
+from nvf_fast.evaluation.photographs import (
+    Predict,
+    evaluate_photographs,
+    score_rows,
+    typology_angle,
+    write_photograph_report,
+)
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths, scale_to_unit
 from nvf_fast.pose import HandPose
 from tests.hand_cases import hand_network
@@ -71,8 +78,11 @@ def predictor(
 
 def test_perfect_predictions_have_no_error(data: Photographs) -> None:
     scores = evaluate_photographs(predictor(), data, data, batch=3)
-    assert list(scores) == ["gestures", "streets", "rooms", "all"]
-    assert [scores[name]["photographs"] for name in scores] == [1, 4, 3, 8]
+    groups = ["gestures", "streets", "rooms", "all"]
+    assert list(scores)[:4] == groups
+    assert [scores[name]["photographs"] for name in groups] == [1, 4, 3, 8]
+    assert scores["right hands"]["photographs"] + scores["left hands"]["photographs"] == 8
+    assert sum(found["photographs"] for name, found in scores.items() if name.endswith("skin")) <= 8
     for found in scores.values():
         for name in ("error_2d", "aligned", "relative"):
             assert found[name] == pytest.approx(0, abs=1e-3)
@@ -122,6 +132,20 @@ def test_mean_pose_of_one_hand_is_that_hand(tmp_path: Path) -> None:
     assert found["constant_2d"] < 8
     unit = scale_to_unit(data.labels[0].joints)
     assert bone_lengths(unit).sum() == pytest.approx(UNIT_LENGTH_MM, rel=1e-5)
+
+
+def test_typology_angles_are_those_of_the_palms_colour() -> None:
+    joints_2d = np.zeros((21, 2))
+    joints_2d[[0, 5, 17]] = [[30, 50], [10, 10], [50, 10]]
+    for colour in ([240, 210, 190], [198, 150, 120], [120, 80, 60], [40, 25, 18]):
+        image = np.full((60, 60, 3), 255, np.uint8)
+        image[8:52, 8:52] = colour
+        lightness, _, yellow = rgb2lab(np.array([[colour]], np.uint8))[0, 0]
+        expected = np.degrees(np.arctan((lightness - 50) / yellow))
+        assert typology_angle(image, joints_2d) == pytest.approx(expected, abs=0.1)
+    image[:] = [60, 60, 200]
+    assert np.isnan(typology_angle(image, joints_2d)), "bluish"
+    assert np.isnan(typology_angle(image, joints_2d + 100)), "outside the image"
 
 
 def test_report_files(data: Photographs, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -410,7 +410,7 @@ class HandViews:
         if self.count:
             data = synthetic_v2("test", self.data_cache)
             render_ahead(data, count=self.count)
-            samples = [replace(data[index], surface=None) for index in range(min(self.count, len(data)))]
+            samples = [data[index] for index in range(min(self.count, len(data)))]
             parts = hand_views.part_joints(heads, samples)
             poses = hand_views.predicted(predict, samples)
             report["poses"] = hand_views.score_poses(poses, parts, samples, other_hands(UNIFORM))

@@ -22,6 +22,7 @@ TITLES = {
     "rendered": "Rendered hands of any orientation",
     "depth": "Mean signed depth error with the true scale",
     "facing": "Final joints by the visible side of the hand",
+    "visibility": "Final joints by visibility",
     "calibration": "Expected and true errors, in tenths of the joints",
     "sizes": "Recall in wide images, by size in px",
     "checks": "Presence, finding, stability, time",
@@ -75,6 +76,11 @@ def report_tables(report: Mapping[str, Any]) -> dict[str, tuple[list[str], list[
             ["facing", "aligned mm", "relative mm", "hands"],
             [[name, *found.values()] for name, found in poses["facing"].items()],
         )
+        if poses["visibility"]:
+            tables["visibility"] = (
+                ["joints", "aligned mm", "relative mm", "number"],
+                [[name, *found.values()] for name, found in poses["visibility"].items()],
+            )
         tables["calibration"] = (
             ["expected mm", "true mm", "joints"],
             [list(row.values()) for row in poses["calibration"]],

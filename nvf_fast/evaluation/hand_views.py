@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from nvf_fast.camera import project
 from nvf_fast.data.hand_views import VIEW_SIZE, HandViews
 from nvf_fast.data.image_warp import warp_perspective
 from nvf_fast.data.sample import HandSample
@@ -31,7 +32,9 @@ PredictViews = Callable[[HandViews], ViewPredictions]
 BATCH = 32
 DISTANCES_MM = (300, 400, 500, 600, 700, 800, 1000)  # edges of the bins of depth errors
 FACING = {"palm": (0.5, 1.01), "edge": (-0.5, 0.5), "back": (-1.01, -0.5)}  # cosine to the camera's direction
+VISIBILITY = ("visible", "behind another part of the hand", "outside the image")
 DECILES = 10
+BEHIND_MM = 25.0  # farther behind the surface along its ray, a joint is hidden by another part of the hand
 MOVED_PX = 0.5  # of the hand view
 REPEATS = 15
 
@@ -92,8 +95,9 @@ def score_poses(
     Returns:
         hands and lost, counts; methods, scores of each by name, see `_scores`; depth, the mean signed depth
         error in mm with the true scale and the number of hands by distance; facing, the final joints' aligned
-        and relative error and the number of hands by orientation; correlation, Spearman's, of expected and
-        true error; and calibration, their means in tenths of the expected errors.
+        and relative error and the number of hands by orientation; visibility, the same for joints by
+        visibility, if the samples have surfaces; correlation, Spearman's, of expected and true error; and
+        calibration, their means in tenths of the expected errors.
     """
     truth, scales = _truth(samples), _scales(samples)
     intrinsics = np.stack([sample.intrinsics for sample in samples])
@@ -132,6 +136,7 @@ def score_poses(
         "methods": methods,
         "depth": _by_distance(final, truth),
         "facing": _by_facing(final, truth),
+        "visibility": _by_visibility(final, truth, samples),
         "correlation": rank_correlation(expected, true),
         "calibration": calibration_table(expected, true),
     }
@@ -275,6 +280,37 @@ def _by_facing(joints: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, flo
                 "hands": int(rows.sum()),
             }
     return found
+
+
+def _by_visibility(
+    joints: np.ndarray, truth: np.ndarray, samples: Sequence[HandSample]
+) -> dict[str, dict[str, float]]:
+    if any(sample.surface is None for sample in samples):
+        return {}
+    kinds = np.stack([joint_visibility(sample) for sample in samples])
+    aligned = metrics.joint_errors(metrics.rigid_align(joints, truth), truth)
+    relative = metrics.joint_errors(metrics.root_align(joints, truth), truth)
+    return {
+        name: {
+            "aligned": float(aligned[kinds == name].mean()),
+            "relative": float(relative[kinds == name].mean()),
+            "joints": int((kinds == name).sum()),
+        }
+        for name in VISIBILITY
+        if (kinds == name).any()
+    }
+
+
+def joint_visibility(sample: HandSample) -> np.ndarray:
+    """(21,) str of `VISIBILITY`, for a hand with a surface that nothing else occludes."""
+    assert sample.surface is not None and sample.joints is not None
+    joints = sample.joints[None].float()
+    behind = (1 - sample.surface.first_hit(torch.zeros_like(joints), joints)) * joints.norm(dim=-1)
+    pixels = project(joints.double(), torch.from_numpy(sample.intrinsics)[None])[0].numpy()
+    height, width = sample.image.shape[:2]
+    inside = ((pixels >= -0.5) & (pixels <= np.array([width, height]) - 0.5)).all(-1)
+    visible, hidden, outside = VISIBILITY
+    return np.where(~inside, outside, np.where(behind[0].numpy() > BEHIND_MM, hidden, visible))
 
 
 def _presence_and_side(

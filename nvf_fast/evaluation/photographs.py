@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
@@ -23,6 +24,8 @@ from nvf_fast.runtime.files import whole_file
 Predict = Callable[[Sequence[HandSample], Sequence[str | None]], HandPose]
 """Predictor of hands from samples and the side or None of each: a batch of numpy arrays, unit hand's mm."""
 
+# Apparent skin tones by least individual typology angle in degrees (Chardon, Cretois and Hourseau 1991).
+TONES = {"light": 41.0, "intermediate": 28.0, "tan": 10.0, "brown": -30.0, "dark": -90.0}
 FIRST_GROUPS = ("gestures", "xeng5220")  # many people and rooms; a person that training does not show
 COLUMNS = {
     "photographs": "photographs",
@@ -76,11 +79,12 @@ def evaluate_photographs(
         progress: whether to show a bar.
 
     Returns:
-        By group, `FIRST_GROUPS` first, then the largest, and "all": photographs; error_2d, mean distance of
-        projected joints in per cent of the longer side of the joints' box; aligned, mean distance in mm after
-        a similarity; relative, mean distance in mm with wrists moved together; present and side, in per cent;
-        correlation, Spearman's, of expected and relative error of each joint (NaN without); and error_2d,
-        aligned and relative of the mean pose, as constant_2d, constant_aligned and constant_relative.
+        By group, `FIRST_GROUPS` first, then the largest, "all", and the hands of either side and of each
+        apparent skin tone (`typology_angle`): photographs; error_2d, mean distance of projected joints in per
+        cent of the longer side of the joints' box; aligned, mean distance in mm after a similarity; relative,
+        mean distance in mm with wrists moved together; present and side, in per cent; correlation,
+        Spearman's, of expected and relative error of each joint (NaN without); and error_2d, aligned and
+        relative of the mean pose, as constant_2d, constant_aligned and constant_relative.
     """
     labels = data.labels
     joints, joints_2d, expected, present = _predicted(predict, data, batch, progress)
@@ -132,7 +136,15 @@ def evaluate_photographs(
     names = sorted(set(groups.tolist()), key=lambda name: (-int((groups == name).sum()), name))
     ordered = [name for name in FIRST_GROUPS if name in names]
     ordered += [name for name in names if name not in ordered]
-    return {name: scores(groups == name) for name in ordered} | {"all": scores(groups != "")}
+    tones = np.array(
+        [_tone(typology_angle(data[index].image, truth_2d[index])) for index in range(len(data))]
+    )
+    strata = {"right hands": ~left, "left hands": left} | {f"{name} skin": tones == name for name in TONES}
+    return (
+        {name: scores(groups == name) for name in ordered}
+        | {"all": scores(groups != "")}
+        | {name: scores(rows) for name, rows in strata.items() if rows.any()}
+    )
 
 
 def write_photograph_report(
@@ -163,6 +175,36 @@ def write_photograph_report(
         with whole_file(folder / name) as file:
             file.write(text.encode())
     return [folder / name for name in texts]
+
+
+def typology_angle(image: np.ndarray, joints_2d: np.ndarray) -> float:
+    """The individual typology angle of a palm's median colour in degrees, larger for lighter skin.
+
+    It is arctan((L* - 50) / b*) of the colour in CIELAB (D65). Light and camera change it, hence it describes
+    the image rather than the person.
+
+    Args:
+        image: (H, W, 3) uint8 sRGB.
+        joints_2d: (21, 2) px; the wrist and the first joints of index and little finger bound the palm.
+
+    Returns:
+        The angle; NaN where the palm has no pixel, or is bluish (b* is not positive).
+    """
+    palm = Image.new("1", image.shape[1::-1])
+    ImageDraw.Draw(palm).polygon([tuple(joints_2d[joint]) for joint in (0, 5, 17)], fill=1, outline=1)
+    inside = image[np.asarray(palm)]
+    if not len(inside):
+        return float("nan")
+    display = np.median(inside, axis=0) / 255
+    linear = np.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4)
+    y, z = linear @ [0.2126, 0.7152, 0.0722], linear @ [0.0193, 0.1192, 0.9505] / 1.089
+    response = [value ** (1 / 3) if value > (6 / 29) ** 3 else value * 841 / 108 + 4 / 29 for value in (y, z)]
+    lightness, blue_yellow = 116 * response[0] - 16, 200 * (response[0] - response[1])
+    return float(np.degrees(np.arctan2(lightness - 50, blue_yellow))) if blue_yellow > 0 else float("nan")
+
+
+def _tone(angle: float) -> str:
+    return next((name for name, least in TONES.items() if angle >= least), "")
 
 
 def score_rows(scores: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[Any]]]:
