@@ -23,7 +23,7 @@ from nvf_fast.synthetic.objects import elbow, like_fingers, skin_lump
 from nvf_fast.synthetic.rasteriser import rasterise
 from nvf_fast.synthetic.rendered_views import SyntheticViews, ViewOptions, wide_fill
 from nvf_fast.synthetic.renderer import HandRenderer
-from nvf_fast.synthetic.scene import HandGeometry
+from nvf_fast.synthetic.rig import Rig
 from nvf_fast.synthetic.solids import Solid
 
 Likeness = Callable[[Stream, float, float], list[tuple[Solid, int]]]
@@ -106,20 +106,20 @@ def test_joints_lie_inside_the_silhouette(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries = []
+    posed = []
     maker = SyntheticViews(5, options=replace(PLAIN, compositions=1))
-    original = HandGeometry.distances
+    original = Rig.distances
 
-    def recorded(self, points, hand):  # type: ignore[no-untyped-def]
-        queries.append((points, hand))
-        return original(self, points, hand)
+    def recorded(self, points, vertices):  # type: ignore[no-untyped-def]
+        posed.append(vertices[: len(self.vertices)])
+        return original(self, points, vertices)
 
-    monkeypatch.setattr(HandGeometry, "distances", recorded)
+    monkeypatch.setattr(Rig, "distances", recorded)
     views = maker.draw(3, "close")
     faces = torch.from_numpy(maker.rig.closed_faces.astype(np.int64))
-    for row, (_, hand) in enumerate(queries[:3]):
-        vertices = torch.from_numpy(hand.vertices[: len(maker.rig.vertices)]).float()
-        exact = ops.mesh_distance(vertices[None], faces, torch.from_numpy(views.points[row])[None])[0]
+    for row, vertices in enumerate(posed):
+        points = torch.from_numpy(views.points[row])[None]
+        exact = ops.mesh_distance(torch.from_numpy(vertices).float()[None], faces, points)[0]
         np.testing.assert_allclose(views.distances[row], exact.numpy(), atol=1.0)
     near = np.abs(views.distances) < 12
     assert 0.4 < near.mean() < 0.95 and 0.1 < (views.distances < 0).mean() < 0.6

@@ -40,6 +40,15 @@ class HandViews:
     left: np.ndarray
     trust: np.ndarray
 
+    @classmethod
+    def blank(cls, count: int) -> HandViews:
+        """Black views without labels, to be filled in."""
+        shapes = ((21, 3), (VIEW_POINTS, 3), (VIEW_POINTS,), (VIEW_HANDS, 4))
+        joints, points, distances, boxes = (np.full((count, *s), np.nan, np.float32) for s in shapes)
+        images, focal = np.zeros((count, VIEW_SIZE, VIEW_SIZE, 3), np.uint8), np.zeros(count, np.float32)
+        left = np.zeros((count, VIEW_HANDS), bool)
+        return cls(images, focal, joints, points, distances, boxes, left, np.zeros_like(focal))
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -49,9 +58,11 @@ class HandViews:
     @classmethod
     def concatenate(cls, parts: Sequence[HandViews]) -> HandViews:
         """Join several batches into one."""
-        return cls(
-            **{
-                field.name: np.concatenate([getattr(part, field.name) for part in parts])
-                for field in fields(cls)
-            }
-        )
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def joints_box(joints: np.ndarray, focal: np.ndarray | float) -> np.ndarray:
+    """Box (..., 4) px around joints (..., 21, 3) mm in a view of a focal length in px."""
+    seen = focal * joints[..., :2] / joints[..., 2:] + VIEW_SIZE / 2
+    return np.concatenate([seen.min(-2), seen.max(-2)], -1)

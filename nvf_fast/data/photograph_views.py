@@ -12,7 +12,7 @@ import numpy as np
 
 from nvf_fast.camera import look_at_rotation, project
 from nvf_fast.data.draws import Stream
-from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
+from nvf_fast.data.hand_views import VIEW_SIZE, HandViews, joints_box
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.data.joint_surface import RADII_MM, cone_ends, sample_field_points
 from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
@@ -125,7 +125,7 @@ class PhotographViews:
             count: number of views B.
             random: source of all randomness; equal generators draw equal views.
         """
-        views = _Batch(count)
+        views = HandViews.blank(count)
         for row, index in enumerate(self._choose(count, random)):
             crop = self._crop(index)
             any_roll = random.random() < ANY_ROLL
@@ -140,8 +140,8 @@ class PhotographViews:
             if random.random() < (REPLACED_OUTSIDE if outside > OUTSIDE else REPLACED):
                 alpha = hand_mask(image, joints, focal, crop.covered(homography), random)
                 image = composite(image, alpha, self._backgrounds.draw(random), random)
-            views.add(row, change_colours(image, random), joints, focal)
-        return views.finished(random)
+            _label(views, row, change_colours(image, random), joints, focal)
+        return _add_points(views, random)
 
     def wide(self, count: int, random: np.random.Generator) -> HandViews:
         """Draw views of one or two small hands of either side on backgrounds, labelled only with boxes.
@@ -149,7 +149,7 @@ class PhotographViews:
         A hand is moved and scaled in the image, 10 to 60 % of the view by its box. `joints` and `points` are
         NaN and `trust` is 0.
         """
-        views = _Batch(count)
+        views = HandViews.blank(count)
         for row in range(count):
             image = self._backgrounds.draw(random).copy()
             focal = VIEW_SIZE / 2 / random.uniform(*WIDE_SLOPE)
@@ -161,7 +161,7 @@ class PhotographViews:
                 if box is not None:
                     views.boxes[row, len(placed)], views.left[row, len(placed)] = box, left
             views.images[row], views.focal[row] = change_colours(image, random), focal
-        return views.finished(random)
+        return views
 
     def exact(self, indices: Iterable[int] | None = None, *, keep_sides: bool = False) -> HandViews:
         """Return the views of an estimator given the joints' box: upright, the box fills 75 %.
@@ -172,15 +172,15 @@ class PhotographViews:
                 prediction. Otherwise they are mirrored.
         """
         chosen = list(self.indices if indices is None else indices)
-        views = _Batch(len(chosen))
+        views = HandViews.blank(len(chosen))
         for row, index in enumerate(chosen):
             crop = self._crop(index)
             left = keep_sides and self.dataset.labels[index].side == "left"
             crop = crop.mirror() if left else crop
             rotation, focal = aim(crop.joints, 0.0, EXACT_FILL)
             image = crop.warped(view_homography(crop.intrinsics, rotation, focal))
-            views.add(row, image, crop.joints @ rotation.T, focal, left)
-        return views.finished(np.random.default_rng(0))
+            _label(views, row, image, crop.joints @ rotation.T, focal, left)
+        return _add_points(views, np.random.default_rng(0))
 
     def _choose(self, count: int, random: np.random.Generator) -> np.ndarray:
         places = np.searchsorted(self._cumulated, random.random(count), side="right")
@@ -342,41 +342,27 @@ class _BackgroundStock:
         return part[:, ::-1] if random.random() < 0.5 else part
 
 
-class _Batch:
-    """Arrays of an incomplete batch."""
+def _label(
+    views: HandViews, row: int, image: np.ndarray, joints: np.ndarray, focal: float, left: bool = False
+) -> None:
+    """Fill in one view of a hand."""
+    views.images[row], views.joints[row], views.focal[row] = image, joints, focal
+    views.boxes[row, 0] = joints_box(joints, focal)
+    views.left[row, 0], views.trust[row] = left, not left
 
-    def __init__(self, count: int) -> None:
-        self.images = np.zeros((count, VIEW_SIZE, VIEW_SIZE, 3), np.uint8)
-        self.focal = np.zeros(count, np.float32)
-        self.joints = np.full((count, 21, 3), np.nan, np.float32)
-        self.boxes = np.full((count, VIEW_HANDS, 4), np.nan, np.float32)
-        self.left = np.zeros((count, VIEW_HANDS), bool)
-        self.trust = np.zeros(count, np.float32)
 
-    def add(self, row: int, image: np.ndarray, joints: np.ndarray, focal: float, left: bool = False) -> None:
-        """Set one view with a labelled hand."""
-        joints_2d = project(joints, view_intrinsics(focal))
-        self.images[row], self.joints[row], self.focal[row] = image, joints, focal
-        self.boxes[row, 0] = np.concatenate([joints_2d.min(0), joints_2d.max(0)])
-        self.left[row, 0], self.trust[row] = left, not left
-
-    def finished(self, random: np.random.Generator) -> HandViews:
-        """The batch, with query points around the hands that have joints."""
-        count = len(self.images)
-        points = np.full((count, VIEW_POINTS, 3), np.nan, np.float32)
-        distances = np.full((count, VIEW_POINTS), np.nan, np.float32)
-        posed = np.flatnonzero(np.isfinite(self.joints).all((1, 2)))
-        if len(posed):
-            right = self.joints[posed]
-            left = self.left[posed, 0]
-            right[left] = mirrored(right[left])
-            slope = VIEW_SIZE / 2 / self.focal[posed]
-            around, distances[posed] = sample_field_points(right, slope, random)
-            around[left] = mirrored(around[left])
-            points[posed] = around
-        return HandViews(
-            self.images, self.focal, self.joints, points, distances, self.boxes, self.left, self.trust
+def _add_points(views: HandViews, random: np.random.Generator) -> HandViews:
+    """Add query points around the hands that have joints."""
+    posed = np.flatnonzero(np.isfinite(views.joints).all((1, 2)))
+    if len(posed):
+        left, right = views.left[posed, 0], views.joints[posed]
+        right[left] = mirrored(right[left])
+        points, views.distances[posed] = sample_field_points(
+            right, VIEW_SIZE / 2 / views.focal[posed], random
         )
+        points[left] = mirrored(points[left])
+        views.points[posed] = points
+    return views
 
 
 def _projected_cones(

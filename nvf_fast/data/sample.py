@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from nvf_fast.data.surfaces import HandSurfaces
+from nvf_fast.data.surfaces import MeshHands
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HandSample:
     intrinsics: np.ndarray
     root: Tensor | None = None
     joints: Tensor | None = None
-    surface: HandSurfaces | None = None
+    surface: MeshHands | None = None
     vertices: Tensor | None = None
     hand_scale: float | None = None
     side: str = "right"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nvf_fast.camera import project, remap
-from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
+from nvf_fast.data.hand_views import VIEW_SIZE, HandViews, joints_box
 from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about
 from nvf_fast.data.sample import HandDataset, HandSample
-from nvf_fast.data.surfaces import HandSurfaces
+from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.volumes import HandVolume
 
@@ -67,7 +67,7 @@ def view_samples(samples: list[HandSample], random: np.random.Generator) -> Hand
     intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples]))
     exact = _boxes(torch.stack(joints).double(), intrinsics)
     views, rotations = views_of_boxes(samples, _within_horizon(_jittered(exact, random), exact, intrinsics))
-    hands: HandSurfaces = type(surfaces[0]).stack(surfaces)
+    hands = MeshHands.stack(surfaces)
     hands = hands.scaled(UNIT_SCALE_MM / hands.hand_scale).rotated(torch.from_numpy(rotations).float())
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
     surface = hands.sample_surface(NEAR + ON_RAYS, generator).numpy()
@@ -83,7 +83,6 @@ def views_of_boxes(samples: Sequence[HandSample], boxes: Tensor) -> tuple[HandVi
         The views, labelled with joints of unit hands, without points; and the rotations (B, 3, 3) from the
         images' cameras to the views'.
     """
-    count = len(samples)
     intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples]))
     placement = HandVolume().place(intrinsics, VIEW_SIZE, boxes=boxes)
     assert placement.slopes is not None
@@ -91,23 +90,14 @@ def views_of_boxes(samples: Sequence[HandSample], boxes: Tensor) -> tuple[HandVi
     joints = np.stack([np.asarray(sample.joints) for sample in samples]).astype(np.float64)
     scales = np.linalg.norm(joints[:, 10] - joints[:, 9], axis=-1)[:, None, None]
     joints = joints * (UNIT_SCALE_MM / scales) @ rotations.transpose(0, 2, 1)
-    seen = focal[:, None, None] * joints[..., :2] / joints[..., 2:] + VIEW_SIZE / 2
-    shown = np.full((count, VIEW_HANDS, 4), np.nan, np.float32)
-    shown[:, 0] = np.concatenate([seen.min(1), seen.max(1)], 1)
     images = [
         remap(torch.from_numpy(sample.image).permute(2, 0, 1)[None], homography[None], VIEW_SIZE)[0]
         for sample, homography in zip(samples, placement.homographies, strict=True)
     ]
-    views = HandViews(
-        images=torch.stack(images).permute(0, 2, 3, 1).round().byte().numpy(),
-        focal=focal.astype(np.float32),
-        joints=joints.astype(np.float32),
-        points=np.full((count, VIEW_POINTS, 3), np.nan, np.float32),
-        distances=np.full((count, VIEW_POINTS), np.nan, np.float32),
-        boxes=shown,
-        left=np.zeros((count, VIEW_HANDS), bool),
-        trust=np.ones(count, np.float32),
-    )
+    views = HandViews.blank(len(samples))
+    views.images[:] = torch.stack(images).permute(0, 2, 3, 1).round().byte().numpy()
+    views.focal[:], views.joints[:], views.trust[:] = focal, joints, 1
+    views.boxes[:, 0] = joints_box(joints, focal[:, None, None])
     return views, rotations
 
 

@@ -1,10 +1,9 @@
-"""Surfaces of hands: signed distance, surface points, first hits of rays."""
+"""Surfaces of hands as meshes: signed distance, surface points, first hits of rays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -12,60 +11,13 @@ from torch import Tensor
 from nvf_fast import ops
 
 
-class HandSurfaces(Protocol):
-    """A batch of B right hands in one frame, mm, such as `MeshHands`."""
-
-    @property
-    def joints(self) -> Tensor:
-        """(B, 21, 3) mm, FreiHAND's order."""
-        ...
-
-    @property
-    def hand_scale(self) -> Tensor:
-        """(B,) mm: length of the bone between joints 9 and 10."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def to(self, device: torch.device | str) -> Self: ...
-
-    def rotated(self, rotation: Tensor) -> Self:
-        """Rotate about the frame's origin by rotation (B, 3, 3)."""
-        ...
-
-    def scaled(self, factor: Tensor) -> Self:
-        """Scale hand and distance together by factor (B,)."""
-        ...
-
-    def translated(self, offset: Tensor) -> Self:
-        """Move by offset (B, 3) mm."""
-        ...
-
-    def signed_distance(self, points: Tensor) -> Tensor:
-        """(B, N) mm of points (B, N, 3), negative inside."""
-        ...
-
-    def sample_surface(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """(B, count, 3) mm, points on the surface, uniform by area."""
-        ...
-
-    def first_hit(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """(B, R) t of the first hits of rays origins + t * directions, both (B, R, 3); +inf without a hit."""
-        ...
-
-    @classmethod
-    def stack(cls, hands: Sequence[Self]) -> Self:
-        """One batch of several."""
-        ...
-
-
 @dataclass(frozen=True)
 class MeshHands:
-    """Hands given as closed triangle meshes of one topology.
+    """A batch of B right hands in one frame, as closed triangle meshes of one topology.
 
     vertices: (B, V, 3) float32 mm.
     faces: (F, 3) int64, outward by the right-hand rule, every edge in two faces.
-    joints: (B, 21, 3) float32 mm.
+    joints: (B, 21, 3) float32 mm, FreiHAND's order.
     """
 
     vertices: Tensor
@@ -80,20 +32,24 @@ class MeshHands:
 
     @property
     def hand_scale(self) -> Tensor:
+        """(B,) mm: length of the bone between joints 9 and 10."""
         return (self.joints[:, 10] - self.joints[:, 9]).norm(dim=-1)
 
     def to(self, device: torch.device | str) -> MeshHands:
         return MeshHands(self.vertices.to(device), self.faces.to(device), self.joints.to(device))
 
     def rotated(self, rotation: Tensor) -> MeshHands:
+        """Rotate about the frame's origin by rotation (B, 3, 3)."""
         turn = rotation.transpose(1, 2)
         return replace(self, vertices=self.vertices @ turn, joints=self.joints @ turn)
 
     def scaled(self, factor: Tensor) -> MeshHands:
+        """Scale hand and distance together by factor (B,)."""
         factor = factor[:, None, None]
         return replace(self, vertices=self.vertices * factor, joints=self.joints * factor)
 
     def translated(self, offset: Tensor) -> MeshHands:
+        """Move by offset (B, 3) mm."""
         offset = offset[:, None]
         return replace(self, vertices=self.vertices + offset, joints=self.joints + offset)
 

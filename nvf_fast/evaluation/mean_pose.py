@@ -8,7 +8,7 @@ import numpy as np
 
 from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.evaluation import metrics
-from nvf_fast.synthetic.dataset import V2, SyntheticConfig
+from nvf_fast.synthetic.dataset import V2
 from nvf_fast.synthetic.placement import HandDistribution
 
 FITTED_ON, SEED = 2048, 123
@@ -43,7 +43,7 @@ def other_hands(
     """
     from nvf_fast.synthetic.reference_images import draw_joints
 
-    return draw_joints(SyntheticConfig(count, seed, distribution=distribution or HandDistribution()))
+    return draw_joints(seed, range(count), distribution or HandDistribution())
 
 
 def fallback_pose(config: DataConfig) -> np.ndarray:

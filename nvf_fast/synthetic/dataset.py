@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -16,13 +15,14 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.runtime.files import whole_file
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
 CHUNK = 128  # images kept in one file
@@ -189,11 +189,8 @@ class SyntheticHands:
             ) from error
 
     def _store_chunk(self, chunk: int) -> None:
-        path = self._path(chunk)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(self._make_chunk(chunk), temporary)
-        temporary.replace(path)
+        with whole_file(self._path(chunk)) as file:
+            file.write(save(self._make_chunk(chunk)))
 
     def _make_chunk(self, chunk: int) -> dict[str, Tensor]:
         from nvf_fast.synthetic.reference_images import draw_hands, render_hands
@@ -201,7 +198,7 @@ class SyntheticHands:
         end = (chunk + 1) * CHUNK
         if self.folder is None and self.checksums is None:  # no longer set takes images from this chunk
             end = min(end, len(self))
-        hands = draw_hands(self.config, range(chunk * CHUNK, end))
+        hands = draw_hands(self.config.seed, range(chunk * CHUNK, end), self.config.distribution)
         if self.checksums is not None and hands.checksum != self.checksums[chunk]:
             raise ValueError(
                 f"chunk {chunk} of {self.name} {self.split} is drawn differently here: the SHA-256 of its "

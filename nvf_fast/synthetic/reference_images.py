@@ -17,7 +17,6 @@ from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.joint_definitions import to_freihand
 from nvf_fast.synthetic.backgrounds import Backgrounds
-from nvf_fast.synthetic.dataset import SyntheticConfig
 from nvf_fast.synthetic.placement import HandDistribution, draw_places
 from nvf_fast.synthetic.posed_hands import HandShapes, draw_shapes, posed_vertices, with_forearm
 from nvf_fast.synthetic.renderer import HandRenderer, SceneChances
@@ -49,15 +48,15 @@ class DrawnHands(NamedTuple):
     checksum: str
 
 
-def draw_hands(config: SyntheticConfig, indices: Sequence[int]) -> DrawnHands:
-    """Draw the hands of these images."""
-    draws = Draws(config.seed, "mesh hand", indices)
+def draw_hands(seed: int, indices: Sequence[int], distribution: HandDistribution) -> DrawnHands:
+    """Draw the hands of the images of these indices."""
+    draws = Draws(seed, "mesh hand", indices)
     shapes, size = _draw_people(built_in_rig(), draws)
     skins, joints = (size * points for points in posed_vertices(built_in_rig(), shapes))
     surfaces = size * posed_vertices(built_in_surface(), shapes)[0]
-    rotation, offset, places = draw_places(torch.from_numpy(joints), draws, config.distribution)
-    streams = [Stream(config.seed, "mesh scene", index) for index in indices]
-    scenes = Draws(config.seed, "mesh scene", indices)  # the same words as the streams'
+    rotation, offset, places = draw_places(torch.from_numpy(joints), draws, distribution)
+    streams = [Stream(seed, "mesh scene", index) for index in indices]
+    scenes = Draws(seed, "mesh scene", indices)  # the same words as the streams'
     scenes.uniform(0, 1, CHECKED_WORDS)
     tries = torch.stack([shapes.tries, places]).numpy().astype("<i8").tobytes()
     checksum = hashlib.sha256(draws.digest + scenes.digest + tries).hexdigest()
@@ -95,12 +94,12 @@ def render_hands(hands: DrawnHands, size: int) -> dict[str, Tensor]:
     }
 
 
-def draw_joints(config: SyntheticConfig) -> np.ndarray:
-    """Draw the joints (count, 21, 3) float64 mm, camera frame, of a set's hands."""
-    rig, draws = built_in_rig(), Draws(config.seed, "mesh hand", range(config.count))
+def draw_joints(seed: int, indices: Sequence[int], distribution: HandDistribution) -> np.ndarray:
+    """Draw the joints (B, 21, 3) float64 mm, camera frame, of the hands that `draw_hands` draws."""
+    rig, draws = built_in_rig(), Draws(seed, "mesh hand", indices)
     shapes, size = _draw_people(rig, draws)
     joints = to_freihand(rig.posed_joints(shapes.angles, shapes.stretch, shapes.breadth), rig.definition)
-    rotation, offset, _ = draw_places(torch.from_numpy(size * joints), draws, config.distribution)
+    rotation, offset, _ = draw_places(torch.from_numpy(size * joints), draws, distribution)
     return size * joints @ rotation.numpy().transpose(0, 2, 1) + offset.numpy()[:, None]
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from nvf_fast.data.draws import Draws, Stream
-from nvf_fast.data.hand_views import VIEW_HANDS, VIEW_POINTS, VIEW_SIZE, HandViews
+from nvf_fast.data.hand_views import VIEW_POINTS, VIEW_SIZE, HandViews, joints_box
 from nvf_fast.data.query_points import BALL_MM, NEAR, NEAR_MM, NEAREST_MM, ON_RAYS, RAY_MM, SLAB_MM
 from nvf_fast.data.rotations import about_axis
 from nvf_fast.synthetic.backgrounds import Backgrounds
@@ -26,8 +26,8 @@ from nvf_fast.synthetic.objects import (
 )
 from nvf_fast.synthetic.posed_hands import PosedHand, draw_unit_hands
 from nvf_fast.synthetic.renderer import HandRenderer, SceneChances
-from nvf_fast.synthetic.rig import open_rig
-from nvf_fast.synthetic.scene import HandGeometry, covered_joints
+from nvf_fast.synthetic.rig import Rig, open_rig
+from nvf_fast.synthetic.scene import covered_joints
 from nvf_fast.synthetic.solids import Solid
 
 Kind = Literal["close", "wide", "empty"]
@@ -145,8 +145,8 @@ class SyntheticViews:
             if self._covered([hand], [False], focal)[0] < MOST_COVERED:
                 break
         canvas = self.renderer.render(stream, [hand], [False], focal)
-        points = _draw_points(stream, hand, self.renderer.geometry, focal)
-        distances = self.renderer.geometry.distances(points, hand)
+        points = _draw_points(stream, hand, self.rig, focal)
+        distances = self.rig.distances(points, hand.vertices)
         views = []
         for composition in range(options.compositions):
             zoom = 1.0
@@ -155,12 +155,8 @@ class SyntheticViews:
             turn = _turn(stream, composition, options.any_orientation)
             image = self.renderer.compose(stream, canvas, turn, zoom, False)
             rotation = about_axis(turn)
-            views.append(
-                _view(
-                    image, focal * zoom, [hand.joints @ rotation.T], [False],
-                    points=points @ rotation.T, distances=distances, trusted=True,
-                )
-            )  # fmt: skip
+            joints = [hand.joints @ rotation.T]
+            views.append(_view(image, focal * zoom, joints, [False], points @ rotation.T, distances))
         return views
 
     def _wide(self, stream: Stream) -> list[HandViews]:
@@ -172,11 +168,10 @@ class SyntheticViews:
                 break
         first = hands[0]
         canvas = self.renderer.render(stream, hands, left, focal)
-        trusted = not left[0] and fill >= options.posed
         points = distances = None
-        if trusted:
-            points = _draw_points(stream, first, self.renderer.geometry, focal)
-            distances = self.renderer.geometry.distances(points, first)
+        if not left[0] and fill >= options.posed:
+            points = _draw_points(stream, first, self.rig, focal)
+            distances = self.rig.distances(points, first.vertices)
         views = []
         for composition in range(options.compositions):
             turn = _turn(stream, composition, 0.2)
@@ -184,14 +179,10 @@ class SyntheticViews:
             middles = np.array([hand.joints.mean(0) for hand in hands]) @ rotation.T
             if (np.abs(focal * middles[:, :2] / middles[:, 2:]) > 0.45 * VIEW_SIZE).any():
                 rotation = about_axis(turn := 0.0)  # or a hand would leave the view
-            views.append(
-                _view(
-                    self.renderer.compose(stream, canvas, turn, 1.0, False), focal,
-                    [hand.seen(side).joints @ rotation.T for hand, side in zip(hands, left, strict=True)],
-                    left, points=None if points is None else points @ rotation.T, distances=distances,
-                    trusted=trusted,
-                )
-            )  # fmt: skip
+            image = self.renderer.compose(stream, canvas, turn, 1.0, False)
+            joints = [hand.seen(side).joints @ rotation.T for hand, side in zip(hands, left, strict=True)]
+            turned = None if points is None else points @ rotation.T
+            views.append(_view(image, focal, joints, left, turned, distances))
         return views
 
     def _wide_hands(self, stream: Stream, fill: float) -> tuple[list[PosedHand], list[bool], float]:
@@ -216,7 +207,7 @@ class SyntheticViews:
         return hands, left, focal
 
     def _covered(self, hands: Sequence[PosedHand], left: Sequence[bool], focal: float) -> list[float]:
-        return covered_joints(self.rig, self.renderer.geometry, hands, left, VIEW_SIZE / 2 / focal)
+        return covered_joints(self.rig, hands, left, VIEW_SIZE / 2 / focal)
 
     def _empty(self, stream: Stream) -> list[HandViews]:
         focal, depth = VIEW_SIZE * 2 ** stream.uniform(-0.6, 1.6), stream.uniform(300, 1200)
@@ -233,10 +224,9 @@ class SyntheticViews:
         canvas = self.renderer.render(stream, [], [], focal, objects)
         views = []
         for composition in range(self.options.compositions):
-            image = self.renderer.compose(
-                stream, canvas, _turn(stream, composition, 0.3), 1.0, stream.chance(0.5)
-            )
-            views.append(_view(image, focal, [], [], points=None, distances=None, trusted=False))
+            turn = _turn(stream, composition, 0.3)
+            image = self.renderer.compose(stream, canvas, turn, 1.0, stream.chance(0.5))
+            views.append(_view(image, focal, [], []))
         return views
 
     def _next_hand(self) -> PosedHand:
@@ -281,13 +271,13 @@ def _anywhere(stream: Stream, fill: float) -> np.ndarray:
     return stream.uniforms(-1, 1, 2) * (0.95 - 0.4 * fill - 0.45 * fill**2)
 
 
-def _draw_points(stream: Stream, hand: PosedHand, geometry: HandGeometry, focal: float) -> np.ndarray:
+def _draw_points(stream: Stream, hand: PosedHand, rig: Rig, focal: float) -> np.ndarray:
     """(P, 3) mm, spread as `points_about` spreads them, by the numbers of a stream."""
     on_surface, ball = NEAR + ON_RAYS, VIEW_POINTS // 12
-    faces = np.searchsorted(geometry.area, stream.uniforms(0, 1, on_surface))
+    faces = np.searchsorted(rig.cumulative_area, stream.uniforms(0, 1, on_surface))
     weights = stream.uniforms(0, 1, on_surface, 2)
     weights = np.where(weights.sum(1, keepdims=True) > 1, 1 - weights, weights)
-    corners = hand.vertices[geometry.closed.faces[faces]]
+    corners = hand.vertices[rig.faces[faces]]
     edges = corners[:, 1:] - corners[:, :1]
     surface = corners[:, 0] + (weights[..., None] * edges).sum(1)
     normal = np.cross(edges[:, 0], edges[:, 1])
@@ -312,28 +302,17 @@ def _view(
     focal: float,
     hands: Sequence[np.ndarray],
     left: Sequence[bool],
-    *,
-    points: np.ndarray | None,
-    distances: np.ndarray | None,
-    trusted: bool,
+    points: np.ndarray | None = None,
+    distances: np.ndarray | None = None,
 ) -> HandViews:
-    """One view with its labels; `hands` are joints (21, 3)."""
-    boxes, sides = np.full((VIEW_HANDS, 4), np.nan), np.zeros(VIEW_HANDS, bool)
+    """One view with its labels: joints (21, 3) of all hands; points and distances for a pose label."""
+    view = HandViews.blank(1)
+    view.images[0], view.focal[0] = image, focal
     for row, (joints, side) in enumerate(zip(hands, left, strict=True)):
-        seen = focal * joints[:, :2] / joints[:, 2:] + VIEW_SIZE / 2
-        boxes[row], sides[row] = np.concatenate([seen.min(0), seen.max(0)]), side
-    posed = trusted and points is not None and distances is not None
-    none = np.full((VIEW_POINTS, 4), np.nan)
-    return HandViews(
-        images=image[None],
-        focal=np.array([focal], np.float32),
-        joints=(hands[0] if posed else np.full((21, 3), np.nan))[None].astype(np.float32),
-        points=np.asarray(points if posed else none[:, :3], np.float32)[None],
-        distances=np.asarray(distances if posed else none[:, 3], np.float32)[None],
-        boxes=boxes[None].astype(np.float32),
-        left=sides[None],
-        trust=np.array([1.0 if posed else 0.0], np.float32),
-    )
+        view.boxes[0, row], view.left[0, row] = joints_box(joints, focal), side
+    if points is not None:
+        view.joints[0], view.points[0], view.distances[0], view.trust[0] = hands[0], points, distances, 1
+    return view
 
 
 def _triangular(stream: Stream, low: float, mode: float, high: float) -> float:

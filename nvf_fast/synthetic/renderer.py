@@ -19,7 +19,7 @@ from nvf_fast.synthetic.objects import FIRST_OBJECT, any_solid, draw_looks, held
 from nvf_fast.synthetic.posed_hands import PosedHand
 from nvf_fast.synthetic.rasteriser import mesh_normals, rasterise, shown_vertices
 from nvf_fast.synthetic.rig import Rig
-from nvf_fast.synthetic.scene import HandGeometry, Scene
+from nvf_fast.synthetic.scene import Scene
 from nvf_fast.synthetic.shading import (
     SHADOW_MAP,
     Lighting,
@@ -72,7 +72,7 @@ class HandRenderer:
     ) -> None:
         if textures and rig.uv is None:
             raise ValueError("textures need a rig with texture coordinates")
-        self.rig, self.geometry, self.chances, self.size = rig, HandGeometry.of(rig), chances, size
+        self.rig, self.chances, self.size = rig, chances, size
         self.canvas = 2 * round(size * (1.42 if turnable else 1.02) * OVERSAMPLING / 2)
         self._textures = []
         if rig.uv is not None:
@@ -105,7 +105,7 @@ class HandRenderer:
         canvas, objects = canvas or self.canvas, [*extra]
         for hand, side in zip(hands, left, strict=True):
             objects += self._objects(stream, hand.seen(side), focal)
-        scene = Scene.of(self.rig, self.geometry, hands, left, objects)
+        scene = Scene.of(self.rig, hands, left, objects)
         vertices, faces = scene.vertices, scene.faces
         if not len(faces):
             return np.zeros((canvas, canvas, 4), np.float32)

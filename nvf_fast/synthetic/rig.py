@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from nvf_fast.synthetic.finger_overlap import DEEPEST_OVERLAP, deepest_overlap
 from nvf_fast.synthetic.glb_file import BONES, CHAINS, JOINTS, METACARPALS, GLBFile
 from nvf_fast.synthetic.hand_skeleton import OURS, HandSkeleton
 from nvf_fast.synthetic.hand_template import build_template
+from nvf_fast.synthetic.point_distance import SearchableMesh
 from nvf_fast.synthetic.rasteriser import mesh_normals
 from nvf_fast.synthetic.skin import skin_masks
 from nvf_fast.synthetic.skinning import blend_maps, blend_motions
@@ -66,6 +67,28 @@ class Rig:
     def closed_faces(self) -> np.ndarray:
         """(F + C, 3) int32."""
         return np.concatenate([self.faces, self.cap])
+
+    @cached_property
+    def cumulative_area(self) -> np.ndarray:
+        """(F,) of the faces at rest, up to 1."""
+        first, second, third = self.vertices[self.faces].transpose(1, 0, 2)
+        area = np.linalg.norm(np.cross(second - first, third - first), axis=1)
+        return np.cumsum(area) / area.sum()
+
+    @cached_property
+    def closed_mesh(self) -> SearchableMesh:
+        """The hand, closed at the wrist, for distances in any pose."""
+        wide = np.arange(len(self.faces), len(self.closed_faces))
+        return SearchableMesh.build(self.vertices, self.closed_faces, wide)
+
+    def distances(self, points: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+        """Measure signed distances (N,) mm of points (N, 3) to the closed hand.
+
+        Args:
+            points: (N, 3) mm.
+            vertices: of the posed hand; those of a forearm may follow.
+        """
+        return self.closed_mesh.distance(points, vertices[: len(self.vertices)])
 
     def first_free_pose(
         self, angles: Mapping[str, Tensor], stretch: Tensor

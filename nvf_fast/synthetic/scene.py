@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from nvf_fast.synthetic.forearm import face_materials, forearm_faces
-from nvf_fast.synthetic.point_distance import SearchableMesh
 from nvf_fast.synthetic.posed_hands import PosedHand
 from nvf_fast.synthetic.rasteriser import rasterise
 from nvf_fast.synthetic.rig import Rig
@@ -16,42 +15,7 @@ from nvf_fast.synthetic.skin import PALM
 from nvf_fast.synthetic.solids import Solid
 
 COVER_SIZE = 64  # px, of the raster of covered joints
-
-
-class HandGeometry(NamedTuple):
-    """Geometry common to all hands of a rig.
-
-    Attributes:
-        forearm: (R, 3) int32, its faces.
-        masks: (V + R', 5), from `skin_masks`, of the hand's vertices and the forearm's.
-        closed: the hand, closed at the wrist.
-        area: (F,) normalised cumulative area of its faces.
-    """
-
-    forearm: np.ndarray
-    masks: np.ndarray
-    closed: SearchableMesh
-    area: np.ndarray
-
-    @classmethod
-    def of(cls, rig: Rig) -> HandGeometry:
-        first, second, third = rig.vertices[rig.faces].transpose(1, 0, 2)
-        area = np.linalg.norm(np.cross(second - first, third - first), axis=1)
-        wide = np.arange(len(rig.faces), len(rig.closed_faces))
-        forearm = forearm_faces(rig.rim, len(rig.vertices))
-        masks = np.zeros((forearm.max() + 1, 5))
-        masks[:, PALM] = 0.35
-        masks[: len(rig.vertices)] = rig.masks
-        return cls(
-            forearm,
-            masks,
-            SearchableMesh.build(rig.vertices, rig.closed_faces, wide),
-            np.cumsum(area) / area.sum(),
-        )
-
-    def distances(self, points: np.ndarray, hand: PosedHand) -> np.ndarray:
-        """Measure signed distances (N,) mm of points (N, 3) to the hand, closed at the wrist."""
-        return self.closed.distance(points, hand.vertices[: len(self.closed.starts) - 1])
+ARM_PALM = 0.35  # weight of the palm on forearms
 
 
 class Scene(NamedTuple):
@@ -79,7 +43,6 @@ class Scene(NamedTuple):
     def of(
         cls,
         rig: Rig,
-        geometry: HandGeometry,
         hands: Sequence[PosedHand],
         left: Sequence[bool],
         objects: Sequence[tuple[Solid, int]] = (),
@@ -87,30 +50,33 @@ class Scene(NamedTuple):
         """Gather hands and solids.
 
         Args:
-            rig, geometry: of the hands.
+            rig: of the hands.
             hands: right hands in the camera frame.
             left: which of them are shown mirrored.
             objects: solids with their materials.
         """
         solids = [solid for solid, _ in objects]
+        forearm = forearm_faces(rig.rim, len(rig.vertices))
+        on_forearm = np.zeros((forearm.max() + 1 - len(rig.vertices), rig.masks.shape[1]))
+        on_forearm[:, PALM] = ARM_PALM
         meshes = [hand.seen(side).vertices for hand, side in zip(hands, left, strict=True)]
         meshes += [solid.vertices for solid in solids]
         starts = np.cumsum([0, *map(len, meshes)], dtype=np.int32)
         turns = [slice(None, None, -1 if side else 1) for side in left]  # mirrored faces are turned over
-        faces = [rig.faces[:, turn] for turn in turns] + [geometry.forearm[:, turn] for turn in turns]
+        faces = [rig.faces[:, turn] for turn in turns] + [forearm[:, turn] for turn in turns]
         faces += [solid.faces for solid in solids]
         offsets = [*starts[: len(hands)], *starts[:-1]]
         places = [place for hand in hands for place in (rig.vertices, hand.places)]
         arms = [face_materials(hand.forearm, len(rig.rim)) for hand in hands]
         of_vertices = [np.zeros(len(hand.vertices), np.int64) for hand in hands]
         for of_hand, turn, arm in zip(of_vertices, turns, arms, strict=True):
-            of_hand[geometry.forearm[:, turn]] = arm[:, None]
+            of_hand[forearm[:, turn]] = arm[:, None]
         of_faces = [np.zeros(len(rig.faces), np.int64)] * len(hands) + arms
         return cls(
             vertices=_joined(meshes, 3),
             faces=_joined([f + first for f, first in zip(faces, offsets, strict=True)], 3, kind=np.int32),
             places=_joined(places + [solid.vertices - solid.vertices.mean(0) for solid in solids], 3),
-            masks=_joined([geometry.masks] * len(hands), 5),
+            masks=_joined([rig.masks, on_forearm] * len(hands), 5),
             materials=_joined(of_faces + [np.full(len(s.faces), kind) for s, kind in objects], kind=np.int64),
             vertex_materials=_joined(
                 of_vertices + [np.full(len(s.vertices), kind) for s, kind in objects], kind=np.int64
@@ -124,13 +90,11 @@ def _joined(parts: Sequence[np.ndarray], *shape: int, kind: type = np.float64) -
     return np.concatenate([np.empty((0, *shape), kind), *parts])
 
 
-def covered_joints(
-    rig: Rig, geometry: HandGeometry, hands: Sequence[PosedHand], left: Sequence[bool], slope: float
-) -> list[float]:
+def covered_joints(rig: Rig, hands: Sequence[PosedHand], left: Sequence[bool], slope: float) -> list[float]:
     """Measure the occlusion of each hand by forearms and the other hand.
 
     Args:
-        rig, geometry: of the hands.
+        rig: of the hands.
         hands: right hands in the camera frame.
         left: which of them are shown mirrored.
         slope: tangent of half the view's angle.
@@ -138,7 +102,7 @@ def covered_joints(
     Returns:
         Ratio of each hand's joints inside the view that are occluded, in [0, 1].
     """
-    scene = Scene.of(rig, geometry, hands, left)
+    scene = Scene.of(rig, hands, left)
     focal = COVER_SIZE / 2 / slope
     shown, _, _ = rasterise(scene.vertices, scene.faces, focal, COVER_SIZE)
     covered = []

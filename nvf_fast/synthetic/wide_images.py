@@ -194,7 +194,7 @@ class WideImages:
         draws = Draws(stream.below(2**50), "posed hand", [0])
         (hand,) = draw_unit_hands(self._rig, draws, self.options.sleeves)
         hand = _at_slope(hand.turned(draw_orientation(stream, self.options.any_orientation)), slope)
-        if covered_joints(self._rig, self._renderer.geometry, [hand], [left], slope)[0] >= MOST_HIDDEN:
+        if covered_joints(self._rig, [hand], [left], slope)[0] >= MOST_HIDDEN:
             return None
         focal, seen = size / slope, hand.seen(left)
         in_front = seen.vertices[seen.vertices[:, 2] > NEAREST_MM]

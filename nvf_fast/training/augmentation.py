@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from nvf_fast.data.rotations import rotation_about
-from nvf_fast.data.surfaces import HandSurfaces
+from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.volumes import Volume
 
 ABSENT_SCALE_MM = 15.0  # input of the network for an unknown hand scale: 0 after normalisation
@@ -58,11 +58,11 @@ class Augmentation:
 
 def augment(
     images: Tensor,
-    hands: HandSurfaces,
+    hands: MeshHands,
     volume: Volume,
     augmentation: Augmentation,
     generator: torch.Generator,
-) -> tuple[Tensor, HandSurfaces, Tensor]:
+) -> tuple[Tensor, MeshHands, Tensor]:
     """Augment each image once.
 
     Args:
@@ -102,7 +102,7 @@ def _about_optical_axis(angle: Tensor) -> Tensor:
 
 
 def _roll_angles(
-    hands: HandSurfaces, volume: Volume, limit: float, generator: torch.Generator, tries: int = 4
+    hands: MeshHands, volume: Volume, limit: float, generator: torch.Generator, tries: int = 4
 ) -> Tensor:
     """(B,) radians: of a few draws the first that moves no joint out of the image, else 0."""
     angles = _range(limit, (tries, len(hands.joints)), hands.joints, generator)

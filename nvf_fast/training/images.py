@@ -10,7 +10,7 @@ from torch import Tensor
 from nvf_fast.camera import remap
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
-from nvf_fast.data.surfaces import HandSurfaces, MeshHands
+from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.volumes import Volume, volume_of
 
 
@@ -22,7 +22,7 @@ class ImageBatch(NamedTuple):
     """
 
     images: Tensor
-    hands: HandSurfaces
+    hands: MeshHands
     damaged: tuple[str, ...] = ()
 
 
@@ -58,7 +58,7 @@ class TaskImages:
             image, hand = self._prepared(self._readable(index, damaged))
             images.append(image)
             hands.append(hand)
-        return ImageBatch(torch.stack(images), type(hands[0]).stack(hands), tuple(damaged))
+        return ImageBatch(torch.stack(images), MeshHands.stack(hands), tuple(damaged))
 
     def _readable(self, index: int, damaged: list[str]) -> HandSample:
         last: DamagedImageError | None = None

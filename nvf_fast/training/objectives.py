@@ -1,84 +1,126 @@
-"""Labels of a batch of hands and losses against them, by method (Secs. 3.3 and 4.1)."""
+"""Batches of a training step and their losses, by the network's view and method (Secs. 3.3 and 4.1)."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
-from nvf_fast.baselines import DenseBaseline, HolisticBaseline
-from nvf_fast.config import NVFConfig
-from nvf_fast.data.surfaces import HandSurfaces
+from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
+from nvf_fast.data.hand_views import HandViews
+from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.model import NVF
+from nvf_fast.training.augmentation import augment
+from nvf_fast.training.config import TrainingConfig
+from nvf_fast.training.hand_losses import HandBatch, hand_losses
+from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.labels import voting_labels
-from nvf_fast.training.losses import LossConfig, Targets, field_losses, mean_terms
-from nvf_fast.training.points import PointSampling, sample_points
-from nvf_fast.volumes import Volume
+from nvf_fast.training.losses import AuxiliaryHead, Targets, field_losses, mean_terms
+from nvf_fast.training.points import sample_points
+from nvf_fast.volumes import volume_of
 
 
-class Objective(Protocol):
-    """One method's labels and losses.
+class Batch(NamedTuple):
+    """An augmented and labelled batch of images.
 
-    Labels are a NamedTuple of tensors whose first axis is the batch, so that parts of a batch join.
+    images (B, 3, S, S) normalised; hand_scale (B,) mm, the network's input; labels of the method; joints
+    (B, 21, 3) mm in the task's frame; true_scale (B,) mm.
     """
 
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """The losses shown beside the progress bar."""
-        ...
+    images: Tensor
+    hand_scale: Tensor
+    labels: Any
+    joints: Tensor
+    true_scale: Tensor
 
-    def labels(self, hands: HandSurfaces, generator: torch.Generator) -> Any:
+
+class Objective(ABC):
+    """Batches and losses on images of the reference frustum or the root cube.
+
+    A method's labels are a NamedTuple of tensors whose first axis is the batch, so that parts of a batch join.
+
+    Args:
+        config: every number of the training.
+        device: where to compute.
+        layout: memory format of the images.
+    """
+
+    shown: tuple[str, ...]  # losses shown beside the progress bar
+
+    def __init__(self, config: TrainingConfig, device: torch.device, layout: torch.memory_format) -> None:
+        self.config, self.device, self.layout = config, device, layout
+        self.volume = volume_of(config.model)
+
+    @abstractmethod
+    def labels(self, hands: MeshHands, generator: torch.Generator) -> Any:
         """Label B hands in the task's frame; `generator` is the source of every random number."""
-        ...
 
-    def losses(
-        self, model: Any, every_features: list[Tensor], labels: Any, scale: Tensor | None
+    @abstractmethod
+    def stack_losses(
+        self, model: Any, features: Tensor, labels: Any, scale: Tensor | None
     ) -> dict[str, Tensor]:
-        """() tensors, "loss" their weighted sum, averaged over every stack's features (B, C, H, W)."""
-        ...
+        """() losses of one stack's features (B, C, H, W) by name, unweighted, and "loss", their weighted sum."""
+
+    @torch.no_grad()
+    def batch(self, parts: Iterable[tuple[ImageBatch, torch.Generator]]) -> Batch:
+        """Join parts of a batch, each augmented and labelled with its own random numbers.
+
+        Args:
+            parts: images on any device, and a generator on the objective's.
+        """
+        made = []
+        for part, generator in parts:
+            images = part.images.to(self.device, non_blocking=True)
+            hands = part.hands.to(self.device)
+            images, hands, hand_scale = augment(
+                images, hands, self.volume, self.config.augmentation, generator
+            )
+            labels = self.labels(hands, generator)
+            made.append((images, hand_scale, labels, hands.joints, hands.hand_scale))
+        images, hand_scales, labels, joints, true_scales = zip(*made, strict=True)
+        return Batch(
+            torch.cat(images).contiguous(memory_format=self.layout),
+            torch.cat(hand_scales),
+            type(labels[0])(*map(torch.cat, zip(*labels, strict=True))),
+            torch.cat(joints),
+            torch.cat(true_scales),
+        )
+
+    def losses(self, model: Network, auxiliary: AuxiliaryHead | None, batch: Batch) -> dict[str, Tensor]:
+        """() tensors by name, unweighted, and "loss", their weighted sum, to be minimised."""
+        bfloat16 = self.config.optimisation.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            every_features = model.encode_all(batch.images)
+        scale = batch.hand_scale if self.config.model.hand_scale else None
+        terms = mean_terms(
+            [self.stack_losses(model, features, batch.labels, scale) for features in every_features]
+        )
+        if auxiliary is not None:
+            extra = auxiliary.losses(every_features[-1], batch.joints, batch.true_scale)
+            weighted = self.config.losses.auxiliary_weight * torch.stack([*extra.values()]).sum()
+            terms = {**terms, **extra, "loss": terms["loss"] + weighted}
+        return terms
 
 
-def objective_of(config: NVFConfig, sampling: PointSampling, losses: LossConfig, volume: Volume) -> Objective:
-    """Make the objective of a network."""
-    if config.method == "nvf":
-        return FieldObjective(volume, sampling, losses)
-    if config.method == "dense":
-        return DenseObjective(volume, config.feature_size, losses)
-    return HolisticObjective(losses)
-
-
-class FieldLabels(NamedTuple):
-    """Query points (B, N, 3) mm in the task's frame, and the labels of the field there."""
-
-    points: Tensor
-    sdf: Tensor
-    near: Tensor
-    weight: Tensor
-    direction: Tensor
-
-
-class FieldObjective:
+class FieldObjective(Objective):
     """NVF: signed distance and votes at points about the hand (Eqs. 5-7)."""
 
     shown = ("loss", "sdf", "weight", "direction")
 
-    def __init__(self, volume: Volume, sampling: PointSampling, losses: LossConfig) -> None:
-        self.volume, self.sampling, self.config = volume, sampling, losses
+    def labels(self, hands: MeshHands, generator: torch.Generator) -> Targets:
+        points, sdf = sample_points(hands, self.volume, self.config.sampling, generator)
+        return Targets.build(points, sdf, hands.joints, self.config.losses)
 
-    def labels(self, hands: HandSurfaces, generator: torch.Generator) -> FieldLabels:
-        points, sdf = sample_points(hands, self.volume, self.sampling, generator)
-        return FieldLabels(points, *Targets.build(points, sdf, hands.joints, self.config))
-
-    def losses(
-        self, model: NVF, every_features: list[Tensor], labels: FieldLabels, scale: Tensor | None
+    def stack_losses(
+        self, model: NVF, features: Tensor, labels: Targets, scale: Tensor | None
     ) -> dict[str, Tensor]:
-        points, targets = self.volume.network_points(labels.points), Targets(*labels[1:])
-        fields = [
-            model.query(features, points, model.reference_intrinsics, scale) for features in every_features
-        ]
-        return mean_terms([field_losses(field, targets, self.config) for field in fields])
+        points = self.volume.network_points(labels.points)
+        field = model.query(features, points, model.reference_intrinsics, scale)
+        return field_losses(field, labels, self.config.losses)
 
 
 class HolisticLabels(NamedTuple):
@@ -87,27 +129,19 @@ class HolisticLabels(NamedTuple):
     joints: Tensor
 
 
-class HolisticObjective:
+class HolisticObjective(Objective):
     """Baseline-Holistic: Huber loss of the normalised joints (Eq. 10)."""
 
     shown = ("loss",)
 
-    def __init__(self, losses: LossConfig) -> None:
-        self.beta = losses.vote_beta
-
-    def labels(self, hands: HandSurfaces, generator: torch.Generator) -> HolisticLabels:
+    def labels(self, hands: MeshHands, generator: torch.Generator) -> HolisticLabels:
         return HolisticLabels(hands.joints)
 
-    def losses(
-        self,
-        model: HolisticBaseline,
-        every_features: list[Tensor],
-        labels: HolisticLabels,
-        scale: Tensor | None,
+    def stack_losses(
+        self, model: HolisticBaseline, features: Tensor, labels: HolisticLabels, scale: Tensor | None
     ) -> dict[str, Tensor]:
-        expected = model.normalised(labels.joints)
-        predicted = [model.regress(features, scale) for features in every_features]
-        return mean_terms([{"loss": smooth_l1_loss(each, expected, beta=self.beta)} for each in predicted])
+        expected, predicted = model.normalised(labels.joints), model.regress(features, scale)
+        return {"loss": smooth_l1_loss(predicted, expected, beta=self.config.losses.vote_beta)}
 
 
 class DenseLabels(NamedTuple):
@@ -122,39 +156,70 @@ class DenseLabels(NamedTuple):
     joints: Tensor
 
 
-class DenseObjective:
+class DenseObjective(Objective):
     """Baseline-2D-Dense: the hand's mask, and votes where it is (Eqs. 11-12)."""
 
     shown = ("loss", "mask", "weight", "joints")
 
-    def __init__(self, volume: Volume, side: int, losses: LossConfig) -> None:
-        self.volume, self.side, self.config = volume, side, losses
-
-    def labels(self, hands: HandSurfaces, generator: torch.Generator) -> DenseLabels:
-        rays = self.volume.rays(self.side, hands.joints.device)
+    def labels(self, hands: MeshHands, generator: torch.Generator) -> DenseLabels:
+        losses = self.config.losses
+        rays = self.volume.rays(self.config.model.feature_size, hands.joints.device)
         origins, directions = (each.expand(len(hands), -1, -1) for each in rays)
         along = hands.first_hit(origins, directions)
         hand = along.isfinite()
         points = origins + along.where(hand, 0.0)[..., None] * directions
-        weight, _ = voting_labels(points, hands.joints, hand, self.config.ball_mm, self.config.nearest)
+        weight, _ = voting_labels(points, hands.joints, hand, losses.ball_mm, losses.nearest)
         return DenseLabels(hand, weight, hands.joints)
 
-    def losses(
-        self, model: DenseBaseline, every_features: list[Tensor], labels: DenseLabels, scale: Tensor | None
+    def stack_losses(
+        self, model: DenseBaseline, features: Tensor, labels: DenseLabels, scale: Tensor | None
     ) -> dict[str, Tensor]:
+        losses = self.config.losses
+        votes = model.votes(features, scale)
         hand = labels.hand.float()
         # Each part is a mean over all L texels, those off the hand counting as zero (Eq. 12).
         shown = hand[..., None]
-        expected = model.normalised(labels.joints)[:, None]
-        terms = []
-        for features in every_features:
-            votes = model.votes(features, scale)
-            mask = binary_cross_entropy_with_logits(votes.hand, hand)
-            weight = self._huber(votes.weight * shown, labels.weight) / 4
-            joints = self._huber(votes.joints * shown[..., None], expected * shown[..., None]) * 3 / 4
-            loss = mask + self.config.vote_weight * (weight + joints)
-            terms.append({"mask": mask, "weight": weight, "joints": joints, "loss": loss})
-        return mean_terms(terms)
+        expected = model.normalised(labels.joints)[:, None] * shown[..., None]
+        mask = binary_cross_entropy_with_logits(votes.hand, hand)
+        weight = smooth_l1_loss(votes.weight * shown, labels.weight, beta=losses.vote_beta) / 4
+        joints = smooth_l1_loss(votes.joints * shown[..., None], expected, beta=losses.vote_beta) * 3 / 4
+        loss = mask + losses.vote_weight * (weight + joints)
+        return {"mask": mask, "weight": weight, "joints": joints, "loss": loss}
 
-    def _huber(self, predicted: Tensor, expected: Tensor) -> Tensor:
-        return smooth_l1_loss(predicted, expected, beta=self.config.vote_beta)
+
+class HandObjective:
+    """Batches and losses on hand views, the counterpart of `Objective`."""
+
+    shown = ("loss", "places", "depths", "middle", "sdf")
+
+    def __init__(self, config: TrainingConfig, device: torch.device, layout: torch.memory_format) -> None:
+        self.config, self.device, self.layout = config, device, layout
+
+    @torch.no_grad()
+    def batch(self, parts: Iterable[tuple[HandViews, torch.Generator]]) -> HandBatch:
+        """Join parts of a batch, with random changes of colour and random moves of each view."""
+        made = []
+        for views, generator in parts:
+            batch = HandBatch.of(views, self.device)
+            count, jitter = len(batch.images), self.config.views.colour
+            noise = torch.randn(count, 4, 1, 1, generator=generator, device=self.device) * jitter
+            images = (batch.images * noise[:, :3].exp() + noise[:, 3:]).clamp_(-1, 1)
+            # Cubed: most moves are small, by a pixel or less.
+            moves = (2 * torch.rand(count, 3, generator=generator, device=self.device) - 1) ** 3
+            made.append(batch._replace(images=images, moves=moves))
+        joined = HandBatch(*map(torch.cat, zip(*made, strict=True)))
+        return joined._replace(images=joined.images.contiguous(memory_format=self.layout))
+
+    def losses(self, model: NVF, auxiliary: None, batch: HandBatch) -> dict[str, Tensor]:
+        """() tensors by name, unweighted, and "loss", their weighted sum, to be minimised."""
+        bfloat16 = self.config.optimisation.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            return hand_losses(model, batch, self.config.hand_losses)
+
+
+def objective_of(config: TrainingConfig, device: torch.device, layout: torch.memory_format) -> Any:
+    """The `Objective` or `HandObjective` of a network."""
+    if config.model.view == "hand":
+        return HandObjective(config, device, layout)
+    methods = {"nvf": FieldObjective, "holistic": HolisticObjective, "dense": DenseObjective}
+    return methods[config.model.method](config, device, layout)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from nvf_fast.data.surfaces import HandSurfaces
+from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.volumes import Volume
 
 SPHERE_JOINT = 9
@@ -68,7 +68,7 @@ class PointSampling:
 
 
 def sample_points(
-    hands: HandSurfaces, volume: Volume, sampling: PointSampling, generator: torch.Generator | None = None
+    hands: MeshHands, volume: Volume, sampling: PointSampling, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sample query points around each hand.
 
