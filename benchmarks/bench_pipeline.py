@@ -173,7 +173,7 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         "dtype": dtype_name(case.dtype),
         "points_evaluated": int(pose.points_evaluated),
         "peer_estimated": case.estimated,
-        "asked_again": estimator.redone,
+        "retried": estimator.retried,
         "stages_ms": {name: total / 5 for name, total in stages.items()},
         "peak_mib": peak[0] if peak else None,
         **paired.metadata(),

@@ -5,39 +5,20 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvf_fast.camera import ViewPlan
 from nvf_fast.pipeline import Estimates, Pipeline, Views, network_images
+from nvf_fast.requests import Request
 from nvf_fast.runtime.cuda_graph import GraphedFunction, Recorder
 from nvf_fast.runtime.profiling import Profiler
 
 CROP_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them
 LOG = logging.getLogger("nvf_fast")
 _Votes = dict[int, tuple[Tensor, Tensor]]  # by image: points (V, 3) mm and votes (V, 21, 4)
-
-
-class Inputs(NamedTuple):
-    """B images with their sampling plans and the network's further inputs.
-
-    Attributes:
-        images: (H, W, 3) uint8 each, numpy or torch.
-        plans: the plan of each image's sampling.
-        scale: (B,) float32 mm, for the network, or None.
-        previous: (B, 21, 3) float32 mm, in the volume's frame, or None.
-        slopes: (B,) float32, of hand views, or None.
-        both_sides: whether to evaluate the mirrored hand view as well.
-    """
-
-    images: list[Any]
-    plans: list[ViewPlan]
-    scale: Tensor | None
-    previous: Tensor | None
-    slopes: Tensor | None
-    both_sides: list[bool]
 
 
 class BatchRunner:
@@ -64,12 +45,12 @@ class BatchRunner:
         self._size, self._device, self._profiler, self._exact = size, device, profiler, recorder is None
         self._graphed = None if recorder is None else GraphedFunction(self._launch, recorder)
 
-    def __call__(self, inputs: Inputs, return_votes: bool) -> Estimates:
+    def __call__(self, request: Request, return_votes: bool) -> Estimates:
         """Estimate all images; the results are on the CPU except for the votes."""
         order: list[int] = []
         every_packed: list[Tensor] = []
         votes: _Votes = {}
-        for members, packed, their_votes in self._in_parts(inputs, return_votes):
+        for members, packed, their_votes in self._in_parts(request, return_votes):
             order += members
             every_packed.append(packed)
             votes |= their_votes
@@ -80,45 +61,45 @@ class BatchRunner:
         needs_retry = estimates.needs_retry.nonzero()[:, 0].tolist()
         for image in needs_retry:
             self.retried += 1
-            packed, its_votes = self._run(inputs, [image], return_votes, exact=True)
+            packed, its_votes = self._run(request, [image], return_votes, exact=True)
             rows[image] = packed[0].cpu()
             votes |= its_votes
         estimates = Estimates.unpacked(rows) if needs_retry else estimates
         return estimates._replace(votes=[votes[image] for image in sorted(votes)])
 
-    def network_images(self, inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    def network_images(self, request: Request, dtype: torch.dtype) -> Tensor:
         """The views (B, 3, S, S) of all images, normalised for networks, without mirrored ones."""
         order, sampled = [], []
-        for members in self._alike(inputs):
-            views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
+        for members in self._groups(request):
+            views, factor = self._views(request, members), request.plans[members[0]].factor
             with self._profiler.stage("remap"):
                 sampled.append(network_images(views, self._size, factor, dtype))
             order += members
         return torch.cat(sampled)[torch.tensor(order).argsort().to(self._device)]
 
-    def _in_parts(self, inputs: Inputs, return_votes: bool) -> Iterator[tuple[list[int], Tensor, _Votes]]:
+    def _in_parts(self, request: Request, return_votes: bool) -> Iterator[tuple[list[int], Tensor, _Votes]]:
         """Yield images of one crop shape that fit into memory together, and the result of `_run` for them."""
-        together = self.pipeline.together(self._exact)
-        for rest in self._alike(inputs):
+        batch_size = self.pipeline.batch_size(self._exact)
+        for rest in self._groups(request):
             while rest:
-                members = rest[:together]
+                members = rest[:batch_size]
                 try:
-                    result = self._run(inputs, members, return_votes)
+                    result = self._run(request, members, return_votes)
                 except torch.OutOfMemoryError:
                     if len(members) == 1:
                         raise
-                    together = len(members) // 2
+                    batch_size = len(members) // 2
                     LOG.warning(
-                        "out of memory on %s: continuing with %d images at a time", self._device, together
+                        "out of memory on %s: continuing with %d images at a time", self._device, batch_size
                     )
                     continue
                 yield members, *result
                 rest = rest[len(members) :]
 
-    def _alike(self, inputs: Inputs) -> list[list[int]]:
+    def _groups(self, request: Request) -> list[list[int]]:
         """Group the images by the shape and factor of their crops, and by known or unknown side."""
         groups = defaultdict(list)
-        for image, (plan, both_sides) in enumerate(zip(inputs.plans, inputs.both_sides, strict=True)):
+        for image, (plan, both_sides) in enumerate(zip(request.plans, request.both_sides, strict=True)):
             groups[self._crop_shape(plan), plan.factor, both_sides].append(image)
         return list(groups.values())
 
@@ -131,38 +112,35 @@ class BatchRunner:
         return -(-height // unit) * unit, -(-width // unit) * unit
 
     def _run(
-        self, inputs: Inputs, members: list[int], return_votes: bool, exact: bool = False
+        self, request: Request, members: list[int], return_votes: bool, exact: bool = False
     ) -> tuple[Tensor, _Votes]:
         """`Estimates.packed` of a group of images, on the device, and their votes if requested."""
-        views, factor = self._views(inputs, members), inputs.plans[members[0]].factor
+        views, factor = self._views(request, members), request.plans[members[0]].factor
         if self._graphed is not None and not (exact or return_votes or self._profiler.measuring):
             given = tuple(tensor is not None for tensor in views)
-            key = _Key(tuple(views.crops.shape), factor, given)
-            return self._graphed(key, *(tensor for tensor in views if tensor is not None)), {}
+            return self._graphed((factor, tuple(views.crops.shape), given), *views), {}
         estimates = self.pipeline(views, factor, exact or self._exact)
         return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
 
-    def _views(self, inputs: Inputs, members: list[int]) -> Views:
+    def _views(self, request: Request, members: list[int]) -> Views:
         """The pipeline's input for a group of images, on the device."""
-        plans = [inputs.plans[image] for image in members]
+        plans = [request.plans[image] for image in members]
         matrices = torch.stack([plan.matrix for plan in plans])
-        known = [inputs.scale, inputs.previous, inputs.slopes]
+        known = [request.network_scale, request.previous, request.slopes]
         with self._profiler.stage("remap"):
             views = Views(
-                self._crops([inputs.images[image] for image in members], plans),
+                self._crops([request.images[image] for image in members], plans),
                 self._sent(matrices),
                 *(None if tensor is None else self._sent(tensor[members]) for tensor in known),
             )
-            if inputs.both_sides[members[0]]:
+            if request.both_sides[members[0]]:
                 mirror = matrices.new_tensor([[-1.0, 0.0, self._size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
                 views = views._replace(mirrored=self._sent(matrices @ mirror))
         return views
 
-    def _launch(self, key: _Key, *tensors: Tensor) -> Tensor:
-        """The pipeline with the signature that `GraphedFunction` needs."""
-        remaining = iter(tensors)
-        views = Views(*(next(remaining) if given else None for given in key.given))  # type: ignore[arg-type]
-        return self.pipeline(views, key.factor).packed()
+    def _launch(self, key: tuple[int, *tuple[Any, ...]], *views: Any) -> Tensor:
+        """The pipeline as a function of a graph's key and tensors."""
+        return self.pipeline(Views(*views), key[0]).packed()
 
     def _crops(self, images: list[Any], plans: list[ViewPlan]) -> Tensor:
         """Crop the visible parts of the images, as (B, h, w, 3) uint8 on the device."""
@@ -182,14 +160,6 @@ class BatchRunner:
         """Copy a small tensor to the device without synchronisation."""
         tensor = tensor.pin_memory() if self._device.type == "cuda" else tensor
         return tensor.to(self._device, non_blocking=True)
-
-
-class _Key(NamedTuple):
-    """Key of a CUDA graph: the crops' shape and factor, and the optional fields of `Views` that are given."""
-
-    shape: tuple[int, ...]
-    factor: int
-    given: tuple[bool, ...]
 
 
 def as_tensor(image: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Lists of points whose lengths depend on device data, with fixed capacities or exact lengths."""
+"""Lists of points whose lengths depend on device data: fixed capacities, with a flag on overflow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from nvf_fast.ops import Selection
 class Buffers:
     """Factory of the lists of one run over a batch of images.
 
-    Fixed capacities avoid synchronisation, as a CUDA graph requires; `overflow` then marks the images that
-    must run again with exact lengths, which synchronise.
+    Fixed capacities avoid synchronisation, as a CUDA graph requires. An image whose list overflows, or whose
+    search is rejected, is marked, and `BatchRunner` runs it again with lists of exact lengths, which
+    synchronise.
 
     Args:
         batch: number of images.
@@ -23,30 +24,34 @@ class Buffers:
         backend: of the operations; None chooses by device.
 
     Attributes:
-        overflow: (B,) bool, images with a list that exceeded its capacity.
+        needs_retry: (B,) bool, images that must run again with exact lists.
     """
 
     def __init__(
         self, batch: int, device: torch.device, exact: bool, backend: ops.Backend | None = None
     ) -> None:
         self.exact, self._backend = exact, backend
-        self.overflow = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.needs_retry = torch.zeros(batch, dtype=torch.bool, device=device)
 
     def compact(self, mask: Tensor, capacity: int) -> Selection:
         """The positions where a mask (B, N) bool is true; see `ops.compact`."""
-        return self._noted(ops.compact(mask, self._capacity(mask, capacity), backend=self._backend))
+        return self._marked(ops.compact(mask, self._capacity(mask, capacity), backend=self._backend))
 
     def select_voters(self, sdf: Tensor, surface_mm: float, capacity: int) -> Selection:
         """The points of sdf (B, N) mm near the surface, one slot at least; see `ops.select_voters`."""
         slots = self._capacity(sdf, capacity)
-        selection = self._noted(ops.select_voters(sdf, surface_mm, slots, backend=self._backend))
+        selection = self._marked(ops.select_voters(sdf, surface_mm, slots, backend=self._backend))
         if selection.indices.shape[1] == 0:
             return selection._replace(indices=pad(selection.indices, (0, 1), value=-1))
         return selection
 
+    def reject(self, images: Tensor) -> None:
+        """Mark further images, (B,) bool."""
+        self.needs_retry = self.needs_retry | images
+
     def _capacity(self, values: Tensor, capacity: int) -> int | None:
         return None if self.exact else max(1, min(capacity, values.shape[1]))
 
-    def _noted(self, selection: Selection) -> Selection:
-        self.overflow = self.overflow | selection.overflow
+    def _marked(self, selection: Selection) -> Selection:
+        self.reject(selection.overflow)
         return selection

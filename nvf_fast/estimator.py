@@ -175,7 +175,7 @@ class PoseEstimator:
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             with self._profiler.stage("prepare"):
                 request = self._read(image, K, hand_scale, box, side, return_votes, previous, root)
-            estimates = self.runner(request.inputs, return_votes)
+            estimates = self.runner(request, return_votes)
             with self._profiler.stage("read"):
                 pose = camera_poses(estimates, request, return_votes, self.model.config.presence_threshold)
                 pose = _like(pose, request.groups[0])
@@ -248,7 +248,7 @@ class PoseEstimator:
                 request = self._read(
                     [image] * count, intrinsics[0], hand_scale, found.boxes, [side] * count, return_votes
                 )
-            estimates = self.runner(request.inputs, return_votes)
+            estimates = self.runner(request, return_votes)
             with self._profiler.stage("read"):
                 presence = (estimates.presence.logit(1e-6) + found.scores.logit(1e-6)).sigmoid()
                 pose = camera_poses(estimates, request, return_votes, config.presence_threshold)
@@ -267,9 +267,9 @@ class PoseEstimator:
         with self._profiler.stage("prepare"):
             # One view of each suffices, since the network's presence covers hands of either side.
             request = self._read([image] * count, intrinsics[0], None, found.boxes, [side or "right"] * count)
-        images = self.runner.network_images(request.inputs, self.dtype)
+        images = self.runner.network_images(request, self.dtype)
         with self._profiler.stage("encode"):
-            slopes = request.inputs.slopes.to(self.device)  # type: ignore[union-attr]
+            slopes = request.slopes.to(self.device)  # type: ignore[union-attr]
             encoding = self.model.encode_hands(images, slopes)
         with self._profiler.stage("read"):
             present = encoding.presence.sigmoid() >= self.model.config.presence_threshold
@@ -279,7 +279,7 @@ class PoseEstimator:
             return found._replace(boxes=boxes).chosen(seen)
 
     @property
-    def redone(self) -> int:
+    def retried(self) -> int:
         """Number of images that ran again because of a fixed size or a search's guard."""
         return self.runner.retried
 

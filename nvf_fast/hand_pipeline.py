@@ -16,7 +16,7 @@ from nvf_fast.pipeline import (
     QueryOptions,
     Views,
     cast_votes,
-    images_together,
+    images_per_run,
     network_images,
 )
 from nvf_fast.pose import error_scores
@@ -32,13 +32,13 @@ class Voters(NamedTuple):
         points: (B, V, 3) float32 mm.
         votes: (B, V, 21, 4) float32 raw (weight, direction xyz).
         counts: (B,) int32, number of valid points.
-        overflow: (B,) bool, images with more than V points.
+        needs_retry: (B,) bool, images with more than V points.
     """
 
     points: Tensor
     votes: Tensor
     counts: Tensor
-    overflow: Tensor
+    needs_retry: Tensor
 
 
 class HandPipeline:
@@ -74,8 +74,8 @@ class HandPipeline:
         self._capacity = min(options.rows, len(self.lattice))
         self._query = query or options.query(model)
 
-    def together(self, exact: bool) -> int:
-        return images_together(len(self.lattice) if exact else self._capacity)
+    def batch_size(self, exact: bool) -> int:
+        return images_per_run(len(self.lattice) if exact else self._capacity)
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         slopes = views.slopes
@@ -94,7 +94,7 @@ class HandPipeline:
             torch.full_like(voters.counts, len(self.lattice)),
             encoding.presence.sigmoid(),
             left,
-            voters.overflow,
+            voters.needs_retry,
             list(zip(voters.points, voters.votes, strict=True)),
         )
 
@@ -129,7 +129,7 @@ class HandPipeline:
         with self._profiler.stage("vote"):
             votes = self._query.votes(samples, voters.indices)
             voted, _ = cast_votes(points, votes, voters.counts, self._options)
-        return coarse, voted, Voters(points, votes, voters.counts, buffers.overflow)
+        return coarse, voted, Voters(points, votes, voters.counts, buffers.needs_retry)
 
     def _encode(self, *views: Views, factor: int) -> HandEncoding:
         """Sample and encode the views of several batches, concatenated."""

@@ -153,8 +153,8 @@ class Estimates(NamedTuple):
 class Pipeline(Protocol):
     """Inference of one kind of network, with the data cached between runs."""
 
-    def together(self, exact: bool) -> int:
-        """Number of images that fit into one run."""
+    def batch_size(self, exact: bool) -> int:
+        """Largest number of images of one run."""
         ...
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
@@ -195,10 +195,10 @@ class FieldPipeline:
         self._capacities = Capacities(min(options.rows, len(self.lattice)), QUERIED, ACTIVE)
         self._places: dict[int, list[Places]] = {}
 
-    def together(self, exact: bool) -> int:
+    def batch_size(self, exact: bool) -> int:
         if self._options.search != "dense":
             return IMAGES  # searched one after the other
-        return images_together(len(self.lattice) if exact else self._capacities.voters)
+        return images_per_run(len(self.lattice) if exact else self._capacities.voters)
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         with self._profiler.stage("remap"):
@@ -207,29 +207,29 @@ class FieldPipeline:
             features = self._model.encode(images)
         with self._profiler.stage("query"):
             map_size = features.shape[2], features.shape[3]
-            fields = _Fields(self, self.query.project(features, views.scale), map_size)
+            field = _BatchField(self, self.query.project(features, views.scale), map_size)
         if self._options.search != "dense":
-            return self._searched(fields, len(images), views.previous, exact)
+            return self._searched(field, len(images), views.previous, exact)
         with self._profiler.stage("query"):
-            sdf = fields.every(1)
+            sdf = field.every(1)
         with self._profiler.stage("select"):
             buffers = Buffers(len(images), sdf.device, exact, self._options.backend)
             voters = buffers.select_voters(sdf, self._options.surface_mm, self._capacities.voters)
             nodes = self.lattice.filled(voters.indices, self.lattice.every(1))
         with self._profiler.stage("vote"):
-            points, votes = self.lattice.points(nodes), fields.votes(nodes)
+            points, votes = self.lattice.points(nodes), field.votes(nodes)
             joints, scores = cast_votes(points, votes, voters.counts, self._options)
         evaluated = torch.full_like(voters.counts, len(self.lattice))
         kept = list(zip(points, votes, strict=True))
-        return Estimates.without_heads(joints, scores, voters.counts, evaluated, buffers.overflow, kept)
+        return Estimates.without_heads(joints, scores, voters.counts, evaluated, buffers.needs_retry, kept)
 
-    def _searched(self, fields: _Fields, count: int, previous: Tensor | None, exact: bool) -> Estimates:
+    def _searched(self, field: _BatchField, count: int, previous: Tensor | None, exact: bool) -> Estimates:
         """Search and query each image's field, and cast the votes."""
         estimates, kept = [], []
         for image in range(count):
             buffers = Buffers(1, self.lattice.device, exact, self._options.backend)
             arguments = (
-                _ImageField(fields.of_image(image)),
+                field.of_image(image),
                 self.lattice,
                 self._options.surface_mm,
                 buffers,
@@ -245,8 +245,8 @@ class FieldPipeline:
                     result = guided(*arguments, self._cast_some, before)
             with self._profiler.stage("vote"):
                 joints, scores = result.pose or self._cast_some(result.points, result.votes, result.voters)
-            needs_retry = buffers.overflow | result.rejected
-            estimates.append((joints[None], scores[None], result.voters, result.evaluated, needs_retry))
+            flags = buffers.needs_retry
+            estimates.append((joints[None], scores[None], result.voters, result.evaluated, flags))
             kept.append((result.points, result.votes))
         joints, scores, voters, evaluated, needs_retry = map(torch.cat, zip(*estimates, strict=True))
         return Estimates.without_heads(joints, scores, voters, evaluated, needs_retry, kept)
@@ -270,14 +270,14 @@ class FieldPipeline:
         return self.query.locate(points, self._intrinsics, map_size)
 
 
-class _Fields(NamedTuple):
-    """The fields of a batch of images on the lattice."""
+class _BatchField(NamedTuple):
+    """The field of a batch of images on the lattice."""
 
     pipeline: FieldPipeline
     maps: Maps
     map_size: tuple[int, int]
 
-    def of_image(self, image: int) -> _Fields:
+    def of_image(self, image: int) -> _BatchField:
         return self._replace(maps=self.pipeline.query.image_maps(self.maps, image))
 
     def every(self, stride: int) -> Tensor:
@@ -293,21 +293,6 @@ class _Fields(NamedTuple):
     def votes(self, nodes: Tensor) -> Tensor:
         """Raw votes (B, N, J, 4) at nodes (N,) or (B, N)."""
         return self.pipeline.query.every_vote(self.maps, self.pipeline.located(nodes, self.map_size))
-
-
-class _ImageField(NamedTuple):
-    """The only field of a batch, for a search."""
-
-    fields: _Fields
-
-    def every(self, stride: int) -> Tensor:
-        return self.fields.every(stride)[0]
-
-    def at(self, nodes: Tensor) -> Tensor:
-        return self.fields.at(nodes)[0]
-
-    def votes(self, nodes: Tensor) -> Tensor:
-        return self.fields.votes(nodes)[0]
 
 
 class BaselinePipeline:
@@ -326,7 +311,7 @@ class BaselinePipeline:
         dense = isinstance(model, DenseBaseline)
         self._evaluated = model.config.feature_size**2 if dense else 1
 
-    def together(self, exact: bool) -> int:
+    def batch_size(self, exact: bool) -> int:
         return IMAGES
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
@@ -349,7 +334,7 @@ def network_images(views: Views, size: int, factor: int, dtype: torch.dtype) -> 
     return images.div_(127.5).sub_(1).to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def images_together(rows: int) -> int:
+def images_per_run(rows: int) -> int:
     """Number of images per run for `rows` rows of votes each."""
     return max(1, min(IMAGES, VOTE_BYTES // (rows * 21 * 4 * 4)))
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from nvf_fast.batches import Inputs
-from nvf_fast.camera import plan_view
+from nvf_fast.camera import ViewPlan, plan_view
 from nvf_fast.config import NVFConfig
 from nvf_fast.inputs import (
     check_hand_views,
@@ -29,27 +28,43 @@ from nvf_fast.volumes import FrustumVolume, HandVolume, Placement, RootCube
 
 
 class Request(NamedTuple):
-    """B images, one hand in each, with the placement of their views.
+    """B images, one hand in each, with the placement and the sampling of their views.
 
     Attributes:
-        inputs: of the pipeline.
+        images: (H, W, 3) uint8 each, numpy or torch.
+        plans: the plan of each image's sampling.
         placement: of the volume before each camera.
         intrinsics: (B, 3, 3) float64 px.
         left: (B,) bool, hands given as left ones.
+        both_sides: whether to evaluate each image's mirrored hand view as well.
         boxes: (B, 4) float64 px, or None.
         scale: (B,) float32 mm, hand scales, or None.
+        previous: (B, 21, 3) float32 mm, in the volume's frame, where a guided search begins, or None.
         groups: the original images, (B, H, W, 3) each.
         single: whether the argument was a single image.
     """
 
-    inputs: Inputs
+    images: list[Any]
+    plans: list[ViewPlan]
     placement: Placement
     intrinsics: Tensor
     left: Tensor
+    both_sides: list[bool]
     boxes: Tensor | None
     scale: Tensor | None
+    previous: Tensor | None
     groups: list[Any]
     single: bool
+
+    @property
+    def slopes(self) -> Tensor | None:
+        """(B,) float32, tangents of half the angles of hand views, or None."""
+        return None if self.placement.slopes is None else self.placement.slopes.float()
+
+    @property
+    def network_scale(self) -> Tensor | None:
+        """The hand scales as the network's input, which a network of hand views does not take."""
+        return self.scale if self.placement.slopes is None else None
 
 
 class RequestReader:
@@ -108,15 +123,10 @@ class RequestReader:
                 placement.homographies, sizes, both_sides, strict=True
             )
         ]
-        inputs = Inputs(
-            images,
-            plans,
-            None if hand else scale,
-            read_previous(previous, placement),
-            None if placement.slopes is None else placement.slopes.float(),
-            both_sides,
+        before = read_previous(previous, placement)
+        return Request(
+            images, plans, placement, intrinsics, left, both_sides, boxes, scale, before, groups, single
         )
-        return Request(inputs, placement, intrinsics, left, boxes, scale, groups, single)
 
     def _read_place(
         self, box: Any, root: Any, sizes: Sequence[Sequence[int]]

@@ -4,8 +4,8 @@ Of a dense grid's points 0.07 to 0.33 % lie within 1 to 5 mm of a hand's surface
 subdivision, `guided` by a provisional pose. Both query a subset of the dense grid, so that voters can be
 compared point by point.
 
-With `Buffers` of fixed capacities neither synchronises, and an overflow or a rejected search only marks the
-image. With exact buffers a rejected search continues.
+With `Buffers` of fixed capacities neither synchronises, and a rejected search marks the image. With exact
+buffers a rejected search continues.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class Capacities(NamedTuple):
 
 
 class LatticeField(Protocol):
-    """One image's field on a lattice."""
+    """The field of a batch of images, here of one, on a lattice."""
 
     def every(self, stride: int) -> Tensor:
-        """Signed distances (N,) mm at the nodes of `lattice.every(stride)`."""
+        """Signed distances (B, N) mm at the nodes of `lattice.every(stride)`."""
 
     def at(self, nodes: Tensor) -> Tensor:
-        """Signed distances (N,) mm at nodes (N,), +inf at `lattice.nowhere`."""
+        """Signed distances (B, N) mm at nodes (N,), +inf at `lattice.nowhere`."""
 
     def votes(self, nodes: Tensor) -> Tensor:
-        """Raw votes (N, J, 4) at nodes (N,), zero at `lattice.nowhere`."""
+        """Raw votes (B, N, J, 4) at nodes (N,), zero at `lattice.nowhere`."""
 
 
 CastVotes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -72,7 +72,6 @@ class SearchResult(NamedTuple):
     votes: Tensor  # (V, J, 4)
     voters: Tensor  # (1,) int32
     evaluated: Tensor  # (1,) int32 points that were queried
-    rejected: Tensor  # (1,) bool, whether the search must run again with exact buffers
     pose: tuple[Tensor, Tensor] | None = None  # joints (J, 3) mm and scores (J,), where the votes were cast
 
 
@@ -137,8 +136,8 @@ def guided(
     # NaN, without comparable joints, counts as disagreement.
     accepted = (border == lattice.nowhere).all() & (result.voters >= FEW_VOTERS) & (moved < DISAGREEMENT_MM)
     if not buffers.exact:
-        return result._replace(rejected=~accepted)
-    if accepted:
+        buffers.reject(~accepted)
+    if not buffers.exact or accepted:
         return result
     if given:
         again = guided(field, lattice, surface_mm, buffers, capacities, cast)
@@ -167,7 +166,7 @@ class _Queried:
 
     def every(self, stride: int) -> Tensor:
         """Query a sublattice, of which nothing has been queried. Returns its distances."""
-        sdf = self._field.every(stride)
+        sdf = self._field.every(stride)[0]
         self._note(self._lattice.every(stride), sdf)
         return sdf
 
@@ -184,7 +183,7 @@ class _Queried:
         else:
             parts = [nodes.masked_fill(~unqueried, self._lattice.nowhere)]
         for part in parts:
-            self._note(part, self._field.at(part))
+            self._note(part, self._field.at(part)[0])
         return nodes
 
     def provisional(self, stride: int, cast: CastVotes) -> Tensor:
@@ -194,7 +193,7 @@ class _Queried:
         nearest = distance.argsort(stable=True)
         nearest = nearest[: count if self._buffers.exact else self._capacities.voters]
         nodes = self._lattice.every(stride)[nearest]
-        return cast(self._lattice.points(nodes), self._field.votes(nodes), count[None])[0]
+        return cast(self._lattice.points(nodes), self._field.votes(nodes)[0], count[None])[0]
 
     def list_of(self, chosen: Tensor, capacity: int, values: Tensor | None = None) -> Tensor:
         """The positions where `chosen` (N,) bool, or the values (N,) there, ascending.
@@ -219,9 +218,8 @@ class _Queried:
         """All voters so far."""
         voters = self._voters()
         nodes = self._lattice.filled(voters.indices[0])
-        rejected = torch.zeros_like(self._evaluated, dtype=torch.bool)
-        points, votes = self._lattice.points(nodes), self._field.votes(nodes)
-        return SearchResult(points, votes, voters.counts, self._evaluated, rejected)
+        points, votes = self._lattice.points(nodes), self._field.votes(nodes)[0]
+        return SearchResult(points, votes, voters.counts, self._evaluated)
 
     def _voters(self) -> Selection:
         return self._buffers.select_voters(self.sdf[None], self._surface_mm, self._capacities.voters)

@@ -254,7 +254,7 @@ def test_fixed_sizes_preserve_poses(monkeypatch: pytest.MonkeyPatch, capacity: i
     again = hands if capacity == 16 else []
     estimator = with_fixed_sizes(reader(monkeypatch, [*hands, *again, *hands, *hands, *again]))
     pose = estimator(images, K, return_votes=True)
-    assert estimator.redone == len(again)
+    assert estimator.retried == len(again)
     assert pose.voters.tolist() == expected.voters.tolist() and pose.voters.min() > 16
     np.testing.assert_array_equal(pose.joints, expected.joints)
     for got, votes in zip(pose.votes, expected.votes, strict=True):

@@ -33,11 +33,11 @@ def hands() -> MeshHands:
 
 
 class TrueField:
-    """An exact field of one hand that records the queried points."""
+    """An exact field of one hand that records the queried points, and whether its search needs a retry."""
 
     def __init__(self, hand: MeshHands, lattice: Lattice, error_mm: float = 0.0) -> None:
         self.hand, self.lattice, self.error_mm = hand, lattice, error_mm
-        self.queried = torch.zeros(0, 3)
+        self.queried, self.needs_retry = torch.zeros(0, 3), False
 
     def every(self, stride: int) -> Tensor:
         return self.at(self.lattice.every(stride))
@@ -48,13 +48,13 @@ class TrueField:
         self.queried = torch.cat([self.queried, points])
         sdf = torch.full(nodes.shape, torch.inf)
         sdf[there] = self.distances(points)
-        return sdf
+        return sdf[None]
 
     def votes(self, nodes: Tensor) -> Tensor:
         there = nodes != self.lattice.nowhere
         votes = torch.zeros(len(nodes), 21, 4)
         votes[there] = self.votes_at(self.lattice.points(nodes[there]))
-        return votes
+        return votes[None]
 
     def distances(self, points: Tensor) -> Tensor:
         """Return signed distances (N,) mm at points (N, 3)."""
@@ -90,7 +90,7 @@ def assert_finds(result: SearchResult, field: TrueField, voters: Tensor) -> None
     queried = field.queried
     assert result.evaluated == len(queried) == len(queried.unique(dim=0)), "no point is queried twice"
     torch.testing.assert_close(result.votes[:count], field.votes_at(voters))
-    assert not result.rejected
+    assert not field.needs_retry
     if result.pose is not None:
         expected = cast(result.points[:count], result.votes[:count], result.voters)
         for got, value in zip(result.pose, expected, strict=True):
@@ -109,7 +109,8 @@ def search_octree(
 ) -> SearchResult:
     buffers = Buffers(1, field.lattice.device, exact)
     result = octree(field, field.lattice, surface_mm, buffers, capacities)
-    return result._replace(rejected=result.rejected | buffers.overflow)
+    field.needs_retry = bool(buffers.needs_retry)
+    return result
 
 
 def search_guided(
@@ -121,7 +122,8 @@ def search_guided(
 ) -> SearchResult:
     buffers = Buffers(1, field.lattice.device, exact)
     result = guided(field, field.lattice, SURFACE_MM, buffers, capacities, vote or cast, provisional)
-    return result._replace(rejected=result.rejected | buffers.overflow)
+    field.needs_retry = bool(buffers.needs_retry)
+    return result
 
 
 @EXACT
@@ -167,19 +169,20 @@ def test_guided_starts_from_a_previous_pose(hands: MeshHands, exact: bool) -> No
     assert_finds(result, field, voters)
     assert result.evaluated < 2_500, "no sparse pass"
     # A distant previous pose is discarded or, without synchronisation, marked for a retry.
-    result = search_guided(TrueField(hands[:1], lattice), previous + 150, exact=exact)
+    field = TrueField(hands[:1], lattice)
+    result = search_guided(field, previous + 150, exact=exact)
+    assert field.needs_retry == (not exact)
     if exact:
-        assert torch.equal(result.points, voters) and not result.rejected
-    else:
-        assert result.rejected
+        assert torch.equal(result.points, voters)
 
 
 @pytest.mark.parametrize("capacities", [(20, 2**16, 2**13), (8192, 100, 2**13), (8192, 2**16, 5)])
 def test_overflow_needs_retry(hands: MeshHands, capacities: tuple[int, int, int]) -> None:
     lattice = Lattice(8.0)
-    field = TrueField(hands[:1], lattice)
-    assert search_octree(field, exact=False, capacities=Capacities(*capacities)).rejected
-    assert search_guided(field, exact=False, capacities=Capacities(*capacities)).rejected
+    for search in (search_octree, search_guided):
+        field = TrueField(hands[:1], lattice)
+        search(field, exact=False, capacities=Capacities(*capacities))
+        assert field.needs_retry
 
 
 def displaced(offset: Tensor, first: list[bool]) -> CastVotes:
@@ -209,7 +212,8 @@ def test_guided_queries_everything_where_the_provisional_pose_was_wrong(
     result = search_guided(field, vote=displaced(torch.tensor(offset), [True]))
     assert_finds(result, field, dense_voters(TrueField(hands[:1], lattice)))
     assert result.evaluated == len(lattice)
-    assert search_guided(field, vote=displaced(torch.tensor(offset), [True]), exact=False).rejected
+    search_guided(field, vote=displaced(torch.tensor(offset), [True]), exact=False)
+    assert field.needs_retry
 
 
 class EmptyField(TrueField):

@@ -30,7 +30,7 @@ class Recorder(Protocol):
 class GraphedFunction:
     """A function `function(key, *tensors)` without synchronisation, replayed as a CUDA graph for each key.
 
-    The tensors of one key have the same shapes and dtypes in every call. Calls from several streams and
+    The tensors of one key have the same shapes and dtypes in every call, or are None in every call. Calls from several streams and
     threads run one after the other, since they use the same memory. If a capture fails, a warning gives the
     reason, and its key runs without a graph from then on.
 
@@ -44,7 +44,7 @@ class GraphedFunction:
         self._captured: OrderedDict[Hashable, _Captured | None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, key: Hashable, *tensors: Tensor) -> Tensor:
+    def __call__(self, key: Hashable, *tensors: Tensor | None) -> Tensor:
         """Compute the function's result, in newly allocated memory.
 
         Raises:
@@ -60,13 +60,14 @@ class GraphedFunction:
             if captured is not None:
                 with self._recorder.in_order():
                     for buffer, tensor in zip(captured.inputs, tensors, strict=True):
-                        buffer.copy_(tensor, non_blocking=True)
+                        if buffer is not None and tensor is not None:
+                            buffer.copy_(tensor, non_blocking=True)
                     captured.launch()
                     return captured.output.clone()
         return self._function(key, *tensors)
 
-    def _capture(self, key: Hashable, tensors: tuple[Tensor, ...]) -> _Captured | None:
-        inputs = [tensor.clone() for tensor in tensors]
+    def _capture(self, key: Hashable, tensors: tuple[Tensor | None, ...]) -> _Captured | None:
+        inputs = [None if tensor is None else tensor.clone() for tensor in tensors]
         try:
             with self._recorder.in_order():
                 launch, output = self._recorder.record(lambda: self._function(key, *inputs))
@@ -79,7 +80,7 @@ class GraphedFunction:
 
 
 class _Captured(NamedTuple):
-    inputs: list[Tensor]
+    inputs: list[Tensor | None]
     launch: Callable[[], None]
     output: Tensor
 
