@@ -20,7 +20,7 @@ from benchmarks.plain_step import PlainStep
 from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.config import PRESETS, Optimisation, TrainingConfig
 from nvf_fast.training.images import ImageBatch
-from nvf_fast.training.loop import load_batches
+from nvf_fast.training.loader import load_batches
 from nvf_fast.training.trainer import Trainer
 
 
@@ -74,7 +74,7 @@ def bench_training_step(benchmark: Any, make: Any, precision: str, compiled: boo
     exact = trainer(precision="float32")
     parts = next(load_batches(exact, data))
     plain = PlainStep(exact)
-    terms = exact.arithmetic.losses(exact.model, exact.auxiliary, exact.batch(parts))
+    terms = exact.objective.losses(exact.model, exact.auxiliary, exact.batch(parts))
     assert plain.loss(parts).item() == pytest.approx(terms["loss"].item(), rel=1e-4)
 
     ours = trainer(precision=precision, compile=compiled)

@@ -32,7 +32,7 @@ class PlainStep:
     def __init__(self, trainer: Trainer) -> None:
         assert isinstance(trainer.model, NVF)
         self.config, self.device, self.own = trainer.config, trainer.device, trainer.own
-        self.volume = trainer.arithmetic.volume
+        self.volume = trainer.objective.volume
         self.model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.auxiliary = copy.deepcopy(trainer.auxiliary)
         for parent in list(self.model.encoder.modules()):
@@ -121,4 +121,4 @@ def brute_labels(
         votes &= torch.zeros_like(votes).scatter(1, order[:, :nearest], True)
         weights.append(torch.where(votes, 1 - distance / ball_mm, 0.0))
         directions.append(torch.where(votes[..., None], offset / distance[..., None], 0.0))
-    return Targets(sdf, near, torch.stack(weights, -1), torch.stack(directions, 2))
+    return Targets(points, sdf, near, torch.stack(weights, -1), torch.stack(directions, 2))

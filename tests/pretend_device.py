@@ -35,7 +35,7 @@ from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import PRESETS
 from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.losses import AuxiliaryHead
-from nvf_fast.training.step import Step
+from nvf_fast.training.objectives import objective_of
 from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
 
@@ -227,9 +227,9 @@ def _train(method: Any, preset: str) -> None:
         torch.manual_seed(0)
         network = build(config.model).to(device)
         auxiliary = AuxiliaryHead(config.model.width).to(device) if config.losses.auxiliary_weight else None
-        step = Step(config, torch.device(device), torch.channels_last)
-        batch = step.batch([(images, torch.Generator().manual_seed(1))])
-        terms = step.losses(network, auxiliary, batch)
+        objective = objective_of(config, torch.device(device), torch.channels_last)
+        batch = objective.batch([(images, torch.Generator().manual_seed(1))])
+        terms = objective.losses(network, auxiliary, batch)
         terms["loss"].backward()
         assert {p.grad.device for p in network.parameters() if p.grad is not None} == {torch.device(device)}
         losses.append(terms["loss"].item())

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
-from torch import Tensor
 
 from nvf_fast.training.labels import voting_labels
 
@@ -56,17 +54,3 @@ def test_point_on_a_joint_has_full_weight_and_no_direction() -> None:
     weight, direction = voting_labels(points, points, torch.tensor([[True]]))
     assert weight.item() == 1
     assert direction.count_nonzero() == 0
-
-
-@pytest.mark.parametrize(
-    ("points", "joints", "near"),
-    [
-        (torch.zeros(2, 5, 2), torch.zeros(2, 21, 3), torch.ones(2, 5, dtype=torch.bool)),
-        (torch.zeros(2, 5, 3), torch.zeros(3, 21, 3), torch.ones(2, 5, dtype=torch.bool)),
-        (torch.zeros(2, 5, 3), torch.zeros(2, 21, 3), torch.ones(2, 4, dtype=torch.bool)),
-        (torch.zeros(2, 5, 3), torch.zeros(2, 21, 3), torch.ones(2, 5)),
-    ],
-)
-def test_refuses_mismatched_shapes(points: Tensor, joints: Tensor, near: Tensor) -> None:
-    with pytest.raises(ValueError, match="got"):
-        voting_labels(points, joints, near)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,26 +12,30 @@ import torch
 
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.training.images import ImageBatch
-from nvf_fast.training.loader import Order, load_parts
-from nvf_fast.training.loop import load_batches, train
-from tests.training_cases import Dots, assert_same_state, log_of, saved_training, state_of, tiny
+from nvf_fast.training.loader import load_batches, part_of
+from nvf_fast.training.loop import train
+from nvf_fast.training.trainer import Trainer
+from tests.training_cases import Dots, assert_same_state, log_of, state_of, tiny
 
 
 def test_each_epoch_permutes_the_images_and_parts_are_disjoint() -> None:
-    order = Order(seed=3, images=14, batch=4, parts=2)
+    def part(step: int, part: int, seed: int = 3, parts: int = 2) -> list[int]:
+        options = replace(tiny().optimisation, batch=4, parts=parts)
+        return part_of(tiny(seed=seed, optimisation=options), 14, step, part)
+
     epochs = [
-        [index for step in range(3 * e, 3 * e + 3) for part in range(2) for index in order.part(step, part)]
+        [index for step in range(3 * e, 3 * e + 3) for number in range(2) for index in part(step, number)]
         for e in range(3)
     ]
     assert all(len(epoch) == len(set(epoch)) == 12 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert order.part(4, 1) == Order(3, 14, 4, 2).part(4, 1) != Order(4, 14, 4, 2).part(4, 1)
-    assert order.part(4, 0) + order.part(4, 1) == Order(3, 14, 4, 1).part(4, 0)
+    assert part(4, 1) != part(4, 1, seed=4)
+    assert part(4, 0) + part(4, 1) == part(4, 0, parts=1)
 
 
-def test_workers_preserve_batches_and_random_state(tmp_path: Path) -> None:
+def test_workers_preserve_batches_and_random_state() -> None:
     data = Dots(damaged=(3,))
-    trainer = saved_training(tiny(steps=9), tmp_path, data).trainer
+    trainer = Trainer(tiny(steps=9), 12, torch.device("cpu"))
     trainer.step = 2  # as after resuming
     before = torch.get_rng_state()
     every = [list(load_batches(trainer, data, workers, 60)) for workers in (0, 1, 2)]
@@ -41,8 +46,7 @@ def test_workers_preserve_batches_and_random_state(tmp_path: Path) -> None:
             assert all(torch.equal(inline.images, other.images) for other in others)
             assert all(torch.equal(inline.hands.joints, other.hands.joints) for other in others)
             assert all(inline.damaged == other.damaged for other in others)
-    order = Order(seed=0, images=12, batch=4, parts=2)
-    expected = [data.images[order.part(2, part)].tolist() for part in (0, 1)]
+    expected = [data.images[part_of(tiny(), 12, 2, part)].tolist() for part in (0, 1)]
     assert [part.images.tolist() for part in every[0][0]] == expected
 
 
@@ -62,9 +66,9 @@ class Mortal(Dots):
     ("data", "message"), [(Silent(), "timed out after 1"), (Mortal(), "exited unexpectedly")]
 )
 def test_refuses_silent_and_dead_workers(data: Dots, message: str) -> None:
-    order = Order(seed=0, images=12, batch=4, parts=2)
+    trainer = Trainer(tiny(), 12, torch.device("cpu"))
     with pytest.raises(RuntimeError, match=message):
-        next(load_parts(data, order, (0, 1), range(3), workers=1, timeout_s=1))
+        next(load_batches(trainer, data, workers=1, timeout_s=1))
 
 
 def test_damaged_images_are_counted_and_named_once(tmp_path: Path) -> None:

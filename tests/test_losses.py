@@ -30,6 +30,7 @@ def targets() -> Targets:
 def test_known_errors_give_the_losses_of_the_paper() -> None:
     # Two images of two points and one joint; the second point of the first image is far from the surface.
     targets = Targets(
+        torch.zeros(2, 2, 3),
         torch.tensor([[4.0, 9.0], [-2.0, 0.0]]),
         torch.tensor([[True, False], [True, True]]),
         torch.tensor([[[0.5], [0.0]], [[0.25], [0.0]]]),
@@ -87,8 +88,8 @@ def test_votes_of_far_points_have_no_loss(
 
 
 def test_no_near_point_gives_zero_not_nan(predicted: tuple[Tensor, Tensor, Tensor], targets: Targets) -> None:
-    far = Targets(
-        targets.sdf + 1000, torch.zeros_like(targets.near), 0 * targets.weight, 0 * targets.direction
+    far = targets._replace(
+        near=torch.zeros_like(targets.near), weight=0 * targets.weight, direction=0 * targets.direction
     )
     for normalisation in ("elements", "near"):
         terms = field_losses(FieldValues(*predicted), far, replace(PAPER, vote_normalisation=normalisation))
@@ -97,10 +98,7 @@ def test_no_near_point_gives_zero_not_nan(predicted: tuple[Tensor, Tensor, Tenso
 
 
 def test_wide_term_has_gradients_outside_the_clamp(targets: Targets) -> None:
-    far = Targets(
-        torch.full((1, 3), 40.0),
-        *(value[:1, :3] for value in (targets.near, targets.weight, targets.direction)),
-    )
+    far = Targets(*(value[:1, :3] for value in targets))._replace(sdf=torch.full((1, 3), 40.0))
     for wide, pulled in ((0.0, False), (0.2, True)):
         sdf = torch.full((1, 3), 20.0, requires_grad=True)
         config = replace(PAPER, wide_weight=wide)

@@ -9,17 +9,16 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from nvf_fast.baselines import build
-from nvf_fast.config import NVFConfig
+from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.losses import LossConfig
-from nvf_fast.training.objectives import DenseObjective, FieldObjective, objective_of
+from nvf_fast.training.objectives import DenseObjective, FieldObjective, Objective, objective_of
 from nvf_fast.training.points import PointSampling
-from nvf_fast.training.step import Step
-from nvf_fast.volumes import FrustumVolume, RootCube, Volume
+from nvf_fast.volumes import Volume
 
 COARSE_MM = 10.0  # for hands of 1000 faces
 TINY = NVFConfig(input_size=64, stem=8, width=16, groups=4, stacks=2, hidden=(32, 16), hand_scale=False)
@@ -29,6 +28,11 @@ POINTS = PointSampling(surface=200, sphere=20, frustum=20, inside=60, outside=60
 @pytest.fixture(scope="module")
 def hands() -> MeshHands:
     return sample_hands(3, torch.Generator().manual_seed(4), surface=built_in_surface(COARSE_MM))
+
+
+def objective(model: NVFConfig, losses: LossConfig = LossConfig()) -> Objective:  # noqa: B008 (immutable)
+    config = TrainingConfig("test", model=model, sampling=POINTS, losses=losses)
+    return objective_of(config, torch.device("cpu"), torch.contiguous_format)
 
 
 def seeded() -> torch.Generator:
@@ -41,20 +45,28 @@ def in_frame(hands: MeshHands, volume: Volume) -> MeshHands:
     return hands.translated(-placement.origins.float())
 
 
-@pytest.mark.parametrize("volume", [FrustumVolume(), RootCube()], ids=["frustum", "cube"])
-def test_field_points_lie_in_the_volume_half_inside_the_hand(hands: MeshHands, volume: Volume) -> None:
+TASKS = pytest.mark.parametrize("task", ["camera-space", "root-relative"])
+
+
+@TASKS
+def test_field_points_lie_in_the_volume_half_inside_the_hand(hands: MeshHands, task: Task) -> None:
+    field = objective(replace(TINY, task=task))
+    assert isinstance(field, FieldObjective)
+    volume = field.volume
     placed = in_frame(hands, volume)
-    labels = FieldObjective(volume, POINTS, LossConfig()).labels(placed, seeded())
+    labels = field.labels(placed, seeded())
     assert labels.points.shape == (3, 120, 3) and volume.contains(labels.points).all()
     torch.testing.assert_close(labels.sdf, placed.signed_distance(labels.points), rtol=0, atol=2e-3)
     assert (labels.sdf[:, :60] < 0).all() and (labels.sdf[:, 60:] >= 0).all()
     assert torch.equal(labels.near, labels.sdf.abs() < 5)
 
 
-@pytest.mark.parametrize("volume", [FrustumVolume(), RootCube()], ids=["frustum", "cube"])
-def test_dense_labels_are_at_first_hits(hands: MeshHands, volume: Volume) -> None:
+@TASKS
+def test_dense_labels_are_at_first_hits(hands: MeshHands, task: Task) -> None:
+    dense = objective(replace(TINY, method="dense", input_size=128, task=task))
+    volume = dense.volume
     placed = in_frame(hands, volume)
-    labels = DenseObjective(volume, 32, LossConfig()).labels(placed, seeded())
+    labels = dense.labels(placed, seeded())
     assert 20 < labels.hand.sum() < 3 * 32 * 32
     origins, directions = volume.rays(32)
     for index in range(3):
@@ -71,11 +83,11 @@ def test_dense_labels_are_at_first_hits(hands: MeshHands, volume: Volume) -> Non
 
 def test_dense_loss_is_equation_12(hands: MeshHands) -> None:
     model = build(replace(TINY, method="dense"))
-    config = LossConfig(vote_weight=0.3)
-    objective = DenseObjective(FrustumVolume(), 16, config)
-    labels = objective.labels(hands, seeded())
+    dense = objective(model.config, LossConfig(vote_weight=0.3))
+    assert isinstance(dense, DenseObjective)
+    labels = dense.labels(hands, seeded())
     features = torch.randn(3, 16, 16, 16)
-    terms = objective.losses(model, [features], labels, None)
+    terms = dense.stack_losses(model, features, labels, None)
     votes = model.votes(features)
     huber = torch.zeros(())
     for image in range(3):
@@ -96,18 +108,14 @@ def test_each_method_overfits_a_batch(hands: MeshHands) -> None:
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     for method in ("nvf", "holistic", "dense"):
         for task in ("camera-space", "root-relative"):
-            config = TrainingConfig(
-                "test", model=replace(TINY, method=method, task=task), sampling=POINTS,
-                losses=LossConfig(clamp_mm=50.0, vote_beta=0.2),
-            )  # fmt: skip
-            step = Step(config, torch.device("cpu"), torch.contiguous_format)
-            placed = in_frame(hands, step.volume)
-            batch = step.batch([(ImageBatch(images, placed), seeded())])
-            model = build(config.model)
+            model = build(replace(TINY, method=method, task=task))
+            learned = objective(model.config, LossConfig(clamp_mm=50.0, vote_beta=0.2))
+            placed = in_frame(hands, learned.volume)
+            batch = learned.batch([(ImageBatch(images, placed), seeded())])
             optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
             losses = []
             for _ in range(25):
-                loss = step.losses(model, None, batch)["loss"]
+                loss = learned.losses(model, None, batch)["loss"]
                 losses.append(float(loss.detach()))
                 optimiser.zero_grad()
                 loss.backward()
@@ -117,20 +125,13 @@ def test_each_method_overfits_a_batch(hands: MeshHands) -> None:
 
 
 def test_parts_draw_from_their_own_generators(hands: MeshHands) -> None:
-    config = TrainingConfig("test", model=TINY, sampling=POINTS)
-    step = Step(config, torch.device("cpu"), torch.contiguous_format)
+    field = objective(TINY)
     images = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
 
     def part(rows: slice, seed: int) -> tuple[ImageBatch, torch.Generator]:
         return ImageBatch(images[rows], hands[rows]), torch.Generator().manual_seed(seed)
 
-    whole = step.batch([part(slice(0, 1), 1), part(slice(1, 3), 2)])
-    alone = step.batch([part(slice(1, 3), 2)])
+    whole = field.batch([part(slice(0, 1), 1), part(slice(1, 3), 2)])
+    alone = field.batch([part(slice(1, 3), 2)])
     assert torch.equal(whole.labels.points[1:], alone.labels.points)
     assert torch.equal(whole.joints, hands.joints) and torch.equal(whole.true_scale, hands.hand_scale)
-
-
-def test_objective_follows_the_method() -> None:
-    for method, name in (("nvf", "Field"), ("holistic", "Holistic"), ("dense", "Dense")):
-        made = objective_of(replace(TINY, method=method), POINTS, LossConfig(), FrustumVolume())
-        assert type(made).__name__ == f"{name}Objective"

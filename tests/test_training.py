@@ -13,9 +13,10 @@ import torch
 
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.training.config import TrainingConfig
+from nvf_fast.training.loader import load_batches
 from nvf_fast.training.log import NonFiniteLossError
-from nvf_fast.training.loop import load_batches, train
-from nvf_fast.training.step import Batch
+from nvf_fast.training.loop import train
+from nvf_fast.training.objectives import Batch
 from nvf_fast.training.trainer import Trainer
 from tests.training_cases import (
     Dots,

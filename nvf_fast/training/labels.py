@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SMALLEST_DISTANCE_MM = 1e-10  # a point on the joint itself gets the zero vector
-
 
 def voting_labels(
     points: Tensor, joints: Tensor, near: Tensor, ball_mm: float = 80.0, nearest: int = 1024
@@ -27,15 +25,6 @@ def voting_labels(
         weight (B, N, J) = 1 - distance / r, and direction (B, N, J, 3), unit vectors from point to joint;
         both zero where the label is.
     """
-    if not points.ndim == joints.ndim == 3 or not points.shape[::2] == joints.shape[::2] == (len(points), 3):
-        raise ValueError(
-            "expected points (B, N, 3) and joints (B, J, 3) in mm, "
-            f"got {tuple(points.shape)} and {tuple(joints.shape)}"
-        )
-    if near.shape != points.shape[:2] or near.dtype != torch.bool:
-        raise ValueError(f"near must be bool {tuple(points.shape[:2])}, got {near.dtype} {tuple(near.shape)}")
-    if ball_mm <= 0 or nearest < 1:
-        raise ValueError(f"ball_mm must be positive and nearest at least 1, got {ball_mm} and {nearest}")
     offset = joints[:, None] - points[:, :, None]
     distance = offset.norm(dim=-1)
     weight = (ball_mm - distance).clamp_min(0) / ball_mm * near[..., None]
@@ -43,5 +32,5 @@ def voting_labels(
         kept = torch.zeros_like(weight, dtype=torch.bool)
         kept.scatter_(1, weight.topk(nearest, dim=1).indices, True)
         weight = weight * kept
-    scale = (weight > 0) / distance.clamp_min(SMALLEST_DISTANCE_MM)
+    scale = (weight > 0) / distance.clamp_min(1e-10)  # a point on the joint itself gets the zero vector
     return weight, offset * scale[..., None]

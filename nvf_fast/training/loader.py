@@ -6,14 +6,19 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
+
+from nvf_fast.runtime.processes import TIMEOUT_S
+
+if TYPE_CHECKING:
+    from nvf_fast.training.config import TrainingConfig
+    from nvf_fast.training.trainer import Trainer
 
 
 class TrainingData(Protocol):
@@ -30,65 +35,47 @@ class TrainingData(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Order:
-    """The order of the images: each epoch is a permutation, its incomplete last batch left out.
-
-    seed: with the epoch it determines the permutation.
-    images: size of the data set.
-    batch: images of a step.
-    parts: equal parts of a batch.
-    """
-
-    seed: int
-    images: int
-    batch: int
-    parts: int
-
-    def part(self, step: int, part: int) -> list[int]:
-        """Indices of the images of one part of a step."""
-        epoch, position = divmod(step, self.images // self.batch)
-        size = self.batch // self.parts
-        first = position * self.batch + part * size
-        return _permutation(self.seed, epoch, self.images)[first : first + size]
-
-
-def load_parts(
-    data: TrainingData,
-    order: Order,
-    own: Sequence[int],
-    steps: range,
-    workers: int = 0,
-    pinned: bool = False,
-    timeout_s: float = 600.0,
+def load_batches(
+    trainer: Trainer, data: TrainingData, workers: int = 0, timeout_s: float = TIMEOUT_S
 ) -> Generator[list[Any]]:
-    """This process's parts of each step, the same for any number of workers.
+    """The trainer's own parts of every remaining step, the same for any number of workers.
 
     Args:
+        trainer: at the step before the first of these.
         data: the data set.
-        order: which images each part holds.
-        own: numbers of this process's parts.
-        steps: from the next to the last.
         workers: processes that load ahead, two parts each; 0 loads on demand.
-        pinned: return images in pinned memory, for a faster transfer to a GPU.
         timeout_s: longest wait for a worker.
 
     Raises:
         RuntimeError: a worker died or timed out.
     """
+    steps = range(trainer.step, trainer.total)
+    order = (part_of(trainer.config, len(data), step, part) for step in steps for part in trainer.own)
     loader: DataLoader[Any] = DataLoader(
         data,  # type: ignore[arg-type]
-        batch_sampler=(order.part(step, part) for step in steps for part in own),
+        batch_sampler=order,
         collate_fn=_identity,
         num_workers=workers,
         worker_init_fn=_stop_for_the_parent_alone,
-        pin_memory=pinned,
+        pin_memory=trainer.device.type == "cuda",
         timeout=timeout_s if workers else 0,
         generator=torch.Generator(),  # without one the loader draws from the global generator
     )
     parts = iter(loader)
     for _ in steps:
-        yield list(islice(parts, len(own)))
+        yield list(islice(parts, len(trainer.own)))
+
+
+def part_of(config: TrainingConfig, images: int, step: int, part: int) -> list[int]:
+    """Indices of the images of one part of a step, in a data set of this size.
+
+    Each epoch is a permutation, its incomplete last batch left out.
+    """
+    options = config.optimisation
+    epoch, position = divmod(step, options.steps_per_epoch(images))
+    size = options.batch // options.parts
+    first = position * options.batch + part * size
+    return _permutation(config.seed, epoch, images)[first : first + size]
 
 
 def mixed_seed(*keys: int | str) -> int:

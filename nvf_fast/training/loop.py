@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from nvf_fast.baselines import Network
 from nvf_fast.runtime.processes import TIMEOUT_S, Processes, stop_requests
 from nvf_fast.training.config import TrainingConfig
-from nvf_fast.training.loader import Order, TrainingData, load_parts
+from nvf_fast.training.loader import TrainingData, load_batches
 from nvf_fast.training.log import TrainingLog, Window
 from nvf_fast.training.state import SavedTraining
 from nvf_fast.training.trainer import Trainer
@@ -120,7 +120,7 @@ def train(
             if logging:
                 entry = window.entry(config.optimisation.batch, trainer.learning_rate, means)
                 log.write(trainer.step, saved.seconds / 60, entry)
-                shown = {name: means[name] for name in trainer.arithmetic.shown}
+                shown = {name: means[name] for name in trainer.objective.shown}
                 damaged = {"damaged": saved.damaged.total} if saved.damaged.total else {}
                 log.show({"img/s": entry["images_per_second"], **shown, **damaged})
                 window = Window(saved.damaged)
@@ -132,16 +132,6 @@ def train(
                     scores = evaluate(trainer.exported)
                 log.write_evaluation(trainer.step, saved.seconds / 60, scores)
     return TrainingResult(trainer.step, saved.seconds / 60, trainer.finished, trainer.exported)
-
-
-def load_batches(
-    trainer: Trainer, data: TrainingData, workers: int = 0, timeout_s: float = TIMEOUT_S
-) -> Generator[list[Any]]:
-    """Load the trainer's own parts of every remaining step."""
-    options = trainer.options
-    order = Order(trainer.config.seed, len(data), options.batch, options.parts)
-    steps, pinned = range(trainer.step, trainer.total), trainer.device.type == "cuda"
-    return load_parts(data, order, trainer.own, steps, workers, pinned, timeout_s)
 
 
 def _evaluation_due(trainer: Trainer) -> bool:

@@ -60,9 +60,11 @@ class LossConfig:
 class Targets(NamedTuple):
     """Labels of the field at N points of B images.
 
-    sdf (B, N) mm; near (B, N) bool; weight (B, N, J); direction (B, N, J, 3).
+    points (B, N, 3) mm in the task's frame; sdf (B, N) mm; near (B, N) bool; weight (B, N, J); direction
+    (B, N, J, 3).
     """
 
+    points: Tensor
     sdf: Tensor
     near: Tensor
     weight: Tensor
@@ -73,7 +75,7 @@ class Targets(NamedTuple):
         """Label points (B, N, 3) mm, of signed distance sdf (B, N) mm, for joints (B, J, 3) mm."""
         near = sdf.abs() < config.surface_mm
         weight, direction = voting_labels(points, joints, near, config.ball_mm, config.nearest)
-        return cls(sdf, near, weight, direction)
+        return cls(points, sdf, near, weight, direction)
 
 
 def sdf_loss(predicted: Tensor, target: Tensor, clamp_mm: float) -> Tensor:

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 class Objective(ABC):
     """Batches and losses on images of the reference frustum or the root cube.
 
-    A method's labels are a NamedTuple of tensors whose first axis is the batch, so that parts of a batch join.
+    Labels are a NamedTuple of tensors whose first axis is the batch, so that parts of a batch join.
 
     Args:
         config: every number of the training.
@@ -63,7 +63,7 @@ class Objective(ABC):
     def stack_losses(
         self, model: Any, features: Tensor, labels: Any, scale: Tensor | None
     ) -> dict[str, Tensor]:
-        """() losses of one stack's features (B, C, H, W) by name, unweighted, and "loss", their weighted sum."""
+        """Losses () of one stack's features (B, C, H, W), unweighted, and "loss", their weighted sum."""
 
     @torch.no_grad()
     def batch(self, parts: Iterable[tuple[ImageBatch, torch.Generator]]) -> Batch:

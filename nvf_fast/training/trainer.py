@@ -14,7 +14,7 @@ from nvf_fast.runtime.processes import Processes
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.loader import mixed_seed
 from nvf_fast.training.losses import AuxiliaryHead
-from nvf_fast.training.step import step_of
+from nvf_fast.training.objectives import objective_of
 
 
 class Trainer:
@@ -62,8 +62,8 @@ class Trainer:
         self.averaged = averaged.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.parameters = [*self.model.parameters(), *(self.auxiliary.parameters() if self.auxiliary else ())]
         self.optimiser = _optimiser(self.parameters, config)
-        self.arithmetic = step_of(config, device, layout)
-        losses = self.arithmetic.losses
+        self.objective = objective_of(config, device, layout)
+        losses = self.objective.losses
         self._losses = torch.compile(losses) if self.options.compile else losses
 
     def update(self, parts: list[Any], stop: bool = False) -> tuple[dict[str, Tensor], bool]:
@@ -112,7 +112,7 @@ class Trainer:
         """This process's part of the next batch, augmented and labelled."""
         seeds = (mixed_seed(self.config.seed, self.step, part) for part in self.own)
         generators = (torch.Generator(self.device).manual_seed(seed) for seed in seeds)
-        return self.arithmetic.batch(zip(parts, generators, strict=True))
+        return self.objective.batch(zip(parts, generators, strict=True))
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor that training updates except the optimiser's, by network."""
