@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,9 +19,9 @@ from trimesh import transformations
 from nvf_fast import ops
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.faults import DatasetError
-from nvf_fast.synthetic.glb_file import CHAINS, JOINTS
+from nvf_fast.synthetic.hand_skeleton import CHAINS, JOINTS, THUMB_AHEAD
 from nvf_fast.synthetic.hand_template import build_template
-from nvf_fast.synthetic.joint_angles import THUMB_AHEAD, draw_angles
+from nvf_fast.synthetic.poses import draw_angles
 from nvf_fast.synthetic.rig import Rig, load_rig
 from nvf_fast.synthetic.rig import assemble as build_rig
 
@@ -360,7 +359,7 @@ FAULTS: list[tuple[Callable[[Path], Path], str]] = [
         "compressed by KHR_draco",
     ),
     (broken(lambda d: d["nodes"][4].update(children=[26])), "their own ancestors; expected a tree"),
-    (broken(lambda d: d["nodes"][25].update(mesh=3)), r"its parts do not fit together \(list index"),
+    (broken(lambda d: d["nodes"][25].update(mesh=3)), r"its parts do not fit together \(IndexError"),
     (
         rewritten(weights=lambda: 0.5 * source().weights),
         "vertices with weights such as .*; expected none negative",
@@ -387,20 +386,6 @@ def test_faults(write: Callable[[Path], Path], message: str, tmp_path: Path) -> 
         load_rig(write(tmp_path / "right.glb"))
 
 
-def test_reports_all_faults(tmp_path: Path) -> None:
-    def change(document: dict[str, Any]) -> None:
-        rename(document)
-        document["meshes"][0]["primitives"][1]["mode"] = 0
-
-    file = glb(source()._replace(weights=0.5 * source().weights))
-    change(file.document)
-    with pytest.raises(DatasetError) as caught:
-        load_rig(file.save(tmp_path / "right.glb"))
-    assert len(caught.value.faults) == 3
-    for part in ("joints are missing", "weights such as", "glTF's mode 0"):
-        assert part in str(caught.value)
-
-
 def test_refuses_weights_of_further_joints(tmp_path: Path) -> None:
     file = glb(source())
     on_another_joint(file.document)
@@ -412,9 +397,3 @@ def test_refuses_weights_of_further_joints(tmp_path: Path) -> None:
     joints[25], joints[3] = joints[3], joints[25]
     with pytest.raises(DatasetError, match="1 further joints move vertices: wrist-copy; expected the 25"):
         load_rig(file.save(tmp_path / "right.glb"))
-
-
-def test_missing_pygltflib(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pygltflib", None)
-    with pytest.raises(ImportError, match=r"GLB files need pygltflib: pip install 'nvf-fast\[train\]'"):
-        load_rig(path)

@@ -23,8 +23,8 @@ from nvf_fast.joint_definitions import (
     scale_to_unit,
     to_freihand,
 )
-from nvf_fast.synthetic.joint_angles import draw_angles
 from nvf_fast.synthetic.posed_hands import draw_shapes
+from nvf_fast.synthetic.poses import draw_angles
 from nvf_fast.synthetic.rig import built_in_surface
 
 
@@ -33,7 +33,7 @@ def hands() -> np.ndarray:
     """Anatomical joints (300, 21, 3) float32 mm of the built-in hand in random poses at 500 mm."""
     rig, draws = built_in_surface(), Draws(1, "test of joints", range(300))
     shapes = draw_shapes(rig, draws)
-    angles, _ = rig.first_free_pose(draw_angles(draws), shapes.stretch)
+    angles, _ = rig.skeleton.first_free_pose(draw_angles(draws), shapes.stretch)
     joints = rig.posed_joints(angles, shapes.stretch, shapes.breadth) + [0.0, 0.0, 500.0]
     return joints.astype(np.float32)
 

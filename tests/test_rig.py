@@ -12,10 +12,10 @@ import trimesh
 from nvf_fast import ops
 from nvf_fast.data.draws import Draws
 from nvf_fast.joint_definitions import bone_lengths
-from nvf_fast.synthetic.gestures import draw_poses
-from nvf_fast.synthetic.glb_file import JOINTS, webxr_name
-from nvf_fast.synthetic.joint_angles import POSES
+from nvf_fast.synthetic.glb_file import webxr_name
+from nvf_fast.synthetic.hand_skeleton import JOINTS
 from nvf_fast.synthetic.point_distance import SearchableMesh
+from nvf_fast.synthetic.poses import POSES, draw_poses
 from nvf_fast.synthetic.rig import Rig, built_in_rig, load_rig
 from nvf_fast.synthetic.skinning import blend_maps, blend_motions
 
@@ -36,7 +36,7 @@ def rig(request: pytest.FixtureRequest) -> Rig:
 def posed(rig: Rig, count: int = COUNT) -> tuple[np.ndarray, np.ndarray]:
     draws = Draws(5, "test of a rig", range(count))
     stretch = torch.ones(count, 25, dtype=torch.float64)
-    angles, _ = rig.first_free_pose(draw_poses(draws), stretch)
+    angles, _ = rig.skeleton.first_free_pose(draw_poses(draws), stretch)
     one = torch.ones(count, dtype=torch.float64)
     return rig.posed(angles, stretch, one[:, None].expand(count, 6), one)
 
@@ -157,7 +157,7 @@ def test_pose_ranges_and_overlap() -> None:
     }.items():
         assert low - 1e-6 <= degrees[name].min() and degrees[name].max() <= high + 1e-6
     rig = built_in_rig()
-    _, chosen = rig.first_free_pose(angles, torch.ones(200, 25, dtype=torch.float64))
+    _, chosen = rig.skeleton.first_free_pose(angles, torch.ones(200, 25, dtype=torch.float64))
     assert (chosen == POSES - 1).float().mean() < 0.2
 
 

@@ -39,10 +39,9 @@ class Faults:
         self._found.append(f"{self._short(path)}: {got}; expected {expected}")
 
     def add_many(self, path: Path, kind: str, cases: Sequence[str], expected: str) -> None:
-        """Add similar faults as one, with their number and the first few; add nothing without cases."""
+        """Add similar faults as one; add nothing without cases."""
         if cases:
-            more = f" and {len(cases) - SHOWN} more" if len(cases) > SHOWN else ""
-            self.add(path, f"{len(cases)} {kind}: {', '.join(cases[:SHOWN])}{more}", expected)
+            self.add(path, counted(kind, cases), expected)
 
     def extend(self, faults: Sequence[str]) -> None:
         """Add complete sentences about the faults of another file."""
@@ -81,6 +80,12 @@ class Faults:
     def _short(self, path: Path) -> str:
         inside = path != self.folder and path.is_relative_to(self.folder)
         return str(path.relative_to(self.folder) if inside else path)
+
+
+def counted(kind: str, cases: Sequence[str]) -> str:
+    """Number of cases of one kind, and the first few."""
+    more = f" and {len(cases) - SHOWN} more" if len(cases) > SHOWN else ""
+    return f"{len(cases)} {kind}: {', '.join(cases[:SHOWN])}{more}"
 
 
 def _holds(folder: Path, marks: Sequence[str]) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast.data.rotations import rotation_about
-from nvf_fast.synthetic.joint_angles import FINGER_SPLAY, THUMB_ACROSS, THUMB_AHEAD
+from nvf_fast.synthetic.hand_skeleton import THUMB_ACROSS, THUMB_AHEAD
+from nvf_fast.synthetic.poses import FINGER_SPLAY
 
 # Metacarpal, then the phalanges from base to tip (mm). The last one includes the soft tissue.
 THUMB_BONES = (46.22, 31.57, 21.67 + 5.67)

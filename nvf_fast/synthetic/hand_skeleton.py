@@ -11,13 +11,33 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast.data.rotations import rotation_about
-from nvf_fast.synthetic.glb_file import BONES, CHAINS, METACARPALS
-from nvf_fast.synthetic.joint_angles import THUMB_ACROSS, THUMB_AHEAD
 
+JOINTS = (
+    "wrist",
+    *(f"thumb-{bone}" for bone in ("metacarpal", "phalanx-proximal", "phalanx-distal", "tip")),
+    *(
+        f"{finger}-finger-{bone}"
+        for finger in ("index", "middle", "ring", "pinky")
+        for bone in ("metacarpal", "phalanx-proximal", "phalanx-intermediate", "phalanx-distal", "tip")
+    ),
+)
+METACARPALS = (5, 10, 15, 20)
+CHAINS = torch.tensor([[first, first + 1, first + 2, first + 3] for first in (1, 6, 11, 16, 21)])
+"""Thumb, index, middle, ring and little finger, from base to tip."""
+BONES = torch.cat(
+    [
+        torch.stack([CHAINS[:, :-1], CHAINS[:, 1:]], -1).flatten(0, 1),
+        torch.tensor([[base, base + 1] for base in METACARPALS]),
+    ]
+)
+"""Both joints of each bone: three bones of each finger, thumb first, then the palm's."""
 PARENTS = [0 if joint in (0, 1, *METACARPALS) else joint - 1 for joint in range(25)]
 OURS = [joint for joint in range(25) if joint not in METACARPALS]
 """Indices of FreiHAND's 21 joints among the 25."""
 
+# The thumb's direction at abduction and opposition 0, and the direction in which it bends (hand frame).
+THUMB_AHEAD, THUMB_ACROSS = (0.66, 0.62, 0.42), (-0.75, 0.35, 0.55)
+DEEPEST_OVERLAP, SPHERES = 0.35, 5  # of fingers, against the radii's sum; spheres along each bone
 PALM_WEIGHT = 0.5  # of the palm's normal in a finger's hinge, beside the sine of the finger's own bend
 
 
@@ -64,11 +84,9 @@ class HandSkeleton:
     def hinges(self) -> Tensor:
         """(5, 3) axes of flexion at rest, across the first bone: across the plane in which a finger is bent,
         and the straighter it is the more across the palm's normal."""
-        ahead = torch.tensor(THUMB_AHEAD, dtype=torch.float64)
-        across = _thumb_turn(*_thumb_angles(self._bones[0, 0])) @ torch.tensor(
-            THUMB_ACROSS, dtype=ahead.dtype
-        )
-        palmar = torch.cat([across[None], ahead.new_tensor([[0.0, 0.0, 1.0]]).expand(4, 3)])
+        across = torch.tensor(THUMB_ACROSS, dtype=torch.float64)
+        across = _thumb_turn(*_thumb_angles(self._bones[0, 0])) @ across
+        palmar = torch.cat([across[None], across.new_tensor([[0.0, 0.0, 1.0]]).expand(4, 3)])
         first, last = self._bones[:, 0], self._bones[:, 2]
         by_palm = normalize(torch.linalg.cross(first, palmar), dim=-1)
         return normalize(torch.linalg.cross(first, last) + PALM_WEIGHT * by_palm, dim=-1)
@@ -83,10 +101,10 @@ class HandSkeleton:
 
     @cached_property
     def radii(self) -> Tensor:
-        """(19, 1) mm of the flesh around `BONES`: the median over the vertices that a bone moves most."""
+        """(19,) mm of the flesh around `BONES`: the median over the vertices that a bone moves most."""
         mover = self.weights.argmax(1)
         start, end = self.rest[BONES].unbind(1)
-        radii = torch.zeros(len(BONES), 1, dtype=torch.float64)
+        radii = torch.zeros(len(BONES), dtype=torch.float64)
         for bone, joint in enumerate(BONES[:, 0].tolist()):
             offset, axis = self.vertices[mover == joint] - start[bone], end[bone] - start[bone]
             along = ((offset @ axis) / axis.square().sum()).clamp(0, 1)
@@ -119,6 +137,45 @@ class HandSkeleton:
             bone = turns[:, parent] @ (self.rest[joint] - self.rest[parent])
             joints.append(joints[parent] + stretch[:, joint, None] * bone)
         return torch.stack(joints, 1)
+
+    def first_free_pose(
+        self, angles: Mapping[str, Tensor], stretch: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Choose each hand's first pose without intersecting fingers among T poses.
+
+        Args:
+            angles: (B, T, 4) and (B, T) radians, as `draw_angles` draws them.
+            stretch: (B, 25), factors of the bones that end at each joint.
+
+        Returns:
+            The chosen angles, (B, 4) and (B,), and the index of the pose (B,) int64; the last if all overlap.
+        """
+        count, tries = angles["thumb_ip"].shape
+        rows, chosen = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        # First candidates, then all others of the hands whose first overlaps.
+        again = rows[self._overlaps({name: value[:, 0] for name, value in angles.items()}, stretch)]
+        if tries > 1 and len(again):
+            others = {name: value[again, 1:].flatten(0, 1) for name, value in angles.items()}
+            free = ~self._overlaps(others, stretch[again].repeat_interleave(tries - 1, 0))
+            free = free.reshape(-1, tries - 1)
+            free[:, -1] = True
+            chosen[again] = 1 + free.int().argmax(1)
+        return {name: value[rows, chosen] for name, value in angles.items()}, chosen
+
+    def _overlaps(self, angles: Mapping[str, Tensor], stretch: Tensor) -> Tensor:
+        """(B,) bool, whether fingers intersect each other or the palm."""
+        start, end = self.joint_positions(self.turns(angles), stretch)[:, BONES].unbind(2)
+        along = torch.linspace(0, 1, SPHERES, dtype=start.dtype)[:, None]
+        centres = (start[:, :, None] + along * (end - start)[:, :, None]).flatten(1, 2)
+        bone, radii = (of.repeat_interleave(SPHERES) for of in (torch.arange(len(BONES)), self.radii))
+        finger, first, palm = bone // 3, bone % 3 == 0, bone >= 15
+        moving = slice(15 * SPHERES)
+        overlap = 1 - torch.cdist(centres[:, moving], centres) / (radii[moving, None] + radii)
+        # First phalanges always touch the palm: only middle and last ones are tested against it.
+        ignored = (finger[moving, None] == finger) & ~palm
+        ignored |= (first | (bone == 1))[moving, None] & palm
+        ignored |= first[moving, None] & first & ~palm
+        return overlap.masked_fill(ignored, 0).amax((1, 2)) > DEEPEST_OVERLAP
 
     def with_tips_on_the_skin(self) -> HandSkeleton:
         """Move the tip joints along the last bones to where these leave the skin."""

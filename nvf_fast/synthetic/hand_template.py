@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nvf_fast.data.mesh import level_mesh
 from nvf_fast.synthetic.capsule_hand import BASES, CAPSULES, cone_distances, mean_nodes
-from nvf_fast.synthetic.glb_file import CHAINS
+from nvf_fast.synthetic.hand_skeleton import CHAINS
 
 SPACING_MM = 2.4
 WRIST_MM = -6.0  # where the hand ends, along its own y axis

@@ -10,8 +10,8 @@ from torch import Tensor
 from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.joint_definitions import UNIT_SCALE_MM, to_freihand
 from nvf_fast.synthetic.forearm import Forearm, draw_forearm, forearm_vertices
-from nvf_fast.synthetic.gestures import draw_poses
-from nvf_fast.synthetic.glb_file import METACARPALS
+from nvf_fast.synthetic.hand_skeleton import METACARPALS
+from nvf_fast.synthetic.poses import draw_poses
 from nvf_fast.synthetic.rig import Rig
 
 BONE_SPREAD = 0.04  # of each bone on its own, beside the size of the whole hand
@@ -101,7 +101,7 @@ def draw_shapes(rig: Rig, draws: Draws) -> HandShapes:
     thickness = 1 + 0.07 * draws.normal(1).clamp(-2.2, 2.2)
     girth = thickness * (1 + 0.035 * draws.normal(6).clamp(-2.2, 2.2))
     breadth = 1 + 0.05 * draws.normal().clamp(-2.2, 2.2)
-    angles, tries = rig.first_free_pose(draw_poses(draws), stretch)
+    angles, tries = rig.skeleton.first_free_pose(draw_poses(draws), stretch)
     return HandShapes(angles, stretch, girth, breadth, tries)
 
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from nvf_fast.data.faults import Faults
-from nvf_fast.synthetic.finger_overlap import DEEPEST_OVERLAP, deepest_overlap
-from nvf_fast.synthetic.glb_file import BONES, CHAINS, JOINTS, METACARPALS, GLBFile
-from nvf_fast.synthetic.hand_skeleton import OURS, HandSkeleton
+from nvf_fast.data.faults import DatasetError, counted
+from nvf_fast.synthetic.glb_file import GLBFile, require
+from nvf_fast.synthetic.hand_skeleton import BONES, CHAINS, JOINTS, METACARPALS, OURS, HandSkeleton
 from nvf_fast.synthetic.hand_template import build_template
 from nvf_fast.synthetic.point_distance import SearchableMesh
 from nvf_fast.synthetic.rasteriser import mesh_normals
@@ -90,35 +89,6 @@ class Rig:
         """
         return self.closed_mesh.distance(points, vertices[: len(self.vertices)])
 
-    def first_free_pose(
-        self, angles: Mapping[str, Tensor], stretch: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Choose each hand's first pose without intersecting fingers among T poses.
-
-        Args:
-            angles: (B, T, 4) and (B, T) radians, as `draw_angles` draws them.
-            stretch: (B, 25), factors of the bones that end at each joint.
-
-        Returns:
-            The chosen angles, (B, 4) and (B,), and the index of the pose (B,) int64; the last if all overlap.
-        """
-        count, tries = angles["thumb_ip"].shape
-        rows, chosen = torch.arange(count), torch.zeros(count, dtype=torch.int64)
-        # First candidates, then all others of the hands whose first overlaps.
-        again = rows[self._overlaps({name: value[:, 0] for name, value in angles.items()}, stretch)]
-        if tries > 1 and len(again):
-            others = {name: value[again, 1:].flatten(0, 1) for name, value in angles.items()}
-            free = ~self._overlaps(others, stretch[again].repeat_interleave(tries - 1, 0))
-            free = free.reshape(-1, tries - 1)
-            free[:, -1] = True
-            chosen[again] = 1 + free.int().argmax(1)
-        return {name: value[rows, chosen] for name, value in angles.items()}, chosen
-
-    def _overlaps(self, angles: Mapping[str, Tensor], stretch: Tensor) -> Tensor:
-        """(B,) bool, whether fingers intersect."""
-        ends = self.skeleton.joint_positions(self.skeleton.turns(angles), stretch)[:, BONES]
-        return deepest_overlap(ends, self.skeleton.radii.expand(len(ends), -1, 2)) > DEEPEST_OVERLAP
-
     def posed(
         self, angles: Mapping[str, Tensor], stretch: Tensor, girth: Tensor, breadth: Tensor
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -185,35 +155,33 @@ def load_rig(path: Path | str) -> Rig:
         path: .glb or .gltf, with its buffers inside or beside it.
 
     Raises:
-        DatasetError: the file is missing, unreadable or without such a hand; the message lists all faults.
-        ImportError: pygltflib is not installed (`pip install nvf-fast[train]`).
+        DatasetError: the file is missing, unreadable or without such a hand.
     """
-    path = Path(path)
-    faults = Faults("A rigged hand", path, PAGE)
-    file = GLBFile.open(path, faults)
-    skeleton = mesh = None
     try:
-        skeleton, mesh = file.skeleton(), file.mesh()
-    except (IndexError, TypeError) as error:
-        faults.add(path, f"its parts do not fit together ({error})", "valid glTF 2.0")
-    faults.check()
-    assert skeleton is not None and mesh is not None
+        return _read_rig(GLBFile(Path(path)))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        fault = str(error)
+        if not isinstance(error, ValueError):
+            fault = f"its parts do not fit together ({error!r}); expected valid glTF 2.0"
+        raise DatasetError("A rigged hand", Path(path), PAGE, [fault]) from error
+
+
+def _read_rig(file: GLBFile) -> Rig:
+    skeleton, mesh = file.skeleton(), file.mesh()
     order = [skeleton.names.index(name) for name in JOINTS]
     moved = mesh.weights.sum(0)
     others = [name for at, name in enumerate(skeleton.names) if at not in order and moved[at] > 0]
-    faults.add_many(
-        path, "further joints move vertices", others, "the 25 joints of WebXR's generic hand alone"
+    require(
+        not others, counted("further joints move vertices", others), "the 25 of WebXR's generic hand alone"
     )
     still = [JOINTS[joint] for joint in CHAINS[:, :3].flatten().tolist() if moved[order[joint]] == 0]
-    faults.add_many(path, "joints move no vertex", still, "skin on every bone of the fingers")
-    faults.check()
+    require(not still, counted("joints move no vertex", still), "skin on every bone of the fingers")
     key = np.round(mesh.positions / ALIKE_M)
     _, first, merged = np.unique(key, axis=0, return_index=True, return_inverse=True)
     faces = merged.reshape(-1)[mesh.faces]
     whole = (faces != np.roll(faces, 1, 1)).all(1)
     weights = mesh.weights[first][:, order]
-    maps = skeleton.maps[order]
-    blended = np.einsum("vj,jab->vab", weights, maps)
+    blended = np.einsum("vj,jab->vab", weights, skeleton.maps[order])
     vertices = np.einsum("vab,vb->va", blended[:, :3, :3], mesh.positions[first]) + blended[:, :3, 3]
     uv = None if mesh.uv is None else mesh.uv[mesh.faces[whole]]
     faces = faces[whole]
@@ -221,12 +189,7 @@ def load_rig(path: Path | str) -> Rig:
     if (first * np.cross(second, third)).sum() < 0:  # the volume of an inside-out skin is negative
         faces, uv = faces[:, ::-1], None if uv is None else uv[:, ::-1]
     faces, uv = _without_lid(vertices, faces, uv)
-    try:
-        return assemble(vertices, faces, weights, skeleton.rest, uv, "openxr")
-    except ValueError as error:
-        faults.add(path, str(error), "a skin that is open at the wrist, or closed by a lid")
-        faults.check()
-        raise
+    return assemble(vertices, faces, weights, skeleton.rest, uv, "openxr")
 
 
 @cache
@@ -369,5 +332,5 @@ def _wrist_rim(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
             loop.append(vertex)
         loops.append(loop)
     if not loops:
-        raise ValueError("the mesh has no opening at the wrist")
+        raise ValueError("no opening at the wrist; expected a skin that is open there, or closed by a lid")
     return np.array(min(loops, key=lambda loop: vertices[loop, 1].mean()))

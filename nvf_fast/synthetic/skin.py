@@ -12,8 +12,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from nvf_fast.data.draws import Stream
-from nvf_fast.synthetic.glb_file import CHAINS
-from nvf_fast.synthetic.hand_skeleton import HandSkeleton
+from nvf_fast.synthetic.hand_skeleton import CHAINS, HandSkeleton
 
 PALM, CREASE, KNUCKLE, NAIL, TIP = range(5)  # columns of the masks
 TEXTURE_SIZE = 512  # px, of the details kept of a texture
