@@ -128,6 +128,8 @@ class HandPose:
     def to_dict(self) -> dict[str, Any]:
         """Convert one pose to JSON values; joints, joints_2d and expected_error are None where it is invalid.
 
+        `score` is the presence of the hand.
+
         Raises:
             TypeError: this is a batch.
         """
@@ -144,7 +146,7 @@ class HandPose:
             else None,
             "voters": int(self.voters),
             "points_evaluated": int(self.points_evaluated),
-            "presence": float(self.presence),
+            "score": float(self.presence),
             "side": self.side,
             "box": None if self.box is None else self.box.tolist(),
         }

@@ -21,7 +21,6 @@ from PIL import Image
 import nvf_fast
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import COMMANDS, main
-from nvf_fast.cli.predict import read_image
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.complement import write_complement
 from nvf_fast.data.freihand import write_freihand
@@ -29,6 +28,7 @@ from nvf_fast.data.ho3d import write_ho3d
 from nvf_fast.estimator import load
 from nvf_fast.evaluation import mean_pose, metrics
 from nvf_fast.evaluation.submission import read_submission
+from nvf_fast.image_files import exif_focal, read_image
 from nvf_fast.model import NVF
 from nvf_fast.overlay import draw_pose
 from nvf_fast.pose import HandPose
@@ -111,6 +111,10 @@ except SystemExit as end:
     assert subprocess.check_output([sys.executable, "-c", script], stderr=subprocess.DEVNULL) == b"2 []\n"
 
 
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_predict_writes_the_estimators_poses(
     run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -118,37 +122,72 @@ def test_predict_writes_the_estimators_poses(
     camera = ["--fx", 500, "--fy", 510, "--cx", 70, "--box", 40, 30, 100, 90, "--side", "left"]
     options = ["--step", 32, "--hand-scale", 35, "--checkpoint", checkpoint, "--overlay", tmp_path / "drawn"]
     options += ["--device", "cpu"]
-    status, stdout, _ = run("predict", *images, *camera, *options, "--out", out)
+    status, stdout, _ = run("predict", *images, images[0], *camera, *options, "--out", out)
     assert status == 0 and stdout == ""
     assert [path.name for path in out.parent.iterdir()] == ["poses.json"]
     written = json.loads(out.read_text())
-    assert written["joint_names"][0] == "WRIST" and written["failures"] == []
+    assert written["joint_names"][0] == "WRIST"
     estimator = nvf_fast.load(checkpoint, device="cpu", step_mm=32)
     intrinsics = [[500, 0, 70], [0, 510, 59.5], [0, 0, 1]]
-    for path, found in zip(images, written["poses"], strict=True):
+    for path, found in zip(images, written["images"], strict=True):
         image = np.array(Image.open(path))
         pose = estimator(image, intrinsics, 35.0, box=(40, 30, 100, 90), side="left")
-        assert found["image"] == str(path) and found["K"] == intrinsics and found["side"] == "left"
-        assert found["voters"] == pose.voters > 0 and found["hand_scale"] == 35
-        np.testing.assert_allclose(found["joints"], pose.joints, rtol=1e-4)
+        assert found["image"] == str(path) and found["camera"] == {"K": intrinsics, "source": "fx"}
+        (hand,) = found["hands"]
+        assert hand["voters"] == pose.voters > 0 and found["hand_scale"] == 35 and hand["side"] == "left"
+        np.testing.assert_allclose(hand["joints"], pose.joints, rtol=1e-4)
         assert Image.open(tmp_path / f"drawn/{path.stem}.png").size == (160, 120)
 
 
-def test_predict_writes_sides_and_expected_errors(run: Run, images: list[Path], tmp_path: Path) -> None:
-    model = hand_network()
-    save_checkpoint(model, tmp_path / "hand", {}, dtype=torch.float32)
-    options = ["--fx", 500, "--checkpoint", tmp_path / "hand", "--device", "cpu"]
-    box = ("--box", 40, 30, 100, 90)
+@pytest.fixture
+def hands(tmp_path: Path) -> list[Any]:
+    """Options of a small network of hand views."""
+    save_checkpoint(hand_network(), tmp_path / "hand", {}, dtype=torch.float32)
+    return ["--checkpoint", tmp_path / "hand", "--device", "cpu"]
+
+
+def test_predict_writes_sides_and_expected_errors(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path
+) -> None:
+    options, box = ["--fx", 500, *hands], ("--box", 40, 30, 100, 90)
     status, out, _ = run("predict", images[0], *options, *box)
-    (found,) = json.loads(out)["poses"]
+    (found,) = records(out)[0]["hands"]
     assert status == 0 and found["valid"] and found["side"] == "right" and found["box"] == [40, 30, 100, 90]
-    assert len(found["expected_error"]) == 21 and min(found["expected_error"]) > 0
+    assert (
+        len(found["expected_error"]) == 21 and min(found["expected_error"]) > 0 and 0.5 <= found["score"] <= 1
+    )
     status, out, _ = run("predict", images[0], *options, *box, "--side", "left")
-    assert json.loads(out)["poses"][0]["side"] == "left"
+    assert records(out)[0]["hands"][0]["side"] == "left"
     status, out, err = run("predict", images[0], *options, "--overlay", tmp_path / "drawn.png")
-    assert status == 0 and json.loads(out)["poses"] == [] and "a.png: no hand found" in err
+    assert status == 0 and records(out)[0]["hands"] == [] and "a.png: no hand found" in err
     status, _, err = run("predict", images[0], *options, "--search", "guided")
     assert status == 2 and 'search must be "dense" for a network of hand views' in err
+
+
+def test_predict_takes_boxes_from_a_file(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path
+) -> None:
+    listed = tmp_path / "boxes.json"
+    two = [{"box": [40, 30, 100, 90], "side": "left"}, {"box": [10, 20, 60, 80]}]
+    listed.write_text(json.dumps({"a.png": two, str(images[1]): []}))
+    status, out, _ = run("predict", *images, "--fx", 500, "--boxes", listed, "--side", "right", *hands)
+    first, second = records(out)
+    assert status == 0 and second["hands"] == []
+    assert [hand["box"] for hand in first["hands"]] == [hand["box"] for hand in two]
+    assert [hand["side"] for hand in first["hands"]] == ["left", "right"]
+    for content, message in (
+        ({"a.png": [[1, 2, 3, 4]]}, "must be a list of"),
+        ({"c.png": []}, "no entry 'a.png'"),
+        ({"a.png": [{"box": "wide"}]}, "box"),
+    ):
+        listed.write_text(json.dumps(content))
+        status, out, err = run("predict", images[0], "--fx", 500, "--boxes", listed, *hands)
+        assert status == 2 and message in err and message in records(out)[0]["error"]
+    listed.write_text("[")
+    status, _, err = run("predict", images[0], "--boxes", listed, *hands)
+    assert status == 2 and "boxes.json: not JSON" in err
+    status, _, err = run("predict", images[0], "--boxes", listed, "--box", 1, 2, 30, 40, *hands)
+    assert status == 2 and "give --box or --boxes" in err
 
 
 def test_predict_refuses_a_root_relative_network(run: Run, images: list[Path], tmp_path: Path) -> None:
@@ -166,13 +205,13 @@ def test_predict_takes_intrinsics_from_a_file(
     path.write_text(json.dumps({"matrix": K, "K": {"K": K}, "names": {"a.png": K}}[form]))
     options = ["--intrinsics", path, "--checkpoint", checkpoint, "--step", 32]
     status, out, err = run("predict", *images, *options)
-    written = json.loads(out)
-    assert written["poses"][0]["K"] == K
+    first, second = records(out)
+    assert first["camera"] == {"K": K, "source": "intrinsics"}
     if form == "names":
         assert status == 2 and "b.jpg: " in err and "has no entry 'b.jpg'" in err
-        assert [failure["image"] for failure in written["failures"]] == [str(images[1])]
+        assert second.keys() == {"image", "error", "settings"} and second["image"] == str(images[1])
     else:
-        assert status == 0 and len(written["poses"]) == 2
+        assert status == 0 and len(second["hands"]) == 1
 
 
 def test_predict_by_field_of_view(run: Run, images: list[Path], checkpoint: Path, tmp_path: Path) -> None:
@@ -180,49 +219,177 @@ def test_predict_by_field_of_view(run: Run, images: list[Path], checkpoint: Path
     options = ["--fov", 90, "--checkpoint", checkpoint, "--step", 32, "--overlay", drawn]
     status, out, _ = run("predict", images[0], *options)
     assert status == 0 and drawn.is_file()
-    np.testing.assert_allclose(json.loads(out)["poses"][0]["K"], [[80, 0, 79.5], [0, 80, 59.5], [0, 0, 1]])
+    camera = records(out)[0]["camera"]
+    assert camera["source"] == "fov"
+    np.testing.assert_allclose(camera["K"], [[80, 0, 79.5], [0, 80, 59.5], [0, 0, 1]])
+
+
+def photograph(path: Path, size: tuple[int, int], entries: dict[int, Any], orientation: int = 1) -> Path:
+    """Write an image with entries of EXIF's own directory."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769).update(entries)
+    Image.new("RGB", size, (90, 80, 70)).save(path, exif=exif)
+    return path
+
+
+def test_predict_takes_the_focal_length_from_exif(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    upright = photograph(tmp_path / "phone.jpg", (120, 160), {0xA405: 26})
+    turned = photograph(tmp_path / "turned.jpg", (160, 120), {0xA405: 26}, orientation=6)
+    options = ["--checkpoint", checkpoint, "--step", 32]
+    status, out, err = run("predict", upright, turned, *images, *options)
+    found = [record["camera"] for record in records(out)]
+    assert status == 0 and [camera["source"] for camera in found] == ["exif", "exif", "default", "default"]
+    # The diagonal of 200 px shows as much as that of a 36 x 24 mm frame at 26 mm.
+    focal = 26 * 200 / np.hypot(36, 24)
+    for camera in found[:2]:
+        np.testing.assert_allclose(camera["K"], [[focal, 0, 59.5], [0, focal, 79.5], [0, 0, 1]], rtol=1e-4)
+    assert found[2]["K"][0][0] == pytest.approx(80 / np.tan(np.radians(30)))
+    assert err.count("assuming 60 degrees") == 1
+
+
+@pytest.mark.parametrize(
+    ("entries", "focal"),
+    [
+        ({0x920A: 4.0, 0xA20E: 1000.0, 0xA210: 3}, 400.0),  # 4 mm, 1000 px a cm
+        ({0x920A: 4.0, 0xA20E: 2540.0}, 400.0),  # px an inch
+        ({0x920A: 4.0, 0xA20E: 2540.0, 0xA002: 320}, 200.0),  # taken with 320 px, resized to 160
+        ({0xA405: 26, 0x920A: 4.0, 0xA20E: 1000.0, 0xA210: 3}, 26 * 200 / 43.2666),
+        ({0x920A: 4.0}, None),
+        ({0xA405: 0}, None),
+        ({0xA405: 60_000}, None),  # absurd
+        ({0x920A: 4.0, 0xA20E: 1000.0, 0xA210: 9}, None),
+    ],
+)
+def test_focal_lengths_of_exif_data(tmp_path: Path, entries: dict[int, Any], focal: float | None) -> None:
+    found = exif_focal(photograph(tmp_path / "photo.jpg", (160, 120), entries))
+    assert found == (None if focal is None else pytest.approx(focal, rel=1e-4))
 
 
 def test_predict_continues_after_bad_images(
-    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = [tmp_path / name for name in ("missing.png", "text.png", "cut.png", "deep.png")]
-    missing, text, cut, deep = bad
+    bad = [
+        tmp_path / name for name in ("missing.png", "text.png", "cut.png", "deep.png", "eps.jpg", "odd.png")
+    ]
+    missing, text, cut, deep, eps, odd = bad
     text.write_text("no image")
     cut.write_bytes(images[0].read_bytes()[:4000])
     Image.fromarray(np.zeros((20, 20), np.uint16)).save(deep)
-    files = [missing, images[0], text, cut, deep, images[1]]
+    Image.new("RGB", (20, 20)).save(eps, "EPS")
+    odd.write_bytes(images[0].read_bytes())
+
+    def read(path: Path) -> np.ndarray:
+        if path == odd:
+            raise ZeroDivisionError("of a decoder")
+        return read_image(path)
+
+    monkeypatch.setattr("nvf_fast.cli.predict.read_image", read)
+    files = [missing, images[0], text, cut, deep, eps, odd, images[1]]
     status, out, err = run("predict", *files, "--fx", 500, "--checkpoint", checkpoint, "--step", 32)
-    written = json.loads(out)
-    assert status == 2
-    assert [found["image"] for found in written["poses"]] == [str(path) for path in images]
-    assert [failure["image"] for failure in written["failures"]] == [str(path) for path in bad]
+    written = records(out)
+    assert status == 2 and [record["image"] for record in written] == [str(path) for path in files]
+    assert [record["image"] for record in written if "error" in record] == [str(path) for path in bad]
     lines = [line for line in err.splitlines() if line.startswith("nvf-fast predict: ")]
-    assert len(lines) == 5 and "Traceback" not in err
+    assert len(lines) == 7 and "Traceback" not in err
     assert "missing.png: No such file" in lines[0] and "not a readable image" in lines[1]
-    assert "cut.png: " in lines[2] and "8 bits per channel" in lines[3]
-    assert lines[4].endswith("4 of 6 images failed")
+    assert "cut.png: " in lines[2] and "8 bits per channel" in lines[3] and "not a readable image" in lines[4]
+    assert lines[5].endswith("odd.png: ZeroDivisionError: of a decoder")
+    assert lines[6].endswith("6 of 8 images failed")
+
+
+@pytest.mark.parametrize("name", ["poses.jsonl", "poses.json"])
+def test_predict_continues_where_it_stopped(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, third = tmp_path / name, tmp_path / "c.png"
+    options = ["--fx", 500, "--checkpoint", checkpoint, "--step", 32, "--device", "cpu", "--out", out]
+    whole = tmp_path / f"whole_{name}"
+    Image.new("RGB", (160, 120), (90, 80, 70)).save(third)
+    assert run("predict", *images, third, *options[:-1], whole)[0] == 0
+    read = []
+
+    def stop(path: Path) -> np.ndarray:
+        read.append(path.name)
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nvf_fast.cli.predict.read_image", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("predict", *images, third, *options)
+        lines = out if name == "poses.jsonl" else tmp_path / "poses.json.lines"
+        assert len(records(lines.read_text())) == 1
+        with lines.open("ab") as file:
+            file.write(b'{"image": "b.jpg", "ca')  # a write that a stop cut off
+        status, _, err = run("predict", *images, third, *options)
+    assert status == 0 and "1 of 3 images are done already" in err
+    assert read == ["a.png", "b.jpg", "b.jpg", "c.png"] and out.read_bytes() == whole.read_bytes()
+    before = out.read_bytes()
+    status, _, err = run("predict", *images, third, *options)
+    assert status == 0 and "3 of 3 images are done already" in err and out.read_bytes() == before
+    assert not list(tmp_path.glob("*.lines")) and not list(tmp_path.glob(".*"))
+    status, _, err = run("predict", *images, *options, "--hand-scale", 40)
+    assert status == 2 and "holds results of other options" in err and out.read_bytes() == before
+
+
+def test_predict_tries_failed_images_again(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    out, late = tmp_path / "poses.jsonl", tmp_path / "late.png"
+    options = ["--fx", 500, "--checkpoint", checkpoint, "--step", 32, "--out", out]
+    assert run("predict", late, *images, *options)[0] == 2
+    Image.new("RGB", (160, 120), (90, 80, 70)).save(late)
+    assert run("predict", late, *images, *options)[0] == 0
+    written = records(out.read_text())
+    assert [Path(record["image"]).name for record in written] == ["a.png", "b.jpg", "late.png"]
+    assert all("error" not in record for record in written)
+
+
+@pytest.mark.parametrize("text", ["no json\n", "[1]\n", '{"hands": []}\n'])
+def test_predict_keeps_files_of_others(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path, text: str
+) -> None:
+    out = tmp_path / "notes.txt"
+    out.write_text(text)
+    status, _, err = run("predict", images[0], "--fx", 500, "--checkpoint", checkpoint, "--out", out)
+    assert status == 2 and "does not hold records of images" in err and out.read_text() == text
+
+
+def test_predict_follows_links_and_writes_to_devices(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ["predict", images[0], "--fx", 500, "--checkpoint", checkpoint, "--step", 32, "--out"]
+    link, target = tmp_path / "link.jsonl", tmp_path / "target.jsonl"
+    link.symlink_to(target)
+    assert run(*options, link)[0] == 0
+    assert link.is_symlink() and len(records(target.read_text())) == 1
+    assert run(*options, "/dev/null")[0] == 0 and not Path("/dev/null").is_file()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give the camera by one of --fx"),
-        (["--fx", 500, "--fov", 60], "give the camera by one of --fx"),
+        (["--fx", 500, "--fov", 60], "give the camera by only one of --fx"),
         (["--fx", -500], "--fx must be a positive number of px, got -500"),
         (["--fx", 500, "--fy", "nan"], "--fy must be a positive number of px"),
+        (["--fx", 500, "--cx", "inf"], "--cx must be a number of px, got inf"),
         (["--fov", 200], "--fov must lie between 0 and 180 degrees"),
         (["--fov", 60, "--fy", 500], "--fy needs --fx"),
         (["--intrinsics", "nowhere.json"], "nowhere.json: No such file"),
         (["--fx", 500, "--hand-scale", 0.035], "10 to 120 mm, got 0.035"),
         (["--fx", 500, "--step", -1], "step_mm must be a positive number of mm"),
-        (["--fx", 500, "--box", 0.1, 0.1, 0.9, 0.9], "at least 2 px larger"),
         (
             ["--fx", 500, "--device", "gpu0"],
             "--device must be a device such as cpu, cuda or cuda:1, got 'gpu0'",
         ),
         (["--fx", 500, "--checkpoint", "nowhere/at-all/x"], "nowhere"),
         (["--fx", 500, "--out", "."], "--out must be a file"),
+        (["--fx", 500, "--fx", 600], "--fx given more than once"),
+        (["--hand-scale", 30, "--hand_scale=31"], "--hand-scale given more than once"),
     ],
 )
 def test_predict_refuses_invalid_options(
@@ -232,6 +399,12 @@ def test_predict_refuses_invalid_options(
     status, _, err = run("predict", images[0], *chosen, *options)
     assert status == 2 and message in err
     assert err.startswith("nvf-fast predict: ") and len(err.splitlines()) == 1
+
+
+def test_predict_refuses_a_box_in_fractions(run: Run, images: list[Path], checkpoint: Path) -> None:
+    box = ["--box", 0.1, 0.1, 0.9, 0.9]
+    status, out, err = run("predict", images[0], "--fx", 500, "--checkpoint", checkpoint, *box)
+    assert status == 2 and "at least 2 px larger" in err and "at least 2 px" in records(out)[0]["error"]
 
 
 def test_predict_refuses_overlapping_overlays(
@@ -308,7 +481,7 @@ def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path
         *("eval", "synthetic", "--checkpoint", copy, "--count", 2, "--size", 64, "--step", 32),
         *("--out", out, "--record"),
     )
-    assert status == 0 and table.count("best constant pose") == 2
+    assert status == 0 and table.count("mean pose") == 2
     result = json.loads(out.read_text())
     assert len(result["rows"]) == 6 and {len(row) for row in result["rows"]} == {len(result["columns"])}
     measured = result["report"]["any orientation"]["without_hand_scale"]
@@ -354,7 +527,7 @@ def evaluate(run: Run, checkpoint: Path, trees: Path, tmp_path: Path, monkeypatc
 @pytest.mark.slow
 def test_eval_measures_freihand_and_resumes(evaluate: Run, trees: Path, tmp_path: Path) -> None:
     status, table, _ = evaluate("freihand", "--evaluation-data", trees / "truth")
-    assert status == 0 and "constant pose" in table and "CS-MJE mm" in table
+    assert status == 0 and "mean pose" in table and "CS-MJE mm" in table
     assert "The submission holds 3 images, the official split 3960: the server will refuse it." in table
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["context"]["data set"] == "FreiHAND" and report["counts"]["scored"] == 3

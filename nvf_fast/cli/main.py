@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TextIO
 
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         _end("", f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+
+    twice = sorted(option for option, count in Counter(map(_option, rest)).items() if option and count > 1)
+    if twice:
+        _end(f" {name}", f"{', '.join(twice)} given more than once: pass several values after one option")
 
     import tyro
 
@@ -91,6 +96,11 @@ def _wrap(text: str) -> str:
             )
         lines.append(line)
     return "\n".join(lines)
+
+
+def _option(argument: str) -> str:
+    """The option that an argument names, as `--some-name`, or an empty string."""
+    return argument.split("=")[0].replace("_", "-") if argument.startswith("--") else ""
 
 
 def _end(command: str, message: str) -> None:

@@ -2,71 +2,71 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import os
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, load_estimator, user_errors
+from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions
 from nvf_fast.cli.options import Optional, Several
+from nvf_fast.cli.records import RecordWriter
+from nvf_fast.image_files import read_image
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_pose
-from nvf_fast.pose import JOINT_NAMES, HandPose
+from nvf_fast.pose import JOINT_NAMES
+from nvf_fast.runtime.files import whole_file
 from nvf_fast.search import Search
 
+if TYPE_CHECKING:
+    from nvf_fast.estimator import PoseEstimator
+
+CAMERA_NUMBERS = ("fx", "fy", "cx", "cy", "fov")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Estimate the poses of hands in images. The camera is given by --fx, by --fov or by --intrinsics.
+    """Estimate the poses of hands in images.
 
-    Images are rotated upright by their EXIF data; box and intrinsics refer to the upright image. Errors go to
-    stderr and end with status 2, after the poses of the other images are written.
+    Writes a line of JSON as each image is done: {"image", "camera": {"K", "source"}, "hands": [...]}, or
+    {"image", "error"}; lengths are mm and pixels. The same command continues where it was stopped, and tries
+    images with an error again. Images are rotated upright by their EXIF data; boxes and intrinsics refer to
+    the upright image. The status is 2 if an image failed.
 
     Attributes:
         images: image files.
-        fx: px, focal length.
-        fy: px, vertical focal length; fx when absent.
-        cx: px, principal point, with 0 at the centre of the first pixel; the middle of the image when absent.
-        cy: px, principal point; the middle of the image when absent.
-        fov: degrees, horizontal field of view of the whole image, instead of --fx.
-        intrinsics: JSON file instead of --fx, in px: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], the same in an
-            object {"K": ...}, or one such matrix per image, {"NAME.jpg": ...}.
+        camera: the camera.
         box: px, X0 Y0 X1 Y1 around one hand. When absent, a network of hand views finds every hand of the
             image, and one of the reference view, which spans 26.3 degrees, looks along the optical axis.
         side: side of the hand. When absent, a network of hand views predicts it, and others assume a right
             hand.
+        boxes: JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1],
+            "side": "left"}, ...]}; where a side is absent, --side counts.
         hand_scale: mm, length of the middle finger's proximal phalanx, if known.
         step: mm, spacing of the query points.
         search: points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part; hand views
             support "dense" only.
-        out: JSON file for the poses (joints and expected_error in mm, joints_2d and box in px); standard
-            output when absent.
+        out: file for the lines; with a name ending in .json, for one document {"joint_names", "images":
+            [...]} when all are done; standard output when absent.
         overlay: file for the drawn joints of one image (.png or .jpg), or folder for NAME.png of each.
         checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
         device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
     """
 
     images: Annotated[Several[Path], tyro.conf.Positional]
-    fx: Optional[float] = None
-    fy: Optional[float] = None
-    cx: Optional[float] = None
-    cy: Optional[float] = None
-    fov: Optional[float] = None
-    intrinsics: Optional[Path] = None
+    camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
     box: Optional[tuple[float, float, float, float]] = None
     side: Optional[Literal["right", "left"]] = None
+    boxes: Optional[Path] = None
     hand_scale: Optional[float] = None
     step: float = 16.0
     search: Search = "dense"
@@ -78,8 +78,9 @@ class Predict:
     def run(self) -> None:
         if not self.images:
             raise UserError("no image given")
-        matrices = self._check_camera()
+        self.camera.check()
         overlays = self._overlay_files()
+        listed = self._read_boxes()
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out must be a file, {self.out} is a folder")
         estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
@@ -88,127 +89,130 @@ class Predict:
         with user_errors():
             read_hand_scale(self.hand_scale, 1, estimator.model.config)
 
-        poses, failures = [], []
-        progress = tqdm(self.images, unit="image", disable=len(self.images) == 1)
-        for path, overlay in zip(progress, overlays, strict=True):
-            try:
-                with user_errors(), warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always")
-                    image = read_image(path)
-                    K = self._camera_of(path, image, matrices)
-                    found = estimator(image, K, self.hand_scale, self.box, self.side)
-                    hands = [found] if found.joints.ndim == 2 else list(found)
-                    if overlay is not None:
-                        overlay.parent.mkdir(parents=True, exist_ok=True)
-                        _draw(image, hands).save(overlay)
-            except UserError as error:
-                failures.append({"image": str(path), "error": str(error)})
-                message = str(error) if str(path) in str(error) else f"{path}: {error}"
-                if len(self.images) > 1:
-                    _warn(message)
-                continue
-            for warning in caught:
-                _warn(f"{path}: {warning.message}")
-            if not hands:
-                _warn(f"{path}: no hand found")
-            given = {"image": str(path), "K": K.tolist(), "hand_scale": self.hand_scale}
-            poses += [{**given, **pose.to_dict()} for pose in hands]
-        self._write({"joint_names": JOINT_NAMES, "poses": poses, "failures": failures})
-        if failures:
-            several = f"{len(failures)} of {len(self.images)} images failed"
-            raise UserError(message if len(self.images) == 1 else several)
+        failed, assumed = 0, False
+        with RecordWriter(self.out, self._settings(estimator), {"joint_names": JOINT_NAMES}) as records:
+            left = {path: overlay for path, overlay in overlays.items() if str(path) not in records.done}
+            if len(left) < len(overlays):
+                _warn(f"{len(overlays) - len(left)} of {len(overlays)} images are done already")
+            for path, overlay in tqdm(left.items(), unit="image", disable=len(left) < 2):
+                try:
+                    with warnings.catch_warnings(record=True) as caught:
+                        warnings.simplefilter("always")
+                        record = self._predict(estimator, path, listed, overlay)
+                except Exception as error:  # whatever an image causes must not stop the others
+                    failed += 1
+                    message = _message(error)
+                    records.write({"image": str(path), "error": message})
+                    _warn(message if str(path) in message else f"{path}: {message}")
+                    continue
+                records.write(record)
+                if record["camera"]["source"] == "default" and not assumed:
+                    assumed = True
+                    _warn(
+                        f"{path}: no focal length given or in the EXIF data: assuming {DEFAULT_FOV:g} "
+                        "degrees across the longer side, here and wherever camera.source is 'default'"
+                    )
+                for warning in caught:
+                    _warn(f"{path}: {warning.message}")
+                if not record["hands"]:
+                    _warn(f"{path}: no hand found")
+        if failed:
+            raise UserError(f"{failed} of {len(left)} images failed")
 
-    def _check_camera(self) -> Any:
-        """Contents of the intrinsics file, or None; raise `UserError` for an invalid camera."""
-        if sum(given is not None for given in (self.fx, self.fov, self.intrinsics)) != 1:
-            raise UserError("give the camera by one of --fx (px), --fov (degrees), --intrinsics (JSON file)")
-        for name in ("fx", "fy"):
-            focal = getattr(self, name)
-            if focal is not None and not (math.isfinite(focal) and focal > 0):
-                raise UserError(f"--{name} must be a positive number of px, got {focal}")
-        if self.fov is not None and not 0 < self.fov < 180:
-            raise UserError(f"--fov must lie between 0 and 180 degrees, got {self.fov}")
-        if self.fx is None and self.fy is not None:
-            raise UserError("--fy needs --fx")
-        if self.intrinsics is None:
+    def _predict(
+        self, estimator: PoseEstimator, path: Path, listed: dict[str, Any] | None, overlay: Path | None
+    ) -> dict[str, Any]:
+        """The record of one image."""
+        image = read_image(path)
+        camera = self.camera.of(path, *image.shape[:2])
+        if listed is None:
+            found = estimator(image, camera.K, self.hand_scale, self.box, self.side)
+            hands = [found] if found.joints.ndim == 2 else list(found)
+        else:
+            boxes, sides = self._listed(path, listed)
+            several = [image] * len(boxes)
+            hands = list(estimator(several, camera.K, self.hand_scale, boxes, sides)) if boxes else []
+        if overlay is not None:
+            drawn = image
+            for pose in hands:
+                drawn = np.asarray(draw_pose(drawn, pose))
+            with whole_file(overlay) as file:
+                Image.fromarray(drawn).save(file, "PNG" if overlay.suffix.lower() == ".png" else "JPEG")
+        scale = {} if self.hand_scale is None else {"hand_scale": self.hand_scale}
+        return {
+            "image": str(path),
+            "camera": {"K": camera.K.tolist(), "source": camera.source},
+            **scale,
+            "hands": [pose.to_dict() for pose in hands],
+        }
+
+    def _settings(self, estimator: PoseEstimator) -> str:
+        """A digest of everything but the images and the device that affects the records."""
+        files = [
+            hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
+            for path in (self.camera.intrinsics, self.boxes)
+        ]
+        camera = [value for name, value in vars(self.camera).items() if name in CAMERA_NUMBERS]
+        options = [camera, files, self.box, self.side, self.hand_scale, self.step, self.search]
+        weights = hashlib.sha256()
+        for name, tensor in sorted(estimator.model.state_dict().items()):
+            weights.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+        text = repr([options, weights.hexdigest(), estimator.model.config])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _read_boxes(self) -> dict[str, Any] | None:
+        if self.boxes is None:
             return None
-        if self.cx is not None or self.cy is not None:
-            raise UserError("--cx and --cy need --fx or --fov, and exclude --intrinsics")
+        if self.box is not None:
+            raise UserError("give --box or --boxes, not both")
         with user_errors():
-            text = self.intrinsics.read_text()
+            text = self.boxes.read_bytes()
         try:
-            return json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{self.intrinsics}: not JSON ({error})") from error
+            listed = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.boxes}: not JSON ({error})") from error
+        if not isinstance(listed, dict):
+            raise UserError(f'{self.boxes} must hold {{"NAME.jpg": [...]}}, got {type(listed).__name__}')
+        return listed
 
-    def _camera_of(self, path: Path, image: np.ndarray, matrices: Any) -> np.ndarray:
-        height, width = image.shape[:2]
-        if matrices is None:
-            fx = self.fx if self.fov is None else width / 2 / math.tan(math.radians(self.fov) / 2)
-            fy = fx if self.fy is None else self.fy
-            cx = (width - 1) / 2 if self.cx is None else self.cx
-            cy = (height - 1) / 2 if self.cy is None else self.cy
-            return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        if isinstance(matrices, dict):
-            found = [matrices[key] for key in (str(path), path.name, "K") if key in matrices]
-            if not found:
-                raise UserError(f"{self.intrinsics} has no entry {path.name!r}, and no 'K' for all images")
-            matrices = found[0]
-        try:
-            return np.array(matrices, dtype=np.float64).reshape(3, 3)
-        except (TypeError, ValueError) as error:
-            message = f"{self.intrinsics}: K must be three rows of three numbers, got {matrices}"
-            raise UserError(message) from error
+    def _listed(self, path: Path, listed: dict[str, Any]) -> tuple[list[Any], list[str | None]]:
+        """Boxes and sides of one image's hands."""
+        names = [name for name in (str(path), path.name) if name in listed]
+        if not names:
+            raise UserError(f"{self.boxes} has no entry {path.name!r}")
+        hands = listed[names[0]]
+        if not isinstance(hands, list) or not all(isinstance(hand, dict) and "box" in hand for hand in hands):
+            raise UserError(
+                f'{self.boxes}: {names[0]!r} must be a list of {{"box": [X0, Y0, X1, Y1], "side": "left"}}, '
+                f"got {hands}"
+            )
+        return [hand["box"] for hand in hands], [hand.get("side") or self.side for hand in hands]
 
-    def _overlay_files(self) -> list[Path | None]:
+    def _overlay_files(self) -> dict[Path, Path | None]:
+        """The overlay of each image, each image once."""
+        images = list(dict.fromkeys(self.images))
         if self.overlay is None:
-            return [None] * len(self.images)
+            return dict.fromkeys(images)
         if self.overlay.suffix.lower() in IMAGE_SUFFIXES:
-            if len(self.images) > 1:
+            if len(images) > 1:
                 raise UserError(f"--overlay must be a folder for several images, got {self.overlay}")
-            return [self.overlay]
-        names = [f"{path.stem}.png" for path in self.images]
+            return {images[0]: self.overlay}
+        names = [f"{path.stem}.png" for path in images]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"--overlay: several images would be drawn into {twice[0]}")
-        return [self.overlay / name for name in names]
-
-    def _write(self, document: dict[str, Any]) -> None:
-        text = json.dumps(document, allow_nan=False) + "\n"
-        if self.out is None:
-            sys.stdout.write(text)
-            return
-        with user_errors():
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.out.with_name(f"{self.out.name}.{os.getpid()}.part")
-            unfinished.write_text(text)
-            unfinished.replace(self.out)  # atomically
+        return {path: self.overlay / name for path, name in zip(images, names, strict=True)}
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as (H, W, 3) uint8 RGB, upright; grey becomes RGB, an alpha channel is dropped.
-
-    Raises:
-        OSError: the file is missing, damaged or not an image.
-        ValueError: its pixels have more than 8 bits per channel, or it has too many of them.
-    """
+def _message(error: Exception) -> str:
+    """One line about an error, with its type where it is not one of the documented ones."""
     try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise ValueError(f"{path}: expected 8 bits per channel, got pixels of mode {file.mode!r}")
-            return np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise OSError(f"{path}: not a readable image") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except SyntaxError as error:  # Pillow raises it for damaged files
-        raise OSError(f"{path}: damaged ({error})") from error
-
-
-def _draw(image: np.ndarray, hands: Sequence[HandPose]) -> Image.Image:
-    for pose in hands:
-        image = np.asarray(draw_pose(image, pose))
-    return Image.fromarray(image)
+        with user_errors():
+            raise error
+    except UserError as known:
+        return " ".join(str(known).split())
+    except Exception:
+        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _warn(message: str) -> None:

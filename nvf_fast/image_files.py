@@ -1,0 +1,82 @@
+"""Photographs from files, and the focal lengths that their metadata hold."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+# Formats that Pillow decodes itself; others, such as EPS, start further programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+FILM_DIAGONAL_MM = 43.2666  # of a 36 x 24 mm frame, to which 35 mm equivalents refer (CIPA DCG-001)
+MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0}  # of the resolution of the focal plane
+FOCAL_RANGE = (0.2, 50.0)  # plausible focal lengths, relative to the longer side
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """Read an image file as (H, W, 3) uint8 RGB, upright; grey becomes RGB, an alpha channel is dropped.
+
+    Raises:
+        OSError: the file is missing, damaged or not an image of `FORMATS`.
+        ValueError: its pixels have more than 8 bits per channel, or it has too many of them.
+    """
+    try:
+        with _open(path) as file:
+            if file.mode.startswith(("I", "F")):
+                raise ValueError(f"{path}: expected 8 bits per channel, got pixels of mode {file.mode!r}")
+            return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise OSError(f"{path}: not a readable image; the formats are {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except SyntaxError as error:  # Pillow raises it for damaged files
+        raise OSError(f"{path}: damaged ({error})") from error
+
+
+def exif_focal(path: Path | str) -> float | None:
+    """Focal length in px from the EXIF data of a whole, uncropped photograph.
+
+    The 35 mm equivalent comes first, then the focal length in mm with the resolution of the focal plane.
+
+    Returns:
+        The focal length, or None without one, or with one outside of `FOCAL_RANGE`.
+
+    Raises:
+        OSError: the file is missing or not an image.
+    """
+    with _open(path) as file:
+        width, height = file.size
+        exif = file.getexif().get_ifd(ExifTags.IFD.Exif)
+    equivalent = _number(exif, ExifTags.Base.FocalLengthIn35mmFilm)
+    length, density = (
+        _number(exif, ExifTags.Base.FocalLength),
+        _number(exif, ExifTags.Base.FocalPlaneXResolution),
+    )
+    unit = MM_PER_UNIT.get(int(_number(exif, ExifTags.Base.FocalPlaneResolutionUnit) or 2))
+    if equivalent:
+        focal = equivalent / FILM_DIAGONAL_MM * math.hypot(width, height)
+    elif length and density and unit:
+        # The resolution is that of the photograph as taken, which may have been resized since.
+        taken = _number(exif, ExifTags.Base.ExifImageWidth) or width
+        focal = length * density / unit * width / taken
+    else:
+        return None
+    low, high = (factor * max(width, height) for factor in FOCAL_RANGE)
+    return focal if low <= focal <= high else None
+
+
+def _open(path: Path | str) -> Image.Image:
+    Image.init()
+    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _number(exif: object, tag: int) -> float | None:
+    """A positive number of the EXIF data, or None."""
+    value = exif.get(tag)  # type: ignore[attr-defined]
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None
