@@ -21,9 +21,9 @@ from nvf_fast.evaluation.dataset_predictions import (
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_pose_scores, mean_shape, other_hands
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.evaluation.report import report_on, write_report
-from nvf_fast.evaluation.run import Options, predict
+from nvf_fast.evaluation.run import predict
 from nvf_fast.evaluation.scores import rank_correlation, score_predictions, server_scores
-from nvf_fast.evaluation.submission import read_submission, write_freihand_submission
+from nvf_fast.evaluation.submission import read_submission
 from nvf_fast.evaluation.synthetic import evaluate
 from nvf_fast.pose import JOINT_NAMES
 from nvf_fast.runtime.store import ResumeError
@@ -33,7 +33,7 @@ from nvf_fast.synthetic.reference_images import sample_hands
 from tests.evaluation_cases import Fixed, Images, predictor
 from tests.training_cases import free_port, output_of
 
-SMALL = Options(batch=2, shard=4)
+SMALL = {"batch": 2, "shard": 4}
 FALLBACK = np.full((21, 3), 500.0) + 10 * np.arange(63.0).reshape(21, 3)
 
 
@@ -54,7 +54,7 @@ def results(network: NetworkPredictor) -> DatasetPredictions:
 
 
 def predict_all(*arguments: object, **options: object) -> DatasetPredictions:
-    found = predict(*arguments, **{"options": SMALL} | options)  # type: ignore[arg-type]
+    found = predict(*arguments, **SMALL | options)  # type: ignore[arg-type]
     assert found is not None
     return found
 
@@ -116,7 +116,7 @@ def test_resumes_an_interrupted_run(tmp_path: Path, caplog: pytest.LogCaptureFix
             return super().__call__(samples, use_scale)
 
     with pytest.raises(KeyboardInterrupt):
-        predict(Interrupted(data.joints.numpy()), data, tmp_path, options=SMALL)
+        predict(Interrupted(data.joints.numpy()), data, tmp_path, **SMALL)
     assert [path.name[:20] for path in tmp_path.iterdir()] == ["shard-00000-of-00003"]
     rest = Fixed(data.joints.numpy())
     assert_same(predict_all(rest, data, tmp_path), in_memory)
@@ -148,16 +148,16 @@ def test_refuses_shards_of_another_run(tmp_path: Path, change: str) -> None:
     elif change == "samples":
         data, expected = Images(5), "samples was 6, now 5"
     elif change == "batch":
-        options, expected = Options(batch=4, shard=4), "batch was 2, now 4"
+        options, expected = {"batch": 4, "shard": 4}, "batch was 2, now 4"
     else:
         method.method, expected = "other", "method was 'fixed', now 'other'"
     with pytest.raises(ResumeError, match=re.escape(f"of another run ({expected})")):
-        predict(method, data, tmp_path, metadata, options)
+        predict(method, data, tmp_path, metadata, **options)
 
 
 TWO_PROCESSES = """
 from nvf_fast.evaluation.dataset_predictions import save_predictions
-from nvf_fast.evaluation.run import Options, predict
+from nvf_fast.evaluation.run import predict
 from tests.evaluation_cases import Fixed, Images, predictor
 
 class Mortal(Fixed):
@@ -170,7 +170,7 @@ joints = data.joints.numpy()
 def run(rank, name, method):
     with process_group("cpu", 60):
         processes = Processes.joined()
-        results = predict(method, data, folder / name, None, Options(batch=2, shard=4), processes)
+        results = predict(method, data, folder / name, batch=2, shard=4, processes=processes)
     if results is not None:
         save_predictions(folder / name / "predictions.safetensors", results, with_times=False)
 
@@ -219,8 +219,7 @@ def test_one_training_process_evaluates_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_workers_preserve_predictions(network: NetworkPredictor, results: DatasetPredictions) -> None:
-    ahead = Options(batch=2, shard=4, workers=1)
-    assert_same(predict_all(network, Images(6, damaged=(3,)), options=ahead), results)
+    assert_same(predict_all(network, Images(6, damaged=(3,)), workers=1), results)
 
 
 def test_other_dataset_errors_stop_the_run(network: NetworkPredictor) -> None:
@@ -232,7 +231,7 @@ def test_other_dataset_errors_stop_the_run(network: NetworkPredictor) -> None:
 
     assert issubclass(DamagedImageError, ValueError)
     with pytest.raises(RuntimeError, match="a bug"):
-        predict(network, Faulty(4), options=SMALL)
+        predict(network, Faulty(4), **SMALL)
 
 
 def test_passes_known_hand_scales(network: NetworkPredictor, caplog: pytest.LogCaptureFixture) -> None:
@@ -246,9 +245,9 @@ def test_passes_known_hand_scales(network: NetworkPredictor, caplog: pytest.LogC
         predict(predictor(scale_optional=False), Images(2, released=False))
 
 
-def test_refuses_shards_of_partial_batches() -> None:
+def test_refuses_shards_of_partial_batches(network: NetworkPredictor) -> None:
     with pytest.raises(ValueError, match="multiple of batch, got 5 and 2"):
-        Options(batch=2, shard=5)
+        predict(network, Images(6), batch=2, shard=5)
 
 
 def test_validates_saved_predictions(tmp_path: Path, results: DatasetPredictions) -> None:
@@ -311,14 +310,14 @@ def test_report_holds_scores_counts_and_conditions(tmp_path: Path) -> None:
     joints = data.joints.numpy() + np.array([3.0, 0, -4])
     joints[5] = np.nan
     results = predict_all(Fixed(joints), data)
-    report = report_on(results, FALLBACK, {"from": "a test"}, "ho3d")
+    report = report_on(results, FALLBACK, {"from": "a test"}, "ho3d-v2")
     files = write_report(tmp_path, report, results, FALLBACK)
     assert {"predictions.safetensors", "report.json", "report.md"} <= {path.name for path in files}
     assert_same(load_predictions(tmp_path / "predictions.safetensors"), results)
 
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["counts"] == {
-        "pictures": 8, "damaged": 1, "scored": 7, "invalid": {"without_hand_scale": 1}
+        "images": 8, "damaged": 1, "scored": 7, "invalid": {"without_hand_scale": 1}
     }  # fmt: skip
     assert written["context"]["from"] == "a test" and written["context"]["data set"] == "images"
     assert written["damaged"] == {"sample 2": "2.png cannot be read"}
@@ -328,7 +327,7 @@ def test_report_holds_scores_counts_and_conditions(tmp_path: Path) -> None:
     found = written["settings"]["without_hand_scale"]
     assert found["scores"]["cs_mje"] == pytest.approx(metrics.mpjpe(completed, true), abs=1e-4)
     # Areas count errors below thresholds; errors of 0 up to float32 rounding lie next to one of them.
-    expected = server_scores(completed, true, "ho3d")
+    expected = server_scores(completed, true, "ho3d-v2")
     assert found["server"].keys() == expected.keys()
     for name, value in expected.items():
         assert found["server"][name] == pytest.approx(value, abs=2e-3 if "auc" in name else 1e-4), name
@@ -340,10 +339,10 @@ def test_report_holds_scores_counts_and_conditions(tmp_path: Path) -> None:
         assert statistics["mean"] == pytest.approx(errors[:, index].mean(), abs=1e-4)
         assert statistics["median"] == pytest.approx(5, abs=1e-4)
         assert statistics["root_relative_median"] == pytest.approx(0, abs=1e-3)
-    curve = found["curves"]["camera space"]
+    curve = written["settings"]["without_hand_scale"]["curves"]["camera space"]
     assert len(curve["pck"]) == len(curve["thresholds"]) == 100 and curve["pck"][-1] == pytest.approx(6 / 7)
     assert curve["auc"] == pytest.approx(found["scores"]["cs_auc"])
-    assert written["constant"]["cs_mje"] == pytest.approx(
+    assert written["mean_pose"]["cs_mje"] == pytest.approx(
         metrics.mpjpe(np.broadcast_to(FALLBACK, true.shape), true), abs=1e-4
     )
     text = (tmp_path / "report.md").read_text()
@@ -388,11 +387,8 @@ def test_writes_only_a_submission_without_released_joints(tmp_path: Path) -> Non
     joints[2] = np.nan
     results = predict_all(Fixed(joints), data)
     report = report_on(results, FALLBACK, {}, "freihand")
-    assert "settings" not in report and "constant" not in report
-    files = write_report(
-        tmp_path, report, results, FALLBACK,
-        lambda path, joints: write_freihand_submission(path, joints, official=False),
-    )  # fmt: skip
+    assert "settings" not in report and "mean_pose" not in report
+    files = write_report(tmp_path, report, results, FALLBACK, "freihand")
     names = [str(path.relative_to(tmp_path)) for path in files]
     assert names == ["predictions.safetensors", "without_hand_scale/pred.zip", "report.json", "report.md"]
     text = (tmp_path / "report.md").read_text()
@@ -441,7 +437,7 @@ def test_rank_correlation_is_spearmans() -> None:
 def test_synthetic_images_are_scored_in_each_setting(network: NetworkPredictor) -> None:
     data = SyntheticHands(SyntheticConfig(count=3, seed=0, size=64))
     report = evaluate(network, data)
-    assert list(report) == ["data", "constant", "with_hand_scale", "without_hand_scale"]
+    assert list(report) == ["data", "mean_pose", "with_hand_scale", "without_hand_scale"]
     assert report["with_hand_scale"]["images"] == 3
     json.dumps(report)
     assert "with_hand_scale" not in evaluate(predictor(hand_scale=False, scale_optional=False), data)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from nvf_fast.evaluation import metrics, submission
+from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.metrics import Floats
-from nvf_fast.evaluation.submission import read_submission, write_freihand_submission, write_ho3d_submission
+from nvf_fast.evaluation.submission import FORMATS, read_submission, write_submission
 from nvf_fast.synthetic.reference_images import sample_hands
 
 COUNT = 3
@@ -56,7 +56,7 @@ def official(path: Path, count: int) -> tuple[Floats, Floats]:
 
 def test_freihand(tmp_path: Path, truth: Floats, joints: Floats, vertices: Floats) -> None:
     path = tmp_path / "new/pred.zip"
-    write_freihand_submission(path, joints, iter(vertices), official=False)
+    write_submission(path, joints, "freihand", iter(vertices), official=False)
     assert [file.name for file in path.parent.iterdir()] == ["pred.zip"]
     metres, mesh = official(path, COUNT)
     assert (metres[..., 2] > 0).all() and np.abs(metres).max() < 2
@@ -70,10 +70,9 @@ def test_freihand(tmp_path: Path, truth: Floats, joints: Floats, vertices: Float
     np.testing.assert_allclose(mesh, vertices, rtol=1e-14)
 
 
-@pytest.mark.parametrize("version", ["v2", "v3"])
-def test_ho3d(tmp_path: Path, truth: Floats, joints: Floats, vertices: Floats, version: str) -> None:
+def test_ho3d(tmp_path: Path, truth: Floats, joints: Floats, vertices: Floats) -> None:
     path = tmp_path / "pred.zip"
-    write_ho3d_submission(path, joints, vertices, version=version, official=False)
+    write_submission(path, joints, "ho3d-v3", vertices, official=False)
     metres, mesh = official(path, COUNT)
     assert not (metres[:, :, 2] > 0).all() and (metres[..., 2] < 0).all(), "the server refuses OpenCV's axes"
     np.testing.assert_allclose(metres[..., 1] * -1000, joints[:, HO3D_ORDER, 1], rtol=1e-14)
@@ -83,34 +82,28 @@ def test_ho3d(tmp_path: Path, truth: Floats, joints: Floats, vertices: Floats, v
     after = metrics.ho3d_scores(metres * 1000, true_metres * 1000)
     before = metrics.ho3d_scores(joints[:, HO3D_ORDER], truth[:, HO3D_ORDER])
     assert after == pytest.approx(before, abs=1e-9)
-    back, _ = read_submission(path, "ho3d")
+    back, _ = read_submission(path, "ho3d-v3")
     np.testing.assert_allclose(back, joints, rtol=1e-14)
 
 
-def test_writes_zeros_without_vertices(tmp_path: Path, joints: Floats) -> None:
-    for number, write in enumerate((write_freihand_submission, write_ho3d_submission)):
-        options = {"version": "v2"} if number else {}
-        write(tmp_path / "pred.zip", joints, official=False, **options)
-        assert not official(tmp_path / "pred.zip", COUNT)[1].any()
-
-
-def test_refuses_other_lengths(tmp_path: Path, joints: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "pred.zip"
-    for version, count in (("v2", 11_524), ("v3", 20_137)):
-        with pytest.raises(ValueError, match=f"has {count} images, got {COUNT} poses"):
-            write_ho3d_submission(path, joints, version=version)
-    with pytest.raises(ValueError, match=f"has 3960 images, got {COUNT} poses"):
-        write_freihand_submission(path, joints)
-    assert not path.exists()
-    monkeypatch.setattr(submission, "FREIHAND_IMAGES", COUNT)
-    write_freihand_submission(path, joints)
-    official(path, COUNT)
-
-
-def test_equal_joints_give_equal_files(tmp_path: Path, joints: Floats) -> None:
+def test_equal_joints_give_equal_files_with_zeros_as_vertices(tmp_path: Path, joints: Floats) -> None:
     for name in ("first.zip", "second.zip"):
-        write_freihand_submission(tmp_path / name, joints, official=False)
+        write_submission(tmp_path / name, joints, "ho3d-v2", official=False)
     assert (tmp_path / "first.zip").read_bytes() == (tmp_path / "second.zip").read_bytes()
+    assert not official(tmp_path / "first.zip", COUNT)[1].any()
+
+
+def test_refuses_other_lengths(tmp_path: Path, joints: Floats) -> None:
+    path = tmp_path / "pred.zip"
+    assert {server: form.images for server, form in FORMATS.items()} == {
+        "freihand": 3960, "ho3d-v2": 11_524, "ho3d-v3": 20_137
+    }  # fmt: skip
+    for server, form in FORMATS.items():
+        with pytest.raises(ValueError, match=f"has {form.images} images, got {COUNT} poses"):
+            write_submission(path, joints, server)
+    assert not path.exists()
+    write_submission(path, np.resize(joints, (3960, 21, 3)), "freihand")
+    official(path, 3960)
 
 
 def test_refuses_invalid_joints_and_meshes(tmp_path: Path, joints: Floats, vertices: Floats) -> None:
@@ -126,20 +119,16 @@ def test_refuses_invalid_joints_and_meshes(tmp_path: Path, joints: Floats, verti
     }
     for message, wrong in cases.items():
         with pytest.raises(ValueError, match=message):
-            write_ho3d_submission(path, wrong, version="v2", official=False)
-        with pytest.raises(ValueError, match=message):
-            write_freihand_submission(path, wrong, official=False)
+            write_submission(path, wrong, "ho3d-v2", official=False)
     for message, wrong in {
         "3 poses need as many meshes, got 2": vertices[:2],
         "3 poses need as many meshes, got 4": np.resize(vertices, (4, 778, 3)),
         r"vertices of image 0 must be \(778, 3\)": vertices[:, :700],
     }.items():
         with pytest.raises(ValueError, match=message):
-            write_freihand_submission(path, joints, wrong, official=False)
+            write_submission(path, joints, "freihand", wrong, official=False)
     with pytest.raises(ValueError, match=r"is a \.zip file"):
-        write_freihand_submission(tmp_path / "pred.json", joints, official=False)
-    with pytest.raises(ValueError, match="version must be one of v2, v3, got 'v1'"):
-        write_ho3d_submission(path, joints, version="v1")
+        write_submission(tmp_path / "pred.json", joints, "freihand", official=False)
     assert list(tmp_path.iterdir()) == [], "no unfinished file is left"
 
 
@@ -164,8 +153,8 @@ def test_refuses_to_read_other_files(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_meshes(tmp_path: Path, joints: Floats, vertices: Floats) -> None:
     count = 80
     tracemalloc.start()
-    write_freihand_submission(
-        tmp_path / "pred.zip", np.resize(joints, (count, 21, 3)),
+    write_submission(
+        tmp_path / "pred.zip", np.resize(joints, (count, 21, 3)), "freihand",
         (vertices[number % COUNT] for number in range(count)), official=False,
     )  # fmt: skip
     peak = tracemalloc.get_traced_memory()[1]

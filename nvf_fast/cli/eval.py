@@ -23,21 +23,18 @@ from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 if TYPE_CHECKING:
     from nvf_fast.estimator import PoseEstimator
     from nvf_fast.evaluation.predictors import Predictor
-    from nvf_fast.evaluation.report import Submit
-    from nvf_fast.evaluation.submission import Layout
+    from nvf_fast.evaluation.submission import Server
 
-COLUMNS = (
-    "images",
-    "hand scale",
-    "CS-MJE mm",
-    "CS-AUC",
-    "TE mm",
-    "DE mm",
-    "PA-MPJPE mm",
-    "score vs error",
-    "no prediction",
-)
-SETTINGS = {"with_hand_scale": "given", "without_hand_scale": "not given"}
+COLUMNS = {
+    "cs_mje": "CS-MJE mm",
+    "cs_auc": "CS-AUC",
+    "te": "TE mm",
+    "de": "DE mm",
+    "pa_mpjpe": "PA-MPJPE mm",
+    "score_correlation": "score vs error",
+    "invalid": "no prediction",
+}
+SETTINGS = {"mean_pose": "mean pose", "with_hand_scale": "given", "without_hand_scale": "not given"}
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ class Synthetic:
             report[name] = finite(evaluate(predictor, images, progress=True))
         machine = surroundings()
         result = {
-            "columns": COLUMNS,
+            "columns": ("images", "hand scale", *COLUMNS.values()),
             "rows": [row for name, scores in report.items() for row in _rows(name, scores)],
             "context": {
                 "checkpoint": self.prediction.checkpoint or "embedded default",
@@ -168,7 +165,7 @@ class Synthetic:
             },
             "report": report,
         }
-        _print_table(COLUMNS, result["rows"])
+        _print_table(result["columns"], result["rows"])
         if self.out is not None:
             with user_errors(), whole_file(self.out) as file:
                 file.write((json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
@@ -250,7 +247,9 @@ class HO3D:
 
     def run(self) -> None:
         config = DataConfig("ho3d", ho3d_version=self.version)
-        _evaluate(self.prediction, self.output, config, self.split, Folders(data=self.data), "ho3d")
+        _evaluate(
+            self.prediction, self.output, config, self.split, Folders(data=self.data), f"ho3d-{self.version}"
+        )
 
 
 @dataclass(frozen=True)
@@ -468,12 +467,12 @@ def _evaluate(
     config: DataConfig,
     split: Split,
     folders: Folders,
-    layout: Layout | None = None,
+    server: Server | None = None,
 ) -> None:
     """Predict every image and write the report, in the first of several processes."""
     from nvf_fast.evaluation.mean_pose import fallback_pose
     from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
-    from nvf_fast.evaluation.run import Options, predict
+    from nvf_fast.evaluation.run import predict
     from nvf_fast.runtime.processes import Processes, ProcessLostError, process_group
 
     predictor, conditions = prediction.load()
@@ -481,11 +480,13 @@ def _evaluate(
     conditions |= {name: str(path.resolve()) for name, path in given.items() if path is not None}
     try:
         with process_group("cpu", 60 * output.wait_minutes), user_errors():
-            options = Options(output.batch, 8 * output.batch, output.workers, progress=True)
             processes = Processes.joined()
             dataset = open_dataset(config, split, folders)
             render_ahead(dataset, share=(processes.rank, processes.count), progress=processes.rank == 0)
-            predictions = predict(predictor, dataset, output.out / "shards", conditions, options, processes)
+            predictions = predict(
+                predictor, dataset, output.out / "shards", conditions, batch=output.batch,
+                shard=8 * output.batch, workers=output.workers, progress=True, processes=processes,
+            )  # fmt: skip
     except ProcessLostError as error:
         raise UserError(str(error)) from error
     if predictions is None:
@@ -497,33 +498,15 @@ def _evaluate(
         **surroundings(),
     }
     fallback = fallback_pose(config)
-    report = report_on(predictions, fallback, context, layout)
-    submit = None
-    if layout is not None and split == "evaluation":
-        submit, note = _submission(config, len(dataset))
-        report["notes"] += note
+    report = report_on(predictions, fallback, context, server)
     with user_errors():
-        files = write_report(output.out, report, predictions, fallback, submit)
+        submit_to = server if split == "evaluation" else None
+        files = write_report(output.out, report, predictions, fallback, submit_to)
     if "settings" in report:
         _print_table(*score_table(report))
     for note in report["notes"]:
         print(note)
     print("wrote " + ", ".join(map(str, files)))
-
-
-def _submission(config: DataConfig, images: int) -> tuple[Submit, list[str]]:
-    """Choose the writer of a data set's submission, and a note for the report."""
-    from nvf_fast.evaluation import submission
-
-    freihand = config.dataset == "freihand"
-    expected = submission.FREIHAND_IMAGES if freihand else submission.HO3D_IMAGES[config.ho3d_version]
-    official = images == expected
-    if freihand:
-        submit: Submit = partial(submission.write_freihand_submission, official=official)
-    else:
-        submit = partial(submission.write_ho3d_submission, version=config.ho3d_version, official=official)
-    note = f"The submission holds {images} images, the official split {expected}: the server will refuse it."
-    return submit, [] if official else [note]
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -532,25 +515,12 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _rows(name: str, scores: dict[str, Any]) -> list[list[Any]]:
-    rows: list[list[Any]] = [[name, "best constant pose", *_numbers(scores["constant"]), None, None]]
-    for key, given in SETTINGS.items():
-        if key in scores:
-            measured = scores[key]
-            correlation = measured["score_correlation"]
-            rows.append(
-                [
-                    name,
-                    given,
-                    *_numbers(measured),
-                    None if correlation is None else round(correlation, 3),
-                    measured["invalid"],
-                ]
-            )
-    return rows
-
-
-def _numbers(scores: dict[str, float]) -> list[float]:
-    return [round(scores[key], 3) for key in ("cs_mje", "cs_auc", "te", "de", "pa_mpjpe")]
+    return [
+        [name, setting, *(None if scores[key].get(column) is None else round(scores[key][column], 3)
+                          for column in COLUMNS)]
+        for key, setting in SETTINGS.items()
+        if key in scores
+    ]  # fmt: skip
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,12 @@ from nvf_fast.evaluation.metrics import KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
 from nvf_fast.evaluation.scores import (
     completed,
-    curve_of,
     curves,
     joint_statistics,
     score_predictions,
     server_scores,
 )
-from nvf_fast.evaluation.submission import Layout
+from nvf_fast.evaluation.submission import FORMATS, Server, write_submission
 from nvf_fast.runtime.files import whole_file
 
 SHOWN_FAULTS = 20
@@ -46,28 +45,26 @@ TABLE = {
     "score_correlation": "score vs error",
     "invalid": "no prediction",
 }
-Submit = Callable[[Path, np.ndarray], None]
-"""Writer of joints (N, 21, 3) mm as a submission into a .zip file."""
 
 
 def report_on(
     results: DatasetPredictions,
     fallback: np.ndarray,
     context: Mapping[str, Any],
-    layout: Layout | None = None,
+    server: Server | None = None,
 ) -> dict[str, Any]:
-    """Score predictions and describe the run, ready for JSON.
+    """Score predictions and describe the run, ready for `json_text`.
 
     Args:
         results: of `run.predict`.
         fallback: (21, 3) mm, the mean pose that replaces invalid predictions; moved onto the true wrist for
             root-relative predictions.
         context: conditions of the run, in addition to the metadata of `results`.
-        layout: the server whose scores to add.
+        server: of the data set, whose scores to add.
 
     Returns:
-        context, counts, damaged, times, notes; and where joints are released constant (scores of the mean
-        pose) and settings: by setting scores, server, joints and curves.
+        context, counts, damaged, times, notes; and where joints are released mean_pose (its scores) and
+        settings: by setting scores, server, joints and curves.
     """
     task: Task = results.metadata["task"]
     scored = results.released & ~results.damaged
@@ -87,7 +84,7 @@ def report_on(
     result: dict[str, Any] = {
         "context": {**results.metadata, **context},
         "counts": {
-            "pictures": len(results),
+            "images": len(results),
             "damaged": len(damaged),
             "scored": int(scored.sum()),
             "invalid": invalid,
@@ -103,21 +100,17 @@ def report_on(
         notes.append(f"Scores cover the {int(scored.sum())} image(s) whose joints are released.")
     truth = results.truth[scored].astype(np.float64)
     means = _fallbacks(results, fallback, task)[scored]
-    result["constant"] = score_predictions(_always(means), truth, means, task)
+    result["mean_pose"] = score_predictions(_always(means), truth, means, task)
     result["settings"] = {}
     for setting, predictions in results.predictions.items():
         chosen = Predictions(**{name: array[scored] for name, array in vars(predictions).items()})
         joints = completed(chosen, means)
         result["settings"][setting] = {
             "scores": score_predictions(chosen, truth, means, task),
-            "server": {} if layout is None else server_scores(joints, truth, layout),
+            "server": {} if server is None else server_scores(joints, truth, server),
             "joints": joint_statistics(joints, truth),
-            "curves": {
-                name: {key: value.tolist() if isinstance(value, np.ndarray) else value
-                       for key, value in vars(curve).items()}
-                for name, curve in curves(joints, truth, task).items()
-            },
-        }  # fmt: skip
+            "curves": curves(joints, truth, task),
+        }
     return result
 
 
@@ -126,7 +119,7 @@ def write_report(
     report: dict[str, Any],
     results: DatasetPredictions,
     fallback: np.ndarray,
-    submit: Submit | None = None,
+    submit_to: Server | None = None,
 ) -> list[Path]:
     """Write an evaluation's files.
 
@@ -135,18 +128,24 @@ def write_report(
         report: of `report_on`; notes are added to it.
         results: of `run.predict`.
         fallback: as in `report_on`; a submission holds it for damaged images too.
-        submit: writes SETTING/pred.zip; None where the data set has no server.
+        submit_to: the server for which to write SETTING/pred.zip, or None.
 
     Returns:
         The files.
     """
     files = [folder / "predictions.safetensors"]
     save_predictions(files[0], results, with_times=False)
-    if submit is not None:
+    if submit_to is not None:
+        images, official = len(results), FORMATS[submit_to].images
         means = _fallbacks(results, fallback, results.metadata["task"])
         for setting, predictions in results.predictions.items():
             files.append(folder / setting / "pred.zip")
-            submit(files[-1], completed(predictions, means))
+            write_submission(files[-1], completed(predictions, means), submit_to, official=images == official)
+        if images != official:
+            report["notes"].append(
+                f"The submission holds {images} images, the official split {official}: the server will "
+                "refuse it."
+            )
         report["notes"].append("The submissions' vertices are zeros: ignore their mesh scores.")
     if "settings" in report:
         if importlib.util.find_spec("matplotlib"):
@@ -165,9 +164,9 @@ def write_report(
 
 def score_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of the scores of the mean pose and of each setting."""
-    rows = {"constant pose": report["constant"]}
+    rows = {"mean pose": report["mean_pose"]}
     rows |= {_words(setting): found["scores"] for setting, found in report["settings"].items()}
-    names = [name for name in TABLE if name in report["constant"]]
+    names = [name for name in TABLE if name in report["mean_pose"]]
     return ["predictions", *(TABLE[name] for name in names)], [
         [row, *(scores[name] for name in names)] for row, scores in rows.items()
     ]
@@ -176,7 +175,7 @@ def score_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown: scores with the mean pose as baseline, server scores, joints and times."""
     context, counts, times = (report[name] for name in ("context", "counts", "times"))
-    numbers = f"{counts['pictures']} images, {counts['damaged']} damaged, {counts['scored']} scored"
+    numbers = f"{counts['images']} images, {counts['damaged']} damaged, {counts['scored']} scored"
     lines = [f"# {context['data set']}, {context['split']}", "", f"{numbers}. Errors are mm.", ""]
     lines += [f"- {note}" for note in report["notes"]]
     if "settings" in report:
@@ -190,9 +189,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         rows = [[name, *errors.values()] for name, errors in found["joints"].items()]
         lines += ["", f"## Joints, {_words(setting)}", *markdown_table(columns, rows)]
     lines += ["", "## Times"]
-    for columns, key in ((["activity", "images/s"], "pictures_per_s"), (["stage", "ms"], "ms_per_picture")):
+    for columns, key in ((["activity", "images/s"], "images_per_second"), (["stage", "ms"], "ms_per_image")):
         lines += markdown_table(columns, [list(item) for item in times[key].items()])
-    lines += ["", times["what"], "", "## Context", ""]
+    lines += ["", times["note"], "", "## Context", ""]
     lines += [f"- {name}: {value}" for name, value in context.items()]
     if report["damaged"]:
         lines += ["", "## Damaged images", ""]
@@ -237,9 +236,9 @@ def _times(times: Times) -> dict[str, Any]:
     }
     per_image = {name: value / times.staged for name, value in times.milliseconds.items() if times.staged}
     return {
-        "pictures_per_s": rates,
-        "ms_per_picture": per_image,
-        "what": f"Images/s of one process, over {times.images} images after its first batch; 'read' is "
+        "images_per_second": rates,
+        "ms_per_image": per_image,
+        "note": f"Images/s of one process, over {times.images} images after its first batch; 'read' is "
         f"waiting for images. Stages over {times.staged} images, the last batch of each shard, each "
         "stage waiting for the device.",
     }
@@ -252,7 +251,7 @@ def _drawn(settings: Mapping[str, Any]) -> dict[str, KeypointScores]:
         for place, (name, curve) in enumerate(found["curves"].items()):
             if number == 0 or place == 0:
                 label = f"{name}, {_words(setting)}" if len(settings) > 1 else name
-                chosen[label] = curve_of(curve)
+                chosen[label] = curve
     return chosen
 
 
@@ -275,7 +274,11 @@ def json_text(report: Mapping[str, Any]) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON lacks, by None."""
+    """Prepare for JSON: arrays as lists, curves as dicts, and None for NaN and infinities."""
+    if isinstance(value, KeypointScores):
+        return finite(vars(value))
+    if isinstance(value, np.ndarray):
+        return finite(value.tolist())
     if isinstance(value, Mapping):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,40 +27,16 @@ ALONE = Processes()
 LOG = logging.getLogger("nvf_fast")
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of a run. Only `batch` and `shard` influence predictions, in their last bits.
-
-    Attributes:
-        batch: samples predicted at once.
-        shard: samples of one shard, a multiple of batch.
-        workers: processes that load images ahead; 0 loads on demand.
-        timeout_s: longest wait for a worker.
-        progress: whether the first process shows a bar.
-    """
-
-    batch: int = 16
-    shard: int = 128
-    workers: int = 0
-    timeout_s: float = TIMEOUT_S
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.shard < 1 or self.shard % self.batch:
-            raise ValueError(
-                f"shard must be a positive multiple of batch, got {self.shard} and {self.batch} samples"
-            )
-
-
-DEFAULT_OPTIONS = Options()
-
-
 def predict(
     predictor: Predictor,
     dataset: HandDataset,
     folder: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
-    options: Options = DEFAULT_OPTIONS,
+    *,
+    batch: int = 16,
+    shard: int = 128,
+    workers: int = 0,
+    progress: bool = False,
     processes: Processes = ALONE,
 ) -> DatasetPredictions | None:
     """Predict every sample, with and without the hand scale where both are possible.
@@ -74,7 +50,10 @@ def predict(
         dataset: its samples.
         folder: of the shards; None keeps them in memory.
         metadata: further JSON values that determine the predictions, such as the checkpoint's sha256.
-        options: batch, shards, workers and progress.
+        batch: samples predicted at once; influences the last bits of the predictions.
+        shard: samples of one shard, a multiple of batch.
+        workers: processes that load images ahead; 0 loads on demand.
+        progress: whether the first process shows a bar.
         processes: process r of them takes shards r, r + count and so on.
 
     Returns:
@@ -83,35 +62,50 @@ def predict(
     Raises:
         ResumeError: the folder holds shards of other metadata; the message lists the differences.
         ProcessLostError: another process ended or did not respond in time.
-        ValueError: the data set is empty or lacks a hand scale that the network needs.
+        ValueError: the data set is empty or lacks a hand scale that the network needs, or `shard` is no
+            multiple of `batch`.
     """
+    if batch < 1 or shard < 1 or shard % batch:
+        raise ValueError(f"shard must be a positive multiple of batch, got {shard} and {batch} samples")
     if len(dataset) == 0:
         raise ValueError(f"{dataset.name}, {dataset.split}: the data set is empty")
     settings = settings_for(predictor, dataset)
-    known = _all_metadata(predictor, dataset, settings, options, metadata)
-    size, count = options.shard, -(-len(dataset) // options.shard)
+    determining = {
+        "data set": dataset.name,
+        "split": dataset.split,
+        "samples": len(dataset),
+        "fingerprint": dataset.fingerprint,
+        "method": predictor.method,
+        "task": predictor.task,
+        "settings": [SETTINGS[use_scale] for use_scale in settings],
+        "batch": batch,
+        "shard": shard,
+        **(metadata or {}),
+    }
+    known = json.loads(json.dumps(determining))  # as read back from a shard
+    count = -(-len(dataset) // shard)
     spans = {
-        index: range(index * size, min((index + 1) * size, len(dataset)))
+        index: range(index * shard, min((index + 1) * shard, len(dataset)))
         for index in range(processes.rank, count, processes.count)
     }
-    stores, done = {}, {}
+    stores = {}
     if folder is not None:
         stores = {
             index: Store(folder, f"shard-{index:05d}-of-{count:05d}", ".safetensors") for index in spans
         }
-        found = {index: _stored(store, known) for index, store in stores.items()}
-        done = {index: shard for index, shard in found.items() if shard is not None}
+    found = {index: _stored(store, known) for index, store in stores.items()}
+    done = {index: stored for index, stored in found.items() if stored is not None}
     missing = {index: span for index, span in spans.items() if index not in done}
     bar = tqdm(
         total=sum(map(len, missing.values())), unit="img", desc="evaluating", dynamic_ncols=True,
-        disable=not (options.progress and processes.rank == 0),
+        disable=not (progress and processes.rank == 0),
     )  # fmt: skip
     with bar:
-        for index, shard in _predicted_shards(predictor, dataset, missing, settings, options):
-            done[index] = replace(shard, metadata=known)
+        for index, predicted in _predicted_shards(predictor, dataset, missing, settings, batch, workers):
+            done[index] = replace(predicted, metadata=known)
             if stores:
                 stores[index].write(done[index].to_bytes())
-            bar.update(len(shard))
+            bar.update(len(predicted))
     for others in processes.gather(done):
         done |= others
     return DatasetPredictions.joined([done[index] for index in range(count)]) if processes.rank == 0 else None
@@ -180,33 +174,32 @@ def _predicted_shards(
     dataset: HandDataset,
     spans: Mapping[int, range],
     settings: Sequence[bool],
-    options: Options,
+    batch: int,
+    workers: int,
 ) -> Iterator[tuple[int, DatasetPredictions]]:
     """Spans of samples by the index of their shard."""
     batches = {
-        index: [span[start : start + options.batch] for start in range(0, len(span), options.batch)]
+        index: [span[start : start + batch] for start in range(0, len(span), batch)]
         for index, span in spans.items()
     }
-    order = [list(batch) for of_shard in batches.values() for batch in of_shard]
+    order = [list(indices) for of_shard in batches.values() for indices in of_shard]
     if not order:
         return
     readable: Any = _Readable(dataset)
-    timeout_s = options.timeout_s if options.workers else 0
+    timeout_s = TIMEOUT_S if workers else 0
     loader = iter(
-        DataLoader(
-            readable, batch_sampler=order, collate_fn=list, num_workers=options.workers, timeout=timeout_s
-        )
+        DataLoader(readable, batch_sampler=order, collate_fn=list, num_workers=workers, timeout=timeout_s)
     )
     first = True  # the first call also sets up libraries
     for index, of_shard in batches.items():
         parts: list[DatasetPredictions] = []
-        for batch in of_shard:
+        for indices in of_shard:
             begun = time.perf_counter()
             rows: list[HandSample | str] = next(loader)
             seconds = time.perf_counter() - begun
-            staged = batch is of_shard[-1]
+            staged = indices is of_shard[-1]
             rated = not first and not staged
-            parts.append(_predicted_batch(predictor, batch, rows, settings, seconds, staged, rated))
+            parts.append(_predicted_batch(predictor, indices, rows, settings, seconds, staged, rated))
             first = False
         yield index, DatasetPredictions.joined(parts)
 
@@ -273,26 +266,3 @@ def _rows(rows: Sequence[HandSample | str], name: str, shape: tuple[int, ...]) -
         if value is not None:
             found[index] = value
     return found
-
-
-def _all_metadata(
-    predictor: Predictor,
-    dataset: HandDataset,
-    settings: Sequence[bool],
-    options: Options,
-    metadata: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Everything that determines the predictions, as read back from JSON."""
-    everything = {
-        "data set": dataset.name,
-        "split": dataset.split,
-        "samples": len(dataset),
-        "fingerprint": dataset.fingerprint,
-        "method": predictor.method,
-        "task": predictor.task,
-        "settings": [SETTINGS[use_scale] for use_scale in settings],
-        "batch": options.batch,
-        "shard": options.shard,
-        **(metadata or {}),
-    }
-    return json.loads(json.dumps(everything))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from nvf_fast.config import Task
@@ -12,7 +9,7 @@ from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D
 from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.metrics import Floats, KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
-from nvf_fast.evaluation.submission import Layout
+from nvf_fast.evaluation.submission import Server
 from nvf_fast.pose import JOINT_NAMES
 
 CAMERA_SPACE_ONLY = ("cs_mje", "cs_auc", "te", "de")
@@ -62,9 +59,9 @@ def score_predictions(
     }
 
 
-def server_scores(joints: np.ndarray, truth: np.ndarray, layout: Layout) -> dict[str, float]:
+def server_scores(joints: np.ndarray, truth: np.ndarray, server: Server) -> dict[str, float]:
     """The scores of a data set's server for joints (N, 21, 3) mm, in mm; no mesh scores."""
-    if layout == "freihand":
+    if server == "freihand":
         return metrics.freihand_scores(joints, truth)
     return metrics.ho3d_scores(joints[:, FREIHAND_TO_HO3D], truth[:, FREIHAND_TO_HO3D])
 
@@ -97,12 +94,6 @@ def curves(joints: np.ndarray, truth: np.ndarray, task: Task) -> dict[str, Keypo
     return {
         name: metrics.keypoint_scores(metrics.joint_errors(moved, truth)) for name, moved in aligned.items()
     }
-
-
-def curve_of(document: Mapping[str, Any]) -> KeypointScores:
-    """Read a curve from its JSON form, an entry for each field."""
-    arrays = {name: np.array(document[name]) for name in ("pck", "thresholds")}
-    return KeypointScores(**{**document, **arrays})
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

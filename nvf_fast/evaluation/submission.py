@@ -22,87 +22,85 @@ from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D, OPENGL_TO_OPENCV
 from nvf_fast.evaluation.metrics import MANO_VERTICES, Floats
 from nvf_fast.runtime.files import whole_file
 
-Layout = Literal["freihand", "ho3d"]
+Server = Literal["freihand", "ho3d-v2", "ho3d-v3"]
 MEMBER = "pred.json"
-FREIHAND_IMAGES = 3960
-HO3D_IMAGES = {"v2": 11_524, "v3": 20_137}
 
 _METRE_MM = 1000.0
 _JOINTS = 21
 
 
 @dataclass(frozen=True)
-class _Server:
-    """Joint order and axes of one server's file."""
+class Format:
+    """Number of images, joint order and axes of one server's file."""
 
+    images: int
     order: Sequence[int]
     axes: Floats
 
 
-_SERVERS: dict[Layout, _Server] = {
-    "freihand": _Server(range(_JOINTS), np.ones(3)),
-    "ho3d": _Server(FREIHAND_TO_HO3D, np.array(OPENGL_TO_OPENCV)),
+FORMATS: dict[Server, Format] = {
+    "freihand": Format(3960, range(_JOINTS), np.ones(3)),
+    "ho3d-v2": Format(11_524, FREIHAND_TO_HO3D, np.array(OPENGL_TO_OPENCV)),
+    "ho3d-v3": Format(20_137, FREIHAND_TO_HO3D, np.array(OPENGL_TO_OPENCV)),
 }
 
 
-def write_freihand_submission(
+def write_submission(
     path: Path | str,
     joints_mm: ArrayLike,
+    server: Server,
     vertices_mm: Iterable[ArrayLike] | None = None,
     *,
     official: bool = True,
 ) -> None:
-    """Write a submission for FreiHAND: metres, OpenCV's axes, FreiHAND's joint order.
+    """Write a submission in metres: FreiHAND with OpenCV's axes and its own joint order, HO-3D with OpenGL's
+    axes (hands at negative z) and HO-3D's joint order.
 
     Args:
         path: .zip file with the one member pred.json, written atomically.
-        joints_mm: (N, 21, 3) mm, camera frame, in the order of the evaluation split.
-        vertices_mm: N meshes (778, 3) mm in MANO's order, consumed one by one; None writes zeros, as the
-            release of Neural Voting Field does, which makes the server's mesh scores meaningless.
-        official: N must be 3960, the evaluation split; False takes any number.
+        joints_mm: (N, 21, 3) mm, camera frame with OpenCV's axes, FreiHAND's joint order, in the order of the
+            evaluation split.
+        server: the data set, and HO-3D's version.
+        vertices_mm: N meshes (778, 3) mm in MANO's order with OpenCV's axes, consumed one by one; None writes
+            zeros, as the release of Neural Voting Field does, which makes the server's mesh scores
+            meaningless.
+        official: N must be the evaluation split's 3960, 11 524 or 20 137; False takes any number.
 
     Raises:
         ValueError: a shape, number or unit is invalid, or the hands lie behind the camera.
         OSError: the file cannot be written.
     """
-    _write(Path(path), "freihand", joints_mm, vertices_mm, FREIHAND_IMAGES if official else None)
+    path = Path(path)
+    if path.suffix != ".zip":
+        raise ValueError(f"a submission is a .zip file, got {path}")
+    form = FORMATS[server]
+    joints = _checked_joints(joints_mm, form.images if official else None)
+    with (
+        whole_file(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        # Without a date, equal predictions give equal files.
+        archive.open(_member(), "w", force_zip64=True) as member,
+    ):
+        member.write(b"[")
+        _write_list(member, map(_text, joints[:, list(form.order)] * form.axes / _METRE_MM))
+        member.write(b", ")
+        if vertices_mm is None:
+            zeros = _text(np.zeros((MANO_VERTICES, 3)))
+            _write_list(member, (zeros for _ in joints))
+        else:
+            meshes = _checked_meshes(vertices_mm, len(joints))
+            _write_list(member, (_text(mesh * form.axes / _METRE_MM) for mesh in meshes))
+        member.write(b"]")
 
 
-def write_ho3d_submission(
-    path: Path | str,
-    joints_mm: ArrayLike,
-    vertices_mm: Iterable[ArrayLike] | None = None,
-    *,
-    version: Literal["v2", "v3"],
-    official: bool = True,
-) -> None:
-    """Write a submission for HO-3D: metres, OpenGL's axes (hands at negative z), HO-3D's joint order.
-
-    Args:
-        path: .zip file with the one member pred.json, written atomically.
-        joints_mm: (N, 21, 3) mm, camera frame with OpenCV's axes, FreiHAND's joint order, in the order of
-            evaluation.txt.
-        vertices_mm: as in `write_freihand_submission`, with OpenCV's axes.
-        version: of the data set.
-        official: N must be the version's evaluation split, 11 524 or 20 137; False takes any number.
-
-    Raises:
-        ValueError: as in `write_freihand_submission`.
-        OSError: the file cannot be written.
-    """
-    if version not in HO3D_IMAGES:
-        raise ValueError(f"version must be one of {', '.join(HO3D_IMAGES)}, got {version!r}")
-    _write(Path(path), "ho3d", joints_mm, vertices_mm, HO3D_IMAGES[version] if official else None)
-
-
-def read_submission(path: Path | str, layout: Layout) -> tuple[Floats, Floats]:
+def read_submission(path: Path | str, server: Server) -> tuple[Floats, Floats]:
     """Read a submission of this or another program.
 
     The whole file is parsed at once, which takes some 2 GB of memory for HO-3D v3 with vertices.
 
     Args:
         path: .zip file.
-        layout: of the server that it is for.
+        server: the data set, and HO-3D's version.
 
     Returns:
         Joints (N, 21, 3) mm and vertices (N, V, 3) mm, OpenCV's axes, joints in FreiHAND's order.
@@ -112,7 +110,7 @@ def read_submission(path: Path | str, layout: Layout) -> tuple[Floats, Floats]:
             length.
         OSError: the file cannot be read.
     """
-    server = _SERVERS[layout]
+    form = FORMATS[server]
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -123,41 +121,12 @@ def read_submission(path: Path | str, layout: Layout) -> tuple[Floats, Floats]:
         raise ValueError(f"{path}: not a zip file, or a damaged one ({error})") from error
     if not isinstance(content, list) or len(content) != 2 or len(content[0]) != len(content[1]):
         raise ValueError(f"{path}: {MEMBER} must be [joints, vertices], two lists of one length")
-    joints, vertices = (np.array(part, np.float64) * server.axes * _METRE_MM for part in content)
+    joints, vertices = (np.array(part, np.float64) * form.axes * _METRE_MM for part in content)
     if joints.shape[1:] != (_JOINTS, 3) or vertices.ndim != 3:
         raise ValueError(
             f"{path}: joints must be (N, 21, 3), vertices (N, V, 3), got {joints.shape} and {vertices.shape}"
         )
-    return joints[:, np.argsort(server.order)], vertices
-
-
-def _write(
-    path: Path,
-    layout: Layout,
-    joints_mm: ArrayLike,
-    vertices_mm: Iterable[ArrayLike] | None,
-    expected: int | None,
-) -> None:
-    if path.suffix != ".zip":
-        raise ValueError(f"a submission is a .zip file, got {path}")
-    server = _SERVERS[layout]
-    joints = _checked_joints(joints_mm, expected)
-    with (
-        whole_file(path) as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
-        # Without a date, equal predictions give equal files.
-        archive.open(_member(), "w", force_zip64=True) as member,
-    ):
-        member.write(b"[")
-        _write_list(member, map(_text, joints[:, list(server.order)] * server.axes / _METRE_MM))
-        member.write(b", ")
-        if vertices_mm is None:
-            zeros = _text(np.zeros((MANO_VERTICES, 3)))
-            _write_list(member, (zeros for _ in joints))
-        else:
-            meshes = _checked_meshes(vertices_mm, len(joints))
-            _write_list(member, (_text(mesh * server.axes / _METRE_MM) for mesh in meshes))
-        member.write(b"]")
+    return joints[:, np.argsort(form.order)], vertices
 
 
 def _checked_joints(joints_mm: ArrayLike, expected: int | None) -> Floats:

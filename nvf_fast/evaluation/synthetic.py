@@ -7,7 +7,7 @@ from typing import Any
 
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_pose_scores, mean_shape, other_hands
 from nvf_fast.evaluation.predictors import Predictor
-from nvf_fast.evaluation.run import Options, predict
+from nvf_fast.evaluation.run import predict
 from nvf_fast.evaluation.scores import score_predictions
 from nvf_fast.synthetic.dataset import SyntheticHands
 
@@ -21,15 +21,15 @@ def evaluate(predictor: Predictor, data: SyntheticHands, progress: bool = False)
         progress: shows a bar.
 
     Returns:
-        data, its configuration; constant, the mean pose's scores; and scores by setting (`SETTINGS`).
+        data, its configuration; mean_pose, its scores; and scores by setting (`SETTINGS`).
     """
-    results = predict(predictor, data, options=Options(progress=progress))
+    results = predict(predictor, data, progress=progress)
     assert results is not None
     others = other_hands(data.config.distribution)
     pose = mean_pose(others)
     return {
         "data": asdict(data.config),
-        "constant": mean_pose_scores(pose, mean_shape(others), results.truth),
+        "mean_pose": mean_pose_scores(pose, mean_shape(others), results.truth),
         **{
             setting: score_predictions(predictions, results.truth, pose, predictor.task)
             for setting, predictions in results.predictions.items()
