@@ -14,8 +14,8 @@ from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import main
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.catalogue import DataConfig
-from nvf_fast.reproduce import cells, published, recipes
-from nvf_fast.reproduce.recipes import PAPER, SMOKE, Size, Variant, stages
+from nvf_fast.reproduce import published, recipes, workshop
+from nvf_fast.reproduce.recipes import PAPER, SMOKE, Reduced, Size, Variant, stages
 from nvf_fast.reproduce.tables import METHODS
 from nvf_fast.synthetic.dataset import SyntheticConfig
 from nvf_fast.training.points import PointSampling
@@ -24,53 +24,56 @@ from tests.reference_cases import reference_network
 COUNT = 8
 TINY = Size(
     "test run",
-    steps=2,
-    batch=4,
-    network=NVFConfig(input_size=32, stem=8, width=16, stacks=1, depth=2, groups=4, hidden=(32, 16)),
-    sampling=PointSampling(surface=40, sphere=10, frustum=10, inside=None, outside=None, ray_points=20),
+    Reduced(
+        steps=2,
+        batch=4,
+        network=NVFConfig(input_size=32, stem=8, width=16, stacks=1, depth=2, groups=4, hidden=(32, 16)),
+        sampling=PointSampling(surface=40, sphere=10, frustum=10, inside=None, outside=None, ray_points=20),
+        learning_rate=1e-3,
+    ),
     images=COUNT,
     evaluated=3,
-    learning_rate=1e-3,
-    additions=True,
 )
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders common to all tables, so that no network is trained twice."""
     return tmp_path_factory.mktemp("reproduce")
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reduce the smoke run to few small images instead of synthetic-v2."""
+    """Reduce the smoke run to few small images instead of synthetic-v2, and table 6 to coarse grids."""
     images = DataConfig("synthetic", SyntheticConfig(count=COUNT, size=64))
     monkeypatch.setattr(recipes, "SMOKE", TINY)
-    for module in (recipes, cells):
+    for module in (recipes, workshop):
         monkeypatch.setattr(module, "data_for", lambda role, size, real: images)
+    monkeypatch.setattr(published, "STEPS", {step: published.STEPS[step] for step in (16, 32)})
+    monkeypatch.setattr(published, "ROOT_RELATIVE_STEPS", {16: published.ROOT_RELATIVE_STEPS[16]})
 
 
-def reproduce(workshop: Path, target: str, *options: str) -> dict:
-    main(["reproduce", target, "--smoke", "--runs", str(workshop / "runs"), "--out", str(workshop), *options])
+def reproduce(folder: Path, target: str, *options: str) -> dict:
+    main(["reproduce", target, "--smoke", "--runs", str(folder / "runs"), "--out", str(folder), *options])
     stem = f"{target}_test_run"
-    document = json.loads((workshop / f"{stem}.json").read_text())
-    text = (workshop / f"{stem}.md").read_text()
+    document = json.loads((folder / f"{stem}.json").read_text())
+    text = (folder / f"{stem}.md").read_text()
     assert text.startswith(f"# {document['title']}\n\n**A test run: ")
     assert {"commit", "torch", "seed", "device", "size", "data"} <= document["context"].keys()
     for row in document["rows"]:
         assert len(row) == len(document["columns"])
     for name in document["images"]:
-        with Image.open(workshop / name) as image:
+        with Image.open(folder / name) as image:
             assert np.asarray(image.convert("L")).std() > 5  # not empty
     return document
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_absolute_pose(workshop: Path) -> None:
+def test_absolute_pose(folder: Path) -> None:
     rows = {}
     for target, ours in (("table2", 8), ("table7", 12), ("table3", 12), ("table8", 12)):
-        rows[target] = reproduce(workshop, target)["rows"]
+        rows[target] = reproduce(folder, target)["rows"]
         measured = [row for row in rows[target] if row[0] in METHODS.values()]
         assert len(measured) == ours
         assert all(isinstance(row[-2], float) for row in measured)
@@ -79,81 +82,84 @@ def test_absolute_pose(workshop: Path) -> None:
     # Both tables give the same error of the same network.
     translation = {tuple(row[:3]): row[-1] for row in rows["table3"]}
     assert all(row[4] == translation[tuple(row[:3])] for row in rows["table7"] if row[0] in METHODS.values())
-    trainings = {path.name for path in (workshop / "runs/test_run/trainings").iterdir()}
+    trainings = {path.name for path in (folder / "runs/test_run/trainings").iterdir()}
     assert len(trainings) == 18  # six from scratch, six pre-trained and six fine-tuned
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_root_relative_pose_and_ablations(workshop: Path) -> None:
-    table = reproduce(workshop, "table4")
+def test_root_relative_pose_and_ablations(folder: Path) -> None:
+    table = reproduce(folder, "table4")
     assert [row[0] for row in table["rows"] if row[4] is not None] == ["RS-NVF"]
-    table = reproduce(workshop, "table5")
+    table = reproduce(folder, "table5")
     assert len(table["rows"]) == 12
     assert all(isinstance(value, float) for row in table["rows"] for value in row[-4:])
     defaults = [
         row[-4:] for row in table["rows"] if row[1] in (50, 1024) or (row[1] == 5 and "clamp" in row[0])
     ]
     assert len(defaults) == 3 and defaults[0] == defaults[1] == defaults[2]
-    table = reproduce(workshop, "table6", "--trained")
-    assert [row[1] for row in table["rows"]] == [4, 8, 16, 24, 32, 4, 8, 16]
-    assert [row[6] for row in table["rows"][:5]] == [1_882_292, 230_475, 28_351, 7_742, 3_183]
+    table = reproduce(folder, "table6", "--trained")
+    assert [row[1] for row in table["rows"]] == [16, 32, 16]
+    assert [row[6] for row in table["rows"]] == [28_351, 3_183, 21**3]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_figures(workshop: Path) -> None:
+def test_figures(folder: Path) -> None:
     joints = [[[0.0, 0.0, 0.5]] * 21] * 3
-    (workshop / "other.json").write_text(json.dumps([joints, [[]] * 3]))
-    other = ("--predictions", "Other", str(workshop / "other.json"))
-    curves = reproduce(workshop, "figure3", *other)["rows"]
+    (folder / "other.json").write_text(json.dumps([joints, [[]] * 3]))
+    other = ("--predictions", "Other", str(folder / "other.json"))
+    curves = reproduce(folder, "figure3", *other)["rows"]
     assert [row[0] for row in curves if row[2] is not None] == ["Other", *METHODS.values()]
     for target, rows in (("figure4", 4), ("figure6", 2), ("figure7", 2)):
-        assert len(reproduce(workshop, target, "--samples", "0", "2")["rows"]) == rows
-    reproduce(workshop, "figure5", "--samples", "1", *other)
+        assert len(reproduce(folder, target, "--samples", "0", "2")["rows"]) == rows
+    reproduce(folder, "figure5", "--samples", "1", *other)
 
 
-def test_photographs_of_the_embedded_network(workshop: Path) -> None:
+def test_photographs_of_the_embedded_network(folder: Path) -> None:
     """Photographs with a box, and without a hand."""
-    folder = workshop / "photographs"
-    folder.mkdir()
+    photographs = folder / "photographs"
+    photographs.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     camera = {"K": [[200, 0, 60], [0, 200, 45], [0, 0, 1]]}
     for name in ("a.png", "b.png"):
-        Image.fromarray(noise if name == "a.png" else np.zeros_like(noise)).save(folder / name)
+        Image.fromarray(noise if name == "a.png" else np.zeros_like(noise)).save(photographs / name)
     entries = {"a.png": camera | {"box": [20, 20, 80, 80]}, "b.png": camera}
-    (folder / "intrinsics.json").write_text(json.dumps(entries))
-    main(["reproduce", "figure8", "--photographs", str(folder), "--out", str(workshop)])
-    document = json.loads((workshop / "figure8.json").read_text())
+    (photographs / "intrinsics.json").write_text(json.dumps(entries))
+    main(["reproduce", "figure8", "--photographs", str(photographs), "--out", str(folder)])
+    document = json.loads((folder / "figure8.json").read_text())
     assert [row[0] for row in document["rows"]] == ["a.png", "b.png"]
     assert document["rows"][1][1:] == [0, None, 0.0]
     assert document["context"]["checkpoint"] == "embedded default"
-    assert "does not compare the methods" not in (workshop / "figure8.md").read_text()
+    assert "does not compare the methods" not in (folder / "figure8.md").read_text()
 
 
 @pytest.mark.usefixtures("small")
-def test_steps_of_a_trained_network(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(reference_network(), workshop / "reference", {})
-    monkeypatch.setattr(published, "STEPS", {step: published.STEPS[step] for step in (24, 32)})
-    common = ["--runs", str(workshop / "runs"), "--out", str(workshop), "--images", "2"]
-    main(["reproduce", "table6", *common, "--checkpoint", str(workshop / "reference")])
-    rows = json.loads((workshop / "table6.json").read_text())["rows"]
-    assert [row[1] for row in rows] == [24, 32] and all(row[-1] > 0 for row in rows)
+def test_steps_of_a_trained_network(folder: Path) -> None:
+    save_checkpoint(reference_network(), folder / "reference", {})
+    common = ["--runs", str(folder / "runs"), "--out", str(folder), "--images", "2"]
+    main(["reproduce", "table6", *common, "--checkpoint", str(folder / "reference")])
+    rows = json.loads((folder / "table6.json").read_text())["rows"]
+    assert [row[1] for row in rows] == [16, 32] and all(row[-1] > 0 for row in rows)
 
 
 @pytest.mark.usefixtures("small")
-def test_refuses_missing_inputs(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_missing_inputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = folder / "wrong"
+    wrong.mkdir()
+    Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(wrong / "a.png")
+    camera = {"K": [[200, 0, 60], [0, 200, 45], [0, 0, 1]], "box": [30, 2, 1, 40]}
+    (wrong / "intrinsics.json").write_text(json.dumps({"a.png": camera}))
     for arguments, message in (
         (["figure8"], "figure8 needs photographs: --photographs FOLDER"),
-        (["figure6", "--samples", "7"], r"samples must lie in [0, 3), got [7]"),
+        (["figure5", "--samples", "0", "7"], r"samples must lie in [0, 3), got [7]"),
+        (["figure8", "--photographs", str(wrong)], "a.png: box must be (x0, y0, x1, y1) in px"),
         (["table6"], "give --checkpoint with a trained network of that view, or --trained"),
         (["table6", "--checkpoint", "default"], "a camera-space field of the reference view, default has"),
         (["table9"], "invalid choice"),
     ):
         with pytest.raises(SystemExit) as ended:
-            main(
-                ["reproduce", *arguments, "--smoke", "--runs", str(workshop / "runs"), "--out", str(workshop)]
-            )
+            main(["reproduce", *arguments, "--smoke", "--runs", str(folder / "runs"), "--out", str(folder)])
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
 
@@ -180,8 +186,12 @@ def test_stages() -> None:
 
 def test_smoke_size() -> None:
     stage = stages(Variant(), SMOKE, frozenset())[0]
-    assert stage.config.optimisation.steps == SMOKE.steps and stage.config.model.input_size == 64
-    assert replace(stage.config.model, method="nvf", hand_scale=True) == SMOKE.network
+    assert (
+        SMOKE.reduced is not None
+        and stage.config.optimisation.steps == SMOKE.reduced.steps
+        and stage.config.model.input_size == 64
+    )
+    assert replace(stage.config.model, method="nvf", hand_scale=True) == SMOKE.reduced.network
 
 
 def test_variants_of_printed_cells() -> None:

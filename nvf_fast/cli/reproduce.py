@@ -12,9 +12,9 @@ from nvf_fast.cli import UserError, check_device, load_estimator, user_errors
 from nvf_fast.cli.options import Flag, Optional
 
 if TYPE_CHECKING:
-    from nvf_fast.reproduce.cells import Workshop
     from nvf_fast.reproduce.recipes import Role
     from nvf_fast.reproduce.results import Result
+    from nvf_fast.reproduce.workshop import Workshop
 
 Target = Literal[
     "table2", "table3", "table4", "table5", "table6", "table7", "table8",
@@ -81,8 +81,8 @@ class Reproduce:
         import torch
 
         from nvf_fast.reproduce import recipes
-        from nvf_fast.reproduce.cells import StoppedError, Workshop, described
         from nvf_fast.reproduce.results import write_result
+        from nvf_fast.reproduce.workshop import StoppedError, Workshop
 
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         check_device(device)
@@ -108,7 +108,7 @@ class Reproduce:
         )
         with user_errors():
             try:
-                result, context = self._made(workshop), described(workshop)
+                result, context = self._made(workshop), workshop.context()
             except StoppedError as stopped:
                 raise UserError(str(stopped)) from stopped
             if self._untrained:

@@ -72,32 +72,41 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Reduced:
+    """Sizes of short trainings of small networks; their losses have the additions for short trainings.
+
+    Attributes:
+        steps: of a training from scratch, of which fine-tuning takes a third.
+        batch: images of a step.
+        network: network's sizes; both tasks use its size of images.
+        sampling: query points.
+        learning_rate: peak of a cosine schedule of AdamW.
+    """
+
+    steps: int
+    batch: int
+    network: NVFConfig
+    sampling: PointSampling
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Size:
     """Size of trainings and evaluations.
 
     Attributes:
         name: "paper", or the label of a smaller one.
-        steps: of a training from scratch, of which fine-tuning takes a third; None trains the paper's epochs.
-        batch: images of a step; None is the paper's.
-        network: network's sizes; None is the paper's. Both tasks use its size of images.
-        sampling: query points; None is the paper's.
+        reduced: sizes of smaller trainings; None for the paper's.
         images: for training, of each set; None is all.
         evaluated: images; None is all.
-        learning_rate: peak of a cosine schedule of AdamW; None keeps the paper's RMSprop and milestones.
-        additions: whether to use the additional losses of the field for short trainings.
         precision: of the trainings.
         compile: whether torch.compile makes the steps.
     """
 
     name: str
-    steps: int | None = None
-    batch: int | None = None
-    network: NVFConfig | None = None
-    sampling: PointSampling | None = None
+    reduced: Reduced | None = None
     images: int | None = None
     evaluated: int | None = None
-    learning_rate: float | None = None
-    additions: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
 
@@ -107,16 +116,17 @@ PAPER = Size("paper")
 # A minute or two per training on two cores: enough to test the code, and far too little to rank methods.
 SMOKE = Size(
     "smoke run",
-    steps=240,
-    batch=16,
-    network=NVFConfig(
-        input_size=64, stem=24, width=48, widen=24, stacks=1, depth=3, groups=8, hidden=(128, 64, 64, 64)
+    Reduced(
+        steps=240,
+        batch=16,
+        network=NVFConfig(
+            input_size=64, stem=24, width=48, widen=24, stacks=1, depth=3, groups=8, hidden=(128, 64, 64, 64)
+        ),
+        sampling=PointSampling(surface=160, sphere=40, frustum=40, inside=None, outside=None, ray_points=160),
+        learning_rate=1.5e-3,
     ),
-    sampling=PointSampling(surface=160, sphere=40, frustum=40, inside=None, outside=None, ray_points=160),
     images=1024,
     evaluated=32,
-    learning_rate=1.5e-3,
-    additions=True,
 )
 
 
@@ -155,34 +165,39 @@ def _trained(
     preset: TrainingConfig, role: Role, variant: Variant, size: Size, real: frozenset[Role], seed: int
 ) -> TrainingConfig:
     """A preset with a variant's network and losses at a size."""
-    task = preset.model.task
-    network = preset.model if size.network is None else replace(size.network, task=task)
-    options = replace(preset.optimisation, precision=size.precision, compile=size.compile)
-    if size.steps is not None:
-        # The paper's ratio, 60 epochs of 650, would leave almost no steps for fine-tuning.
-        finetuning = preset.optimisation.epochs == FINETUNING_EPOCHS
-        options = replace(options, epochs=None, steps=math.ceil(size.steps / 3) if finetuning else size.steps)
-    if size.batch is not None:
-        options = replace(options, batch=size.batch, parts=math.gcd(size.batch, options.parts))
-    if size.learning_rate is not None:
-        options = replace(
-            options, optimiser="adamw", learning_rate=size.learning_rate, schedule="cosine",
-            warmup_steps=min(30, options.steps or 30), clip_norm=1.0,
-        )  # fmt: skip
-    losses = replace(
-        preset.losses, clamp_mm=variant.surface_mm, surface_mm=variant.surface_mm, nearest=variant.nearest
-    )
-    if size.additions:
-        losses = replace(losses, vote_beta=0.2)
-        if variant.method == "nvf":
-            losses = replace(losses, vote_weight=0.5, vote_normalisation="near", wide_weight=0.2)
-    return replace(
+    config = replace(
         preset,
         seed=seed,
-        model=replace(network, method=variant.method, hand_scale=variant.hand_scale, scale_optional=False),
         data=data_for(role, size, real),
-        sampling=size.sampling or preset.sampling,
-        losses=losses,
-        optimisation=options,
-        save_every=min(preset.save_every, options.steps or preset.save_every),
+        losses=replace(
+            preset.losses, clamp_mm=variant.surface_mm, surface_mm=variant.surface_mm, nearest=variant.nearest
+        ),
+        optimisation=replace(preset.optimisation, precision=size.precision, compile=size.compile),
     )
+    if size.reduced is not None:
+        config = _reduced(config, variant, size.reduced)
+    network = replace(
+        config.model, method=variant.method, hand_scale=variant.hand_scale, scale_optional=False
+    )
+    return replace(config, model=network)
+
+
+def _reduced(config: TrainingConfig, variant: Variant, size: Reduced) -> TrainingConfig:
+    options = config.optimisation
+    # The paper's ratio, 60 epochs of 650, would leave almost no steps for fine-tuning.
+    steps = math.ceil(size.steps / 3) if options.epochs == FINETUNING_EPOCHS else size.steps
+    losses = replace(config.losses, vote_beta=0.2)
+    if variant.method == "nvf":
+        losses = replace(losses, vote_weight=0.5, vote_normalisation="near", wide_weight=0.2)
+    return replace(
+        config,
+        model=replace(size.network, task=config.model.task),
+        sampling=size.sampling,
+        losses=losses,
+        optimisation=replace(
+            options, epochs=None, steps=steps, batch=size.batch, parts=math.gcd(size.batch, options.parts),
+            optimiser="adamw", learning_rate=size.learning_rate, schedule="cosine", clip_norm=1.0,
+            warmup_steps=min(30, steps),
+        ),
+        save_every=min(config.save_every, steps),
+    )  # fmt: skip

@@ -46,7 +46,7 @@ def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[
     Args:
         folder: made when missing.
         result: table or figure.
-        context: size, data, seed and device, from `described`.
+        context: size, data, seed and device, from `Workshop.context`.
 
     Returns:
         The files.

@@ -17,13 +17,13 @@ from nvf_fast.evaluation.dataset_predictions import SETTINGS
 from nvf_fast.evaluation.mean_pose import mean_pose, other_hands
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
-from nvf_fast.evaluation.run import Options, predict
+from nvf_fast.evaluation.run import predict
 from nvf_fast.grid import frustum_grid
 from nvf_fast.model import NVF
 from nvf_fast.reproduce import published
-from nvf_fast.reproduce.cells import Workshop
 from nvf_fast.reproduce.recipes import Variant
 from nvf_fast.reproduce.results import Result
+from nvf_fast.reproduce.workshop import Workshop
 
 METHODS: dict[Method, str] = {"holistic": "Baseline-Holistic", "dense": "Baseline-2D-Dense", "nvf": "CS-NVF"}
 TIMED = 20  # images over which a step's time is the median
@@ -125,7 +125,7 @@ def step_sizes(network: NVF, dataset: HandDataset, use_scale: bool) -> Result:
     for step, paper in published.STEPS.items():
         estimator = PoseEstimator(network, step_mm=float(step))
         predictor = NetworkPredictor(estimator)
-        predictions = predict(predictor, dataset, options=Options(batch=1, shard=16, progress=True))
+        predictions = predict(predictor, dataset, batch=1, shard=16, progress=True)
         assert predictions is not None
         report = report_on(predictions, mean_pose(other_hands()), {})["settings"][SETTINGS[use_scale]]
         times = list(_milliseconds(estimator, dataset, use_scale))

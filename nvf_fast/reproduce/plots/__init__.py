@@ -1,5 +1,5 @@
-"""The paper's figures, drawn from plain arrays.
+"""The paper's figures, drawn by matplotlib.
 
-`pck` draws figure 3, `qualitative` figures 4, 6 and 7, `poses` figures 5 and 8; `rows` and `dense`
-evaluate networks for qualitative rows.
+`pck` draws figure 3, `hands` figures 4 to 8 from `panels`; `rows` evaluates networks for figures 4, 6 and 7;
+`style` writes the files.
 """

@@ -1,142 +1,124 @@
-"""Single panels of figures: an image with a prediction drawn over it."""
+"""Panels of figures: matplotlib axes with an image and a prediction over it, in the image's pixels."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
-import torch
-from PIL import Image, ImageDraw
+import trimesh
 
 from nvf_fast.camera import project
-from nvf_fast.overlay import draw_joints
+from nvf_fast.data.mesh import Mesh
+from nvf_fast.data.sample import HandSample
+from nvf_fast.overlay import FINGER_COLOURS
+from nvf_fast.pose import BONES
 
-FINE = 4  # samples per pixel along each axis
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DARKENED = 0.35
-CIRCLE_COLOUR = (255, 255, 255)
-MESH_COLOUR = np.array([196.0, 206.0, 226.0])
-MASK_COLOUR = (60, 150, 235)
-MESH_OPACITY, MASK_OPACITY = 0.92, 0.6
+WINDOW = 1.8  # side of the visible window over the larger extent of the true joints
+MESH_COLOUR = np.array([0.77, 0.81, 0.89])
 AMBIENT = 0.3
 LIGHT = np.array([-0.42, -0.56, -0.71])  # towards the light: above, to the left, behind the camera
+MASK_COLOUR = (0.24, 0.59, 0.92, 0.6)
+WRIST_COLOUR = (0.37, 0.88, 0.88)  # of votes for the wrist: voters are white
+COLOURS = [tuple(value / 255 for value in colour) for colour in FINGER_COLOURS]
 
 
-class ImageView:
-    """An image, or a window of it, filling a square panel; points are given in the whole image's pixels.
+class Mask(NamedTuple):
+    """A mask of the hand, where values at points of the image are positive.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        intrinsics: (3, 3) px of the image, the first pixel of a row centred at 0.
-        side: px of the panel.
-        window: (x0, y0, x1, y1) whole px, the visible part without x1 and y1; None shows all.
+    Attributes:
+        pixels: (S, S, 2) px of the image, a lattice.
+        values: (S, S), interpolated between the points.
     """
 
-    def __init__(
-        self,
-        image: np.ndarray,
-        intrinsics: np.ndarray,
-        side: int,
-        window: tuple[int, int, int, int] | None = None,
-    ) -> None:
-        self.intrinsics = torch.from_numpy(np.asarray(intrinsics, np.float64))
-        left, top, right, bottom = window or (0, 0, image.shape[1], image.shape[0])
-        self.scale = side / max(right - left, bottom - top)
-        size = [max(1, round(extent * self.scale)) for extent in (right - left, bottom - top)]
-        margin = (side - size[0]) // 2, (side - size[1]) // 2
-        self._corner = np.array([left, top]) - np.array(margin) / self.scale
-        crop = Image.fromarray(image).crop((left, top, right, bottom)).resize(size, Image.Resampling.LANCZOS)
-        self.image, self.darkened = (Image.new("RGB", (side, side), (255, 255, 255)) for _ in range(2))
-        self.image.paste(crop, margin)
-        self.darkened.paste(crop.point(lambda value: value * DARKENED), margin)
-
-    def placed(self, pixels: np.ndarray) -> np.ndarray:
-        """(..., 2) px of the panel, its first pixel centred at 0, of pixels (..., 2) of the image."""
-        return (pixels + 0.5 - self._corner) * self.scale - 0.5
-
-    def projected(self, points: np.ndarray) -> np.ndarray:
-        """(N, 2) px of the panel, of points (N, 3) mm in front of the camera."""
-        points = np.asarray(points, np.float64).reshape(-1, 3)
-        return self.placed(project(torch.from_numpy(points), self.intrinsics).numpy())
+    pixels: np.ndarray
+    values: np.ndarray
 
 
-def pose_panel(view: ImageView, joints: np.ndarray) -> Image.Image:
-    """Draw the pose (21, 3) mm over the image."""
-    return draw_joints(np.asarray(view.image), view.projected(joints), joints[:, 2])
+def draw_image(axes: Axes, sample: HandSample, brightness: float = 1.0) -> None:
+    """Show a sample's image, or a square window about its joints where they are known."""
+    axes.imshow((sample.image * brightness).astype(np.uint8))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if sample.joints is not None:
+        left, top, right, bottom = hand_window(sample)
+        axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
+    axes.set_autoscale_on(False)
 
 
-def mesh_panel(view: ImageView, vertices: np.ndarray, faces: np.ndarray) -> Image.Image:
-    """Draw a shaded mesh, vertices (V, 3) mm and faces (F, 3) outward by the right-hand rule."""
-    vertices = np.asarray(vertices, np.float64)
-    faces = faces[(vertices[faces][..., 2] > 0).all(1)]
-    corners = vertices[faces]
-    facing = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = np.zeros_like(vertices)
-    for corner in range(3):
-        np.add.at(normals, faces[:, corner], facing)
+def hand_window(sample: HandSample) -> tuple[int, int, int, int]:
+    """A square (x0, y0, x1, y1) px about the true joints, inside the image."""
+    assert sample.joints is not None
+    height, width = sample.image.shape[:2]
+    pixels = project(sample.joints.double().numpy(), sample.intrinsics)
+    low, high = pixels.min(0), pixels.max(0)
+    side = int(np.clip(WINDOW * (high - low).max(), 1, min(height, width)))
+    x, y = (round(float(middle) - side / 2) for middle in (low + high) / 2)
+    x, y = min(max(x, 0), width - side), min(max(y, 0), height - side)
+    return x, y, x + side, y + side
+
+
+def draw_pose(axes: Axes, sample: HandSample, joints: np.ndarray) -> None:
+    """Draw joints (21, 3) mm, one colour per finger, nearer bones over farther ones."""
+    pixels = project(joints.astype(np.float64), sample.intrinsics)
+    for parent, child in sorted(BONES, key=lambda bone: -joints[list(bone), 2].mean()):
+        ends = pixels[[parent, child]]
+        axes.plot(*ends.T, color=COLOURS[(child - 1) // 4], marker="o", markersize=2.5, linewidth=1.5)
+    axes.plot(
+        *pixels[0], color="white", marker="o", markersize=4, markeredgecolor="black", markeredgewidth=0.5
+    )
+
+
+def draw_hand(axes: Axes, sample: HandSample, hand: Mesh | Mask) -> None:
+    """Draw a shaded mesh, or colour a mask."""
+    from matplotlib.collections import PolyCollection
+
+    if isinstance(hand, Mask):
+        if hand.values.max() > 0:
+            axes.contourf(*np.moveaxis(hand.pixels, -1, 0), hand.values, [0, np.inf], colors=[MASK_COLOUR])
+        return
+    if not len(hand.faces):
+        return
+    mesh = trimesh.Trimesh(hand.vertices, hand.faces, process=False)
+    corners = mesh.triangles
     # The mean of the corners' normals, so that neighbouring faces differ little.
-    normals = normals[faces].sum(1)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    brightness = AMBIENT + (1 - AMBIENT) * np.clip(normals @ LIGHT / np.linalg.norm(LIGHT), 0, None)
-    colours = (brightness[:, None] * MESH_COLOUR).astype(int)
-
-    seen = (facing * corners[:, 0]).sum(1) < 0  # turned to the camera
+    normals = mesh.vertex_normals[mesh.faces].mean(1)
+    brightness = AMBIENT + (1 - AMBIENT) * np.clip(normals @ LIGHT / np.linalg.norm(LIGHT), 0, 1)
+    seen = (corners[..., 2] > 0).all(1) & ((mesh.face_normals * corners[:, 0]).sum(1) < 0)
     order = np.flatnonzero(seen)
     order = order[np.argsort(-corners[order, :, 2].mean(1), kind="stable")]  # farthest first
-    layer, cover = _fine(view, "RGB"), _fine(view, "L")
-    draw, draw_cover = ImageDraw.Draw(layer), ImageDraw.Draw(cover)
-    outlines = _on_fine(view.projected(vertices))[faces].reshape(-1, 6)
-    for face in order:
-        outline = outlines[face].tolist()
-        draw.polygon(outline, tuple(colours[face]))
-        draw_cover.polygon(outline, round(255 * MESH_OPACITY))
-    # Averaging must not mix the mesh with the black about it: the layer is filled from the image first.
-    ground = view.image.resize(layer.size, Image.Resampling.NEAREST)
-    return _coarse(Image.composite(layer, ground, cover))
+    outlines = project(corners[order], sample.intrinsics)
+    colours = brightness[order, None] * MESH_COLOUR
+    # Edges in the faces' colours close the gaps that antialiasing leaves between them.
+    axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors=colours, linewidths=0.2))
 
 
-def mask_panel(view: ImageView, mask: np.ndarray) -> Image.Image:
-    """Colour the pixels of a mask (H, W) bool of the image."""
-    side = view.image.width
-    axis = np.arange(side) + 0.5
-    columns, rows = (np.floor(axis / view.scale + start).astype(int) for start in view._corner)
-    inside = ((rows >= 0) & (rows < mask.shape[0]))[:, None] & (columns >= 0) & (columns < mask.shape[1])
-    shown = mask[rows.clip(0, mask.shape[0] - 1)[:, None], columns.clip(0, mask.shape[1] - 1)] & inside
-    cover = Image.fromarray((shown * round(255 * MASK_OPACITY)).astype(np.uint8))
-    return Image.composite(Image.new("RGB", view.image.size, MASK_COLOUR), view.image, cover)
+def draw_votes(
+    axes: Axes, sample: HandSample, voters: np.ndarray, weights: np.ndarray, joints: np.ndarray, joint: int
+) -> None:
+    """Draw voters (V, 3) mm as white discs, and lines to a joint, more opaque for larger weights (V,)."""
+    from matplotlib.collections import LineCollection
+
+    order = np.argsort(weights, kind="stable")  # the strongest on top
+    points = np.concatenate([joints[[joint]], voters[order]]).astype(np.float64)
+    pixels = project(points, sample.intrinsics)
+    axes.scatter(pixels[1:, 0], pixels[1:, 1], s=3, color="white", linewidths=0)
+    lines = [(start, pixels[0]) for start in pixels[1:]]
+    opacity = np.clip(weights[order], 0, 1)
+    axes.add_collection(
+        LineCollection(lines, colors=vote_colour(joint), alpha=opacity, linewidths=0.6, zorder=2)
+    )
 
 
-def vote_panel(
-    view: ImageView, voters: np.ndarray, weights: np.ndarray, joint: np.ndarray, colour: tuple[int, int, int]
-) -> Image.Image:
-    """Draw the voters of one joint over the darkened image.
-
-    Args:
-        view: the image.
-        voters: (V, 3) mm, white circles.
-        weights: (V,) opacity of a voter's line to the joint, clipped to [0, 1].
-        joint: (3,) mm.
-        colour: of the lines.
-    """
-    circles, (end,) = _on_fine(view.projected(voters)), _on_fine(view.projected(joint))
-    discs, strength = _fine(view, "L"), _fine(view, "L")
-    draw, radius = ImageDraw.Draw(discs), view.image.width * FINE / 180
-    for x, y in circles:
-        draw.ellipse([x - radius, y - radius, x + radius, y + radius], 255)
-    draw, width = ImageDraw.Draw(strength), round(view.image.width * FINE / 130)
-    opacities = np.clip(weights, 0, 1)
-    for voter in np.argsort(opacities, kind="stable"):  # the strongest on top
-        draw.line([*circles[voter], *end], round(255 * float(opacities[voter])), width)
-    panel = view.darkened
-    for paint, cover in ((CIRCLE_COLOUR, discs), (colour, strength)):
-        panel = Image.composite(Image.new("RGB", panel.size, paint), panel, _coarse(cover))
-    return panel
+def vote_colour(joint: int) -> tuple[float, ...]:
+    """Colour of the lines to a joint: its finger's, as in the pose."""
+    return WRIST_COLOUR if joint == 0 else COLOURS[(joint - 1) // 4]
 
 
-def _fine(view: ImageView, mode: str) -> Image.Image:
-    return Image.new(mode, (view.image.width * FINE, view.image.height * FINE))
-
-
-def _coarse(layer: Image.Image) -> Image.Image:
-    return layer.resize((layer.width // FINE, layer.height // FINE), Image.Resampling.BOX)
-
-
-def _on_fine(pixels: np.ndarray) -> np.ndarray:
-    return (pixels + 0.5) * FINE  # Pillow counts from the pixel's corner
+def note(axes: Axes, text: str) -> None:
+    """Write a note on the panel's lower edge."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+    axes.text(0.5, 0.04, text, transform=axes.transAxes, ha="center", bbox=box)

@@ -1,4 +1,4 @@
-"""Trained networks of the tables and their evaluations, cached for all tables."""
+"""Trained networks of the tables and their evaluations, stored for all tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvf_fast.evaluation.dataset_predictions import SETTINGS
 from nvf_fast.evaluation.mean_pose import fallback_pose
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
-from nvf_fast.evaluation.run import Options, predict
+from nvf_fast.evaluation.run import predict
 from nvf_fast.reproduce.recipes import Role, Size, Stage, Variant, data_for, stages
 from nvf_fast.synthetic.dataset import SyntheticHands
 from nvf_fast.training.images import task_images
@@ -85,6 +85,10 @@ class Workshop:
             self._train(stage)
         return load_checkpoint(self._folder(expected[-1].name) / "checkpoint", self.device)
 
+    def estimator(self, variant: Variant) -> PoseEstimator:
+        """Return an estimator of a variant's network, with the paper's options."""
+        return PoseEstimator(self.network(variant)[0])
+
     def report(self, variant: Variant, **options: Any) -> dict[str, Any]:
         """Evaluate a variant's network on its task's evaluation images, as `report_on` does.
 
@@ -107,7 +111,8 @@ class Workshop:
             dataset,
             self.runs / "predictions" / name,
             metadata,
-            Options(progress=True, workers=self.workers),
+            progress=True,
+            workers=self.workers,
         )
         assert predictions is not None
         fallback = fallback_pose(data_for(role, self.size, frozenset(self.data)))
@@ -115,6 +120,16 @@ class Workshop:
         if "settings" not in report:
             raise ValueError(f"{dataset.name}: the evaluation part's joints are not there: nothing to score")
         return report["settings"][SETTINGS[variant.hand_scale]] | {"counts": report["counts"]}
+
+    def context(self) -> dict[str, Any]:
+        """Metadata of a result: size, data, seed and device."""
+        kind = torch.device(self.device).type
+        return {
+            "size": self.size.name,
+            "data": {role: "real" if role in self.data else "synthetic" for role in get_args(Role)},
+            "seed": self.seed,
+            "device": torch.cuda.get_device_name(self.device) if kind == "cuda" else "CPU",
+        }
 
     def _train(self, stage: Stage) -> None:
         LOG.info("training %s", stage.name)
@@ -131,14 +146,3 @@ class Workshop:
 
     def _folder(self, name: str) -> Path:
         return self.runs / "trainings" / name
-
-
-def described(workshop: Workshop) -> dict[str, Any]:
-    """Metadata of a result: size, data, seed and device."""
-    kind = torch.device(workshop.device).type
-    return {
-        "size": workshop.size.name,
-        "data": {role: "real" if role in workshop.data else "synthetic" for role in get_args(Role)},
-        "seed": workshop.seed,
-        "device": torch.cuda.get_device_name(workshop.device) if kind == "cuda" else "CPU",
-    }
