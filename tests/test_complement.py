@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_round_trip(folder: Path) -> None:
     data = Complement(folder, mano=mano())
-    assert len(data) == 4 and data.name == "Complement" and data.has_surfaces
+    assert len(data) == 4 and data.name == "Complement" and data.why_no_surfaces is None
     for index, sample in enumerate(complement_samples()):
         read = data[index]
         pose, number = divmod(index, 2)
@@ -61,7 +61,7 @@ def test_warns_without_mano(folder: Path) -> None:
         data = Complement(folder)
     read = data[0]
     assert read.joints is read.root is read.surface is read.hand_scale is None
-    assert read.vertices is not None and not data.has_surfaces
+    assert read.vertices is not None and data.why_no_surfaces
 
 
 def test_nested_folders(folder: Path, tmp_path: Path) -> None:

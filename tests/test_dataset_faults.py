@@ -147,32 +147,34 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
     (
         training,
         json_of(f"{T}_xyz.json", lambda rows: [rows[0][:20], *rows[1:]]),
-        ("training_xyz.json: 1 entries of another shape: entry 0 is 20 x 3; expected 21 x 3",),
+        ("training_xyz.json: 1 entries of another form: entry 0 is 20 x 3; expected 21 x 3",),
     ),
     (
         training,
         json_of(f"{T}_verts.json", put(1, 5, value=[0.1])),
-        ("training_verts.json: 1 entries of another shape: entry 1 is no array of numbers; expected 778",),
+        ("training_verts.json: 1 entries of another form: entry 1 is no array of numbers; expected 778",),
     ),
     (
         training,
         json_of(f"{T}_K.json", put(2, 0, 0, value="480")),
-        ("training_K.json: 1 entries of another shape: entry 2 is no array of numbers; expected 3 x 3",),
+        ("training_K.json: 1 entries of another form: entry 2 is no array of numbers; expected 3 x 3",),
     ),
     (
         training,
         json_of(f"{T}_K.json", put(2, 0, 0, value=None)),
-        ("training_K.json: 1 entries of another shape: entry 2 is no array",),
+        ("training_K.json: 1 entries of another form: entry 2 is no array",),
     ),
     (
         training,
         json_of(f"{T}_xyz.json", put(1, 4, 2, value=NAN)),
-        ("training_xyz.json: 1 entries with NaN or infinity: entry 1; expected finite numbers",),
+        (
+            "training_xyz.json: 1 entries of another form: entry 1 is NaN or infinite; expected 21 x 3 finite numbers",
+        ),
     ),
     (
         training,
         json_of(f"{T}_verts.json", put(0, 4, 2, value=float("inf"))),
-        ("training_verts.json: 1 entries with NaN or infinity: entry 0",),
+        ("training_verts.json: 1 entries of another form: entry 0 is NaN or infinite",),
     ),
     (
         training,
@@ -227,7 +229,7 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
         ),
         ("freihand_eval/evaluation_K.json: other cameras; expected those of the data set's own folder",),
     ),
-    (training, unlink(MANO), (f"{MANO}: no such file; expected MANO_RIGHT.pkl",)),
+    (training, unlink(MANO), (f"{MANO}: cannot be read ([Errno 2] No such file",)),
     (ho3d, truncate(MANO, 0.7), (f"{MANO}: cannot be read (",)),
     (complement, write(MANO, pickle.dumps([1])), ("holds list; expected MANO's dict",)),
     (
@@ -275,23 +277,23 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
     (ho3d, write(M, b""), ("1 annotations cannot be read: SM1/0001 (EOFError",)),
     (ho3d, payload, ("it refers to posix.system, which is not data; nothing was executed",)),
     (ho3d, write(M, pickle.dumps([])), ("SM1/0001 (holds list, no dictionary)",)),
-    (ho3d, meta_of(M, handJoints3D=None), ("1 annotations with no handJoints3D: SM1/0001",)),
+    (ho3d, meta_of(M, handJoints3D=None), ("1 annotations whose handJoints3D is missing: SM1/0001",)),
     (
         ho3d,
         meta_of(M, handPose=np.zeros(45)),
-        ("1 annotations with a handPose of shape (45,): SM1/0001; expected pickles with camMat (3, 3)",),
+        ("1 annotations whose handPose is 45: SM1/0001; expected pickles with camMat (3, 3)",),
     ),
     (
         ho3d,
         meta_of(M, handTrans=np.full(3, NAN)),
-        ("1 annotations with a handTrans that holds NaN or infinity: SM1/0001",),
+        ("1 annotations whose handTrans is NaN or infinite: SM1/0001",),
     ),
-    (ho3d, meta_of(M, camMat="K"), ("a camMat that is no array of numbers: SM1/0001",)),
+    (ho3d, meta_of(M, camMat="K"), ("annotations whose camMat is no array of numbers: SM1/0001",)),
     (ho3d, meta_of(M, handJoints3D=np.ones((21, 3))), ("train: 1 entries behind the camera: SM1/0001",)),
     (
         ho3d_evaluation,
         meta_of("v3/evaluation/SM1/meta/0000.pkl", handJoints3D=-np.ones((21, 3))),
-        ("evaluation: 1 annotations with a handJoints3D of shape (21, 3): SM1/0000",),
+        ("evaluation: 1 annotations whose handJoints3D is 21 x 3: SM1/0000",),
     ),
     (
         ho3d_evaluation,
@@ -348,7 +350,7 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
         ),
         (
             f"{MANO}: cannot be read",
-            "training_xyz.json: 1 entries with NaN",
+            "training_xyz.json: 1 entries of another form",
             "training_verts.json: is cut off",
             "training_K.json: 1 cameras without",
             "training/rgb: 1 images missing",
@@ -364,7 +366,7 @@ DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
             unlink(MANO),
         ),
         (
-            f"{MANO}: no such file",
+            f"{MANO}: cannot be read",
             "train.txt: 1 lines of another form: '?'",
             "1 images missing: SM1/0000",
             "1 annotations missing: SM1/0002",

@@ -96,14 +96,14 @@ def test_evaluation_annotations(trees: Path) -> None:
         )
         assert blind[index].hand_scale == pytest.approx(full[index].hand_scale, abs=1e-4)
         assert torch.equal(full[index].joints, sample.joints) and full[index].surface is not None
-    assert not blind.has_surfaces and "FreiHAND_pub_v2_eval" in blind.describe()
-    assert full.has_surfaces and full.describe().endswith("3 samples of the official 3960, closed surfaces")
+    assert "FreiHAND_pub_v2_eval" in blind.describe()
+    assert full.describe().endswith("3 samples of the official 3960, closed surfaces")
 
 
 def test_surfaces_need_mano(trees: Path) -> None:
     data = FreiHAND(trees / "freihand")
     assert data[0].surface is None and data[0].vertices is not None
-    assert not data.has_surfaces and "MANO_RIGHT.pkl" in (data.why_no_surfaces or "")
+    assert "MANO_RIGHT.pkl" in (data.why_no_surfaces or "")
     named = FreiHAND(trees / "freihand", mano=trees / "MANO_RIGHT.pkl")
     assert torch.equal(
         named[0].surface.vertices, FreiHAND(trees / "freihand", mano=mano())[0].surface.vertices
@@ -120,7 +120,7 @@ def test_vertices_from_mano_parameters(tmp_path: Path) -> None:
     (tmp_path / "training_verts.json").unlink()
     (tmp_path / "training_mano.json").write_text(json.dumps([row.tolist() for row in rows]))
     data = FreiHAND(tmp_path, versions=("gs",), mano=mano())
-    assert data.has_surfaces
+    assert data.why_no_surfaces is None
     for hand, row in enumerate(rows):
         expected, _ = place_freihand(mano(), row, torch.from_numpy(camera[hand : hand + 1]))
         torch.testing.assert_close(data[hand].vertices, expected[0].float(), atol=1e-3, rtol=0)
@@ -241,9 +241,9 @@ def test_writer_refuses_unsupported_samples(tmp_path: Path) -> None:
         (
             [HandSample("a", image, camera, joints=sample.joints, side="left")],
             ("gs",),
-            "must be a right hand",
+            "must have joints of a right hand",
         ),
-        ([HandSample("a", image, camera)], ("gs",), "must have joints"),
+        ([HandSample("a", image, camera)], ("gs",), "must have joints of a right hand"),
         ([HandSample("a", image, camera, joints=sample.joints, vertices=torch.zeros(5, 3))], ("gs",), "778"),
         (
             [sample, HandSample("b", image, camera, joints=sample.joints)],

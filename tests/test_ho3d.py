@@ -154,7 +154,7 @@ def test_writer_refuses_unsupported_samples(tmp_path: Path) -> None:
     pose = HO3DPose(torch.zeros(48), torch.zeros(10), torch.zeros(3))
     with pytest.raises(ValueError, match="must have a box"):
         write_ho3d(tmp_path, {"a": [HandSample("a", image, camera, joints=joints)]}, "evaluation")
-    with pytest.raises(ValueError, match="must be a right hand"):
+    with pytest.raises(ValueError, match="must have joints of a right hand"):
         write_ho3d(tmp_path, {"a": [HandSample("a", image, camera, joints=joints, side="left")]})
     with pytest.raises(ValueError, match="letters, digits"):
         write_ho3d(tmp_path, {"../a": [sample]})

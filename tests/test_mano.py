@@ -265,16 +265,16 @@ def test_damaged_pickles_raise_value_error(tmp_path: Path, protocol: int) -> Non
 @pytest.mark.parametrize(
     ("change", "faults"),
     [
-        ({"v_template": None}, ["no v_template; expected v_template (778, 3)"]),
-        ({"weights": np.zeros((778, 24))}, ["weights is (778, 24); expected (778, 16)"]),
-        ({"posedirs": np.full((778, 3, 135), np.nan)}, ["posedirs holds NaN or infinity; expected finite"]),
+        ({"v_template": None}, ["v_template is missing; expected 778 x 3 finite numbers"]),
+        ({"weights": np.zeros((778, 24))}, ["weights is 778 x 24; expected 778 x 16"]),
+        ({"posedirs": np.full((778, 3, 135), np.nan)}, ["posedirs is NaN or infinite; expected"]),
         (
             {"hands_mean": "flat"},
-            ["hands_mean cannot be read (expected an array of numbers, got str: could not"],
+            ["hands_mean is no array of numbers; expected 45 finite numbers"],
         ),
         (
             {"f": None, "J_regressor": np.zeros((21, 778))},
-            ["J_regressor is (21, 778); expected (16, 778)", "no f; expected f (1538, 3)"],
+            ["J_regressor is 21 x 778; expected 16 x 778", "f is missing; expected 1538 x 3"],
         ),
         ({"f": np.full((1538, 3), 778)}, ["f has other vertices; expected 0 to 777"]),
         ({"f": np.tile([0, 1, 2], (1538, 1))}, ["f cannot be closed (two faces pass an edge in the same"]),
@@ -305,7 +305,7 @@ def test_refuses_file_without_model(tmp_path: Path, data: bytes, fault: str) -> 
     with pytest.raises(DatasetError, match=fault) as caught:
         Mano.load(path)
     assert len(caught.value.faults) == 1
-    with pytest.raises(DatasetError, match="no such file"):
+    with pytest.raises(DatasetError, match="cannot be read .*No such file"):
         Mano.load(tmp_path / "absent.pkl")
     again = pickle.loads(pickle.dumps(caught.value))  # as between worker processes
     assert str(again) == str(caught.value) and again.faults == caught.value.faults

@@ -91,10 +91,10 @@ def _set(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda entry: entry.pop("K"), "K is missing; expected finite numbers, 3 x 3"),
-        (_set("joints", [[0, 0, 400]] * 20), "joints is 20 x 3 of int64; expected finite numbers, 21 x 3"),
-        (_set("joints_2d", [[0, 0]] * 20 + [[0]]), "joints_2d is ragged; expected finite numbers, 21 x 2"),
-        (_set("K", [[float("nan")] * 3] * 3), "K has NaN or infinity; expected finite numbers, 3 x 3"),
+        (lambda entry: entry.pop("K"), "K is missing; expected 3 x 3 finite numbers"),
+        (_set("joints", [[0, 0, 400]] * 20), "joints is 20 x 3; expected 21 x 3 finite numbers"),
+        (_set("joints_2d", [[0, 0]] * 20 + [[0]]), "joints_2d is no array of numbers; expected 21 x 2 finite numbers"),
+        (_set("K", [[float("nan")] * 3] * 3), "K is NaN or infinite; expected 3 x 3 finite numbers"),
         (_set("side", "both"), "side is 'both'; expected \"right\" or \"left\""),
         (_set("side_score", 1.5), "side_score is 1.5; expected a number from 0 to 1"),
         (_set("split", "test"), "split is 'test'; expected \"train\" or \"val\""),

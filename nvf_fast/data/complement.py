@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.data.faults import Faults
-from nvf_fast.data.folder import FolderDataset, bone_mm, mesh_of, vertices_m
+from nvf_fast.data.folder import FolderDataset, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, close_surface, open_mano
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.data.tables import check_points, listed, read_image, write_image
@@ -56,9 +56,8 @@ class Complement(FolderDataset):
         if not images:
             faults.add(self.folder, "no images", LAYOUT)
         self.ids = [path.relative_to(self.folder).with_suffix("").as_posix() for path in images]
-        self._faces = self._read_meshes(faults)
-        self._check_official(official, faults)
-        faults.check()
+        self.faces = self._read_meshes(faults)
+        self._check(faults, official)
         if self._mano is None:
             self.why_no_surfaces = "joints are not in the files but MANO's, regressed: mano=MANO_RIGHT.pkl"
             warnings.warn(f"Complement's samples have no joints: {self.why_no_surfaces}", stacklevel=2)
@@ -81,21 +80,10 @@ class Complement(FolderDataset):
             vertices = _read_vertices(mesh)
         except (OSError, ValueError) as error:
             raise DamagedImageError(f"{mesh} cannot be read: {error}") from error
-        joints = (
-            None
-            if self._mano is None
-            else self._mano.regress(vertices.double()[None], "complement")[0].float()
-        )
-        return HandSample(
-            id=identity,
-            image=np.ascontiguousarray(image[:, ::-1]),
-            intrinsics=INTRINSICS.copy(),
-            root=None if joints is None else joints[0],
-            joints=joints,
-            surface=mesh_of(vertices, joints, self._faces),
-            vertices=vertices,
-            hand_scale=None if joints is None else bone_mm(joints),
-        )
+        joints = None
+        if self._mano is not None:
+            joints = self._mano.regress(vertices.double()[None], "complement")[0].float()
+        return self._sample(index, np.ascontiguousarray(image[:, ::-1]), INTRINSICS, joints, vertices)
 
     def _read_meshes(self, faults: Faults) -> Tensor | None:
         """Check that each image has its mesh, and return the closed faces common to all meshes."""
@@ -104,10 +92,9 @@ class Complement(FolderDataset):
         for identity in self.ids:
             try:
                 mesh = self.folder / _mesh_of(identity)
+                meshes.setdefault(mesh.parent, []).append(mesh.name)
             except ValueError:
                 nameless.append(identity)
-                continue
-            meshes.setdefault(mesh.parent, []).append(mesh.name)
         faults.add_many(self.folder, "images of another form", nameless, LAYOUT)
         faces: Tensor | None = None
         for place, names in meshes.items():
@@ -180,14 +167,8 @@ def _mesh_of(identity: str) -> Path:
 
 
 def _read_vertices(path: Path) -> Tensor:
-    """(778, 3) float32 mm of a right hand.
-
-    Raises:
-        ValueError: the values or their number are invalid.
-    """
-    rows = [
-        line.split()[1:4] for line in path.read_text(encoding="latin1").splitlines() if line.startswith("v ")
-    ]
+    """(778, 3) float32 mm of a right hand."""
+    rows = [words[:3] for words in _lines(path, "v ")]
     if len(rows) != VERTICES:
         raise ValueError(f"{len(rows)} vertices, {VERTICES} are MANO's")
     vertices = np.array(rows, dtype=np.float64) * [-1000, 1000, 1000]
@@ -197,17 +178,17 @@ def _read_vertices(path: Path) -> Tensor:
 
 
 def _read_faces(path: Path) -> Tensor:
-    """(F, 3) int64; of `f a/b/c` the first number counts.
-
-    Raises:
-        ValueError: a face is not a triangle of the mesh's vertices.
-    """
-    lines = [
-        line.split()[1:] for line in path.read_text(encoding="latin1").splitlines() if line.startswith("f ")
-    ]
-    if not lines or {len(line) for line in lines} != {3}:
+    """(F, 3) int64; of `f a/b/c` the first number counts."""
+    lines = _lines(path, "f ")
+    if {len(words) for words in lines} != {3}:
         raise ValueError("no faces, or others than triangles")
-    faces = torch.tensor([[int(corner.split("/")[0]) - 1 for corner in line] for line in lines])
+    faces = torch.tensor([[int(corner.split("/")[0]) - 1 for corner in words] for words in lines])
     if faces.min() < 0 or faces.max() >= VERTICES:
         raise ValueError(f"faces of vertices {int(faces.min()) + 1} to {int(faces.max()) + 1}, of {VERTICES}")
     return faces
+
+
+def _lines(path: Path, start: str) -> list[list[str]]:
+    """Words of the lines of a mesh's file that begin with a word, without it."""
+    text = path.read_text(encoding="latin1")
+    return [line.split()[1:] for line in text.splitlines() if line.startswith(start)]

@@ -24,6 +24,7 @@ class FolderDataset:
         ids: of its samples, in order.
         expected: number of samples of the official release.
         why_no_surfaces: reason for missing closed surfaces, or None.
+        faces: of the closed surfaces, (F, 3) int64, or None.
     """
 
     name: str
@@ -32,6 +33,7 @@ class FolderDataset:
     ids: Sequence[str]
     expected: int
     why_no_surfaces: str | None = None
+    faces: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,10 +44,6 @@ class FolderDataset:
         return len(self) == self.expected
 
     @property
-    def has_surfaces(self) -> bool:
-        return self.why_no_surfaces is None
-
-    @property
     def fingerprint(self) -> str:
         """Hash of the samples' names."""
         return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()[:16]
@@ -53,29 +51,47 @@ class FolderDataset:
     def describe(self) -> str:
         """Summarise the number of samples and whether they have surfaces in one line."""
         count = f"{len(self)} samples" + ("" if self.complete else f" of the official {self.expected}")
-        surfaces = "closed surfaces" if self.has_surfaces else f"no surfaces ({self.why_no_surfaces})"
+        missing = self.why_no_surfaces
+        surfaces = f"no surfaces ({missing})" if missing else "closed surfaces"
         return f"{self.name} {self.split} in {self.folder}: {count}, {surfaces}"
 
-    def _check_official(self, official: bool, faults: Faults) -> None:
+    def _check(self, faults: Faults, official: bool) -> None:
+        """Raise all faults, if any; `official` requires the official number of samples."""
         if official and not self.complete:
             faults.add(self.folder, f"{len(self)} samples", f"the official {self.expected}")
+        faults.check()
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} {self.split} has samples 0 to {len(self) - 1}, got index {index}")
         return index
 
+    def _sample(
+        self,
+        index: int,
+        image: np.ndarray,
+        intrinsics: np.ndarray,
+        joints: Tensor | None,
+        vertices: Tensor | None,
+        *,
+        root: Tensor | None = None,
+        hand_scale: float | None = None,
+        box: Tensor | None = None,
+    ) -> HandSample:
+        """Make a right hand's sample of its arrays; joints determine root, hand scale and surface."""
+        surface = None
+        if joints is not None:
+            root, hand_scale = joints[0], float((joints[10] - joints[9]).norm())
+            if vertices is not None and self.faces is not None:
+                surface = MeshHands(vertices[None], self.faces, joints[None])
+        return HandSample(
+            self.ids[index], image, intrinsics.copy(), root, joints, surface, vertices, hand_scale, box=box
+        )
 
-def mesh_of(vertices: Tensor | None, joints: Tensor | None, faces: Tensor | None) -> MeshHands | None:
-    """Make a closed surface, a batch of one, if vertices (V, 3), joints (21, 3) and faces are given."""
-    if vertices is None or joints is None or faces is None:
-        return None
-    return MeshHands(vertices[None], faces, joints[None])
 
-
-def bone_mm(joints: Tensor) -> float:
-    """Hand scale of joints (21, 3) mm: length of the bone between joints 9 and 10."""
-    return float((joints[10] - joints[9]).norm())
+def row_of(table: Tensor | None, index: int) -> Tensor | None:
+    """A copy of one row of a table that may be missing."""
+    return None if table is None else table[index].clone()
 
 
 def joints_m(sample: HandSample) -> np.ndarray:
@@ -84,12 +100,9 @@ def joints_m(sample: HandSample) -> np.ndarray:
     Raises:
         ValueError: the sample has no joints, or is a left hand, which the files cannot store.
     """
-    if sample.side != "right":
-        raise ValueError(
-            f"{sample.id} must be a right hand (mirror image and joints first), got a {sample.side} one"
-        )
-    if sample.joints is None:
-        raise ValueError(f"{sample.id} must have joints, got None")
+    if sample.side != "right" or sample.joints is None:
+        got = "none" if sample.joints is None else f"those of a {sample.side} one"
+        raise ValueError(f"{sample.id} must have joints of a right hand (mirror a left one first), got {got}")
     return sample.joints.double().numpy() / 1000
 
 

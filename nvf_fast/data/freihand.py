@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.data.faults import Faults
-from nvf_fast.data.folder import FolderDataset, bone_mm, joints_m, mesh_of, vertices_m
+from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, open_mano, place_freihand
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.tables import (
@@ -72,20 +72,16 @@ class FreiHAND(FolderDataset):
         cache: Path | str | None = None,
         official: bool = False,
     ) -> None:
-        if split not in OFFICIAL:
-            raise ValueError(f'split must be "training" or "evaluation", got {split!r}')
         self.versions = _read_versions(versions, split)
         self.folder, self.split = Path(folder), split
         self.expected = OFFICIAL[split] * len(self.versions)
         faults = Faults(self.name, self.folder, PAGE)
         faults.check_place([f"{split}_K.json", f"{split}/rgb"])
-        model = open_mano(mano, faults)
+        self._mano = open_mano(mano, faults)
         self._read_annotations(evaluation_folder, faults, None if cache is None else Path(cache))
         self._check_images(faults)
-        self._check_official(official, faults)
-        faults.check()
-        self._mano = model
-        self._faces = None if model is None else model.closed_faces
+        self._check(faults, official)
+        self.faces = None if self._mano is None else self._mano.closed_faces
         self.why_no_surfaces = self._missing_for_surfaces()
 
     def __getitem__(self, index: int) -> HandSample:
@@ -95,42 +91,41 @@ class FreiHAND(FolderDataset):
             DamagedImageError: its image cannot be read.
         """
         hand = self._checked(index) % len(self._intrinsics)
-        joints = None if self._joints is None else self._joints[hand].clone()
-        vertices = self._vertices_of(hand)
-        return HandSample(
-            id=self.ids[index],
-            image=read_image(self.folder / self.split / "rgb" / f"{self.ids[index].split('/')[1]}.jpg"),
-            intrinsics=self._intrinsics[hand].numpy().copy(),
-            root=None if joints is None else joints[0],
-            joints=joints,
-            surface=mesh_of(vertices, joints, self._faces),
-            vertices=vertices,
-            hand_scale=self._scale_of(hand) if joints is None else bone_mm(joints),
-        )
+        image = read_image(self.folder / self.split / "rgb" / f"{self.ids[index].split('/')[1]}.jpg")
+        joints, vertices = row_of(self._joints, hand), self._vertices_of(hand)
+        scale = None if self._scale is None else float(self._scale[hand])
+        return self._sample(index, image, self._intrinsics[hand].numpy(), joints, vertices, hand_scale=scale)
 
     def _read_annotations(self, other: Path | str | None, faults: Faults, cache: Path | None) -> None:
         """Set intrinsics, and joints, vertices, MANO's parameters and scale where the files exist."""
-        truth = Path(other) if other is not None else self.folder
+        truth = self.folder if other is None else Path(other)
         paths = {
-            "K": self.folder / f"{self.split}_K.json",
-            **{name: truth / f"{self.split}_{name}.json" for name in ("xyz", "verts", "mano")},
-            "scale": self.folder / f"{self.split}_scale.json",
+            name: (self.folder if name in ("K", "scale") else truth) / f"{self.split}_{name}.json"
+            for name in FORMS
         }
-        needed = {"K", "xyz" if self.split == "training" or other is not None else "scale"}
-        if paths["xyz"].exists():
-            needed.discard("scale")
-        tables = {
-            name: read_table(path, faults, *FORMS[name], cache)
-            for name, path in paths.items()
-            if name in needed or (path.exists() and not (name == "mano" and paths["verts"].exists()))
-        }
-        found = {name: table for name, table in tables.items() if table is not None}
+        have_joints = self.split == "training" or other is not None or paths["xyz"].exists()
+        needed = {"K", "xyz" if have_joints else "scale"}
+        found: dict[str, np.ndarray] = {}
+        for name, path in paths.items():
+            superseded = name == "mano" and paths["verts"].exists()
+            if name in needed or (path.exists() and not superseded):
+                table = read_table(path, faults, *FORMS[name], cache)
+                if table is not None:
+                    found[name] = table
         faults.add_lengths({paths[name]: len(table) for name, table in found.items()}, paths["K"])
         if "K" in found:
             check_intrinsics(paths["K"], found["K"], faults)
             again = truth / paths["K"].name
-            if truth != self.folder and again.exists():
-                _check_same(again, found["K"], read_table(again, faults, *FORMS["K"]), faults)
+            ours = (
+                found["K"]
+                if again == paths["K"] or not again.exists()
+                else read_table(again, faults, *FORMS["K"])
+            )
+            if ours is not None and not (
+                ours.shape == found["K"].shape and np.allclose(ours, found["K"], atol=1e-3)
+            ):
+                same = "those of the data set's own folder: the two must be of one release"
+                faults.add(again, "other cameras", same)
         for name in ("xyz", "verts"):
             if name in found:
                 check_points(paths[name], found[name], faults)
@@ -152,11 +147,9 @@ class FreiHAND(FolderDataset):
         present = listed(images)
         if not count:
             return
-        expected = [f"{number:08d}.jpg" for number in numbers]
-        missing = [name for name in expected if name not in present]
-        faults.add_many(
-            images, "images missing", missing, f"{count} of each version of {', '.join(self.versions)}"
-        )  # fmt: skip
+        missing = [name for number in numbers if (name := f"{number:08d}.jpg") not in present]
+        expected = f"{count} of each version of {', '.join(self.versions)}"
+        faults.add_many(images, "images missing", missing, expected)
         last = f"{count * len(VERSIONS if self.split == 'training' else self.versions) - 1:08d}.jpg"
         extra = sorted(name for name in present if name > last and name.endswith(".jpg"))
         # Only numbers distinguish versions: a shortened list would assign wrong annotations.
@@ -171,14 +164,9 @@ class FreiHAND(FolderDataset):
             return f"{self.split}_verts.json and {self.split}_mano.json are missing"
         return None
 
-    def _scale_of(self, hand: int) -> float | None:
-        return None if self._scale is None else float(self._scale[hand])
-
     def _vertices_of(self, hand: int) -> Tensor | None:
-        if self._vertices is not None:
-            return self._vertices[hand].clone()
-        if self._mano is None or self._parameters is None:
-            return None
+        if self._vertices is not None or self._mano is None or self._parameters is None:
+            return row_of(self._vertices, hand)
         return place_freihand(self._mano, self._parameters[hand], self._intrinsics[None, hand])[0][0].float()
 
 
@@ -202,32 +190,24 @@ def write_freihand(
     Raises:
         ValueError: the format cannot store a sample.
     """
-    if split not in OFFICIAL:
-        raise ValueError(f'split must be "training" or "evaluation", got {split!r}')
     versions = _read_versions(versions, split)
     count, rest = divmod(len(samples), len(versions))
     if rest or not count:
         raise ValueError(f"samples must be the same hands in {len(versions)} version(s), got {len(samples)}")
     folder = Path(folder)
     truth = Path(evaluation_folder) if evaluation_folder is not None and split == "evaluation" else folder
-    joints: list[np.ndarray] = []
-    vertices: list[np.ndarray] = []
-    cameras: list[np.ndarray] = []
-    for index, sample in enumerate(samples):
-        version, hand = divmod(index, count)
-        number = VERSIONS.index(versions[version]) * count + hand
-        if version == 0:
-            joints.append(joints_m(sample))
-            cameras.append(sample.intrinsics)
-            if sample.vertices is not None:
-                vertices.append(vertices_m(sample))
-        elif not np.array_equal(joints_m(sample), joints[hand]):
-            raise ValueError(f"{sample.id} must show the hand of sample {hand}, its joints differ")
-        write_image(folder / split / "rgb" / f"{number:08d}.jpg", sample.image)
+    joints = np.stack([joints_m(sample) for sample in samples])
+    vertices = [vertices_m(sample) for sample in samples[:count] if sample.vertices is not None]
     if len(vertices) not in (0, count):
         raise ValueError(f"all samples must have vertices, or none, got {len(vertices)} of {count}")
-    bones = np.stack(joints)
-    write_table(folder / f"{split}_K.json", cameras)
+    for index, sample in enumerate(samples):
+        version, hand = divmod(index, count)
+        if not np.array_equal(joints[index], joints[hand]):
+            raise ValueError(f"{sample.id} must show the hand of sample {hand}, its joints differ")
+        number = VERSIONS.index(versions[version]) * count + hand
+        write_image(folder / split / "rgb" / f"{number:08d}.jpg", sample.image)
+    bones = joints[:count]
+    write_table(folder / f"{split}_K.json", [sample.intrinsics for sample in samples[:count]])
     write_table(folder / f"{split}_scale.json", np.linalg.norm(bones[:, 10] - bones[:, 9], axis=-1))
     write_table(truth / f"{split}_xyz.json", bones)
     if vertices:
@@ -235,6 +215,8 @@ def write_freihand(
 
 
 def _read_versions(versions: Sequence[str], split: str) -> tuple[str, ...]:
+    if split not in OFFICIAL:
+        raise ValueError(f'split must be "training" or "evaluation", got {split!r}')
     if isinstance(versions, str) or not versions or not set(versions) <= set(VERSIONS):
         raise ValueError(f"versions must be some of {VERSIONS}, got {versions!r}")
     if len(set(versions)) != len(versions):
@@ -244,10 +226,3 @@ def _read_versions(versions: Sequence[str], split: str) -> tuple[str, ...]:
     if tuple(versions) not in (VERSIONS, ("gs",)):
         raise ValueError(f'evaluation has version "gs" only, got {versions!r}')
     return ("gs",)
-
-
-def _check_same(path: Path, ours: np.ndarray, theirs: np.ndarray | None, faults: Faults) -> None:
-    if theirs is not None and not (ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-3)):
-        faults.add(
-            path, "other cameras", "those of the data set's own folder: the two must be of one release"
-        )

@@ -12,21 +12,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nvf_fast.data.faults import Faults
-from nvf_fast.data.folder import FolderDataset, bone_mm, joints_m, mesh_of, vertices_m
+from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
 from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D, HO3D_TO_FREIHAND, OPENGL_TO_OPENCV
 from nvf_fast.data.mano import VERTICES, Mano, open_mano
-from nvf_fast.data.pickles import dense, load_pickle
+from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.tables import (
     check_intrinsics,
     check_points,
+    finite_array,
     listed,
     read_image,
     read_table,
@@ -80,17 +80,15 @@ class HO3D(FolderDataset):
         self.expected = OFFICIAL[version, split]
         faults = Faults(self.name, self.folder, PAGE)
         faults.check_place([f"{split}.txt", split])
-        model = open_mano(mano, faults)
+        self._mano = open_mano(mano, faults)
         frames = _read_frames(self.folder / f"{split}.txt", faults)
         self.ids = [f"{split}/{frame}" for frame in frames]
         readable = self._check_files(frames, faults)
         self._read_meta(readable, mano is not None, faults)
         if split == "evaluation":
             self._read_released(len(readable) == len(frames), faults, None if cache is None else Path(cache))
-        self._check_official(official, faults)
-        faults.check()
-        self._mano = model
-        self._faces = None if model is None else model.closed_faces
+        self._check(faults, official)
+        self.faces = None if self._mano is None else self._mano.closed_faces
         self.why_no_surfaces = self._missing_for_surfaces()
 
     def __getitem__(self, index: int) -> HandSample:
@@ -100,87 +98,70 @@ class HO3D(FolderDataset):
             DamagedImageError: its image cannot be read.
         """
         sequence, frame = self.ids[self._checked(index)].split("/")[1:]
-        image = self.folder / self.split / sequence / "rgb" / f"{frame}{SUFFIX[self.version]}"
-        joints = None if self._joints is None else self._joints[index].clone()
-        vertices = self._vertices_of(index)
-        return HandSample(
-            id=self.ids[index],
-            image=read_image(image),
-            intrinsics=self._intrinsics[index].numpy().copy(),
-            root=self._root[index].clone(),
-            joints=joints,
-            surface=mesh_of(vertices, joints, self._faces),
-            vertices=vertices,
-            hand_scale=None if joints is None else bone_mm(joints),
-            box=None if self._boxes is None else self._boxes[index].clone(),
+        place = self.folder / self.split / sequence / "rgb" / f"{frame}{SUFFIX[self.version]}"
+        intrinsics, root = self._intrinsics[index].numpy(), row_of(self._root, index)
+        joints, vertices, box = (
+            row_of(self._joints, index),
+            self._vertices_of(index),
+            row_of(self._boxes, index),
         )
+        return self._sample(index, read_image(place), intrinsics, joints, vertices, root=root, box=box)
 
     def _check_files(self, frames: Sequence[str], faults: Faults) -> list[str]:
         """Check images and annotations; return the frames with an annotation."""
         root, suffix = self.folder / self.split, SUFFIX[self.version]
-        other_version = "v3" if self.version == "v2" else "v2"
-        present: dict[Path, set[str]] = {}
-        unknown: dict[str, None] = {}
-        no_image: list[str] = []
-        other_image: list[str] = []
-        no_meta: list[str] = []
-        readable: list[str] = []
-        for frame in frames:
-            sequence, number = frame.split("/")
-            if not (root / sequence).is_dir():
-                unknown[sequence] = None
-                continue
-            images, metas = root / sequence / "rgb", root / sequence / "meta"
-            for folder in (images, metas):
-                if folder not in present:
-                    present[folder] = listed(folder)
-            if f"{number}{suffix}" not in present[images]:
-                other = f"{number}{SUFFIX[other_version]}" in present[images]
-                (other_image if other else no_image).append(frame)
-            if f"{number}.pkl" in present[metas]:
-                readable.append(frame)
-            else:
-                no_meta.append(frame)
-        faults.add_many(
-            self.folder / f"{self.split}.txt", "sequences unknown", list(unknown), f"folders of {self.split}/"
+        other = "v3" if self.version == "v2" else "v2"
+        sequences = dict.fromkeys(frame.split("/")[0] for frame in frames)
+        unknown = [sequence for sequence in sequences if not (root / sequence).is_dir()]
+        images, annotations = (
+            {f"{sequence}/{name}" for sequence in sequences for name in listed(root / sequence / kind)}
+            for kind in ("rgb", "meta")
         )
+        known = [frame for frame in frames if frame.split("/")[0] not in unknown]
+        no_image = [frame for frame in known if frame + suffix not in images]
+        other_image = [frame for frame in no_image if frame + SUFFIX[other] in images]
+        no_image = [frame for frame in no_image if frame + SUFFIX[other] not in images]
+        no_annotation = [frame for frame in known if f"{frame}.pkl" not in annotations]
+        in_folder, as_version = (
+            f"folders of {self.split}/",
+            f'{suffix}, as {self.version} has them, or version="{other}"',
+        )
+        faults.add_many(self.folder / f"{self.split}.txt", "sequences unknown", unknown, in_folder)
         faults.add_many(root, "images missing", no_image, f"rgb/NUMBER{suffix}")
-        faults.add_many(
-            root, f"images of {other_version} ({SUFFIX[other_version]})", other_image,
-            f'{suffix}, as {self.version} has them, or version="{other_version}"',
-        )  # fmt: skip
-        faults.add_many(root, "annotations missing", no_meta, "meta/NUMBER.pkl")
-        return readable
+        faults.add_many(root, f"images of {other} ({SUFFIX[other]})", other_image, as_version)
+        faults.add_many(root, "annotations missing", no_annotation, "meta/NUMBER.pkl")
+        return [frame for frame in known if f"{frame}.pkl" in annotations]
 
     def _read_meta(self, frames: Sequence[str], with_mano: bool, faults: Faults) -> None:
         """Set intrinsics, root and joints, and MANO's parameters or boxes, of all frames."""
         root = self.folder / self.split
-        forms: dict[str, tuple[int, ...]] = {"camMat": (3, 3)}
+        shapes: dict[str, tuple[int, ...]] = {"camMat": (3, 3), "handJoints3D": (21, 3)}
+        parameters = {"handPose": (48,), "handBeta": (10,), "handTrans": (3,)} if with_mano else {}
         if self.split == "train":
-            forms |= {"handJoints3D": (21, 3)}
-            forms |= {"handPose": (48,), "handBeta": (10,), "handTrans": (3,)} if with_mano else {}
+            shapes |= parameters
         else:
-            forms |= {"handJoints3D": (3,), "handBoundingBox": (4,)}
-        rows: dict[str, list[np.ndarray]] = {name: [] for name in forms}
+            shapes |= {"handJoints3D": (3,), "handBoundingBox": (4,)}
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
         cases: dict[str, list[str]] = {}
         for frame in frames:
             sequence, number = frame.split("/")
             try:
-                meta = _load_meta(root / sequence / "meta" / f"{number}.pkl")
+                meta = load_pickle(root / sequence / "meta" / f"{number}.pkl")
+                if not isinstance(meta, Mapping):
+                    raise ValueError(f"holds {type(meta).__name__}, no dictionary")
             except (ValueError, OSError) as error:
                 cases.setdefault("annotations cannot be read", []).append(f"{frame} ({error})")
                 continue
-            for name, shape in forms.items():
-                array, fault = _field(meta, name, shape)
-                if fault is not None:
-                    cases.setdefault(f"annotations with {fault}", []).append(frame)
+            for name, shape in shapes.items():
+                array, fault = finite_array(meta.get(name), shape)
                 rows[name].append(array)
-        expected = "pickles with " + ", ".join(f"{name} {shape}" for name, shape in forms.items())
+                if fault is not None:
+                    cases.setdefault(f"annotations whose {name} is {fault}", []).append(frame)
+        expected = "pickles with " + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         for kind, named in cases.items():
             faults.add_many(root, kind, named, expected)
-        tables = {name: np.array(rows[name]).reshape(-1, *shape) for name, shape in forms.items()}
-        points = tables["handJoints3D"]
-        points = (points if self.split == "train" else points[:, None]) * FLIP * 1000
+        tables = {name: np.array(rows[name]).reshape(-1, *shape) for name, shape in shapes.items()}
+        points = tables["handJoints3D"].reshape(-1, 21 if self.split == "train" else 1, 3) * FLIP * 1000
         if not cases:
             check_intrinsics(root, tables["camMat"], faults, frames)
             check_points(root, points, faults, frames)
@@ -192,40 +173,33 @@ class HO3D(FolderDataset):
         self._parameters: list[Tensor] | None = None
         if self.split == "evaluation":
             self._boxes = torch.from_numpy(tables["handBoundingBox"].astype(np.float32))
-        else:
-            self._joints = torch.from_numpy(points[:, HO3D_TO_FREIHAND].astype(np.float32))
-            if with_mano:
-                self._parameters = [
-                    torch.from_numpy(tables[name]) for name in ("handPose", "handBeta", "handTrans")
-                ]
+            return
+        self._joints = torch.from_numpy(points[:, HO3D_TO_FREIHAND].astype(np.float32))
+        if with_mano:
+            self._parameters = [torch.from_numpy(tables[name]) for name in parameters]
 
     def _read_released(self, whole: bool, faults: Faults, cache: Path | None) -> None:
         """Set joints and vertices of the evaluation split where the files exist."""
-        paths = {name: self.folder / f"evaluation_{name}.json" for name in ("xyz", "verts")}
-        shapes = {"xyz": (21, 3), "verts": (VERTICES, 3)}
-        found: dict[str, np.ndarray] = {}
-        for name, path in paths.items():
-            table = read_table(path, faults, shapes[name], 1000.0, cache=cache) if path.exists() else None
+        frames = self.folder / "evaluation.txt"
+        lengths = {frames: len(self.ids)}
+        found: dict[str, Tensor] = {}
+        for name, count in (("xyz", 21), ("verts", VERTICES)):
+            path = self.folder / f"evaluation_{name}.json"
+            table = read_table(path, faults, (count, 3), 1000.0, cache=cache) if path.exists() else None
             if table is not None:
-                found[name] = table * FLIP.astype(np.float32)
-                check_points(path, found[name], faults)
-        frames = {self.folder / "evaluation.txt": len(self.ids)}
-        lengths = frames | {paths[name]: len(table) for name, table in found.items()}
-        faults.add_lengths(lengths, self.folder / "evaluation.txt")
+                lengths[path], table = len(table), table * FLIP.astype(np.float32)
+                check_points(path, table, faults)
+                found[name] = torch.from_numpy(table)
+        faults.add_lengths(lengths, frames)
+        self._vertices = found.get("verts")
         if "xyz" in found:
-            wrist = torch.from_numpy(found["xyz"][:, 0])
+            wrist = found["xyz"][:, 0]
             if whole and len(wrist) == len(self._root):
                 away = (wrist - self._root).norm(dim=-1) > ROOT_TOLERANCE_MM
                 far = [f"entry {i}" for i in away.nonzero()[:, 0].tolist()]
-                faults.add_many(
-                    paths["xyz"],
-                    "wrists elsewhere",
-                    far,
-                    "those of the frames' own files, in evaluation.txt's order",
-                )
-            self._joints = torch.from_numpy(found["xyz"][:, HO3D_TO_FREIHAND])
-        if "verts" in found:
-            self._vertices = torch.from_numpy(found["verts"])
+                own = "those of the frames' own files, in evaluation.txt's order"
+                faults.add_many(self.folder / "evaluation_xyz.json", "wrists elsewhere", far, own)
+            self._joints = found["xyz"][:, HO3D_TO_FREIHAND]
 
     def _missing_for_surfaces(self) -> str | None:
         if self._joints is None:
@@ -237,10 +211,8 @@ class HO3D(FolderDataset):
         return None
 
     def _vertices_of(self, index: int) -> Tensor | None:
-        if self._vertices is not None:
-            return self._vertices[index].clone()
-        if self._mano is None or self._parameters is None:
-            return None
+        if self._vertices is not None or self._mano is None or self._parameters is None:
+            return row_of(self._vertices, index)
         pose, shape, translation = (table[index, None] for table in self._parameters)
         vertices, _ = self._mano(pose, shape, flat_hand_mean=True)
         return ((vertices[0] + 1000 * translation) * torch.from_numpy(FLIP)).float()
@@ -296,8 +268,7 @@ def write_ho3d(
             meta = _meta(sample, split, None if poses is None else poses[name][number])
             write_image(place / "rgb" / f"{number:04d}{SUFFIX[version]}", sample.image)
             (place / "meta").mkdir(parents=True, exist_ok=True)
-            with open(place / "meta" / f"{number:04d}.pkl", "wb") as file:
-                pickle.dump(meta, file, protocol=2)
+            (place / "meta" / f"{number:04d}.pkl").write_bytes(pickle.dumps(meta, protocol=2))
             frames.append(f"{name}/{number:04d}")
     (folder / f"{split}.txt").write_text("\n".join(frames) + "\n")
     every = [sample for samples in sequences.values() for sample in samples]
@@ -309,19 +280,14 @@ def write_ho3d(
 
 def _meta(sample: HandSample, split: str, pose: HO3DPose | None) -> dict[str, np.ndarray]:
     joints = joints_m(sample)[FREIHAND_TO_HO3D] * FLIP
+    meta = {"camMat": sample.intrinsics, "handJoints3D": joints}
     if split == "evaluation":
         if sample.box is None:
             raise ValueError(f"{sample.id} must have a box for HO-3D's evaluation split, got None")
-        return {
-            "camMat": sample.intrinsics,
-            "handJoints3D": joints[0],
-            "handBoundingBox": sample.box.double().numpy(),
-        }
-    meta = {"camMat": sample.intrinsics, "handJoints3D": joints}
-    if pose is not None:
-        meta["handPose"] = pose.pose.double().numpy()
-        meta["handBeta"] = pose.shape.double().numpy()
-        meta["handTrans"] = pose.translation.double().numpy() / 1000
+        meta |= {"handJoints3D": joints[0], "handBoundingBox": sample.box.double().numpy()}
+    elif pose is not None:
+        meta |= {"handPose": pose.pose.double().numpy(), "handBeta": pose.shape.double().numpy()}
+        meta |= {"handTrans": pose.translation.double().numpy() / 1000}
     return meta
 
 
@@ -335,40 +301,13 @@ def _check_arguments(split: str, version: str) -> None:
 
 def _read_frames(path: Path, faults: Faults) -> list[str]:
     """Read the list of annotated frames, without malformed lines."""
-    if not path.is_file():
-        faults.add(path, "no such file", "a line SEQUENCE/FRAME for each annotated frame")
-        return []
-    lines = [line.strip() for line in path.read_text(encoding="latin1").splitlines() if line.strip()]
+    lines = path.read_text(encoding="latin1").split() if path.is_file() else []
     if not lines:
-        faults.add(path, "an empty list", "a line SEQUENCE/FRAME for each annotated frame")
-    good = [line for line in lines if re.fullmatch(r"[\w-]+/[\w-]+", line)]
-    malformed = [repr(line) for line in lines if not re.fullmatch(r"[\w-]+/[\w-]+", line)]
+        got = "an empty list" if path.is_file() else "no such file"
+        faults.add(path, got, "a line SEQUENCE/FRAME for each annotated frame")
+    good = Counter(line for line in lines if re.fullmatch(r"[\w-]+/[\w-]+", line))
+    malformed = [repr(line) for line in lines if line not in good]
     faults.add_many(path, "lines of another form", malformed, "SEQUENCE/FRAME, without suffix")
-    twice = [line for line, times in Counter(good).items() if times > 1]
+    twice = [line for line, times in good.items() if times > 1]
     faults.add_many(path, "frames listed more than once", twice, "each frame once")
-    return good
-
-
-def _load_meta(path: Path) -> Mapping[str, Any]:
-    meta = load_pickle(path)
-    if not isinstance(meta, Mapping):
-        raise ValueError(f"holds {type(meta).__name__}, no dictionary")
-    return meta
-
-
-def _field(meta: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str | None]:
-    """Return one float64 array of a frame's annotation, NaN if faulty, and its fault or None."""
-    nothing = np.full(shape, np.nan)
-    value = meta.get(name)
-    if value is None:
-        return nothing, f"no {name}"
-    try:
-        array = dense(value)
-    except ValueError:
-        return nothing, f"a {name} that is no array of numbers"
-    # Vectors have shape (n,), (n, 1) or (1, n).
-    if array.shape != shape and not (len(shape) == 1 and array.size == shape[0]):
-        return nothing, f"a {name} of shape {array.shape}"
-    if not np.isfinite(array).all():
-        return nothing, f"a {name} that holds NaN or infinity"
-    return array.reshape(shape), None
+    return [line for line in lines if line in good]

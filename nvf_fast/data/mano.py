@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from nvf_fast.data.faults import DatasetError, Faults
 from nvf_fast.data.joint_orders import FINGERTIPS, HO3D_TO_FREIHAND
-from nvf_fast.data.pickles import dense, load_pickle
+from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.rotations import rotation_about
+from nvf_fast.data.tables import finite_array, form
 
 PAGE = "https://mano.is.tue.mpg.de"
 VERTICES = 778
@@ -69,16 +69,19 @@ class Mano:
             DatasetError: the file is missing, cannot be read, or does not hold MANO's arrays.
         """
         path = Path(path)
-        faults = Faults("MANO", path, PAGE)
-        if not path.is_file():
-            faults.add(path, "no such file", "MANO_RIGHT.pkl")
-        faults.check()
+        faults, arrays = Faults("MANO", path, PAGE), {}
         try:
             content = load_pickle(path)
         except (ValueError, OSError) as error:
             faults.add(path, f"cannot be read ({error})", "the pickle MANO_RIGHT.pkl")
             faults.check()
-        arrays = _arrays(path, content, faults)
+        if not isinstance(content, Mapping):
+            faults.add(path, f"holds {type(content).__name__}", "MANO's dictionary")
+            faults.check()
+        for name, shape in SHAPES.items():
+            arrays[name], fault = finite_array(content.get(name), shape)
+            if fault:
+                faults.add(path, f"{name} is {fault}", form(shape))
         faults.check()
         parents = arrays["kintree_table"][0].astype(np.int64)
         parents[0] = -1  # the file has 2^32 - 1
@@ -200,14 +203,10 @@ def close_surface(faces: Tensor, vertices: Tensor) -> Tensor:
     """
     loop = _opening(faces)
     fan = torch.stack([loop[0].expand(len(loop) - 2), loop[2:], loop[1:-1]], -1)
-    return outward(torch.cat([faces, fan]), vertices)
-
-
-def outward(faces: Tensor, vertices: Tensor) -> Tensor:
-    """Turn the faces (F, 3) of a closed surface with vertices (V, 3) outward by the right-hand rule."""
-    first, second, third = (vertices.double() - vertices.double().mean(0))[faces].unbind(1)
+    closed = torch.cat([faces, fan])
+    first, second, third = (vertices.double() - vertices.double().mean(0))[closed].unbind(1)
     volume = (torch.linalg.cross(first, second) * third).sum() / 6
-    return faces if volume > 0 else faces.flip(-1)
+    return closed if volume > 0 else closed.flip(-1)
 
 
 def _opening(faces: Tensor) -> Tensor:
@@ -227,25 +226,3 @@ def _opening(faces: Tensor) -> Tensor:
     if len(loop) != open_edges:
         raise ValueError(f"the surface must have one opening; one has {len(loop)} of {open_edges} open edges")
     return torch.tensor(loop)
-
-
-def _arrays(path: Path, content: Any, faults: Faults) -> dict[str, np.ndarray]:
-    if not isinstance(content, Mapping):
-        faults.add(path, f"holds {type(content).__name__}", "MANO's dictionary")
-        return {}
-    arrays: dict[str, np.ndarray] = {}
-    for name, shape in SHAPES.items():
-        if name not in content:
-            faults.add(path, f"no {name}", f"{name} {shape}")
-            continue
-        try:
-            array = dense(content[name])
-        except ValueError as error:
-            faults.add(path, f"{name} cannot be read ({error})", f"{name} {shape}")
-            continue
-        if array.shape != shape:
-            faults.add(path, f"{name} is {array.shape}", f"{shape}")
-        elif not np.isfinite(array).all():
-            faults.add(path, f"{name} holds NaN or infinity", "finite numbers")
-        arrays[name] = array
-    return arrays

@@ -19,7 +19,7 @@ from nvf_fast.camera import project
 from nvf_fast.data.faults import Faults
 from nvf_fast.data.folder import FolderDataset
 from nvf_fast.data.sample import HandSample
-from nvf_fast.data.tables import check_intrinsics, check_points, listed, read_image
+from nvf_fast.data.tables import check_intrinsics, check_points, finite_array, form, listed, read_image
 from nvf_fast.joint_definitions import Source, to_freihand
 
 PAGE = "labels.json and the images in crops"
@@ -147,124 +147,84 @@ def _read_labels(folder: Path, faults: Faults) -> list[PhotographLabel]:
     if not isinstance(entries, list) or not entries:
         faults.add(path, "no list or an empty one", "a JSON list with one entry per photograph")
         faults.check()
-    present = listed(folder / "crops")
-    names = [_name(number, entry) for number, entry in enumerate(entries)]
-    rows: list[dict[str, Any] | None] = []
-    missing: list[str] = []
-    seen: dict[str, int] = {}
-    for number, (name, entry) in enumerate(zip(names, entries, strict=True)):
-        row, wrong = _checked_entry(entry)
+    rows: dict[str, dict[str, Any]] = {}  # by file
+    names: dict[str, str] = {}
+    for number, entry in enumerate(entries):
+        row, wrong = _read_entry(entry)
+        file = row.get("file")
+        name = f"entry {number} ({file})" if isinstance(file, str) else f"entry {number}"
+        if not wrong and file in rows:
+            wrong = [(f"the file of {names[file].split(' (')[0]} again", "each file once")]
         for got, expected in wrong:
             faults.add(path, f"{name}: {got}", expected)
-        rows.append(None if wrong else row)
-        if wrong:
-            continue
-        if row["file"] in seen:
-            faults.add(path, f"{name}: the file of entry {seen[row['file']]} again", "each file once")
-        elif row["file"] not in present:
-            missing.append(f"{row['file']} ({name.split(' (')[0]})")
-        seen.setdefault(row["file"], number)
+        if not wrong:
+            rows[row["file"]], names[row["file"]] = row, name
+    present = listed(folder / "crops")
+    missing = [f"{file} ({name.split(' (')[0]})" for file, name in names.items() if file not in present]
     faults.add_many(folder / "crops", "images missing", missing, "each file of labels.json")
-    whole = [(name, row) for name, row in zip(names, rows, strict=True) if row is not None]
-    if not whole:
+    if not rows:
         faults.check()
-    names = [name for name, _ in whole]
-    intrinsics = np.array([row["K"] for _, row in whole])
-    joints = np.array([row["joints"] for _, row in whole])
-    image_joints = np.array([row["joints_2d"] for _, row in whole])
-    check_intrinsics(path, intrinsics, faults, names)
-    check_points(path, joints, faults, names)
+    intrinsics, joints, image_joints = (
+        np.array([row[key] for row in rows.values()]) for key in ("K", "joints", "joints_2d")
+    )
+    in_order = list(names.values())
+    check_intrinsics(path, intrinsics, faults, in_order)
+    check_points(path, joints, faults, in_order)
     with np.errstate(divide="ignore", invalid="ignore"):
-        projected = project(joints, intrinsics)
         sizes = np.ptp(image_joints, axis=1).max(1)
-        errors = np.linalg.norm(projected - image_joints, axis=-1).mean(1) / sizes
-    apart = [f"{names[i]} by {errors[i]:.2f}" for i in np.flatnonzero(~(errors <= MOST_REPROJECTION))]
-    faults.add_many(
-        path,
-        "entries whose joints do not project onto joints_2d",
-        apart,
-        f"a mean distance of at most {MOST_REPROJECTION:g} of the joints' box, with joints in mm",
-    )
+        errors = np.linalg.norm(project(joints, intrinsics) - image_joints, axis=-1).mean(1) / sizes
+    apart = [f"{in_order[i]} by {errors[i]:.2f}" for i in np.flatnonzero(~(errors <= MOST_REPROJECTION))]
+    limit = f"a mean distance of at most {MOST_REPROJECTION:g} of the joints' box, with joints in mm"
+    faults.add_many(path, "entries whose joints do not project onto joints_2d", apart, limit)
     faults.check()
-    towards = np.linalg.solve(
-        intrinsics[:, None], np.append(image_joints, np.ones_like(image_joints[..., :1]), -1)[..., None]
-    )
-    on_rays = towards[..., 0] * joints[..., 2:]
+    towards = np.append(image_joints, np.ones_like(image_joints[..., :1]), -1)
+    on_rays = np.linalg.solve(intrinsics[:, None], towards[..., None])[..., 0] * joints[..., 2:]
     joints = (1 - IMAGE_WEIGHT) * joints + IMAGE_WEIGHT * on_rays
-    left = np.array([row["side"] == "left" for _, row in whole])
+    sides, definitions = (np.array([row[key] for row in rows.values()]) for key in ("side", "definition"))
+    left = sides == "left"
     joints[left] = mirrored(joints[left])
     for source in get_args(Source):
-        of_source = [index for index, (_, row) in enumerate(whole) if row["definition"] == source]
-        if of_source:
-            joints[of_source] = to_freihand(joints[of_source], source)
+        joints[definitions == source] = to_freihand(joints[definitions == source], source)
     joints[left] = mirrored(joints[left])
     projected = project(joints, intrinsics)
-    boxes = np.concatenate([projected.min(1), projected.max(1)], axis=1)
+    boxes = np.concatenate([projected.min(1), projected.max(1)], axis=1).astype(np.float32)
     return [
         PhotographLabel(
             **{key: row[key] for key in ("file", "source", "licence", "split", "side", "side_score")},
-            group=_group(row["file"]),
+            group=re.sub(r"_?\d*$", "", Path(file).stem) or "photographs",
             intrinsics=intrinsics[index],
             joints=joints[index].astype(np.float32),
-            box=boxes[index].astype(np.float32),
+            box=boxes[index],
         )
-        for index, (_, row) in enumerate(whole)
+        for index, (file, row) in enumerate(rows.items())
     ]
 
 
-def _group(file: str) -> str:
-    return re.sub(r"_?\d*$", "", Path(file).stem) or "photographs"
-
-
-def _name(number: int, entry: object) -> str:
-    file = entry.get("file") if isinstance(entry, Mapping) else None
-    return f"entry {number} ({file})" if isinstance(file, str) else f"entry {number}"
-
-
-def _checked_entry(entry: object) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _read_entry(entry: object) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Return the entry's values and its faults: the value found and the expected one."""
     if not isinstance(entry, Mapping):
         return {}, [(f"is no object but {type(entry).__name__}", "an object with file, K, joints, ...")]
-    row: dict[str, Any] = {}
-    wrong: list[tuple[str, str]] = []
-    for key in ("file", "source", "licence"):
-        row[key] = entry.get(key)
-        if not isinstance(row[key], str) or not row[key].strip():
-            wrong.append((f"{key} is {_shown(entry, key)}", "text"))
-    if isinstance(row["file"], str) and Path(row["file"]).name != row["file"]:
-        wrong.append((f"file is {row['file']!r}", "the name of an image in crops, without a folder"))
-    choices = (("side", SIDES, None), ("split", SPLITS, None), ("definition", get_args(Source), "mediapipe"))
-    for key, allowed, default in choices:
-        row[key] = entry.get(key, default)
-        if row[key] not in allowed:
-            wrong.append((f"{key} is {_shown(entry, key)}", " or ".join(f'"{name}"' for name in allowed)))
-    score = row["side_score"] = entry.get("side_score", 1.0)
-    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-        wrong.append((f"side_score is {_shown(entry, 'side_score')}", "a number from 0 to 1"))
+    row: dict[str, Any] = {"definition": "mediapipe", "side_score": 1.0, **entry}
+    checks: list[tuple[str, bool, str]] = [
+        (key, isinstance(row.get(key), str) and bool(row[key].strip()), "text")
+        for key in ("file", "source", "licence")
+    ]
+    if checks[0][1]:
+        alone = Path(row["file"]).name == row["file"]
+        checks.append(("file", alone, "the name of an image in crops, without a folder"))
+    choices = {"side": SIDES, "split": SPLITS, "definition": get_args(Source)}
+    for key, allowed in choices.items():
+        checks.append((key, row.get(key) in allowed, " or ".join(f'"{name}"' for name in allowed)))
+    score = row["side_score"]
+    known = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
+    checks.append(("side_score", known, "a number from 0 to 1"))
+    wrong = [
+        (f"{key} is {repr(row[key]) if key in row else 'missing'}", expected)
+        for key, sound, expected in checks
+        if not sound
+    ]
     for key, shape in (("K", (3, 3)), ("joints", (21, 3)), ("joints_2d", (21, 2))):
-        row[key], fault = _array(entry, key, shape)
-        wrong.extend(fault)
+        row[key], fault = finite_array(row.get(key), shape)
+        if fault:
+            wrong.append((f"{key} is {fault}", form(shape)))
     return row, wrong
-
-
-def _array(
-    entry: Mapping[str, Any], key: str, shape: tuple[int, ...]
-) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
-    expected = f"finite numbers, {' x '.join(map(str, shape))}"
-    try:
-        array = np.array(entry[key])
-    except KeyError:
-        return None, [(f"{key} is missing", expected)]
-    except ValueError:
-        return None, [(f"{key} is ragged", expected)]
-    if array.dtype.kind not in "if" or array.shape != shape:
-        return None, [
-            (f"{key} is {' x '.join(map(str, array.shape)) or 'no array'} of {array.dtype}", expected)
-        ]
-    if not np.isfinite(array).all():
-        return None, [(f"{key} has NaN or infinity", expected)]
-    return array.astype(np.float64), []
-
-
-def _shown(entry: Mapping[str, Any], key: str) -> str:
-    return repr(entry[key]) if key in entry else "missing"

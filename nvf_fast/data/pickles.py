@@ -37,15 +37,18 @@ def load_pickle(path: Path) -> Any:
 
 
 def dense(value: Any) -> np.ndarray:
-    """Convert an unpickled value to a float64 array: numbers, an array, a sparse matrix or a chumpy object.
+    """Convert a value to a float64 array: numbers, or an unpickled array, sparse matrix or chumpy object.
 
     Raises:
         ValueError: it is none of these, or damaged.
     """
     try:
-        return value.dense() if isinstance(value, Inert) else np.array(value, dtype=np.float64)
-    except (IndexError, MemoryError, OverflowError, TypeError, ValueError) as error:
+        array = value.dense() if isinstance(value, Inert) else np.array(value)
+    except FAILURES as error:
         raise ValueError(f"expected an array of numbers, got {type(value).__name__}: {error}") from error
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"expected an array of numbers, got {type(value).__name__}")
+    return array.astype(np.float64)
 
 
 class Inert:
@@ -60,12 +63,6 @@ class Inert:
 
     def dense(self) -> np.ndarray:
         raise ValueError("no numbers")
-
-    def _part(self, *names: str) -> Any:
-        for name in names:
-            if isinstance(self.state, dict) and name in self.state:
-                return self.state[name]
-        raise ValueError(f"no {' or '.join(names)}")
 
 
 class Kind(Inert):
@@ -84,19 +81,18 @@ class Array(Inert):
     def dense(self) -> np.ndarray:
         shape, kind, fortran, data = self.state[-4:]
         data = data.encode("latin1") if isinstance(data, str) else data
-        return (
-            np.frombuffer(data, kind.numpy()).reshape(shape, order="F" if fortran else "C").astype(np.float64)
-        )
+        return np.frombuffer(data, kind.numpy()).reshape(shape, order="F" if fortran else "C")
 
 
 class SparseMatrix(Inert):
     """scipy's compressed sparse column matrix."""
 
     def dense(self) -> np.ndarray:
-        rows, columns = self._part("_shape", "shape")
-        starts, row = (dense(self._part(name)).astype(np.int64) for name in ("indptr", "indices"))
-        matrix = np.zeros((rows, columns))
-        np.add.at(matrix, (row, np.repeat(np.arange(columns), np.diff(starts))), dense(self._part("data")))
+        shape = self.state["_shape"] if "_shape" in self.state else self.state["shape"]
+        starts, rows = (dense(self.state[name]).astype(np.int64) for name in ("indptr", "indices"))
+        matrix = np.zeros(shape)
+        columns = np.repeat(np.arange(shape[1]), np.diff(starts))
+        np.add.at(matrix, (rows, columns), dense(self.state["data"]))
         return matrix
 
 
@@ -104,10 +100,10 @@ class Chumpy(Inert):
     """chumpy's array, or a selection from one: the two kinds that MANO's file holds."""
 
     def dense(self) -> np.ndarray:
-        if isinstance(self.state, dict) and "x" in self.state:
+        if "x" in self.state:
             return dense(self.state["x"])
-        chosen = dense(self._part("idxs")).astype(np.int64)
-        return dense(self._part("a")).reshape(-1)[chosen].reshape(self._part("preferred_shape"))
+        chosen = dense(self.state["idxs"]).astype(np.int64)
+        return dense(self.state["a"]).reshape(-1)[chosen].reshape(self.state["preferred_shape"])
 
 
 def _array(*given: Any) -> Array:
@@ -115,16 +111,16 @@ def _array(*given: Any) -> Array:
     return Array()
 
 
-def _scalar(kind: Kind, data: bytes | str) -> Array:
-    """One number."""
-    return _from_buffer(data, kind, (), "C")
-
-
 def _from_buffer(buffer: bytes | str, kind: Kind, shape: tuple[int, ...], order: str) -> Array:
     """An array as protocol 5 stores it."""
     array = Array()
     array.state = (shape, kind, order == "F", buffer)
     return array
+
+
+def _scalar(kind: Kind, data: bytes | str) -> Array:
+    """One number."""
+    return _from_buffer(data, kind, (), "C")
 
 
 def _object(kind: type, base: type, state: Any) -> Any:
@@ -141,34 +137,24 @@ def _encoded(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): Array,
-    ("numpy", "dtype"): Kind,
-    ("_codecs", "encode"): _encoded,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("copy_reg", "_reconstructor"): _object,
-    ("copyreg", "_reconstructor"): _object,
-    **{
-        (f"{core}.{module}", name): stand_in
-        for core in ("numpy.core", "numpy._core")
-        for module, name, stand_in in (
-            ("multiarray", "_reconstruct", _array),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
-        )
-    },
-    **{
-        (module, kind.__name__): kind
-        for module in ("builtins", "__builtin__")
-        for kind in (set, frozenset, list, tuple, dict, object, complex, int, float, bool, str)
-    },
+_CORE = {"multiarray._reconstruct": _array, "multiarray.scalar": _scalar, "numeric._frombuffer": _from_buffer}
+_PLAIN = (set, frozenset, list, tuple, dict, object, complex, int, float, bool, str)
+_ALLOWED: dict[str, Any] = {
+    "numpy.ndarray": Array,
+    "numpy.dtype": Kind,
+    "_codecs.encode": _encoded,
+    "collections.OrderedDict": OrderedDict,
+    "copy_reg._reconstructor": _object,
+    "copyreg._reconstructor": _object,
+    **{f"{core}.{name}": item for core in ("numpy.core", "numpy._core") for name, item in _CORE.items()},
+    **{f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in _PLAIN},
 }
 
 
 class _DataOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
+        if f"{module}.{name}" in _ALLOWED:
+            return _ALLOWED[f"{module}.{name}"]
         if module.split(".")[0] == "chumpy":
             return Chumpy
         if module.startswith("scipy.sparse") and name == "csc_matrix":

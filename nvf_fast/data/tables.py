@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from nvf_fast.data.faults import Faults
+from nvf_fast.data.pickles import dense
 from nvf_fast.data.sample import DamagedImageError
+from nvf_fast.runtime.files import whole_file
 
 BLOCK = 1 << 22  # characters; the longest of these files have more than 10^9
 # No hand is this far away, but in a file in mm the nearest ones, at 150 mm, appear at 150 m.
@@ -51,32 +53,54 @@ def read_table(
         return np.load(kept)
     rows: list[np.ndarray] = []
     wrong: list[str] = []
-    infinite: list[str] = []
     try:
         for index, entry in enumerate(_entries(path)):
-            row = _array(entry)
-            if row is None or row.shape != shape:
-                wrong.append(f"entry {index} is {_form(row)}")
-            elif not np.isfinite(row).all():
-                infinite.append(f"entry {index}")
-            else:
-                rows.append((row * unit).astype(dtype))
+            row, fault = finite_array(entry, shape)
+            rows.append((row * unit).astype(dtype))
+            if fault:
+                wrong.append(f"entry {index} is {fault}")
     except (ValueError, OSError, RecursionError) as error:
         faults.add(path, str(error), "a JSON list with one entry per image")
         return None
-    faults.add_many(path, "entries of another shape", wrong, _form(np.zeros(shape)))
-    faults.add_many(path, "entries with NaN or infinity", infinite, "finite numbers")
-    if not rows and not wrong and not infinite:
+    faults.add_many(path, "entries of another form", wrong, form(shape))
+    if not rows:
         faults.add(path, "an empty list", "one entry per image")
-    if wrong or infinite or not rows:
+    if wrong or not rows:
         return None
     table = np.stack(rows)
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, table)
-        temporary.replace(kept)
+        with whole_file(kept) as file:
+            np.save(file, table)
     return table
+
+
+def finite_array(value: object, shape: tuple[int, ...]) -> tuple[np.ndarray, str | None]:
+    """Convert a value of a JSON file or an unpickled one to a float64 array.
+
+    Args:
+        value: the value.
+        shape: of the array; a vector (n,) may also have the shape (n, 1) or (1, n).
+
+    Returns:
+        The array, of NaN where the value has a fault, and the fault or None.
+    """
+    try:
+        array = dense(value)
+    except ValueError:
+        fault = "missing" if value is None else "no array of numbers"
+    else:
+        if array.shape == shape or (len(shape) == 1 and array.size == shape[0]):
+            if np.isfinite(array).all():
+                return array.reshape(shape), None
+            fault = "NaN or infinite"
+        else:
+            fault = " x ".join(map(str, array.shape)) or "one number"
+    return np.full(shape, np.nan), fault
+
+
+def form(shape: tuple[int, ...]) -> str:
+    """The expected form of an array, for messages."""
+    return f"{' x '.join(map(str, shape))} finite numbers" if shape else "one finite number"
 
 
 def write_table(path: Path, rows: np.ndarray | list[Any]) -> None:
@@ -163,21 +187,6 @@ def _next_entry(text: str, position: int) -> tuple[object, re.Match[str] | None]
     except json.JSONDecodeError:
         return None, None
     return entry, _CLOSING.match(text, end)
-
-
-def _array(entry: object) -> np.ndarray | None:
-    """Convert to float64; None for anything but an array of numbers."""
-    try:
-        array = np.array(entry)
-    except ValueError:
-        return None
-    return array.astype(np.float64) if array.dtype.kind in "if" else None
-
-
-def _form(array: np.ndarray | None) -> str:
-    if array is None:
-        return "no array of numbers"
-    return " x ".join(map(str, array.shape)) if array.ndim else "one number"
 
 
 def _named(wrong: Any, names: Sequence[str] | None) -> list[str]:
