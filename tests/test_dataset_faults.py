@@ -58,7 +58,7 @@ def complement(root: Path) -> FolderDataset:
 
 
 def unlink(*paths: str) -> Damage:
-    return lambda root: [(root / path).unlink() for path in paths] and None
+    return lambda root: [(root / path).unlink() for path in paths]
 
 
 def write(path: str, content: str | bytes) -> Damage:
@@ -68,36 +68,42 @@ def write(path: str, content: str | bytes) -> Damage:
 
 def truncate(path: str, fraction: float) -> Damage:
     """Truncate a file to a fraction of its length."""
-    return lambda root: (root / path).write_bytes(
-        (root / path).read_bytes()[: int(fraction * (root / path).stat().st_size)]
-    )
+    return lambda root: os.truncate(root / path, int(fraction * (root / path).stat().st_size))
 
 
 def json_of(path: str, change: Callable[[Any], Any]) -> Damage:
     return lambda root: edit_json(root / path, change)
 
 
-def meta_of(path: str, **values: Any) -> Damage:
-    return lambda root: edit_pickle(root / path, **values)
-
-
-def put(*steps: int, value: Any) -> Callable[[Any], None]:
-    """Set one number in nested lists."""
+def put(path: str, *steps: int, value: Any) -> Damage:
+    """Set one number in the nested lists of a JSON file."""
 
     def change(content: Any) -> None:
         for step in steps[:-1]:
             content = content[step]
         content[steps[-1]] = value
 
-    return change
+    return json_of(path, change)
+
+
+def meta_of(path: str, **values: Any) -> Damage:
+    return lambda root: edit_pickle(root / path, **values)
 
 
 def lines_of(path: str, change: Callable[[list[str]], list[str]]) -> Damage:
     return lambda root: (root / path).write_text("\n".join(change((root / path).read_text().splitlines())))
 
 
-def both(*damages: Damage) -> Damage:
-    return lambda root: [damage(root) for damage in damages] and None
+def add_lines(path: str, *lines: str) -> Damage:
+    return lines_of(path, lambda before: [*before, *lines])
+
+
+def copy(path: str, other: str) -> Damage:
+    return lambda root: shutil.copy(root / path, root / other)
+
+
+def all_of(*damages: Damage) -> Damage:
+    return lambda root: [damage(root) for damage in damages]
 
 
 def remove(path: str) -> Damage:
@@ -117,275 +123,167 @@ def payload(root: Path) -> None:
     (root / "v2/train/SM1/meta/0001.pkl").write_bytes(pickle.dumps({"camMat": Payload()}, protocol=2))
 
 
-T, E, M = "freihand/training", "freihand/evaluation", "v2/train/SM1/meta/0001.pkl"
+K, XYZ, VERTS, SCALE = (f"freihand/training_{name}.json" for name in ("K", "xyz", "verts", "scale"))
+RGB, LIST, META = "freihand/training/rgb", "v2/train.txt", "v2/train/SM1/meta/0001.pkl"
 OBJ = "complement/base_pose/pose0000/model_mano/3.obj"
 VIEW = "complement/base_pose/pose0000/pic256/view/hand"
 
-DAMAGES: list[tuple[Opened, Damage, tuple[str, ...]]] = [
-    (training, remove("freihand"), ("freihand: no such folder; expected the folder that holds",)),
-    (
-        lambda root: FreiHAND(root),
-        both(),
-        ("a folder without them; expected the folder that holds training_K.json or training/rgb: ",),
-    ),
-    (lambda root: FreiHAND(root / "freihand/training"), both(), ("a folder without them",)),
-    (lambda root: FreiHAND(root / "v2/train"), both(), ("a folder without them",)),
-    (training, unlink(f"{T}_xyz.json"), ("training_xyz.json: no such file; expected a JSON",)),
-    (training, write(f"{T}_K.json", ""), ("training_K.json: is empty; expected",)),
-    (training, truncate(f"{T}_xyz.json", 0.5), ("xyz.json: is cut off or no JSON in",)),
-    (training, truncate(f"{T}_K.json", 0.999), ("K.json: is cut off or no JSON",)),
-    (training, write(f"{T}_xyz.json", '{"xyz": []}'), ("training_xyz.json: holds no list",)),
-    (training, write(f"{T}_verts.json", "version 1"), ("training_verts.json: holds no list",)),
-    (training, write(f"{T}_verts.json", b"\x93NUMPY\xff\x00"), ("verts.json: 'utf-8' codec",)),
-    (training, write(f"{T}_scale.json", "[0.02,0.02,0.02][]"), ("goes on after the list of 3",)),
-    (training, write(f"{T}_K.json", "[]"), ("training_K.json: an empty list; expected one",)),
-    (
-        training,
-        json_of(f"{T}_xyz.json", lambda rows: rows[:-1]),
-        ("training_xyz.json: 2 entries; expected 3, as training_K.json has",),
-    ),
-    (
-        training,
-        json_of(f"{T}_xyz.json", lambda rows: [rows[0][:20], *rows[1:]]),
-        ("training_xyz.json: 1 entries of another form: entry 0 is 20 x 3; expected 21 x 3",),
-    ),
-    (
-        training,
-        json_of(f"{T}_verts.json", put(1, 5, value=[0.1])),
-        ("training_verts.json: 1 entries of another form: entry 1 is no array of numbers; expected 778",),
-    ),
-    (
-        training,
-        json_of(f"{T}_K.json", put(2, 0, 0, value="480")),
-        ("training_K.json: 1 entries of another form: entry 2 is no array of numbers; expected 3 x 3",),
-    ),
-    (
-        training,
-        json_of(f"{T}_K.json", put(2, 0, 0, value=None)),
-        ("training_K.json: 1 entries of another form: entry 2 is no array",),
-    ),
-    (
-        training,
-        json_of(f"{T}_xyz.json", put(1, 4, 2, value=NAN)),
+DAMAGES: dict[Opened, list[tuple[Damage, *tuple[str, ...]]]] = {
+    training: [
+        (remove("freihand"), "freihand: no such folder; expected the folder that holds"),
+        (unlink(XYZ), "training_xyz.json: no such file; expected a JSON"),
+        (write(K, ""), "training_K.json: is empty"),
+        (truncate(XYZ, 0.5), "training_xyz.json: is cut off or no JSON in"),
+        (truncate(K, 0.999), "training_K.json: is cut off or no JSON"),
+        (write(XYZ, '{"xyz": []}'), "training_xyz.json: holds no list"),
+        (write(VERTS, b"\x93NUMPY\xff\x00"), "verts.json: 'utf-8' codec"),
+        (write(SCALE, "[0.02,0.02,0.02][]"), "goes on after the list of 3"),
+        (write(K, "[]"), "training_K.json: an empty list; expected one"),
+        (json_of(XYZ, lambda rows: rows[:-1]), "xyz.json: 2 entries; expected 3, as training_K.json has"),
         (
-            "training_xyz.json: 1 entries of another form: entry 1 is NaN or infinite; expected 21 x 3 finite numbers",
+            json_of(XYZ, lambda rows: [rows[0][:20], *rows[1:]]),
+            "xyz.json: 1 entries of another form: entry 0 is 20 x 3; expected 21 x 3 finite numbers",
         ),
-    ),
-    (
-        training,
-        json_of(f"{T}_verts.json", put(0, 4, 2, value=float("inf"))),
-        ("training_verts.json: 1 entries of another form: entry 0 is NaN or infinite",),
-    ),
-    (
-        training,
-        json_of(f"{T}_xyz.json", put(2, 8, 2, value=-0.4)),
-        ("training_xyz.json: 1 entries behind the camera: entry 2; expected depths",),
-    ),
-    (
-        training,
-        json_of(f"{T}_xyz.json", lambda rows: (1000 * np.array(rows)).tolist()),
-        ("xyz.json: 3 entries farther than 20 m: entry 0, entry 1, entry 2; expected lengths in metres",),
-    ),
-    (
-        training,
-        json_of(f"{T}_K.json", put(1, 0, 0, value=0)),
-        ("training_K.json: 1 cameras without a positive focal length: entry 1; expected fx > 0",),
-    ),
-    (
-        training,
-        json_of(f"{T}_K.json", lambda rows: np.array(rows).mT.tolist()),
-        ("training_K.json: 3 cameras of another form: entry 0, entry 1, entry 2; expected [[fx, s, cx]",),
-    ),
-    (
-        training,
-        json_of(f"{T}_scale.json", put(0, value=0.0)),
-        ("training_scale.json: 1 lengths that are not positive: entry 0",),
-    ),
-    (
-        training,
-        unlink(f"{T}/rgb/00000007.jpg", f"{T}/rgb/00000002.jpg"),
-        ("2 images missing: 00000002.jpg, 00000007.jpg; expected 3 of each version of gs, hom,",),
-    ),
-    (
-        training,
-        remove(f"{T}/rgb"),
-        ("rgb: 12 images missing: 00000000.jpg, 00000001.jpg, 00000002.jpg, 00000003.jpg, 00000",),
-    ),
-    (
-        training,
-        lambda root: shutil.copy(root / f"{T}/rgb/00000000.jpg", root / f"{T}/rgb/00000012.jpg"),
-        ("training/rgb: 1 images too many: 00000012.jpg; expected none past 00000011.jpg for 3 annotations",),
-    ),
-    (blind, unlink(f"{E}_scale.json"), ("evaluation_scale.json: no such file",)),
-    (
-        evaluation,
-        unlink("freihand_eval/evaluation_xyz.json"),
-        ("freihand_eval/evaluation_xyz.json: no such file",),
-    ),
-    (
-        evaluation,
-        lambda root: (root / "freihand_eval/evaluation_K.json").write_text(
-            json.dumps([np.eye(3).tolist()] * 3)
-        ),
-        ("freihand_eval/evaluation_K.json: other cameras; expected those of the data set's own folder",),
-    ),
-    (training, unlink(MANO), (f"{MANO}: cannot be read ([Errno 2] No such file",)),
-    (ho3d, truncate(MANO, 0.7), (f"{MANO}: cannot be read (",)),
-    (complement, write(MANO, pickle.dumps([1])), ("holds list; expected MANO's dict",)),
-    (
-        lambda root: HO3D(root / "v2/train"),
-        both(),
-        ("a folder without them; expected the folder that holds train.txt or train: ",),
-    ),
-    (ho3d, unlink("v2/train.txt"), ("train.txt: no such file; expected a line SEQ",)),
-    (ho3d, write("v2/train.txt", "\n"), ("train.txt: an empty list; expected a line",)),
-    (
-        ho3d,
-        lines_of("v2/train.txt", lambda lines: [*lines, "SM1/0000.png", "x"]),
-        ("train.txt: 2 lines of another form: 'SM1/0000.png', 'x'; expected SEQUENCE/FRAME",),
-    ),
-    (
-        ho3d,
-        lines_of("v2/train.txt", lambda lines: [*lines, lines[1]]),
-        ("train.txt: 1 frames listed more than once: ABF10/0001; expected each frame once",),
-    ),
-    (
-        ho3d,
-        lines_of("v2/train.txt", lambda lines: [*lines, "MC9/0000", "MC9/0001"]),
-        ("train.txt: 1 sequences unknown: MC9; expected folders of train/",),
-    ),
-    (
-        ho3d,
-        lines_of("v2/train.txt", lambda lines: [*lines, "SM1/0099"]),
+        (put(VERTS, 1, 5, value=[0.1]), "1 entries of another form: entry 1 is no array of numbers"),
+        (put(K, 2, 0, 0, value="480"), "training_K.json: 1 entries of another form: entry 2 is no array"),
+        (put(XYZ, 1, 4, 2, value=NAN), "1 entries of another form: entry 1 is NaN or infinite"),
+        (put(XYZ, 2, 8, 2, value=-0.4), "training_xyz.json: 1 entries behind the camera: entry 2"),
         (
-            "train: 1 images missing: SM1/0099; expected rgb/NUMBER.png",
-            "train: 1 annotations missing: SM1/0099",
+            json_of(XYZ, lambda rows: (1000 * np.array(rows)).tolist()),
+            "3 entries farther than 20 m: entry 0, entry 1, entry 2; expected lengths in metres",
         ),
-    ),
-    (
-        ho3d,
-        unlink("v2/train/SM1/rgb/0001.png"),
-        ("train: 1 images missing: SM1/0001; expected rgb/NUMBER.png",),
-    ),
-    (
-        ho3d,
-        remove("v2/train/SM1/meta"),
-        ("train: 3 annotations missing: SM1/0000, SM1/0001, SM1/0002; expected meta/NUMBER.pkl",),
-    ),
-    (ho3d_v3, as_version_3, ('SM1/0001 and 1 more; expected .jpg, as v3 has them, or version="v2"',)),
-    (ho3d, truncate(M, 0.6), ("train: 1 annotations cannot be read: SM1/0001 (",)),
-    (ho3d, write(M, b""), ("1 annotations cannot be read: SM1/0001 (EOFError",)),
-    (ho3d, payload, ("it refers to posix.system, which is not data; nothing was executed",)),
-    (ho3d, write(M, pickle.dumps([])), ("SM1/0001 (holds list, no dictionary)",)),
-    (ho3d, meta_of(M, handJoints3D=None), ("1 annotations whose handJoints3D is missing: SM1/0001",)),
-    (
-        ho3d,
-        meta_of(M, handPose=np.zeros(45)),
-        ("1 annotations whose handPose is 45: SM1/0001; expected pickles with camMat (3, 3)",),
-    ),
-    (
-        ho3d,
-        meta_of(M, handTrans=np.full(3, NAN)),
-        ("1 annotations whose handTrans is NaN or infinite: SM1/0001",),
-    ),
-    (ho3d, meta_of(M, camMat="K"), ("annotations whose camMat is no array of numbers: SM1/0001",)),
-    (ho3d, meta_of(M, handJoints3D=np.ones((21, 3))), ("train: 1 entries behind the camera: SM1/0001",)),
-    (
-        ho3d_evaluation,
-        meta_of("v3/evaluation/SM1/meta/0000.pkl", handJoints3D=-np.ones((21, 3))),
-        ("evaluation: 1 annotations whose handJoints3D is 21 x 3: SM1/0000",),
-    ),
-    (
-        ho3d_evaluation,
-        json_of("v3/evaluation_verts.json", lambda rows: rows + rows),
-        ("evaluation_verts.json: 12 entries; expected 6, as evaluation.txt has",),
-    ),
-    (
-        ho3d_evaluation,
-        json_of("v3/evaluation_xyz.json", lambda rows: [rows[1], rows[0], *rows[2:]]),
-        ("evaluation_xyz.json: 2 wrists elsewhere: entry 0, entry 1; expected those of the frames' own",),
-    ),
-    (
-        lambda root: Complement(root / "complement/base_pose"),
-        both(),
-        ("a folder without them; expected the folder that holds base_pose or trans_pose_batch1",),
-    ),
-    (
-        complement,
-        remove("complement/base_pose/pose0000/pic256"),
-        ("complement: no images; expected BATCH/.../pic256/FOLDER/NAME.NUMBER.png",),
-    ),
-    (
-        complement,
-        lambda root: (root / f"{VIEW}.0006.png").rename(root / f"{VIEW}_6.png"),
-        ("complement: 1 images of another form: base_pose/pose0000/pic256/view/hand_6; expected BATCH",),
-    ),
-    (complement, unlink(OBJ), ("pose0000/model_mano: 1 meshes missing: 3.obj",)),
-    (complement, lines_of(OBJ, lambda rows: rows[1:]), ("777 vertices, 778",)),
-    (
-        complement,
-        lines_of(OBJ, lambda rows: ["v 0 0 nan", *rows[1:]]),
-        ("3.obj: vertices with NaN or infinity; expected a hand's mesh",),
-    ),
-    (
-        complement,
-        lines_of(OBJ, lambda rows: [*rows, *(f"f 1 {i + 2} {i + 1}" for i in range(1, 15))]),
-        ("3.obj: the surface must be open at the wrist, its opening has 0 edges",),
-    ),
-    (complement, lines_of(OBJ, lambda rows: rows[:778]), ("3.obj: no faces, or others than triangles",)),
-    (
-        complement,
-        lines_of(OBJ, lambda rows: [*rows, "f 1 2 3 4"]),
-        ("3.obj: no faces, or others than triangles",),
-    ),
-    (complement, write(OBJ, b""), ("3.obj: 0 vertices, 778 are MANO's; expected a hand's mesh",)),
-    (
-        training,
-        both(
-            json_of(f"{T}_K.json", put(0, 1, 1, value=-480)),
-            json_of(f"{T}_xyz.json", put(0, 0, 0, value=NAN)),
-            write(f"{T}_verts.json", "["),
-            unlink(f"{T}/rgb/00000001.jpg"),
-            truncate(MANO, 0.1),
-        ),
+        (put(K, 1, 0, 0, value=0), "1 cameras without a positive focal length: entry 1; expected fx > 0"),
         (
+            json_of(K, lambda rows: np.array(rows).mT.tolist()),
+            "3 cameras of another form: entry 0, entry 1, entry 2; expected [[fx, s, cx]",
+        ),
+        (put(SCALE, 0, value=0.0), "training_scale.json: 1 lengths that are not positive: entry 0"),
+        (
+            unlink(f"{RGB}/00000007.jpg", f"{RGB}/00000002.jpg"),
+            "2 images missing: 00000002.jpg, 00000007.jpg; expected 3 of each version of gs, hom,",
+        ),
+        (remove(RGB), "12 images missing: 00000000.jpg, 00000001.jpg, 00000002.jpg, 00000003.jpg, 00000"),
+        (
+            copy(f"{RGB}/00000000.jpg", f"{RGB}/00000012.jpg"),
+            "1 images too many: 00000012.jpg; expected none past 00000011.jpg for 3 annotations",
+        ),
+        (unlink(MANO), f"{MANO}: cannot be read ([Errno 2] No such file"),
+        (
+            all_of(
+                put(K, 0, 1, 1, value=-480),
+                put(XYZ, 0, 0, 0, value=NAN),
+                write(VERTS, "["),
+                unlink(f"{RGB}/00000001.jpg"),
+                truncate(MANO, 0.1),
+            ),
             f"{MANO}: cannot be read",
             "training_xyz.json: 1 entries of another form",
             "training_verts.json: is cut off",
             "training_K.json: 1 cameras without",
             "training/rgb: 1 images missing",
         ),
-    ),
-    (
-        ho3d,
-        both(
-            lines_of("v2/train.txt", lambda lines: [*lines, "?"]),
-            unlink("v2/train/SM1/rgb/0000.png"),
-            unlink("v2/train/SM1/meta/0002.pkl"),
-            write(M, b"pickle"),
-            unlink(MANO),
+    ],
+    blind: [(unlink("freihand/evaluation_scale.json"), "evaluation_scale.json: no such file")],
+    evaluation: [
+        (unlink("freihand_eval/evaluation_xyz.json"), "freihand_eval/evaluation_xyz.json: no such file"),
+        (
+            write("freihand_eval/evaluation_K.json", json.dumps([np.eye(3).tolist()] * 3)),
+            "evaluation_K.json: other cameras; expected those of the data set's own folder",
+        ),
+    ],
+    ho3d: [
+        (truncate(MANO, 0.7), f"{MANO}: cannot be read ("),
+        (unlink(LIST), "train.txt: no such file; expected a line SEQ"),
+        (write(LIST, "\n"), "train.txt: an empty list; expected a line"),
+        (add_lines(LIST, "SM1/0000.png", "x"), "2 lines of another form: 'SM1/0000.png', 'x'; expected SEQ"),
+        (
+            lines_of(LIST, lambda lines: [*lines, lines[1]]),
+            "train.txt: 1 frames listed more than once: ABF10/0001; expected each frame once",
+        ),
+        (add_lines(LIST, "MC9/0000", "MC9/0001"), "1 sequences unknown: MC9; expected folders of train/"),
+        (
+            add_lines(LIST, "SM1/0099"),
+            "train: 1 images missing: SM1/0099; expected rgb/NUMBER.png",
+            "train: 1 annotations missing: SM1/0099",
         ),
         (
+            remove("v2/train/SM1/meta"),
+            "3 annotations missing: SM1/0000, SM1/0001, SM1/0002; expected meta/NUMBER.pkl",
+        ),
+        (truncate(META, 0.6), "train: 1 annotations cannot be read: SM1/0001 ("),
+        (payload, "it refers to posix.system, which is not data; nothing was executed"),
+        (write(META, pickle.dumps([])), "SM1/0001 (holds list, no dictionary)"),
+        (meta_of(META, handJoints3D=None), "1 annotations whose handJoints3D is missing: SM1/0001"),
+        (
+            meta_of(META, handPose=np.zeros(45)),
+            "1 annotations whose handPose is 45: SM1/0001; expected pickles with camMat (3, 3)",
+        ),
+        (meta_of(META, handTrans=np.full(3, NAN)), "whose handTrans is NaN or infinite: SM1/0001"),
+        (meta_of(META, camMat="K"), "whose camMat is no array of numbers: SM1/0001"),
+        (meta_of(META, handJoints3D=np.ones((21, 3))), "1 entries behind the camera: SM1/0001"),
+        (
+            all_of(
+                add_lines(LIST, "?"),
+                unlink("v2/train/SM1/rgb/0000.png", "v2/train/SM1/meta/0002.pkl", MANO),
+                write(META, b"pickle"),
+            ),
             f"{MANO}: cannot be read",
             "train.txt: 1 lines of another form: '?'",
             "1 images missing: SM1/0000",
             "1 annotations missing: SM1/0002",
             "1 annotations cannot be read: SM1/0001",
         ),
-    ),
-    (
-        complement,
-        both(
-            lambda root: shutil.copy(root / f"{VIEW}.0003.png", root / f"{VIEW}.png"),
-            lines_of(OBJ, lambda rows: rows[:700]),
-            unlink(OBJ.replace("/3", "/6")),
+    ],
+    ho3d_v3: [(as_version_3, 'SM1/0001 and 1 more; expected .jpg, as v3 has them, or version="v2"')],
+    ho3d_evaluation: [
+        (
+            meta_of("v3/evaluation/SM1/meta/0000.pkl", handJoints3D=-np.ones((21, 3))),
+            "evaluation: 1 annotations whose handJoints3D is 21 x 3: SM1/0000",
         ),
         (
+            json_of("v3/evaluation_verts.json", lambda rows: rows + rows),
+            "evaluation_verts.json: 12 entries; expected 6, as evaluation.txt has",
+        ),
+        (
+            json_of("v3/evaluation_xyz.json", lambda rows: [rows[1], rows[0], *rows[2:]]),
+            "2 wrists elsewhere: entry 0, entry 1; expected those of the frames' own",
+        ),
+    ],
+    complement: [
+        (write(MANO, pickle.dumps([1])), "holds list; expected MANO's dict"),
+        (
+            remove("complement/base_pose/pose0000/pic256"),
+            "complement: no images; expected BATCH/.../pic256/FOLDER/NAME.NUMBER.png",
+        ),
+        (
+            lambda root: (root / f"{VIEW}.0006.png").rename(root / f"{VIEW}_6.png"),
+            "1 images of another form: base_pose/pose0000/pic256/view/hand_6; expected BATCH",
+        ),
+        (unlink(OBJ), "pose0000/model_mano: 1 meshes missing: 3.obj"),
+        (lines_of(OBJ, lambda rows: rows[1:]), "777 vertices, 778"),
+        (lines_of(OBJ, lambda rows: ["v 0 0 nan", *rows[1:]]), "3.obj: vertices with NaN or infinity"),
+        (
+            add_lines(OBJ, *(f"f 1 {i + 2} {i + 1}" for i in range(1, 15))),
+            "3.obj: the surface must be open at the wrist, its opening has 0 edges",
+        ),
+        (lines_of(OBJ, lambda rows: rows[:778]), "3.obj: no faces, or others than triangles"),
+        (add_lines(OBJ, "f 1 2 3 4"), "3.obj: no faces, or others than triangles"),
+        (
+            all_of(
+                copy(f"{VIEW}.0003.png", f"{VIEW}.png"),
+                lines_of(OBJ, lambda rows: rows[:700]),
+                unlink(OBJ.replace("/3", "/6")),
+            ),
             "1 images of another form: base_pose/pose0000/pic256/view/hand",
             "1 meshes missing: 6.obj",
             "3.obj: 700 vertices",
         ),
-    ),
+    ],
+}
+CASES = [
+    pytest.param(opened, damage, faults, id=faults[0])
+    for opened, cases in DAMAGES.items()
+    for damage, *faults in cases
 ]
 
 
@@ -398,19 +296,15 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "opened",
-    [training, evaluation, blind, ho3d, ho3d_v3, ho3d_evaluation, complement],
-    ids=lambda f: f.__name__,
-)
+@pytest.mark.parametrize("opened", DAMAGES, ids=lambda opened: opened.__name__)
 def test_valid_trees(sound: Path, opened: Opened) -> None:
     data = opened(sound)
     assert len(data) > 0 and data[len(data) - 1].image.ndim == 3
 
 
-@pytest.mark.parametrize(("opened", "damage", "expected"), DAMAGES, ids=[faults[0] for *_, faults in DAMAGES])
+@pytest.mark.parametrize(("opened", "damage", "expected"), CASES)
 def test_damaged_trees(
-    sound: Path, tmp_path: Path, opened: Opened, damage: Damage, expected: tuple[str, ...]
+    sound: Path, tmp_path: Path, opened: Opened, damage: Damage, expected: list[str]
 ) -> None:
     root = tmp_path / "root"
     shutil.copytree(sound, root)
@@ -428,10 +322,16 @@ def test_damaged_trees(
 
 
 def test_suggests_the_right_folder(sound: Path) -> None:
-    with pytest.raises(DatasetError, match=f": {sound / 'freihand'}\n"):
-        FreiHAND(sound)
-    with pytest.raises(DatasetError, match=f": {sound / 'v2'}\n"):
-        HO3D(sound / "v2/train")
+    for opened, folder, right in (
+        (FreiHAND, sound, "freihand"),
+        (FreiHAND, sound / "freihand/training", "freihand"),
+        (HO3D, sound / "v2/train", "v2"),
+        (Complement, sound / "complement/base_pose", "complement"),
+    ):
+        with pytest.raises(DatasetError, match=rf"a folder without them; .*: {sound / right}\n"):
+            opened(folder)
+    with pytest.raises(DatasetError, match=r"expected the folder that holds training_K.json or training/rgb"):
+        FreiHAND(sound / "v2/train")
 
 
 @pytest.mark.parametrize("block", [24, 100, 1 << 12])

@@ -305,7 +305,7 @@ def test_refuses_file_without_model(tmp_path: Path, data: bytes, fault: str) -> 
     with pytest.raises(DatasetError, match=fault) as caught:
         Mano.load(path)
     assert len(caught.value.faults) == 1
-    with pytest.raises(DatasetError, match="cannot be read .*No such file"):
+    with pytest.raises(DatasetError, match=r"cannot be read .*No such file"):
         Mano.load(tmp_path / "absent.pkl")
     again = pickle.loads(pickle.dumps(caught.value))  # as between worker processes
     assert str(again) == str(caught.value) and again.faults == caught.value.faults

@@ -93,7 +93,7 @@ def _set(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         (lambda entry: entry.pop("K"), "K is missing; expected 3 x 3 finite numbers"),
         (_set("joints", [[0, 0, 400]] * 20), "joints is 20 x 3; expected 21 x 3 finite numbers"),
-        (_set("joints_2d", [[0, 0]] * 20 + [[0]]), "joints_2d is no array of numbers; expected 21 x 2 finite numbers"),
+        (_set("joints_2d", [[0, 0]] * 20 + [[0]]), "joints_2d is no array of numbers; expected 21 x 2"),
         (_set("K", [[float("nan")] * 3] * 3), "K is NaN or infinite; expected 3 x 3 finite numbers"),
         (_set("side", "both"), "side is 'both'; expected \"right\" or \"left\""),
         (_set("side_score", 1.5), "side_score is 1.5; expected a number from 0 to 1"),
