@@ -43,11 +43,16 @@ def test_keeps_the_default_within_noise() -> None:
     )
 
 
-def test_ignores_tilings_of_another_device_or_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ignores_tilings_of_another_device_compiler_or_kernel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
     assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[1]
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_name", lambda device: "Another GPU")
+        assert tuned(CUDA, torch.float16, [64, 85]) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(autotuning.triton, "__version__", "0.1")
         assert tuned(CUDA, torch.float16, [64, 85]) is None
     with monkeypatch.context() as patch:  # its capability has other tilings
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))

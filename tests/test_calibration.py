@@ -52,13 +52,15 @@ def test_finds_the_best_combination_on_the_views(monkeypatch: pytest.MonkeyPatch
     )
     # Half of the views are used to fit the logits, which another test covers.
     predictions = ViewPredictions(*(each[1::2] for each in predictions))
-    monkeypatch.setattr(calibration, "fit_logits", lambda *given: None)
+    fitted_on: list[HandViews] = []
+    monkeypatch.setattr(calibration, "fit_logits", lambda model, *given: fitted_on.extend(given))
     hidden = predictions._replace(presence=torch.linspace(0, 0.5, 30))
     monkeypatch.setattr(
         calibration, "predict_views", lambda model, given: predictions if len(given) == 30 else hidden
     )
     model = hand_network()
     fitted, found = calibrate(model, drawn, sized(4), [])
+    assert (fitted_on[0].joints == drawn.joints[::2]).all(), "the other half of the views"
     assert fitted.heads is not None and model.heads is not None
     assert fitted.heads.vote_weight[0] == 1 and (fitted.heads.vote_weight[1:] == 0).all()
     assert found["combined_mm"] < 1e-3 < found["voted_mm"] < found["coarse_mm"]
@@ -116,6 +118,24 @@ def test_finding_threshold_accepts_few_false_hands() -> None:
     threshold, recall, false_hands = calibration.fit_finding_threshold(find, both)
     assert 0.92 < threshold < 0.99 and (recall, false_hands) == (0.25, 0)
     assert calibration.fit_finding_threshold(find, []) == (0, 0, 0)
+
+
+def test_without_voters_the_coarse_joints_stand_for_the_voted_ones() -> None:
+    model = hand_network()
+    with torch.no_grad():
+        model.field.biases[-1][0] = 5.0  # far from the surface everywhere
+    found = predict_views(model, sized(2))
+    assert found.coarse.isfinite().all() and torch.equal(found.voted, found.coarse)
+
+
+def test_logits_do_not_follow_the_frequency_of_hands() -> None:
+    """Equal images with and without hands leave both probabilities at a half, whichever is more frequent."""
+    model, drawn = hand_network(), sized(12)
+    drawn.images[:] = drawn.images[:1]
+    fit_logits(model, drawn[:2], drawn)
+    torch.testing.assert_close(
+        predict_views(model, drawn[:2]).presence, torch.full((2,), 0.5), rtol=0, atol=0.02
+    )
 
 
 def test_logits_separate_separable_features() -> None:

@@ -62,8 +62,10 @@ def test_project() -> None:
 @given(x=st.floats(-3000, 3000), y=st.floats(-3000, 3000))
 def test_look_at_rotation_is_the_smallest_that_turns_the_pixel_to_the_axis(x: float, y: float) -> None:
     pixel = torch.tensor([x, y], dtype=torch.float64)
-    rotation = look_at_rotation(pixel, K)
-    ray = torch.linalg.inv(K) @ torch.tensor([x, y, 1], dtype=torch.float64)
+    skewed = K.clone()
+    skewed[0, 1] = 37.0
+    rotation = look_at_rotation(pixel, skewed)
+    ray = torch.linalg.inv(skewed) @ torch.tensor([x, y, 1], dtype=torch.float64)
     ray = ray / ray.norm()
     torch.testing.assert_close(rotation @ ray, torch.tensor([0, 0, 1], dtype=torch.float64))
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
@@ -147,6 +149,39 @@ def test_images_of_a_batch_are_averaged_separately() -> None:
     both = remap(image, homographies, 128)
     for i in range(2):
         assert torch.equal(both[i], remap(image[i, None], homographies[i, None], 128)[0])
+
+
+def test_images_with_equal_crops_and_different_factors_are_remapped_separately() -> None:
+    image = torch.rand(2, 1, 100, 100)  # whole in both views
+    intrinsics = [[[focal, 0, 50], [0, focal, 50], [0, 0, 1]] for focal in (700.0, 1000.0)]
+    homographies = reference_homography(torch.tensor(intrinsics, dtype=torch.float64), 128)
+    both = remap(image, homographies, 128)
+    for i in range(2):
+        assert torch.equal(both[i], remap(image[i, None], homographies[i, None], 128)[0])
+
+
+@pytest.mark.parametrize(
+    ("fine", "degrees", "factor"), [(2.0, 0, 1), (2.01, 0, 2), (3.3, 0, 3), (3.3, 30, 4), (3.3, -30, 4)]
+)
+def test_averages_squares_that_fit_into_a_pixel_at_the_middle_of_the_view(
+    fine: float, degrees: float, factor: int
+) -> None:
+    """A pixel of a view rotated by an angle has an image pixel's area times fine^2 / cos(angle)^3."""
+    focal = 480 * fine
+    K = torch.tensor([[focal, 0, 2000], [0, focal, 2000], [0, 0, 1]], dtype=torch.float64)
+    pixel = torch.tensor([2000, 2000 + focal * math.tan(math.radians(degrees))], dtype=torch.float64)
+    homography = reference_homography(K, 224, look_at_rotation(pixel, K))
+    assert plan_view(homography, 224, 4000, 4000).factor == factor
+
+
+def test_margin_includes_shifted_views() -> None:
+    homography = view_between(1.9, (400.0, 300.0))
+    wide = plan_view(homography, 128, 601, 802, margin=10)
+    for x, y in ((-10, 0), (10, 0), (0, -10), (0, 10)):
+        shift = torch.tensor([[1, 0, x], [0, 1, y], [0, 0, 1]], dtype=torch.float64)
+        shifted = plan_view(shift @ homography, 128, 601, 802)
+        for part, whole in ((shifted.rows, wide.rows), (shifted.columns, wide.columns)):
+            assert whole.start <= part.start and part.stop <= whole.stop
 
 
 def test_view_is_empty_outside_and_behind_the_image() -> None:

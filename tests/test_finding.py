@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +13,16 @@ from nvf_fast.finding import (
     COARSEST,
     SMALLEST,
     SMALLEST_PX,
+    HandFinder,
     SizedView,
     distinct,
     read_peaks,
     sized_view,
     squared,
     view_sizes,
+    viewable,
 )
+from nvf_fast.runtime.profiling import Profiler
 
 SIZE = 128
 
@@ -27,7 +33,7 @@ def test_every_hand_lies_whole_in_some_view(smallest: float) -> None:
     for hand in np.geomspace(smallest, 1.5, 50):  # relative to the image's longer side
         shown = hand * sides
         assert ((shown >= 0.999 * SMALLEST_PX) & (shown <= SIZE)).any(), hand
-    assert sides[-1] <= COARSEST * SIZE
+    assert sides[-1] <= COARSEST * SIZE and (sides[:-1] > COARSEST * SIZE).all()
 
 
 def test_views_cost_less_than_ten_close_views() -> None:
@@ -103,3 +109,41 @@ def test_keeps_the_best_box_per_hand() -> None:
 def test_squares_keep_centre_and_longer_side() -> None:
     boxes = torch.tensor([[0.0, 10, 40, 20], [5.0, 5, 6, 9]])
     assert squared(boxes).tolist() == [[0, -5, 40, 35], [3.5, 5, 7.5, 9]]
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((300, 200, 340, 240), True),
+        ((-20.4, 100, 19.6, 140), True),  # the middle lies in the first column of pixels
+        ((-20.6, 100, 19.4, 140), False),
+        ((619.4, 100, 659.4, 140), True),
+        ((619.6, 100, 659.6, 140), False),
+        ((100, 459.4, 140, 499.4), True),
+        ((100, 459.6, 140, 499.6), False),
+        ((300, 200, 302.1, 202.1), True),
+        ((300, 200, 301.9, 240), False),
+        ((300, 200, 340, 201.9), False),
+        ((-5000, 200, 5640, 240), False),  # a view of 172 degrees
+        ((np.nan, 200, 340, 240), False),
+    ],
+)
+def test_views_of_boxes_need_a_middle_in_the_image_and_a_size(box: tuple, expected: bool) -> None:
+    intrinsics = torch.tensor([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]], dtype=torch.float64)
+    assert viewable(torch.tensor([box]), intrinsics, height=480, width=640).tolist() == [expected]
+
+
+def test_network_receives_the_slope_of_a_view_of_its_size() -> None:
+    """A view of 128 px of an image resized by a factor has the slope 64 px / (factor * focal length)."""
+    slopes = []
+
+    def hand_maps(pixels: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        slopes.append(slope.item())
+        return torch.full((1, 3, pixels.shape[2] // 4, pixels.shape[3] // 4), -9.0)
+
+    model: Any = SimpleNamespace(config=SimpleNamespace(input_size=SIZE), hand_maps=hand_maps)
+    find = HandFinder(model, torch.float32, Profiler(torch.device("cpu")))
+    found = find(torch.zeros(480, 640, 3, dtype=torch.uint8), 500.0, score=0.1, smallest=SMALLEST)
+    # Sides of the resized image are whole px: a 127th of the shortest.
+    expected = [64 / (longer / 640 * 500) for longer in view_sizes(SMALLEST, SIZE)]
+    assert slopes == pytest.approx(expected, rel=0.01) and len(found.boxes) == 0

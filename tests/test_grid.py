@@ -64,6 +64,9 @@ def test_every_second_node_is_a_lattice(lattice: Lattice) -> None:
     spacing = torch.tensor([25.0, 25.0, 1050 / 43])
     torch.testing.assert_close(torch.stack([few[:, i].unique().diff()[0] for i in range(3)]), 2 * spacing)
     assert torch.equal(lattice.every(1), lattice.visible.nonzero()[:, 0])
+    # The rim of a 3 mm grid has six nodes, which the stride does not divide.
+    cubic = Lattice(3.0, box=((0.0, 30.0),) * 3, slope=None)
+    assert cubic.points(cubic.every(4)).unique().tolist() == [0, 12, 24]
 
 
 @pytest.mark.parametrize("step", [4.0, 24.0, 100.0])
@@ -80,9 +83,10 @@ def test_neighbours_lie_at_their_offsets(step: float) -> None:
 
 def test_balls_hold_the_nodes_within_the_radius(lattice: Lattice) -> None:
     centres = torch.tensor([[0.0, 0, 400], [40, -30, 500], [math.nan, 0, 400], [0, 0, 1e8], [-260, 0, 900]])
+    centres = torch.cat([centres, torch.tensor([[240.0, 245, 1190]])])
     nodes = lattice.balls(centres, 70.0).nonzero()[:, 0]
     box = lattice.box()
-    near = torch.cdist(box.double(), centres[[0, 1, 4]].double()).amin(1) <= 70
+    near = torch.cdist(box.double(), centres[[0, 1, 4, 5]].double()).amin(1) <= 70
     assert near.sum() > 100 and torch.equal(nodes, lattice.nodes(box[near]))
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from nvf_fast.data.hand_views import HandViews
-from nvf_fast.model import NVF
+from nvf_fast.model import NVF, FieldValues
 from nvf_fast.training.hand_losses import (
     HandBatch,
     HandLossConfig,
+    distance_losses,
     hand_losses,
     moved_views,
     steady_losses,
     view_intrinsics,
+    vote_losses,
 )
+from nvf_fast.unet import HandEncoding
 from tests.test_unet import SMALL
 
 SIZE = SMALL.input_size
@@ -178,8 +184,135 @@ def test_moved_views_do_not_affect_other_losses(model: NVF) -> None:
     for name in plain.keys() - {"loss", "steady"}:
         torch.testing.assert_close(steady[name], plain[name], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(steady["loss"], plain["loss"] + 2 * steady["steady"], rtol=1e-4, atol=1e-4)
+    alone = HandBatch.of(views(1))._replace(moves=torch.ones(1, 3))
+    assert hand_losses(model, alone, HandLossConfig())["steady"] > 0, "at least one view is moved"
 
 
 def test_intrinsics_of_views() -> None:
     K = view_intrinsics(torch.tensor([0.25]), 64)[0]
     torch.testing.assert_close(K, torch.tensor([[128.0, 0, 32], [0, 128, 32], [0, 0, 1]]))
+    assert view_intrinsics(HandBatch.of(views(1)).slopes, SIZE)[0, 0, 0].item() == pytest.approx(100)
+
+
+def exact_encoding(batch: HandBatch) -> HandEncoding:
+    """Return predictions with exact joints; logits are 0, and negative in the maps of hands."""
+    count, depth = len(batch.joints), batch.joints[..., 2]
+    uv = batch.joints[..., :2] / (batch.slopes[:, None] * depth)[..., None]
+    zeros, side = torch.zeros(count), SIZE // 4
+    return HandEncoding(
+        torch.zeros(count, 1, side, side), uv, depth, depth.mean(1), zeros, zeros, torch.ones(count, 21),
+        torch.zeros(count, 21, side, side), torch.full((count, 3, side, side), -30.0),
+    )  # fmt: skip
+
+
+def losses_of(encoding: HandEncoding, batch: HandBatch, **weights: float) -> dict[str, torch.Tensor]:
+    """Return the losses of predictions, with distances 1 mm too large and votes of 0."""
+    votes = torch.zeros(*batch.distances.shape, 21, 4)
+    field = FieldValues(batch.distances + 1, votes[..., 0], votes[..., 1:])
+    model: Any = SimpleNamespace(encode_hands=lambda *_: encoding, query=lambda *_, **__: field)
+    return hand_losses(model, batch, HandLossConfig(steady=0.0, **weights))
+
+
+def test_heat_loss_is_least_for_gaussians_about_the_joints() -> None:
+    batch = HandBatch.of(views())
+    exact = exact_encoding(batch)
+    places = (4 * torch.arange(SIZE // 4) + 1.5) / (SIZE / 2) - 1  # of texels of stride 4
+    across, down = (((places - exact.uv[..., axis, None]) ** 2) for axis in (0, 1))
+    heat = -(across[:, :, None] + down[..., None]) / (2 * HandLossConfig().heat_sigma ** 2)
+    heat.requires_grad_()
+    losses_of(exact._replace(heat=heat), batch)["heat"].backward()
+    assert heat.grad is not None and heat.grad.abs().max() < 1e-6
+
+
+def test_joints_beside_the_view_have_no_place() -> None:
+    batch = HandBatch.of(views(1))
+    batch.joints[0, 3] = torch.tensor([1.5 * float(batch.slopes) * 400, 0, 400])
+    batch.joints[0, 4] = torch.tensor([0.0, 0, 400])
+    for joint, expected in ((3, 0.0), (4, 0.1 / 21)):
+        encoding = exact_encoding(batch)
+        encoding.uv[0, joint, 1] += 0.1
+        assert losses_of(encoding, batch)["places"].item() == pytest.approx(expected)
+
+
+def test_expected_error_is_least_at_the_distance_and_moves_no_joint() -> None:
+    batch = HandBatch.of(views())
+    exact = exact_encoding(batch)
+    uv = (exact.uv + 0.05).requires_grad_()
+    encoding = exact._replace(uv=uv)
+    error = (encoding.joints(batch.slopes) - batch.joints).norm(dim=-1).detach().requires_grad_()
+    losses_of(encoding._replace(error=error), batch)["error"].backward()
+    assert error.grad is not None and error.grad.abs().max() < 1e-8 and uv.grad is None
+
+
+def test_pose_losses_are_weighted_by_trust() -> None:
+    batch = HandBatch.of(views(2))._replace(trust=torch.tensor([1.0, 0.5]))
+    exact = exact_encoding(batch)
+    encoding = exact._replace(depth=exact.depth + torch.tensor([[6.0], [60.0]]))
+    assert losses_of(encoding, batch)["depths"].item() == pytest.approx((0.1 * 1 + 1 * 0.5) / 1.5)
+
+
+def test_side_is_that_of_single_hands() -> None:
+    batch = HandBatch.of(views(2))
+    batch.boxes[1, 1] = batch.boxes[1, 0]
+    batch.left[0, 0] = True
+    encoding = exact_encoding(batch)._replace(left=torch.tensor([3.0, 50.0]))
+    assert losses_of(encoding, batch)["side"].item() == pytest.approx(math.log(1 + math.exp(-3)))
+
+
+def test_loss_is_the_weighted_sum() -> None:
+    batch = HandBatch.of(views())
+    losses = losses_of(exact_encoding(batch), batch, wide=0.7, weights=0.3, directions=0.9, presence=0.4)
+    weights = {"sdf": 1.0, "wide": 0.7, "weight": 0.3, "direction": 0.9, "presence": 0.4}
+    defaults = HandLossConfig()
+    expected = sum(
+        weights[name] * value if name in weights else getattr(defaults, name) * value
+        for name, value in losses.items()
+        if name != "loss"
+    )
+    torch.testing.assert_close(losses["loss"], expected)
+
+
+def test_hand_maps_by_hand() -> None:
+    """The box's centre (30, 14) lies in row 3 and column 7, whose texel is centred at (29.5, 13.5)."""
+    batch = HandBatch.of(views(1))
+    batch.boxes[0, 0] = torch.tensor([10.0, 4, 50, 24])
+    batch.left[0, 0] = True
+    encoding = exact_encoding(batch)
+    encoding.hands[0, :, 3, 7] = torch.tensor([2.0, math.log(40 / SIZE), 30.0])
+    encoding.hands[0, 0, 3, 8] = 1.0
+    peak, beside = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))
+    label = math.exp(-(3.5**2 + 0.5**2) / (2 * 4**2))  # standard deviation: a tenth of the box's side
+    expected = -math.log(peak) * (1 - peak) ** 2 - math.log(1 - beside) * beside**2 * (1 - label) ** 4
+    assert losses_of(encoding, batch)["hands"].item() == pytest.approx(expected)
+    batch.boxes[0, 1], batch.left[0, 1] = batch.boxes[0, 0], True
+    assert losses_of(encoding, batch)["hands"].item() == pytest.approx(expected), "the same hand twice"
+    batch.boxes[:] = torch.nan
+    encoding.hands[:] = -30.0
+    assert losses_of(encoding, batch)["hands"].item() == pytest.approx(0, abs=1e-9)
+
+
+def test_predicted_joints_place_the_field_without_a_gradient(model: NVF) -> None:
+    model.eval()
+    batch, config = HandBatch.of(views()), HandLossConfig(steady=0.0)
+    assert model.heads is not None
+    losses = hand_losses(model, batch, config)
+    (losses["wide"] + losses["weight"] + losses["direction"]).backward()
+    assert model.heads.joints.weight.grad is None
+    with torch.no_grad():
+        model.heads.joints.bias[21:] += 0.5  # 30 mm farther
+    assert not torch.equal(hand_losses(model, batch, config)["wide"], losses["wide"])
+
+
+def test_field_losses_by_hand() -> None:
+    """Of three points the second is far from the surface, the third out of view."""
+    joints = torch.tensor([[[0.0, 0, 400], [200, 0, 400]]])
+    points = torch.tensor([[[20.0, 0, 400], [0, 40, 400], [0, 0, 420]]])
+    distances = torch.tensor([[1.0, -25, 2]])
+    weight, direction = torch.full((1, 3, 2), 7.0), torch.full((1, 3, 2, 3), 7.0)
+    weight[0, 0] = torch.tensor([0.85, 0.1])  # true: 1 - 20 / 80 and 0, off by 0.1 each
+    direction[0, 0, 0] = torch.tensor([-1.0, 0.1, 0])  # off by 0.1; the other joint is beyond 80 mm
+    field = FieldValues(torch.tensor([[1.0, -25, torch.inf]]), weight, direction)
+    losses = vote_losses(field, points, distances, joints, HandLossConfig())
+    assert losses["weight"].item() == pytest.approx((0.1**2 / 2 + 0.1**2 / 2) / 2 / 0.2)
+    assert losses["direction"].item() == pytest.approx(0.1**2 / 2)
+    assert all(value == 0 for value in distance_losses(field, distances, HandLossConfig()).values())

@@ -117,6 +117,9 @@ def test_query_points_are_regular_in_the_view_and_in_depth() -> None:
     torch.testing.assert_close(pixels[0], pixels[1], rtol=0, atol=1e-3)  # the same texels for every hand
     across = pixels[0].round(decimals=2).unique()
     torch.testing.assert_close(across, 128 * (torch.arange(14) + 0.5) / 14, rtol=0, atol=0.01)
+    assert pixels[0, :: lattice.per_ray].diff(dim=0)[0, 0] > 9, "along a row of the view first"
+    depths = HandVolume().lattice(15.0).depths.unique()  # 15 points, which 224 mm do not fit exactly
+    torch.testing.assert_close(depths.diff(), torch.full((14,), 15.0))
     for step in (0.0, math.nan, 1.0, 500.0):
         with pytest.raises(ValueError, match="step_mm must be"):
             HandVolume().lattice(step)
@@ -274,7 +277,8 @@ def test_pose_is_invalid_below_the_presence_threshold(model: NVF, image: np.ndar
     with torch.no_grad():
         model.heads.view.weight[PRESENCE] = 0.0
         model.heads.view.bias[PRESENCE] = math.log(0.6 / 0.4)
-    for threshold, valid in ((0.59, True), (0.61, False)):
+    presence = float(PoseEstimator(model)(image, K, box=BOX, side="right").presence)
+    for threshold, valid in ((0.59, True), (presence, True), (0.61, False)):
         model.config = replace(model.config, presence_threshold=threshold)
         pose = PoseEstimator(model)(image, K, box=BOX, side="right")
         assert pose.valid == valid == bool(np.isfinite(pose.joints).all()) == bool((pose.scores > 0).all())

@@ -82,6 +82,20 @@ def test_fit_recovers_the_offsets_of_built_in_hands(hands: np.ndarray) -> None:
     np.testing.assert_allclose(fitted.palm, CONVERSIONS["anatomical"].palm, atol=0.5)
 
 
+def test_offsets_along_a_finger_follow_the_bones_on_both_sides(hands: np.ndarray) -> None:
+    joints = scale_to_unit(hands[:3].astype(np.float64))
+    for joint, before, after in ((6, 5, 7), (8, 7, None), (16, 15, None)):
+        along = np.zeros(21)
+        along[joint] = 2.0
+        moved = JointConversion(along, np.zeros((6, 3)))(joints) - joints
+        bone = joints[:, joint] - joints[:, before]
+        bone /= np.linalg.norm(bone, axis=1, keepdims=True)
+        next_bone = bone if after is None else joints[:, after] - joints[:, joint]
+        next_bone = next_bone / np.linalg.norm(next_bone, axis=1, keepdims=True)
+        np.testing.assert_allclose(moved[:, joint], bone + next_bone, atol=1e-9)
+        assert np.count_nonzero(np.abs(moved).sum((0, 2))) == 1
+
+
 def test_scaling_to_the_unit_hand_keeps_the_image(hands: np.ndarray) -> None:
     unit = scale_to_unit(hands)
     np.testing.assert_allclose(bone_lengths(unit).sum(1), UNIT_LENGTH_MM, rtol=1e-5)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.model import FieldValues
 from nvf_fast.training.losses import AuxiliaryHead, LossConfig, Targets, field_losses, mean_terms, vote_losses
 
@@ -104,6 +105,30 @@ def test_wide_term_has_gradients_outside_the_clamp(targets: Targets) -> None:
         config = replace(PAPER, wide_weight=wide)
         field_losses(FieldValues(sdf, far.weight, far.direction), far, config)["loss"].backward()
         assert bool((sdf.grad < 0).all()) is pulled
+        terms = field_losses(FieldValues(sdf, far.weight, far.direction), far, config)
+        assert terms["loss"].item() == pytest.approx(wide * 20 / 50)  # 20 mm off, beyond the clamp of 5 mm
+
+
+def test_targets_follow_the_configuration() -> None:
+    points = torch.tensor([[[10.0, 0, 500], [0, 20, 500], [0, 0, 530], [5, 0, 500]]])
+    sdf = torch.tensor([[3.0, -4.0, 2.0, -9.0]])
+    config = LossConfig(surface_mm=5.0, ball_mm=40.0, nearest=2)
+    targets = Targets.build(points, sdf, torch.tensor([[[0.0, 0, 500]]]), config)
+    assert targets.near.tolist() == [[True, True, True, False]]
+    assert targets.weight.flatten().tolist() == [0.75, 0.5, 0, 0], "two nearest of three near points"
+
+
+@pytest.mark.parametrize("normalisation", ["elements", "near"])
+def test_vote_losses_are_means_over_joints(
+    predicted: tuple[Tensor, Tensor, Tensor], targets: Targets, normalisation: str
+) -> None:
+    config = replace(PAPER, vote_normalisation=normalisation)
+    twice = targets._replace(
+        weight=targets.weight.repeat(1, 1, 2), direction=targets.direction.repeat(1, 1, 2, 1)
+    )
+    _, weight, direction = predicted
+    found = vote_losses(weight.repeat(1, 1, 2), direction.repeat(1, 1, 2, 1), twice, config)
+    torch.testing.assert_close(found, vote_losses(weight, direction, targets, config))
 
 
 def test_stacks_are_averaged() -> None:
@@ -144,6 +169,16 @@ def test_auxiliary_depth_is_in_hand_scales() -> None:
     assert {name: value.item() for name, value in twice.items()} == pytest.approx(
         {name: value.item() for name, value in losses.items()}
     )
+
+
+def test_auxiliary_places_of_joints_in_view_are_averaged() -> None:
+    head = AuxiliaryHead(8, joints=4, hidden=32)
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)  # all places (0, 0)
+    # In view, in view, beside the view, behind the camera.
+    joints = torch.tensor([[[30.0, 0, 500], [0, -60, 600], [400, 0, 500], [0.1, 0, -500]]])
+    found = head.losses(torch.zeros(1, 8, 6, 6), joints, torch.tensor([30.0]))["auxiliary_uv"]
+    assert found.item() == pytest.approx((30 / 500 + 60 / 600) / REFERENCE_SLOPE / 4)
 
 
 def test_soft_argmax_reads_aligned_corners() -> None:

@@ -132,7 +132,10 @@ def test_points_out_of_view(function: Callable) -> None:
         + [[0, -117, 500], [1e30, 0, 500], [0, 0, -0.0]],
         device=DEVICE,
     )
-    inside = torch.tensor([[0, 0, 500], [116, -116, 500], [0, 0, 1e-3]], device=DEVICE)
+    # The third and fourth point project to corners of the view, without rounding.
+    inside = torch.tensor(
+        [[0, 0, 500], [116, -116, 500], [112, -112, 480], [112, 112, 480], [0, 0, 1e-3]], device=DEVICE
+    )
     inputs = inputs._replace(points=torch.cat([outside, inside, outside]))
     sdf, votes = run(function, inputs)
     outside_rows = torch.ones(len(inputs.points), dtype=torch.bool)

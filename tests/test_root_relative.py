@@ -122,6 +122,13 @@ def test_image_without_voters_is_invalid(model: NVF, image: np.ndarray) -> None:
     assert not pose.valid and pose.voters == 0 and np.isnan(pose.joints).all() and not pose.scores.any()
 
 
+def test_pose_with_a_joint_without_weight_is_invalid(model: NVF, image: np.ndarray) -> None:
+    with torch.no_grad():
+        model.field.weights[-1][1 + 4 * 7] = model.field.biases[-1][1 + 4 * 7] = 0.0
+    pose = PoseEstimator(model, step_mm=34.0)(image, K, root=ROOT)
+    assert pose.voters > 10 and not pose.valid and np.isnan(pose.joints).all() and not pose.scores.any()
+
+
 def test_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model)
     for root, message in (

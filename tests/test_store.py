@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nvf_fast.runtime.files import whole_file
 from nvf_fast.runtime.store import DamagedRecordError, Store, differences
 
 
@@ -83,3 +84,12 @@ def test_names_share_a_folder(tmp_path: Path) -> None:
 def test_differences_name_nested_entries() -> None:
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 3}
     assert differences(old, new) == ["a.c was 2, now 4", "d was 3, now None", "e was None, now 3"]
+
+
+def test_failed_write_keeps_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "file"
+    with whole_file(path) as file:
+        file.write(b"old")
+    with pytest.raises(TypeError), whole_file(path) as file:
+        file.write("text")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]

@@ -141,6 +141,42 @@ def test_every_precision_and_optimiser_steps(precision: str, optimiser: str) -> 
     assert all(not torch.equal(old, new) for old, new in zip(before, trainer.parameters, strict=True))
 
 
+def test_averaged_weights_follow_the_recursion() -> None:
+    """Their decay is at most step / (step + 20), which soon forgets the first weights."""
+    options = replace(tiny().optimisation, ema=0.06)
+    trainer = trainer_of(replace(tiny(), optimisation=options))
+    for network, value in ((trainer.model, 1.0), (trainer.averaged, 0.0)):
+        network.register_buffer("statistic", torch.tensor(value))
+    expected = {name: value.clone() for name, value in trainer.averaged.state_dict().items()}
+    parts = next(load_batches(trainer, Dots()))
+    for decay in (1 / 21, 0.06):
+        trainer.update(parts)
+        for name, value in trainer.model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    torch.testing.assert_close(trainer.averaged.state_dict(), expected)
+    assert trainer.exported is trainer.averaged
+
+
+def test_gradients_of_one_batch_are_clipped_and_matrices_alone_decay() -> None:
+    options = replace(tiny().optimisation, clip_norm=1e-3, learning_rate=1e-9, precision="float32")
+    trainer = trainer_of(replace(tiny(), optimisation=options))
+    parts, norms = next(load_batches(trainer, Dots())), []
+    for _ in range(2):
+        terms, _ = trainer.update(parts)
+        trainer.step = 0  # the same random numbers again
+        norms.append(terms["gradient_norm"].item())
+        gradients = [parameter.grad.norm() for parameter in trainer.parameters]  # type: ignore[union-attr]
+        assert torch.stack(gradients).norm().item() == pytest.approx(1e-3, rel=1e-3)
+        assert not any(value.requires_grad for value in terms.values())
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4) and norms[0] > 0.01
+    decays = {
+        parameter.ndim > 1: group["weight_decay"]
+        for group in trainer.optimiser.param_groups
+        for parameter in group["params"]
+    }
+    assert decays == {True: options.weight_decay, False: 0.0} and options.weight_decay > 0
+
+
 @pytest.mark.slow
 def test_compiled_step_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []

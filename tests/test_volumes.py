@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nvf_fast import ops
-from nvf_fast.camera import project, reference_intrinsics
+from nvf_fast.camera import REFERENCE_SLOPE, project, reference_intrinsics
 from nvf_fast.config import NVFConfig
-from nvf_fast.volumes import FrustumVolume, RootCube, volume_of
+from nvf_fast.volumes import EDGE, FrustumVolume, RootCube, volume_of
 
 VOLUMES = [FrustumVolume(), RootCube()]
 SIZE = 128
@@ -53,6 +53,34 @@ def test_moving_along_the_ray_keeps_the_pixel(volume: FrustumVolume | RootCube) 
     torch.testing.assert_close(projected(volume, moved), projected(volume, points))
     torch.testing.assert_close(moved[..., 2], depth, rtol=1e-9, atol=1e-9)
     assert (moved[..., 2] - points[..., 2]).abs().mean() > 20
+    for side in (-1, 1):
+        beyond = volume.moved_to(points, torch.full_like(depth, side * 1e6))
+        end = torch.full_like(depth, volume.centre_mm[2] + side * volume.half_mm[2])
+        torch.testing.assert_close(beyond[..., 2], end, rtol=2 * EDGE, atol=0)
+        torch.testing.assert_close(projected(volume, beyond), projected(volume, points))
+
+
+def test_other_depths_span_the_given_ratios_within_the_frustum() -> None:
+    uniform = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    for depth, nearest, farthest in (
+        (450.0, 450 / 1.5, 450 * 1.5),
+        (180.0, 150, 270),
+        (1000.0, 1000 / 1.5, 1200),
+    ):
+        depths = FrustumVolume().other_depths(torch.full_like(uniform, depth), uniform, math.log(1.5))
+        expected = torch.tensor([nearest, math.sqrt(nearest * farthest), farthest], dtype=torch.float64)
+        torch.testing.assert_close(depths, expected)
+
+
+@pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
+def test_contains_points_clear_of_the_edge_of_the_view(volume: FrustumVolume | RootCube) -> None:
+    half, depth = (REFERENCE_SLOPE * 600, 600.0) if isinstance(volume, FrustumVolume) else (170.0, 60.0)
+    for ratio, inside in ((1 - 2 * EDGE, True), (1 - EDGE / 2, False)):
+        edge = ratio * half
+        points = torch.tensor(
+            [[[edge, 0, depth], [-edge, 9, depth], [0, edge, depth], [9, -edge, depth]]], dtype=torch.float64
+        )
+        assert (volume.contains(points) == inside).all()
 
 
 @pytest.mark.parametrize("volume", VOLUMES, ids=lambda volume: type(volume).__name__)
