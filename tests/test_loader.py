@@ -77,12 +77,12 @@ def test_damaged_images_are_counted_and_named_once(tmp_path: Path) -> None:
     data = Dots(damaged=(3, 8))
     train(config, data, tmp_path / "whole", progress=False)
     entries = log_of(tmp_path / "whole")
-    assert sum(entry["damaged_pictures"] for entry in entries) == 4
-    totals = [entry["damaged_pictures_total"] for entry in entries]
+    assert sum(entry["damaged_images"] for entry in entries) == 4
+    totals = [entry["damaged_images_total"] for entry in entries]
     assert totals[-1] == 4 and totals == sorted(totals)
     named = [name for entry in entries for name in entry.get("newly_damaged", [])]
     assert sorted(named) == ["image 3 is torn", "image 8 is torn"]
-    assert load_checkpoint(tmp_path / "whole/checkpoint")[1]["training"]["damaged_pictures"] == 4
+    assert load_checkpoint(tmp_path / "whole/checkpoint")[1]["training"]["damaged_images"] == 4
 
     finished = False
     while not finished:  # step by step, with workers

@@ -65,8 +65,19 @@ def test_refuses_another_training_by_its_differences(trained: tuple[TrainingConf
         assert difference in str(refused.value)
     other = Dots()
     other.images[3] += 1
-    with pytest.raises(ResumeError, match=r"differing: pictures.fingerprint was '\w+', now '\w+'$"):
+    with pytest.raises(ResumeError, match=r"differing: images.fingerprint was '\w+', now '\w+'$"):
         train(config, other, directory, progress=False)
+
+
+def test_resumes_a_state_with_the_former_name_of_images(trained: tuple[TrainingConfig, Path]) -> None:
+    config, directory = trained
+    saved = saved_training(config, directory)
+    state = state_of(directory)
+    identity = json.loads(state["identity"])
+    identity["pictures"] = identity.pop("images")
+    torch.save(state | {"identity": json.dumps(identity)}, directory / "state")
+    saved.store.write((directory / "state").read_bytes(), "000000004")
+    assert saved.resume() and saved.trainer.step == 4
 
 
 def test_logging_and_saving_may_change(trained: tuple[TrainingConfig, Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from nvf_fast.cli import UserError, user_errors
-from nvf_fast.cli.options import Optional, Several
+from nvf_fast.cli.options import ViewMaterial
 
 SEED = 3_000_017  # its views do not occur in trainings with smaller seeds
 
@@ -22,11 +22,7 @@ class Calibrate:
     Attributes:
         checkpoint: folder of a network of hand views.
         out: folder of the calibrated checkpoint; it may be the same.
-        photographs: folder of labelled photographs (docs/datasets.md), whose training split is used.
-        leave_out: groups of photographs to exclude.
-        backgrounds: folder of images and panoramas behind hands.
-        rigs: rigged right hands (glTF) in addition to the built-in one.
-        textures: images of skin for the rigs' texture coordinates.
+        material: images and hands of the views.
         views: number of views with a hand, half of them photographs if given, and of views without.
         wide: number of wide images of each hand, built-in or rigged.
         seed: seed of the views.
@@ -34,11 +30,7 @@ class Calibrate:
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     out: Path
-    photographs: Optional[Path] = None
-    leave_out: Several[str] = ()
-    backgrounds: Optional[Path] = None
-    rigs: Several[Path] = ()
-    textures: Several[Path] = ()
+    material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
     views: int = 2000
     wide: int = 100
     seed: int = SEED
@@ -56,7 +48,7 @@ class Calibrate:
             raise UserError(f"--views must be at least 2, got {self.views}")
         if self.wide < 1:
             raise UserError(f"--wide must be at least 1, got {self.wide}")
-        folders = ViewFolders(self.photographs, self.backgrounds, self.rigs, self.textures, self.leave_out)
+        folders = ViewFolders(**vars(self.material))
         with user_errors():
             model, info = load_checkpoint(self.checkpoint)
             if not isinstance(model, NVF) or model.config.view != "hand":
@@ -65,9 +57,9 @@ class Calibrate:
             random = np.random.default_rng(self.seed)
             names = [name for name in ("rendered", "photographs") if name in sources]
             hands = HandViews.concatenate([sources[name](self.views // len(names), random) for name in names])
-            makers = [WideImages(self.seed, backgrounds=self.backgrounds)] + [
-                WideImages(self.seed, rig=rig, textures=self.textures, backgrounds=self.backgrounds)
-                for rig in self.rigs
+            makers = [WideImages(self.seed, backgrounds=folders.backgrounds)] + [
+                WideImages(self.seed, rig=rig, textures=folders.textures, backgrounds=folders.backgrounds)
+                for rig in folders.rigs
             ]
             wide = (maker.draw(index) for maker in makers for index in range(self.wide))
             model, found = calibrate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
@@ -21,3 +23,23 @@ Several = Annotated[tuple[T, ...], tyro.conf.arg(help_behavior_hint=_default_hin
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint=_default_hint)]
 """An option without a value, by default off."""
+
+
+@dataclass(frozen=True)
+class ViewMaterial:
+    """Images and hands for the views of a default network.
+
+    Attributes:
+        photographs: for hand views, folder of labelled photographs (docs/datasets.md), whose training split
+            is used.
+        leave_out: groups of photographs to exclude.
+        backgrounds: for hand views, folder of images and panoramas behind hands.
+        rigs: for hand views, rigged right hands (glTF) in addition to the built-in one.
+        textures: images of skin for the rigs' texture coordinates.
+    """
+
+    photographs: Optional[Path] = None
+    leave_out: Several[str] = ()
+    backgrounds: Optional[Path] = None
+    rigs: Several[Path] = ()
+    textures: Several[Path] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
-from nvf_fast.cli.options import Flag, Optional, Several
+from nvf_fast.cli.options import Flag, Optional, ViewMaterial
 from nvf_fast.data.catalogue import Folders, open_dataset
 from nvf_fast.synthetic.dataset import render_ahead
 from nvf_fast.training.config import PRESETS, TrainingConfig
@@ -30,11 +30,7 @@ class Run:
         mano: the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement.
         data_cache: folder for rendered images; when absent they stay in memory. The default network trains on
             a data set's images only with `data` or `data_cache`.
-        photographs: for the default network, folder of labelled photographs (docs/datasets.md).
-        leave_out: groups of photographs to exclude.
-        backgrounds: for the default network, folder of images and panoramas behind hands.
-        rigs: for the default network, rigged right hands (glTF) in addition to the built-in one.
-        textures: images of skin for the rigs' texture coordinates.
+        material: images and hands of the views.
         initial: checkpoint folder with the initial weights, of either task.
         minutes: minutes of wall time after which to save and stop; the same command resumes later.
         device: device to train on, for example cpu or cuda:1; a GPU if present when absent.
@@ -52,11 +48,7 @@ class Run:
     evaluation_data: Optional[Path] = None
     mano: Optional[Path] = None
     data_cache: Optional[Path] = None
-    photographs: Optional[Path] = None
-    leave_out: Several[str] = ()
-    backgrounds: Optional[Path] = None
-    rigs: Several[Path] = ()
-    textures: Several[Path] = ()
+    material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
     initial: Optional[Path] = None
     minutes: Optional[float] = None
     device: Optional[str] = None
@@ -119,7 +111,7 @@ class Run:
             raise ValueError(
                 "evaluate_every must be 0 for hand views: nvf-fast eval hand-views measures their network"
             )
-        folders = ViewFolders(self.photographs, self.backgrounds, self.rigs, self.textures, self.leave_out)
+        folders = ViewFolders(**vars(self.material))
         dataset = None
         if self.data or self.data_cache:
             dataset = open_dataset(self.config.data, "training", images)

@@ -7,13 +7,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from tqdm import tqdm
 
 from nvf_fast.runtime.files import whole_file
 from nvf_fast.runtime.processes import Processes
+
+if TYPE_CHECKING:
+    from nvf_fast.training.trainer import Trainer
 
 LOG_FILE = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -24,7 +27,9 @@ class NonFiniteLossError(RuntimeError):
 
 
 class TrainingLog:
-    """The log of a process, silent in all but the first.
+    """The log of a process, silent in all but the first, and the losses since its last line.
+
+    seconds: of the steps since the last line of losses.
 
     Args:
         folder: of the training, made when missing; lines of later steps in it are dropped.
@@ -48,6 +53,9 @@ class TrainingLog:
         progress: bool = False,
         tensorboard: bool = False,
     ) -> None:
+        self.seconds = 0.0
+        self._steps = 0
+        self._sums: dict[str, Tensor] = {}
         self._file = None if silent else folder / LOG_FILE
         self._board: Any = None
         if not silent:
@@ -75,9 +83,40 @@ class TrainingLog:
             for name, value in _numbers(entry):
                 self._board.add_scalar(name, value, step)
 
-    def show(self, numbers: dict[str, float]) -> None:
-        """Show numbers beside the progress bar."""
-        self._bar.set_postfix(numbers, refresh=False)
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Add the losses () of a step, and move the progress bar."""
+        self._steps += 1
+        self._sums = {name: value + self._sums.get(name, 0) for name, value in terms.items()}
+        self._bar.update()
+
+    def means(self, step: int) -> dict[str, float]:
+        """Mean losses since the last line of losses, up to a step; waits for the device.
+
+        Raises:
+            NonFiniteLossError: one is not finite.
+        """
+        means = {name: float(value) / self._steps for name, value in self._sums.items()}
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            steps = f"the {self._steps} steps up to step {step}"
+            raise NonFiniteLossError(f"not finite in {steps}: {', '.join(bad)}")
+        return means
+
+    def write_losses(
+        self, trainer: Trainer, minutes: float, means: dict[str, float], damaged: DamagedImages
+    ) -> None:
+        """Add a line of mean losses and damaged images, and show it beside the progress bar."""
+        rate = self._steps * trainer.options.batch / self.seconds
+        entry = {
+            "images_per_second": rate,
+            "learning_rate": trainer.learning_rate,
+            **damaged.entry(),
+            **means,
+        }
+        self.write(trainer.step, minutes, entry)
+        shown = {"img/s": rate, **{name: means[name] for name in trainer.objective.shown}}
+        self._bar.set_postfix(shown | ({"damaged": damaged.total} if damaged.total else {}), refresh=False)
+        self.seconds, self._steps, self._sums = 0.0, 0, {}
 
     def write_evaluation(self, step: int, minutes: float, scores: dict[str, float]) -> None:
         """Add a line of scores, and print it above the progress bar."""
@@ -85,10 +124,6 @@ class TrainingLog:
         if not self._bar.disable:
             listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             self._bar.write(f"step {step}: {listed}")
-
-    def advance(self) -> None:
-        """Move the progress bar by one step."""
-        self._bar.update()
 
 
 @dataclass
@@ -103,6 +138,9 @@ class DamagedImages:
     names: dict[str, None] = field(default_factory=dict)
     _own: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._logged, self._named = self.total, len(self.names)
+
     def add(self, parts: list[Any]) -> None:
         """Note the damaged images of this process's parts of a batch."""
         self._own += [name for part in parts for name in getattr(part, "damaged", ())]
@@ -114,45 +152,12 @@ class DamagedImages:
             self.names |= dict.fromkeys(names)
         self._own = []
 
-
-class Window:
-    """The steps since the last line of the log: losses, seconds and damaged images."""
-
-    def __init__(self, damaged: DamagedImages) -> None:
-        self.steps, self.seconds = 0, 0.0
-        self._sums: dict[str, Tensor] = {}
-        self._damaged, self._total, self._names = damaged, damaged.total, len(damaged.names)
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Add the losses () of a step."""
-        self.steps += 1
-        self._sums = {name: value + self._sums.get(name, 0) for name, value in terms.items()}
-
-    def means(self, step: int) -> dict[str, float]:
-        """Mean losses up to a step; waits for the device.
-
-        Raises:
-            NonFiniteLossError: one is not finite.
-        """
-        means = {name: float(value) / self.steps for name, value in self._sums.items()}
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            steps = f"the {self.steps} steps up to step {step}"
-            raise NonFiniteLossError(f"not finite in {steps}: {', '.join(bad)}")
-        return means
-
-    def entry(self, batch: int, learning_rate: float, means: dict[str, float]) -> dict[str, Any]:
-        """A line of the log."""
-        damaged = self._damaged
-        names = [*damaged.names][self._names :]
-        return {
-            "images_per_second": self.steps * batch / self.seconds,
-            "learning_rate": learning_rate,
-            "damaged_pictures": damaged.total - self._total,
-            "damaged_pictures_total": damaged.total,
-            **({"newly_damaged": names} if names else {}),
-            **means,
-        }
+    def entry(self) -> dict[str, Any]:
+        """Entries of the log: the failed reads since the last call, and the images that failed first then."""
+        names = [*self.names][self._named :]
+        entry = {"damaged_images": self.total - self._logged, "damaged_images_total": self.total}
+        self._logged, self._named = self.total, len(self.names)
+        return entry | ({"newly_damaged": names} if names else {})
 
 
 def forget_after(folder: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from nvf_fast.baselines import Network
 from nvf_fast.runtime.processes import TIMEOUT_S, Processes, stop_requests
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.loader import TrainingData, load_batches
-from nvf_fast.training.log import TrainingLog, Window
+from nvf_fast.training.log import TrainingLog
 from nvf_fast.training.state import SavedTraining
 from nvf_fast.training.trainer import Trainer
 
@@ -101,30 +101,24 @@ def train(
         if saved.damaged_states:
             log.write(trainer.step, saved.seconds / 60, {"damaged_states": saved.damaged_states})
         began, earlier = time.perf_counter(), saved.seconds
-        window, stopping = Window(saved.damaged), trainer.finished
+        stopping = trainer.finished
         while not stopping:
             before = time.perf_counter()
             late = minutes is not None and before - began >= 60 * minutes
             parts = next(batches)
             terms, stopping = trainer.update(parts, stop.is_set() or late)
             stopping |= trainer.finished
-            window.add(terms)
+            log.add(terms)
             saved.damaged.add(parts)
             logging = stopping or trainer.step % config.log_every == 0
             saving = stopping or trainer.step % config.save_every == 0
             if logging or saving:
-                means = window.means(trainer.step)
+                means = log.means(trainer.step)
                 saved.damaged.gather(trainer.processes)
-            window.seconds += time.perf_counter() - before
+            log.seconds += time.perf_counter() - before
             saved.seconds = earlier + time.perf_counter() - began
             if logging:
-                entry = window.entry(config.optimisation.batch, trainer.learning_rate, means)
-                log.write(trainer.step, saved.seconds / 60, entry)
-                shown = {name: means[name] for name in trainer.objective.shown}
-                damaged = {"damaged": saved.damaged.total} if saved.damaged.total else {}
-                log.show({"img/s": entry["images_per_second"], **shown, **damaged})
-                window = Window(saved.damaged)
-            log.advance()
+                log.write_losses(trainer, saved.seconds / 60, means, saved.damaged)
             if saving:
                 saved.save()
             if evaluate is not None and _evaluation_due(trainer):

@@ -109,7 +109,7 @@ class SavedTraining:
             "steps": trainer.step,
             "total_steps": trainer.total,
             "images_seen": trainer.step * trainer.options.batch,
-            "damaged_pictures": self.damaged.total,
+            "damaged_images": self.damaged.total,
             "minutes": round(self.seconds / 60, 2),
             "processes": trainer.processes.count,
             "config": asdict(trainer.config),
@@ -135,7 +135,7 @@ class SavedTraining:
         for name in WITHOUT_INFLUENCE:
             del config[name]
         data = {"count": self.trainer.images, "fingerprint": self.fingerprint}
-        return json.dumps({"config": config, "pictures": data})
+        return json.dumps({"config": config, "images": data})
 
     def _environment(self) -> str:
         """The environment that determines the last bits, as JSON."""
@@ -160,7 +160,10 @@ class SavedTraining:
         missing = sorted(self._state().keys() - state.keys())
         if missing:
             raise ResumeError(f"{self.folder} holds a state without {', '.join(missing)}")
-        changed = differences(json.loads(state["identity"]), json.loads(self._identity()))
+        old = json.loads(state["identity"])
+        if "pictures" in old:  # the name in older states
+            old["images"] = old.pop("pictures")
+        changed = differences(old, json.loads(self._identity()))
         for name, tensors in self.trainer.weights().items():
             try:
                 check_entries({entry: tensor.shape for entry, tensor in tensors.items()}, state[name], name)
