@@ -125,17 +125,10 @@ class HandRenderer:
         texture = stream.choose(self._textures) if self._textures else None
         skin, looks = draw_skin(stream, texture), draw_looks(stream, 1 + int(scene.materials.max()))
         looks[0, 3:7] = skin.grain, 1 / 1.3, 0.0, 0.0
-        materials, textured = scene.vertex_materials, texture is not None
-        reflecting = reflectances(
-            rows, materials, looks, scene.places, scene.masks, skin, textured, self._noise
-        )
-        light = light_vertices(vertices, normals, rows, seen, lit, reflecting, materials, lighting)
-        details = np.zeros((2, 2, 3), np.float32) if texture is None else texture.details
-        uv = np.zeros((0, 3, 2), np.float32) if texture is None else scene.uv
-        layer = shade(
-            shown, corners, faces, light, scene.places, scene.materials, looks, uv, details, self._noise
-        )
-        return soften(layer)
+        reflecting = reflectances(scene, rows, looks, skin, texture is not None, self._noise)
+        light = light_vertices(scene, normals, rows, seen, lit, reflecting, lighting)
+        details = np.zeros((0, 0, 3), np.float32) if texture is None else texture.details
+        return soften(shade(scene, shown, corners, light, looks, details, self._noise))
 
     def compose(
         self, stream: Stream, canvas: np.ndarray, turn: float, zoom: float, mirrored: bool

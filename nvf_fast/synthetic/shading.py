@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from nvf_fast.synthetic.scene import Scene
 from nvf_fast.synthetic.skin import CREASE, KNUCKLE, NAIL, PALM, TIP, SkinLook
 
 SHADOW_MAP, OCCLUSION_MAP = 110, 84  # px
@@ -147,23 +148,14 @@ def openness(
 
 @njit(cache=True)
 def reflectances(
-    rows: np.ndarray,
-    materials: np.ndarray,
-    looks: np.ndarray,
-    places: np.ndarray,
-    masks: np.ndarray,
-    skin: SkinLook,
-    textured: bool,
-    noise: np.ndarray,
+    scene: Scene, rows: np.ndarray, looks: np.ndarray, skin: SkinLook, textured: bool, noise: np.ndarray
 ) -> np.ndarray:
     """Compute the reflectance of vertices.
 
     Args:
+        scene: with V vertices.
         rows: (K,) indices of the vertices that are lit.
-        materials: (V,) int64, 0 for skin.
         looks: (M, 9) of each material, from `draw_looks`; that of skin is ignored.
-        places: (V, 3) mm, at rest.
-        masks: (H, 5) of the first H vertices, from `skin_masks`; those of further vertices are zero.
         skin: its look.
         textured: a texture adds its own detail later.
         noise: from `noise_volume`.
@@ -171,6 +163,7 @@ def reflectances(
     Returns:
         (V, 5) float64: linear RGB, gloss and shine.
     """
+    places, masks, materials = scene.places, scene.masks, scene.vertex_materials
     out = np.empty((len(places), 5))
     for i in rows:
         if materials[i] != 0:
@@ -199,30 +192,31 @@ def reflectances(
 
 @njit(cache=True)
 def light_vertices(
-    vertices: np.ndarray,
+    scene: Scene,
     normals: np.ndarray,
     rows: np.ndarray,
     seen: np.ndarray,
     lit: np.ndarray,
     reflecting: np.ndarray,
-    materials: np.ndarray,
     lighting: Lighting,
 ) -> np.ndarray:
     """Compute the light on each vertex: hemisphere light, wrapped Lambert, Blinn's highlight.
 
+    Skin scatters red light around edges and into folds.
+
     Args:
-        vertices: (V, 3) mm, camera frame.
+        scene: with V vertices.
         normals: (V, 3) unit.
         rows: (K,) indices of the vertices that are lit.
         seen: (V,), openness.
         lit: (2, V), visibility of both lights.
         reflecting: (V, 5), from `reflectances`.
-        materials: (V,) int64, 0 for skin, which scatters red light around edges and into folds.
         lighting: of the scene.
 
     Returns:
         (V, 9) float64: reflectance, diffuse and specular light, linear RGB each.
     """
+    vertices, materials = scene.vertices, scene.vertex_materials
     out = np.zeros((len(vertices), 9))
     up, sky, ground = lighting.up, lighting.sky, lighting.ground
     directions, colours, wrap = lighting.directions, lighting.colours, lighting.wrap
@@ -265,34 +259,30 @@ def light_vertices(
 
 @njit(cache=True)
 def shade(
+    scene: Scene,
     shown: np.ndarray,
     corners: np.ndarray,
-    faces: np.ndarray,
     light: np.ndarray,
-    places: np.ndarray,
-    face_materials: np.ndarray,
     looks: np.ndarray,
-    uv: np.ndarray,
     details: np.ndarray,
     noise: np.ndarray,
 ) -> np.ndarray:
     """Colour the pixels that `rasterise` found.
 
     Args:
+        scene: with V vertices.
         shown, corners: from `rasterise`, of a view of S px.
-        faces: (F, 3) int32.
         light: (V, 9), from `light_vertices`.
-        places: (V, 3) mm, where the vertices lie in the noise.
-        face_materials: (F,) int64.
         looks: (M, 9) of each material, from `draw_looks`; only noise and stripes are used.
-        uv: (T, 3, 2) texture coordinates of the first T faces.
-        details: (D, D, 3), factors of the texture.
+        details: (D, D, 3), factors of the texture; (0, 0, 3) without one.
         noise: from `noise_volume`.
 
     Returns:
         (S, S, 4) float32: display RGB in [0, 1] times coverage, and coverage.
     """
     size, texels = len(shown), len(details) - 1
+    faces, places, uv = scene.faces, scene.places, scene.uv
+    textured = len(uv) if len(details) else 0  # faces, which come first
     out = np.zeros((size, size, 4), np.float32)
     texture, linear = np.ones(3), np.zeros(3 * size)
     for row in range(size):
@@ -308,13 +298,13 @@ def shade(
             x = w0 * places[a, 0] + w1 * places[b, 0] + w2 * places[c, 0]
             y = w0 * places[a, 1] + w1 * places[b, 1] + w2 * places[c, 1]
             z = w0 * places[a, 2] + w1 * places[b, 2] + w2 * places[c, 2]
-            look = looks[face_materials[face]]
+            look = looks[scene.materials[face]]
             pattern = 1 + look[3] * noise_at(noise, x * look[4], y * look[4], z * look[4])
             if look[5] != 0:
                 phase = (0.3 * x + y) * look[6]
                 if phase - np.floor(phase) < 0.5:
                     pattern *= 1 + look[5]
-            if face < len(uv):
+            if face < textured:
                 x = w0 * uv[face, 0, 0] + w1 * uv[face, 1, 0] + w2 * uv[face, 2, 0]
                 y = w0 * uv[face, 0, 1] + w1 * uv[face, 1, 1] + w2 * uv[face, 2, 1]
                 x, y = (x - np.floor(x)) * texels, (y - np.floor(y)) * texels
