@@ -20,6 +20,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,7 @@ class Variant(NamedTuple):
     target: str
     kernel: JITFunction
     pointers: dict[str, str]  # argument -> element type; other pointers are float32
-    constants: dict[str, object]
+    constants: Mapping[str, object]
     warps: int
     matrix: bool
     floats: tuple[str, ...] = ()  # scalar arguments that are float32; the others are int32
@@ -97,7 +98,7 @@ def variants() -> list[Variant]:
                     found += _centred_layers(target, dtype_name, tiling)
             if dtype != torch.bfloat16:
                 for points in sorted({tiling.points for tiling in space}):
-                    found += [_cut_tiles(target, points, centred) for centred in (False, True)]
+                    found += [_make_tiles(target, points, centred) for centred in (False, True)]
         found.append(
             Variant(
                 "locate_points",
@@ -141,7 +142,7 @@ def variants() -> list[Variant]:
     return found
 
 
-def _cut_tiles(target: str, points: int, centred: bool) -> Variant:
+def _make_tiles(target: str, points: int, centred: bool) -> Variant:
     pointers = dict.fromkeys(("keys_ptr", "bounds_ptr", "tiles_ptr", "tile_count_ptr"), "i32")
     window = query_field.CENTRED_WINDOW_COLUMNS if centred else query_field.WINDOW_COLUMNS
     constants = {"CELLS": window.value - 1, "POINTS": points, "LANES": 128}
@@ -240,7 +241,7 @@ def cost(variant: Variant) -> Cost:
         # AMD counts spilled registers, of 4 bytes.
         return Cost(registers, 4 * spills, compiled.metadata.shared, assembly.count(MATRIX[variant.target]))
     ptx = compiled.asm["ptx"]
-    remarks = ("compiles to a trap",) if re.search(r"^\s*trap;", ptx, re.MULTILINE) else ()
+    remarks: tuple[str, ...] = ("compiles to a trap",) if re.search(r"^\s*trap;", ptx, re.MULTILINE) else ()
     if re.search(r"C75(08|10|11|12)", report):
         remarks += ("ptxas serialises its warpgroup products",)
     registers, spills = (

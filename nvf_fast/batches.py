@@ -43,7 +43,7 @@ class BatchRunner:
     ) -> None:
         self.pipeline, self.retried = pipeline, 0
         self._size, self._device, self._profiler, self._exact = size, device, profiler, recorder is None
-        self._graphed = None if recorder is None else GraphedFunction(self._launch, recorder)
+        self.graphed = None if recorder is None else GraphedFunction(self._launch, recorder)
 
     def __call__(self, request: Request, return_votes: bool) -> Estimates:
         """Estimate all images; the results are on the CPU except for the votes."""
@@ -116,9 +116,9 @@ class BatchRunner:
     ) -> tuple[Tensor, _Votes]:
         """`Estimates.packed` of a group of images, on the device, and their votes if requested."""
         views, factor = self._views(request, members), request.plans[members[0]].factor
-        if self._graphed is not None and not (exact or return_votes or self._profiler.measuring):
+        if self.graphed is not None and not (exact or return_votes or self._profiler.measuring):
             given = tuple(tensor is not None for tensor in views)
-            return self._graphed((factor, tuple(views.crops.shape), given), *views), {}
+            return self.graphed((factor, tuple(views.crops.shape), given), *views), {}
         estimates = self.pipeline(views, factor, exact or self._exact)
         return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
 

@@ -41,13 +41,9 @@ def read_images(image: Any) -> tuple[list[Any], bool]:
 
 def read_intrinsics(K: Any, count: int) -> Tensor:
     """(count, 3, 3) float64 on the CPU."""
-    intrinsics = _numbers("K", K, "(3, 3) or (B, 3, 3) intrinsics in px")
-    if intrinsics.shape not in ((3, 3), (count, 3, 3)):
-        raise ValueError(
-            f"K must be (3, 3), or ({count}, 3, 3) for {count} image(s), got shape {tuple(intrinsics.shape)}"
-        )
+    intrinsics = _per_image("K", K, "(3, 3) or (B, 3, 3) intrinsics in px", count, 3, 3)
     # For nine values, Python numbers are faster than tensors.
-    for (fx, skew, cx), (zero, fy, cy), last in intrinsics.reshape(-1, 3, 3).tolist():
+    for (fx, skew, cx), (zero, fy, cy), last in intrinsics.tolist():
         if not all(map(math.isfinite, (fx, skew, cx, zero, fy, cy, *last))):
             raise ValueError(f"K must be finite, got {intrinsics.tolist()}")
         if zero != 0 or last != [0, 0, 1]:
@@ -56,7 +52,7 @@ def read_intrinsics(K: Any, count: int) -> Tensor:
             )
         if fx <= 0 or fy <= 0:
             raise ValueError(f"K must have positive focal lengths fx and fy in px, got {intrinsics.tolist()}")
-    return intrinsics.expand(count, 3, 3)
+    return intrinsics
 
 
 def read_sides(side: Any, count: int) -> tuple[Tensor, Tensor]:
@@ -83,28 +79,22 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | 
         return None
     if not config.hand_scale and config.view != "hand":
         raise ValueError(f"this model takes no hand scale: hand_scale must be None, got {hand_scale}")
-    scale = _numbers("hand_scale", hand_scale, "a number of mm, or one per image")
-    if scale.shape not in ((), (count,)):
-        raise ValueError(f"hand_scale must be a number or ({count},) mm, got shape {tuple(scale.shape)}")
+    scale = _per_image("hand_scale", hand_scale, "a number of mm, or one per image", count)
     low, high = HAND_SCALE_RANGE_MM
-    if not all(low <= value <= high for value in scale.reshape(-1).tolist()):
+    if not all(low <= value <= high for value in scale.tolist()):
         raise ValueError(
             f"hand_scale must be the length in mm of the middle finger's proximal phalanx, {low:g} to "
-            f"{high:g} mm, got {scale.tolist()}"
+            f"{high:g} mm, got {hand_scale}"
         )
-    return scale.expand(count).float()
+    return scale.float()
 
 
 def read_roots(root: Any, count: int) -> Tensor:
     """Wrists (count, 3) float64 mm on the CPU, in front of their cameras."""
-    roots = _numbers("root", root, "(3,) or (B, 3) mm, the wrist in the camera's frame")
-    if roots.shape not in ((3,), (count, 3)):
-        raise ValueError(
-            f"root must be (3,), or ({count}, 3) for {count} image(s), got shape {tuple(roots.shape)}"
-        )
+    roots = _per_image("root", root, "(3,) or (B, 3) mm, the wrist in the camera's frame", count, 3)
     if not (roots.isfinite().all() and (roots[..., 2] > 0).all()):
         raise ValueError(f"root must be finite and in front of the camera (z > 0 mm), got {roots.tolist()}")
-    return roots.expand(count, 3)
+    return roots
 
 
 def read_boxes(box: Any, sizes: Sequence[Sequence[int]]) -> Tensor | None:
@@ -116,13 +106,7 @@ def read_boxes(box: Any, sizes: Sequence[Sequence[int]]) -> Tensor | None:
     """
     if box is None:
         return None
-    count = len(sizes)
-    boxes = _numbers("box", box, "(x0, y0, x1, y1) px, or (B, 4)")
-    if boxes.shape not in ((4,), (count, 4)):
-        raise ValueError(
-            f"box must be (4,), or ({count}, 4) for {count} image(s), got shape {tuple(boxes.shape)}"
-        )
-    boxes = boxes.expand(count, 4)
+    boxes = _per_image("box", box, "(x0, y0, x1, y1) px, or (B, 4)", len(sizes), 4)
     if not (boxes.isfinite().all() and (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX_PX).all()):
         raise ValueError(
             f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least {SMALLEST_BOX_PX} px larger, "
@@ -252,6 +236,15 @@ def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be {expected}, RGB, got shape {shape}{hint}")
     if image.dtype not in (np.uint8, torch.uint8):
         raise TypeError(f"{name} must be uint8, values 0 to 255, got {image.dtype}")
+
+
+def _per_image(name: str, value: Any, expected: str, count: int, *shape: int) -> Tensor:
+    """(count, *shape) float64 on the CPU, from one value for all images or one for each."""
+    numbers = _numbers(name, value, expected)
+    if numbers.shape not in (shape, (count, *shape)):
+        allowed = f"{shape or 'a number'}, or {(count, *shape)} for {count} image(s)"
+        raise ValueError(f"{name} must be {allowed}, got shape {tuple(numbers.shape)}")
+    return numbers.expand(count, *shape)
 
 
 def _numbers(name: str, value: Any, expected: str) -> Tensor:

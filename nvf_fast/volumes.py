@@ -56,25 +56,7 @@ class Placement(NamedTuple):
     slopes: Tensor | None = None
 
 
-class Cameras(NamedTuple):
-    """B cameras, with the known properties of the hand before each.
-
-    Attributes:
-        intrinsics: (B, 3, 3) float64 px of the images.
-        size: px, side of the network's view.
-        left: (B,) bool, left hands.
-        boxes: (B, 4) float64 px, (x0, y0, x1, y1) around the hands, or None.
-        roots: (B, 3) float64 mm, the wrists in the cameras' frames, or None.
-    """
-
-    intrinsics: Tensor
-    size: int
-    left: Tensor
-    boxes: Tensor | None
-    roots: Tensor | None
-
-
-class Placed(ABC):
+class PlacedVolume(ABC):
     """A volume that can be placed before each camera."""
 
     needs_root: bool  # whether the wrist places it, instead of a box
@@ -88,25 +70,28 @@ class Placed(ABC):
         boxes: Tensor | None = None,
         roots: Tensor | None = None,
     ) -> Placement:
-        """Place the volume before each camera; the arguments are those of `Cameras`.
+        """Place the volume before each camera.
 
         Args:
-            intrinsics: (B, 3, 3) float64 px.
-            size: px.
-            left: (B,) bool; None where all hands are right ones.
-            boxes: (B, 4) float64 px; None looks along the optical axis. A volume that the wrist places
-                ignores them.
-            roots: (B, 3) float64 mm. A volume that a box places ignores them.
+            intrinsics: (B, 3, 3) float64 px of the images.
+            size: px, side of the network's view.
+            left: (B,) bool, left hands; None where all hands are right ones.
+            boxes: (B, 4) float64 px, (x0, y0, x1, y1) around the hands; None looks along the optical axis. A
+                volume that the wrist places ignores them.
+            roots: (B, 3) float64 mm, the wrists in the cameras' frames. A volume that a box places ignores
+                them.
         """
         if left is None:
             left = torch.zeros(len(intrinsics), dtype=torch.bool, device=intrinsics.device)
-        return self._placement(Cameras(intrinsics, size, left, boxes, roots))
+        return self._placement(intrinsics, size, left, boxes, roots)
 
     @abstractmethod
-    def _placement(self, cameras: Cameras) -> Placement: ...
+    def _placement(
+        self, intrinsics: Tensor, size: int, left: Tensor, boxes: Tensor | None, roots: Tensor | None
+    ) -> Placement: ...
 
 
-class Volume(Placed):
+class Volume(PlacedVolume):
     """A kind of volume. Points are (B, N, 3) mm in the volume's frame unless noted otherwise."""
 
     @property
@@ -160,12 +145,13 @@ class FrustumVolume(Volume):
     half_mm = tuple((high - low) / 2 for low, high in BOX_MM)
     nearest_mm, farthest_mm = BOX_MM[2]
 
-    def _placement(self, cameras: Cameras) -> Placement:
-        intrinsics, boxes = cameras.intrinsics, cameras.boxes
+    def _placement(
+        self, intrinsics: Tensor, size: int, left: Tensor, boxes: Tensor | None, roots: Tensor | None
+    ) -> Placement:
         pixels = intrinsics[:, :2, 2] if boxes is None else (boxes[:, 2:] + boxes[:, :2]) / 2
-        frames = view_frame(look_at_rotation(pixels, intrinsics), cameras.left)
+        frames = view_frame(look_at_rotation(pixels, intrinsics), left)
         origins = intrinsics.new_zeros(len(intrinsics), 3)
-        return Placement(reference_homography(intrinsics, cameras.size, frames), frames, origins)
+        return Placement(reference_homography(intrinsics, size, frames), frames, origins)
 
     def network_points(self, points: Tensor) -> Tensor:
         return points
@@ -223,8 +209,9 @@ class RootCube(Volume):
     half_mm = (half_side_mm, half_side_mm, half_side_mm)
     _depth_offset = 2.0
 
-    def _placement(self, cameras: Cameras) -> Placement:
-        intrinsics, size, left, _, roots = cameras
+    def _placement(
+        self, intrinsics: Tensor, size: int, left: Tensor, boxes: Tensor | None, roots: Tensor | None
+    ) -> Placement:
         assert roots is not None
         pixel = intrinsics @ roots[..., None]
         pixel = pixel[..., :2, 0] / pixel[..., 2:, 0]
@@ -269,7 +256,7 @@ class RootCube(Volume):
 
 
 @dataclass(frozen=True)
-class HandVolume(Placed):
+class HandVolume(PlacedVolume):
     """A slab of the hand view, the view of a virtual camera that turns to a box and zooms to its size.
 
     The camera turns by the smallest rotation to the box's centre, and its focal length makes the box's longer
@@ -280,10 +267,12 @@ class HandVolume(Placed):
 
     needs_root = False
 
-    def _placement(self, cameras: Cameras) -> Placement:
-        assert cameras.boxes is not None
+    def _placement(
+        self, intrinsics: Tensor, size: int, left: Tensor, boxes: Tensor | None, roots: Tensor | None
+    ) -> Placement:
+        assert boxes is not None
         # numpy, whose operations on few numbers cost a fifth of torch's.
-        K, corners, half_size = cameras.intrinsics.numpy(), cameras.boxes.numpy(), cameras.size / 2
+        K, corners, half_size = intrinsics.numpy(), boxes.numpy(), size / 2
         middles, half = (corners[:, 2:] + corners[:, :2]) / 2, (corners[:, 2:] - corners[:, :2]) / 2
         frames, inverse = look_at_rotation(middles, K), np.linalg.inv(K)
         # Between the midpoints of opposite sides, at depth 1 of the turned camera.
@@ -294,7 +283,7 @@ class HandVolume(Placed):
             ends = rays[..., :2] / rays[..., 2:]
         longer = np.sqrt(((ends[:, 2:] - ends[:, :2]) ** 2).sum(-1)).max(1)
         slopes = np.where((rays[..., 2] > 0).all(1), longer / (2 * self.fill), np.inf)
-        frames[cameras.left.numpy(), 0] *= -1
+        frames[left.numpy(), 0] *= -1
         views = np.zeros_like(frames)
         views[:, 0, 0] = views[:, 1, 1] = half_size / slopes
         views[:, :2, 2], views[:, 2, 2] = half_size, 1

@@ -1,11 +1,10 @@
 """Run every kernel at small awkward sizes under NVIDIA's compute-sanitizer (part of the CUDA toolkit).
 
-    python tests/sanitize.py                      memcheck, racecheck and initcheck of the six operations
-    python tests/sanitize.py --tool synccheck --operation cast_votes
+    python tests/sanitize.py                      memcheck, racecheck and synccheck of the six operations
+    python tests/sanitize.py --tool memcheck --operation cast_votes
     TRITON_INTERPRET=1 python tests/sanitize.py --inside    the operations alone, on a CPU
 
-Prints a table and the first reports. Exits with 1 on any error or failed run, with 2 without a device or
-compute-sanitizer.
+Exits with 1 if a tool reports an error or a run fails, with 2 without a device or compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import trimesh
@@ -29,9 +28,8 @@ import trimesh
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-ERRORS_FOUND = 9  # exit code of compute-sanitizer on errors
-TIME_LIMIT = 900  # seconds per tool
+TOOLS = ("memcheck", "racecheck", "synccheck")
+TIME_LIMIT = 900  # seconds per run
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -57,105 +55,25 @@ class Launches:
         return self.kernel[grid]
 
 
-class Verdict(NamedTuple):
-    """Result of a tool for one operation: an error count, or the reason of a failed run; neither is clean."""
-
-    errors: int = 0
-    reason: str = ""
-
-    def __str__(self) -> str:
-        if self.errors:
-            return f"{self.errors} error{'s' if self.errors > 1 else ''}"
-        return f"could not run ({self.reason})" if self.reason else "clean"
-
-
-class Result(NamedTuple):
-    """Results of one tool: a verdict per operation, reports of our kernels, and notes."""
-
-    verdicts: dict[str, Verdict]
-    reports: list[str]
-    notes: list[str]
-    failed: bool
-
-
-def command(tool: str, operations: Sequence[str]) -> list[str]:
-    """Return the command line that runs this file under the tool."""
+def command(tool: str, operation: str) -> list[str]:
+    """Return the command line that runs one operation under the tool, which checks our kernels only."""
     # A faulty kernel ends, and later ones still run. Compilers run in other processes and are not checked.
-    options = [
-        "--tool",
-        tool,
-        "--error-exitcode",
-        str(ERRORS_FOUND),
-        "--target-processes",
-        "application-only",
-    ]
+    options = ["--tool", tool, "--error-exitcode", "9", "--target-processes", "application-only"]
     options += ["--launch-timeout", "300", "--destroy-on-device-error", "kernel"]
-    options += ["--show-backtrace", "device", "--print-limit", "10000"]
+    options += ["--show-backtrace", "device", "--print-limit", "5"]
     if tool == "memcheck":
         options += ["--report-api-errors", "no"]  # PyTorch tries calls that may fail
-    if tool == "initcheck":
-        # No kernel filter: before release 2026.4 it misses writes of kernels outside the filter.
-        options += ["--check-api-memory-access", "no"]
-    else:
-        kernels = [kernel for operation in operations for kernel in launched_kernels(operation)]
-        options += [word for kernel in kernels for word in ("--kernel-name", f"kernel_substring={kernel}")]
-    chosen = [word for operation in operations for word in ("--operation", operation)]
-    return ["compute-sanitizer", *options, sys.executable, str(Path(__file__).resolve()), "--inside", *chosen]
-
-
-def parse(tool: str, operations: Sequence[str], output: str, code: int) -> Result:
-    """Parse a tool's output and exit code."""
-    kernels = {kernel: name for name in OPERATIONS for kernel in launched_kernels(name)}
-    owners = "|".join(
-        [rf"\b(?P<file>{'|'.join(OPERATIONS)})\.py:\d", rf"\b(?P<kernel>{'|'.join(kernels)})\b"]
-    )
-    counts, ours, foreign = dict.fromkeys(operations, 0), [], 0
-    for report in _reports(output):
-        if match := re.search(owners, report):
-            counts[match["file"] or kernels[match["kernel"]]] += 1
-            ours.append(report)
-        else:
-            foreign += 1
-    summary = re.search(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: .*\((\d+) error", output)
-    total = int(summary[1] or summary[2]) if summary else 0
-    reason = ""
-    if summary is None:
-        reason = f"no summary, exit code {code}"
-    elif code not in (0, ERRORS_FOUND):
-        reason = f"exit code {code}"
-    verdicts = {}
-    for name, errors in counts.items():
-        finished = re.search(rf"^{name}: finished", output, re.MULTILINE)
-        why = reason or ("" if finished else "it did not finish")
-        verdicts[name] = Verdict(errors, "" if errors else why)
-    notes = []
-    if foreign:
-        notes.append(f"{tool}: {foreign} reports of kernels that are not ours")
-    # PyTorch's kernels may read unused memory; the other tools check our kernels only.
-    unexplained = total - len(ours) - (foreign if tool == "initcheck" else 0)
-    if unexplained > 0:
-        notes.append(f"{tool}: {unexplained} errors of {total} cannot be assigned to a kernel of ours")
-    failed = unexplained > 0 or any(verdict != Verdict() for verdict in verdicts.values())
-    return Result(verdicts, ours, notes, failed)
-
-
-def _reports(output: str) -> list[str]:
-    """Return the errors located in a kernel, each a line with the indented lines after it."""
-    lines = (line.removeprefix("=========") for line in output.splitlines() if line.startswith("========="))
-    found: list[str] = []
-    for line in lines:
-        if line.startswith("     ") and found:
-            found[-1] += "\n" + line
-        else:
-            found.append(line)
-    return [r for r in found if re.search(r"\+0x[0-9a-f]+", r) and not r.startswith(" Warning")]
+    for kernel in launched_kernels(operation):
+        options += ["--kernel-name", f"kernel_substring={kernel}"]
+    script = [sys.executable, str(Path(__file__).resolve()), "--inside", "--operation", operation]
+    return ["compute-sanitizer", *options, *script]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tool", choices=TOOLS, help="one of them; else the first three")
+    parser.add_argument("--tool", choices=TOOLS, action="append", help="else all; may be repeated")
     parser.add_argument("--operation", choices=OPERATIONS, action="append", help="else all; may be repeated")
     parser.add_argument("--inside", action="store_true", help="run the operations, without a tool")
     options = parser.parse_args(arguments)
@@ -168,23 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("sanitize: no CUDA device", file=sys.stderr)
         return 2
-    results = {tool: run_tool(tool, operations) for tool in ([options.tool] if options.tool else TOOLS[:3])}
-    width = max(len(name) for name in OPERATIONS) + 2
-    print(" " * 11 + "".join(f"{name:<{width}}" for name in operations))
-    for tool, found in results.items():
-        print(f"{tool:<11}" + "".join(f"{found.verdicts[name]!s:<{width}}" for name in operations))
-    for found in results.values():
-        print(*found.notes, *found.reports[:5], sep="\n")
-    return int(any(found.failed for found in results.values()))
+    clean = [run_tool(tool, operation) for tool in options.tool or TOOLS for operation in operations]
+    return int(not all(clean))
 
 
-def run_tool(tool: str, operations: Sequence[str]) -> Result:
-    """Run a tool; show its output if it failed."""
+def run_tool(tool: str, operation: str) -> bool:
+    """Run a tool, print a line and, unless it is clean, the end of its output."""
     # Without PyTorch's cache every tensor is an allocation with bounds known to memcheck.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         run = subprocess.run(
-            command(tool, operations),
+            command(tool, operation),
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -195,12 +107,17 @@ def run_tool(tool: str, operations: Sequence[str]) -> Result:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        late = Verdict(reason=f"more than {TIME_LIMIT} s")
-        return Result(dict.fromkeys(operations, late), [], [], True)
-    found = parse(tool, operations, run.stdout, run.returncode)
-    if any(verdict.reason for verdict in found.verdicts.values()):
-        print(*run.stdout.splitlines()[-40:], sep="\n", file=sys.stderr)
-    return found
+        print(f"{tool} {operation}: failed, more than {TIME_LIMIT} s")
+        return False
+    # A run without a summary has not been checked, whatever its exit code.
+    summary = re.search(r"SUMMARY: (0 errors|.*\(0 errors)", run.stdout)
+    clean = run.returncode == 0 and f"{operation}: finished" in run.stdout and summary is not None
+    print(
+        f"{tool} {operation}: {'clean' if clean else f'failed with exit code {run.returncode}'}", flush=True
+    )
+    if not clean:
+        print(*run.stdout.splitlines()[-60:], sep="\n")
+    return clean
 
 
 def inside(operations: Sequence[str]) -> int:

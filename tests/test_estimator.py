@@ -388,9 +388,8 @@ def test_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype: t
     assert np.median(np.linalg.norm(poses[0].joints - expected.joints, axis=-1)) < limit
     for pose in poses[1:]:
         np.testing.assert_array_equal(pose.joints, poses[0].joints)
-    assert estimator.runner._graphed is not None
-    captured = list(estimator.runner._graphed._captured.values())
-    assert len(captured) == 1 and captured[0] is not None, "a graph, not launch by launch"
+    assert estimator.runner.graphed is not None
+    assert not estimator.runner.graphed.failed, "a graph, not launch by launch"
     launched = estimator(images, camera, hand.hand_scale, return_votes=True)
     np.testing.assert_array_equal(launched.joints, poses[0].joints)
 
@@ -510,7 +509,7 @@ def test_refuses_invalid_images(tiny: NVF, image: Any, error: type[Exception], m
         ({"K": K * np.nan}, "K must be finite"),
         ({"hand_scale": 0.035}, r"length in mm.*10 to 120 mm, got 0.035"),
         ({"hand_scale": math.nan}, "10 to 120 mm, got nan"),
-        ({"hand_scale": [35.0, 36.0, 37.0]}, r"number or \(2,\) mm, got shape \(3,\)"),
+        ({"hand_scale": [35.0, 36.0, 37.0]}, r"a number, or \(2,\) for 2 image\(s\), got shape \(3,\)"),
         ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),
         ({"box": (0.1, 0.2, 0.7, 0.9)}, "at least 2 px larger"),
         ({"box": (100, 10, 140, 50)}, "middle of a box must lie in its image"),

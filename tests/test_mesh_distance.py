@@ -150,17 +150,6 @@ def check_result(found: Tensor, vertices: Tensor, faces: Tensor, points: Tensor)
     assert rms(found - exact) <= max(2 * rms(expected - exact), rounding)
 
 
-def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    vertices, faces = mesh_tensors(TETRAHEDRON, device=DEVICE)
-    vertices, points = (
-        vertices * torch.rand(5, 1, 1, device=DEVICE),
-        40 * torch.randn(5, 21, 3, device=DEVICE),
-    )
-    expected = kernel(vertices, faces, points)
-    monkeypatch.setattr(kernel_file, "_IMAGES", 2)
-    assert torch.equal(kernel(vertices, faces, points), expected)
-
-
 @pytest.mark.cuda
 def test_more_images_than_one_launch_grid_allows() -> None:
     vertices, faces = mesh_tensors(TETRAHEDRON, device="cuda")

@@ -68,11 +68,6 @@ def test_strided_input() -> None:
     assert_same(torch.randn(1500, 2, device=DEVICE).T, 0.5, 1000)
 
 
-def test_launch_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_file, "_IMAGES", 2)
-    assert_same(10 * torch.randn(5, 1500, device=DEVICE), 2.0, 200)
-
-
 @pytest.mark.cuda
 @pytest.mark.usefixtures("poisoned_memory")
 def test_more_images_than_one_launch_grid_allows() -> None:

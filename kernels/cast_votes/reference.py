@@ -16,24 +16,7 @@ def cast_votes(
     ball_mm: float = 80.0,
     fraction: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted mean of each joint's best voters: joint = sum w (p + o) / sum w with o = ball_mm (1 - w) d.
-
-    Per joint, the max(1, int(M * fraction)) largest weights of the image's M voters count; among equal
-    weights the voter that comes first wins, -0 equals 0, and NaN ranks with minus infinity. The
-    direction d is used as predicted and w is not clamped. All arithmetic runs in the dtype of `votes`.
-
-    Args:
-        points: (B, V, 3) mm, camera frame, the voters.
-        votes: (B, V, J, 4) raw (weight, direction xyz).
-        counts: (B,) int32; the first M = min(count, V) of an image's rows vote.
-        ball_mm: mm, radius r of the label ball (Eq. 2).
-        fraction: ratio of the voters that counts, per joint, by largest weight.
-
-    Returns:
-        joints (B, J, 3) mm, NaN without voters; weight (B, J), the mean weight of the selected voters, 0
-        without voters; spread (B, J) mm, the weighted root mean square distance of the selected votes from
-        the joint, with weights clamped at 0, NaN without voters.
-    """
+    """Joints, weight and spread, as in `nvf_fast.ops.cast_votes`, in the dtype of `votes`."""
     batch, _, joint_count, _ = votes.shape
     points = points.to(votes.dtype)
     joints = votes.new_full((batch, joint_count, 3), math.nan)

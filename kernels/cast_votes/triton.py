@@ -10,16 +10,15 @@ from torch import Tensor
 _BLOCK = 1024
 _DIGIT_BITS = 8
 _WARPS = 8
-_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
 def _weights(votes_ptr, first, voters, stride, BLOCK: tl.constexpr):
-    """A block of voters, their weights, and which are there; `votes_ptr` is at the joint's weight."""
+    """A block of voters, their weights, and which are valid; `votes_ptr` is at the joint's weight."""
     voter = first + tl.arange(0, BLOCK)
-    there = voter < voters
+    valid = voter < voters
     voter = voter.to(tl.int64)
-    return voter, tl.load(votes_ptr + voter * stride, mask=there, other=0.0), there
+    return voter, tl.load(votes_ptr + voter * stride, mask=valid, other=0.0), valid
 
 
 @triton.jit
@@ -32,12 +31,12 @@ def _sortable(weight):
 
 
 @triton.jit
-def _select(weight, there, threshold, ties_wanted, ties_seen):
-    """The voters above the threshold, and the first `ties_wanted` of those on it."""
+def _select(weight, valid, threshold, ties_needed, ties_seen):
+    """The voters above the threshold, and the first `ties_needed` of those on it."""
     key = _sortable(weight)
-    tie = (there & (key == threshold)).to(tl.int32)
+    tie = (valid & (key == threshold)).to(tl.int32)
     rank = ties_seen + tl.cumsum(tie, 0) - tie
-    selected = there & ((key > threshold) | ((tie != 0) & (rank < ties_wanted)))
+    selected = valid & ((key > threshold) | ((tie != 0) & (rank < ties_needed)))
     return selected, ties_seen + tl.sum(tie, 0)
 
 
@@ -64,14 +63,16 @@ def vote(
     weight_ptr,
     spread_ptr,
     capacity,  # rows of points and votes per image
+    joint_count,
     ball_mm,
     BLOCK: tl.constexpr,
     DIGIT_BITS: tl.constexpr,
 ):
-    joint = tl.program_id(0)
-    image = tl.program_id(1).to(tl.int64)
-    row = image * tl.num_programs(0) + joint
-    stride = tl.num_programs(0) * 4
+    # One axis for images and joints: CUDA takes 65535 programs along the others.
+    row = tl.program_id(0).to(tl.int64)
+    image = row // joint_count
+    joint = row % joint_count
+    stride = joint_count * 4
     points_ptr += image * capacity * 3
     votes_ptr += image * capacity * stride + joint * 4
     voters = tl.load(voters_ptr + image)
@@ -81,7 +82,7 @@ def vote(
     DIGITS: tl.constexpr = 1 << DIGIT_BITS
     digits = tl.arange(0, DIGITS)
     threshold = tl.zeros((), tl.uint32)
-    wanted = selected_count
+    remaining = selected_count
     for digit_index in tl.static_range(32 // DIGIT_BITS):
         histogram = tl.zeros((DIGITS,), tl.int32)
         first = 0
@@ -94,8 +95,8 @@ def vote(
             histogram += tl.histogram(digit.to(tl.int32), DIGITS, mask=candidate)
             first += BLOCK
         at_least = tl.cumsum(histogram, 0, reverse=True)
-        best = tl.max(tl.where(at_least >= wanted, digits, 0), 0)
-        wanted -= tl.sum(tl.where(digits > best, histogram, 0), 0)
+        best = tl.max(tl.where(at_least >= remaining, digits, 0), 0)
+        remaining -= tl.sum(tl.where(digits > best, histogram, 0), 0)
         threshold = (threshold << DIGIT_BITS) | best.to(tl.uint32)
 
     # Sums in a fixed order: the same input gives the same bits.
@@ -106,8 +107,8 @@ def vote(
     ties_seen = 0
     first = 0
     while first < voters:
-        point, weight, there = _weights(votes_ptr, first, voters, stride, BLOCK)
-        selected, ties_seen = _select(weight, there, threshold, wanted, ties_seen)
+        point, weight, valid = _weights(votes_ptr, first, voters, stride, BLOCK)
+        selected, ties_seen = _select(weight, valid, threshold, remaining, ties_seen)
         x, y, z = _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm)
         sum_weight += tl.where(selected, weight, 0.0)
         sum_x += tl.where(selected, weight * x, 0.0)
@@ -129,8 +130,8 @@ def vote(
     ties_seen = 0
     first = 0
     while first < voters:
-        point, weight, there = _weights(votes_ptr, first, voters, stride, BLOCK)
-        selected, ties_seen = _select(weight, there, threshold, wanted, ties_seen)
+        point, weight, valid = _weights(votes_ptr, first, voters, stride, BLOCK)
+        selected, ties_seen = _select(weight, valid, threshold, remaining, ties_seen)
         x, y, z = _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm)
         squared = (
             (x - joint_x) * (x - joint_x) + (y - joint_y) * (y - joint_y) + (z - joint_z) * (z - joint_z)
@@ -150,33 +151,15 @@ def cast_votes(
     ball_mm: float = 80.0,
     fraction: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted mean of each joint's best voters, as in the reference.
-
-    Args:
-        points: (B, V, 3) float32 mm, the voters.
-        votes: (B, V, J, 4) float32 raw (weight, direction xyz).
-        counts: (B,) int32; the first min(count, V) of an image's rows vote.
-        ball_mm: mm, radius of the label ball.
-        fraction: ratio of the voters that counts, per joint.
-
-    Returns:
-        joints (B, J, 3) mm; weight (B, J); spread (B, J) mm; all float32.
-    """
+    """Joints, weight and spread, as in the reference; all float32."""
     batch, capacity, joint_count, _ = votes.shape
-    if batch > _IMAGES:
-        parts = [
-            cast_votes(*some, ball_mm=ball_mm, fraction=fraction)
-            for some in zip(*(each.split(_IMAGES) for each in (points, votes, counts)), strict=True)
-        ]
-        joints, weight, spread = (torch.cat(some) for some in zip(*parts, strict=True))
-        return joints, weight, spread
     voters = counts.clamp(max=capacity)
     # int(M * fraction), as Python rounds it.
     selected = (voters.double() * fraction).to(torch.int32).clamp(min=1)
     joints = votes.new_empty(batch, joint_count, 3)
     weight = votes.new_empty(batch, joint_count)
     spread = votes.new_empty(batch, joint_count)
-    vote[(joint_count, batch)](
+    vote[(joint_count * batch,)](
         points.contiguous(),
         votes.contiguous(),
         voters,
@@ -185,6 +168,7 @@ def cast_votes(
         weight,
         spread,
         capacity,
+        joint_count,
         ball_mm,
         BLOCK=_BLOCK,
         DIGIT_BITS=_DIGIT_BITS,

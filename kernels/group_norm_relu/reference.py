@@ -7,18 +7,7 @@ from torch import Tensor
 
 
 def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
-    """max(0, (x - mean) / sqrt(variance + eps) * weight + bias), Wu and He 2018.
-
-    Args:
-        x: (B, C, H, W).
-        weight: (C,).
-        bias: (C,).
-        groups: each image's mean and (biased) variance are taken over C / groups channels and all texels.
-        eps: added to the variance.
-
-    Returns:
-        (B, C, H, W) in the dtype of `x`; NaN stays NaN.
-    """
+    """max(0, (x - mean) / sqrt(variance + eps) * weight + bias), Wu and He 2018; see `nvf_fast.ops`."""
     # The checks of `F.group_norm` would double the time of a small map's norm. The norm's backward needs its
     # input, not its output, so that ReLU may run in place.
     return torch.group_norm(x, groups, weight, bias, eps).relu_()

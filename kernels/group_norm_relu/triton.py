@@ -10,7 +10,6 @@ from torch import Tensor
 _TILE = 8192  # values per program
 _MEANS = tl.constexpr(2048)  # that a program combines at a time
 _WARPS = 8
-_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
@@ -23,7 +22,7 @@ def _tile(
     GROUP_LANES: tl.constexpr,
     CHANNEL_LANES: tl.constexpr,
 ):
-    """Of a block of whole texels (TEXELS, lanes): offsets in it, what is there, and the lanes' channels."""
+    """Of a block of whole texels (TEXELS, lanes): offsets in it, which are valid, and the lanes' channels."""
     PER_GROUP: tl.constexpr = CHANNELS // GROUPS
     lane = tl.arange(0, GROUP_LANES * CHANNEL_LANES)
     if PER_GROUP == CHANNEL_LANES:
@@ -54,6 +53,7 @@ def measure_blocks(
     x_ptr,
     moments_ptr,
     texel_count,
+    blocks,
     CHANNELS: tl.constexpr,
     GROUPS: tl.constexpr,
     TEXELS: tl.constexpr,
@@ -61,21 +61,22 @@ def measure_blocks(
     CHANNEL_LANES: tl.constexpr,
 ):
     """Each group's mean and sum of squared deviations over one block: moments (B, blocks, 2, GROUPS)."""
-    block = tl.program_id(0).to(tl.int64)
-    image = tl.program_id(1).to(tl.int64)
-    offsets, there, _, _ = _tile(block, texel_count, CHANNELS, GROUPS, TEXELS, GROUP_LANES, CHANNEL_LANES)
+    # One axis for images and blocks: CUDA takes 65535 programs along the others.
+    block = (tl.program_id(0) % blocks).to(tl.int64)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    offsets, valid, _, _ = _tile(block, texel_count, CHANNELS, GROUPS, TEXELS, GROUP_LANES, CHANNEL_LANES)
     x_ptr += (image * texel_count + block * TEXELS) * CHANNELS
-    x = tl.load(x_ptr + offsets, mask=there, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
     count = tl.minimum(texel_count - block * TEXELS, TEXELS) * (CHANNELS // GROUPS)
     mean = _sum_groups(x, TEXELS, GROUP_LANES, CHANNEL_LANES) / count
-    deviation = tl.where(there, x - _spread(mean, GROUP_LANES, CHANNEL_LANES)[None, :], 0.0)
+    deviation = tl.where(valid, x - _spread(mean, GROUP_LANES, CHANNEL_LANES)[None, :], 0.0)
     # A second round for what rounding left of the mean, which shows where the mean is many deviations from 0.
     rest = _sum_groups(deviation, TEXELS, GROUP_LANES, CHANNEL_LANES) / count
     mean += rest
-    deviation = tl.where(there, deviation - _spread(rest, GROUP_LANES, CHANNEL_LANES)[None, :], 0.0)
+    deviation = tl.where(valid, deviation - _spread(rest, GROUP_LANES, CHANNEL_LANES)[None, :], 0.0)
     squares = _sum_groups(deviation * deviation, TEXELS, GROUP_LANES, CHANNEL_LANES)
     group = tl.arange(0, GROUP_LANES)
-    row = moments_ptr + (image * tl.num_programs(0) + block) * (2 * GROUPS) + group
+    row = moments_ptr + tl.program_id(0).to(tl.int64) * (2 * GROUPS) + group
     tl.store(row, mean, mask=group < GROUPS)
     tl.store(row + GROUPS, squares, mask=group < GROUPS)
 
@@ -88,6 +89,7 @@ def normalise_blocks(
     bias_ptr,
     y_ptr,
     texel_count,
+    blocks,
     eps,
     CHANNELS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -96,15 +98,14 @@ def normalise_blocks(
     CHANNEL_LANES: tl.constexpr,
 ):
     """Every program combines the moments of all blocks, in one order, and applies them to its own."""
-    block = tl.program_id(0).to(tl.int64)
-    image = tl.program_id(1).to(tl.int64)
-    blocks = tl.num_programs(0)
-    offsets, there, channel, used = _tile(
+    block = (tl.program_id(0) % blocks).to(tl.int64)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    offsets, valid, channel, used = _tile(
         block, texel_count, CHANNELS, GROUPS, TEXELS, GROUP_LANES, CHANNEL_LANES
     )
     x_ptr += (image * texel_count + block * TEXELS) * CHANNELS
     y_ptr += (image * texel_count + block * TEXELS) * CHANNELS
-    x = tl.load(x_ptr + offsets, mask=there, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
 
     # Chan et al. 1983, for BLOCKS blocks at a time. Means are summed as differences from the mean so far: far
     # from 0 their own sum would round away what they differ in.
@@ -138,23 +139,13 @@ def normalise_blocks(
     # The difference before the product: with a mean far from 0, x * weight and mean * weight would cancel.
     y = (x - _spread(mean, GROUP_LANES, CHANNEL_LANES)[None, :]) * weight[None, :] + bias[None, :]
     y = tl.where(y < 0.0, 0.0, y)  # as ReLU, and unlike a maximum, keeps NaN
-    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=there)
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=valid)
 
 
 def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
-    """relu(group_norm(x)) with sums in float32, as `group_norm_relu_ref`.
+    """max(0, group norm), as in the reference, with sums in float32.
 
     The kernels need channels-last maps; others are converted, and contiguous ones converted back.
-
-    Args:
-        x: (B, C, H, W) float32, float16 or bfloat16.
-        weight: (C,), of any of these dtypes.
-        bias: (C,), of any of these dtypes.
-        groups: a divisor of C.
-        eps: added to the variance.
-
-    Returns:
-        (B, C, H, W) in the dtype of `x`; channels-last if `x` is that, else contiguous.
     """
     batch, channels, height, width = x.shape
     texels = height * width
@@ -162,19 +153,15 @@ def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
     if x.is_contiguous(memory_format=torch.channels_last):
         memory_format = torch.channels_last
     x = x.contiguous(memory_format=torch.channels_last)
-    if batch > _IMAGES:
-        y = torch.cat([group_norm_relu(part, weight, bias, groups, eps) for part in x.split(_IMAGES)])
-        return y.contiguous(memory_format=memory_format)
     y = torch.empty_like(x)
     if x.numel() > 0:
         constants = tiling(channels, groups)
         blocks = triton.cdiv(texels, constants["TEXELS"])
         moments = torch.empty(batch, blocks, 2, groups, dtype=torch.float32, device=x.device)
-        measure_blocks[(blocks, batch)](x, moments, texels, **constants, num_warps=_WARPS)
+        constants["num_warps"] = _WARPS
+        measure_blocks[(batch * blocks,)](x, moments, texels, blocks, **constants)
         weight, bias = weight.contiguous(), bias.contiguous()
-        normalise_blocks[(blocks, batch)](
-            x, moments, weight, bias, y, texels, eps, **constants, num_warps=_WARPS
-        )
+        normalise_blocks[(batch * blocks,)](x, moments, weight, bias, y, texels, blocks, eps, **constants)
     return y.contiguous(memory_format=memory_format)
 
 

@@ -12,19 +12,10 @@ _PAIRS = 2**17  # of points and faces at a time, which bounds memory
 
 
 def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
-    """Distance to the nearest point of any face, negative where the mesh winds around the point.
+    """Distances (B, N) mm, as in `nvf_fast.ops.mesh_distance`, in the dtype of `points`.
 
-    The winding number is the signed count of the faces that the ray point + t (0, 0, 1), t > 0, crosses; a
-    point is inside where it is not 0, which includes overlapping parts of the mesh. The count is exact at
-    edges and vertices. A face without area counts as a segment. All arithmetic runs in the dtype of `points`.
-
-    Args:
-        vertices: (B, V, 3) mm.
-        faces: (F, 3) int64, closed: every edge belongs to two faces, in opposite directions.
-        points: (B, N, 3) mm.
-
-    Returns:
-        (B, N) mm; NaN for a point that is not finite.
+    The winding number is the signed count of the faces that the ray point + t (0, 0, 1), t > 0, crosses,
+    exact at edges and vertices. A face without area counts as a segment.
     """
     distance = points.new_empty(points.shape[:2])
     for image, mesh in enumerate(vertices):

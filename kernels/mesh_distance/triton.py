@@ -6,7 +6,6 @@ lanes are reduced only at the end.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,12 +13,11 @@ from torch import Tensor
 _POINTS = 16
 _FACES = 32
 _WARPS = 4
-_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
-def _load_corner(ptr, face, face_count):
-    """x, y and z of one corner of each face; see the launcher for the layout."""
+def load_corner(ptr, face, face_count):
+    """x, y and z of one corner of each face, at `ptr` in an image of `mesh_corners`."""
     step = tl.cast(face_count, tl.int64) * 3
     face = face.to(tl.int64)
     return tl.load(ptr + face), tl.load(ptr + step + face), tl.load(ptr + 2 * step + face)
@@ -65,15 +63,17 @@ def _turn(x, y, x_next, y_next):
 def measure_distance(
     corners_ptr, points_ptr, distance_ptr, face_count, point_count, POINTS: tl.constexpr, FACES: tl.constexpr
 ):
-    image = tl.program_id(1).to(tl.int64)
+    # One axis for images and blocks: CUDA takes 65535 programs along the others.
+    blocks = tl.cdiv(point_count, POINTS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
     corners_ptr += image * face_count * 9
     points_ptr += image * point_count * 3
     distance_ptr += image * point_count
-    point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
-    wanted = point < point_count
-    px = tl.load(points_ptr + point * 3, mask=wanted, other=0.0)[:, None]
-    py = tl.load(points_ptr + point * 3 + 1, mask=wanted, other=0.0)[:, None]
-    pz = tl.load(points_ptr + point * 3 + 2, mask=wanted, other=0.0)[:, None]
+    point = (tl.program_id(0) % blocks).to(tl.int64) * POINTS + tl.arange(0, POINTS)
+    valid = point < point_count
+    px = tl.load(points_ptr + point * 3, mask=valid, other=0.0)[:, None]
+    py = tl.load(points_ptr + point * 3 + 1, mask=valid, other=0.0)[:, None]
+    pz = tl.load(points_ptr + point * 3 + 2, mask=valid, other=0.0)[:, None]
     nearest = tl.full((POINTS, FACES), float("inf"), tl.float32)
     winding = tl.zeros((POINTS, FACES), tl.int32)
 
@@ -83,9 +83,9 @@ def measure_distance(
         # The last faces are taken again where a tile goes past them; only the distance may count them twice.
         there = (face < face_count)[None, :]
         face = tl.minimum(face, face_count - 1)[None, :]
-        ax, ay, az = _load_corner(corners_ptr, face, face_count)
-        bx, by, bz = _load_corner(corners_ptr + face_count, face, face_count)
-        cx, cy, cz = _load_corner(corners_ptr + 2 * tl.cast(face_count, tl.int64), face, face_count)
+        ax, ay, az = load_corner(corners_ptr, face, face_count)
+        bx, by, bz = load_corner(corners_ptr + face_count, face, face_count)
+        cx, cy, cz = load_corner(corners_ptr + 2 * tl.cast(face_count, tl.int64), face, face_count)
         # The first corner faces the longest edge: of a sliver's it is the one that says most about the plane.
         ab = _dot(bx - ax, by - ay, bz - az, bx - ax, by - ay, bz - az)
         bc = _dot(cx - bx, cy - by, cz - bz, cx - bx, cy - by, cz - bz)
@@ -136,30 +136,16 @@ def measure_distance(
     distance = tl.where(tl.sum(winding, 1)[:, None] != 0, -distance, distance)
     # Infinity and NaN less themselves are NaN, which the minimum may have passed over.
     distance += (px - px) + (py - py) + (pz - pz)
-    tl.store(distance_ptr + point[:, None], distance, mask=wanted[:, None])
+    tl.store(distance_ptr + point[:, None], distance, mask=valid[:, None])
 
 
 def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
-    """Distance to the nearest face, negative inside, as `mesh_distance_ref`.
-
-    Args:
-        vertices: (B, V, 3) float32 mm.
-        faces: (F, 3) int64, closed.
-        points: (B, N, 3) float32 mm.
-
-    Returns:
-        (B, N) float32 mm.
-    """
+    """Signed distances (B, N) mm, as in the reference; all float32."""
     batch, point_count, _ = points.shape
-    if batch > _IMAGES:
-        parts = zip(vertices.split(_IMAGES), points.split(_IMAGES), strict=True)
-        return torch.cat([mesh_distance(some, faces, chosen) for some, chosen in parts])
     distance = points.new_empty(batch, point_count)
     if distance.numel() > 0:
-        # (B, xyz, corner, F) as (B, 3, 3 F); CUDA asserts that indices are in range, without synchronisation.
-        corners = vertices.mT.index_select(2, faces.T.flatten())
-        measure_distance[(triton.cdiv(point_count, _POINTS), batch)](
-            corners,
+        measure_distance[(batch * triton.cdiv(point_count, _POINTS),)](
+            mesh_corners(vertices, faces),
             points.contiguous(),
             distance,
             len(faces),
@@ -169,3 +155,9 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
             num_warps=_WARPS,
         )
     return distance
+
+
+def mesh_corners(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Corners (B, xyz, 3 F) of faces, the first ones of all faces before the second ones."""
+    # CUDA asserts that indices are in range, without synchronisation.
+    return vertices.mT.index_select(2, faces.T.flatten())

@@ -180,7 +180,7 @@ def query_field(
 def pack_layers(
     weights: Sequence[Tensor], biases: Sequence[Tensor], channels: int, dtype: torch.dtype
 ) -> Layers:
-    """Pack the network's layers for features of C = `channels`, computed in `dtype`."""
+    """Pack the network's layers for features of `channels` channels, computed in `dtype`."""
     inputs = weights[0].shape[1]
     positions = 3 if inputs == channels + 3 else 1
     direct = positions == 3 and dtype == torch.float32
@@ -211,20 +211,7 @@ def locate(
     centres: Tensor | None = None,
     per_ray: int = 1,
 ) -> Sequence[Places | Rays]:
-    """Locate points on the maps.
-
-    Args:
-        points: (B, N, 3) or (N, 3).
-        intrinsics: (B, 3, 3) or (3, 3).
-        image_size: px.
-        map_size: (H, W).
-        layers: from `pack_layers`.
-        centres: (B, 3) or None.
-        per_ray: consecutive points that lie on one ray, the farthest last, at the same depths on every ray.
-
-    Returns:
-        One record per image, or a single one if all are the same.
-    """
+    """Locate points on the maps: one record per image, or a single one if all are the same."""
     points = points if points.ndim == 3 else points[None]
     intrinsics = intrinsics if intrinsics.ndim == 3 else intrinsics[None]
     images = max(len(points), len(intrinsics), 1 if centres is None else len(centres))
@@ -253,13 +240,7 @@ def locate(
 def project_maps(
     features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Sequence[Tensor] | None = None
 ) -> Maps:
-    """Prepare the features of B images.
-
-    Args:
-        features, hand_scale: as in `query_field`.
-        layers: from `pack_layers`.
-        biases: L of (B, out), which replace the layers' own; None keeps those.
-    """
+    """Prepare the features of B images."""
     biases = [bias.float() for bias in biases or layers.bias]
     every_row = features.flatten(2).mT
     constants = [
@@ -279,13 +260,7 @@ def project_maps(
 
 
 def sample(maps: Maps, places: Sequence[Places | Rays], layers: Layers) -> Samples:
-    """Evaluate the signed distances of points.
-
-    Args:
-        maps: of B images, from `project_maps`.
-        places: of the points, from `locate`.
-        layers: from `pack_layers`.
-    """
+    """Evaluate the signed distances of points."""
     sdf = layers.position[0].new_full((len(maps), places[0].total), math.inf)
     along = []
     for image, (image_map, of_image) in enumerate(_images(maps, places)):

@@ -23,27 +23,10 @@ def query_field(
     *,
     image_size: int = 224,
 ) -> tuple[Tensor, Tensor]:
-    """Signed distance and votes of camera-space points, f(S(F, pi(p)), Z(p)) = (s, V) of Eq. 4.
+    """Signed distance and votes, f(S(F, pi(p)), Z(p)) = (s, V) of Eq. 4, as in `nvf_fast.ops.query_field`.
 
-    With `centres` of the hands, a point's position relative to the centre replaces its depth, and biases of
-    each image may encode the pose.
-
-    The geometry runs in the dtype of `points`, the network in the dtype of `features`; both may be float64.
-
-    Args:
-        features: (B, C, H, W) feature maps.
-        points: (B, N, 3) or (N, 3) mm, camera frame.
-        intrinsics: (B, 3, 3) or (3, 3) of the `image_size` px view, centred, fx = fy.
-        hand_scale: (B,) mm, or None for a model without that input (or its neutral value).
-        weights: L matrices (out, in); a layer's input is [hidden, x], the first one's x = [feature, depth(,
-            scale)], or [feature, (point - centre) / POSITION_MM] with centres.
-        biases: L vectors (out,), or (B, out) of each image.
-        image_size: px, side of the view that `intrinsics` describe.
-        centres: (B, 3) mm, camera frame, of the hands; None for a model that takes the depth.
-
-    Returns:
-        sdf (B, N) mm, +inf where a point is outside the view; votes (B, N, J, 4) raw (weight, direction xyz),
-        zero where a point is outside the view. Both in the dtype of `points`.
+    The geometry runs in the dtype of `points`, as the results, the network in the dtype of `features`; both
+    may be float64.
     """
     batch, channels = features.shape[:2]
     points = points.expand(batch, -1, -1)

@@ -80,11 +80,11 @@ def device_tilings(device: torch.device, dtype: torch.dtype) -> tuple[Tiling, ..
 
 
 @triton.jit
-def _project(points_ptr, intrinsics_ptr, point, there, image_size, height, width):
+def _project(points_ptr, intrinsics_ptr, point, valid, image_size, height, width):
     """Place on the feature map, depth input, in view or not, and the point; `points_ptr` is at the image."""
-    x = tl.load(points_ptr + point * 3, mask=there, other=0.0)
-    y = tl.load(points_ptr + point * 3 + 1, mask=there, other=0.0)
-    z = tl.load(points_ptr + point * 3 + 2, mask=there, other=0.0)
+    x = tl.load(points_ptr + point * 3, mask=valid, other=0.0)
+    y = tl.load(points_ptr + point * 3 + 1, mask=valid, other=0.0)
+    z = tl.load(points_ptr + point * 3 + 2, mask=valid, other=0.0)
     focal = tl.load(intrinsics_ptr)
     across = focal * x + tl.load(intrinsics_ptr + 1) * y + tl.load(intrinsics_ptr + 2) * z
     down = tl.load(intrinsics_ptr + 3) * x + tl.load(intrinsics_ptr + 4) * y + tl.load(intrinsics_ptr + 5) * z
@@ -94,7 +94,7 @@ def _project(points_ptr, intrinsics_ptr, point, there, image_size, height, width
     half = image_size / 2
     u = across / along / half - 1
     v = down / along / half - 1
-    inside = there & (z > 0) & (tl.abs(u) <= 1) & (tl.abs(v) <= 1)
+    inside = valid & (z > 0) & (tl.abs(u) <= 1) & (tl.abs(v) <= 1)
     depth = z / (focal * (112 / half))
     return (u + 1) * ((width - 1) / 2), (v + 1) * ((height - 1) / 2), depth, inside, x, y, z
 
@@ -124,12 +124,12 @@ def locate_points(
     blocks = tl.cdiv(point_count, BLOCK)
     point = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    there = point < point_count
+    valid = point < point_count
     u, v, _, inside, _, _, _ = _project(
         points_ptr + image * points_stride,
         intrinsics_ptr + image * intrinsics_stride,
         point,
-        there,
+        valid,
         image_size,
         height,
         width,
@@ -138,7 +138,7 @@ def locate_points(
     row = tl.minimum(tl.where(inside, v, 0.0).to(tl.int32), height - 2)
     strip = tl.program_id(0) // blocks * _strips(height) + row // (WINDOW_ROWS - 1)
     key = tl.where(inside, strip * width + column, outside)
-    tl.store(keys_ptr + image * point_count + point, key, mask=there)
+    tl.store(keys_ptr + image * point_count + point, key, mask=valid)
 
 
 @triton.jit
@@ -164,17 +164,17 @@ def make_tiles(
     while position < stop:
         first = position + tl.arange(0, LANES) * POINTS
         last = tl.minimum(first + POINTS, stop) - 1
-        there = first <= last
-        left = tl.load(keys_ptr + first, mask=there, other=0) - strip * width
-        right = tl.load(keys_ptr + last, mask=there, other=0) - strip * width
-        windows = tl.max(tl.where(there, (right - left) // CELLS + 1, 0), 0)
+        valid = first <= last
+        left = tl.load(keys_ptr + first, mask=valid, other=0) - strip * width
+        right = tl.load(keys_ptr + last, mask=valid, other=0) - strip * width
+        windows = tl.max(tl.where(valid, (right - left) // CELLS + 1, 0), 0)
         window = 0
         while window < windows:
-            start = tl.maximum(first, tl.load(bounds_ptr + tl.minimum(left, width), mask=there, other=0))
+            start = tl.maximum(first, tl.load(bounds_ptr + tl.minimum(left, width), mask=valid, other=0))
             end = tl.minimum(
-                last + 1, tl.load(bounds_ptr + tl.minimum(left + CELLS, width), mask=there, other=0)
+                last + 1, tl.load(bounds_ptr + tl.minimum(left + CELLS, width), mask=valid, other=0)
             )
-            filled = there & (start < end)
+            filled = valid & (start < end)
             ones = filled.to(tl.int32)
             slot = tl.atomic_add(tile_count_ptr, tl.sum(ones, 0)) + tl.cumsum(ones, 0) - ones
             tl.store(tiles_ptr + slot * 4, start, mask=filled)
@@ -279,30 +279,30 @@ def evaluate_layer(
     if tile < tl.load(tile_count_ptr):
         DTYPE: tl.constexpr = maps_ptr.dtype.element_ty
         lane = tl.arange(0, POINTS)
-        there = lane < tl.load(tiles_ptr + tile * 4 + 1)
+        valid = lane < tl.load(tiles_ptr + tile * 4 + 1)
         strip = tl.load(tiles_ptr + tile * 4 + 2)
         own = (strip // _strips(height)).to(tl.int64)
-        point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=there, other=0)
-        point = tl.where(there, point - own * point_count, 0).to(tl.int32)
+        point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=valid, other=0)
+        point = tl.where(valid, point - own * point_count, 0).to(tl.int32)
         image = own + tl.program_id(2)
         first_point = image * point_count
         u, v, depth, _, x, y, z = _project(
             points_ptr + image * points_stride,
             intrinsics_ptr + image * intrinsics_stride,
             point,
-            there,
+            valid,
             image_size,
             height,
             width,
         )
         top = (strip % _strips(height)) * (WINDOW_ROWS - 1)
         left = tl.load(tiles_ptr + tile * 4 + 3)
-        u, v, depth = tl.where(there, u, 0.0), tl.where(there, v, 0.0), tl.where(there, depth, 0.0)
+        u, v, depth = tl.where(valid, u, 0.0), tl.where(valid, v, 0.0), tl.where(valid, depth, 0.0)
         EXTRA: tl.constexpr = CENTRED_EXTRA_ROWS if CENTRED else EXTRA_ROWS
         if CENTRED:
-            x = tl.where(there, (x - tl.load(centres_ptr + image * 3)) / POSITION_MM, 0.0)
-            y = tl.where(there, (y - tl.load(centres_ptr + image * 3 + 1)) / POSITION_MM, 0.0)
-            z = tl.where(there, (z - tl.load(centres_ptr + image * 3 + 2)) / POSITION_MM, 0.0)
+            x = tl.where(valid, (x - tl.load(centres_ptr + image * 3)) / POSITION_MM, 0.0)
+            y = tl.where(valid, (y - tl.load(centres_ptr + image * 3 + 1)) / POSITION_MM, 0.0)
+            z = tl.where(valid, (z - tl.load(centres_ptr + image * 3 + 2)) / POSITION_MM, 0.0)
         hat, window = _hat(u, v, depth, x, y, z, top, left, height, width, CENTRED, DTYPE)
         maps_ptr += image * (height * width + EXTRA) * channels
         window = window.to(tl.int64)[:, None] * channels
@@ -330,13 +330,13 @@ def evaluate_layer(
 
         if LAST:
             raw = tl.sum(tl.where(column == 0, sums, 0.0), 1)
-            tl.store(sdf_ptr + first_point + point, 50 * _tanh(raw), mask=there)
+            tl.store(sdf_ptr + first_point + point, 50 * _tanh(raw), mask=valid)
             if VOTES > 0:
                 # Read again: kept from before the products, the pointers would spill.
-                point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=there, other=0)
-                point = tl.where(there, point - own * point_count, 0).to(tl.int32)
+                point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=valid, other=0)
+                point = tl.where(valid, point - own * point_count, 0).to(tl.int32)
                 row = votes_ptr + first_point * VOTES
-                kept = there[:, None] & (column > 0) & (column <= VOTES)
+                kept = valid[:, None] & (column > 0) & (column <= VOTES)
                 tl.store(row + (point[:, None] * VOTES + column - 1), sums, mask=kept)
         else:
             outputs = outputs_ptr + workspace[:, None] * OUT + (first_column + column)
@@ -395,24 +395,11 @@ def query_field(
     *,
     image_size: int = 224,
 ) -> tuple[Tensor, Tensor]:
-    """Signed distance and votes of camera-space points, as in the reference.
-
-    Args:
-        features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
-        points: (B, N, 3) or (N, 3) float32 mm.
-        intrinsics: (B, 3, 3) or (3, 3) float32, of the `image_size` px view.
-        hand_scale: (B,) float32 mm or None.
-        weights: L matrices (out, in), two or more.
-        biases: L vectors (out,), or L of (B, out).
-        centres: (B, 3) float32 mm or None.
-        image_size: px.
-
-    Returns:
-        sdf (B, N) float32 mm; votes (B, N, J, 4) float32.
+    """Signed distance and votes, as in the reference; the compute dtype is that of `features`.
 
     Raises:
         ValueError: fewer than two layers, more than 63 joints, or more points than 32-bit positions can
-        count.
+            count.
     """
     layers = pack_layers(weights, biases, features.shape[1], features.dtype)
     tiles = locate(points, intrinsics, image_size, features.shape[2:], layers, centres)
@@ -427,13 +414,7 @@ def pack_layers(
     dtype: torch.dtype,
     tiling: Tiling | None = None,
 ) -> Layers:
-    """Pack the network's layers for features of C = `channels`, computed in `dtype`.
-
-    Args:
-        weights, biases: as in `query_field`.
-        channels: C.
-        dtype: of the features and of the products.
-        tiling: block shapes, of `tilings`; None is the first.
+    """Pack the network's layers; the default tiling is the first of `tilings`.
 
     Raises:
         ValueError: fewer than two layers, or more than 63 joints.
@@ -479,18 +460,9 @@ def locate(
     centres: Tensor | None = None,
     per_ray: int = 1,
 ) -> Tiles:
-    """Make tiles of points on the device.
+    """Make tiles of points on the device; images of common points and intrinsics have common tiles.
 
-    Images of common points and intrinsics have common tiles, for any number of images.
-
-    Args:
-        points: (B, N, 3) or (N, 3).
-        intrinsics: (B, 3, 3) or (3, 3).
-        image_size: px.
-        map_size: (H, W).
-        layers: from `pack_layers`.
-        centres: (B, 3), or None.
-        per_ray: without effect; `cpu.locate` uses it.
+    `per_ray` has no effect here.
 
     Raises:
         ValueError: the number of points exceeds 32-bit positions.
@@ -537,12 +509,6 @@ def project_maps(
 ) -> Tensor:
     """Project features through every layer's columns for x.
 
-    Args:
-        features: (B, C, H, W).
-        hand_scale: (B,) mm or None.
-        layers: from `pack_layers`.
-        biases: L of (B, out), which replace the layers' own; None keeps those.
-
     Returns:
         (B, H * W + P + 2, sum of widths) compute dtype: a row per texel, then the position's P columns, then
         the constant, bias and hand scale's part, in two parts.
@@ -562,13 +528,7 @@ def project_maps(
 
 
 def sample(maps: Tensor, tiles: Tiles, layers: Layers) -> Samples:
-    """Evaluate the signed distances of points.
-
-    Args:
-        maps: of B images, from `project_maps`.
-        tiles: of the points, from `locate`.
-        layers: from `pack_layers`.
-    """
+    """Evaluate the signed distances of points."""
     sdf, _ = _evaluate(maps, tiles, layers, with_votes=False)
     return Samples(sdf, maps, tiles)
 

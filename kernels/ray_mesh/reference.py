@@ -11,22 +11,11 @@ _PAIRS = 2**17  # of rays and faces at a time, which bounds memory
 
 
 def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest t > 0 with origin + t * direction on a face, from either side, and that face.
+    """t (B, R) and face (B, R), as in `nvf_fast.ops.ray_mesh`, in the dtype of `origins`.
 
     The corners are sheared so that the ray is an axis, as Woop, Benthin and Wald do (Watertight Ray/Triangle
     Intersection, JCGT 2013). A face is hit if the axis passes no edge on the wrong side; an edge belongs to
-    both its faces, which makes it watertight. Among faces hit at equal t the lowest index wins. A face
-    parallel to the ray is never hit, and a direction of zero hits nothing. All arithmetic runs in the dtype
-    of `origins`.
-
-    Args:
-        vertices: (B, V, 3) mm.
-        faces: (F, 3) int64.
-        origins: (B, R, 3) mm.
-        directions: (B, R, 3) mm, of any length.
-
-    Returns:
-        t (B, R) in multiples of the direction, +inf without a hit; face (B, R) int64, -1 without a hit.
+    both its faces, which makes it watertight.
     """
     t = origins.new_empty(origins.shape[:2])
     face = torch.empty_like(t, dtype=torch.int64)

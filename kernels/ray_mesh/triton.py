@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nvf_fast.kernels.mesh_distance.triton import load_corner, mesh_corners
+
 _RAYS = 16
 _FACES = 32
 _WARPS = 4
-_IMAGES = 2**15  # per launch: CUDA takes 65535 programs along the second axis
 
 
 @triton.jit
@@ -24,14 +25,6 @@ def _load_rows(ptr, row, mask):
     y = tl.load(ptr + 1, mask=mask[:, None], other=0.0)
     z = tl.load(ptr + 2, mask=mask[:, None], other=0.0)
     return x, y, z
-
-
-@triton.jit
-def _load_corner(ptr, face, face_count):
-    """x, y and z of one corner of each face; see the launcher for the layout."""
-    step = tl.cast(face_count, tl.int64) * 3
-    face = face.to(tl.int64)
-    return tl.load(ptr + face), tl.load(ptr + step + face), tl.load(ptr + 2 * step + face)
 
 
 @triton.jit
@@ -59,12 +52,14 @@ def find_hits(
     RAYS: tl.constexpr,
     FACES: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
+    # One axis for images and blocks: CUDA takes 65535 programs along the others.
+    blocks = tl.cdiv(ray_count, RAYS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
     corners_ptr += image * face_count * 9
-    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
-    wanted = ray < ray_count
-    ox, oy, oz = _load_rows(origins_ptr + image * ray_count * 3, ray, wanted)
-    dx, dy, dz = _load_rows(directions_ptr + image * ray_count * 3, ray, wanted)
+    ray = (tl.program_id(0) % blocks).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    valid = ray < ray_count
+    ox, oy, oz = _load_rows(origins_ptr + image * ray_count * 3, ray, valid)
+    dx, dy, dz = _load_rows(directions_ptr + image * ray_count * 3, ray, valid)
 
     # Rows that turn a corner seen from the origin into u and v across the ray, and t along it: a shear along
     # the direction's longest axis. Without a direction they are NaN, and no face is met.
@@ -86,11 +81,11 @@ def find_hits(
     while first < face_count:
         # The last face is taken again where a tile goes past it.
         face = tl.minimum(first + tl.arange(0, FACES), face_count - 1)[None, :]
-        x, y, z = _load_corner(corners_ptr, face, face_count)
+        x, y, z = load_corner(corners_ptr, face, face_count)
         au, av, at = _shear(x - ox, y - oy, z - oz, ux, uy, uz, vx, vy, vz, tx, ty, tz)
-        x, y, z = _load_corner(corners_ptr + face_count, face, face_count)
+        x, y, z = load_corner(corners_ptr + face_count, face, face_count)
         bu, bv, bt = _shear(x - ox, y - oy, z - oz, ux, uy, uz, vx, vy, vz, tx, ty, tz)
-        x, y, z = _load_corner(corners_ptr + 2 * tl.cast(face_count, tl.int64), face, face_count)
+        x, y, z = load_corner(corners_ptr + 2 * tl.cast(face_count, tl.int64), face, face_count)
         cu, cv, ct = _shear(x - ox, y - oy, z - oz, ux, uy, uz, vx, vy, vz, tx, ty, tz)
 
         # The products are compared, not subtracted: nothing can be fused, and seen from the other face the
@@ -108,37 +103,20 @@ def find_hits(
 
     t = tl.min(nearest, 1)
     face = tl.min(tl.where((nearest == t[:, None]) & (met >= 0), met, face_count), 1)
-    tl.store(t_ptr + image * ray_count + ray, t, mask=wanted)
+    tl.store(t_ptr + image * ray_count + ray, t, mask=valid)
     tl.store(
-        face_ptr + image * ray_count + ray, tl.where(face < face_count, face, -1).to(tl.int64), mask=wanted
+        face_ptr + image * ray_count + ray, tl.where(face < face_count, face, -1).to(tl.int64), mask=valid
     )
 
 
 def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest t > 0 with origin + t * direction on a face, and that face, as `ray_mesh_ref`.
-
-    Args:
-        vertices: (B, V, 3) float32 mm.
-        faces: (F, 3) int64.
-        origins: (B, R, 3) float32 mm.
-        directions: (B, R, 3) float32 mm.
-
-    Returns:
-        t (B, R) float32 in multiples of the direction, +inf for none; face (B, R) int64, -1 for none.
-    """
+    """t (B, R) and face (B, R), as in the reference; all float32."""
     batch, ray_count, _ = origins.shape
-    if batch > _IMAGES:
-        splits = zip(*(a.split(_IMAGES) for a in (vertices, origins, directions)), strict=True)
-        parts = [ray_mesh(some, faces, *rays) for some, *rays in splits]
-        t, face = (torch.cat(some) for some in zip(*parts, strict=True))
-        return t, face
     t = origins.new_empty(batch, ray_count)
     face = torch.empty_like(t, dtype=torch.int64)
     if t.numel() > 0:
-        # (B, xyz, corner, F) as (B, 3, 3 F); CUDA asserts that indices are in range, without synchronisation.
-        corners = vertices.mT.index_select(2, faces.T.flatten())
-        find_hits[(triton.cdiv(ray_count, _RAYS), batch)](
-            corners,
+        find_hits[(batch * triton.cdiv(ray_count, _RAYS),)](
+            mesh_corners(vertices, faces),
             origins.contiguous(),
             directions.contiguous(),
             t,

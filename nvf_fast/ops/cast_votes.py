@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.cast_votes import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
 
 
 def cast_votes(
@@ -55,17 +55,10 @@ _run = Operation("cast_votes", cpu.cast_votes, _empty_results)
 
 
 def _check(points: Tensor, votes: Tensor, counts: Tensor, fraction: float) -> None:
-    if votes.ndim != 4 or votes.shape[-1] != 4:
-        raise ValueError(f"cast_votes: votes must be (B, V, J, 4), got {tuple(votes.shape)}")
+    check_tensor("cast_votes", "votes", votes, [("B", "V", "J", 4)], torch.float32)
     batch, capacity = votes.shape[:2]
-    if points.shape != (batch, capacity, 3):
-        raise ValueError(f"cast_votes: points must be ({batch}, {capacity}, 3), got {tuple(points.shape)}")
-    if counts.shape != (batch,):
-        raise ValueError(f"cast_votes: counts must be ({batch},), got {tuple(counts.shape)}")
-    if not points.dtype == votes.dtype == torch.float32:
-        raise TypeError(f"cast_votes: points and votes must be float32, got {points.dtype} and {votes.dtype}")
-    if counts.dtype != torch.int32:
-        raise TypeError(f"cast_votes: counts must be int32, got {counts.dtype}")
+    check_tensor("cast_votes", "points", points, [(batch, capacity, 3)], torch.float32, unit="mm")
+    check_tensor("cast_votes", "counts", counts, [(batch,)], torch.int32)
     if not 0 < fraction <= 1:
         raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction}")
     check_devices("cast_votes", points=points, votes=votes, counts=counts)

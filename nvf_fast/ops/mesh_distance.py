@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.mesh_distance import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
 
 
 def mesh_distance(
@@ -44,21 +44,14 @@ _run = Operation(
 
 
 def check_mesh(name: str, vertices: Tensor, faces: Tensor, **queries: Tensor) -> None:
-    if vertices.ndim != 3 or vertices.shape[-1] != 3:
-        raise ValueError(f"{name}: vertices must be (B, V, 3) mm, got {tuple(vertices.shape)}")
-    if faces.ndim != 2 or faces.shape[-1] != 3 or len(faces) < 1:
+    check_tensor(name, "vertices", vertices, [("B", "V", 3)], torch.float32, unit="mm")
+    check_tensor(name, "faces", faces, [("F", 3)], torch.int64)
+    if len(faces) < 1:
         raise ValueError(f"{name}: faces must be (F, 3) with F of 1 or more, got {tuple(faces.shape)}")
-    if faces.dtype != torch.int64:
-        raise TypeError(f"{name}: faces must be int64, got {faces.dtype}")
+    count: int | str = "N"
     for key, tensor in queries.items():
-        if tensor.ndim != 3 or tensor.shape[::2] != (len(vertices), 3):
-            raise ValueError(f"{name}: {key} must be ({len(vertices)}, N, 3), got {tuple(tensor.shape)}")
-    shapes = [tuple(tensor.shape) for tensor in queries.values()]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"{name}: {' and '.join(queries)} must have one shape, got {shapes}")
-    for key, tensor in {"vertices": vertices, **queries}.items():
-        if tensor.dtype != torch.float32:
-            raise TypeError(f"{name}: {key} must be float32 mm, got {tensor.dtype}")
+        check_tensor(name, key, tensor, [(len(vertices), count, 3)], torch.float32, unit="mm")
+        count = tensor.shape[1]
     check_devices(name, vertices=vertices, faces=faces, **queries)
     # On CUDA reading the indices would synchronise, and compiled code has no values to read.
     if faces.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
@@ -92,11 +92,29 @@ class Operation(Generic[P, R]):
         return getattr(import_module(self._module), self._name)(*arguments, **options)
 
 
-def check_points(name: str, points: Tensor, batch: int) -> None:
-    if points.ndim not in (2, 3) or points.shape[-1] != 3 or (points.ndim == 3 and points.shape[0] != batch):
-        raise ValueError(f"{name}: points must be (N, 3) or ({batch}, N, 3) mm, got {tuple(points.shape)}")
-    if points.dtype != torch.float32:
-        raise TypeError(f"{name}: points must be float32 mm, got {points.dtype}")
+def check_tensor(
+    operation: str,
+    name: str,
+    tensor: Tensor,
+    shapes: Sequence[Sequence[int | str]],
+    *dtypes: torch.dtype,
+    unit: str = "",
+) -> None:
+    """Check a tensor against the shapes it may have, in which strings stand for any size, and its dtypes."""
+    if not any(_fits(tensor.shape, shape) for shape in shapes):
+        listed = (f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})" for shape in shapes)
+        expected = f"{' or '.join(listed)} {unit}".rstrip()
+        raise ValueError(f"{operation}: {name} must be {expected}, got {tuple(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        expected = f"{names} {unit}".rstrip()
+        raise TypeError(f"{operation}: {name} must be {expected}, got {tensor.dtype}")
+
+
+def _fits(found: Sequence[int], shape: Sequence[int | str]) -> bool:
+    return len(found) == len(shape) and all(
+        isinstance(size, str) or size == n for n, size in zip(found, shape, strict=True)
+    )
 
 
 def check_devices(name: str, **tensors: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.query_field import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_points
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
 
 Places = NewType("Places", object)
 """Points located on feature maps, in the backend's layout."""
@@ -257,20 +257,16 @@ def _check(
     image_size: int,
     centres: Tensor | None,
 ) -> None:
-    if features.ndim != 4 or min(features.shape[2:]) < 2:
-        raise ValueError(
-            f"query_field: features must be (B, C, H, W) with H, W of 2 or more, got {tuple(features.shape)}"
-        )
-    if features.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"query_field: features must be float32, float16 or bfloat16, got {features.dtype}")
+    def check(name: str, tensor: Tensor, *shapes: tuple[int | str, ...], unit: str = "mm") -> None:
+        check_tensor("query_field", name, tensor, shapes, torch.float32, unit=unit)
+
+    dtypes = torch.float32, torch.float16, torch.bfloat16
+    check_tensor("query_field", "features", features, [("B", "C", "H", "W")], *dtypes)
+    if min(features.shape[2:]) < 2:
+        raise ValueError(f"query_field: features must have H, W of 2 or more, got {tuple(features.shape)}")
     batch, channels = features.shape[:2]
-    check_points("query_field", points, batch)
-    if intrinsics.shape not in ((3, 3), (batch, 3, 3)):
-        raise ValueError(
-            f"query_field: intrinsics must be (3, 3) or ({batch}, 3, 3), got {tuple(intrinsics.shape)}"
-        )
-    if intrinsics.dtype != torch.float32:
-        raise TypeError(f"query_field: intrinsics must be float32, got {intrinsics.dtype}")
+    check("points", points, ("N", 3), (batch, "N", 3))
+    check("intrinsics", intrinsics, (3, 3), (batch, 3, 3), unit="px")
     if not weights or len(weights) != len(biases):
         raise ValueError(
             f"query_field: weights and biases must be equally many, one or more, got {len(weights)} and "
@@ -307,15 +303,9 @@ def _check(
     if hand_scale is not None:
         if inputs != channels + 2:
             raise ValueError("query_field: hand_scale was given, but the weights have no input for it")
-        if hand_scale.shape != (batch,):
-            raise ValueError(f"query_field: hand_scale must be ({batch},) mm, got {tuple(hand_scale.shape)}")
-        if hand_scale.dtype != torch.float32:
-            raise TypeError(f"query_field: hand_scale must be float32 mm, got {hand_scale.dtype}")
+        check("hand_scale", hand_scale, (batch,))
     if centres is not None:
-        if centres.shape != (batch, 3):
-            raise ValueError(f"query_field: centres must be ({batch}, 3) mm, got {tuple(centres.shape)}")
-        if centres.dtype != torch.float32:
-            raise TypeError(f"query_field: centres must be float32 mm, got {centres.dtype}")
+        check("centres", centres, (batch, 3))
     if image_size < 1:
         raise ValueError(f"query_field: image_size must be at least 1 px, got {image_size}")
     given = {"features": features, "points": points, "intrinsics": intrinsics, "weights": weights[0]}

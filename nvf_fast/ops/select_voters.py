@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.select_voters import reference
-from nvf_fast.ops.operation import Backend, Operation
+from nvf_fast.ops.operation import Backend, Operation, check_tensor
 
 
 class Selection(NamedTuple):
@@ -39,10 +39,7 @@ def compact(mask: Tensor, capacity: int | None, *, backend: Backend | None = Non
         TypeError: `mask` is not bool.
         RuntimeError: the requested backend cannot run here.
     """
-    if mask.ndim != 2:
-        raise ValueError(f"compact: mask must be (B, N), got {tuple(mask.shape)}")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"compact: mask must be bool, got {mask.dtype}")
+    check_tensor("compact", "mask", mask, [("B", "N")], torch.bool)
     if capacity is None:
         return _exact(mask)
     _check_capacity("compact", capacity)
@@ -65,10 +62,7 @@ def select_voters(
         TypeError: `sdf` is not float32.
         RuntimeError: the requested backend cannot run here.
     """
-    if sdf.ndim != 2:
-        raise ValueError(f"select_voters: sdf must be (B, N) mm, got {tuple(sdf.shape)}")
-    if sdf.dtype != torch.float32:
-        raise TypeError(f"select_voters: sdf must be float32, got {sdf.dtype}")
+    check_tensor("select_voters", "sdf", sdf, [("B", "N")], torch.float32, unit="mm")
     if capacity is None:
         return _exact(sdf.abs() < surface_mm)
     _check_capacity("select_voters", capacity)

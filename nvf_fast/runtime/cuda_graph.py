@@ -30,16 +30,20 @@ class Recorder(Protocol):
 class GraphedFunction:
     """A function `function(key, *tensors)` without synchronisation, replayed as a CUDA graph for each key.
 
-    The tensors of one key have the same shapes and dtypes in every call, or are None in every call. Calls from several streams and
-    threads run one after the other, since they use the same memory. If a capture fails, a warning gives the
-    reason, and its key runs without a graph from then on.
+    The tensors of one key have the same shapes and dtypes in every call, or are None in every call. Calls
+    from several streams and threads run one after the other, since they use the same memory. If a capture
+    fails, a warning gives the reason, and its key runs without a graph from then on.
 
     Args:
         function: from a key and tensors on the device to a tensor.
         recorder: of the device.
+
+    Attributes:
+        failed: keys whose capture failed.
     """
 
     def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
+        self.failed: set[Hashable] = set()
         self._function, self._recorder = function, recorder
         self._captured: OrderedDict[Hashable, _Captured | None] = OrderedDict()
         self._lock = threading.Lock()
@@ -74,6 +78,7 @@ class GraphedFunction:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            self.failed.add(key)
             LOG.warning("no CUDA graph for %s, it runs launch by launch: %s", key, error)
             return None
         return _Captured(inputs, launch, output)
