@@ -264,7 +264,7 @@ DAMAGES: dict[Opened, list[tuple[Damage, *tuple[str, ...]]]] = {
         (lines_of(OBJ, lambda rows: ["v 0 0 nan", *rows[1:]]), "3.obj: vertices with NaN or infinity"),
         (
             add_lines(OBJ, *(f"f 1 {i + 2} {i + 1}" for i in range(1, 15))),
-            "3.obj: the surface must be open at the wrist, its opening has 0 edges",
+            "3.obj: the surface must be open at the wrist alone, it has 0 openings",
         ),
         (lines_of(OBJ, lambda rows: rows[:778]), "3.obj: no faces, or others than triangles"),
         (add_lines(OBJ, "f 1 2 3 4"), "3.obj: no faces, or others than triangles"),

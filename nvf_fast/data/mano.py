@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nvf_fast.data.faults import DatasetError, Faults
 from nvf_fast.data.joint_orders import FINGERTIPS, HO3D_TO_FREIHAND
+from nvf_fast.data.mesh import directed_edges, openings
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.rotations import rotation_about
 from nvf_fast.data.tables import finite_array, form
@@ -201,28 +202,16 @@ def close_surface(faces: Tensor, vertices: Tensor) -> Tensor:
     Raises:
         ValueError: the surface is not one sheet with one opening.
     """
-    loop = _opening(faces)
+    loops = openings(faces.numpy())
+    if len(torch.from_numpy(directed_edges(faces.numpy())).unique(dim=0)) != 3 * len(faces):
+        raise ValueError("two faces pass an edge in the same direction: no surface with one outside")
+    if len(loops) != 1:
+        raise ValueError(f"the surface must be open at the wrist alone, it has {len(loops)} openings")
+    loop = torch.tensor(loops[0])
     fan = torch.stack([loop[0].expand(len(loop) - 2), loop[2:], loop[1:-1]], -1)
     closed = torch.cat([faces, fan])
+    if openings(closed.numpy()):
+        raise ValueError("the opening at the wrist is no simple loop")
     first, second, third = (vertices.double() - vertices.double().mean(0))[closed].unbind(1)
     volume = (torch.linalg.cross(first, second) * third).sum() / 6
     return closed if volume > 0 else closed.flip(-1)
-
-
-def _opening(faces: Tensor) -> Tensor:
-    """(L,) vertices around the one opening, in the order in which the faces there pass them."""
-    edges = {
-        (start, end) for face in faces.tolist() for start, end in zip(face, face[1:] + face[:1], strict=True)
-    }
-    if len(edges) != 3 * len(faces):
-        raise ValueError("two faces pass an edge in the same direction: no surface with one outside")
-    after = {start: end for start, end in edges if (end, start) not in edges}
-    open_edges = sum((end, start) not in edges for start, end in edges)
-    if open_edges < 3:
-        raise ValueError(f"the surface must be open at the wrist, its opening has {open_edges} edges")
-    loop = [min(after)]
-    while (vertex := after.get(loop[-1])) is not None and vertex != loop[0] and len(loop) <= open_edges:
-        loop.append(vertex)
-    if len(loop) != open_edges:
-        raise ValueError(f"the surface must have one opening; one has {len(loop)} of {open_edges} open edges")
-    return torch.tensor(loop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -58,12 +58,12 @@ class Backgrounds:
             paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
             if not paths:
                 raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
-        self.__setstate__({"paths": paths})
+        self._paths = paths
 
     def draw(self, stream: Stream, size: int) -> np.ndarray:
         """Draw one background, (size, size, 3) float32 display RGB in [0, 1]."""
         if self._paths and stream.chance(IMAGE_CHANCE):
-            crop = _crop(self._image(stream.choose(self._paths)), stream, size)
+            crop = _crop(_load(stream.choose(self._paths)), stream, size)
         else:
             crop = _turned(procedural_image(stream.below(PROCEDURAL)), stream, size)
         image = crop.astype(np.float32) / 255
@@ -88,7 +88,7 @@ class Backgrounds:
             image = paint_image(stream.below(2**31), longer)
             top, left = (longer - height) // 2, (longer - width) // 2
             return image[top : top + height, left : left + width].astype(np.float32) / 255
-        image, *_ = self._image(stream.choose(self._paths))
+        image, *_ = _load(stream.choose(self._paths))
         if _is_panorama(image):
             camera = _camera(stream.uniform(0, 2 * np.pi), stream.normal(0.2), stream.normal(0.05))
             return panorama_view(image, camera, focal, shape).astype(np.float32) / 255
@@ -103,15 +103,7 @@ class Backgrounds:
         if not self._paths:
             return None
         path = stream.choose(self._paths)
-        return self._surroundings(path) if _is_panorama(self._image(path)[0]) else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self._paths}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._paths: list[Path] = state["paths"]
-        self._image = lru_cache(maxsize=KEPT)(_load)
-        self._surroundings = lru_cache(maxsize=KEPT)(lambda path: _surroundings(self._image(path)[-1]))
+        return _surroundings(path) if _is_panorama(_load(path)[0]) else None
 
 
 @lru_cache(maxsize=PROCEDURAL)
@@ -225,6 +217,7 @@ def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float,
                 image[row, column, k] *= 1 + strength * value
 
 
+@lru_cache(maxsize=KEPT)
 def _load(path: Path) -> list[np.ndarray]:
     """Read an image; for a panorama, also halves, quarters and so on, for wide views without aliasing."""
     with Image.open(path) as opened:
@@ -240,8 +233,9 @@ def _is_panorama(image: np.ndarray) -> bool:
     return image.shape[1] == 2 * image.shape[0]
 
 
-def _surroundings(image: np.ndarray) -> Surroundings:
-    rows, columns = 8, 16
+@lru_cache(maxsize=KEPT)
+def _surroundings(path: Path) -> Surroundings:
+    image, rows, columns = _load(path)[-1], 8, 16
     height, width = image.shape[0] // rows * rows, image.shape[1] // columns * columns
     light = (np.arange(256) / 255.0)[image[:height, :width]] ** 2.2
     light = light.reshape(rows, height // rows, columns, width // columns, 3).mean((1, 3))

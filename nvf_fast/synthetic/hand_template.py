@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.data.mesh import level_mesh
+from nvf_fast.data.mesh import directed_edges, level_mesh
 from nvf_fast.synthetic.capsule_hand import BASES, CAPSULES, cone_distances, mean_nodes
 from nvf_fast.synthetic.hand_skeleton import CHAINS
 
@@ -98,5 +98,5 @@ class _Average:
 
 
 def _neighbours(faces: np.ndarray, count: int) -> _Average:
-    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    pairs = directed_edges(faces)
     return _Average(np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0), count)

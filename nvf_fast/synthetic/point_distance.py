@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from nvf_fast.data.mesh import directed_edges
 from nvf_fast.synthetic.rasteriser import mesh_normals
 
 CELLS = 48  # along each axis of the grid that finds the points below a triangle
@@ -77,7 +78,7 @@ def _halves(vertices: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
 
 
 def _is_watertight(faces: np.ndarray) -> bool:
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = directed_edges(faces)
     pairs = np.unique(edges, axis=0)
     return len(pairs) == len(edges) and len(np.unique(np.sort(pairs, 1), axis=0)) * 2 == len(edges)
 

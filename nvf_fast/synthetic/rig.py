@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast.data.faults import DatasetError, counted
+from nvf_fast.data.mesh import directed_edges, openings
 from nvf_fast.synthetic.glb_file import GLBFile, require
 from nvf_fast.synthetic.hand_skeleton import BONES, CHAINS, JOINTS, METACARPALS, OURS, HandSkeleton
 from nvf_fast.synthetic.hand_template import build_template
@@ -241,7 +242,9 @@ def assemble(
         skeleton = skeleton.with_tips_on_the_skin()
     indices = np.argsort(-weights, 1, kind="stable")[:, :INFLUENCES].astype(np.int32)
     strongest = np.take_along_axis(weights, indices.astype(np.int64), 1)
-    rim = _wrist_rim(vertices, faces)
+    loops = openings(faces)
+    require(len(loops) > 0, "no opening at the wrist", "a skin that is open there, or closed by a lid")
+    rim = np.array(min(loops, key=lambda loop: vertices[loop, 1].mean()))  # the one farthest back
     fan = np.stack([np.full(len(rim) - 2, rim[0]), rim[2:], rim[1:-1]], -1)
     return Rig(
         skeleton=skeleton,
@@ -264,8 +267,7 @@ def _without_lid(
     first, second, third = vertices[faces].transpose(1, 0, 2)
     normal = np.cross(second - first, third - first)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
-    owner = np.tile(np.arange(len(faces)), 3)
+    pairs, owner = np.sort(directed_edges(faces), 1), np.tile(np.arange(len(faces)), 3)
     order = np.lexsort(pairs.T)
     pairs, owner = pairs[order], owner[order]
     shared = (pairs[1:] == pairs[:-1]).all(1)
@@ -292,45 +294,21 @@ def _subdivided(
     """Split each triangle in four; new vertices follow the curvature (Phong tessellation, T. Boubekeur and
     M. Alexa, "Phong tessellation", SIGGRAPH Asia 2008)."""
     normal = mesh_normals(vertices, faces)
-    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
-    edges, which = np.unique(pairs, axis=0, return_inverse=True)
-    which = which.reshape(3, -1) + len(vertices)
+    edges, which = np.unique(np.sort(directed_edges(faces), 1), axis=0, return_inverse=True)
     start, end = vertices[edges].transpose(1, 0, 2)
     middle = (start + end) / 2
     lift = np.zeros_like(middle)
     for corner, at in ((edges[:, 0], start), (edges[:, 1], end)):
         lift -= 0.5 * ((middle - at) * normal[corner]).sum(1, keepdims=True) * normal[corner]
-    middle = middle + 0.75 * lift
-    a, b, c = faces.T
-    ab, bc, ca = which
-    split = np.concatenate(
-        [np.stack(three, 1) for three in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
-    )
+    split = _quarters(faces, which.reshape(3, -1).T + len(vertices))
     if uv is not None:
-        first, second, third = uv.transpose(1, 0, 2)
-        between = (first + second) / 2, (second + third) / 2, (third + first) / 2
-        corners = (
-            (first, between[0], between[2]),
-            (between[0], second, between[1]),
-            (between[2], between[1], third),
-            (between[0], between[1], between[2]),
-        )
-        uv = np.concatenate([np.stack(three, 1) for three in corners])
-    return (np.concatenate([vertices, middle]), split, np.concatenate([weights, weights[edges].mean(1)]), uv)
+        uv = _quarters(uv, (uv + np.roll(uv, -1, 1)) / 2)
+    weights = np.concatenate([weights, weights[edges].mean(1)])
+    return np.concatenate([vertices, middle + 0.75 * lift]), split, weights, uv
 
 
-def _wrist_rim(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(L,) vertices around the opening that lies farthest back, in the order in which faces pass them."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    both = {(int(a), int(b)) for a, b in edges}
-    after = {a: b for a, b in both if (b, a) not in both}
-    loops: list[list[int]] = []
-    waiting = dict(after)
-    while waiting:
-        loop = [min(waiting)]
-        while (vertex := waiting.pop(loop[-1], None)) is not None and vertex != loop[0]:
-            loop.append(vertex)
-        loops.append(loop)
-    if not loops:
-        raise ValueError("no opening at the wrist; expected a skin that is open there, or closed by a lid")
-    return np.array(min(loops, key=lambda loop: vertices[loop, 1].mean()))
+def _quarters(corners: np.ndarray, middles: np.ndarray) -> np.ndarray:
+    """(4 F, 3, ...): the quarters of faces, by their corners and their edges' middles (F, 3, ...)."""
+    (a, b, c), (ab, bc, ca) = corners.swapaxes(0, 1), middles.swapaxes(0, 1)
+    quarters = (a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)
+    return np.concatenate([np.stack(three, 1) for three in quarters])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -65,20 +65,6 @@ class WideImage:
     hands: tuple[WideHand, ...]
 
 
-class _HandLayer(NamedTuple):
-    """One hand with its forearm and a held object, rendered without a background.
-
-    Attributes:
-        image: (C, C, 4) float32, display RGB times coverage, and coverage.
-        joints: (21, 3) float64 mm of the unit hand, in the frame of the layer's camera.
-        focal: px of that camera, whose principal point is pixel (C/2, C/2).
-    """
-
-    image: np.ndarray
-    joints: np.ndarray
-    focal: float
-
-
 class WideImages:
     """A generator of wide images.
 
@@ -134,7 +120,7 @@ class WideImages:
         """
         stream = Stream(self.seed, "wide image", index)
         if sides is None:
-            sides = [_draw_side(stream) for _ in range(stream.below(MOST_HANDS + 1))]
+            sides = ["left" if stream.chance(0.5) else "right" for _ in range(stream.below(MOST_HANDS + 1))]
         image = self._backgrounds.draw_view(stream, self.intrinsics[0, 0], self.shape)
         mean = mean_colour(image) + 0.02
         low, high = self.sizes
@@ -159,27 +145,32 @@ class WideImages:
             rotation = look_at_rotation(middle, self.intrinsics)
             # Off the axis, perspective stretches the image by 1 / cos, and again in the radial direction.
             shown = size * rotation[2, 2] ** 1.5
-            rendered = self._layer(stream, side == "left", shown / self.intrinsics[0, 0], shown)
+            rendered = self._rendered(stream, side == "left", shown / self.intrinsics[0, 0], shown)
             if rendered is None:
                 continue
-            hand = self._labelled(rendered, rotation, side)
-            if (hand.box[:2] < 0).any() or (hand.box[2:] > [width - 1, height - 1]).any():
+            image, joints, focal = rendered
+            joints = joints @ rotation
+            pixels = project(joints, self.intrinsics)
+            box = np.concatenate([pixels.min(0), pixels.max(0)]).astype(np.float32)
+            outside = (box[:2] < 0).any() or (box[2:] > [width - 1, height - 1]).any()
+            if outside or any(_near(box, other.box) for other in others):
                 continue
-            if any(_near(hand.box, other.box) for other in others):
-                continue
-            layer = warp_perspective(
-                rendered.image, self._homography(rendered, rotation), self.shape, border="zero"
-            )
-            if all(_covered(layer, self.project(other.joints)) <= MOST_COVERED for other in others):
-                return hand, layer
+            camera = np.array([[focal, 0, len(image) / 2], [0, focal, len(image) / 2], [0, 0, 1]])
+            homography = self.intrinsics @ rotation.T @ np.linalg.inv(camera)
+            layer = warp_perspective(image, homography, self.shape, border="zero")
+            if all(self._covered(layer, other) <= MOST_COVERED for other in others):
+                return WideHand(side, joints.astype(np.float32), box), layer
         raise ValueError(f"no room for a hand of {size:.0f} px beside {len(others)} in {width} x {height} px")
 
-    def project(self, joints: np.ndarray) -> np.ndarray:
-        """Pixels (N, 2) of points (N, 3) mm in the camera's frame."""
-        return project(joints, self.intrinsics)
+    def _covered(self, layer: np.ndarray, hand: WideHand) -> int:
+        """Number of a hand's joints that a layer covers."""
+        columns, rows = np.rint(project(hand.joints, self.intrinsics)).astype(int).T
+        return int((layer[rows, columns, 3] > 0.5).sum())
 
-    def _layer(self, stream: Stream, left: bool, slope: float, size: float) -> _HandLayer | None:
-        """Render a hand alone, at `OVERSAMPLING` times its final size.
+    def _rendered(
+        self, stream: Stream, left: bool, slope: float, size: float
+    ) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Render a hand alone, with its forearm and a held object, at `OVERSAMPLING` times its final size.
 
         Args:
             stream: of the hand and its light.
@@ -189,7 +180,8 @@ class WideImages:
             size: px, this side in the final image.
 
         Returns:
-            The layer; None where the forearm hides the hand.
+            The layer (C, C, 4); the joints (21, 3) mm and the focal length px of its camera, whose principal
+            point is pixel (C/2, C/2). None where the forearm hides the hand.
         """
         draws = Draws(stream.below(2**50), "posed hand", [0])
         (hand,) = draw_unit_hands(self._rig, draws, self.options.sleeves)
@@ -203,23 +195,7 @@ class WideImages:
         focal *= min(LARGEST_LAYER / (2 * OVERSAMPLING * reach), 1.0)
         canvas = 2 * int(np.ceil(min(OVERSAMPLING * reach + 2, LARGEST_LAYER / 2)))
         image = self._renderer.render(stream, [hand], [left], focal, canvas=canvas)
-        return _HandLayer(image, seen.joints, OVERSAMPLING * focal)
-
-    def _labelled(self, rendered: _HandLayer, rotation: np.ndarray, side: Side) -> WideHand:
-        joints = rendered.joints @ rotation
-        seen = self.project(joints)
-        box = np.concatenate([seen.min(0), seen.max(0)])
-        return WideHand(side, joints.astype(np.float32), box.astype(np.float32))
-
-    def _homography(self, rendered: _HandLayer, rotation: np.ndarray) -> np.ndarray:
-        """(3, 3) from pixels of a layer, whose camera is turned by `rotation`, to pixels of the image."""
-        centre = len(rendered.image) / 2
-        layer = np.array([[rendered.focal, 0, centre], [0, rendered.focal, centre], [0, 0, 1]])
-        return self.intrinsics @ rotation.T @ np.linalg.inv(layer)
-
-
-def _draw_side(stream: Stream) -> Side:
-    return "left" if stream.chance(0.5) else "right"
+        return image, seen.joints, OVERSAMPLING * focal
 
 
 def _at_slope(hand: PosedHand, slope: float) -> PosedHand:
@@ -237,12 +213,6 @@ def _at_slope(hand: PosedHand, slope: float) -> PosedHand:
 def _near(box: np.ndarray, other: np.ndarray) -> bool:
     gap = GAP * max((each[2:] - each[:2]).max() for each in (box, other))
     return bool((box[:2] - gap < other[2:]).all() and (other[:2] - gap < box[2:]).all())
-
-
-def _covered(layer: np.ndarray, pixels: np.ndarray) -> int:
-    """Pixels (N, 2) that a layer covers."""
-    columns, rows = np.rint(pixels).astype(int).T
-    return int((layer[rows, columns, 3] > 0.5).sum())
 
 
 def _photographed(stream: Stream, image: np.ndarray) -> np.ndarray:
