@@ -54,9 +54,7 @@ def results(network: NetworkPredictor) -> DatasetPredictions:
 
 
 def predict_all(*arguments: object, **options: object) -> DatasetPredictions:
-    found = predict(*arguments, **SMALL | options)  # type: ignore[arg-type]
-    assert found is not None
-    return found
+    return predict(*arguments, **SMALL | options)  # type: ignore[arg-type]
 
 
 def assert_same(first: DatasetPredictions, second: DatasetPredictions) -> None:
@@ -171,7 +169,7 @@ def run(rank, name, method):
     with process_group("cpu", 60):
         processes = Processes.joined()
         results = predict(method, data, folder / name, batch=2, shard=4, processes=processes)
-    if results is not None:
+    if rank == 0:
         save_predictions(folder / name / "predictions.safetensors", results, with_times=False)
 
 def whole(rank):
@@ -295,14 +293,6 @@ def test_images_without_prediction_count_with_the_mean_pose(truth: np.ndarray) -
     )
     relative = score_predictions(predictions, truth, mean_pose(truth), "root-relative")
     assert result.keys() - relative.keys() == {"cs_mje", "cs_auc", "te", "de"}
-
-
-def test_score_that_follows_the_error_correlates(truth: np.ndarray) -> None:
-    joints = truth + 30 * np.random.default_rng(0).standard_normal(truth.shape)
-    errors = metrics.joint_errors(joints, truth)
-    everyone = np.ones(len(truth), bool)
-    result = score_predictions(Predictions(joints, -errors, everyone, everyone), truth, truth[0])
-    assert result["score_correlation"] == pytest.approx(-1) == result["frame_score_correlation"]
 
 
 def test_report_holds_scores_counts_and_conditions(tmp_path: Path) -> None:

@@ -489,7 +489,7 @@ def _evaluate(
             )  # fmt: skip
     except ProcessLostError as error:
         raise UserError(str(error)) from error
-    if predictions is None:
+    if processes.rank > 0:
         return
     context = {
         "from": prediction.checkpoint or "embedded default",

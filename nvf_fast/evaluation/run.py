@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -38,7 +39,7 @@ def predict(
     workers: int = 0,
     progress: bool = False,
     processes: Processes = ALONE,
-) -> DatasetPredictions | None:
+) -> DatasetPredictions:
     """Predict every sample, with and without the hand scale where both are possible.
 
     A damaged image is skipped and noted. With a folder, each finished shard is stored there, and a later call
@@ -57,7 +58,7 @@ def predict(
         processes: process r of them takes shards r, r + count and so on.
 
     Returns:
-        All predictions in process 0, None in the others.
+        All predictions, in every process.
 
     Raises:
         ResumeError: the folder holds shards of other metadata; the message lists the differences.
@@ -108,7 +109,7 @@ def predict(
             bar.update(len(predicted))
     for others in processes.gather(done):
         done |= others
-    return DatasetPredictions.joined([done[index] for index in range(count)]) if processes.rank == 0 else None
+    return DatasetPredictions.joined([done[index] for index in range(count)])
 
 
 def settings_for(predictor: Predictor, dataset: HandDataset) -> tuple[bool, ...]:
@@ -178,74 +179,70 @@ def _predicted_shards(
     workers: int,
 ) -> Iterator[tuple[int, DatasetPredictions]]:
     """Spans of samples by the index of their shard."""
-    batches = {
-        index: [span[start : start + batch] for start in range(0, len(span), batch)]
-        for index, span in spans.items()
-    }
-    order = [list(indices) for of_shard in batches.values() for indices in of_shard]
-    if not order:
+    batches = [
+        list(span[start : start + batch]) for span in spans.values() for start in range(0, len(span), batch)
+    ]
+    if not batches:
         return
     readable: Any = _Readable(dataset)
     timeout_s = TIMEOUT_S if workers else 0
     loader = iter(
-        DataLoader(readable, batch_sampler=order, collate_fn=list, num_workers=workers, timeout=timeout_s)
+        DataLoader(readable, batch_sampler=batches, collate_fn=list, num_workers=workers, timeout=timeout_s)
     )
-    first = True  # the first call also sets up libraries
-    for index, of_shard in batches.items():
-        parts: list[DatasetPredictions] = []
-        for indices in of_shard:
-            begun = time.perf_counter()
-            rows: list[HandSample | str] = next(loader)
-            seconds = time.perf_counter() - begun
-            staged = indices is of_shard[-1]
-            rated = not first and not staged
-            parts.append(_predicted_batch(predictor, indices, rows, settings, seconds, staged, rated))
-            first = False
-        yield index, DatasetPredictions.joined(parts)
+    warm = False  # the first call also sets up libraries
+    for index, span in spans.items():
+        yield index, _predicted_shard(predictor, loader, span, settings, warm)
+        warm = True
 
 
-def _predicted_batch(
+def _predicted_shard(
     predictor: Predictor,
-    indices: range,
-    rows: list[HandSample | str],
+    loader: Iterator[list[HandSample | str]],
+    span: range,
     settings: Sequence[bool],
-    read_seconds: float,
-    staged: bool,
-    rated: bool,
+    warm: bool,
 ) -> DatasetPredictions:
-    """Predict one batch; `staged` measures its stages, `rated` its seconds."""
-    samples = [row for row in rows if isinstance(row, HandSample)]
-    readable = np.array([isinstance(row, HandSample) for row in rows])
-    seconds: dict[str, float] = {"read": read_seconds}
-    milliseconds: dict[str, float] = {}
-    predictions = {}
-    for use_scale in settings:
-        setting = SETTINGS[use_scale]
-        predictions[setting] = _invalid(len(rows))
+    """Predict and time one shard, of its last batch the stages."""
+    rows: list[HandSample | str] = []
+    predictions = {SETTINGS[use_scale]: _invalid(len(span)) for use_scale in settings}
+    images, staged = 0, 0
+    seconds: Counter[str] = Counter()
+    milliseconds: Counter[str] = Counter()
+    while len(rows) < len(span):
         begun = time.perf_counter()
-        if samples:
-            with predictor.timed() if staged else nullcontext({}) as stages:
-                found = predictor(samples, use_scale)
-            milliseconds |= {f"{setting}/{stage}": value for stage, value in stages.items()}
-            for name, array in vars(predictions[setting]).items():
-                array[readable] = getattr(found, name)
-        seconds[setting] = time.perf_counter() - begun
+        loaded = next(loader)
+        durations = {"read": time.perf_counter() - begun}
+        samples = [row for row in loaded if isinstance(row, HandSample)]
+        readable = [len(rows) + place for place, row in enumerate(loaded) if isinstance(row, HandSample)]
+        rows += loaded
+        last = len(rows) == len(span)
+        for use_scale in settings:
+            setting = SETTINGS[use_scale]
+            begun = time.perf_counter()
+            if samples:
+                with predictor.timed() if last else nullcontext({}) as stages:
+                    found = predictor(samples, use_scale)
+                milliseconds.update({f"{setting}/{stage}": value for stage, value in stages.items()})
+                for name, array in vars(predictions[setting]).items():
+                    array[readable] = getattr(found, name)
+            durations[setting] = time.perf_counter() - begun
+        if last:
+            staged = len(samples)
+        elif warm:
+            images += len(samples)
+            seconds.update(durations)
+        warm = True
     return DatasetPredictions(
         metadata={},
         ids=tuple(
             row.id if isinstance(row, HandSample) else f"sample {index}"
-            for index, row in zip(indices, rows, strict=True)
+            for index, row in zip(span, rows, strict=True)
         ),
         faults=tuple("" if isinstance(row, HandSample) else row for row in rows),
         truth=_rows(rows, "joints", (21, 3)),
         roots=_rows(rows, "root", (3,)),
         predictions=predictions,
-        times=Times(
-            images=len(samples) if rated else 0,
-            seconds=seconds if rated else {},
-            staged=len(samples) if staged else 0,
-            milliseconds=milliseconds,
-        ),
+        times=Times(images, dict(seconds), staged, dict(milliseconds)),
     )
 
 

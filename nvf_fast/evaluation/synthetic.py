@@ -24,7 +24,6 @@ def evaluate(predictor: Predictor, data: SyntheticHands, progress: bool = False)
         data, its configuration; mean_pose, its scores; and scores by setting (`SETTINGS`).
     """
     results = predict(predictor, data, progress=progress)
-    assert results is not None
     others = other_hands(data.config.distribution)
     pose = mean_pose(others)
     return {

@@ -126,7 +126,6 @@ def step_sizes(network: NVF, dataset: HandDataset, use_scale: bool) -> Result:
         estimator = PoseEstimator(network, step_mm=float(step))
         predictor = NetworkPredictor(estimator)
         predictions = predict(predictor, dataset, batch=1, shard=16, progress=True)
-        assert predictions is not None
         report = report_on(predictions, mean_pose(other_hands()), {})["settings"][SETTINGS[use_scale]]
         times = list(_milliseconds(estimator, dataset, use_scale))
         median = statistics.median(times)

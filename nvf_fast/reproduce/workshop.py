@@ -114,7 +114,6 @@ class Workshop:
             progress=True,
             workers=self.workers,
         )
-        assert predictions is not None
         fallback = fallback_pose(data_for(role, self.size, frozenset(self.data)))
         report = report_on(predictions, fallback, {})
         if "settings" not in report:

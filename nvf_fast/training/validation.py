@@ -43,7 +43,6 @@ def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Ne
 
     def scores(model: Network) -> dict[str, float]:
         results = predict(NetworkPredictor(PoseEstimator(model)), dataset)
-        assert results is not None
         found = report_on(results, fallback, {})["settings"]
         return {
             f"{setting}_{name}": measured["scores"][name]
