@@ -25,6 +25,7 @@ from nvf_fast.camera import (
     remap,
     sample_views,
     view_frame,
+    view_intrinsics,
 )
 
 K = torch.tensor([[501.7, 0, 118.3], [0, 498.2, 109.6], [0, 0, 1]], dtype=torch.float64)
@@ -174,6 +175,17 @@ def test_averages_squares_that_fit_into_a_pixel_at_the_middle_of_the_view(
     assert plan_view(homography, 224, 4000, 4000).factor == factor
 
 
+def test_view_across_the_horizon_uses_the_whole_image() -> None:
+    K = torch.tensor([[20.0, 0, 17], [0, 20, 12], [0, 0, 1]], dtype=torch.float64)
+    rotation = look_at_rotation(torch.tensor([37.0, 12], dtype=torch.float64), K)  # by 45 degrees
+    wide = view_intrinsics(torch.tensor([2.0], dtype=torch.float64), 128)[0]  # 63 degrees either way
+    homography = wide @ rotation @ torch.linalg.inv(K)
+    image = 1 + torch.rand(1, 1, 25, 34, dtype=torch.float64)
+    expected = sample_views(image, torch.linalg.inv(homography)[None], 128, 1)
+    assert (expected > 0).sum() > 1000
+    torch.testing.assert_close(remap(image, homography[None], 128), expected, rtol=0, atol=1e-9)
+
+
 def test_margin_includes_shifted_views() -> None:
     homography = view_between(1.9, (400.0, 300.0))
     wide = plan_view(homography, 128, 601, 802, margin=10)
@@ -228,6 +240,17 @@ def test_cropping_to_the_visible_part_preserves_the_view(
     monkeypatch.setattr(nvf_fast.camera, "_seen", lambda low, high, extent, factor: slice(0, extent))
     torch.testing.assert_close(remap(image.double(), homography[None], 128), view, rtol=0, atol=1e-9)
     torch.testing.assert_close(remap(image, homography[None], 128), view.float(), rtol=0, atol=2e-2)
+
+
+def test_crop_includes_the_averaged_squares_between_which_the_view_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    intrinsics = torch.tensor([[1968.0, 0, 203], [0, 1968, 300], [0, 0, 1]], dtype=torch.float64)
+    homographies = reference_homography(intrinsics, 128)[None]
+    image = torch.rand(1, 1, 601, 802, dtype=torch.float64)
+    view = remap(image, homographies, 128)
+    monkeypatch.setattr(nvf_fast.camera, "_seen", lambda low, high, extent, factor: slice(0, extent))
+    torch.testing.assert_close(remap(image, homographies, 128), view, rtol=0, atol=1e-9)
 
 
 @fineness

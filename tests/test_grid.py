@@ -73,7 +73,7 @@ def test_every_second_node_is_a_lattice(lattice: Lattice) -> None:
 def test_neighbours_lie_at_their_offsets(step: float) -> None:
     lattice = Lattice(step)
     nodes = lattice.every(1)[[0, len(lattice) // 2, -1]]
-    offsets = cube(lattice.rim)
+    offsets = cube(max(lattice.rim, 2, int(16.5 / step)))  # as far as the searches look
     places = lattice.points(lattice.neighbours(nodes, offsets))
     spacing = torch.tensor([length / n for length, n in zip((500, 500, 1050), lattice.shape, strict=True)])
     expected = lattice.points(nodes)[:, None] + offsets * spacing
@@ -98,4 +98,7 @@ def test_points_outside_and_on_the_rim_are_not_visible(step: float) -> None:
     assert z < 0 or abs(x) > z
     assert not lattice.visible[lattice.neighbours(nowhere, cube(lattice.rim))].any()
     assert lattice.visible.sum() == len(lattice) == lattice.visible[lattice.nodes(lattice.box())].sum()
+    positions = torch.tensor([0, 2, -1])
+    assert lattice.filled(positions, torch.tensor([7, 8, 9])).tolist() == [7, 9, lattice.nowhere]
+    assert lattice.filled(positions).tolist() == [0, 2, lattice.nowhere]
     assert lattice.mask(torch.tensor([[5, 7], [0, 6]])).nonzero()[:, 0].tolist() == [5, 6, 7]
