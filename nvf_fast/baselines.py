@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import HourglassEncoder
-from nvf_fast.field import JOINTS, FieldMLP
+from nvf_fast.field import JOINTS, FieldMLP, check_hand_scale
 from nvf_fast.model import NVF
 from nvf_fast.volumes import volume_of
 
@@ -52,15 +52,10 @@ class Baseline(nn.Module):
 
     def _raw(self, x: Tensor, hand_scale: Tensor | None) -> Tensor:
         """Evaluate the MLP in float32 for inputs (B, ..., width) and hand scales (B,) mm or None."""
+        check_hand_scale(self.config, hand_scale)
         if self.config.hand_scale:
-            if hand_scale is None and not self.config.scale_optional:
-                raise ValueError(
-                    "hand_scale must be (B,) mm, got None: this model was trained with it always given"
-                )
             scale = x.new_zeros(len(x)) if hand_scale is None else ((hand_scale - 15) / 25).to(x.dtype)
             x = torch.cat([x, scale.view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:-1], 1)], -1)
-        elif hand_scale is not None:
-            raise ValueError("hand_scale must be None: this model takes no hand scale")
         raw: Tensor = self.field(x)
         return raw.float()
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import ViewPlan
+from nvf_fast.camera import ViewPlan, mirror_homography
 from nvf_fast.pipeline import Estimates, Pipeline, Views, network_images
 from nvf_fast.requests import Request
 from nvf_fast.runtime.cuda_graph import GraphedFunction, Recorder
@@ -134,8 +134,8 @@ class BatchRunner:
                 *(None if tensor is None else self._sent(tensor[members]) for tensor in known),
             )
             if request.both_sides[members[0]]:
-                mirror = matrices.new_tensor([[-1.0, 0.0, self._size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-                views = views._replace(mirrored=self._sent(matrices @ mirror))
+                mirrored = matrices @ mirror_homography(self._size, matrices)
+                views = views._replace(mirrored=self._sent(mirrored))
         return views
 
     def _launch(self, key: tuple[int, *tuple[Any, ...]], *views: Any) -> Tensor:

@@ -151,7 +151,17 @@ def network_view(image: Tensor, homography: Tensor, size: int) -> Tensor:
     Returns:
         (1, 3, size, size) float32, (x / 255 - 0.5) / 0.5.
     """
-    return remap(image.permute(2, 0, 1)[None], homography[None], size).div_(127.5).sub_(1)
+    return normalised(remap(image.permute(2, 0, 1)[None], homography[None], size))
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Normalise float images of values 0 to 255 for networks, (x / 255 - 0.5) / 0.5, in place."""
+    return images.div_(127.5).sub_(1)
+
+
+def mirror_homography(size: int, like: Tensor) -> Tensor:
+    """The homography (3, 3) that mirrors a view of `size` px left to right, in the dtype of `like`."""
+    return like.new_tensor([[-1.0, 0.0, size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 
 
 class ViewPlan(NamedTuple):

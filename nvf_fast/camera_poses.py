@@ -17,7 +17,7 @@ from nvf_fast.requests import Request
 
 def camera_poses(
     estimates: Estimates, request: Request, with_votes: bool, presence_threshold: float
-) -> HandPose:
+) -> HandPose[Tensor]:
     """The batch of poses on the CPU; a hand is valid where its presence reaches the threshold."""
     placement = request.placement
     frames = view_frame(placement.frames, estimates.left)
@@ -47,7 +47,7 @@ def camera_poses(
     return pose if placement.slopes is None else _sized(pose, estimates.errors, request.scale)
 
 
-def _sized(pose: HandPose, errors: Tensor, scale: Tensor | None) -> HandPose:
+def _sized(pose: HandPose[Tensor], errors: Tensor, scale: Tensor | None) -> HandPose[Tensor]:
     """The pose in a hand view, for hand scales (B,) mm or the unit hand, with expected errors (B, 21) mm."""
     valid = pose.valid[:, None]
     if scale is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.inputs import read_images, read_intrinsics
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions
-from nvf_fast.pose import HandPose
+from nvf_fast.pose import A, HandPose
 from nvf_fast.requests import RequestReader
 from nvf_fast.runtime.cuda_graph import CudaRecorder
 from nvf_fast.runtime.profiling import Profiler
@@ -127,15 +127,15 @@ class PoseEstimator:
 
     def __call__(
         self,
-        image: Any,
+        image: A | Sequence[A],
         K: Any,
         hand_scale: Any = None,
         box: Any = None,
         side: str | Sequence[str | None] | None = None,
         return_votes: bool = False,
-        previous: HandPose | None = None,
+        previous: HandPose[Any] | None = None,
         root: Any = None,
-    ) -> HandPose:
+    ) -> HandPose[A]:
         """Estimate the pose of the hand in one image, or of one hand in each of several.
 
         Args:
@@ -178,10 +178,8 @@ class PoseEstimator:
             estimates = self.runner(request, return_votes)
             with self._profiler.stage("read"):
                 pose = camera_poses(estimates, request, return_votes, self.model.config.presence_threshold)
-                pose = _like(pose, request.groups[0])
-        # Tensors created in inference mode could not take part in a caller's gradients.
-        pose = pose.clone() if isinstance(pose.joints, Tensor) and self.device.type == "cpu" else pose
-        return pose[0] if request.single else pose
+        result = _like(pose, request.groups[0])
+        return result[0] if request.single else result
 
     @torch.no_grad()
     def find(self, image: Any, K: Any, score: float = FOUND_SCORE, smallest: float = SMALLEST) -> FoundHands:
@@ -228,7 +226,9 @@ class PoseEstimator:
         focal = float(intrinsics[0, :2, :2].diagonal().mean())
         return self._finder(as_tensor(image).to(self.device), focal, score, smallest)
 
-    def _every_hand(self, image: Any, K: Any, hand_scale: Any, side: Any, return_votes: bool) -> HandPose:
+    def _every_hand(
+        self, image: Any, K: Any, hand_scale: Any, side: Any, return_votes: bool
+    ) -> HandPose[Any]:
         """Estimate the poses of all hands found in one image.
 
         A closer view of each candidate yields coarse joints, whose box places the view for the pose.
@@ -257,8 +257,7 @@ class PoseEstimator:
                 boxes = squared(pixel_boxes(pose.joints_2d[rows]))
                 # Two boxes may lead to one hand, or one box to a part of another hand.
                 rows = rows[distinct(boxes, presence[rows])]
-        pose = _like(pose[rows.tolist()], image)
-        return pose.clone() if isinstance(pose.joints, Tensor) and self.device.type == "cpu" else pose
+        return _like(pose[rows.tolist()], image)
 
     def _verified(self, image: Any, intrinsics: Tensor, found: Candidates, side: Any) -> Candidates:
         """Verify candidates in a closer view and return the boxes of their coarse joints."""
@@ -306,12 +305,22 @@ class PoseEstimator:
         return self._profiler.timed()
 
 
+class EstimatorOptions(TypedDict, total=False):
+    """Options of `load`, as in `PoseEstimator`."""
+
+    step_mm: float
+    surface_mm: float
+    fraction: float
+    search: Search
+    backend: ops.Backend | None
+
+
 def load(
     name: str | Path | None = None,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    **options: Any,
+    **options: Unpack[EstimatorOptions],
 ) -> PoseEstimator:
     """Load an estimator with trained weights.
 
@@ -319,7 +328,7 @@ def load(
         name: an embedded checkpoint, the path of a checkpoint folder, or a hub id; None is the embedded one.
         device: where to compute; None is CUDA if available, else the CPU.
         dtype: as in `PoseEstimator`; None is float32 on a CPU, float16 on CUDA.
-        options: further arguments of `PoseEstimator`, such as step_mm.
+        options: further arguments of `PoseEstimator`: step_mm, surface_mm, fraction, search and backend.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -333,6 +342,11 @@ def load(
     return PoseEstimator(model, dtype=dtype, **options)
 
 
-def _like(pose: HandPose, image: Any) -> HandPose:
-    """Convert a torch pose to numpy arrays, or move it to the device of a torch image."""
-    return pose.numpy() if isinstance(image, np.ndarray) else pose.to(image.device)
+def _like(pose: HandPose[Tensor], image: Any) -> HandPose[Any]:
+    """Convert a torch pose on the CPU to numpy arrays, or to new tensors on the device of a torch image.
+
+    New ones, since tensors created in inference mode cannot take part in a caller's gradients.
+    """
+    if isinstance(image, np.ndarray):
+        return pose.numpy()
+    return pose.clone() if image.device.type == "cpu" else pose.to(image.device)

@@ -24,6 +24,18 @@ CODE_STD = 0.05  # of the pose code's last layer, so that the field begins nearl
 POSITION_MM = 60.0  # unit of positions relative to the coarse pose
 
 
+def check_hand_scale(config: NVFConfig, hand_scale: Tensor | None) -> None:
+    """Refuse a missing hand scale, or one that the network does not take.
+
+    Raises:
+        ValueError: it is either.
+    """
+    if hand_scale is None and config.hand_scale and not config.scale_optional:
+        raise ValueError("hand_scale must be (B,) mm, got None: this model was trained with it always given")
+    if hand_scale is not None and not config.hand_scale:
+        raise ValueError("hand_scale must be None: this model takes no hand scale")
+
+
 class FieldMLP(nn.Module):
     """Weights and biases of (s, V) = f(x), Eq. 4 and Sec. 3.1; `nvf_fast.ops.query_field` evaluates it.
 

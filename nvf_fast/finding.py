@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvf_fast.camera import normalised
 from nvf_fast.inputs import SMALLEST_BOX_PX, WIDEST_SLOPE
 from nvf_fast.model import NVF
 from nvf_fast.runtime.profiling import Profiler
@@ -136,7 +137,7 @@ def sized_view(image: Tensor, longer: float, least: int, dtype: torch.dtype) -> 
     left, top = across // 2, down // 2
     padded = F.pad(resized, (left, across - left, top, down - top)).float()
     return SizedView(
-        padded.div_(127.5).sub_(1).to(dtype=dtype, memory_format=torch.channels_last),
+        normalised(padded).to(dtype=dtype, memory_format=torch.channels_last),
         torch.tensor([width / columns, height / rows]),
         torch.tensor([left, top], dtype=torch.float32),
     )

@@ -183,7 +183,7 @@ def warn_of_wide_boxes(boxes: Tensor, intrinsics: Tensor) -> None:
             )
 
 
-def read_previous(previous: HandPose | None, placement: Placement) -> Tensor | None:
+def read_previous(previous: HandPose[Any] | None, placement: Placement) -> Tensor | None:
     """Joints (B, 21, 3) float32 mm on the CPU, in the volume's frames; NaN where a pose is not valid."""
     if previous is None:
         return None
@@ -191,7 +191,7 @@ def read_previous(previous: HandPose | None, placement: Placement) -> Tensor | N
     return ((joints - placement.origins[:, None]) @ placement.frames.mT).float()
 
 
-def previous_boxes(previous: HandPose, intrinsics: Tensor) -> Tensor:
+def previous_boxes(previous: HandPose[Any], intrinsics: Tensor) -> Tensor:
     """Boxes (B, 4) float64 px of the joints of poses in the frames before, for intrinsics (B, 3, 3) px."""
     joints = _previous_joints(previous, len(intrinsics))
     if not (joints.isfinite().all() and (joints[..., 2] > 0).all()):
@@ -204,7 +204,7 @@ def previous_boxes(previous: HandPose, intrinsics: Tensor) -> Tensor:
     return torch.cat([pixels.amin(1), pixels.amax(1)], 1)
 
 
-def _previous_joints(previous: HandPose, count: int) -> Tensor:
+def _previous_joints(previous: HandPose[Any], count: int) -> Tensor:
     """(count, 21, 3) float64 mm on the CPU, in the frames of the cameras."""
     if not isinstance(previous, HandPose):
         raise TypeError(

@@ -15,7 +15,7 @@ from nvf_fast import ops
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import Block, HandHourglassEncoder, Hourglass, HourglassEncoder, PreActivated, Stack
-from nvf_fast.field import FieldMLP
+from nvf_fast.field import FieldMLP, check_hand_scale
 from nvf_fast.unet import HandEncoding, HandHeads, UNetEncoder, fold_norms
 
 
@@ -154,12 +154,7 @@ class NVF(nn.Module):
             raise ValueError(
                 f"coarse must be {'(B, 21, 3) mm' if coarse is None else 'None'} for view={config.view!r}"
             )
-        if hand_scale is None and config.hand_scale and not config.scale_optional:
-            raise ValueError(
-                "hand_scale must be (B,) mm, got None: this model was trained with it always given"
-            )
-        if hand_scale is not None and not config.hand_scale:
-            raise ValueError("hand_scale must be None: this model takes no hand scale")
+        check_hand_scale(config, hand_scale)
         sdf, votes = ops.query_field(
             features,
             points,

@@ -18,7 +18,7 @@ from torch import Tensor
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline
 from nvf_fast.buffers import Buffers
-from nvf_fast.camera import reference_intrinsics, sample_views
+from nvf_fast.camera import normalised, reference_intrinsics, sample_views
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
 from nvf_fast.pose import joint_scores
@@ -331,7 +331,7 @@ class BaselinePipeline:
 def network_images(views: Views, size: int, factor: int, dtype: torch.dtype) -> Tensor:
     """Sample views (B, 3, size, size), normalised to (x / 255 - 0.5) / 0.5 in `dtype`, channels last."""
     images = sample_views(views.crops.permute(0, 3, 1, 2), views.matrices, size, factor)
-    return images.div_(127.5).sub_(1).to(dtype=dtype, memory_format=torch.channels_last)
+    return normalised(images).to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def images_per_run(rows: int) -> int:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Generic
 
+import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
+
+A = TypeVar("A", np.ndarray, Tensor, default=np.ndarray)
 
 FINGERS = ("THUMB", "INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY")
 JOINT_NAMES = (
@@ -22,7 +26,7 @@ SPREAD_MM = 20.0  # votes scattered this far about their joint, or as large an e
 
 
 @dataclass(frozen=True)
-class Votes:
+class Votes(Generic[A]):
     """The points that voted for one hand, in the frame of the image's camera.
 
     Attributes:
@@ -32,13 +36,13 @@ class Votes:
             scale multiplied the pose, it multiplied them too, so that votes lie at p + 80 (1 - w) d mm.
     """
 
-    points: Any
-    weights: Any
-    directions: Any
+    points: A
+    weights: A
+    directions: A
 
 
 @dataclass(frozen=True)
-class HandPose:
+class HandPose(Generic[A]):
     """One hand's pose, or a batch of them, in the image's array type.
 
     Attributes:
@@ -58,17 +62,17 @@ class HandPose:
         box: (..., 4) float32 px, (x0, y0, x1, y1) that placed the view; None where no box did.
     """
 
-    joints: Any
-    joints_2d: Any
-    scores: Any
-    voters: Any
-    valid: Any
-    points_evaluated: Any
-    presence: Any
-    votes: Votes | tuple[Votes, ...] | None = None
-    expected_error: Any = None
+    joints: A
+    joints_2d: A
+    scores: A
+    voters: A
+    valid: A
+    points_evaluated: A
+    presence: A
+    votes: Votes[A] | tuple[Votes[A], ...] | None = None
+    expected_error: A | None = None
     side: str | tuple[str, ...] | None = None
-    box: Any = None
+    box: A | None = None
 
     def __len__(self) -> int:
         """Poses in the batch.
@@ -80,7 +84,7 @@ class HandPose:
             raise TypeError("this is one pose, not a batch of them")
         return len(self.joints)
 
-    def __getitem__(self, index: int | slice | list[int]) -> HandPose:
+    def __getitem__(self, index: int | slice | list[int]) -> HandPose[A]:
         """One pose of a batch, a slice of the batch, or the poses of several indices."""
         if self.joints.ndim < 3:
             raise TypeError("this is one pose, not a batch of them")
@@ -92,11 +96,11 @@ class HandPose:
 
         return HandPose(**{name: taken(value) for name, value in _items(self)})
 
-    @classmethod
-    def none(cls, votes: bool = False) -> HandPose:
+    @staticmethod
+    def none(votes: bool = False) -> HandPose[Tensor]:
         """An empty batch of torch poses, of an image in which no hand was found."""
         joints, counts = torch.empty(0, 21, 3), torch.empty(0, dtype=torch.int32)
-        return cls(
+        return HandPose(
             joints=joints,
             joints_2d=joints[..., :2],
             scores=joints[..., 0],
@@ -110,18 +114,20 @@ class HandPose:
             votes=() if votes else None,
         )
 
-    def __iter__(self) -> Iterator[HandPose]:
+    def __iter__(self) -> Iterator[HandPose[A]]:
         return (self[index] for index in range(len(self)))
 
-    def numpy(self) -> HandPose:
-        """Convert a pose to numpy arrays."""
-        return _mapped(self, lambda tensor: tensor.numpy(force=True)[()])
+    def numpy(self) -> HandPose[np.ndarray]:
+        """Convert a pose to numpy arrays; one of numpy arrays stays as it is."""
+        return _mapped(
+            self, lambda value: value.numpy(force=True)[()] if isinstance(value, Tensor) else value
+        )
 
-    def to(self, device: torch.device | str) -> HandPose:
+    def to(self, device: torch.device | str) -> HandPose[Tensor]:
         """Move a torch pose to another device."""
         return _mapped(self, lambda tensor: tensor.to(device))
 
-    def clone(self) -> HandPose:
+    def clone(self) -> HandPose[Tensor]:
         """Copy a torch pose."""
         return _mapped(self, Tensor.clone)
 

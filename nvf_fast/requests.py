@@ -89,7 +89,7 @@ class RequestReader:
         box: Any = None,
         side: str | Sequence[str | None] | None = None,
         return_votes: bool = False,
-        previous: HandPose | None = None,
+        previous: HandPose[Any] | None = None,
         root: Any = None,
     ) -> Request:
         """Validate the arguments and place the views.
@@ -150,7 +150,7 @@ class RequestReader:
             )
         return None, read_roots(root, len(sizes))
 
-    def _check_field_arguments(self, return_votes: bool, box: Any, previous: HandPose | None) -> None:
+    def _check_field_arguments(self, return_votes: bool, box: Any, previous: HandPose[Any] | None) -> None:
         method = self._config.method
         if return_votes and method != "nvf":
             raise ValueError(f"return_votes must be False: a {method!r} baseline has no voting points")

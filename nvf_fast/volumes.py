@@ -21,6 +21,7 @@ from nvf_fast.camera import (
     REFERENCE_FOCAL,
     REFERENCE_SLOPE,
     look_at_rotation,
+    mirror_homography,
     reference_homography,
     view_frame,
 )
@@ -219,8 +220,8 @@ class RootCube(Volume):
         scale = size * roots[..., 2:] / (focal * 2 * self.half_side_mm)
         homographies = torch.diag_embed(torch.cat([scale, torch.ones_like(scale[..., :1])], -1))
         homographies[..., :2, 2] = size / 2 - scale * pixel
-        mirror = intrinsics.new_tensor([[-1.0, 0.0, size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-        homographies = torch.where(left[:, None, None], mirror @ homographies, homographies)
+        mirrored = mirror_homography(size, intrinsics) @ homographies
+        homographies = torch.where(left[:, None, None], mirrored, homographies)
         unturned = torch.eye(3, dtype=intrinsics.dtype, device=intrinsics.device).expand_as(intrinsics)
         return Placement(homographies, view_frame(unturned, left), roots)
 

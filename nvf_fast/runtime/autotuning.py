@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from nvf_fast.kernels.query_field import triton as kernel
 from nvf_fast.kernels.query_field.triton import Tiling
+from nvf_fast.runtime.files import whole_file
 
 CACHE = Path.home() / ".cache" / "nvf_fast" / "tilings.json"
 GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is taken for noise
@@ -78,10 +78,8 @@ def remember(
     if milliseconds[untuned] < GAIN * milliseconds[fastest]:
         fastest = untuned
     known = _read() | {_key(device, dtype, channels): list(fastest)}
-    CACHE.parent.mkdir(parents=True, exist_ok=True)
-    written = CACHE.with_suffix(f".{os.getpid()}")
-    written.write_text(json.dumps(known, indent=1) + "\n")
-    written.replace(CACHE)  # whole, or not at all
+    with whole_file(CACHE) as file:
+        file.write(f"{json.dumps(known, indent=1)}\n".encode())
     return fastest
 
 

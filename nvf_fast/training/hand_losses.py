@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvf_fast.camera import view_intrinsics
+from nvf_fast.camera import normalised, view_intrinsics
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.model import NVF, FieldValues
 from nvf_fast.training.losses import sdf_loss
@@ -88,7 +88,7 @@ class HandBatch(NamedTuple):
         images = to["images"].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         size = images.shape[-1]
         return cls(
-            images=images.float().div_(127.5).sub_(1),
+            images=normalised(images.float()),
             slopes=size / 2 / to["focal"],
             moves=torch.zeros(len(images), 3, device=device),
             **{name: to[name] for name in ("joints", "points", "distances", "boxes", "left", "trust")},
