@@ -18,16 +18,28 @@ if TYPE_CHECKING:
     from nvf_fast.evaluation import metrics
     from nvf_fast.model import NVF
     from nvf_fast.pose import HandPose
+    from nvf_fast.tracking import Tracker
 
 __version__ = "0.1.0"
 
-__all__ = ["NVF", "HandPose", "NVFConfig", "PoseEstimator", "__version__", "load", "metrics", "ops"]
+__all__ = [
+    "NVF",
+    "HandPose",
+    "NVFConfig",
+    "PoseEstimator",
+    "Tracker",
+    "__version__",
+    "load",
+    "metrics",
+    "ops",
+]
 
 _MODULE_OF = {
     "NVF": "nvf_fast.model",
     "HandPose": "nvf_fast.pose",
     "NVFConfig": "nvf_fast.config",
     "PoseEstimator": "nvf_fast.estimator",
+    "Tracker": "nvf_fast.tracking",
     "load": "nvf_fast.estimator",
 }
 _MODULES = {"metrics": "nvf_fast.evaluation.metrics", "ops": "nvf_fast.ops"}

@@ -25,7 +25,17 @@ from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nvf_fast"
-PUBLIC_NAMES = ["HandPose", "NVF", "NVFConfig", "PoseEstimator", "__version__", "load", "metrics", "ops"]
+PUBLIC_NAMES = [
+    "HandPose",
+    "NVF",
+    "NVFConfig",
+    "PoseEstimator",
+    "Tracker",
+    "__version__",
+    "load",
+    "metrics",
+    "ops",
+]
 NOT_FOR_INFERENCE = tuple(
     f"nvf_fast.{name}" for name in ("data", "evaluation", "reproduce", "synthetic", "training")
 )

@@ -78,8 +78,8 @@ class CameraOptions:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.intrinsics}: not JSON ({error})") from error
 
-    def of(self, path: Path, height: int, width: int) -> Intrinsics:
-        """The intrinsics of one image.
+    def of(self, path: Path, height: int, width: int, exif: bool = True) -> Intrinsics:
+        """The intrinsics of one image, or of the frames of a video, which have no EXIF data.
 
         Raises:
             UserError: the file of intrinsics has no valid entry for the image.
@@ -91,7 +91,7 @@ class CameraOptions:
             focal, source = self.fx, "fx"
         elif self.fov is not None:
             focal, source = width / 2 / math.tan(math.radians(self.fov) / 2), "fov"
-        elif (found := exif_focal(path)) is not None:
+        elif exif and (found := exif_focal(path)) is not None:
             focal, source = found, "exif"
         else:
             focal, source = max(width, height) / 2 / math.tan(math.radians(DEFAULT_FOV) / 2), "default"

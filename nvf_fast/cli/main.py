@@ -18,6 +18,7 @@ from nvf_fast.cli import UserError
 COMMANDS = {
     "demo": "find the hands of the included image",
     "predict": "find hands in images",
+    "track": "follow hands through a video",
     "train": "train a network",
     "calibrate": "fit vote weights, expected errors and the threshold of presence of a trained network",
     "eval": "measure a checkpoint on a data set",

@@ -1,0 +1,326 @@
+"""Hands through the frames of a video: views from the last poses, stable ids, and smoothing."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from nvf_fast.camera import project
+from nvf_fast.estimator import PoseEstimator
+from nvf_fast.finding import SAME_HAND, pixel_boxes, squared, viewable
+from nvf_fast.inputs import read_intrinsics
+from nvf_fast.pose import HandPose
+from nvf_fast.volumes import HandVolume
+
+SIDE_VOTES = 15  # last predictions of a hand's side, of which the majority counts
+UNDECIDED = 8  # votes until the side is given instead of predicted
+DUPLICATE = 0.2  # mean distance of the joints of two poses of one hand, relative to its box
+NEAR = 1.5  # a lost hand is found again within this distance, in box sides
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Parameters of the filters of a hand's joints (One-Euro, Casiez et al., CHI 2012).
+
+    A filter's cutoff frequency is `cutoff + gain * speed`: slow motion is smoothed, fast motion is followed.
+    Directions from the camera are filtered apart from depths, of which one image tells less.
+
+    Args:
+        direction_cutoff: Hz, of x / z and y / z.
+        direction_gain: Hz per 1/s.
+        depth_cutoff: Hz, of the logarithm of the joints' mean depth.
+        depth_gain: Hz per 1/s.
+        shape_cutoff: Hz, of the joints' depths relative to their mean.
+        shape_gain: Hz per 1/s.
+
+    Raises:
+        ValueError: a number is negative or not finite, or a cutoff is 0.
+    """
+
+    direction_cutoff: float = 1.5
+    direction_gain: float = 10.0
+    depth_cutoff: float = 0.4
+    depth_gain: float = 2.0
+    shape_cutoff: float = 0.8
+    shape_gain: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name.endswith("gain") else 1e-6
+            if not (math.isfinite(value) and value >= least):
+                raise ValueError(f"{name} must be a {'positive ' if least else ''}number, got {value}")
+
+
+SMOOTHING = Smoothing()
+
+
+class OneEuroFilter:
+    """Low-pass filter of an array whose cutoff frequency grows with each element's speed.
+
+    Args:
+        cutoff: Hz, at rest.
+        gain: Hz per unit of speed.
+        speed_cutoff: Hz, of the speed's own filter.
+    """
+
+    def __init__(self, cutoff: float, gain: float, speed_cutoff: float = 1.0) -> None:
+        self._cutoff, self._gain, self._speed_cutoff = cutoff, gain, speed_cutoff
+        self._time, self._last = math.nan, np.empty(0)
+        self._value, self._speed = np.empty(0), np.empty(0)
+
+    def __call__(self, values: np.ndarray, time: float) -> np.ndarray:
+        """Filter the next values, `time` in s later than the last ones."""
+        if not len(self._value):
+            self._value, self._speed = values.astype(np.float64), np.zeros(values.shape)
+        else:
+            elapsed = time - self._time
+            speed = (values - self._last) / elapsed
+            self._speed = self._speed + _weight(self._speed_cutoff, elapsed) * (speed - self._speed)
+            cutoff = self._cutoff + self._gain * np.abs(self._speed)
+            self._value = self._value + _weight(cutoff, elapsed) * (values - self._value)
+        self._time, self._last = time, values
+        return self._value
+
+
+class JointFilter:
+    """Filter of one hand's joints in camera space."""
+
+    def __init__(self, smoothing: Smoothing) -> None:
+        self._directions = OneEuroFilter(smoothing.direction_cutoff, smoothing.direction_gain)
+        self._depth = OneEuroFilter(smoothing.depth_cutoff, smoothing.depth_gain)
+        self._shape = OneEuroFilter(smoothing.shape_cutoff, smoothing.shape_gain)
+
+    def __call__(self, joints: np.ndarray, time: float) -> np.ndarray:
+        """Filter joints (21, 3) mm in front of the camera, `time` in s later than the last ones."""
+        depths = joints[:, 2:].astype(np.float64)
+        mean = depths.mean(keepdims=True)
+        directions = self._directions(joints[:, :2] / depths, time)
+        depths = np.exp(self._depth(np.log(mean), time)) * self._shape(depths / mean, time)
+        return np.concatenate([directions * depths, depths], 1)
+
+
+class TrackedHands(NamedTuple):
+    """The hands of one frame.
+
+    Attributes:
+        ids: of each hand, the same through the video.
+        poses: a batch of N poses as numpy arrays, in the order of `ids`; their joints are smoothed.
+    """
+
+    ids: tuple[int, ...]
+    poses: HandPose[np.ndarray]
+
+
+@dataclass(eq=False)
+class _Track:
+    """A hand seen before. Times are in s, boxes (4,) px, squares around its joints."""
+
+    id: int
+    box: np.ndarray
+    seen: float
+    born: float
+    filter: JointFilter | None
+    motion: np.ndarray = field(default_factory=lambda: np.zeros(4))  # px/s, of the box
+    sides: deque[str] = field(default_factory=lambda: deque(maxlen=SIDE_VOTES))
+
+    @property
+    def side(self) -> str:
+        """The side of most votes, of the first of them in a tie."""
+        left = self.sides.count("left")
+        if 2 * left == len(self.sides):
+            return self.sides[0]
+        return "left" if 2 * left > len(self.sides) else "right"
+
+    def expected_box(self, time: float) -> np.ndarray:
+        return self.box + (time - self.seen) * self.motion
+
+
+class Tracker:
+    """Tracker of the hands in the frames of one video.
+
+    Hands are found in the whole frame, then followed: the joints of the last frame, moved on with their
+    speed, place the next view. The side is predicted in a hand's first frames and then kept.
+
+    Args:
+        estimator: with a network of hand views.
+        most_hands: largest number of hands; while it is reached, no other hands are looked for.
+        search_interval: s, time between searches of the whole frame while a hand is followed; without hands
+            every frame is searched.
+        patience: s, time for which a hand may be missing before its view is given up.
+        memory: s, time for which a hand that was given up gets its id again near its last place.
+        smoothing: of the joints; None for none.
+        hand_scale: mm, of all hands, as for the estimator.
+
+    Raises:
+        ValueError: the network is not of hand views, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        estimator: PoseEstimator,
+        most_hands: int = 2,
+        *,
+        search_interval: float = 0.5,
+        patience: float = 0.3,
+        memory: float = 2.0,
+        smoothing: Smoothing | None = SMOOTHING,
+        hand_scale: float | None = None,
+    ) -> None:
+        if not isinstance(estimator.volume, HandVolume):
+            raise ValueError("tracking requires a network of hand views, which finds hands")
+        if most_hands < 1:
+            raise ValueError(f"most_hands must be at least 1, got {most_hands}")
+        for name, value in (("search_interval", search_interval), ("patience", patience), ("memory", memory)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be a number of s, 0 or more, got {value}")
+        self.estimator, self.most_hands, self.hand_scale = estimator, most_hands, hand_scale
+        self.search_interval, self.patience, self.memory = search_interval, patience, memory
+        self.smoothing = smoothing
+        self._tracks, self._lost = list[_Track](), list[_Track]()
+        self._time, self._searched, self._count = -math.inf, -math.inf, 0
+
+    def __call__(self, image: Any, K: Any, time: float) -> TrackedHands:
+        """Find and follow the hands of the next frame.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            K: (3, 3) intrinsics in px.
+            time: s, of the frame, later than that of the frame before.
+
+        Raises:
+            ValueError: the time is not later, or a shape or a value is invalid.
+            TypeError: an argument has the wrong type or dtype.
+        """
+        if not (math.isfinite(time) and time > self._time):
+            raise ValueError(f"time must be later than {self._time:g} s of the frame before, got {time}")
+        intrinsics = read_intrinsics(K, 1)
+        due = not self._tracks or time - self._searched >= self.search_interval
+        searched = due and len(self._tracks) < self.most_hands
+        if searched:
+            self._search(image, K, time)
+        self._time = time
+        boxes = np.array([track.expected_box(time) for track in self._tracks]).reshape(-1, 4)
+        shown = viewable(torch.from_numpy(boxes), intrinsics[0], *image.shape[:2]).numpy()
+        self._give_up([track for track, inside in zip(self._tracks, shown, strict=True) if not inside])
+        if not self._tracks:
+            return TrackedHands((), HandPose.none().numpy())
+        poses = self._posed(image, K, boxes[shown], searched)
+        rows = self._updated(poses, time)
+        seen = [self._tracks[row] for row in rows]
+        self._give_up([track for track in self._tracks if track not in seen and self._overdue(track, time)])
+        return TrackedHands(tuple(track.id for track in seen), self._smoothed(poses[rows], seen, intrinsics))
+
+    def _search(self, image: np.ndarray, K: Any, time: float) -> None:
+        """Add the hands of the whole frame that are not followed yet."""
+        found = self.estimator(image, K, self.hand_scale).numpy()
+        self._searched = time
+        boxes = _boxes(found)
+        for box, side in zip(boxes, found.side or (), strict=True):
+            same = [track for track in self._tracks if _overlap(box, track.expected_box(time)) > SAME_HAND]
+            if same:
+                same[0].sides.append(side)
+            elif len(self._tracks) < self.most_hands:
+                self._tracks.append(self._begun(box, side, time))
+
+    def _begun(self, box: np.ndarray, side: str, time: float) -> _Track:
+        """A track of a found hand, with its former id if it was lost near there."""
+        self._lost = [track for track in self._lost if time - track.seen <= self.memory]
+        for track in self._lost:
+            moved = np.linalg.norm(box[:2] + box[2:] - track.box[:2] - track.box[2:]) / 2
+            longer = max(box[2] - box[0], track.box[2] - track.box[0])
+            if moved <= NEAR * longer and track.side == side:
+                self._lost.remove(track)
+                return replace(track, box=box, seen=time, motion=np.zeros(4), filter=self._filter())
+        self._count += 1
+        begun = _Track(self._count - 1, box, time, time, self._filter())
+        begun.sides.append(side)
+        return begun
+
+    def _filter(self) -> JointFilter | None:
+        return None if self.smoothing is None else JointFilter(self.smoothing)
+
+    def _posed(
+        self, image: np.ndarray, K: Any, boxes: np.ndarray, predict_sides: bool
+    ) -> HandPose[np.ndarray]:
+        """The poses of all tracks, each with the side of most votes."""
+        undecided = [predict_sides or len(track.sides) < UNDECIDED for track in self._tracks]
+        sides = [None if each else track.side for each, track in zip(undecided, self._tracks, strict=True)]
+        poses = self._estimates(image, K, boxes, sides)
+        for track, side, given in zip(self._tracks, poses.side or (), sides, strict=True):
+            if given is None:
+                track.sides.append(side)
+        decided = [track.side for track in self._tracks]
+        # A prediction against the majority yields a mirrored hand: predict again with the majority's side.
+        return poses if tuple(decided) == poses.side else self._estimates(image, K, boxes, decided)
+
+    def _estimates(
+        self, image: np.ndarray, K: Any, boxes: np.ndarray, sides: Sequence[str | None]
+    ) -> HandPose[np.ndarray]:
+        images: list[np.ndarray] = [image] * len(boxes)
+        return self.estimator(images, K, self.hand_scale, boxes, list(sides)).numpy()
+
+    def _updated(self, poses: HandPose[np.ndarray], time: float) -> list[int]:
+        """Update the tracks of valid poses and return their rows.
+
+        Of two tracks of one hand the older one stays.
+        """
+        boxes, rows = _boxes(poses), list[int]()
+        for row in sorted(range(len(boxes)), key=lambda row: self._tracks[row].born):
+            track = self._tracks[row]
+            if not poses.valid[row]:
+                continue
+            near = DUPLICATE * (boxes[row, 2] - boxes[row, 0])
+            if any(_distance(poses.joints_2d[row], poses.joints_2d[other]) < near for other in rows):
+                track.seen = -math.inf
+                continue
+            elapsed = time - track.seen
+            track.motion = (boxes[row] - track.box) / elapsed if elapsed > 0 else np.zeros(4)
+            track.box, track.seen = boxes[row], time
+            rows.append(row)
+        return sorted(rows)
+
+    def _overdue(self, track: _Track, time: float) -> bool:
+        return time - track.seen > self.patience
+
+    def _give_up(self, tracks: Sequence[_Track]) -> None:
+        ids = {track.id for track in tracks}
+        self._tracks = [track for track in self._tracks if track.id not in ids]
+        self._lost += tracks
+
+    def _smoothed(
+        self, poses: HandPose[np.ndarray], tracks: Sequence[_Track], intrinsics: torch.Tensor
+    ) -> HandPose[np.ndarray]:
+        filters = [track.filter for track in tracks if track.filter is not None]
+        if not filters:
+            return poses
+        pairs = zip(filters, poses.joints, strict=True)
+        joints = np.stack([smooth(joints, self._time) for smooth, joints in pairs])
+        pixels = project(torch.from_numpy(joints), intrinsics.expand(len(joints), 3, 3)).float().numpy()
+        return replace(poses, joints=joints.astype(np.float32), joints_2d=pixels)
+
+
+def _boxes(poses: HandPose[np.ndarray]) -> np.ndarray:
+    """Squares (N, 4) px around the joints of a batch."""
+    pixels = torch.from_numpy(np.asarray(poses.joints_2d, np.float64))
+    return squared(pixel_boxes(pixels)).numpy()
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union."""
+    common = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
+    return float(common / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - common))
+
+
+def _distance(joints: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(joints - other, axis=-1).mean())
+
+
+def _weight(cutoff: float | np.ndarray, elapsed: float) -> Any:
+    """Weight of a new value in a first-order low-pass filter of a cutoff frequency in Hz."""
+    return 1 / (1 + 1 / (2 * math.pi * cutoff * elapsed))

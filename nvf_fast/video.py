@@ -1,0 +1,173 @@
+"""Frames of videos, folders of images and cameras, and annotated videos."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from nvf_fast.image_files import read_image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FRAME_RATE = 30.0  # Hz, of a folder of images
+CAMERA = "camera:"  # and its number
+
+
+class Frame(NamedTuple):
+    """One frame: its time in s, and its image (H, W, 3) uint8 RGB."""
+
+    time: float
+    image: np.ndarray
+
+
+def read_frames(source: Path | str, frame_rate: float = FRAME_RATE) -> Iterator[Frame]:
+    """Read frames one by one.
+
+    Args:
+        source: a video file; a folder of images, in the order of their names; or "camera:0", the first
+            camera.
+        frame_rate: Hz, of a folder.
+
+    Raises:
+        OSError: the source is missing, or is or becomes unreadable.
+        ValueError: a folder holds no images.
+        ImportError: a video or a camera needs PyAV, the extra `video`.
+    """
+    if str(source).startswith(CAMERA):
+        yield from _camera_frames(str(source)[len(CAMERA) :])
+    elif Path(source).is_dir():
+        paths = sorted(path for path in Path(source).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not paths:
+            raise ValueError(f"{source}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+        for index, path in enumerate(paths):
+            yield Frame(index / frame_rate, read_image(path))
+    else:
+        yield from _video_frames(Path(source))
+
+
+def video_rate(source: Path | str) -> Fraction | None:
+    """Frames per second of a video file; None where it has none, and for folders and cameras."""
+    if str(source).startswith(CAMERA) or Path(source).is_dir():
+        return None
+    with _open(Path(source)) as container:
+        rate: Fraction | None = container.streams.video[0].average_rate
+        return rate
+
+
+def _video_frames(path: Path) -> Iterator[Frame]:
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        before = -1.0
+        for index, frame in enumerate(container.decode(stream)):
+            when = frame.time
+            if when is None or when <= before:  # some files have no times, or repeat them
+                when = before + 1 / float(stream.average_rate or FRAME_RATE) if index else 0.0
+            before = when
+            yield Frame(when, _upright(frame))
+
+
+def _camera_frames(number: str) -> Iterator[Frame]:
+    if not number.isdecimal():
+        raise ValueError(f'a camera is "{CAMERA}0" or another number, got {CAMERA + number!r}')
+    device = Path(f"/dev/video{number}")
+    if not device.exists():
+        raise OSError(f"{device}: no such camera (cameras are read on Linux only)")
+    start = time.monotonic()
+    with _open(device, format="v4l2") as container:
+        for frame in container.decode(video=0):
+            yield Frame(time.monotonic() - start, _upright(frame))
+
+
+def _open(path: Path, **options: Any) -> Any:
+    """A PyAV container with at least one video."""
+    av = _pyav()
+    if not path.exists():
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    try:
+        container = av.open(str(path), **options)
+    except av.error.FFmpegError as error:
+        raise OSError(f"{path}: not a readable video ({error.strerror})") from error
+    if not container.streams.video:
+        container.close()
+        raise OSError(f"{path}: holds no video")
+    return container
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """A frame's pixels, turned as its metadata say."""
+    image: np.ndarray = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("videos and cameras need PyAV: pip install 'nvf-fast[video]'") from error
+    return av
+
+
+class VideoWriter:
+    """Writer of an H.264 video, complete once it is closed.
+
+    Args:
+        path: of the file, such as hands.mp4.
+        rate: frames per second.
+
+    Raises:
+        ImportError: PyAV, the extra `video`, is not installed.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, rate: Fraction | float) -> None:
+        self._av, self._path = _pyav(), path
+        self._rate = Fraction(rate).limit_denominator(65535)
+        self._stream: Any = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._container = self._av.open(str(path), "w")
+        except (ValueError, self._av.error.FFmpegError) as error:
+            raise OSError(f"{path}: cannot be written as a video ({error})") from error
+
+    def write(self, image: np.ndarray) -> None:
+        """Append a frame (H, W, 3) uint8 RGB; sides of odd length lose a pixel, which the format requires.
+
+        Raises:
+            ValueError: its size differs from that of the frames before.
+            OSError: it cannot be written.
+        """
+        height, width = (side - side % 2 for side in image.shape[:2])
+        if self._stream is None:
+            self._stream = self._container.add_stream("libx264", rate=self._rate)
+            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        if (self._stream.height, self._stream.width) != (height, width):
+            raise ValueError(
+                f"frames must have the size of the first, {self._stream.width} x {self._stream.height} px, "
+                f"got {width} x {height}"
+            )
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
+        self._mux(frame)
+
+    def _mux(self, frame: Any) -> None:
+        try:
+            for packet in self._stream.encode(frame):
+                self._container.mux(packet)
+        except self._av.error.FFmpegError as error:
+            raise OSError(f"{self._path}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Complete the file with the frames so far."""
+        if self._stream is not None:
+            self._mux(None)
+        self._container.close()

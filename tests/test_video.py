@@ -1,0 +1,125 @@
+"""Frames of videos and folders, annotated videos, and `nvf-fast track`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvf_fast import video
+from nvf_fast.checkpoint import save_checkpoint
+from nvf_fast.cli.main import main
+from nvf_fast.video import VideoWriter, read_frames, video_rate
+from tests.hand_cases import hand_network
+
+
+def colours(count: int, shape: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
+    """Images of one colour each, which a video codec keeps."""
+    shades = np.linspace(30, 220, count).astype(np.uint8)
+    return [np.full((*shape, 3), (shade, 90, 250 - shade), np.uint8) for shade in shades]
+
+
+def write_video(path: Path, images: list[np.ndarray], rate: float = 25.0) -> Path:
+    with VideoWriter(path, rate) as writer:
+        for image in images:
+            writer.write(image)
+    return path
+
+
+def test_a_written_video_is_read_back(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    images = colours(6, (49, 65))
+    path = write_video(tmp_path / "clips/hands.mp4", images)
+    frames = list(read_frames(path))
+    assert [frame.time for frame in frames] == pytest.approx([index / 25 for index in range(6)])
+    assert video_rate(path) == 25
+    for frame, image in zip(frames, images, strict=True):
+        assert frame.image.shape == (48, 64, 3) and frame.image.dtype == np.uint8
+        # Colours are stored with fewer levels: measured 3.
+        assert np.abs(frame.image.astype(int) - image[:48, :64]).max() <= 6
+    with VideoWriter(tmp_path / "sizes.mp4", 25) as writer:
+        writer.write(images[0])
+        with pytest.raises(ValueError, match="size of the first, 64 x 48 px, got 32 x 48"):
+            writer.write(images[0][:, :32])
+
+
+def test_frames_are_turned_upright() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    frame = SimpleNamespace(to_ndarray=lambda format: pixels, rotation=-90)
+    np.testing.assert_array_equal(video._upright(frame), np.rot90(pixels, -1))
+    frame.rotation = 180
+    np.testing.assert_array_equal(video._upright(frame), pixels[::-1, ::-1])
+
+
+def test_reads_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
+    for index, image in enumerate(colours(3)):
+        Image.fromarray(image).save(tmp_path / f"{index:03}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    frames = list(read_frames(tmp_path, frame_rate=10))
+    assert [frame.time for frame in frames] == [0, 0.1, 0.2] and video_rate(tmp_path) is None
+    np.testing.assert_array_equal(np.stack([frame.image for frame in frames]), np.stack(colours(3)))
+
+
+def test_unreadable_sources_are_errors(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    (tmp_path / "text.mp4").write_text("no video")
+    for source, error, message in (
+        (tmp_path / "text.mp4", OSError, "text.mp4: not a readable video"),
+        (tmp_path / "gone.mp4", FileNotFoundError, "gone.mp4"),
+        ("camera:front", ValueError, 'a camera is "camera:0"'),
+        ("camera:99", OSError, "/dev/video99: no such camera"),
+    ):
+        with pytest.raises(error, match=message):
+            next(read_frames(source))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no images"):
+        next(read_frames(tmp_path / "empty"))
+
+
+def test_missing_pyav_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(ImportError, match=r"nvf-fast\[video\]"):
+        next(read_frames(tmp_path / "clip.mp4"))
+    with pytest.raises(ImportError, match=r"nvf-fast\[video\]"):
+        VideoWriter(tmp_path / "clip.mp4", 30)
+
+
+def track(*arguments: Any) -> int:
+    try:
+        main(["track", *map(str, arguments)])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_track_writes_a_line_per_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av")
+    save_checkpoint(hand_network(), tmp_path / "hand", {})
+    clip = write_video(tmp_path / "clip.mp4", colours(3, (120, 160)))
+    out, drawn = tmp_path / "out/hands.jsonl", tmp_path / "out/drawn.mp4"
+    options = ["--checkpoint", tmp_path / "hand", "--device", "cpu"]
+    assert track(clip, "--fov", 60, *options, "--out", out, "--overlay", drawn) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1, 2]
+    assert [line["time"] for line in lines] == pytest.approx([0, 0.04, 0.08])
+    assert all(line["camera"]["source"] == "fov" and line["hands"] == [] for line in lines)
+    assert len(list(read_frames(drawn))) == 3 and video_rate(drawn) == 25
+    capsys.readouterr()
+    for arguments, message in (
+        ([clip, "--out", out], "exists: choose another name"),
+        ([tmp_path / "gone.mp4"], "gone.mp4: No such file"),
+        ([clip, "--frame-rate", 0], "--frame-rate must be a positive number"),
+        ([clip, "--fx", 500, "--fov", 60], "only one of --fx"),
+        ([clip, "--most-hands", 0], "most_hands must be at least 1"),
+        ([clip, "--hand-scale", 0.03], "10 to 120 mm"),
+    ):
+        assert track(*arguments, *options) == 2
+        assert message in capsys.readouterr().err
+    assert track(clip, *options) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3 and "assuming 60 degrees" in captured.err
