@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import trimesh
 from PIL import Image
 
 from nvf_fast.data.complement import INTRINSICS, Complement, write_complement
-from nvf_fast.data.faults import DatasetError
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from tests.dataset_trees import complement_samples, mano
 
@@ -93,16 +91,6 @@ def test_names_damaged_image_or_mesh(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DamagedImageError, match=rf"6\.obj cannot be read: .*{fault}"):
             data[3]
     assert data[0].image.shape == (256, 256, 3)
-
-
-def test_worker_processes(folder: Path) -> None:
-    data = Complement(folder, mano=mano())
-    assert torch.equal(pickle.loads(pickle.dumps(data))[3].joints, data[3].joints)
-
-
-def test_official_counts(folder: Path) -> None:
-    with pytest.raises(DatasetError, match="4 samples; expected the official 107920"):
-        Complement(folder, mano=mano(), official=True)
 
 
 def test_writer_refuses_unsupported_samples(tmp_path: Path) -> None:

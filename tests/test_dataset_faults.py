@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nvf_fast.data import tables
 from nvf_fast.data.complement import Complement
@@ -299,7 +300,31 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("opened", DAMAGES, ids=lambda opened: opened.__name__)
 def test_valid_trees(sound: Path, opened: Opened) -> None:
     data = opened(sound)
-    assert len(data) > 0 and data[len(data) - 1].image.ndim == 3
+    last = len(data) - 1
+    sample, again = data[last], pickle.loads(pickle.dumps(data))[last]  # as in a worker process
+    assert sample.id == again.id and sample.image.ndim == 3
+    for name in ("joints", "vertices"):
+        given, same = getattr(sample, name), getattr(again, name)
+        assert (given is None) == (same is None)
+        if given is not None:
+            torch.testing.assert_close(given, same, rtol=0, atol=0)
+            given.zero_()
+            assert getattr(data[last], name).any(), "samples are copies"
+    sample.intrinsics[:] = 0
+    assert data[last].intrinsics.any()
+    for index in (-1, len(data)):
+        with pytest.raises(IndexError, match=f"samples 0 to {last}, got index {index}"):
+            data[index]
+
+
+def test_official_counts(sound: Path) -> None:
+    for opened, folder, counts in (
+        (FreiHAND, "freihand", "12 samples; expected the official 130240"),
+        (HO3D, "v2", "6 samples; expected the official 66034"),
+        (Complement, "complement", "2 samples; expected the official 107920"),
+    ):
+        with pytest.raises(DatasetError, match=counts):
+            opened(sound / folder, mano=sound / MANO, official=True)
 
 
 @pytest.mark.parametrize(("opened", "damage", "expected"), CASES)

@@ -15,7 +15,6 @@ import torch
 import trimesh
 
 from nvf_fast.camera import reference_intrinsics
-from nvf_fast.config import Method
 from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.evaluation.mean_pose import mean_pose
@@ -25,9 +24,6 @@ from nvf_fast.synthetic.dataset import V2_PARTS, SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 from nvf_fast.synthetic.reference_images import draw_hands, draw_joints, sample_hands
 from nvf_fast.synthetic.rig import built_in_rig
-from nvf_fast.training import loop
-from nvf_fast.training.images import task_images
-from tests.training_cases import tiny
 
 PUBLISHED = published()
 SMALL = replace(V2_PARTS["test"], count=6, size=64)
@@ -235,14 +231,3 @@ def test_joints_for_the_mean_pose() -> None:
     hands = SyntheticHands(SMALL).hands([0, 1])
     np.testing.assert_allclose(joints, hands.joints.numpy(), atol=1e-3)
     assert mean_pose(draw_joints(1, range(64), HandDistribution())).shape == (21, 3)
-
-
-@pytest.mark.parametrize("method", ["nvf", "holistic", "dense"])
-@pytest.mark.usefixtures("chunks_of_two")
-def test_training(tmp_path: Path, method: Method) -> None:
-    config = tiny(steps=1)
-    losses = replace(config.losses, auxiliary_weight=config.losses.auxiliary_weight * (method == "nvf"))
-    config = replace(config, model=replace(config.model, method=method), losses=losses)
-    images = task_images(SyntheticHands(SMALL), config.model)
-    result = loop.train(config, images, tmp_path, progress=False)
-    assert result.finished

@@ -47,43 +47,33 @@ NODES = 35
 POINTS = 2048  # measured at a time, so that intermediate results stay in caches
 
 
-def _capsules() -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
-    pairs: list[tuple[int, int]] = []
-    radii: list[tuple[float, float]] = []
-
-    def add(start: int, end: int, start_radius: float, end_radius: float) -> None:
-        pairs.append((start, end))
-        radii.append((start_radius, end_radius))
-
-    finger_radii = (
-        (10.8, 10.2, 8.6, 6.6),
-        (9.6, 8.4, 7.3, 5.9),
-        (9.8, 8.6, 7.5, 6.1),
-        (9.2, 8.0, 7.0, 5.7),
-        (8.2, 7.0, 6.2, 5.0),
-    )
-    for finger, (r0, r1, r2, r3) in enumerate(finger_radii):
-        joint = 1 + 4 * finger
-        add(joint, joint + 1, r0, r1)
-        add(joint + 1, joint + 2, r1, r2)
-        add(joint + 2, CAPS[finger], r2, r3)
-    for finger, base in enumerate(BASES):
-        add(base, 5 + 4 * finger, 11.0, 9.8)
-    for first, second in ((5, 9), (9, 13), (13, 17)):
-        add(first, second, 9.4, 9.4)
-    add(1, 5, 11.5, 8.0)  # thenar: the web between thumb and index
-    add(CORNERS[0], 1, 12.5, 12.0)
-    add(HEEL, 17, 11.5, 9.0)  # hypothenar
-    add(CORNERS[0], BASES[0], 12.5, 11.0)
-    add(CORNERS[1], BASES[3], 12.5, 11.0)
-    add(CORNERS[1], HEEL, 12.5, 11.5)
-    add(CORNERS[0], STUMP[0], 13.0, 13.5)
-    add(CORNERS[1], STUMP[1], 13.0, 13.5)
-    add(0, BASES[1], 14.0, 11.0)
-    return pairs, radii
-
-
-CAPSULES, CAPSULE_RADII = _capsules()
+_FINGER_RADII = (
+    (10.8, 10.2, 8.6, 6.6),
+    (9.6, 8.4, 7.3, 5.9),
+    (9.8, 8.6, 7.5, 6.1),
+    (9.2, 8.0, 7.0, 5.7),
+    (8.2, 7.0, 6.2, 5.0),
+)
+_FINGERS = {
+    (joint, CAPS[finger] if phalanx == 2 else joint + 1): radii[phalanx : phalanx + 2]
+    for finger, radii in enumerate(_FINGER_RADII)
+    for phalanx, joint in enumerate(range(1 + 4 * finger, 4 + 4 * finger))
+}
+_PALM = {(base, 5 + 4 * finger): (11.0, 9.8) for finger, base in enumerate(BASES)} | {
+    (5, 9): (9.4, 9.4),
+    (9, 13): (9.4, 9.4),
+    (13, 17): (9.4, 9.4),
+    (1, 5): (11.5, 8.0),  # thenar: the web between thumb and index
+    (CORNERS[0], 1): (12.5, 12.0),
+    (HEEL, 17): (11.5, 9.0),  # hypothenar
+    (CORNERS[0], BASES[0]): (12.5, 11.0),
+    (CORNERS[1], BASES[3]): (12.5, 11.0),
+    (CORNERS[1], HEEL): (12.5, 11.5),
+    (CORNERS[0], STUMP[0]): (13.0, 13.5),
+    (CORNERS[1], STUMP[1]): (13.0, 13.5),
+    (0, BASES[1]): (14.0, 11.0),
+}
+CAPSULES, CAPSULE_RADII = list(_FINGERS | _PALM), list((_FINGERS | _PALM).values())
 """Nodes at both ends of each cone, and the radii there in mm; three cones for each finger come first."""
 
 

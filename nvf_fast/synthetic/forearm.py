@@ -10,20 +10,7 @@ from nvf_fast.data.draws import Stream
 
 RINGS = 12
 LENGTH_MM = 420.0
-BARE = (
-    7.0,
-    16.0,
-    28.0,
-    44.0,
-    64.0,
-    90.0,
-    122.0,
-    160.0,
-    205.0,
-    260.0,
-    330.0,
-    LENGTH_MM,
-)  # mm behind the wrist
+BARE = (7.0, 16.0, 28.0, 44.0, 64.0, 90.0, 122.0, 160.0, 205.0, 260.0, 330.0, LENGTH_MM)  # mm from the wrist
 SKIN, SLEEVE, BAND = 0, 1, 2  # materials
 
 

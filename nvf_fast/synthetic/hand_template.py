@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +68,9 @@ def _blended(nodes: Tensor, points: Tensor) -> Tensor:
     return -FINGER_BLEND_MM * torch.logsumexp(parts * (-1 / FINGER_BLEND_MM), -1)
 
 
-def _weights(nodes: Tensor, vertices: np.ndarray, neighbours: _Average, spacing_mm: float) -> np.ndarray:
+def _weights(
+    nodes: Tensor, vertices: np.ndarray, neighbours: Callable[[np.ndarray], np.ndarray], spacing_mm: float
+) -> np.ndarray:
     """(V, 25): the joint of the nearest cone, diffused over the surface, so that no finger moves another."""
     nearest = cone_distances(nodes, torch.from_numpy(vertices)).argmin(1).numpy()
     owner = np.concatenate([CHAINS[:, :3].flatten().numpy(), np.zeros(len(CAPSULES) - 15, int)])
@@ -85,18 +88,15 @@ def _weights(nodes: Tensor, vertices: np.ndarray, neighbours: _Average, spacing_
     return weights
 
 
-class _Average:
-    """Means over each vertex and its neighbours on a mesh."""
-
-    def __init__(self, edges: np.ndarray, count: int) -> None:
-        self._edges, self._degree = edges, np.bincount(edges[:, 0], minlength=count)
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        total = values.copy()
-        np.add.at(total, self._edges[:, 0], values[self._edges[:, 1]])
-        return total / (1 + self._degree[:, None])
-
-
-def _neighbours(faces: np.ndarray, count: int) -> _Average:
+def _neighbours(faces: np.ndarray, count: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The mean of values (V, ...) over each vertex and its neighbours on a mesh, as a function."""
     pairs = directed_edges(faces)
-    return _Average(np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0), count)
+    first, second = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0).T
+    members = 1 + np.bincount(first, minlength=count)[:, None]
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        total = values.copy()
+        np.add.at(total, first, values[second])
+        return total / members
+
+    return mean

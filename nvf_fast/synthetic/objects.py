@@ -6,15 +6,8 @@ import numpy as np
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.rotations import about_axis, quaternion_matrix
-from nvf_fast.synthetic.forearm import (
-    BAND,
-    SKIN,
-    SLEEVE,
-    draw_forearm,
-    face_materials,
-    forearm_faces,
-    forearm_vertices,
-)
+from nvf_fast.synthetic import forearm
+from nvf_fast.synthetic.forearm import SKIN, SLEEVE
 from nvf_fast.synthetic.posed_hands import PosedHand
 from nvf_fast.synthetic.rig import Rig
 from nvf_fast.synthetic.skin import draw_tone
@@ -55,7 +48,7 @@ def held_solid(stream: Stream, hand: PosedHand) -> Solid | None:
     basis = np.stack([across, np.cross(hand.palm, across), hand.palm])
     basis[1] /= np.linalg.norm(basis[1])
     basis[2] = np.cross(basis[0], basis[1])
-    return Solid(solid.vertices @ basis + place, solid.faces)
+    return solid.moved(place, basis.T)
 
 
 def any_solid(stream: Stream, size: float) -> Solid:
@@ -67,7 +60,7 @@ def any_solid(stream: Stream, size: float) -> Solid:
         solid = box(2 * sizes)
     else:
         solid = ellipsoid(sizes)
-    return Solid(solid.vertices @ draw_orientation(stream, 1.0), solid.faces)
+    return solid.moved(np.zeros(3), draw_orientation(stream, 1.0).T)
 
 
 def lying_about(
@@ -78,26 +71,22 @@ def lying_about(
     solid = any_solid(stream, factor * half * 0.05 * 12 ** stream.random())
     place = np.append(stream.uniforms(-1, 1, 2) * half, depth) * factor
     material = 0 if stream.chance(skin_chance) else FIRST_OBJECT + 2 + stream.below(3)
-    return Solid(solid.vertices + place, solid.faces), material
+    return solid.moved(place), material
 
 
 def forearm_alone(stream: Stream, rig: Rig, half: float, depth: float) -> list[tuple[Solid, int]]:
     """A forearm that crosses the view, its hand outside."""
-    forearm = draw_forearm(stream, 0.5)
+    arm = forearm.draw_forearm(stream, 0.5)
     rim = rig.vertices[rig.rim]
-    vertices = np.concatenate([rim, forearm_vertices(rim, forearm)])
-    faces = forearm_faces(np.arange(len(rim), dtype=np.int32), len(rim))
-    materials = face_materials(forearm, len(rim))
+    vertices = np.concatenate([rim, forearm.forearm_vertices(rim, arm)])
+    faces = forearm.forearm_faces(np.arange(len(rim), dtype=np.int32), len(rim))
+    materials = forearm.face_materials(arm, len(rim))
     start = stream.uniform(90, 200)
     scale = 1.6 * half / start  # the wrist is outside, however the arm is turned in the view
     turned = (vertices + [0, start, 0]) * min(scale, 1.4) @ draw_orientation(stream, 0.0).T
     turned[:, 2] *= 0.5
-    place = np.array([0.0, 0.0, depth])
-    return [
-        (Solid(turned + place, faces[materials == material]), material)
-        for material in (SKIN, SLEEVE, BAND)
-        if (materials == material).any()
-    ]
+    placed = turned + [0.0, 0.0, depth]
+    return [(Solid(placed, faces[materials == kind]), kind) for kind in np.unique(materials).tolist()]
 
 
 def like_fingers(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
@@ -110,7 +99,7 @@ def like_fingers(stream: Stream, half: float, depth: float) -> list[tuple[Solid,
         solid = capsule(radius, length * stream.uniform(0.75, 1.1), taper=stream.uniform(0.8, 1.0))
         beside = [0.15 * length * stream.normal(), radius * (2.1 + stream.random()) * (row - count / 2), 0.0]
         fanned = solid.vertices @ about_axis(0.07 * stream.normal()).T + beside
-        solids.append((Solid(fanned @ turn.T + place, solid.faces), SKIN))
+        solids.append((Solid(fanned, solid.faces).moved(place, turn), SKIN))
     return solids
 
 
@@ -134,30 +123,25 @@ def skin_lump(stream: Stream, half: float, depth: float) -> list[tuple[Solid, in
         edges = 2 * size * 2.5 ** stream.uniforms(-0.6, 0.4, 3)
         solid = rounded_box(edges, stream.uniform(0.2, 1.0))
         shift = 0.7 * size * stream.normals(3) * [1, 1, 0.3]
-        turned = solid.vertices @ draw_orientation(stream, 1.0)
-        solids.append((Solid(turned + shift + place, solid.faces), SKIN))
+        solids.append((solid.moved(shift, draw_orientation(stream, 1.0).T).moved(place), SKIN))
     return solids
 
 
 def face_solids(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
     """An ellipsoid of skin with two dark eyes, a mouth and hair."""
     radius = half * stream.uniform(0.25, 0.9)
-    head = ellipsoid(radius * np.array([0.75, 1.0, 0.8]), 16, 24)
-    features = [(head, SKIN)]
-    for x in (-0.3, 0.3):
-        eye = ellipsoid(radius * np.array([0.12, 0.06, 0.06]))
-        features.append(
-            (Solid(eye.vertices + radius * np.array([x, -0.1, -0.72]), eye.faces), FIRST_OBJECT + 2)
-        )
-    mouth = ellipsoid(radius * np.array([0.25, 0.06, 0.08]))
-    features.append(
-        (Solid(mouth.vertices + radius * np.array([0, 0.5, -0.66]), mouth.faces), FIRST_OBJECT + 3)
-    )
-    hair = ellipsoid(radius * np.array([0.82, 0.8, 0.8]))
-    features.append((Solid(hair.vertices + radius * np.array([0, -0.45, 0.2]), hair.faces), FIRST_OBJECT + 4))
+    features = [(ellipsoid(radius * np.array([0.75, 1.0, 0.8]), 16, 24), SKIN)]
+    for size, middle, look in (
+        ([0.12, 0.06, 0.06], [-0.3, -0.1, -0.72], 2),
+        ([0.12, 0.06, 0.06], [0.3, -0.1, -0.72], 2),
+        ([0.25, 0.06, 0.08], [0, 0.5, -0.66], 3),
+        ([0.82, 0.8, 0.8], [0, -0.45, 0.2], 4),
+    ):
+        feature = ellipsoid(radius * np.array(size)).moved(radius * np.array(middle))
+        features.append((feature, FIRST_OBJECT + look))
     place = np.append(stream.uniforms(-0.8, 0.8, 2) * half, depth)
     turn = about_axis(stream.normal(0.4))
-    return [(Solid(solid.vertices @ turn.T + place, solid.faces), material) for solid, material in features]
+    return [(solid.moved(place, turn), material) for solid, material in features]
 
 
 def draw_looks(stream: Stream, count: int) -> np.ndarray:

@@ -74,22 +74,15 @@ class PosedHand:
         )
 
     def moved(self, offset: np.ndarray) -> PosedHand:
-        return PosedHand(self.vertices + offset, self.joints + offset, self.forearm, self.palm, self.places)
+        return replace(self, vertices=self.vertices + offset, joints=self.joints + offset)
 
     def seen(self, left: bool) -> PosedHand:
         """This hand, or its mirror image in the camera's vertical plane through it."""
         if not left:
             return self
-        middle = self.joints[:, 0].mean()
-        flip = np.array([-1.0, 1.0, 1.0])
-        shift = np.array([2 * middle, 0.0, 0.0])
-        return PosedHand(
-            self.vertices * flip + shift,
-            self.joints * flip + shift,
-            self.forearm,
-            self.palm * flip,
-            self.places,
-        )
+        flip, shift = np.array([-1.0, 1.0, 1.0]), np.array([2 * self.joints[:, 0].mean(), 0.0, 0.0])
+        vertices, joints = self.vertices * flip + shift, self.joints * flip + shift
+        return replace(self, vertices=vertices, joints=joints, palm=self.palm * flip)
 
 
 def draw_shapes(rig: Rig, draws: Draws) -> HandShapes:
@@ -122,12 +115,8 @@ def draw_unit_hands(rig: Rig, draws: Draws, sleeves: float) -> list[PosedHand]:
     vertices, joints = posed_vertices(rig, draw_shapes(rig, draws))
     scale = UNIT_SCALE_MM / np.linalg.norm(joints[:, 10] - joints[:, 9], axis=1)
     seeds = draws.below(2**40).tolist()
-    return [
-        with_forearm(
-            rig, scale[row] * vertices[row], scale[row] * joints[row], Stream(seed, "forearm", 0), sleeves
-        )
-        for row, seed in enumerate(seeds)
-    ]
+    hands = zip(scale[:, None, None] * vertices, scale[:, None, None] * joints, seeds, strict=True)
+    return [with_forearm(rig, *points, Stream(seed, "forearm", 0), sleeves) for *points, seed in hands]
 
 
 def with_forearm(

@@ -177,7 +177,7 @@ class HandRenderer:
                 towards = (middle[:2] + stream.uniforms(-0.7, 0.7, 2) * reach) / middle[2]
                 place = np.append(towards, 1.0) * depth
                 kind = 0 if stream.chance(0.2) else FIRST_OBJECT + 1
-                objects.append((Solid(solid.vertices + place, solid.faces), kind))
+                objects.append((solid.moved(place), kind))
         if stream.chance(chances.clutter):
             for _ in range(1 + stream.below(4)):
                 objects.append(lying_about(stream, half, middle[2], skin_chance=0.15, behind=True))

@@ -13,22 +13,22 @@ class Solid(NamedTuple):
     vertices: np.ndarray
     faces: np.ndarray
 
+    def moved(self, offset: np.ndarray, rotation: np.ndarray | None = None) -> Solid:
+        """Rotate about the origin, then translate."""
+        turned = self.vertices if rotation is None else self.vertices @ rotation.T
+        return Solid(turned + offset, self.faces)
+
 
 def box(size: np.ndarray) -> Solid:
     """A box about the origin with edges size (3,)."""
     vertices, faces = [], []
     for axis in range(3):
         for sign in (-1.0, 1.0):
-            first, second = (axis + 1) % 3, (axis + 2) % 3
-            for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
-                corner = np.empty(3)
-                corner[axis], corner[first], corner[second] = sign, a, b
-                vertices.append(corner)
-            start = len(vertices) - 4
-            quad = (0, 1, 2, 3) if sign > 0 else (3, 2, 1, 0)
-            faces += [[start + quad[0], start + quad[1], start + quad[2]]]
-            faces += [[start + quad[0], start + quad[2], start + quad[3]]]
-    return Solid(np.array(vertices) * np.asarray(size) / 2, np.array(faces, np.int32))
+            square = [(sign, -1.0, -1.0), (sign, 1.0, -1.0), (sign, 1.0, 1.0), (sign, -1.0, 1.0)]
+            a, b, c, d = len(vertices) + np.arange(4)[:: int(sign)]
+            vertices += [np.roll(corner, axis) for corner in square]
+            faces += [[a, b, c], [a, c, d]]
+    return Solid(np.array(vertices) * size / 2, np.array(faces, np.int32))
 
 
 def cylinder(radius: float, length: float, sides: int = 20, taper: float = 1.0) -> Solid:
@@ -70,23 +70,15 @@ def ellipsoid(radii: np.ndarray, rings: int = 10, sides: int = 16) -> Solid:
     """An ellipsoid about the origin with half axes radii (3,)."""
     polar = np.pi * np.arange(1, rings) / rings
     angle = 2 * np.pi * np.arange(sides) / sides
-    body = np.stack(
-        [
-            np.sin(polar)[:, None] * np.cos(angle),
-            np.sin(polar)[:, None] * np.sin(angle),
-            np.cos(polar)[:, None] + 0 * angle,
-        ],
-        -1,
-    ).reshape(-1, 3)
+    wide, along = np.sin(polar)[:, None], np.cos(polar)[:, None] + 0 * angle
+    body = np.stack([wide * np.cos(angle), wide * np.sin(angle), along], -1).reshape(-1, 3)
     top, bottom = len(body), len(body) + 1
     this, after = np.arange(sides), (np.arange(sides) + 1) % sides
     faces = [np.stack([np.full(sides, top), this, after], -1)]
     for ring in range(rings - 2):
         a, b = ring * sides, (ring + 1) * sides
-        faces += [
-            np.stack([this + a, this + b, after + b], -1),
-            np.stack([this + a, after + b, after + a], -1),
-        ]
+        faces.append(np.stack([this + a, this + b, after + b], -1))
+        faces.append(np.stack([this + a, after + b, after + a], -1))
     last = (rings - 2) * sides
     faces.append(np.stack([this + last, np.full(sides, bottom), after + last], -1))
     vertices = np.concatenate([body, [[0, 0, 1.0], [0, 0, -1.0]]])
