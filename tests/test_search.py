@@ -172,6 +172,7 @@ def test_guided_starts_from_a_previous_pose(hands: MeshHands, exact: bool) -> No
     field = TrueField(hands[:1], lattice)
     result = search_guided(field, previous + 150, exact=exact)
     assert field.needs_retry == (not exact)
+    assert result.evaluated == len(field.queried), "those about the discarded pose included"
     if exact:
         assert torch.equal(result.points, voters)
 
@@ -214,6 +215,33 @@ def test_guided_queries_everything_where_the_provisional_pose_was_wrong(
     assert result.evaluated == len(lattice)
     search_guided(field, vote=displaced(torch.tensor(offset), [True]), exact=False)
     assert field.needs_retry
+
+
+def test_provisional_pose_is_that_of_the_points_nearest_to_the_surface(hands: MeshHands) -> None:
+    field, given = TrueField(hands[2:3], Lattice(16.0)), []
+
+    def vote(points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        given.append(points[: int(count)])
+        return cast(points, votes, count)
+
+    search_guided(field, vote=vote)
+    sparse = field.distances(field.lattice.points(field.lattice.every(2))).abs().sort().values
+    assert (sparse < SURFACE_MM).sum() < 16, "too few to vote alone"
+    assert torch.equal(field.distances(given[0]).abs(), sparse[:16])
+
+
+class SmallField(TrueField):
+    """A field with three points near the surface."""
+
+    def distances(self, points: Tensor) -> Tensor:
+        few = dense_voters(TrueField(self.hand, self.lattice))[:3]
+        return torch.where((points[:, None] == few).all(-1).any(1), 1.0, 40.0)
+
+
+def test_guided_queries_everything_where_voters_are_few(hands: MeshHands) -> None:
+    lattice = Lattice(16.0)
+    result = search_guided(SmallField(hands[:1], lattice), hands.joints[0])
+    assert result.voters == 3 and result.evaluated > len(lattice)
 
 
 class EmptyField(TrueField):
