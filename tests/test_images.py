@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nvf_fast.camera import project, reference_intrinsics
+from nvf_fast.config import NVFConfig
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.images import TaskImages
-from nvf_fast.volumes import FrustumVolume, RootCube
 
 K = np.array([[700.0, 0, 150], [0, 690.0, 130], [0, 0, 1]])
 
@@ -60,7 +60,7 @@ def centroid(image: Tensor) -> Tensor:
 
 def test_camera_space_images_are_remapped_and_hands_stay() -> None:
     dataset = Crosses()
-    images, hands, damaged = TaskImages(dataset, FrustumVolume(), 128).__getitems__([3, 0])
+    images, hands, damaged = TaskImages(dataset, NVFConfig(input_size=128)).__getitems__([3, 0])
     assert images.shape == (2, 3, 128, 128) and images.dtype == torch.uint8 and damaged == ()
     assert torch.equal(hands.joints, dataset.hands.joints[[3, 0]])
     for image, joints in zip(images, hands.joints, strict=True):
@@ -70,7 +70,9 @@ def test_camera_space_images_are_remapped_and_hands_stay() -> None:
 
 def test_root_relative_images_are_crops_about_the_wrist() -> None:
     dataset = Crosses()
-    images, hands, _ = TaskImages(dataset, RootCube(), 128).__getitems__([1, 2])
+    images, hands, _ = TaskImages(dataset, NVFConfig(input_size=128, task="root-relative")).__getitems__(
+        [1, 2]
+    )
     torch.testing.assert_close(hands.joints[:, 0], torch.zeros(2, 3), rtol=0, atol=1e-3)
     for index, image, joints in zip([1, 2], images, hands.joints, strict=True):
         root = dataset.hands.joints[index, 0].double()
@@ -82,18 +84,18 @@ def test_root_relative_images_are_crops_about_the_wrist() -> None:
 def test_images_that_fit_are_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     dataset = Crosses(image=image, intrinsics=reference_intrinsics(64, dtype=torch.float64).numpy())
-    images = TaskImages(dataset, FrustumVolume(), 64).__getitems__([0]).images
+    images = TaskImages(dataset, NVFConfig(input_size=64)).__getitems__([0]).images
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), image)
 
 
 def test_damaged_images_are_replaced_deterministically_and_reported() -> None:
-    data = TaskImages(Crosses(broken=(2, 3)), FrustumVolume(), 64)
+    data = TaskImages(Crosses(broken=(2, 3)), NVFConfig(input_size=64))
     images, hands, damaged = data.__getitems__([1, 2])
     assert damaged == ("2.jpg is cut short", "3.jpg is cut short")
-    whole = TaskImages(Crosses(), FrustumVolume(), 64).__getitems__([1, 4])
+    whole = TaskImages(Crosses(), NVFConfig(input_size=64)).__getitems__([1, 4])
     assert torch.equal(images, whole.images) and torch.equal(hands.joints, whole.hands.joints)
     with pytest.raises(DamagedImageError, match=r"none of the 6 images can be read; the last: 1.jpg"):
-        TaskImages(Crosses(broken=tuple(range(6))), FrustumVolume(), 64).__getitems__([2])
+        TaskImages(Crosses(broken=tuple(range(6))), NVFConfig(input_size=64)).__getitems__([2])
 
 
 def test_refuses_samples_without_joints_surface_or_right_hand() -> None:
@@ -103,6 +105,6 @@ def test_refuses_samples_without_joints_surface_or_right_hand() -> None:
         ({"surface": None}, "image/0: no surface"),
     ):
         with pytest.raises(ValueError, match=message):
-            TaskImages(Crosses(**changes), FrustumVolume(), 64).__getitems__([0])
-    alone = TaskImages(Crosses(surface=None), FrustumVolume(), 64, needs_surface=False)
+            TaskImages(Crosses(**changes), NVFConfig(input_size=64)).__getitems__([0])
+    alone = TaskImages(Crosses(surface=None), NVFConfig(input_size=64, method="holistic"))
     assert alone.__getitems__([0, 5]).hands.joints.shape == (2, 21, 3)

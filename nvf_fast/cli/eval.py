@@ -22,7 +22,7 @@ from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
 if TYPE_CHECKING:
     from nvf_fast.estimator import PoseEstimator
-    from nvf_fast.evaluation.predictors import Predictor
+    from nvf_fast.evaluation.predictors import NetworkPredictor
     from nvf_fast.evaluation.submission import Server
 
 COLUMNS = {
@@ -58,7 +58,7 @@ class Prediction:
     device: Optional[str] = None
     threads: Optional[int] = None
 
-    def load(self) -> tuple[Predictor, dict[str, Any]]:
+    def load(self) -> tuple[NetworkPredictor, dict[str, Any]]:
         """Load the predictor, and the metadata that determine its predictions."""
         import torch
 
@@ -139,8 +139,7 @@ class Synthetic:
         from nvf_fast.evaluation.synthetic import evaluate
         from nvf_fast.runtime.files import whole_file
 
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError("eval synthetic runs in one process; eval synthetic-v2 in several")
+        _refuse_several_processes("synthetic")
         predictor, conditions = self.prediction.load()
         if predictor.task != "camera-space":
             raise UserError(f"eval synthetic needs a camera-space network, this one is {predictor.task}")
@@ -304,13 +303,10 @@ class LabelledPhotographs:
             score_rows,
             write_photograph_report,
         )
-        from nvf_fast.evaluation.predictors import NetworkPredictor
         from nvf_fast.evaluation.report import surroundings
 
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError("eval photographs runs in one process")
+        _refuse_several_processes("photographs")
         predictor, conditions = self.prediction.load()
-        assert isinstance(predictor, NetworkPredictor)
         if predictor.task != "camera-space" or False not in predictor.scale_choices:
             raise UserError("eval photographs needs a camera-space network that works without hand scale")
         with user_errors():
@@ -367,13 +363,10 @@ class HandViews:
 
     def run(self) -> None:
         from nvf_fast.evaluation.hand_view_report import report_tables, write_hand_view_report
-        from nvf_fast.evaluation.predictors import NetworkPredictor
         from nvf_fast.evaluation.report import surroundings
 
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError("eval hand-views runs in one process")
+        _refuse_several_processes("hand-views")
         predictor, conditions = self.prediction.load()
-        assert isinstance(predictor, NetworkPredictor)
         if predictor.estimator.model.config.view != "hand":
             raise UserError("eval hand-views needs a network of hand views")
         with user_errors():
@@ -507,6 +500,11 @@ def _evaluate(
     for note in report["notes"]:
         print(note)
     print("wrote " + ", ".join(map(str, files)))
+
+
+def _refuse_several_processes(command: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"eval {command} runs in one process")
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -60,7 +60,7 @@ class Run:
 
     def run(self) -> None:
         from nvf_fast.runtime.processes import Processes, ProcessLostError, process_group
-        from nvf_fast.training.images import task_images
+        from nvf_fast.training.images import TaskImages
         from nvf_fast.training.log import NonFiniteLossError
         from nvf_fast.training.loop import train
         from nvf_fast.training.validation import validation
@@ -79,7 +79,7 @@ class Run:
                 else:
                     dataset = open_dataset(config.data, "training", folders)
                     _render_ahead(dataset)
-                    data = task_images(dataset, config.model)
+                    data = TaskImages(dataset, config.model)
                     if first and config.evaluate_every > 0:
                         evaluate = validation(config.data, folders, config.evaluation_images)
                 try:

@@ -18,6 +18,7 @@ from nvf_fast.evaluation.predictors import Predictions
 from nvf_fast.runtime.files import whole_file
 
 SETTINGS = {True: "with_hand_scale", False: "without_hand_scale"}
+NAMES = ("joints", "scores", "valid", "voters")  # of the arrays of `Predictions`
 ENTRY = "nvf_fast"  # one entry of metadata: safetensors writes several in no fixed order
 
 
@@ -76,50 +77,34 @@ class DatasetPredictions:
     @classmethod
     def joined(cls, parts: Sequence[DatasetPredictions]) -> DatasetPredictions:
         """The parts of one run, one after another."""
-        arrays = [part.arrays() for part in parts]
         times = [part.times for part in parts]
-        return cls.of_arrays(
+        return cls(
             parts[0].metadata,
             tuple(id for part in parts for id in part.ids),
             tuple(fault for part in parts for fault in part.faults),
-            {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]},
+            np.concatenate([part.truth for part in parts]),
+            np.concatenate([part.roots for part in parts]),
+            {
+                setting: Predictions(
+                    *(np.concatenate([getattr(part.predictions[setting], name) for part in parts])
+                      for name in NAMES)
+                )
+                for setting in parts[0].predictions
+            },
             Times(
                 sum(each.images for each in times),
                 _summed([each.seconds for each in times]),
                 sum(each.staged for each in times),
                 _summed([each.milliseconds for each in times]),
             ),
-        )
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Every array by name: "truth", "roots", and "SETTING/NAME" of the predictions."""
-        found = {"truth": self.truth, "roots": self.roots}
-        for setting, predictions in self.predictions.items():
-            found |= {f"{setting}/{name}": array for name, array in vars(predictions).items()}
-        return found
-
-    @classmethod
-    def of_arrays(
-        cls,
-        metadata: dict[str, Any],
-        ids: Sequence[str],
-        faults: Sequence[str],
-        arrays: Mapping[str, np.ndarray],
-        times: Times,
-    ) -> DatasetPredictions:
-        """The inverse of `arrays`."""
-        predictions = {
-            setting: Predictions(
-                **{name: arrays[f"{setting}/{name}"] for name in Predictions.__dataclass_fields__}
-            )
-            for setting in SETTINGS.values()
-            if f"{setting}/joints" in arrays
-        }
-        return cls(metadata, tuple(ids), tuple(faults), arrays["truth"], arrays["roots"], predictions, times)
+        )  # fmt: skip
 
     def to_bytes(self, with_times: bool = True) -> bytes:
         """A safetensors file that holds its own checksum."""
-        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays().items()}
+        arrays = {"truth": self.truth, "roots": self.roots}
+        for setting, predictions in self.predictions.items():
+            arrays |= {f"{setting}/{name}": getattr(predictions, name) for name in NAMES}
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         known: dict[str, Any] = {name: getattr(self, name) for name in ("metadata", "ids", "faults")}
         known["times"] = asdict(self.times if with_times else Times())
         entry = json.dumps(known | {"sha256": _digest(known, arrays)})
@@ -127,7 +112,7 @@ class DatasetPredictions:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> DatasetPredictions:
-        """Read the result of `to_bytes`.
+        """Read the result of `to_bytes`, whose arrays are "truth", "roots" and "SETTING/NAME".
 
         Raises:
             ValueError: the content is damaged or does not hold predictions.
@@ -141,8 +126,13 @@ class DatasetPredictions:
             raise ValueError(f"not a complete file of predictions ({error})") from error
         if _digest(known, arrays) != sha256:
             raise ValueError("the content does not match its sha256")
-        known["times"] = Times(**known["times"])
-        return cls.of_arrays(arrays=arrays, **known)
+        predictions = {
+            setting: Predictions(*(arrays[f"{setting}/{name}"] for name in NAMES))
+            for setting in SETTINGS.values()
+            if f"{setting}/joints" in arrays
+        }
+        ids, faults, times = tuple(known["ids"]), tuple(known["faults"]), Times(**known["times"])
+        return cls(known["metadata"], ids, faults, arrays["truth"], arrays["roots"], predictions, times)
 
 
 def save_predictions(path: Path, predictions: DatasetPredictions, with_times: bool = True) -> None:

@@ -23,7 +23,7 @@ from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import predict
 from nvf_fast.reproduce.recipes import Role, Size, Stage, Variant, data_for, stages
 from nvf_fast.synthetic.dataset import SyntheticHands
-from nvf_fast.training.images import task_images
+from nvf_fast.training.images import TaskImages
 from nvf_fast.training.loop import train
 
 LOG = logging.getLogger("nvf_fast")
@@ -134,7 +134,7 @@ class Workshop:
         LOG.info("training %s", stage.name)
         result = train(
             stage.config,
-            task_images(self.dataset(stage.role, "training"), stage.config.model),
+            TaskImages(self.dataset(stage.role, "training"), stage.config.model),
             self._folder(stage.name),
             start=None if stage.after is None else self._folder(stage.after) / "checkpoint",
             device=self.device,

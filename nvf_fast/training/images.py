@@ -11,7 +11,7 @@ from nvf_fast.camera import remap
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.volumes import Volume, volume_of
+from nvf_fast.volumes import volume_of
 
 
 class ImageBatch(NamedTuple):
@@ -27,19 +27,24 @@ class ImageBatch(NamedTuple):
 
 
 class TaskImages:
-    """A data set for training: batches by index, cropped and remapped for the task.
+    """A data set for a network's training: batches by index, cropped and remapped for the task.
 
     An unreadable image is reported and replaced by the next readable one.
 
     Args:
-        dataset: samples of right hands with joints, and with surfaces where `needs_surface`.
-        volume: the region that the network is queried in.
-        size: px, side of the network's images.
-        needs_surface: whether every sample needs a surface.
+        dataset: samples of right hands with joints, and with surfaces unless the method is holistic.
+        config: of the network.
+
+    Raises:
+        ValueError: the method needs surfaces and the data set has none; the message gives the reason.
     """
 
-    def __init__(self, dataset: HandDataset, volume: Volume, size: int, needs_surface: bool = True) -> None:
-        self.dataset, self.volume, self.size, self.needs_surface = dataset, volume, size, needs_surface
+    def __init__(self, dataset: HandDataset, config: NVFConfig) -> None:
+        self.needs_surface = config.method != "holistic"
+        if self.needs_surface and dataset.why_no_surfaces:
+            reason = f"{dataset.why_no_surfaces}; {config.method!r} learns from surfaces"
+            raise ValueError(f"{dataset.name}: {reason}")
+        self.dataset, self.volume, self.size = dataset, volume_of(config), config.input_size
         self.fingerprint = f"{dataset.name} {dataset.split} {dataset.fingerprint}"
 
     def __len__(self) -> int:
@@ -87,18 +92,6 @@ class TaskImages:
             image = remap(image[None], placement.homographies, self.size)[0]
             image = image.round_().clamp_(0, 255).to(torch.uint8)
         return image, hand.translated(-placement.origins.float())
-
-
-def task_images(dataset: HandDataset, config: NVFConfig) -> TaskImages:
-    """Prepare a data set for a network's training.
-
-    Raises:
-        ValueError: the method needs surfaces and the data set has none; the message gives the reason.
-    """
-    needs_surface = config.method != "holistic"
-    if needs_surface and dataset.why_no_surfaces:
-        raise ValueError(f"{dataset.name}: {dataset.why_no_surfaces}; {config.method!r} learns from surfaces")
-    return TaskImages(dataset, volume_of(config), config.input_size, needs_surface)
 
 
 def _is_identity(homography: Tensor) -> bool:
