@@ -17,6 +17,7 @@ from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.grid import Lattice
 from nvf_fast.kernels.cast_votes.reference import cast_votes
+from nvf_fast.pose import BONES
 from nvf_fast.search import Capacities, CastVotes, SearchResult, guided, octree
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.reference_images import sample_hands
@@ -168,6 +169,9 @@ def test_guided_starts_from_a_previous_pose(hands: MeshHands, exact: bool) -> No
     result = search_guided(field, previous, exact=exact)
     assert_finds(result, field, voters)
     assert result.evaluated < 2_500, "no sparse pass"
+    previous[20] = math.nan  # an unknown joint is not compared
+    field = TrueField(hands[:1], lattice)
+    assert search_guided(field, previous, exact=exact).evaluated < 2_500 and not field.needs_retry
     # A distant previous pose is discarded or, without synchronisation, marked for a retry.
     field = TrueField(hands[:1], lattice)
     result = search_guided(field, previous + 150, exact=exact)
@@ -244,11 +248,37 @@ def test_guided_queries_everything_where_voters_are_few(hands: MeshHands) -> Non
     assert result.voters == 3 and result.evaluated > len(lattice)
 
 
+class LongField(TrueField):
+    """A field whose surface is a plane along the optical axis."""
+
+    def distances(self, points: Tensor) -> Tensor:
+        return points[:, 0] - self.hand.joints[0, 9, 0]
+
+
+def test_guided_queries_everything_where_the_surface_does_not_end(hands: MeshHands) -> None:
+    lattice = Lattice(16.0)
+    result = search_guided(LongField(hands[:1], lattice), hands.joints[0])
+    assert result.evaluated > len(lattice) and result.voters > 500
+
+
 class EmptyField(TrueField):
     """A field without a surface."""
 
     def distances(self, points: Tensor) -> Tensor:
         return torch.full((len(points),), 40.0)
+
+
+def test_guided_queries_the_nodes_about_the_bones(hands: MeshHands) -> None:
+    lattice, joints = Lattice(16.0), hands.joints[0]
+    field = EmptyField(hands[:1], lattice)
+    search_guided(field, joints, exact=False)
+    queried = lattice.mask(lattice.nodes(field.queried))[lattice.every(1)]
+    start, end = (torch.stack([joints[bone[side]] for bone in BONES]) for side in (0, 1))
+    offset, bone = lattice.points(lattice.every(1))[:, None] - start, end - start
+    along = ((offset * bone).sum(-1) / bone.square().sum(-1)).clamp(0, 1)
+    distance = (offset - along[..., None] * bone).norm(dim=-1).amin(1)
+    # The balls of 32 mm about five points of a bone of up to 100 mm leave gaps of 3 mm.
+    assert queried[distance < 29].all() and not queried[distance > 32.1].any()
 
 
 @pytest.mark.parametrize("search", [search_octree, search_guided])
