@@ -277,22 +277,12 @@ def test_times_exclude_warm_up_batches(network: NetworkPredictor, results: Datas
     assert {"prepare", "encode", "query", "vote"} <= set(stages)
 
 
-def test_images_without_prediction_count_with_the_mean_pose(truth: np.ndarray) -> None:
-    valid = np.arange(len(truth)) % 2 == 0
-    joints = np.where(valid[:, None, None], truth, np.nan)
-    scores = np.where(valid, 1.0, 0.0)[:, None].repeat(21, 1)
-    predictions = Predictions(joints, scores, valid, np.ones(len(truth)))
-    result = score_predictions(predictions, truth, mean_pose(truth))
-    refused = metrics.joint_errors(np.broadcast_to(mean_pose(truth), truth.shape), truth)[~valid]
-    assert result["invalid"] == len(truth) // 2
-    assert result["cs_mje"] == pytest.approx(refused.sum() / truth[..., 0].size)
-    assert result["rs_mje"] == pytest.approx(
-        metrics.mpjpe(
-            metrics.root_align(np.where(valid[:, None, None], truth, mean_pose(truth)), truth), truth
-        )
-    )
-    relative = score_predictions(predictions, truth, mean_pose(truth), "root-relative")
-    assert result.keys() - relative.keys() == {"cs_mje", "cs_auc", "te", "de"}
+def test_score_that_follows_the_error_correlates(truth: np.ndarray) -> None:
+    joints = truth + 30 * np.random.default_rng(0).standard_normal(truth.shape)
+    errors = metrics.joint_errors(joints, truth)
+    everyone = np.ones(len(truth), bool)
+    result = score_predictions(Predictions(joints, -errors, everyone, everyone), truth, truth[0])
+    assert result["score_correlation"] == pytest.approx(-1) == result["frame_score_correlation"]
 
 
 def test_report_holds_scores_counts_and_conditions(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_schedules_of_presets() -> None:
         options.learning_rate, rel=0.01
     )
     assert options.learning_rate_at(options.total_steps(1000), 1000) == pytest.approx(
-        options.final_share * options.learning_rate
+        options.final_ratio * options.learning_rate
     )
 
 

@@ -69,12 +69,14 @@ def test_refuses_another_training_by_its_differences(trained: tuple[TrainingConf
         train(config, other, directory, progress=False)
 
 
-def test_resumes_a_state_with_the_former_name_of_images(trained: tuple[TrainingConfig, Path]) -> None:
+def test_resumes_a_state_with_former_names(trained: tuple[TrainingConfig, Path]) -> None:
     config, directory = trained
     saved = saved_training(config, directory)
     state = state_of(directory)
     identity = json.loads(state["identity"])
     identity["pictures"] = identity.pop("images")
+    options = identity["config"]["optimisation"]
+    options["final_share"] = options.pop("final_ratio")
     torch.save(state | {"identity": json.dumps(identity)}, directory / "state")
     saved.store.write((directory / "state").read_bytes(), "000000004")
     assert saved.resume() and saved.trainer.step == 4

@@ -31,10 +31,10 @@ class Optimisation:
         epochs: length in passes over the data; or None.
         steps: length in steps; or None. Exactly one of the two is given.
         schedule: "milestones" multiplies the rate by 0.1 at each of `milestones` (epochs); "cosine" falls to
-            `final_share` of the peak at the end.
+            `final_ratio` of the peak at the end.
         milestones: epochs.
         warmup_steps: steps over which the rate rises linearly.
-        final_share: end of the cosine, as a ratio to the peak.
+        final_ratio: end of the cosine, as a ratio to the peak.
         clip_norm: gradients are scaled down to this norm; None leaves them.
         ema: decay per step of the averaged weights that are evaluated and exported; None: the last are.
         precision: arithmetic of the encoder and the field; weights and losses stay float32. On a CPU,
@@ -52,7 +52,7 @@ class Optimisation:
     schedule: Literal["milestones", "cosine"] = "milestones"
     milestones: tuple[int, ...] = (400, 500, 600)
     warmup_steps: int = 0
-    final_share: float = 0.02
+    final_ratio: float = 0.02
     clip_norm: float | None = None
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -74,10 +74,10 @@ class Optimisation:
             self.learning_rate <= 0
             or self.weight_decay < 0
             or self.warmup_steps < 0
-            or not 0 <= self.final_share <= 1
+            or not 0 <= self.final_ratio <= 1
         ):
             raise ValueError(
-                f"learning_rate, weight_decay, warmup_steps or final_share is out of range in {self}"
+                f"learning_rate, weight_decay, warmup_steps or final_ratio is out of range in {self}"
             )
         if (self.ema is not None and not 0 < self.ema < 1) or (
             self.clip_norm is not None and self.clip_norm <= 0
@@ -104,7 +104,7 @@ class Optimisation:
         rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.schedule == "cosine":
             done = min(1.0, step / self.total_steps(images))
-            return rate * (self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * done)))
+            return rate * (self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * done)))
         epoch = step // self.steps_per_epoch(images)
         return rate * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 

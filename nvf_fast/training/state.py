@@ -160,10 +160,7 @@ class SavedTraining:
         missing = sorted(self._state().keys() - state.keys())
         if missing:
             raise ResumeError(f"{self.folder} holds a state without {', '.join(missing)}")
-        old = json.loads(state["identity"])
-        if "pictures" in old:  # the name in older states
-            old["images"] = old.pop("pictures")
-        changed = differences(old, json.loads(self._identity()))
+        changed = differences(_with_new_names(state["identity"]), json.loads(self._identity()))
         for name, tensors in self.trainer.weights().items():
             try:
                 check_entries({entry: tensor.shape for entry, tensor in tensors.items()}, state[name], name)
@@ -178,3 +175,15 @@ class SavedTraining:
                 f"{self.folder} would not resume bit for bit; `inexact` allows results equal up to rounding: "
                 f"{'; '.join(moved)}"
             )
+
+
+def _with_new_names(identity: str) -> dict[str, Any]:
+    """The identity of a state, with the present names of entries that older states have under others."""
+    found: dict[str, Any] = json.loads(identity)
+    for entries, old, new in (
+        (found, "pictures", "images"),
+        (found["config"]["optimisation"], "final_share", "final_ratio"),
+    ):
+        if old in entries:
+            entries[new] = entries.pop(old)
+    return found
