@@ -84,17 +84,11 @@ class HolisticBaseline(Baseline):
 
 
 class PixelVotes(NamedTuple):
-    """Predictions of `DenseBaseline` at the L texels of B feature maps, row by row.
+    """Predictions of `DenseBaseline` at the L texels of B feature maps, row by row."""
 
-    Attributes:
-        hand: (B, L) float32 logit of e, the probability that the texel shows the hand.
-        weight: (B, L, 21) float32, closeness to each joint of the hand's first point on the texel's ray.
-        joints: (B, L, 21, 3) float32, normalised.
-    """
-
-    hand: Tensor
-    weight: Tensor
-    joints: Tensor
+    hand: Tensor  # (B, L) float32 logit of e, the probability that the texel shows the hand
+    weight: Tensor  # (B, L, 21) float32, closeness to each joint of the hand's first point on the texel's ray
+    joints: Tensor  # (B, L, 21, 3) float32, normalised
 
 
 class DenseBaseline(Baseline):

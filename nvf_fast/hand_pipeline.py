@@ -26,19 +26,12 @@ from nvf_fast.volumes import HandVolume
 
 
 class Voters(NamedTuple):
-    """The near-surface points of B views, V of each at most.
+    """The near-surface points of B views, V of each at most."""
 
-    Attributes:
-        points: (B, V, 3) float32 mm.
-        votes: (B, V, 21, 4) float32 raw (weight, direction xyz).
-        counts: (B,) int32, number of valid points.
-        needs_retry: (B,) bool, images with more than V points.
-    """
-
-    points: Tensor
-    votes: Tensor
-    counts: Tensor
-    needs_retry: Tensor
+    points: Tensor  # (B, V, 3) float32 mm
+    votes: Tensor  # (B, V, 21, 4) float32 raw (weight, direction xyz)
+    counts: Tensor  # (B,) int32, number of valid points
+    needs_retry: Tensor  # (B,) bool, images with more than V points
 
 
 class HandPipeline:
@@ -71,7 +64,7 @@ class HandPipeline:
         assert model.heads is not None
         self._model, self._heads, self._options, self._profiler = model, model.heads, options, profiler
         self.lattice = volume.lattice(options.step_mm, model.device)
-        self._capacity = min(options.rows, len(self.lattice))
+        self._capacity = min(options.voter_capacity, len(self.lattice))
         self._query = query or options.query(model)
 
     def batch_size(self, exact: bool) -> int:

@@ -57,7 +57,7 @@ class QueryOptions:
             raise ValueError(f"search must be one of {get_args(Search)}, got {self.search!r}")
 
     @property
-    def rows(self) -> int:
+    def voter_capacity(self) -> int:
         """Capacity for the voters of one image."""
         return math.ceil(VOTERS_AT_16_MM * max(1.0, 16 / self.step_mm) ** 2)
 
@@ -74,49 +74,28 @@ class QueryOptions:
 
 
 class Views(NamedTuple):
-    """B crops of one size for `sample_views`, and the network's further inputs.
+    """B crops of one size for `sample_views`, and the network's further inputs."""
 
-    Attributes:
-        crops: (B, h, w, 3) uint8.
-        matrices: (B, 3, 3) float64, from view px to px of the averaged crop.
-        scale: (B,) float32 mm, hand scales, or None.
-        previous: (B, 21, 3) float32 mm in the volume's frame, where a guided search begins; NaN is unknown.
-        slopes: (B,) float32, tangents of half the angles of hand views, or None.
-        mirrored: (B, 3, 3) float64, `matrices` of the mirrored hand views, where the sides of the hands are
-            unknown; or None.
-    """
-
-    crops: Tensor
-    matrices: Tensor
-    scale: Tensor | None = None
-    previous: Tensor | None = None
-    slopes: Tensor | None = None
-    mirrored: Tensor | None = None
+    crops: Tensor  # (B, h, w, 3) uint8
+    matrices: Tensor  # (B, 3, 3) float64, from view px to px of the averaged crop
+    scale: Tensor | None = None  # (B,) float32 mm, hand scales
+    previous: Tensor | None = None  # (B, 21, 3) float32 mm in the volume's frame; NaN is unknown
+    slopes: Tensor | None = None  # (B,) float32, tangents of half the angles of hand views
+    mirrored: Tensor | None = None  # `matrices` of the mirrored hand views, where sides are unknown
 
 
 class Estimates(NamedTuple):
-    """Poses of B images in their volumes' frames.
+    """Poses of B images in their volumes' frames."""
 
-    Attributes:
-        joints: (B, 21, 3) float32 mm.
-        scores: (B, 21) float32.
-        errors: (B, 21) float32 mm, expected errors; NaN from a network that predicts none.
-        voters: (B,) int32.
-        points_evaluated: (B,) int32.
-        presence: (B,) float32, probability of a hand; 1 from a network that predicts none.
-        left: (B,) bool, whether the mirrored view was chosen.
-        needs_retry: (B,) bool.
-        votes: per image points (V, 3) mm and votes (V, 21, 4), V at least `voters`; empty without a field.
-    """
-
-    joints: Tensor
-    scores: Tensor
-    errors: Tensor
-    voters: Tensor
-    points_evaluated: Tensor
-    presence: Tensor
-    left: Tensor
-    needs_retry: Tensor
+    joints: Tensor  # (B, 21, 3) float32 mm
+    scores: Tensor  # (B, 21) float32
+    errors: Tensor  # (B, 21) float32 mm, expected ones; NaN from a network that predicts none
+    voters: Tensor  # (B,) int32
+    points_evaluated: Tensor  # (B,) int32
+    presence: Tensor  # (B,) float32, probability of a hand; 1 from a network that predicts none
+    left: Tensor  # (B,) bool, whether the mirrored view was chosen
+    needs_retry: Tensor  # (B,) bool
+    # Per image points (V, 3) mm and votes (V, 21, 4), V at least `voters`; empty without a field.
     votes: list[tuple[Tensor, Tensor]]
 
     def packed(self) -> Tensor:
@@ -192,7 +171,7 @@ class FieldPipeline:
         self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
         self.query = query or options.query(model)
         self.lattice = volume.lattice(options.step_mm, device)
-        self._capacities = Capacities(min(options.rows, len(self.lattice)), QUERIED, ACTIVE)
+        self._capacities = Capacities(min(options.voter_capacity, len(self.lattice)), QUERIED, ACTIVE)
         self._places: dict[int, list[Places]] = {}
 
     def batch_size(self, exact: bool) -> int:

@@ -28,33 +28,19 @@ from nvf_fast.volumes import FrustumVolume, HandVolume, Placement, RootCube
 
 
 class Request(NamedTuple):
-    """B images, one hand in each, with the placement and the sampling of their views.
+    """B images, one hand in each, with the placement and the sampling of their views."""
 
-    Attributes:
-        images: (H, W, 3) uint8 each, numpy or torch.
-        plans: the plan of each image's sampling.
-        placement: of the volume before each camera.
-        intrinsics: (B, 3, 3) float64 px.
-        left: (B,) bool, hands given as left ones.
-        both_sides: whether to evaluate each image's mirrored hand view as well.
-        boxes: (B, 4) float64 px, or None.
-        scale: (B,) float32 mm, hand scales, or None.
-        previous: (B, 21, 3) float32 mm, in the volume's frame, where a guided search begins, or None.
-        groups: the original images, (B, H, W, 3) each.
-        single: whether the argument was a single image.
-    """
-
-    images: list[Any]
-    plans: list[ViewPlan]
-    placement: Placement
-    intrinsics: Tensor
-    left: Tensor
-    both_sides: list[bool]
-    boxes: Tensor | None
-    scale: Tensor | None
-    previous: Tensor | None
-    groups: list[Any]
-    single: bool
+    images: list[Any]  # (H, W, 3) uint8 each, numpy or torch
+    plans: list[ViewPlan]  # of each image's sampling
+    placement: Placement  # of the volume before each camera
+    intrinsics: Tensor  # (B, 3, 3) float64 px
+    left: Tensor  # (B,) bool, hands given as left ones
+    both_sides: list[bool]  # whether to evaluate each image's mirrored hand view as well
+    boxes: Tensor | None  # (B, 4) float64 px
+    scale: Tensor | None  # (B,) float32 mm, hand scales
+    previous: Tensor | None  # (B, 21, 3) float32 mm in the volume's frame, where a guided search begins
+    groups: list[Any]  # the images as given, (B, H, W, 3) each
+    single: bool  # whether a single image was given
 
     @property
     def slopes(self) -> Tensor | None:

@@ -89,7 +89,7 @@ def octree(
     nodes = lattice.every(stride)
     while stride > 1:
         near = queried.sdf[nodes].abs() < CLAMPED_MM
-        active = queried.list_of(near | queried.changes_sign(nodes, stride), capacities.active, nodes)
+        active = queried.compact(near | queried.changes_sign(nodes, stride), capacities.active, nodes)
         stride //= 2
         around = lattice.neighbours(active, cube(2, lattice.device) * stride)
         nodes = queried.query(lattice.mask(around))
@@ -167,7 +167,7 @@ class _Queried:
     def every(self, stride: int) -> Tensor:
         """Query a sublattice, of which nothing has been queried. Returns its distances."""
         sdf = self._field.every(stride)[0]
-        self._note(self._lattice.every(stride), sdf)
+        self._record(self._lattice.every(stride), sdf)
         return sdf
 
     def query(self, requested: Tensor) -> Tensor:
@@ -176,14 +176,14 @@ class _Queried:
         Returns:
             All requested and visible nodes.
         """
-        nodes = self.list_of(requested & self._lattice.visible, self._capacities.queried)
+        nodes = self.compact(requested & self._lattice.visible, self._capacities.queried)
         unqueried = self._open[nodes]
         if self._buffers.exact:
             parts = [part for part in nodes[unqueried].split(AT_ONCE) if len(part)]
         else:
             parts = [nodes.masked_fill(~unqueried, self._lattice.nowhere)]
         for part in parts:
-            self._note(part, self._field.at(part)[0])
+            self._record(part, self._field.at(part)[0])
         return nodes
 
     def provisional(self, stride: int, cast: CastVotes) -> Tensor:
@@ -195,7 +195,7 @@ class _Queried:
         nodes = self._lattice.every(stride)[nearest]
         return cast(self._lattice.points(nodes), self._field.votes(nodes)[0], count[None])[0]
 
-    def list_of(self, chosen: Tensor, capacity: int, values: Tensor | None = None) -> Tensor:
+    def compact(self, chosen: Tensor, capacity: int, values: Tensor | None = None) -> Tensor:
         """The positions where `chosen` (N,) bool, or the values (N,) there, ascending.
 
         Unused slots of a list of fixed capacity hold `Lattice.nowhere`.
@@ -212,7 +212,7 @@ class _Queried:
         """The voters with a neighbour in view that has not been queried."""
         nodes = self._lattice.filled(self._voters().indices[0])
         bordering = self._open[self._lattice.neighbours(nodes, cube(1, nodes.device))].any(1)
-        return self.list_of(bordering, self._capacities.active, nodes)
+        return self.compact(bordering, self._capacities.active, nodes)
 
     def result(self) -> SearchResult:
         """All voters so far."""
@@ -224,7 +224,7 @@ class _Queried:
     def _voters(self) -> Selection:
         return self._buffers.select_voters(self.sdf[None], self._surface_mm, self._capacities.voters)
 
-    def _note(self, nodes: Tensor, sdf: Tensor) -> None:
+    def _record(self, nodes: Tensor, sdf: Tensor) -> None:
         self.sdf[nodes] = sdf
         self._open.index_fill_(0, nodes, False)
         self._evaluated = self._evaluated + (nodes != self._lattice.nowhere).sum()

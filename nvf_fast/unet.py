@@ -24,29 +24,18 @@ HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand 
 
 
 class HandEncoding(NamedTuple):
-    """The encoding and coarse predictions of B hand views, before the field is queried.
+    """The encoding and coarse predictions of B hand views, before the field is queried."""
 
-    Attributes:
-        features: (B, C, H, W) in the encoder's dtype, the map that the field samples.
-        uv: (B, 21, 2) float32, coarse joints in the view, in [-1, 1].
-        depth: (B, 21) float32 mm, their depths, for the unit hand.
-        middle: (B,) float32 mm, the depth relative to which those are predicted.
-        presence: (B,) float32, logit of a hand's presence.
-        left: (B,) float32, logit of a left hand.
-        error: (B, 21) float32 mm, expected distance of each coarse joint from the truth.
-        heat: (B, 21, H, W) float32, logits of each joint's position.
-        hands: (B, 3, H, W) float32, per texel the logit of being the centre of a hand's box, the log of that
-            box's longer side over the view's, and the logit of a left hand.
-    """
-
-    features: Tensor
-    uv: Tensor
-    depth: Tensor
-    middle: Tensor
-    presence: Tensor
-    left: Tensor
-    error: Tensor
-    heat: Tensor
+    features: Tensor  # (B, C, H, W) in the encoder's dtype, the map that the field samples
+    uv: Tensor  # (B, 21, 2) float32, coarse joints in the view, in [-1, 1]
+    depth: Tensor  # (B, 21) float32 mm, their depths, for the unit hand
+    middle: Tensor  # (B,) float32 mm, the depth relative to which those are predicted
+    presence: Tensor  # (B,) float32, logit of a hand's presence
+    left: Tensor  # (B,) float32, logit of a left hand
+    error: Tensor  # (B, 21) float32 mm, expected distance of each coarse joint from the truth
+    heat: Tensor  # (B, 21, H, W) float32, logits of each joint's position
+    # (B, 3, H, W) float32: per texel the logit of being the centre of a hand's box, the log of that box's
+    # longer side over the view's, and the logit of a left hand.
     hands: Tensor
 
     def joints(self, slopes: Tensor) -> Tensor:

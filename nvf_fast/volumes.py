@@ -42,18 +42,13 @@ class Placement(NamedTuple):
     """A volume before each of B cameras.
 
     A point p of a camera's frame is frame @ (p - origin) in the volume's frame.
-
-    Attributes:
-        homographies: (B, 3, 3) float64, from image px to px of the network's view.
-        frames: (B, 3, 3) float64, orthogonal; a left hand's mirrors x.
-        origins: (B, 3) float64 mm, origin of the volume's frame in the camera's.
-        slopes: (B,) float64, tangents of half the angles that hand views span, infinite for a box that no
-            view holds; None for the other volumes, whose views span one angle.
     """
 
-    homographies: Tensor
-    frames: Tensor
-    origins: Tensor
+    homographies: Tensor  # (B, 3, 3) float64, from image px to px of the network's view
+    frames: Tensor  # (B, 3, 3) float64, orthogonal; a left hand's mirrors x
+    origins: Tensor  # (B, 3) float64 mm, origin of the volume's frame in the camera's
+    # (B,) float64, tangents of half the angles that hand views span, infinite for a box that no view holds;
+    # None for the other volumes, whose views span one angle.
     slopes: Tensor | None = None
 
 
@@ -312,17 +307,11 @@ class HandVolume(PlacedVolume):
 
 
 class HandLattice(NamedTuple):
-    """Query points that are regular in the hand view and in depth, so that all hands use the same texels.
+    """Query points that are regular in the hand view and in depth, so that all hands use the same texels."""
 
-    Attributes:
-        uv: (N, 2) float32 in the view, in [-1, 1], row by row.
-        depths: (N,) float32 mm, relative to the middle of the slab.
-        per_ray: consecutive points that lie on one ray, the farthest last.
-    """
-
-    uv: Tensor
-    depths: Tensor
-    per_ray: int
+    uv: Tensor  # (N, 2) float32 in the view, in [-1, 1], row by row
+    depths: Tensor  # (N,) float32 mm, relative to the middle of the slab
+    per_ray: int  # consecutive points that lie on one ray, the farthest last
 
     def __len__(self) -> int:
         return len(self.depths)
