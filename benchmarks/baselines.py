@@ -62,8 +62,8 @@ class Baseline:
         self.model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
         self.model.encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for parent in list(self.model.encoder.modules()):
-            if isinstance(getattr(parent, "norm", None), NormReLU):
-                parent.norm = PlainNormReLU(parent.norm)
+            if isinstance(norm := getattr(parent, "norm", None), NormReLU):
+                parent.norm = PlainNormReLU(norm)
         self.device, self.surface_mm, self.fraction = torch.device(device), surface_mm, fraction
         lattice = Lattice(step_mm)
         self.box = lattice.box()

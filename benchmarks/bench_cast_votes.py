@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
-from benchmarks.paired import time_in_turn
+from benchmarks.timing import CUDA, DEVICE, Work, tensor_bytes, time_operation
 from nvf_fast import ops
 from nvf_fast.kernels.cast_votes.reference import cast_votes as definition
 
@@ -30,15 +29,10 @@ def bench_cast_votes(benchmark: Any, voters: int, batch: int, form: ops.Backend)
         # Float32 sums of thousands of positions in two orders: measured 2e-4 mm of 100 mm.
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-3)
 
-    def run() -> None:
-        ops.cast_votes(*arguments, backend=form)
-        now()
-
-    def run_definition() -> float:
-        began = now()
-        definition(*arguments)
-        return now() - began
-
-    paired = time_in_turn(benchmark, run, run_definition, rounds=20)
-    work = Work(0, tensor_bytes(points, votes, *found))
-    record(benchmark, "cast_votes", f"{voters} voters", form, votes.dtype, batch, paired, work)
+    time_operation(
+        *(benchmark, "cast_votes", f"{voters} voters", form, votes.dtype, batch),
+        run=lambda: ops.cast_votes(*arguments, backend=form),
+        definition=lambda: definition(*arguments),
+        rounds=20,
+        work=Work(0, tensor_bytes(points, votes, *found)),
+    )

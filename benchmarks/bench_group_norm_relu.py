@@ -12,8 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
-from benchmarks.paired import time_in_turn
+from benchmarks.timing import CUDA, DEVICE, Work, tensor_bytes, time_operation
 from nvf_fast import ops
 from nvf_fast.kernels.group_norm_relu.reference import group_norm_relu as reference
 from tests.kernel_cases import rms
@@ -42,16 +41,10 @@ def bench_group_norm_relu(
     found = ops.group_norm_relu(x, weight, bias, groups, backend=form)
     assert rms(found - exact) <= 2 * rms(reference(x, weight, bias, groups) - exact)
 
-    def pytorch() -> float:
-        began = now()
-        F.relu(F.group_norm(x, groups, weight, bias))
-        return now() - began
-
-    def run() -> None:
-        ops.group_norm_relu(x, weight, bias, groups, backend=form)
-        now()
-
-    paired = time_in_turn(benchmark, run, pytorch, rounds=50)
-    case = f"{channels} x {side} x {side}"
-    work = Work(0, tensor_bytes(x, found))
-    record(benchmark, "group_norm_relu", case, form, dtype, batch, paired, work)
+    time_operation(
+        *(benchmark, "group_norm_relu", f"{channels} x {side} x {side}", form, dtype, batch),
+        run=lambda: ops.group_norm_relu(x, weight, bias, groups, backend=form),
+        definition=lambda: F.relu(F.group_norm(x, groups, weight, bias)),
+        rounds=50,
+        work=Work(0, tensor_bytes(x, found)),
+    )

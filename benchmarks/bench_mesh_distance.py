@@ -7,15 +7,14 @@ training, half within some mm of the surface, half in a cube around it. Batch 24
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import trimesh
 from torch import Tensor
 
-from benchmarks.measured import CUDA, DEVICE, now, record
-from benchmarks.paired import time_in_turn
+from benchmarks.timing import CUDA, DEVICE, time_operation
 from nvf_fast import ops
 from nvf_fast.kernels.mesh_distance.reference import mesh_distance as definition
 from tests.kernel_cases import hand_of_mano_size, mesh_tensors
@@ -30,7 +29,7 @@ def by_trimesh(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("form", ["triton", "torch"] if CUDA else ["torch", "trimesh"])
 @pytest.mark.parametrize("batch", [1, 24] if CUDA else [1])
-def bench_mesh_distance(benchmark: Any, batch: int, form: str) -> None:
+def bench_mesh_distance(benchmark: Any, batch: int, form: ops.Backend | Literal["trimesh"]) -> None:
     torch.manual_seed(0)
     vertices, faces = mesh_tensors(hand_of_mano_size(), device=DEVICE)
     vertices = vertices.expand(batch, -1, -1).contiguous()
@@ -40,23 +39,17 @@ def bench_mesh_distance(benchmark: Any, batch: int, form: str) -> None:
 
     def run() -> Tensor:
         if form == "trimesh":
-            distance = by_trimesh(vertices, faces, points)
-        else:
-            distance = ops.mesh_distance(vertices, faces, points, backend=form)
-        now()
-        return distance
+            return by_trimesh(vertices, faces, points)
+        return ops.mesh_distance(vertices, faces, points, backend=form)
 
     few = points[:1, ::50]
     exact = definition(vertices[:1].double(), faces, few.double())
     # Measured: 2e-5 mm, as float32 rounds coordinates of some 200 mm.
     torch.testing.assert_close(run()[:1, ::50].double(), exact, rtol=0, atol=1e-4)
 
-    def run_definition() -> float:
-        began = now()
-        definition(vertices, faces, points)
-        return now() - began
-
-    paired = time_in_turn(benchmark, run, run_definition, rounds=20 if CUDA else 3)
-    record(
-        benchmark, "mesh_distance", f"{len(faces)} faces, {POINTS} points", form, torch.float32, batch, paired
+    time_operation(
+        *(benchmark, "mesh_distance", f"{len(faces)} faces, {POINTS} points", form, torch.float32, batch),
+        run=run,
+        definition=lambda: definition(vertices, faces, points),
+        rounds=20 if CUDA else 3,
     )

@@ -18,27 +18,28 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.baselines import Baseline, HandBaseline
-from benchmarks.measured import CUDA, DEVICE, device_name, dtype_name
-from benchmarks.paired import time_in_turn
-from benchmarks.tables import TABLES, speed_row
+from benchmarks.tables import TABLES, make_row
 from benchmarks.taught import teach
+from benchmarks.timing import CUDA, DEVICE, device_name, dtype_name, time_in_turn
 from nvf_fast.camera import project
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.estimator import PoseEstimator
+from nvf_fast.grid import Lattice
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.placement import HandDistribution
 
+Search = Literal["dense", "octree", "guided"]
 DENSE_ON_CPU_MM = 16  # a dense grid of a smaller step of the released network takes many seconds there
 
 
@@ -47,7 +48,7 @@ class Case(NamedTuple):
 
     network: str
     step: int
-    search: str
+    search: Search
     dtype: torch.dtype
 
     def __str__(self) -> str:
@@ -68,11 +69,16 @@ def cases() -> list[Case]:
     dtypes = [torch.float16, torch.bfloat16, torch.float32] if CUDA else [torch.float32]
     if not CUDA and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         dtypes.append(torch.bfloat16)
-    dense = [(step, "dense") for step in (4, 8, 16, 24, 32) if CUDA or step >= DENSE_ON_CPU_MM]
-    searched = [(16, "guided"), (8, "guided"), (4, "guided"), (8, "octree"), (4, "octree")]
+    dense = [step for step in (4, 8, 16, 24, 32) if CUDA or step >= DENSE_ON_CPU_MM]
+    searches: dict[Search, list[int]] = {"dense": dense, "guided": [16, 8, 4], "octree": [8, 4]}
     return [
         *(Case("default", step, "dense", dtype) for step in (16, 8) for dtype in dtypes),
-        *(Case("released", step, search, dtype) for step, search in dense + searched for dtype in dtypes),
+        *(
+            Case("released", step, search, dtype)
+            for search, steps in searches.items()
+            for step in steps
+            for dtype in dtypes
+        ),
     ]
 
 
@@ -113,10 +119,12 @@ def network(name: str) -> tuple[NVF, float]:
     with torch.no_grad():
         model.field.biases[-1][1::4] = 0.5  # weights away from zero, so that the joints are well determined
     estimator = PoseEstimator(model, surface_mm=torch.inf)
+    fast, lattice = estimator.model, estimator.lattice
+    assert isinstance(fast, NVF) and isinstance(lattice, Lattice)
     with torch.no_grad():
-        sdf = estimator.model.query(
-            estimator.model.encode(torch.randn(1, 3, 224, 224, device=DEVICE).to(estimator.dtype)),
-            estimator.lattice.points(estimator.lattice.every(1)),
+        sdf = fast.query(
+            fast.encode(torch.randn(1, 3, 224, 224, device=DEVICE).to(estimator.dtype)),
+            lattice.points(lattice.every(1)),
             model.reference_intrinsics,
             torch.full((1,), 33.0, device=DEVICE),
         ).sdf
@@ -162,7 +170,7 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         return baseline.seconds["encode"] + query + baseline.seconds["vote"]
 
     rounds = 5 if CUDA and case.step == 4 else 15 if case.network == "default" else 7
-    paired = time_in_turn(benchmark, lambda: estimate(estimator, case.network), run_baseline, rounds)
+    times = time_in_turn(benchmark, lambda: estimate(estimator, case.network), run_baseline, rounds)
     with estimator.timed() as stages:
         for _ in range(5):
             estimate(estimator, case.network)
@@ -176,10 +184,10 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         "retried": estimator.retried,
         "stages_ms": {name: total / 5 for name, total in stages.items()},
         "peak_mib": peak[0] if peak else None,
-        **paired.metadata(),
+        **times,
     }
     benchmark.extra_info.update(metadata)
-    rows.append(speed_row(metadata))
+    rows.append(make_row(TABLES["speed"].columns, metadata))
 
 
 @contextmanager
@@ -222,8 +230,8 @@ def check(
     assert np.linalg.norm(joints - expected, axis=-1).mean() < limit
     assert np.array_equal(estimate(estimator, case.network).joints, joints), "bit for bit"
     if CUDA:
-        assert estimator.runner._graphed is not None
-        assert None not in estimator.runner._graphed._captured.values(), "one launch a frame"
+        assert estimator.runner.graphed is not None
+        assert not estimator.runner.graphed.failed, "one launch a frame"
 
 
 @pytest.mark.skipif(not CUDA, reason="compared on CUDA, where the goals are")
@@ -234,6 +242,7 @@ def bench_compiled_peer(benchmark: Any, step: int) -> None:
     model, surface_mm = network("released")
     compiled = Baseline(model, step, surface_mm, device=DEVICE, compiled=True)
     eager = baseline_of("released", step)
+    assert isinstance(eager, Baseline)
     expected, found = (each(image, intrinsics, hand_scale) for each in (eager, compiled))
     assert np.linalg.norm(found - expected, axis=-1).mean() < 0.5
 
@@ -241,11 +250,11 @@ def bench_compiled_peer(benchmark: Any, step: int) -> None:
         eager(image, intrinsics, hand_scale)
         return sum(eager.seconds.values())
 
-    paired = time_in_turn(benchmark, lambda: compiled(image, intrinsics, hand_scale), run_eager, rounds=7)
+    times = time_in_turn(benchmark, lambda: compiled(image, intrinsics, hand_scale), run_eager, rounds=7)
     benchmark.extra_info.update(
         step_mm=step,
         dtype="float32",
-        **paired.metadata(),
+        **times,
     )
 
 
@@ -264,10 +273,10 @@ def bench_batches(benchmark: Any, name: str, batch: int) -> None:
         run_alone(baseline, name)
         return batch * sum(baseline.seconds.values())
 
-    paired = time_in_turn(benchmark, lambda: estimate(estimator, name, batch), run_baseline, rounds=7)
+    times = time_in_turn(benchmark, lambda: estimate(estimator, name, batch), run_baseline, rounds=7)
     benchmark.extra_info.update(
         network=name,
         batch=batch,
         dtype=dtype_name(estimator.dtype),
-        **paired.metadata(),
+        **times,
     )

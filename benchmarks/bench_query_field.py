@@ -9,6 +9,7 @@ capacity for one voter in 100, and points located in advance, or, about a centre
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.floors import query_work
-from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
-from benchmarks.paired import time_in_turn
+from benchmarks.timing import CUDA, DEVICE, Work, tensor_bytes, time_operation
 from nvf_fast import ops
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import frustum_grid
@@ -50,6 +50,7 @@ def hand_lattice(inputs: FieldInputs, step: int) -> Tensor:
     """Points (1, N, 3) mm on rays through the view, in a slab about the centre."""
     axis = (torch.arange(HAND_POINTS, device=DEVICE) + 0.5) * (2 / HAND_POINTS) - 1
     v, u, w = torch.meshgrid(axis, axis, axis, indexing="ij")
+    assert inputs.centres is not None
     depths = inputs.centres[0, 2] + w * (HAND_POINTS * step / 2)
     rays = torch.stack([u, v, torch.ones_like(u)], -1)
     rays[..., :2] *= inputs.image_size / 2 / inputs.intrinsics[0, 0, 0]
@@ -71,7 +72,7 @@ def bench_query_field(
     count = points.shape[-2]
     arguments = inputs._replace(points=points)._asdict()
     backend: ops.Backend = "torch" if form == "torch" or not CUDA else "triton"
-    call = partial(ops.query_field, **arguments, backend=backend)
+    call: Callable[[], Any] = partial(ops.query_field, **arguments, backend=backend)
 
     # Check the result before timing it.
     few = points[..., :: max(1, count // 4000), :]
@@ -82,11 +83,9 @@ def bench_query_field(
         assert rms(got - value) <= 2 * rms(torch_got - value)
     surface_mm = exact[0].abs().flatten().sort().values[few.shape[-2] // 300].item()
 
-    def whole_reference() -> float:
-        began = now()
+    def whole_reference() -> None:
         for chunk in points.split(CHUNK, -2):
             reference(**arguments | {"points": chunk})
-        return now() - began
 
     if form == "frame":
         query = ops.FieldQuery(
@@ -103,21 +102,17 @@ def bench_query_field(
         )
         located = None if case.centred else locate()
 
-        def call() -> Any:
+        def frame() -> Any:
             maps = query.project(inputs.features, inputs.hand_scale, biases)
             samples = query.sample(maps, located or locate())
             voters = ops.select_voters(samples.sdf, surface_mm, count // 100, backend=backend)
             return samples.sdf, query.votes(samples, voters.indices)
 
+        call = frame
         # 1e-3 mm: rays sum a point's x in another order.
         difference = (call()[0] - ops.query_field(**arguments, backend=backend)[0]).abs()
         assert difference.nan_to_num().max() <= (1e-3 if case.centred else 0)
 
-    def run() -> None:
-        call()
-        now()
-
-    paired = time_in_turn(benchmark, run, whole_reference, rounds=20 if CUDA else 9)
     config = NVFConfig(
         input_size=case.image_size,
         width=case.channels,
@@ -130,4 +125,10 @@ def bench_query_field(
     near_votes = count / 300 * 21 * 4 * 4
     moved = tensor_bytes(inputs.features, points, *inputs.weights) + 4 * count + near_votes
     flops = query_work(config, count, tilings(dtype, "cuda", 90)[0]).least
-    record(benchmark, "query_field", f"{name}, {step} mm", form, dtype, 1, paired, Work(flops, moved))
+    time_operation(
+        *(benchmark, "query_field", f"{name}, {step} mm", form, dtype, 1),
+        run=call,
+        definition=whole_reference,
+        rounds=20 if CUDA else 9,
+        work=Work(flops, moved),
+    )

@@ -8,7 +8,7 @@ square image twice as wide as the hand. Batch 24 and 224 x 224 px on a GPU only.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,8 +16,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from benchmarks.measured import CUDA, DEVICE, now, record
-from benchmarks.paired import time_in_turn
+from benchmarks.timing import CUDA, DEVICE, time_operation
 from nvf_fast import ops
 from nvf_fast.kernels.ray_mesh.reference import ray_mesh as definition
 from tests.kernel_cases import hand_of_mano_size, mesh_tensors
@@ -36,7 +35,7 @@ def by_trimesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Ten
 @pytest.mark.parametrize("form", ["triton", "torch"] if CUDA else ["torch", "trimesh"])
 @pytest.mark.parametrize("batch", [1, 24] if CUDA else [1])
 @pytest.mark.parametrize("side", [56, 224] if CUDA else [56])
-def bench_ray_mesh(benchmark: Any, side: int, batch: int, form: str) -> None:
+def bench_ray_mesh(benchmark: Any, side: int, batch: int, form: ops.Backend | Literal["trimesh"]) -> None:
     vertices, faces = mesh_tensors(hand_of_mano_size(), device=DEVICE)
     vertices = vertices.expand(batch, -1, -1) + torch.tensor([0, 0, 400.0], device=DEVICE)
     across = torch.linspace(-0.4, 0.4, side, device=DEVICE)
@@ -47,11 +46,8 @@ def bench_ray_mesh(benchmark: Any, side: int, batch: int, form: str) -> None:
 
     def run() -> tuple[Tensor, Tensor]:
         if form == "trimesh":
-            result = by_trimesh(vertices, faces, origins, directions)
-        else:
-            result = ops.ray_mesh(vertices, faces, origins, directions, backend=form)
-        now()
-        return result
+            return by_trimesh(vertices, faces, origins, directions)
+        return ops.ray_mesh(vertices, faces, origins, directions, backend=form)
 
     exact, face = definition(vertices[:1].double(), faces, origins[:1].double(), directions[:1].double())
     t, met = (result[:1] for result in run())
@@ -59,12 +55,9 @@ def bench_ray_mesh(benchmark: Any, side: int, batch: int, form: str) -> None:
     # In mm of 400; most where a ray grazes. Measured: 2e-4.
     torch.testing.assert_close(t.double(), exact, rtol=0, atol=1e-2)
 
-    def run_definition() -> float:
-        began = now()
-        definition(vertices, faces, origins, directions)
-        return now() - began
-
-    paired = time_in_turn(benchmark, run, run_definition, rounds=20 if CUDA else 3)
-    record(
-        benchmark, "ray_mesh", f"{len(faces)} faces, {side} x {side} rays", form, torch.float32, batch, paired
+    time_operation(
+        *(benchmark, "ray_mesh", f"{len(faces)} faces, {side} x {side} rays", form, torch.float32, batch),
+        run=run,
+        definition=lambda: definition(vertices, faces, origins, directions),
+        rounds=20 if CUDA else 3,
     )

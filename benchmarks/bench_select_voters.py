@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.measured import CUDA, DEVICE, Work, now, record, tensor_bytes
-from benchmarks.paired import time_in_turn
+from benchmarks.timing import CUDA, DEVICE, Work, tensor_bytes, time_operation
 from nvf_fast import ops
 from nvf_fast.kernels.select_voters.reference import select_voters as definition
 
@@ -30,15 +29,10 @@ def bench_select_voters(benchmark: Any, count: int, batch: int, form: ops.Backen
     for got, expected in zip(found, references, strict=True):
         assert torch.equal(got, expected)
 
-    def run() -> None:
-        ops.select_voters(sdf, surface_mm, capacity, backend=form)
-        now()
-
-    def run_definition() -> float:
-        began = now()
-        definition(sdf, surface_mm, capacity)
-        return now() - began
-
-    paired = time_in_turn(benchmark, run, run_definition, rounds=50)
-    work = Work(0, tensor_bytes(sdf, *found))
-    record(benchmark, "select_voters", f"{count} points", form, sdf.dtype, batch, paired, work)
+    time_operation(
+        *(benchmark, "select_voters", f"{count} points", form, sdf.dtype, batch),
+        run=lambda: ops.select_voters(sdf, surface_mm, capacity, backend=form),
+        definition=lambda: definition(sdf, surface_mm, capacity),
+        rounds=50,
+        work=Work(0, tensor_bytes(sdf, *found)),
+    )

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.measured import CUDA, DEVICE, now
-from benchmarks.paired import time_in_turn
 from benchmarks.plain_step import PlainStep
+from benchmarks.timing import CUDA, DEVICE, seconds_of, time_in_turn
 from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.config import PRESETS, Optimisation, TrainingConfig
 from nvf_fast.training.images import ImageBatch
@@ -79,16 +78,10 @@ def bench_training_step(benchmark: Any, make: Any, precision: str, compiled: boo
 
     ours = trainer(precision=precision, compile=compiled)
 
-    def step() -> None:
-        ours.update(parts)
-        now()
-
-    def plain_step() -> float:
-        began = now()
-        plain.update(parts)
-        return now() - began
-
-    paired = time_in_turn(benchmark, step, plain_step, rounds=20 if CUDA else 7)
+    times = time_in_turn(
+        *(benchmark, lambda: ours.update(parts), lambda: seconds_of(lambda: plain.update(parts))),
+        rounds=20 if CUDA else 7,
+    )
     benchmark.group = f"training step, {make.__name__}"
     benchmark.extra_info.update(
         preset=make.__name__,
@@ -96,5 +89,5 @@ def bench_training_step(benchmark: Any, make: Any, precision: str, compiled: boo
         compiled=compiled,
         batch=config.optimisation.batch,
         points=config.sampling.total,
-        **paired.metadata(),
+        **times,
     )

@@ -22,7 +22,7 @@ import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measured import CUDA, DEVICE, device_name, dtype_name
+from benchmarks.timing import CUDA, DEVICE, device_name, dtype_name
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["what", "unit", "reached"]
@@ -63,8 +63,8 @@ def read_ceilings(path: Path) -> Ceilings:
     return Ceilings(result["context"]["device"], reached[MEMORY], reached.get(CACHE), products)
 
 
-@triton.jit
-def read_again(values_ptr, sums_ptr, blocks, BLOCK: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def read_again(values_ptr, sums_ptr, blocks, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Every program reads all blocks, each from a different start."""
     total = tl.zeros((BLOCK,), tl.float32)
     for step in range(blocks):

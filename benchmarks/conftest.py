@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.measured import device_name
+from benchmarks.timing import device_name
 
 # Comparisons are in float32 on both sides, but convolutions would use TF32 by default.
 torch.backends.cudnn.allow_tf32 = False

@@ -27,7 +27,7 @@ import tyro
 from PIL import Image
 
 import nvf_fast
-from benchmarks.measured import device_name
+from benchmarks.timing import device_name
 from nvf_fast.checkpoint import load_checkpoint, resolve
 from nvf_fast.evaluation import metrics
 from nvf_fast.joint_definitions import Source, scale_to_unit, to_freihand

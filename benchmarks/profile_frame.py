@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bench_pipeline import estimate, network
-from benchmarks.measured import CUDA, device_name, now
+from benchmarks.timing import CUDA, device_name, now
 from nvf_fast.estimator import PoseEstimator
 
 FRAMES = 20 if CUDA else 3

@@ -1,7 +1,10 @@
 """Static costs of every kernel for several architectures, from its compilation, without a GPU.
 
-    python benchmarks/static_budget.py             print, compare with static_budget.json, exit 1 on any fault
-    python benchmarks/static_budget.py --update    print, and rewrite static_budget.json
+    python benchmarks/static_budget.py             compare with static_budget.json, exit 1 on any fault
+    python benchmarks/static_budget.py --update    the same, and rewrite static_budget.json
+
+static_budget.json records the sources and the Triton that it was made from. Of a kernel with the same source
+and Triton one variant is compiled, of the others all.
 
 Occupancy is the ratio of a multiprocessor's warps that can run at once, given registers, shared memory and
 the kernel's own warps. `benchmarks/floors.py` prints the FLOPs and bytes.
@@ -14,8 +17,11 @@ registers or shared memory more than SLACK times the committed ones.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
+import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -139,7 +145,8 @@ def variants() -> list[Variant]:
             for kernel in (group_norm_relu.measure_blocks, group_norm_relu.normalise_blocks):
                 name = f"{kernel.__name__} {channels} {dtype_name}"
                 found.append(Variant(name, target, kernel, pointers, constants, warps, False, ("eps",)))
-    return found
+    # Both dtypes make tiles of the same number of points.
+    return list({(variant.name, variant.target): variant for variant in found}.values())
 
 
 def _make_tiles(target: str, points: int, centred: bool) -> Variant:
@@ -251,6 +258,12 @@ def cost(variant: Variant) -> Cost:
     return Cost(registers, spills, compiled.metadata.shared, ptx.count(MATRIX[variant.target]), remarks)
 
 
+def digest(kernel: JITFunction) -> str:
+    """Hash of the kernel's file and of this one, without comments and formatting."""
+    texts = (Path(path).read_text() for path in (kernel.fn.__code__.co_filename, __file__))
+    return hashlib.sha256("".join(ast.unparse(ast.parse(text)) for text in texts).encode()).hexdigest()[:16]
+
+
 def faults(variant: Variant, found: Cost, committed: dict[str, int] | None) -> list[str]:
     """Describe the faults of a kernel; empty without any."""
     wrong = list(found.remarks)
@@ -278,13 +291,22 @@ def main() -> int:
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     everything = variants()
-    committed = json.loads(BUDGET.read_text())["kernels"] if BUDGET.exists() else {}
+    record = json.loads(BUDGET.read_text()) if BUDGET.exists() else {"kernels": {}}
+    committed = record["kernels"]
+    sources = {variant.kernel.__name__: digest(variant.kernel) for variant in everything}
+    known = record.get("sources", {}) if record.get("triton") == triton.__version__ else {}
+    changed = {name for name, source in sources.items() if known.get(name) != source}
+    # One variant of every kernel is always compiled, for the targets in turn.
+    turns = dict(zip(sources, itertools.cycle(TARGETS), strict=False))
+    samples = {v.kernel.__name__: v for v in everything if v.target == turns[v.kernel.__name__]}
+    chosen = [v for v in everything if v.kernel.__name__ in changed or samples[v.kernel.__name__] is v]
     measured: dict[str, dict[str, int]] = {}
     failed = 0
     print(f"Triton {triton.__version__}\n{'kernel':<50}target  registers  spills (B)  shared (B)", end="")
     print("  matrix  occupancy")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for variant, found in zip(everything, pool.map(_cost_at, range(len(everything))), strict=True):
+        costs = pool.map(_cost_of, [f"{variant.name} {variant.target}" for variant in chosen])
+        for variant, found in zip(chosen, costs, strict=True):
             key = f"{variant.name} {variant.target}"
             measured[key] = {"registers": found.registers, "shared": found.shared}
             wrong = faults(variant, found, measured[key] if update else committed.get(key))
@@ -294,14 +316,17 @@ def main() -> int:
                 f"{found.matrix:>8}{occupancy(variant, found):>10.0%}   {'; '.join(wrong)}"
             )
     if update:
-        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(costs)}" for key, costs in measured.items())
-        BUDGET.write_text(f'{{\n "triton": "{triton.__version__}",\n "kernels": {{\n{lines}\n }}\n}}\n')
-    print(f"{len(everything)} kernels, {failed} at fault")
+        keys = (f"{variant.name} {variant.target}" for variant in everything)
+        entries = {key: measured.get(key) or committed[key] for key in keys}
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
+        head = json.dumps({"triton": triton.__version__, "sources": {} if failed else sources}, indent=1)
+        BUDGET.write_text(f'{head[:-2]},\n "kernels": {{\n{lines}\n }}\n}}\n')
+    print(f"{len(everything)} kernels, {len(chosen)} compiled, {failed} at fault")
     return min(failed, 1)
 
 
-def _cost_at(index: int) -> Cost:
-    return cost(variants()[index])
+def _cost_of(key: str) -> Cost:
+    return next(cost(variant) for variant in variants() if f"{variant.name} {variant.target}" == key)
 
 
 if __name__ == "__main__":

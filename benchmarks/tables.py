@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,119 +19,114 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.ceilings import RESULTS, Ceilings, read_ceilings
 
 Metadata = dict[str, Any]  # a benchmark's `extra_info`
-Row = list[Any]
-
-
-def speed_row(metadata: Metadata) -> Row:
-    """Make the row of a benchmark of the pipeline."""
-    ratio = metadata["times_the_peer_20_50_80"][1]
-    return [
-        *(metadata[name] for name in ("network", "step_mm", "search", "dtype", "points_evaluated")),
-        *_times(metadata),
-        1e3 / metadata["ms_20_50_80"][1],
-        f"{ratio:.3g} (estimated)" if metadata["peer_estimated"] else ratio,
-    ]
-
-
-def stages_row(metadata: Metadata) -> Row:
-    """Make the row of milliseconds by stage, from a benchmark of the pipeline."""
-    stages = metadata["stages_ms"]
-    return [
-        *(metadata[name] for name in ("network", "step_mm", "search", "dtype")),
-        *(stages.get(stage) for stage in STAGES),
-        metadata.get("peak_mib"),
-    ]
-
-
-def operation_row(metadata: Metadata, ceilings: Ceilings | None) -> Row:
-    """Make the row of a benchmark of an operation, with its ratio to the ceiling."""
-    low, median, high = metadata["ms_20_50_80"]
-    work, ratio = metadata["work"], None
-    if work is not None and ceilings is not None:
-        floor = ceilings.floor_seconds(work["flops"], metadata["dtype"], work["moved_bytes"])
-        ratio = 1e5 * floor / median
-    return [
-        *(metadata[name] for name in ("operation", "case", "batch", "dtype", "form")),
-        1e3 * median,
-        _range(1e3 * low, 1e3 * high),
-        None if work is None else work["flops"] / 1e9,
-        None if work is None else work["moved_bytes"] / 2**20,
-        ratio,
-        metadata["times_the_peer_20_50_80"][1],
-    ]
-
-
-def batches_row(metadata: Metadata) -> Row:
-    """Make the row of a benchmark of batches."""
-    return [
-        *(metadata[name] for name in ("network", "batch", "dtype")),
-        *_times(metadata),
-        1e3 * metadata["batch"] / metadata["ms_20_50_80"][1],
-        metadata["times_the_peer_20_50_80"][1],
-    ]
-
-
-def compiled_row(metadata: Metadata) -> Row:
-    """Make the row of a benchmark of the baseline with `torch.compile`."""
-    return [metadata["step_mm"], metadata["dtype"], *_times(metadata), metadata["times_the_peer_20_50_80"][1]]
-
-
-def training_row(metadata: Metadata) -> Row:
-    """Make the row of a benchmark of a training step."""
-    return [
-        *(metadata[name] for name in ("preset", "batch", "points", "dtype")),
-        "yes" if metadata["compiled"] else "no",
-        *_times(metadata),
-        1e3 * metadata["batch"] / metadata["ms_20_50_80"][1],
-        metadata["times_the_peer_20_50_80"][1],
-    ]
+Columns = dict[str, str | Callable[[Metadata], Any]]  # by title, the entry of the metadata or its function
 
 
 class Table(NamedTuple):
-    """A file with the rows of one function's benchmarks."""
+    """A file with a row for each benchmark of one function."""
 
     benchmark: str
-    columns: list[str]
-    row: Callable[[Metadata], Row]
+    columns: Columns
 
 
-TIMES = ["median (ms)", "20th to 80th percentile"]
+def make_row(columns: Columns, metadata: Metadata) -> list[Any]:
+    """Make a benchmark's row; entries that it lacks are None."""
+    return [value(metadata) if callable(value) else metadata.get(value) for value in columns.values()]
+
+
+def _ratio(metadata: Metadata) -> float:
+    return float(metadata["times_the_peer_20_50_80"][1])
+
+
+def _ratio_of_frames(metadata: Metadata) -> float | str:
+    ratio = _ratio(metadata)
+    return f"{ratio:.3g} (estimated)" if metadata["peer_estimated"] else ratio
+
+
+def _stage(stage: str, metadata: Metadata) -> float | None:
+    milliseconds: float | None = metadata["stages_ms"].get(stage)
+    return milliseconds
+
+
+def _per_second(metadata: Metadata) -> float:
+    return float(1e3 * metadata.get("batch", 1) / metadata["ms_20_50_80"][1])
+
+
+def _range(metadata: Metadata, scale: float = 1.0) -> str:
+    ends = (scale * metadata["ms_20_50_80"][place] for place in (0, 2))
+    return " to ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in ends)
+
+
+TIMES: Columns = {
+    "median (ms)": lambda metadata: metadata["ms_20_50_80"][1],
+    "20th to 80th percentile": _range,
+}
+FRAME: Columns = {"network": "network", "step (mm)": "step_mm", "search": "search", "precision": "dtype"}
 STAGES = ("prepare", "remap", "encode", "query", "select", "vote", "read")
 TABLES = {
     "speed": Table(
         "bench_pipeline",
-        [
-            *("network", "step (mm)", "search", "precision", "points queried", *TIMES, "FPS"),
-            "times the peer",
-        ],
-        speed_row,
+        {
+            **FRAME,
+            "points queried": "points_evaluated",
+            **TIMES,
+            "FPS": _per_second,
+            "times the peer": _ratio_of_frames,
+        },
     ),
     "stages": Table(
         "bench_pipeline",
-        ["network", "step (mm)", "search", "precision", *STAGES, "peak memory (MiB)"],
-        stages_row,
+        {
+            **FRAME,
+            **{stage: partial(_stage, stage) for stage in STAGES},
+            "peak memory (MiB)": "peak_mib",
+        },
     ),
     "batches": Table(
         "bench_batches",
-        ["network", "images per call", "precision", *TIMES, "images/s", "times the peer"],
-        batches_row,
+        {
+            **{"network": "network", "images per call": "batch", "precision": "dtype"},
+            **TIMES,
+            "images/s": _per_second,
+            "times the peer": _ratio,
+        },
     ),
     "compiled_peer": Table(
-        "bench_compiled_peer", ["step (mm)", "precision", *TIMES, "times the peer"], compiled_row
+        "bench_compiled_peer",
+        {"step (mm)": "step_mm", "precision": "dtype", **TIMES, "times the peer": _ratio},
     ),
     "training_step": Table(
         "bench_training_step",
-        [
-            *("preset", "batch", "points", "precision", "compiled", *TIMES, "images/s"),
-            "times the plain step",
-        ],
-        training_row,
+        {
+            **{"preset": "preset", "batch": "batch", "points": "points", "precision": "dtype"},
+            "compiled": lambda metadata: "yes" if metadata["compiled"] else "no",
+            **TIMES,
+            "images/s": _per_second,
+            "times the plain step": _ratio,
+        },
     ),
 }
-OPERATIONS = [
-    *("operation", "case", "batch", "precision", "form", "median (µs)", "20th to 80th percentile"),
-    *("GFLOP", "MiB", "share of the ceiling (%)", "times the definition"),
-]
+
+
+def operation_columns(ceilings: Ceilings | None) -> Columns:
+    """Columns of the table of operations, with their ratios to the ceilings."""
+
+    def ratio_to_ceiling(metadata: Metadata) -> float | None:
+        work = metadata["work"]
+        if work is None or ceilings is None:
+            return None
+        floor = ceilings.floor_seconds(work["flops"], metadata["dtype"], work["moved_bytes"])
+        return float(1e5 * floor / metadata["ms_20_50_80"][1])
+
+    return {
+        **{"operation": "operation", "case": "case", "batch": "batch", "precision": "dtype", "form": "form"},
+        "median (µs)": lambda metadata: 1e3 * metadata["ms_20_50_80"][1],
+        "20th to 80th percentile": lambda metadata: _range(metadata, 1e3),
+        "GFLOP": lambda metadata: metadata["work"] and metadata["work"]["flops"] / 1e9,
+        "MiB": lambda metadata: metadata["work"] and metadata["work"]["moved_bytes"] / 2**20,
+        "share of the ceiling (%)": ratio_to_ceiling,
+        "times the definition": _ratio,
+    }
 
 
 def results(run: dict[str, Any], ceilings: Ceilings | None) -> dict[str, dict[str, Any]]:
@@ -158,19 +154,20 @@ def results(run: dict[str, Any], ceilings: Ceilings | None) -> dict[str, dict[st
     every = [
         (benchmark["name"].partition("[")[0], benchmark["extra_info"]) for benchmark in run["benchmarks"]
     ]
-    found = {
-        name: (
-            table.columns,
-            [table.row(metadata) for function, metadata in every if function == table.benchmark],
-        )
+    rows = {
+        name: (table.columns, [metadata for function, metadata in every if function == table.benchmark])
         for name, table in TABLES.items()
     }
-    rows = [operation_row(metadata, ceilings) for _, metadata in every if "operation" in metadata]
-    found["operations"] = OPERATIONS, rows
+    operations = [metadata for _, metadata in every if "operation" in metadata]
+    rows["operations"] = operation_columns(ceilings), operations
     tables = {
-        name: {"columns": columns, "rows": rows, "context": context}
-        for name, (columns, rows) in found.items()
-        if rows
+        name: {
+            "columns": list(columns),
+            "rows": [make_row(columns, metadata) for metadata in found],
+            "context": context,
+        }
+        for name, (columns, found) in rows.items()
+        if found
     }
     if not tables:
         raise ValueError("the run holds none of our benchmarks: pytest benchmarks --benchmark-json FILE")
@@ -183,22 +180,10 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: they are of several devices or commits.
     """
-    for kind, of in (
-        ("devices", lambda run: run["machine_info"]["device"]),
-        ("commits", lambda run: run["commit_info"]["id"]),
-    ):
-        if len(found := {of(run) for run in runs}) > 1:
+    for kind, part, entry in (("devices", "machine_info", "device"), ("commits", "commit_info", "id")):
+        if len(found := {run[part][entry] for run in runs}) > 1:
             raise ValueError(f"the runs are of several {kind}: {', '.join(sorted(found))}")
     return runs[0] | {"benchmarks": [benchmark for run in runs for benchmark in run["benchmarks"]]}
-
-
-def _times(metadata: Metadata) -> tuple[float, str]:
-    low, median, high = metadata["ms_20_50_80"]
-    return median, _range(low, high)
-
-
-def _range(low: float, high: float) -> str:
-    return " to ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (low, high))
 
 
 def main() -> None:

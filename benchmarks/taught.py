@@ -20,6 +20,7 @@ CLAMP_MM = 5.0  # of the distances in training
 def teach(estimator: PoseEstimator, hand: MeshHands) -> None:
     """Replace the predictions of an estimator's network, which still computes, by the labels of a hand."""
     pipeline = estimator.runner.pipeline
+    assert isinstance(estimator.lattice, Lattice)
     pipeline.query = _TaughtQuery(pipeline.query, estimator.lattice, hand)  # type: ignore[attr-defined]
 
 

@@ -18,7 +18,7 @@ class FieldCase(NamedTuple):
     """A field and its points, which cover `spread` of the view's side; values above 1 exceed the view."""
 
     batch: int
-    count: int
+    count: int  # type: ignore[assignment]
     channels: int
     map_size: tuple[int, int]
     hidden: tuple[int, ...]

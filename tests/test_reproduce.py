@@ -44,11 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reduce the smoke run to few small images instead of synthetic-v2, and table 6 to coarse grids."""
+    """Reduce the smoke run to few small images instead of synthetic-v2, and tables 5 and 6 to fewer rows."""
     images = DataConfig("synthetic", SyntheticConfig(count=COUNT, size=64))
     monkeypatch.setattr(recipes, "SMOKE", TINY)
     for module in (recipes, workshop):
         monkeypatch.setattr(module, "data_for", lambda role, size, real: images)
+    ablations = {
+        parameter: {value: paper for value, paper in values.items() if value in (25, 50, 5, 10, 256, 1024)}
+        for parameter, values in published.ABLATIONS.items()
+    }
+    monkeypatch.setattr(published, "ABLATIONS", ablations)
     monkeypatch.setattr(published, "STEPS", {step: published.STEPS[step] for step in (16, 32)})
     monkeypatch.setattr(published, "ROOT_RELATIVE_STEPS", {16: published.ROOT_RELATIVE_STEPS[16]})
 
@@ -70,9 +75,10 @@ def reproduce(folder: Path, target: str, *options: str) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_absolute_pose(folder: Path) -> None:
+def test_absolute_pose(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(METHODS, "holistic")  # test_figures trains one
     rows = {}
-    for target, ours in (("table2", 8), ("table7", 12), ("table3", 12), ("table8", 12)):
+    for target, ours in (("table2", 6), ("table7", 8), ("table3", 8), ("table8", 8)):
         rows[target] = reproduce(folder, target)["rows"]
         measured = [row for row in rows[target] if row[0] in METHODS.values()]
         assert len(measured) == ours
@@ -83,7 +89,7 @@ def test_absolute_pose(folder: Path) -> None:
     translation = {tuple(row[:3]): row[-1] for row in rows["table3"]}
     assert all(row[4] == translation[tuple(row[:3])] for row in rows["table7"] if row[0] in METHODS.values())
     trainings = {path.name for path in (folder / "runs/test_run/trainings").iterdir()}
-    assert len(trainings) == 18  # six from scratch, six pre-trained and six fine-tuned
+    assert len(trainings) == 12  # four from scratch, four pre-trained and four fine-tuned
 
 
 @pytest.mark.slow
@@ -92,7 +98,7 @@ def test_root_relative_pose_and_ablations(folder: Path) -> None:
     table = reproduce(folder, "table4")
     assert [row[0] for row in table["rows"] if row[4] is not None] == ["RS-NVF"]
     table = reproduce(folder, "table5")
-    assert len(table["rows"]) == 12
+    assert len(table["rows"]) == 6
     assert all(isinstance(value, float) for row in table["rows"] for value in row[-4:])
     defaults = [
         row[-4:] for row in table["rows"] if row[1] in (50, 1024) or (row[1] == 5 and "clamp" in row[0])

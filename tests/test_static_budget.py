@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ def test_kernels_stay_within_their_budget() -> None:
     command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks/static_budget.py")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.endswith(f"{len(variants())} kernels, 0 at fault\n")
+    expected = rf"{len(variants())} kernels, (\d+) compiled, 0 at fault\n$"
+    found = re.search(expected, run.stdout)
+    assert found and int(found[1]) >= 10, run.stdout
 
 
 @pytest.mark.parametrize(
