@@ -152,9 +152,11 @@ class Synthetic:
             render_ahead(images)
             report[name] = finite(evaluate(predictor, images, progress=True))
         machine = surroundings()
+        columns = ["images", "hand scale", *COLUMNS.values()]
+        rows = [row for name, scores in report.items() for row in _rows(name, scores)]
         result = {
-            "columns": ("images", "hand scale", *COLUMNS.values()),
-            "rows": [row for name, scores in report.items() for row in _rows(name, scores)],
+            "columns": columns,
+            "rows": rows,
             "context": {
                 "checkpoint": self.prediction.checkpoint or "embedded default",
                 "images": self.count,
@@ -164,7 +166,7 @@ class Synthetic:
             },
             "report": report,
         }
-        _print_table(result["columns"], result["rows"])
+        _print_table(columns, rows)
         if self.out is not None:
             with user_errors(), whole_file(self.out) as file:
                 file.write((json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
@@ -246,9 +248,8 @@ class HO3D:
 
     def run(self) -> None:
         config = DataConfig("ho3d", ho3d_version=self.version)
-        _evaluate(
-            self.prediction, self.output, config, self.split, Folders(data=self.data), f"ho3d-{self.version}"
-        )
+        server: Server = "ho3d-v2" if self.version == "v2" else "ho3d-v3"
+        _evaluate(self.prediction, self.output, config, self.split, Folders(data=self.data), server)
 
 
 @dataclass(frozen=True)

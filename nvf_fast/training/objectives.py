@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -81,13 +81,13 @@ class Objective(ABC):
             )
             labels = self.labels(hands, generator)
             made.append((images, hand_scale, labels, hands.joints, hands.hand_scale))
-        images, hand_scales, labels, joints, true_scales = zip(*made, strict=True)
+        every_image, every_scale, every_label, every_joint, every_true_scale = zip(*made, strict=True)
         return Batch(
-            torch.cat(images).contiguous(memory_format=self.layout),
-            torch.cat(hand_scales),
-            type(labels[0])(*map(torch.cat, zip(*labels, strict=True))),
-            torch.cat(joints),
-            torch.cat(true_scales),
+            torch.cat(every_image).contiguous(memory_format=self.layout),
+            torch.cat(every_scale),
+            type(every_label[0])(*map(torch.cat, zip(*every_label, strict=True))),
+            torch.cat(every_joint),
+            torch.cat(every_true_scale),
         )
 
     def losses(self, model: Network, auxiliary: AuxiliaryHead | None, batch: Batch) -> dict[str, Tensor]:
@@ -221,5 +221,7 @@ def objective_of(config: TrainingConfig, device: torch.device, layout: torch.mem
     """The `Objective` or `HandObjective` of a network."""
     if config.model.view == "hand":
         return HandObjective(config, device, layout)
-    methods = {"nvf": FieldObjective, "holistic": HolisticObjective, "dense": DenseObjective}
+    methods: dict[str, Callable[..., Objective]] = {
+        "nvf": FieldObjective, "holistic": HolisticObjective, "dense": DenseObjective
+    }  # fmt: skip
     return methods[config.model.method](config, device, layout)
