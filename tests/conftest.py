@@ -72,6 +72,16 @@ def own_blocks() -> None:
 
 
 @pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with small data sets, which tests only read."""
+    from tests.dataset_trees import write_trees
+
+    folder = tmp_path_factory.mktemp("trees")
+    write_trees(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_dir(request: pytest.FixtureRequest) -> Path:
     """Return the folder given by --shared."""
     folder: Path = request.config.getoption("--shared")

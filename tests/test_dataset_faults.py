@@ -20,7 +20,7 @@ from nvf_fast.data.faults import DatasetError, Faults
 from nvf_fast.data.folder import FolderDataset
 from nvf_fast.data.freihand import FreiHAND
 from nvf_fast.data.ho3d import HO3D
-from tests.dataset_trees import edit_json, edit_pickle, write_trees
+from tests.dataset_trees import edit_json, edit_pickle
 
 MANO = "MANO_RIGHT.pkl"
 NAN = float("nan")
@@ -289,11 +289,10 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    write_trees(folder)
+def sound(trees: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound") / "root"
     # One pose suffices and keeps the copies small.
-    shutil.rmtree(folder / "complement/base_pose/pose0001")
+    shutil.copytree(trees, folder, ignore=shutil.ignore_patterns("pose0001"))
     return folder
 
 

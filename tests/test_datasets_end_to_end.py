@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from dataset_trees import write_trees
 
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.cli.main import main
@@ -17,13 +16,6 @@ TINY = {
     "sampling.inside": 20, "sampling.outside": 20,
     "optimisation.epochs": 1, "optimisation.batch": 2, "optimisation.parts": 2, "log-every": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trees")
-    write_trees(folder)
-    return folder
 
 
 def options(**values: object) -> list[str]:

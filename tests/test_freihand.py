@@ -16,17 +16,10 @@ from nvf_fast.data.freihand import VERSIONS, FreiHAND, write_freihand
 from nvf_fast.data.mano import place_freihand
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
-from tests.dataset_trees import HANDS, edit_json, freihand_samples, make_image, mano, posed, write_trees
+from tests.dataset_trees import HANDS, edit_json, freihand_samples, make_image, mano, posed
 
 ROOT = Path(__file__).resolve().parent.parent
 JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images; measured 3 to 4 at quality 95
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trees")
-    write_trees(folder)
-    return folder
 
 
 def test_round_trip(trees: Path) -> None:

@@ -12,16 +12,9 @@ import torch
 from nvf_fast.data.ho3d import HO3D, HO3DPose, write_ho3d
 from nvf_fast.data.joint_orders import FINGERTIPS
 from nvf_fast.data.sample import DamagedImageError, HandSample
-from tests.dataset_trees import HANDS, ho3d_sequences, mano, write_trees
+from tests.dataset_trees import HANDS, ho3d_sequences, mano
 
 JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images; measured 3 to 4 at quality 95
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trees")
-    write_trees(folder)
-    return folder
 
 
 def written() -> list[HandSample]:

@@ -46,7 +46,8 @@ def test_seed_is_independent_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_excess_rendering_without_cache() -> None:
     data = SyntheticHands(replace(SMALL, count=3))
-    assert len(data._chunk(0)["images"]) == 3
+    data.images([0])
+    assert len(data._chunks[0]["images"]) == 3
 
 
 @pytest.mark.usefixtures("chunks_of_two")

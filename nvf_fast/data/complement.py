@@ -63,11 +63,7 @@ class Complement(FolderDataset):
             warnings.warn(f"Complement's samples have no joints: {self.why_no_surfaces}", stacklevel=2)
 
     def __getitem__(self, index: int) -> HandSample:
-        """Return one sample.
-
-        Raises:
-            DamagedImageError: its image or its mesh cannot be read.
-        """
+        """Return one sample; a `DamagedImageError` names an image or a mesh that cannot be read."""
         identity = self.ids[self._checked(index)]
         path = self.folder / f"{identity}.png"
         image = read_image(path)

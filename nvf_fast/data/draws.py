@@ -66,14 +66,14 @@ class Draws:
         return (count * self._open(*shape)).long()
 
     def _open(self, *shape: int) -> Tensor:
-        """Uniform in (0, 1), ends excluded: odd multiples of 2^-53."""
+        """(B, *shape) float64, uniform in (0, 1)."""
         count = int(np.prod(shape, dtype=int))
         while self._taken + count > self._words.shape[1]:
             more = np.stack([stream.random_raw(BLOCK) for stream in self._streams])
             self._words = np.concatenate([self._words, more], 1)
         words = self._words[:, self._taken : self._taken + count]
         self._taken += count
-        return torch.from_numpy(((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53).reshape(-1, *shape)
+        return torch.from_numpy(_open(words)).reshape(-1, *shape)
 
 
 class Stream:
@@ -135,8 +135,12 @@ class Stream:
 
     def _fetch(self) -> None:
         """Prepend a block of numbers to the buffer, which is read from its end."""
-        words = self._philox.random_raw(BLOCK)
-        self._waiting[:0] = (((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53)[::-1].tolist()
+        self._waiting[:0] = _open(self._philox.random_raw(BLOCK))[::-1].tolist()
+
+
+def _open(words: np.ndarray) -> np.ndarray:
+    """Numbers in (0, 1), ends excluded: odd multiples of 2^-53."""
+    return ((words >> np.uint64(12)) * 2.0 + 1.0) * 2.0**-53
 
 
 def _philox(key: int | str, purpose: str, index: int) -> np.random.Philox:

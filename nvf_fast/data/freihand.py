@@ -85,11 +85,7 @@ class FreiHAND(FolderDataset):
         self.why_no_surfaces = self._missing_for_surfaces()
 
     def __getitem__(self, index: int) -> HandSample:
-        """Return one sample.
-
-        Raises:
-            DamagedImageError: its image cannot be read.
-        """
+        """Return one sample; a `DamagedImageError` names an image that cannot be read."""
         hand = self._checked(index) % len(self._intrinsics)
         image = read_image(self.folder / self.split / "rgb" / f"{self.ids[index].split('/')[1]}.jpg")
         joints, vertices = row_of(self._joints, hand), self._vertices_of(hand)

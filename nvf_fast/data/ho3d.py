@@ -92,11 +92,7 @@ class HO3D(FolderDataset):
         self.why_no_surfaces = self._missing_for_surfaces()
 
     def __getitem__(self, index: int) -> HandSample:
-        """Return one sample.
-
-        Raises:
-            DamagedImageError: its image cannot be read.
-        """
+        """Return one sample; a `DamagedImageError` names an image that cannot be read."""
         sequence, frame = self.ids[self._checked(index)].split("/")[1:]
         place = self.folder / self.split / sequence / "rgb" / f"{frame}{SUFFIX[self.version]}"
         intrinsics, root = self._intrinsics[index].numpy(), row_of(self._root, index)

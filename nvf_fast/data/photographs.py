@@ -110,11 +110,7 @@ class Photographs(FolderDataset):
         self.expected = len(self.ids)
 
     def __getitem__(self, index: int) -> HandSample:
-        """Return one sample; it has a root and no hand scale, since a teacher's sizes are unknown.
-
-        Raises:
-            DamagedImageError: its image cannot be read.
-        """
+        """Return one sample; it has a root and no hand scale, since a teacher's sizes are unknown."""
         label = self.labels[self._checked(index)]
         joints = torch.from_numpy(label.joints.copy())
         return HandSample(

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
@@ -87,7 +86,7 @@ class SyntheticHands:
     ) -> None:
         self.config, self.name, self.split, self.checksums = config, name, split, checksums
         self.folder = None if cache is None else Path(cache) / self.fingerprint
-        self._chunk = lru_cache(maxsize=None)(self._load_chunk)
+        self._chunks: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
         return self.config.count
@@ -153,11 +152,7 @@ class SyntheticHands:
                 bar.update(CHUNK)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_chunk"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._chunk = lru_cache(maxsize=None)(self._load_chunk)
+        return vars(self) | {"_chunks": {}}  # worker processes load or render what they need
 
     def _checked(self, indices: Iterable[int] | Tensor) -> list[int]:
         numbers = indices.tolist() if isinstance(indices, Tensor) else [int(index) for index in indices]
@@ -168,9 +163,13 @@ class SyntheticHands:
         return numbers
 
     def _stacked(self, name: str, indices: Iterable[int] | Tensor) -> Tensor:
-        return torch.stack(
-            [self._chunk(index // CHUNK)[name][index % CHUNK] for index in self._checked(indices)]
-        )
+        rows = []
+        for index in self._checked(indices):
+            number, row = divmod(index, CHUNK)
+            if number not in self._chunks:
+                self._chunks[number] = self._load_chunk(number)
+            rows.append(self._chunks[number][name][row])
+        return torch.stack(rows)
 
     def _path(self, chunk: int) -> Path:
         assert self.folder is not None

@@ -113,10 +113,11 @@ def draw_unit_hands(rig: Rig, draws: Draws, sleeves: float) -> list[PosedHand]:
         sleeves: chance of a sleeve.
     """
     vertices, joints = posed_vertices(rig, draw_shapes(rig, draws))
-    scale = UNIT_SCALE_MM / np.linalg.norm(joints[:, 10] - joints[:, 9], axis=1)
-    seeds = draws.below(2**40).tolist()
-    hands = zip(scale[:, None, None] * vertices, scale[:, None, None] * joints, seeds, strict=True)
-    return [with_forearm(rig, *points, Stream(seed, "forearm", 0), sleeves) for *points, seed in hands]
+    scale = (UNIT_SCALE_MM / np.linalg.norm(joints[:, 10] - joints[:, 9], axis=1))[:, None, None]
+    hands = zip(scale * vertices, scale * joints, draws.below(2**40).tolist(), strict=True)
+    return [
+        with_forearm(rig, skin, bones, Stream(seed, "forearm", 0), sleeves) for skin, bones, seed in hands
+    ]
 
 
 def with_forearm(

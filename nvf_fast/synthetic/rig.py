@@ -196,17 +196,13 @@ def _read_rig(file: GLBFile) -> Rig:
 @cache
 def built_in_rig() -> Rig:
     """The built-in hand, meshed from the capsule surface once per process."""
-    template = build_template()
-    return assemble(template.vertices, template.faces, template.weights, template.joints, None)
+    return assemble(*build_template(), uv=None)
 
 
 @cache
 def built_in_surface(spacing_mm: float = SURFACE_SPACING_MM) -> Rig:
     """The built-in hand as a coarser mesh, for fast distances to every triangle."""
-    template = build_template(spacing_mm)
-    return assemble(
-        template.vertices, template.faces, template.weights, template.joints, None, subdivide=False
-    )
+    return assemble(*build_template(spacing_mm), uv=None, subdivide=False)
 
 
 def assemble(

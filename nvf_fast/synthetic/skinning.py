@@ -15,18 +15,8 @@ from numba import njit
 def blend_maps(
     vertices: np.ndarray, indices: np.ndarray, weights: np.ndarray, linear: np.ndarray, offset: np.ndarray
 ) -> np.ndarray:
-    """Blend affine maps of joints.
-
-    Args:
-        vertices: (V, 3) float64.
-        indices: (V, K) int32, the joints of each vertex.
-        weights: (V, K) float64, with sums of one.
-        linear: (J, 3, 3) float64.
-        offset: (J, 3) float64.
-
-    Returns:
-        (V, 3) float64.
-    """
+    """Move vertices (V, 3) by affine maps, linear (J, 3, 3) and offset (J, 3), of the joints `indices`
+    (V, K), blended by `weights` (V, K) with sums of one."""
     out = np.zeros_like(vertices)
     for i in range(len(vertices)):
         x, y, z = vertices[i]
@@ -43,18 +33,8 @@ def blend_maps(
 def blend_motions(
     vertices: np.ndarray, indices: np.ndarray, weights: np.ndarray, rotation: np.ndarray, offset: np.ndarray
 ) -> np.ndarray:
-    """Blend rigid motions x -> rotation x + offset of joints by dual quaternions.
-
-    Args:
-        vertices: (V, 3) float64.
-        indices: (V, K) int32, the joints of each vertex, that of the largest weight first.
-        weights: (V, K) float64, with sums of one.
-        rotation: (J, 3, 3) float64.
-        offset: (J, 3) float64.
-
-    Returns:
-        (V, 3) float64.
-    """
+    """Move vertices (V, 3) by rigid motions, rotation (J, 3, 3) and offset (J, 3), of the joints `indices`
+    (V, K), that of the largest weight first, blended as dual quaternions by `weights` (V, K)."""
     real, dual = np.empty((len(rotation), 4)), np.empty((len(rotation), 4))
     for j in range(len(rotation)):
         real[j] = _quaternion(rotation[j])

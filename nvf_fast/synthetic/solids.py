@@ -21,7 +21,8 @@ class Solid(NamedTuple):
 
 def box(size: np.ndarray) -> Solid:
     """A box about the origin with edges size (3,)."""
-    vertices, faces = [], []
+    vertices: list[np.ndarray] = []
+    faces: list[list[int]] = []
     for axis in range(3):
         for sign in (-1.0, 1.0):
             square = [(sign, -1.0, -1.0), (sign, 1.0, -1.0), (sign, 1.0, 1.0), (sign, -1.0, 1.0)]

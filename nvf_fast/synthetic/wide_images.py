@@ -119,8 +119,7 @@ class WideImages:
             ValueError: the hands do not fit into the image beside each other.
         """
         stream = Stream(self.seed, "wide image", index)
-        if sides is None:
-            sides = ["left" if stream.chance(0.5) else "right" for _ in range(stream.below(MOST_HANDS + 1))]
+        sides = _draw_sides(stream) if sides is None else sides
         image = self._backgrounds.draw_view(stream, self.intrinsics[0, 0], self.shape)
         mean = mean_colour(image) + 0.02
         low, high = self.sizes
@@ -196,6 +195,10 @@ class WideImages:
         canvas = 2 * int(np.ceil(min(OVERSAMPLING * reach + 2, LARGEST_LAYER / 2)))
         image = self._renderer.render(stream, [hand], [left], focal, canvas=canvas)
         return image, seen.joints, OVERSAMPLING * focal
+
+
+def _draw_sides(stream: Stream) -> list[Side]:
+    return ["left" if stream.chance(0.5) else "right" for _ in range(stream.below(MOST_HANDS + 1))]
 
 
 def _at_slope(hand: PosedHand, slope: float) -> PosedHand:
