@@ -98,7 +98,12 @@ def curve(errors: list[float]) -> metrics.KeypointScores:
 def test_pck_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+
+    def recorded(self: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", recorded)
     curves = {"NVF": curve([10.0, 30.0]), "2D-Dense": curve([25.0, 60.0])}
     for name in ("first", "second"):
         pck_figure(curves, tmp_path / name / "pck.png")
