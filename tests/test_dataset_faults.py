@@ -28,34 +28,17 @@ Opened = Callable[[Path], FolderDataset]
 Damage = Callable[[Path], Any]
 
 
-def training(root: Path) -> FolderDataset:
-    return FreiHAND(root / "freihand", mano=root / MANO)
-
-
-def evaluation(root: Path) -> FolderDataset:
-    return FreiHAND(
+OPENERS: dict[str, Opened] = {
+    "training": lambda root: FreiHAND(root / "freihand", mano=root / MANO),
+    "blind": lambda root: FreiHAND(root / "freihand", "evaluation"),
+    "evaluation": lambda root: FreiHAND(
         root / "freihand", "evaluation", evaluation_folder=root / "freihand_eval", mano=root / MANO
-    )
-
-
-def blind(root: Path) -> FolderDataset:
-    return FreiHAND(root / "freihand", "evaluation")
-
-
-def ho3d(root: Path) -> FolderDataset:
-    return HO3D(root / "v2", mano=root / MANO)
-
-
-def ho3d_v3(root: Path) -> FolderDataset:
-    return HO3D(root / "v3", "train", "v3")
-
-
-def ho3d_evaluation(root: Path) -> FolderDataset:
-    return HO3D(root / "v3", "evaluation", "v3")
-
-
-def complement(root: Path) -> FolderDataset:
-    return Complement(root / "complement", mano=root / MANO)
+    ),
+    "ho3d": lambda root: HO3D(root / "v2", mano=root / MANO),
+    "ho3d_v3": lambda root: HO3D(root / "v3", "train", "v3"),
+    "ho3d_evaluation": lambda root: HO3D(root / "v3", "evaluation", "v3"),
+    "complement": lambda root: Complement(root / "complement", mano=root / MANO),
+}
 
 
 def unlink(*paths: str) -> Damage:
@@ -129,8 +112,8 @@ RGB, LIST, META = "freihand/training/rgb", "v2/train.txt", "v2/train/SM1/meta/00
 OBJ = "complement/base_pose/pose0000/model_mano/3.obj"
 VIEW = "complement/base_pose/pose0000/pic256/view/hand"
 
-DAMAGES: dict[Opened, list[tuple[Damage, *tuple[str, ...]]]] = {
-    training: [
+DAMAGES: dict[str, list[tuple[Damage, *tuple[str, ...]]]] = {
+    "training": [
         (remove("freihand"), "freihand: no such folder; expected the folder that holds"),
         (unlink(XYZ), "training_xyz.json: no such file; expected a JSON"),
         (write(K, ""), "training_K.json: is empty"),
@@ -184,15 +167,15 @@ DAMAGES: dict[Opened, list[tuple[Damage, *tuple[str, ...]]]] = {
             "training/rgb: 1 images missing",
         ),
     ],
-    blind: [(unlink("freihand/evaluation_scale.json"), "evaluation_scale.json: no such file")],
-    evaluation: [
+    "blind": [(unlink("freihand/evaluation_scale.json"), "evaluation_scale.json: no such file")],
+    "evaluation": [
         (unlink("freihand_eval/evaluation_xyz.json"), "freihand_eval/evaluation_xyz.json: no such file"),
         (
             write("freihand_eval/evaluation_K.json", json.dumps([np.eye(3).tolist()] * 3)),
             "evaluation_K.json: other cameras; expected those of the data set's own folder",
         ),
     ],
-    ho3d: [
+    "ho3d": [
         (truncate(MANO, 0.7), f"{MANO}: cannot be read ("),
         (unlink(LIST), "train.txt: no such file; expected a line SEQ"),
         (write(LIST, "\n"), "train.txt: an empty list; expected a line"),
@@ -235,8 +218,8 @@ DAMAGES: dict[Opened, list[tuple[Damage, *tuple[str, ...]]]] = {
             "1 annotations cannot be read: SM1/0001",
         ),
     ],
-    ho3d_v3: [(as_version_3, 'SM1/0001 and 1 more; expected .jpg, as v3 has them, or version="v2"')],
-    ho3d_evaluation: [
+    "ho3d_v3": [(as_version_3, 'SM1/0001 and 1 more; expected .jpg, as v3 has them, or version="v2"')],
+    "ho3d_evaluation": [
         (
             meta_of("v3/evaluation/SM1/meta/0000.pkl", handJoints3D=-np.ones((21, 3))),
             "evaluation: 1 annotations whose handJoints3D is 21 x 3: SM1/0000",
@@ -250,7 +233,7 @@ DAMAGES: dict[Opened, list[tuple[Damage, *tuple[str, ...]]]] = {
             "2 wrists elsewhere: entry 0, entry 1; expected those of the frames' own",
         ),
     ],
-    complement: [
+    "complement": [
         (write(MANO, pickle.dumps([1])), "holds list; expected MANO's dict"),
         (
             remove("complement/base_pose/pose0000/pic256"),
@@ -282,8 +265,8 @@ DAMAGES: dict[Opened, list[tuple[Damage, *tuple[str, ...]]]] = {
     ],
 }
 CASES = [
-    pytest.param(opened, damage, faults, id=faults[0])
-    for opened, cases in DAMAGES.items()
+    pytest.param(opener, damage, faults, id=faults[0])
+    for opener, cases in DAMAGES.items()
     for damage, *faults in cases
 ]
 
@@ -296,9 +279,9 @@ def sound(trees: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("opened", DAMAGES, ids=lambda opened: opened.__name__)
-def test_valid_trees(sound: Path, opened: Opened) -> None:
-    data = opened(sound)
+@pytest.mark.parametrize("opener", OPENERS)
+def test_valid_trees(sound: Path, opener: str) -> None:
+    data = OPENERS[opener](sound)
     last = len(data) - 1
     sample, again = data[last], pickle.loads(pickle.dumps(data))[last]  # as in a worker process
     assert sample.id == again.id and sample.image.ndim == 3
@@ -326,15 +309,13 @@ def test_official_counts(sound: Path) -> None:
             opened(sound / folder, mano=sound / MANO, official=True)
 
 
-@pytest.mark.parametrize(("opened", "damage", "expected"), CASES)
-def test_damaged_trees(
-    sound: Path, tmp_path: Path, opened: Opened, damage: Damage, expected: list[str]
-) -> None:
+@pytest.mark.parametrize(("opener", "damage", "expected"), CASES)
+def test_damaged_trees(sound: Path, tmp_path: Path, opener: str, damage: Damage, expected: list[str]) -> None:
     root = tmp_path / "root"
     shutil.copytree(sound, root)
     damage(root)
     with pytest.raises(DatasetError) as caught:
-        opened(root)
+        OPENERS[opener](root)
     faults = caught.value.faults
     assert len(faults) == len(expected), faults
     for fault, part in zip(faults, expected, strict=True):

@@ -84,29 +84,6 @@ def test_skinning(flat: bool) -> None:
         np.testing.assert_allclose(joints[row], 1000 * expected_joints, atol=1e-9)
 
 
-def test_flat_hand() -> None:
-    shape = posed(3)[1]
-    expected = mano().template + (mano().shape_blend @ shape[0].double())
-    vertices, joints = mano()(torch.zeros(1, 48), shape, flat_hand_mean=True)
-    torch.testing.assert_close(vertices[0], expected, atol=1e-9, rtol=0)
-    torch.testing.assert_close(joints[0], mano().joint_regressor @ expected, atol=1e-9, rtol=0)
-    pose = torch.cat([torch.zeros(3), -mano().mean_pose])[None]
-    again, _ = mano()(pose, shape, flat_hand_mean=False)
-    torch.testing.assert_close(again[0], expected, atol=1e-9, rtol=0)
-
-
-def test_global_rotation() -> None:
-    pose, shape = posed(4)
-    pose[:, :3] = 0
-    still, joints = mano()(pose, shape, flat_hand_mean=True)
-    pose[:, :3] = torch.tensor([0.3, -1.1, 0.7])
-    rotated, rotated_joints = mano()(pose, shape, flat_hand_mean=True)
-    rotation = torch.from_numpy(plain_rotation(pose[0, :3].double().numpy()))
-    wrist = joints[:, :1]
-    torch.testing.assert_close(rotated, (still - wrist) @ rotation.T + wrist, atol=1e-9, rtol=0)
-    torch.testing.assert_close(rotated_joints[:, 0], joints[:, 0], atol=1e-9, rtol=0)
-
-
 def test_joint_orders() -> None:
     ours = ["wrist"] + [f"{f}{i}" for f in ("thumb", "index", "middle", "ring", "little") for i in range(4)]
     theirs = ["wrist"] + [f"{finger}{i}" for finger in FINGERS for i in range(3)]

@@ -112,16 +112,11 @@ class FreiHAND(FolderDataset):
         if "K" in found:
             check_intrinsics(paths["K"], found["K"], faults)
             again = truth / paths["K"].name
-            ours = (
-                found["K"]
-                if again == paths["K"] or not again.exists()
-                else read_table(again, faults, *FORMS["K"])
-            )
-            if ours is not None and not (
-                ours.shape == found["K"].shape and np.allclose(ours, found["K"], atol=1e-3)
-            ):
-                same = "those of the data set's own folder: the two must be of one release"
-                faults.add(again, "other cameras", same)
+            if again != paths["K"] and again.exists():
+                theirs = read_table(again, faults, *FORMS["K"])
+                if theirs is not None and not _same(theirs, found["K"]):
+                    own = "those of the data set's own folder: the two must be of one release"
+                    faults.add(again, "other cameras", own)
         for name in ("xyz", "verts"):
             if name in found:
                 check_points(paths[name], found[name], faults)
@@ -222,3 +217,7 @@ def _read_versions(versions: Sequence[str], split: str) -> tuple[str, ...]:
     if tuple(versions) not in (VERSIONS, ("gs",)):
         raise ValueError(f'evaluation has version "gs" only, got {versions!r}')
     return ("gs",)
+
+
+def _same(cameras: np.ndarray, others: np.ndarray) -> bool:
+    return cameras.shape == others.shape and np.allclose(cameras, others, atol=1e-3)
