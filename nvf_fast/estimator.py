@@ -274,8 +274,8 @@ class PoseEstimator:
             present = encoding.presence.sigmoid() >= self.model.config.presence_threshold
             joints = encoding.joints(slopes).double().cpu() @ request.placement.frames
             boxes = squared(pixel_boxes(project(joints, request.intrinsics))).float()
-            seen = present.cpu() & viewable(boxes, intrinsics[0], *image.shape[:2])
-            return found._replace(boxes=boxes).chosen(seen)
+            verified = present.cpu() & viewable(boxes, intrinsics[0], *image.shape[:2])
+            return found._replace(boxes=boxes).chosen(verified)
 
     @property
     def retried(self) -> int:

@@ -163,13 +163,13 @@ class FrustumVolume(Volume):
     def spread(self, uniform: Tensor) -> Tensor:
         # Uniform by volume: the cross-section grows with depth squared until it reaches the box's sides.
         slope, width, near = REFERENCE_SLOPE * (1 - EDGE), self.half_mm[0], self.nearest_mm
-        cut = width / slope
-        widening = (cut**3 - near**3) / (3 * cut**2)  # volumes in units of the full cross-section
-        volume = uniform[..., 2] * (widening + self.farthest_mm - cut)
+        widest = width / slope
+        widening = (widest**3 - near**3) / (3 * widest**2)  # volumes in units of the full cross-section
+        volume = uniform[..., 2] * (widening + self.farthest_mm - widest)
         depth = torch.where(
             volume < widening,
-            (near**3 + 3 * cut**2 * volume.clamp_max(widening)).pow(1 / 3),
-            cut + volume - widening,
+            (near**3 + 3 * widest**2 * volume.clamp_max(widening)).pow(1 / 3),
+            widest + volume - widening,
         )
         half = (depth * slope).clamp_max(width)
         return torch.cat([(2 * uniform[..., :2] - 1) * half[..., None], depth[..., None]], -1)

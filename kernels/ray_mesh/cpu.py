@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from nvf_fast.kernels.mesh_distance.cpu import take_faces
 from nvf_fast.kernels.ray_mesh.reference import hits, longest_last
 
 _CLUSTER_PAIRS = 2**17  # of rays and clusters at a time: bounds memory, and fits the caches
@@ -27,14 +28,14 @@ def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tenso
         corners = mesh[faces].permute(1, 2, 0).contiguous()
         clusters = _Clusters(corners)
         for chunk in rays.split(max(1, _CLUSTER_PAIRS // clusters.count)):
-            ray, met = clusters.along(origins[image, chunk], directions[image, chunk])
+            ray, candidate = clusters.along(origins[image, chunk], directions[image, chunk])
             ray = chunk[ray]
-            seen = _take(corners, met) - origins[image].T.index_select(1, ray)
-            seen = seen.gather(1, order[image, ray].T.expand_as(seen))
-            found = hits(seen, ordered[image].T.index_select(1, ray))
+            relative = take_faces(corners, candidate) - origins[image].T.index_select(1, ray)
+            relative = relative.gather(1, order[image, ray].T.expand_as(relative))
+            found = hits(relative, ordered[image].T.index_select(1, ray))
             t[image].scatter_reduce_(0, ray, found, "amin")
             first = (found == t[image, ray]) & (found < math.inf)
-            face[image].scatter_reduce_(0, ray[first], met[first], "amin")
+            face[image].scatter_reduce_(0, ray[first], candidate[first], "amin")
     return t, torch.where(t < math.inf, face, -1)
 
 
@@ -52,8 +53,8 @@ class _Clusters:
     def along(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs of rays (n, 3) and faces, including all where the ray's line meets the face."""
         d = (directions / directions.abs().amax(1, keepdim=True)).T[:, :, None]
-        seen = self._centre[:, None] - origins.T[:, :, None]
-        off = seen - (seen * d).sum(0) / (d * d).sum(0) * d
+        relative = self._centre[:, None] - origins.T[:, :, None]
+        off = relative - (relative * d).sum(0) / (d * d).sum(0) * d
         largest = origins.abs().amax(1, keepdim=True) + self._centre.abs().amax()
         reach = self._radius + 32 * torch.finfo(d.dtype).eps * largest  # the coordinates are rounded
         ray, cluster = ((off * off).sum(0) <= reach * reach).nonzero(as_tuple=True)
@@ -74,8 +75,3 @@ def _halved(places: Tensor) -> Tensor:
         order = here.gather(2, longest[:, None, None].expand(-1, groups.shape[1], 1))[..., 0].argsort(1)
         groups = groups.gather(1, order).reshape(2 * len(groups), -1)
     return groups
-
-
-def _take(part: Tensor, face: Tensor) -> Tensor:
-    """part[..., face], by rows of a matrix, which is several times faster."""
-    return part.flatten(0, -2).index_select(1, face).unflatten(0, part.shape[:-1])

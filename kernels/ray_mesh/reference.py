@@ -45,8 +45,8 @@ def hits(corners: Tensor, directions: Tensor) -> Tensor:
     x, y = corners[:, 0] - directions[0] * z, corners[:, 1] - directions[1] * z
     # Products are compared, not subtracted, so that both faces of an edge get exactly opposite results.
     one, other = x * y.roll(-1, 0), y * x.roll(-1, 0)
-    met = (one >= other).all(0) | (one <= other).all(0)
+    inside = (one >= other).all(0) | (one <= other).all(0)
     # The area of an edge and the origin is the weight of the opposite corner.
     weight = (one - other).abs().roll(-1, 0)
     t = (weight * z).sum(0) / weight.sum(0)  # 0 / 0 = NaN edge-on, which is not ahead
-    return torch.where(met & (t > 0), t, math.inf)
+    return torch.where(inside & (t > 0), t, math.inf)

@@ -62,7 +62,7 @@ def find_hits(
     dx, dy, dz = _load_rows(directions_ptr + image * ray_count * 3, ray, valid)
 
     # Rows that turn a corner seen from the origin into u and v across the ray, and t along it: a shear along
-    # the direction's longest axis. Without a direction they are NaN, and no face is met.
+    # the direction's longest axis. Without a direction they are NaN, and no face is hit.
     along_x = (tl.abs(dx) >= tl.abs(dy)) & (tl.abs(dx) >= tl.abs(dz))
     along_y = (tl.abs(dy) >= tl.abs(dz)) & (along_x == 0)
     along_z = (along_x | along_y) == 0
@@ -76,7 +76,7 @@ def find_hits(
     vz = tl.where(along_z, -dy * scale, 1.0)
 
     nearest = tl.full((RAYS, FACES), float("inf"), tl.float32)
-    met = tl.full((RAYS, FACES), -1, tl.int32)
+    hit = tl.full((RAYS, FACES), -1, tl.int32)
     first = 0
     while first < face_count:
         # The last face is taken again where a tile goes past it.
@@ -98,11 +98,11 @@ def find_hits(
         t = (a_weight * at + b_weight * bt + c_weight * ct) / (a_weight + b_weight + c_weight)  # edge-on: NaN
         closer = within & (t > 0) & (t < nearest)
         nearest = tl.where(closer, t, nearest)
-        met = tl.where(closer, face, met)
+        hit = tl.where(closer, face, hit)
         first += FACES
 
     t = tl.min(nearest, 1)
-    face = tl.min(tl.where((nearest == t[:, None]) & (met >= 0), met, face_count), 1)
+    face = tl.min(tl.where((nearest == t[:, None]) & (hit >= 0), hit, face_count), 1)
     tl.store(t_ptr + image * ray_count + ray, t, mask=valid)
     tl.store(
         face_ptr + image * ray_count + ray, tl.where(face < face_count, face, -1).to(tl.int64), mask=valid
