@@ -46,8 +46,12 @@ def other_hands(
     return draw_joints(seed, range(count), distribution or HandDistribution())
 
 
+@lru_cache(maxsize=8)
 def fallback_pose(config: DataConfig) -> np.ndarray:
-    """The mean pose (21, 3) mm of synthetic hands, of the data set's distribution if it is synthetic."""
+    """The mean pose (21, 3) mm of synthetic hands, of the data set's distribution if it is synthetic.
+
+    The array is cached and must not be changed.
+    """
     distributions = {"synthetic": config.synthetic.distribution, "synthetic-v2": V2.distribution}
     return mean_pose(other_hands(distributions.get(config.dataset)))
 
