@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.model import FieldValues
-from nvf_fast.training.losses import AuxiliaryHead, LossConfig, Targets, field_losses, mean_terms
+from nvf_fast.training.losses import AuxiliaryHead, LossConfig, Targets, field_losses, mean_terms, vote_losses
 
 PAPER = LossConfig()
 
@@ -32,13 +32,13 @@ def test_known_errors_give_the_losses_of_the_paper() -> None:
     # Two images of two points and one joint; the second point of the first image is far from the surface.
     targets = Targets(
         torch.zeros(2, 2, 3),
-        torch.tensor([[4.0, 9.0], [-2.0, 0.0]]),
+        torch.tensor([[4.0, 9.0], [-30.0, 0.0]]),
         torch.tensor([[True, False], [True, True]]),
         torch.tensor([[[0.5], [0.0]], [[0.25], [0.0]]]),
         torch.zeros(2, 2, 1, 3),
     )
     field = FieldValues(
-        torch.tensor([[1.0, -30.0], [-2.0, 6.0]]),  # clamped at 5 mm: 3, 10, 0 and 5 mm off
+        torch.tensor([[1.0, -30.0], [-7.0, 6.0]]),  # clamped at 5 mm: 3, 10, 0 and 5 mm off
         torch.tensor([[[0.5 + 3], [7.0]], [[0.25 - 0.4], [0.0]]]),  # 3 and -0.4 off near the surface
         torch.tensor([[[[0.0, 0.0, 2.0]], [[9.0, 9.0, 9.0]]], [[[0.0, 0.6, 0.0]], [[0.0, 0.0, 0.8]]]]),
     )
@@ -55,7 +55,7 @@ def test_known_errors_give_the_losses_of_the_paper() -> None:
         expected = {"sdf": (3 + 10 + 0 + 5) / 4 / 50, "weight": weight, "direction": direction}
         expected["loss"] = expected["sdf"] + config.vote_weight * (weight + direction)
         if config.wide_weight:
-            expected["wide"] = (3 + 39 + 0 + 6) / 4 / 50  # clamped at 50 mm
+            expected["wide"] = (3 + 39 + 23 + 6) / 4 / 50  # clamped at 50 mm
             expected["loss"] += config.wide_weight * expected["wide"]
         assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected)
 
@@ -68,6 +68,29 @@ def test_no_near_point_gives_zero_not_nan(predicted: tuple[Tensor, Tensor, Tenso
         terms = field_losses(FieldValues(*predicted), far, replace(PAPER, vote_normalisation=normalisation))
         assert terms["weight"] == 0
         assert terms["direction"] == 0
+
+
+def test_targets_follow_the_configuration() -> None:
+    points = torch.tensor([[[10.0, 0, 500], [0, 20, 500], [0, 0, 530], [5, 0, 500]]])
+    config = LossConfig(surface_mm=5.0, ball_mm=40.0, nearest=2)
+    joints, sdf = torch.tensor([[[0.0, 0, 500]]]), torch.tensor([[3.0, -4.0, 2.0, -9.0]])
+    targets = Targets.build(points, sdf, joints, config)
+    assert targets.near.tolist() == [[True, True, True, False]]
+    assert targets.weight.flatten().tolist() == [0.75, 0.5, 0, 0], "two nearest of three near points"
+
+
+@pytest.mark.parametrize("normalisation", ["elements", "near"])
+def test_vote_losses_are_means_over_joints(
+    predicted: tuple[Tensor, Tensor, Tensor], targets: Targets, normalisation: str
+) -> None:
+    config = replace(PAPER, vote_normalisation=normalisation)
+    _, weight, direction = predicted
+    once = vote_losses(weight, direction, targets, config)
+    twice = targets._replace(
+        weight=targets.weight.repeat(1, 1, 2), direction=targets.direction.repeat(1, 1, 2, 1)
+    )
+    found = vote_losses(weight.repeat(1, 1, 2), direction.repeat(1, 1, 2, 1), twice, config)
+    torch.testing.assert_close(found, once)
 
 
 def test_stacks_are_averaged() -> None:
@@ -96,11 +119,13 @@ def test_auxiliary_head_learns_a_batch() -> None:
 def test_auxiliary_depth_is_in_hand_scales() -> None:
     head = AuxiliaryHead(8, hidden=32)
     for parameter in head.parameters():
-        torch.nn.init.zeros_(parameter)  # log depth 0, relative depths 0
+        torch.nn.init.zeros_(parameter)  # relative depths 0
+    with torch.no_grad():
+        head.depths.bias[0] = math.log(15)  # depth in hand scales
     joints = torch.tensor([0.0, 0.0, 600.0]).repeat(2, 21, 1)
     joints[:, 0, 2], joints[:, 1, 2] = 640.0, 560.0
     losses = head.losses(torch.zeros(2, 8, 6, 6), joints, torch.tensor([30.0, 60.0]))
-    assert losses["auxiliary_depth"].item() == pytest.approx((math.log(20) + math.log(10)) / 2)
+    assert losses["auxiliary_depth"].item() == pytest.approx((math.log(20 / 15) + math.log(15 / 10)) / 2)
     relative = 2 * 40 / 21 * (1 / 30 + 1 / 60) / 2  # two joints 40 mm off the mean depth
     assert losses["auxiliary_relative"].item() == pytest.approx(relative)
     # A hand twice as large at twice the distance gives the same image.
