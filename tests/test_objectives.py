@@ -15,7 +15,7 @@ from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.images import ImageBatch
-from nvf_fast.training.losses import LossConfig
+from nvf_fast.training.losses import AuxiliaryHead, LossConfig
 from nvf_fast.training.objectives import DenseObjective, FieldObjective, Objective, objective_of
 from nvf_fast.training.points import PointSampling
 from nvf_fast.volumes import Volume
@@ -135,3 +135,13 @@ def test_parts_draw_from_their_own_generators(hands: MeshHands) -> None:
     alone = field.batch([part(slice(1, 3), 2)])
     assert torch.equal(whole.labels.points[1:], alone.labels.points)
     assert torch.equal(whole.joints, hands.joints) and torch.equal(whole.true_scale, hands.hand_scale)
+
+
+def test_auxiliary_losses_are_weighted(hands: MeshHands) -> None:
+    field = objective(TINY, LossConfig(auxiliary_weight=0.25))
+    model, head = build(TINY), AuxiliaryHead(TINY.width)
+    images = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
+    batch = field.batch([(ImageBatch(images, hands), seeded())])
+    plain, terms = field.losses(model, None, batch), field.losses(model, head, batch)
+    extra = sum(value for name, value in terms.items() if name.startswith("auxiliary"))
+    torch.testing.assert_close(terms["loss"], plain["loss"] + 0.25 * extra)
