@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from itertools import count
 from pathlib import Path
@@ -60,6 +61,13 @@ def test_ignores_tilings_of_another_device_compiler_or_kernel(
     changed = tmp_path / "changed.py"
     changed.write_text("# another kernel")
     monkeypatch.setattr(autotuning.kernel, "__file__", str(changed))
+    assert tuned(CUDA, torch.float16, [64, 85]) is None
+
+
+def test_ignores_tilings_of_another_length() -> None:
+    remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
+    known = json.loads(autotuning.CACHE.read_text())
+    autotuning.CACHE.write_text(json.dumps({key: numbers[:4] for key, numbers in known.items()}))
     assert tuned(CUDA, torch.float16, [64, 85]) is None
 
 

@@ -236,10 +236,12 @@ def test_nearest_vertices_of_other_faces_and_of_none(function: Callable) -> None
     """Two faces back to back enclose nothing; each point is nearest to their middle or their edge."""
     radius, above = 12**0.5, [2.01, 0, 0]
     corners = [[0, radius, 0], [0, -radius / 2, 3], [0, -radius / 2, -3]]  # equilateral
-    points = torch.tensor([[[1.0, 0, 0], [-2, 0.5, 0.5], [0, -radius / 2 - 4, 1]]], device=DEVICE)
-    expected = torch.tensor([[1.0, 2, 4]], device=DEVICE)
+    points = torch.tensor(
+        [[[1.0, 0, 0], [-2, 0.5, 0.5], [0, -radius / 2 - 4, 1], [0, 0.5, 0.5]]], device=DEVICE
+    )
+    expected = torch.tensor([[1.0, 2, 4, 0]], device=DEVICE)
     faces = torch.tensor([[0, 1, 2], [0, 2, 1]], device=DEVICE)
-    vertices = torch.tensor([[*corners, above]], device=DEVICE)  # the last vertex belongs to no face
+    vertices = torch.tensor([[*corners, [1.1, 0, 0]]], device=DEVICE)  # the last vertex belongs to no face
     torch.testing.assert_close(function(vertices, faces, points), expected)
     small = [[2.02, 0.01, 0], [2.02, 0, 0.01]]  # of a small face beside the first point
     vertices = torch.tensor([[*corners, above, *small]], device=DEVICE)
