@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -216,3 +217,10 @@ def distinct(boxes: Tensor, scores: Tensor, nested: float = NESTED) -> Tensor:
         if not ((common > SAME_HAND * union) | (common > nested * inner)).any():
             kept.append(index)
     return torch.tensor(kept, dtype=torch.int64)
+
+
+def overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two boxes (4,) px."""
+    common = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
+    areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
+    return float(common / max(areas - common, 1e-9))

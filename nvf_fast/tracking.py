@@ -13,7 +13,7 @@ import torch
 
 from nvf_fast.camera import project
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.finding import SAME_HAND, pixel_boxes, squared, viewable
+from nvf_fast.finding import SAME_HAND, overlap, pixel_boxes, squared, viewable
 from nvf_fast.inputs import read_intrinsics
 from nvf_fast.pose import HandPose
 from nvf_fast.volumes import HandVolume
@@ -222,7 +222,7 @@ class Tracker:
         self._searched = time
         boxes = _boxes(found)
         for box, side in zip(boxes, found.side or (), strict=True):
-            same = [track for track in self._tracks if _overlap(box, track.expected_box(time)) > SAME_HAND]
+            same = [track for track in self._tracks if overlap(box, track.expected_box(time)) > SAME_HAND]
             if same:
                 same[0].sides.append(side)
             elif len(self._tracks) < self.most_hands:
@@ -309,12 +309,6 @@ def _boxes(poses: HandPose[np.ndarray]) -> np.ndarray:
     """Squares (N, 4) px around the joints of a batch."""
     pixels = torch.from_numpy(np.asarray(poses.joints_2d, np.float64))
     return squared(pixel_boxes(pixels)).numpy()
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union."""
-    common = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
-    return float(common / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - common))
 
 
 def _distance(joints: np.ndarray, other: np.ndarray) -> float:

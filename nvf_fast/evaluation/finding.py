@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nvf_fast.finding import SAME_HAND, overlap
 from nvf_fast.pose import HandPose
 from nvf_fast.synthetic.wide_images import WideHand, WideImage
 
 Find = Callable[[np.ndarray, np.ndarray], HandPose]
 """Finder of the poses in an image (H, W, 3) with intrinsics (3, 3): a batch of numpy arrays, best first."""
 
-SAME_HAND = 0.3  # least intersection over union of a found hand's box and a true one
 SIZES_PX = (40, 80, 160, 400)  # edges of the bins of recall
 
 
@@ -28,7 +28,7 @@ def match_hands(poses: HandPose, hands: Sequence[WideHand]) -> list[int | None]:
     missing, found = list(range(len(hands))), list[int | None]()
     for pixels in poses.joints_2d:
         box = np.concatenate([pixels.min(0), pixels.max(0)])
-        overlaps = [_overlap(box, hands[index].box) for index in missing]
+        overlaps = [overlap(box, hands[index].box) for index in missing]
         best = int(np.argmax(overlaps)) if overlaps else 0
         found.append(missing.pop(best) if overlaps and overlaps[best] > SAME_HAND else None)
     return found
@@ -75,10 +75,3 @@ def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
 def rate(hits: np.ndarray) -> float:
     """Per cent of (N,) bool that are true; NaN of none."""
     return 100 * float(hits.mean()) if len(hits) else float("nan")
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union."""
-    common = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
-    areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
-    return float(common / max(areas - common, 1e-9))
