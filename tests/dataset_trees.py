@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from nvf_fast.conventions import convert_joints
 from nvf_fast.data.complement import INTRINSICS, SIZE, write_complement
 from nvf_fast.data.freihand import VERSIONS, write_freihand
 from nvf_fast.data.ho3d import HO3DPose, write_ho3d
-from nvf_fast.data.joint_orders import FINGERTIPS, HO3D_TO_FREIHAND
-from nvf_fast.data.mano import Mano
+from nvf_fast.data.mano import FINGERTIPS, Mano
 from nvf_fast.data.sample import HandSample
 
 HANDS = 3
@@ -140,7 +140,9 @@ def ho3d_sequences(count: int = HANDS) -> tuple[dict[str, list[HandSample]], dic
             pose, shape = posed(10 * number + frame + 100)
             translation = torch.tensor([10.0 * frame, 20.0, -600.0])
             vertices, kinematic = mano()(pose, shape, flat_hand_mean=True)
-            joints = torch.cat([kinematic, vertices[:, FINGERTIPS["ho3d"]]], 1)[0, HO3D_TO_FREIHAND]
+            joints = convert_joints(
+                torch.cat([kinematic, vertices[:, FINGERTIPS["ho3d"]]], 1), "ho3d", inverse=True
+            )[0]
             joints, vertices = (((part + translation) * FLIP).float() for part in (joints, vertices[0]))
             camera = np.array([[617.343, 0, 312.42], [0, 617.343, 241.42], [0, 0, 1]])
             box = torch.tensor([100.5, 120.25, 300.0, 330.0])

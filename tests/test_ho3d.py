@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nvf_fast.data.ho3d import HO3D, HO3DPose, write_ho3d
-from nvf_fast.data.joint_orders import FINGERTIPS
+from nvf_fast.data.mano import FINGERTIPS
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from tests.dataset_trees import HANDS, ho3d_sequences, mano
 

@@ -14,7 +14,6 @@ import torch
 import trimesh
 
 from nvf_fast.data.faults import DatasetError
-from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D, HO3D_TO_FREIHAND
 from nvf_fast.data.mano import Mano, close_surface, place_freihand
 from nvf_fast.data.pickles import dense, load_pickle
 from tests.dataset_trees import PARENTS, mano, mano_arrays, posed, write_mano
@@ -82,14 +81,6 @@ def test_skinning(flat: bool) -> None:
         expected, expected_joints = plain_skinning(arrays, angles, shape[row].double().numpy())
         np.testing.assert_allclose(vertices[row], 1000 * expected, atol=1e-9)
         np.testing.assert_allclose(joints[row], 1000 * expected_joints, atol=1e-9)
-
-
-def test_joint_orders() -> None:
-    ours = ["wrist"] + [f"{f}{i}" for f in ("thumb", "index", "middle", "ring", "little") for i in range(4)]
-    theirs = ["wrist"] + [f"{finger}{i}" for finger in FINGERS for i in range(3)]
-    theirs += [f"{finger}3" for finger in ("thumb", "index", "middle", "ring", "little")]
-    assert [theirs[i] for i in HO3D_TO_FREIHAND] == ours
-    assert [ours[i] for i in FREIHAND_TO_HO3D] == theirs
 
 
 @pytest.mark.parametrize(

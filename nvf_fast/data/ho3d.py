@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvf_fast.conventions import FRAMES, convert_joints
 from nvf_fast.data.faults import Faults
 from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
-from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D, HO3D_TO_FREIHAND, OPENGL_TO_OPENCV
 from nvf_fast.data.mano import VERTICES, Mano, open_mano
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.sample import HandSample
@@ -42,7 +42,7 @@ OFFICIAL = {
     ("v3", "evaluation"): 20_137,
 }
 SUFFIX = {"v2": ".png", "v3": ".jpg"}
-FLIP = np.array(OPENGL_TO_OPENCV)
+FLIP = np.array(FRAMES["opengl"])
 ROOT_TOLERANCE_MM = 1.0  # between the wrist of a frame's own file and of evaluation_xyz.json
 
 
@@ -170,7 +170,7 @@ class HO3D(FolderDataset):
         if self.split == "evaluation":
             self._boxes = torch.from_numpy(tables["handBoundingBox"].astype(np.float32))
             return
-        self._joints = torch.from_numpy(points[:, HO3D_TO_FREIHAND].astype(np.float32))
+        self._joints = torch.from_numpy(convert_joints(points, "ho3d", inverse=True).astype(np.float32))
         if with_mano:
             self._parameters = [torch.from_numpy(tables[name]) for name in parameters]
 
@@ -195,7 +195,7 @@ class HO3D(FolderDataset):
                 far = [f"entry {i}" for i in away.nonzero()[:, 0].tolist()]
                 own = "those of the frames' own files, in evaluation.txt's order"
                 faults.add_many(self.folder / "evaluation_xyz.json", "wrists elsewhere", far, own)
-            self._joints = found["xyz"][:, HO3D_TO_FREIHAND]
+            self._joints = convert_joints(found["xyz"], "ho3d", inverse=True)
 
     def _missing_for_surfaces(self) -> str | None:
         if self._joints is None:
@@ -269,13 +269,15 @@ def write_ho3d(
     (folder / f"{split}.txt").write_text("\n".join(frames) + "\n")
     every = [sample for samples in sequences.values() for sample in samples]
     if split == "evaluation" and released:
-        write_table(folder / "evaluation_xyz.json", [joints_m(s)[FREIHAND_TO_HO3D] * FLIP for s in every])
+        write_table(
+            folder / "evaluation_xyz.json", [convert_joints(joints_m(s), "ho3d", "opengl") for s in every]
+        )
         if all(sample.vertices is not None for sample in every):
             write_table(folder / "evaluation_verts.json", [vertices_m(sample) * FLIP for sample in every])
 
 
 def _meta(sample: HandSample, split: str, pose: HO3DPose | None) -> dict[str, np.ndarray]:
-    joints = joints_m(sample)[FREIHAND_TO_HO3D] * FLIP
+    joints = convert_joints(joints_m(sample), "ho3d", "opengl")
     meta = {"camMat": sample.intrinsics, "handJoints3D": joints}
     if split == "evaluation":
         if sample.box is None:

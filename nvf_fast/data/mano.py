@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvf_fast.conventions import convert_joints
 from nvf_fast.data.faults import DatasetError, Faults
-from nvf_fast.data.joint_orders import FINGERTIPS, HO3D_TO_FREIHAND
 from nvf_fast.data.mesh import directed_edges, openings
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.rotations import rotation_about
@@ -25,6 +25,12 @@ from nvf_fast.data.tables import finite_array, form
 
 PAGE = "https://mano.is.tue.mpg.de"
 VERTICES = 778
+FINGERTIPS = {
+    "freihand": [744, 320, 443, 555, 672],
+    "ho3d": [744, 333, 444, 555, 672],
+    "complement": [744, 333, 444, 555, 672],
+}
+"""Vertices of each data set's tips of thumb, index, middle, ring and little finger."""
 SHAPES = {
     "v_template": (VERTICES, 3),
     "shapedirs": (VERTICES, 3, 10),
@@ -148,7 +154,8 @@ class Mano:
             fingertips: data set of the tips' vertices: "freihand", "ho3d" or "complement".
         """
         joints = self.joint_regressor.to(vertices.dtype) @ vertices
-        return torch.cat([joints, vertices[:, FINGERTIPS[fingertips]]], 1)[:, HO3D_TO_FREIHAND]
+        tips = vertices[:, FINGERTIPS[fingertips]]
+        return convert_joints(torch.cat([joints, tips], 1), "mano21", inverse=True)
 
     @cached_property
     def closed_faces(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nvf_fast.config import Task
-from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D
+from nvf_fast.conventions import ORDERS
 from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.metrics import Floats, KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
@@ -63,7 +63,7 @@ def server_scores(joints: np.ndarray, truth: np.ndarray, server: Server) -> dict
     """The scores of a data set's server for joints (N, 21, 3) mm, in mm; no mesh scores."""
     if server == "freihand":
         return metrics.freihand_scores(joints, truth)
-    return metrics.ho3d_scores(joints[:, FREIHAND_TO_HO3D], truth[:, FREIHAND_TO_HO3D])
+    return metrics.ho3d_scores(joints[:, ORDERS["ho3d"]], truth[:, ORDERS["ho3d"]])
 
 
 def joint_statistics(joints: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float]]:

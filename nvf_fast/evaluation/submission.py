@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -18,7 +18,7 @@ from typing import IO, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvf_fast.data.joint_orders import FREIHAND_TO_HO3D, OPENGL_TO_OPENCV
+from nvf_fast.conventions import FRAMES, ORDERS
 from nvf_fast.evaluation.metrics import MANO_VERTICES, Floats
 from nvf_fast.runtime.files import whole_file
 
@@ -34,14 +34,14 @@ class Format:
     """Number of images, joint order and axes of one server's file."""
 
     images: int
-    order: Sequence[int]
+    order: list[int]
     axes: Floats
 
 
 FORMATS: dict[Server, Format] = {
-    "freihand": Format(3960, range(_JOINTS), np.ones(3)),
-    "ho3d-v2": Format(11_524, FREIHAND_TO_HO3D, np.array(OPENGL_TO_OPENCV)),
-    "ho3d-v3": Format(20_137, FREIHAND_TO_HO3D, np.array(OPENGL_TO_OPENCV)),
+    "freihand": Format(3960, ORDERS["freihand"], np.ones(3)),
+    "ho3d-v2": Format(11_524, ORDERS["ho3d"], np.array(FRAMES["opengl"])),
+    "ho3d-v3": Format(20_137, ORDERS["ho3d"], np.array(FRAMES["opengl"])),
 }
 
 
@@ -82,7 +82,7 @@ def write_submission(
         archive.open(_member(), "w", force_zip64=True) as member,
     ):
         member.write(b"[")
-        _write_list(member, map(_text, joints[:, list(form.order)] * form.axes / _METRE_MM))
+        _write_list(member, map(_text, joints[:, form.order] * form.axes / _METRE_MM))
         member.write(b", ")
         if vertices_mm is None:
             zeros = _text(np.zeros((MANO_VERTICES, 3)))
