@@ -41,6 +41,7 @@ from nvf_fast.requests import RequestReader
 from nvf_fast.runtime.cuda_graph import CudaRecorder
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Search
+from nvf_fast.surface import Distance, field_distance
 from nvf_fast.volumes import FrustumVolume, HandLattice, HandVolume, RootCube, volume_of
 
 
@@ -276,6 +277,33 @@ class PoseEstimator:
             boxes = squared(pixel_boxes(project(joints, request.intrinsics))).float()
             verified = present.cpu() & viewable(boxes, intrinsics[0], *image.shape[:2])
             return found._replace(boxes=boxes).chosen(verified)
+
+    @torch.no_grad()
+    def field_distance(
+        self, image: Any, K: Any, pose: HandPose[Any], hand_scale: float | None = None, root: Any = None
+    ) -> Distance:
+        """The field's signed distance to one hand, as a function of points.
+
+        `nvf_fast.surface.field_mesh` meshes its zero level.
+
+        Args:
+            image, K, hand_scale, root: as the pose was estimated from.
+            pose: one pose in the image, whose side and box place the view.
+
+        Returns:
+            A function of points (N, 3) float32 mm in the frame of the camera that took the image, on the
+            estimator's device, to (N,) mm, negative inside, +inf outside the view.
+
+        Raises:
+            ValueError: the network has no field, the pose is a batch, or an argument is invalid.
+        """
+        if not isinstance(self.model, NVF):
+            raise ValueError(f"a {self.model.config.method!r} baseline has no field")
+        if pose.joints.ndim != 2:
+            raise ValueError(f"pose must be one pose, got a batch of {len(pose)}")
+        request = self._read(image, K, hand_scale, pose.box, pose.side, root=root)
+        view = self.runner.network_images(request, self.dtype)
+        return field_distance(self.model, self.volume, view, request)
 
     @property
     def retried(self) -> int:

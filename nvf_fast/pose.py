@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import TypeVar
+
+if TYPE_CHECKING:
+    import trimesh
 
 A = TypeVar("A", np.ndarray, Tensor, default=np.ndarray)
 
@@ -156,6 +159,30 @@ class HandPose(Generic[A]):
             "side": self.side,
             "box": None if self.box is None else self.box.tolist(),
         }
+
+    def mesh(self, step_mm: float = 2.0) -> trimesh.Trimesh:
+        """Mesh a hand's surface about the joints of one pose, in the frame of its camera.
+
+        The surface is a smooth union of round cones along the bones, of mean thickness for the hand's size:
+        closed, its faces outward. `mesh.export("hand.glb")` writes GLB, PLY, OBJ or STL; `mesh.volume` is mm³.
+        `nvf_fast.surface.field_mesh` meshes the field of a network instead.
+
+        Args:
+            step_mm: mm, spacing of the lattice for marching cubes.
+
+        Raises:
+            TypeError: this is a batch.
+            ValueError: the pose is not valid, or the step is out of range.
+            ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
+        """
+        from nvf_fast.hand_surface import hand_mesh
+
+        if self.joints.ndim != 2:
+            raise TypeError(f"mesh takes one pose, got a batch of {len(self)}: call it on each pose")
+        if not self.valid:
+            raise ValueError("the pose is not valid: it has no joints to mesh")
+        joints = self.joints.numpy(force=True) if isinstance(self.joints, Tensor) else self.joints
+        return hand_mesh(joints, step_mm)
 
 
 def joint_scores(weight: Tensor, spread: Tensor) -> Tensor:

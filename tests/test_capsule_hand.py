@@ -10,7 +10,7 @@ from nvf_fast.synthetic.capsule_hand import (
     FINGER_METACARPALS,
     FINGER_PHALANGES,
     THUMB_BONES,
-    cone_distances,
+    capsule_distances,
     mean_nodes,
 )
 
@@ -32,12 +32,12 @@ def test_handedness() -> None:
     assert normal[2] > 0 and (nodes[[8, 12, 16, 20], 2] > nodes[[5, 9, 13, 17], 2]).all()
 
 
-def test_cone_distances() -> None:
+def test_capsule_distances() -> None:
     """Distances equal those to the union of the spheres along the axis."""
     nodes = mean_nodes()
     points = nodes.mean(0) + 80 * torch.randn(200, 3, dtype=torch.float64)
     at = torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None]
-    measured = cone_distances(nodes, points)
+    measured = capsule_distances(nodes, points)
     for cone, ((a, b), (first, last)) in enumerate(zip(CAPSULES, CAPSULE_RADII, strict=True)):
         centres = nodes[a] + at * (nodes[b] - nodes[a])
         expected = (torch.cdist(points, centres) - (first + at[:, 0] * (last - first))).amin(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from PIL import Image
 
 from nvf_fast.camera import project, reference_intrinsics
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.mesh import NOTHING, Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.estimator import PoseEstimator
@@ -37,7 +37,8 @@ from nvf_fast.reproduce.plots.panels import (
     hand_window,
 )
 from nvf_fast.reproduce.plots.pck import pck_figure
-from nvf_fast.reproduce.plots.rows import MARGIN_MM, PredictionRow, nvf_row, predicted_distance
+from nvf_fast.reproduce.plots.rows import PredictionRow, nvf_row
+from nvf_fast.surface import MARGIN_MM, NOTHING, Mesh, level_mesh
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.reference_images import sample_hands
 from tests.reference_cases import reference_network
@@ -227,7 +228,8 @@ def test_voters_and_surface_lie_on_the_predicted_surface(side: str, boxed: bool,
     intrinsics = reference_intrinsics(size, dtype=torch.float64).numpy()
     sample = HandSample("a", image, intrinsics, hand_scale=40.0, side=side, box=box)
     prediction = nvf_row(estimator, sample, use_scale=True, spacing_mm=8)
-    distance = predicted_distance(estimator, sample, 40.0)
+    pose = estimator(image, intrinsics, 40.0, box, side)
+    distance = estimator.field_distance(image, intrinsics, pose, 40.0)
     assert prediction.valid and len(prediction.voters) > 50
     # The estimator's own query and `model.query` differ by rounding.
     assert (distance(torch.from_numpy(prediction.voters)).abs() < estimator.options.surface_mm + 0.01).all()
@@ -244,11 +246,11 @@ def test_mirrored_field(image: np.ndarray) -> None:
     intrinsics = reference_intrinsics(size, dtype=torch.float64).numpy()
     mirrored = intrinsics.copy()
     mirrored[0, 2] = size - 1 - intrinsics[0, 2]
-    right = HandSample("a", image, intrinsics)
-    left = HandSample("a", np.ascontiguousarray(image[:, ::-1]), mirrored, side="left")
+    pose = estimator(image, intrinsics)
+    flipped, left = np.ascontiguousarray(image[:, ::-1]), replace(pose, side="left")
     points = torch.tensor([0.0, 0.0, 600.0]) + 40 * torch.randn(500, 3)
-    expected = predicted_distance(estimator, right, None)(points)
-    found = predicted_distance(estimator, left, None)(points * torch.tensor([-1.0, 1.0, 1.0]))
+    expected = estimator.field_distance(image, intrinsics, pose)(points)
+    found = estimator.field_distance(flipped, mirrored, left)(points * torch.tensor([-1.0, 1.0, 1.0]))
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
     assert expected[expected.isfinite()].std() > 1
 
@@ -266,7 +268,7 @@ def test_root_relative_rows(side: str) -> None:
     prediction = nvf_row(estimator, sample, spacing_mm=16)
     assert prediction.valid and len(prediction.voters) > 10
     assert (np.abs(prediction.voters - root.numpy()) < 170).all()
-    distance = predicted_distance(estimator, sample, None)
+    distance = estimator.field_distance(image, K, estimator(image, K, side=side, root=root), root=root)
     assert (distance(torch.from_numpy(prediction.voters)).abs() < 20.01).all()
     with pytest.raises(ValueError, match="a: a root-relative pose needs the root"):
         nvf_row(estimator, HandSample("a", image, K, side=side))

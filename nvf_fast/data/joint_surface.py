@@ -1,6 +1,6 @@
-"""A hand surface fitted to 21 joints: round cones along the bones, with the radii of the capsule hand.
+"""Distances to the round cones about 21 joints (`nvf_fast.hand_surface`), unblended and fast.
 
-It labels the field of data sets with joints but without meshes.
+They label the field of data sets with joints but without meshes.
 """
 
 from __future__ import annotations
@@ -9,57 +9,7 @@ import numba
 import numpy as np
 
 from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about, unit_vectors
-from nvf_fast.joint_definitions import TIPS, palm_frame
-from nvf_fast.synthetic.capsule_hand import CAPSULE_RADII, CAPSULES
-
-# The unit hand is smaller than the mean capsule hand, whose radii these are.
-RADIUS_SCALE = 0.975
-CORNERS = (21, 22)  # two nodes beyond the joints, beside the wrist
-CORNER_ACROSS_MM, CORNER_AHEAD_MM = 9.0, 5.0
-TIP_RETREAT = 0.9  # of the last radius, from the fingertip to the centre of its cap
-
-_FINGERS = [(start, end if end < 21 else start + 1) for start, end in CAPSULES[:15]]
-_PALM = {
-    (0, 5): (14.0, 9.8),
-    (0, 9): (14.0, 9.8),
-    (0, 13): (14.0, 9.8),
-    (0, 17): (13.0, 9.0),
-    (5, 9): (9.4, 9.4),
-    (9, 13): (9.4, 9.4),
-    (13, 17): (9.4, 9.4),
-    (1, 5): (11.5, 8.0),  # the web between thumb and index
-    (CORNERS[0], 1): (12.5, 12.0),
-    (CORNERS[0], 5): (12.5, 9.8),
-    (CORNERS[1], 17): (12.5, 9.0),
-    CORNERS: (13.0, 13.0),
-}
-CONES = np.array(_FINGERS + list(_PALM))
-"""(C, 2) nodes at both ends of each cone; three cones for each finger come first."""
-RADII_MM = RADIUS_SCALE * np.array(list(CAPSULE_RADII[:15]) + list(_PALM.values()))
-"""(C, 2) of the unit hand."""
-
-
-def cone_ends(joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of both ends of each cone.
-
-    Args:
-        joints: (B, 21, 3) mm, right hands of the unit hand's size.
-
-    Returns:
-        Starts and ends, both (B, C, 3) float64 mm.
-    """
-    joints = joints.astype(np.float64)
-    frame = palm_frame(joints)
-    middle = joints[:, 0] + CORNER_AHEAD_MM * frame[:, 1]
-    corners = [middle + side * CORNER_ACROSS_MM * frame[:, 0] for side in (1, -1)]
-    nodes = np.concatenate([joints, np.stack(corners, axis=1)], axis=1)
-    starts, ends = nodes[:, CONES[:, 0]], nodes[:, CONES[:, 1]]
-    for cone, tip in zip(range(2, 15, 3), TIPS, strict=True):
-        back = joints[:, tip - 1] - joints[:, tip]
-        length = np.linalg.norm(back, axis=-1, keepdims=True)
-        retreat = np.minimum(TIP_RETREAT * RADII_MM[cone, 1], 0.9 * length)
-        ends[:, cone] = joints[:, tip] + back / np.maximum(length, 1e-9) * retreat
-    return starts, ends
+from nvf_fast.hand_surface import RADII_MM, cone_ends
 
 
 def surface_distance(points: np.ndarray, joints: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast.data.rotations import rotation_about
+from nvf_fast.hand_surface import FINGER_RADII, cone_distances
 from nvf_fast.synthetic.hand_skeleton import THUMB_ACROSS, THUMB_AHEAD
 from nvf_fast.synthetic.poses import FINGER_SPLAY
 
@@ -44,19 +45,10 @@ THUMB_OPPOSITION, THUMB_ABDUCTION, SPREAD = 8.0, -5.0, 2.0
 ORIGIN = slice(9, 10)  # distances are computed from this knuckle, in the hand's middle, for precision
 BASES, CORNERS, HEEL, STUMP, CAPS = range(21, 25), range(25, 27), 27, range(28, 30), range(30, 35)
 NODES = 35
-POINTS = 2048  # measured at a time, so that intermediate results stay in caches
 
-
-_FINGER_RADII = (
-    (10.8, 10.2, 8.6, 6.6),
-    (9.6, 8.4, 7.3, 5.9),
-    (9.8, 8.6, 7.5, 6.1),
-    (9.2, 8.0, 7.0, 5.7),
-    (8.2, 7.0, 6.2, 5.0),
-)
 _FINGERS = {
     (joint, CAPS[finger] if phalanx == 2 else joint + 1): radii[phalanx : phalanx + 2]
-    for finger, radii in enumerate(_FINGER_RADII)
+    for finger, radii in enumerate(FINGER_RADII)
     for phalanx, joint in enumerate(range(1 + 4 * finger, 4 + 4 * finger))
 }
 _PALM = {(base, 5 + 4 * finger): (11.0, 9.8) for finger, base in enumerate(BASES)} | {
@@ -113,29 +105,14 @@ def mean_nodes() -> Tensor:
     return nodes
 
 
-def cone_distances(nodes: Tensor, points: Tensor) -> Tensor:
+def capsule_distances(nodes: Tensor, points: Tensor) -> Tensor:
     """Measure the signed distance of points (N, 3) float64 mm to each cone, (N, C) mm, negative inside.
 
     Args:
         nodes: (35, 3) float64 mm.
         points: (N, 3) float64 mm.
     """
-    ends, radii = nodes[torch.tensor(CAPSULES)], _double(CAPSULE_RADII)
-    start, axis = ends[:, 0] - nodes[ORIGIN], ends[:, 1] - ends[:, 0]
-    squared_length, squared_start = (axis * axis).sum(-1), (start * start).sum(-1)
-    difference, offset = radii[:, 0] - radii[:, 1], (start * axis).sum(-1)
-    slope = difference / (squared_length - difference * difference).sqrt() / squared_length.sqrt()
-    distances = []
-    for part in (points - nodes[ORIGIN]).split(POINTS):
-        projection = part @ axis.T - offset
-        squared = (part * part).sum(-1, keepdim=True) - 2 * part @ start.T + squared_start
-        ratio = projection / squared_length
-        radial = (squared - projection * ratio).clamp_min(0).sqrt()
-        # The nearest sphere of the cone lies where the surface's normal meets the axis, shifted by the slope.
-        along = (ratio - radial * slope).clamp(0, 1)
-        gap = (squared - 2 * along * projection + along * along * squared_length).clamp_min(1e-6).sqrt()
-        distances.append(gap - radii[:, 0] + along * difference)
-    return torch.cat(distances)
+    return cone_distances(nodes[torch.tensor(CAPSULES)], _double(CAPSULE_RADII), points, nodes[ORIGIN])
 
 
 def _double(values: Any) -> Tensor:

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.data.mesh import directed_edges, level_mesh
-from nvf_fast.synthetic.capsule_hand import BASES, CAPSULES, cone_distances, mean_nodes
+from nvf_fast.data.mesh import directed_edges
+from nvf_fast.hand_surface import blend
+from nvf_fast.surface import level_mesh
+from nvf_fast.synthetic.capsule_hand import BASES, CAPSULES, capsule_distances, mean_nodes
 from nvf_fast.synthetic.hand_skeleton import CHAINS
 
 SPACING_MM = 2.4
 WRIST_MM = -6.0  # where the hand ends, along its own y axis
-FINGER_BLEND_MM, PALM_BLEND_MM = 1.5, 5.0
 SMOOTHING, SHRINK, SWELL = 6, 0.5, -0.53  # passes and factors of Taubin's smoothing
 DIFFUSION, THUMB_DIFFUSION = 14, 60  # steps over the mesh's edges
 THENAR = CAPSULES.index((1, 5))
@@ -46,7 +47,9 @@ def build_template(spacing_mm: float = SPACING_MM) -> Template:
     nodes = mean_nodes()
     low, high = nodes.amin(0).float() - 22, nodes.amax(0).float() + 22
     low[1] = WRIST_MM  # marching cubes leaves the surface open where its box ends
-    mesh = level_mesh(lambda points: _blended(nodes, points.double()).float(), low, high, spacing_mm)
+    mesh = level_mesh(
+        lambda points: blend(capsule_distances(nodes, points.double())).float(), low, high, spacing_mm
+    )
     neighbours = _neighbours(mesh.faces, len(mesh.vertices))
     vertices, rim = mesh.vertices, mesh.vertices[:, 1] < WRIST_MM + 1e-3
     for _ in range(SMOOTHING):
@@ -60,19 +63,11 @@ def build_template(spacing_mm: float = SPACING_MM) -> Template:
     return Template(vertices, mesh.faces, _weights(nodes, vertices, neighbours, spacing_mm), joints)
 
 
-def _blended(nodes: Tensor, points: Tensor) -> Tensor:
-    """(N,) mm: a wide blend between the palm's cones, a narrow one along fingers and towards the palm."""
-    cones = cone_distances(nodes, points)
-    palm = -PALM_BLEND_MM * torch.logsumexp(cones[:, 15:] * (-1 / PALM_BLEND_MM), -1, keepdim=True)
-    parts = torch.cat([palm + 0.5 * PALM_BLEND_MM, cones[:, :15]], 1)
-    return -FINGER_BLEND_MM * torch.logsumexp(parts * (-1 / FINGER_BLEND_MM), -1)
-
-
 def _weights(
     nodes: Tensor, vertices: np.ndarray, neighbours: Callable[[np.ndarray], np.ndarray], spacing_mm: float
 ) -> np.ndarray:
     """(V, 25): the joint of the nearest cone, diffused over the surface, so that no finger moves another."""
-    nearest = cone_distances(nodes, torch.from_numpy(vertices)).argmin(1).numpy()
+    nearest = capsule_distances(nodes, torch.from_numpy(vertices)).argmin(1).numpy()
     owner = np.concatenate([CHAINS[:, :3].flatten().numpy(), np.zeros(len(CAPSULES) - 15, int)])
     start = np.eye(25)[owner[nearest]]
     start[nearest == THENAR, 1] = start[nearest == THENAR, 0] = 0.5

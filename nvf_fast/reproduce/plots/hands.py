@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nvf_fast.data.mesh import Mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.reproduce.plots.panels import DARKENED, draw_hand, draw_image, draw_pose, draw_votes, note
 from nvf_fast.reproduce.plots.rows import PredictionRow
 from nvf_fast.reproduce.plots.style import figure_file
+from nvf_fast.surface import Mesh
 
 VOTED = {"Wrist": 0, "Thumb root": 1, "Index tip": 8, "Middle root": 9, "Ring tip": 16, "Pinky root": 17}
 INCHES, DPI = 1.1, 200  # of a panel

@@ -8,10 +8,10 @@ import numpy as np
 import trimesh
 
 from nvf_fast.camera import project
-from nvf_fast.data.mesh import Mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.overlay import FINGER_COLOURS
 from nvf_fast.pose import BONES
+from nvf_fast.surface import Mesh
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,15 +10,12 @@ from torch import Tensor
 
 from nvf_fast.baselines import DenseBaseline
 from nvf_fast.camera import network_view, project
-from nvf_fast.data.mesh import NOTHING, Distance, Mesh, level_mesh
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.model import NVF
-from nvf_fast.pose import Votes
+from nvf_fast.pose import HandPose, Votes
 from nvf_fast.reproduce.plots.panels import Mask
-from nvf_fast.volumes import FrustumVolume, HandVolume
-
-MARGIN_MM = 40.0  # between the joints and the sides of the box in which the surface is sought
+from nvf_fast.surface import MARGIN_MM, NOTHING, Mesh, level_mesh
+from nvf_fast.volumes import FrustumVolume
 
 
 @dataclass(frozen=True)
@@ -68,40 +65,20 @@ def nvf_row(
     scale = sample.hand_scale if use_scale else None
     root, box = _placing(estimator, sample)
     pose = estimator(sample.image, sample.intrinsics, scale, box, sample.side, return_votes=True, root=root)
-    valid, votes = bool(pose.valid), pose.votes
-    assert isinstance(votes, Votes)
     surface = NOTHING
-    if valid:
+    if pose.valid:
+        distance = estimator.field_distance(sample.image, sample.intrinsics, pose, scale, root)
         joints = torch.from_numpy(pose.joints).to(estimator.device)
-        low, high = joints.amin(0) - MARGIN_MM, joints.amax(0) + MARGIN_MM
-        surface = level_mesh(predicted_distance(estimator, sample, scale), low, high, spacing_mm)
-    return PredictionRow(sample, method, surface, votes.points, votes.weights, pose.joints, valid)
+        surface = level_mesh(distance, joints.amin(0) - MARGIN_MM, joints.amax(0) + MARGIN_MM, spacing_mm)
+    return pose_row(sample, pose, surface, method)
 
 
-@torch.no_grad()
-def predicted_distance(estimator: PoseEstimator, sample: HandSample, scale: float | None) -> Distance:
-    """The signed distance in a sample's camera frame, as predicted with its hand scale in mm or None."""
-    model, volume, device = estimator.model, estimator.volume, estimator.device
-    assert isinstance(model, NVF) and not isinstance(volume, HandVolume)
-    size, (root, box) = model.config.input_size, _placing(estimator, sample)
-    placement = volume.place(
-        torch.from_numpy(sample.intrinsics)[None],
-        size,
-        torch.tensor([sample.side == "left"]),
-        boxes=None if box is None else box.double()[None],
-        roots=None if root is None else root.double()[None],
+def pose_row(sample: HandSample, pose: HandPose, surface: Mesh, method: str = "") -> PredictionRow:
+    """Make the row of one pose with its votes."""
+    assert isinstance(pose.votes, Votes)
+    return PredictionRow(
+        sample, method, surface, pose.votes.points, pose.votes.weights, pose.joints, bool(pose.valid)
     )
-    view = network_view(torch.tensor(sample.image, device=device), placement.homographies[0], size)
-    features = model.encode(view.to(estimator.dtype))
-    frame, origin = placement.frames[0].to(device), placement.origins[0].to(device)
-    scales = None if scale is None else torch.tensor([scale], device=device, dtype=torch.float32)
-
-    @torch.no_grad()
-    def distance(points: Tensor) -> Tensor:
-        seen = volume.network_points(((points - origin) @ frame.mT).float())
-        return model.query(features, seen, model.reference_intrinsics, scales).sdf[0]
-
-    return distance
 
 
 def _placing(estimator: PoseEstimator, sample: HandSample) -> tuple[Tensor | None, Tensor | None]:
