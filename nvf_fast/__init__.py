@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvf_fast import ops
+    from nvf_fast.calibration import Camera
     from nvf_fast.config import NVFConfig
     from nvf_fast.estimator import PoseEstimator, load
     from nvf_fast.evaluation import metrics
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NVF",
+    "Camera",
     "HandPose",
     "NVFConfig",
     "PoseEstimator",
@@ -36,6 +38,7 @@ __all__ = [
 
 _MODULE_OF = {
     "NVF": "nvf_fast.model",
+    "Camera": "nvf_fast.calibration",
     "HandPose": "nvf_fast.pose",
     "NVFConfig": "nvf_fast.config",
     "PoseEstimator": "nvf_fast.estimator",

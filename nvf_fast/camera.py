@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvf_fast.lens import Lens, distort
+
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 REFERENCE_SIZE = 224  # px, side of the released model's view
 REFERENCE_FOCAL = 480.0  # px at that size
 REFERENCE_SLOPE = REFERENCE_SIZE / 2 / REFERENCE_FOCAL  # half the view's width at depth 1, for every size
+BOUND_SAMPLES = 33  # of a view, along each axis, at which the crop of a distorted image is bounded
 
 
 def reference_intrinsics(
@@ -134,7 +137,7 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
     part = len(plans) if together else 1
     views = []
     for start in range(0, len(plans), part):
-        rows, columns, factor, _ = plans[start]
+        rows, columns, factor = plans[start][:3]
         crops = images[start : start + part, :, rows, columns]
         views.append(sample_views(crops, matrices[start : start + part], size, factor))
     return torch.cat(views)
@@ -170,10 +173,20 @@ class ViewPlan(NamedTuple):
     rows: slice  # of the image, from a multiple of `factor` on; at least one
     columns: slice  # likewise
     factor: int  # px, side of the squares over which the crop is averaged; 1 leaves it unchanged
-    matrix: Tensor  # (3, 3) float64 on the CPU, from homogeneous view px to px of the averaged crop
+    # (3, 3) float64 on the CPU, from homogeneous view px to px of the averaged crop, or to rays before a lens
+    matrix: Tensor
+    # (L,) float64 on the CPU: fx, s, cx, fy, cy in px of the averaged crop, and the row of the image's lens
+    lens: Tensor | None = None
 
 
-def plan_view(homography: Tensor, size: int, height: int, width: int, margin: float = 0.0) -> ViewPlan:
+def plan_view(
+    homography: Tensor,
+    size: int,
+    height: int,
+    width: int,
+    margin: float = 0.0,
+    lens: tuple[Tensor, Lens | None] | None = None,
+) -> ViewPlan:
     """Plan the sampling of an image, the part of `remap` on the host that needs no pixels.
 
     Args:
@@ -182,10 +195,14 @@ def plan_view(homography: Tensor, size: int, height: int, width: int, margin: fl
         height: px, height of the image.
         width: px, width of the image.
         margin: px around the view that the crop includes.
+        lens: intrinsics K (3, 3) float64 px and the lens of an image with distortion. The homography then
+            begins at the pixels of a pinhole camera of the same K.
 
     Returns:
         The plan. Its rows and columns hold the visible part of the image, and at least one pixel.
     """
+    if lens is not None and lens[1] is not None:
+        return _plan_lens(homography, size, height, width, margin, lens[0].numpy(), lens[1])
     # For nine values, Python numbers are faster than tensors.
     first, second, third = homography.tolist()
     cofactors = _cross(second, third), _cross(third, first), _cross(first, second)
@@ -194,8 +211,7 @@ def plan_view(homography: Tensor, size: int, height: int, width: int, margin: fl
     # Image pixels per pixel at the view's middle, where depth is 0 on the horizon. The
     # Jacobian determinant of a homography H is det(H) / w^3; here H is the inverse.
     depth = _dot(to_depth, (size - 1) / 2, (size - 1) / 2)
-    fine = min(max(abs(determinant * depth**3), 1e-300) ** -0.5, height, width)
-    factor = int(fine + 1e-9) if fine > 2 + 1e-9 else 1  # robust to rounding of whole numbers
+    factor = _averaged_px(max(abs(determinant * depth**3), 1e-300) ** -0.5, height, width)
 
     edges = (-margin, size - 1 + margin)
     corners = [(u, v) for u in edges for v in edges]
@@ -217,7 +233,9 @@ def plan_view(homography: Tensor, size: int, height: int, width: int, margin: fl
     return ViewPlan(rows, columns, factor, torch.tensor(matrix, dtype=torch.float64))
 
 
-def sample_views(crops: Tensor, matrices: Tensor, size: int, factor: int) -> Tensor:
+def sample_views(
+    crops: Tensor, matrices: Tensor, size: int, factor: int, lenses: Tensor | None = None
+) -> Tensor:
     """Sample views from planned crops, the part of `remap` without synchronisation.
 
     Positions in the averaged crop are accurate to 1e-3 px in up to 8000 px. Padding with zeros below and to
@@ -228,6 +246,8 @@ def sample_views(crops: Tensor, matrices: Tensor, size: int, factor: int) -> Ten
         matrices: (B, 3, 3) float64 on the crops' device, the `matrix` of each plan.
         size: px, side of the square views.
         factor: px, the common `factor` of the plans.
+        lenses: (B, L) float64 on the crops' device, the `lens` of each plan, all of one model; None without
+            distortion.
 
     Returns:
         (B, C, size, size); float32 for uint8 crops, else their dtype.
@@ -237,7 +257,7 @@ def sample_views(crops: Tensor, matrices: Tensor, size: int, factor: int) -> Ten
     elif not crops.is_floating_point():
         crops = crops.float()
     height, width = crops.shape[-2:]
-    grid = _grid(matrices, size, height, width, crops.dtype)
+    grid = _grid(matrices, size, height, width, crops.dtype, lenses)
     return F.grid_sample(crops, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -275,17 +295,62 @@ def _seen(low: float, high: float, extent: int, factor: int) -> slice:
     return slice(int(first) // factor * factor, math.ceil(last) + 1)
 
 
-def _grid(matrices: Tensor, size: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Sampling positions (B, size, size, 2) of views, by matrices (B, 3, 3) from view px to image px.
+def _averaged_px(fine: float, height: int, width: int) -> int:
+    """Side of the averaged squares, for `fine` px of the image per px of the view at its middle."""
+    fine = min(fine, height, width)
+    return int(fine + 1e-9) if fine > 2 + 1e-9 else 1  # robust to rounding of whole numbers
+
+
+def _plan_lens(
+    homography: Tensor, size: int, height: int, width: int, margin: float, K: np.ndarray, lens: Lens
+) -> ViewPlan:
+    """`plan_view` of an image with distortion, bounded by samples of the view."""
+    to_ray = np.linalg.inv(homography.numpy() @ K)
+    middle, (fx, skew, cx), (_, fy, cy) = (size - 1) / 2, K[0], K[1]
+
+    def pixels(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            x, y, z = np.tensordot(to_ray, np.stack([u, v, np.ones_like(u)]), 1)
+            x, y = distort(np.where(z > 0, x / z, math.nan), y / z, lens.row)
+        return np.stack([fx * x + skew * y + cx, fy * y + cy])
+
+    ends = pixels(middle + np.array([-0.5, 0.5, 0, 0]), middle + np.array([0, 0, -0.5, 0.5]))
+    fine = abs(np.linalg.det(ends[:, 1::2] - ends[:, ::2])) ** 0.5
+    factor = 1 if math.isnan(fine) else _averaged_px(fine, height, width)
+    seen = pixels(*np.meshgrid(*2 * [np.linspace(-margin, size - 1 + margin, BOUND_SAMPLES)]))
+    if np.isfinite(seen).all():
+        # Between samples the view reaches at most half a step farther.
+        reach = max(np.abs(np.diff(seen, axis=axis)).max() for axis in (1, 2)) / 2
+        (left, top), (right, bottom) = seen.min((1, 2)) - reach, seen.max((1, 2)) + reach
+        rows, columns = _seen(top, bottom, height, factor), _seen(left, right, width, factor)
+    else:
+        rows, columns = slice(0, height), slice(0, width)
+    left, top = (start + (factor - 1) / 2 for start in (columns.start, rows.start))
+    camera = np.array([fx, skew, cx - left, fy, cy - top]) / factor
+    row = torch.tensor([*camera, *lens.row], dtype=torch.float64)
+    return ViewPlan(rows, columns, factor, torch.from_numpy(to_ray), row)
+
+
+def _grid(
+    matrices: Tensor, size: int, height: int, width: int, dtype: torch.dtype, lenses: Tensor | None
+) -> Tensor:
+    """Sampling positions (B, size, size, 2) of views, by matrices (B, 3, 3) from view px to image px or rays.
 
     Coordinates are `grid_sample`'s, from -1 to 1 between the outer borders of the image.
     """
-    x, y, depth = matrices.unbind(1)
-    rows = torch.stack([(2 * x + depth) / width - depth, (2 * y + depth) / height - depth, depth], 1)
+    if lenses is None:
+        x, y, depth = matrices.unbind(1)
+        matrices = torch.stack([(2 * x + depth) / width - depth, (2 * y + depth) / height - depth, depth], 1)
     # A pixel's product with the matrix is a sum of one term per column and one per row: cheap in float64.
     axis = torch.arange(size, dtype=matrices.dtype, device=matrices.device)
-    across, down, constant = rows[..., None].unbind(2)  # (B, 3, 1) each
+    across, down, constant = matrices[..., None].unbind(2)  # (B, 3, 1) each
     places = (across * axis)[:, :, None] + (down * axis + constant)[..., None]  # (B, 3, size, size)
     coordinates, depths = places[:, :2], places[:, 2:]
-    # Points behind the camera are outside.
-    return (coordinates / depths).to(dtype).masked_fill(depths <= 0, 3.0).permute(0, 2, 3, 1)
+    coordinates, outside = coordinates / depths, depths <= 0  # points behind the camera
+    if lenses is not None:
+        fx, skew, cx, fy, cy, *row = lenses[..., None, None].unbind(1)
+        x, y = distort(coordinates[:, 0], coordinates[:, 1], row)
+        x, y = (2 * (fx * x + skew * y + cx) + 1) / width - 1, (2 * (fy * y + cy) + 1) / height - 1
+        coordinates = torch.stack([x, y], 1)
+        outside = outside | coordinates.isnan()
+    return coordinates.to(dtype).masked_fill(outside, 3.0).permute(0, 2, 3, 1)

@@ -26,6 +26,7 @@ from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nvf_fast"
 PUBLIC_NAMES = [
+    "Camera",
     "HandPose",
     "NVF",
     "NVFConfig",

@@ -1,0 +1,282 @@
+"""Calibrated cameras: intrinsics, image size and lens distortion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvf_fast.camera import Array, project
+from nvf_fast.lens import FISHEYE, PLUMB_BOB, Lens, LensModel, distort
+
+# In lengths of the image's longer side. The shortest spans 157 degrees; the longest shows a hand of 0.2 m
+# that fills the image from 200 m away, farther than a crop of any telephoto image.
+FOCAL_LIMITS = (0.1, 1000.0)
+# From the optical axis to the nearest pixel. Half the diagonal of the widest rectilinear lens is 65 degrees.
+AXIS_DEGREES = 75.0
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A calibrated camera, accepted wherever K is.
+
+    Integer pixel coordinates are pixel centres, so that the middle of an image is ((width - 1) / 2,
+    (height - 1) / 2). Models and order of coefficients are OpenCV's.
+
+    Args:
+        K: (3, 3) px, [[fx, s, cx], [0, fy, cy], [0, 0, 1]].
+        size: (width, height) px of its images.
+        distortion: of a "plumb_bob" k1, k2, p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4]]], of a "fisheye" k1,
+            k2, k3, k4; none is a pinhole camera.
+        model: "plumb_bob" (rational and thin-prism terms included) or "fisheye".
+
+    Raises:
+        ValueError: a shape or a value is invalid, or K cannot be that of an image of this size.
+        TypeError: an argument has the wrong type.
+    """
+
+    K: np.ndarray
+    size: tuple[int, int]
+    distortion: tuple[float, ...] = ()
+    model: LensModel = "plumb_bob"
+
+    def __post_init__(self) -> None:
+        try:
+            K = np.array(self.K.detach().cpu() if isinstance(self.K, Tensor) else self.K, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"K must be numbers of px, got {self.K!r}") from error
+        if K.shape != (3, 3):
+            raise ValueError(f"K must be (3, 3) px, got shape {K.shape}")
+        try:
+            width, height = (int(each) for each in self.size)
+            whole = (width, height) == tuple(self.size) and min(width, height) > 0
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"size must be (width, height) in px, got {self.size!r}") from error
+        if not whole:
+            raise ValueError(f"size must be (width, height), positive whole numbers of px, got {self.size}")
+        check_intrinsics(K.tolist(), width, height)
+        K.flags.writeable = False
+        object.__setattr__(self, "K", K)
+        object.__setattr__(self, "size", (width, height))
+        object.__setattr__(self, "distortion", _coefficients(self.distortion, self.model))
+
+    @classmethod
+    def from_fov(cls, degrees: float, size: tuple[int, int]) -> Self:
+        """Make a pinhole camera by its horizontal field of view, its axis in the middle of the image.
+
+        Raises:
+            ValueError: the angle is not between 0 and 180 degrees, or the size is invalid.
+        """
+        if not 0 < degrees < 180:
+            raise ValueError(f"degrees must be between 0 and 180, got {degrees}")
+        width, height = size
+        focal = width / 2 / math.tan(math.radians(degrees) / 2)
+        return cls(np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]), size)
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The camera of the images resized to a width and height in px."""
+        across, down = width / self.size[0], height / self.size[1]
+        # Pixel borders, at halves, scale; pixel centres therefore shift.
+        change = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
+        return Camera(change @ self.K, (width, height), self.distortion, self.model)
+
+    def cropped(self, x0: int, y0: int, x1: int, y1: int) -> Camera:
+        """The camera of the images' parts image[y0:y1, x0:x1], padded where they reach beyond an image."""
+        shift = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1]])
+        return Camera(shift @ self.K, (x1 - x0, y1 - y0), self.distortion, self.model)
+
+    def rotated(self, quarters: int = 1) -> Camera:
+        """The camera of np.rot90(image, quarters), turned counterclockwise by 90 degrees each.
+
+        Its frame turns with the image: a quarter takes a point (x, y, z) to (y, -x, z).
+
+        Raises:
+            ValueError: K has a skew, and the number of quarters is odd.
+        """
+        if quarters % 4 == 0:
+            return self
+        if self.K[0, 1] != 0:
+            raise ValueError(f"a camera with a skew, here of {self.K[0, 1]} px, cannot be rotated")
+        (fx, _, cx), (_, fy, cy), _ = self.K
+        width, height = self.size
+        K = np.array([[fy, 0, cy], [0, fx, width - 1 - cx], [0, 0, 1]])
+        distortion = self.distortion
+        if self.model == "plumb_bob" and distortion:
+            k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4 = distortion
+            # Terms that add to a point along the vectors (p2, p1), (s1, s3) and (s2, s4), which turn.
+            distortion = (k1, k2, -p2, p1, k3, k4, k5, k6, s3, s4, -s1, -s2)
+        return Camera(K, (height, width), distortion, self.model).rotated(quarters - 1)
+
+    def project(self, points: Array) -> Array:
+        """Project points to pixels, with distortion.
+
+        Args:
+            points: (..., 3) float, torch or numpy, any unit, in the camera's frame.
+
+        Returns:
+            (..., 2) px in their dtype, with torch's gradients; NaN behind the camera or out of sight.
+        """
+        given = torch.as_tensor(points)
+        camera = Cameras(self._intrinsics.to(given.device), (self._lens,))
+        pixels = camera.project(given.double().reshape(1, -1, 3)).reshape(*given.shape[:-1], 2)
+        pixels = pixels.where(given[..., 2:] > 0, math.nan).to(given.dtype)
+        return pixels if isinstance(points, Tensor) else pixels.numpy()
+
+    def rays(self, pixels: Array) -> Array:
+        """The rays through pixels, undistorted by Newton's method.
+
+        Args:
+            pixels: (..., 2) float px, torch or numpy.
+
+        Returns:
+            (..., 3) in their dtype, (x, y, 1) in the camera's frame, without gradients; NaN where no ray
+            leads to a pixel.
+        """
+        given = torch.as_tensor(pixels).detach().cpu().double().numpy()
+        slopes = _slopes(given, self.K)
+        slopes = slopes if self._lens is None else self._lens.undistort(slopes)
+        rays = np.append(slopes, np.ones_like(slopes[..., :1]), -1)
+        if isinstance(pixels, Tensor):
+            return torch.from_numpy(rays).to(pixels)
+        return rays.astype(pixels.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """K, size, and, of a camera with distortion, its coefficients and model, as JSON holds them."""
+        lens = {} if self._lens is None else {"distortion": list(self.distortion), "model": self.model}
+        return {"K": self.K.tolist(), "size": list(self.size), **lens}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Camera) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.K.tobytes(), self.size, self.distortion, self.model))
+
+    @cached_property
+    def _intrinsics(self) -> Tensor:
+        return torch.tensor(self.K)[None]
+
+    @cached_property
+    def _lens(self) -> Lens | None:
+        """None for a pinhole camera."""
+        return Lens(self.distortion) if self.distortion else None
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Cameras of images or hands, checked.
+
+    Attributes:
+        intrinsics: (B, 3, 3) float64 px.
+        lenses: B, None for pinhole cameras.
+    """
+
+    intrinsics: Tensor
+    lenses: tuple[Lens | None, ...]
+
+    @classmethod
+    def of(cls, cameras: Sequence[Camera]) -> Self:
+        """Join cameras."""
+        return cls(torch.cat([each._intrinsics for each in cameras]), tuple(each._lens for each in cameras))
+
+    def __len__(self) -> int:
+        return len(self.lenses)
+
+    def chosen(self, rows: Sequence[int]) -> Cameras:
+        """Select cameras by their indices."""
+        return Cameras(self.intrinsics[list(rows)], tuple(self.lenses[row] for row in rows))
+
+    @property
+    def distorted(self) -> bool:
+        """Whether one of the cameras has a lens with distortion."""
+        return any(lens is not None for lens in self.lenses)
+
+    def project(self, points: Tensor) -> Tensor:
+        """Project points (B, N, 3) float64 of each camera's frame to pixels (B, N, 2); NaN out of sight."""
+        if not self.distorted:
+            return project(points, self.intrinsics)
+        bent = []
+        for each, lens in zip(points, self.lenses, strict=True):
+            slopes = each[:, :2] / each[:, 2:]
+            if lens is not None:
+                slopes = torch.stack(distort(slopes[:, 0], slopes[:, 1], lens.row), -1)
+                slopes = slopes.where(each[:, 2:] > 0, math.nan)
+            bent.append(torch.cat([slopes, torch.ones_like(slopes[:, :1])], -1))
+        return project(torch.stack(bent), self.intrinsics)
+
+    def straight(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels (B, N, 2) at which pinhole cameras of the same K see the points of these pixels.
+
+        A pixel without a ray takes the outermost ray in its direction.
+        """
+        straight = pixels.copy()
+        for place, lens, K in zip(straight, self.lenses, self.intrinsics.numpy(), strict=True):
+            if lens is not None:
+                slopes = lens.undistort(_slopes(place, K), nearest=True)
+                place[:] = slopes @ K[:2, :2].T + K[:2, 2]
+        return straight
+
+
+def check_intrinsics(K: Sequence[Sequence[float]], width: int, height: int) -> None:
+    """Refuse a matrix K that cannot be that of an image of width x height px."""
+    # For nine values, Python numbers are faster than tensors.
+    (fx, skew, cx), (zero, fy, cy), last = K
+    if not all(map(math.isfinite, (fx, skew, cx, zero, fy, cy, *last))):
+        raise ValueError(f"K must be finite, got {K}")
+    if zero != 0 or list(last) != [0, 0, 1]:
+        hint = "; it is transposed" if (skew, cx, K[2][2]) == (0, 0, 1) else ""
+        raise ValueError(f"K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in px, got {K}{hint}")
+    if fx <= 0 or fy <= 0:
+        raise ValueError(f"K must have positive focal lengths fx and fy in px, got {K}")
+    longer = max(width, height)
+    shortest, longest = (factor * longer for factor in FOCAL_LIMITS)
+    if not (shortest <= min(fx, fy) and max(fx, fy) <= longest):
+        hint = "focal lengths in px are those in mm times the image's width / the sensor's width in mm"
+        if (fx, fy, cx, cy) == (1, 1, 0, 0):
+            hint = "it is the identity matrix; Camera.from_fov makes a camera of an angle"
+        elif max(fx, fy, abs(cx), abs(cy)) <= 10:
+            hint = "it is normalised: multiply its first row by the width and its second by the height"
+        raise ValueError(
+            f"K must have focal lengths of {shortest:g} to {longest:g} px for an image of {width} x {height} "
+            f"px, got {K}: {hint}"
+        )
+    beyond = (max(-cx, cx - width + 1, 0) / fx, max(-cy, cy - height + 1, 0) / fy)
+    degrees = math.degrees(math.atan(math.hypot(*beyond)))
+    if degrees > AXIS_DEGREES:
+        raise ValueError(
+            f"K must have its principal point (cx, cy) within {AXIS_DEGREES:g} degrees of the image, got {K} "
+            f"for {width} x {height} px, {degrees:.0f} degrees away: it is of another image or in other "
+            "units; Camera.resized and Camera.cropped change a camera as its image"
+        )
+
+
+def _slopes(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Slopes (..., 2), distorted by the lens, at pixels (..., 2) of a camera with intrinsics (3, 3)."""
+    slopes: np.ndarray = (pixels - K[:2, 2]) @ np.linalg.inv(K[:2, :2]).T
+    return slopes
+
+
+def _coefficients(given: Any, model: Any) -> tuple[float, ...]:
+    """The coefficients of a lens, completed with zeros; none for a pinhole camera."""
+    if model not in get_args(LensModel):
+        raise ValueError(f"model must be one of {get_args(LensModel)}, got {model!r}")
+    counts = (FISHEYE,) if model == "fisheye" else (0, 4, 5, 8, PLUMB_BOB, PLUMB_BOB + 2)
+    try:
+        values = np.array(given if given is not None else (), dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"distortion must be numbers, got {given!r}") from error
+    if len(values) not in counts:
+        allowed = " or ".join(map(str, counts))
+        raise ValueError(f"distortion of a {model!r} camera must be {allowed} numbers, got {len(values)}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"distortion must be finite, got {values.tolist()}")
+    if values[PLUMB_BOB:].any():
+        raise ValueError(f"a tilted sensor (the last two of 14 coefficients) is not supported, got {values}")
+    if model == "plumb_bob":
+        values = np.append(values, np.zeros(PLUMB_BOB))[:PLUMB_BOB] if values.any() else values[:0]
+    return tuple(values.tolist())
