@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvf_fast import ops
-    from nvf_fast.calibration import Camera
+    from nvf_fast.camera_model import Camera
     from nvf_fast.config import NVFConfig
     from nvf_fast.estimator import PoseEstimator, load
     from nvf_fast.evaluation import metrics
@@ -38,7 +38,7 @@ __all__ = [
 
 _MODULE_OF = {
     "NVF": "nvf_fast.model",
-    "Camera": "nvf_fast.calibration",
+    "Camera": "nvf_fast.camera_model",
     "HandPose": "nvf_fast.pose",
     "NVFConfig": "nvf_fast.config",
     "PoseEstimator": "nvf_fast.estimator",

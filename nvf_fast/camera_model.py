@@ -1,9 +1,9 @@
-"""Calibrated cameras: intrinsics, image size and lens distortion."""
+"""Camera models: intrinsics, image size and lens distortion."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self, get_args
@@ -186,6 +186,9 @@ class Cameras:
 
     def __len__(self) -> int:
         return len(self.lenses)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Lens | None]]:
+        return zip(self.intrinsics, self.lenses, strict=True)
 
     def chosen(self, rows: Sequence[int]) -> Cameras:
         """Select cameras by their indices."""
