@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import project, view_frame
+from nvf_fast.camera import view_frame
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pipeline import Estimates
 from nvf_fast.pose import HandPose, Votes, error_scores
@@ -34,7 +34,7 @@ def camera_poses(
     left = request.left | estimates.left
     pose = HandPose(
         joints=joints.float(),
-        joints_2d=project(joints, request.intrinsics).float(),
+        joints_2d=request.cameras.project(joints).float(),
         scores=torch.where(valid[:, None], estimates.scores, 0.0),
         voters=estimates.voters,
         valid=valid,
@@ -43,25 +43,18 @@ def camera_poses(
         votes=tuple(votes) if with_votes else None,
         side=tuple("left" if each else "right" for each in left.tolist()),
         box=None if request.boxes is None else request.boxes.float(),
+        image_index=torch.tensor(request.image_index),
     )
     return pose if placement.slopes is None else _sized(pose, estimates.errors, request.scale)
 
 
 def _sized(pose: HandPose[Tensor], errors: Tensor, scale: Tensor | None) -> HandPose[Tensor]:
     """The pose in a hand view, for hand scales (B,) mm or the unit hand, with expected errors (B, 21) mm."""
-    valid = pose.valid[:, None]
-    if scale is not None:
-        ratio = scale.double() / UNIT_SCALE_MM
-        votes = pose.votes
-        if isinstance(votes, tuple):
-            votes = tuple(
-                Votes((each.points * r).float(), each.weights, (each.directions * r).float())
-                for each, r in zip(votes, ratio, strict=True)
-            )
-        errors = (errors * ratio[:, None]).float()
-        pose = replace(pose, joints=(pose.joints * ratio[:, None, None]).float(), votes=votes)
-    return replace(
+    errors = torch.where(pose.valid[:, None], errors, math.nan)
+    pose = replace(
         pose,
-        expected_error=torch.where(valid, errors, math.nan),
-        scores=torch.where(valid, error_scores(errors), 0.0),
+        expected_error=errors,
+        scores=error_scores(errors),
+        hand_scale=torch.full_like(pose.presence, UNIT_SCALE_MM),
     )
+    return pose if scale is None else pose.scaled(scale.double() / UNIT_SCALE_MM)

@@ -16,16 +16,19 @@ from torch import Tensor
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
 from nvf_fast.batches import BatchRunner, as_tensor
-from nvf_fast.camera import project
+from nvf_fast.camera_model import Cameras
 from nvf_fast.camera_poses import camera_poses
+from nvf_fast.depth import read_depths, scaled_to_depth
 from nvf_fast.finding import (
     FOUND_SCORE,
     LEAST,
     MOST_CANDIDATES,
     SMALLEST,
     Candidates,
+    Detector,
     FoundHands,
     HandFinder,
+    detected,
     distinct,
     pixel_boxes,
     squared,
@@ -33,11 +36,11 @@ from nvf_fast.finding import (
 )
 from nvf_fast.grid import Lattice
 from nvf_fast.hand_pipeline import HandPipeline
-from nvf_fast.inputs import read_images, read_intrinsics
+from nvf_fast.inputs import read_cameras, read_hand_scale, read_images, read_sides
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions
 from nvf_fast.pose import A, HandPose
-from nvf_fast.requests import RequestReader
+from nvf_fast.requests import Request, RequestReader
 from nvf_fast.runtime.cuda_graph import CudaRecorder
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Search
@@ -136,51 +139,74 @@ class PoseEstimator:
         return_votes: bool = False,
         previous: HandPose[Any] | None = None,
         root: Any = None,
+        depth: Any = None,
     ) -> HandPose[A]:
-        """Estimate the pose of the hand in one image, or of one hand in each of several.
+        """Estimate the poses of the hands in one image, or in each of several.
 
         Args:
             image: (H, W, 3) uint8 RGB, numpy or torch; or several: (B, H, W, 3), or a list of (H, W, 3) of
                 any sizes.
-            K: (3, 3), or (B, 3, 3) one per image; intrinsics in px, the first pixel of a row centred at 0.
-            hand_scale: mm, length of the middle finger's proximal phalanx (joints 9 to 10): a number, or
-                (B,). None where it is unknown, which a model trained with it always given rejects. Hand views
-                yield the pose of a unit hand (`joint_definitions.UNIT_SCALE_MM`), which a given scale
-                multiplies exactly.
-            box: px, (x0, y0, x1, y1) around the hand, or (B, 4). A hand view turns to its centre and zooms so
-                that its longer side spans 75 %; without a box and `previous` it finds every hand of one
-                image. The reference camera, which spans 26.3 degrees, turns to its centre, and a warning
-                reports a box wider than the view; None looks along the optical axis.
-            side: "right", "left" or None, or one per image. With None a network of hand views predicts the
-                side; other networks assume a right hand.
+            K: (3, 3), or (B, 3, 3) one per image; intrinsics in px, the first pixel of a row centred at 0. Or
+                a `Camera`, or a list with one per image, whose lens distortion is undone.
+            hand_scale: mm, length of the middle finger's proximal phalanx (joints 9 to 10): a number, or a
+                list with one per box, without boxes one per image. None where it is unknown, which a model
+                trained with it always given rejects. Hand views yield the pose of a unit hand
+                (`joint_definitions.UNIT_SCALE_MM`), which a given scale multiplies exactly.
+            box: px, (x0, y0, x1, y1) around the hand, or (N, 4) around several of one image; for B images
+                (B, 4), or a list with one or several boxes of each. A hand view turns to the box's centre and
+                zooms so that its longer side spans 75 %. The reference camera, which spans 26.3 degrees,
+                turns to its centre, and a warning reports a box wider than the view; None looks along the
+                optical axis. Without a box and `previous`, a network of hand views finds every hand. A
+                callable finds them instead (`finding.Detector`): it takes an image and returns boxes, boxes
+                and sides, or boxes, sides and scores; closer views then verify and improve its boxes.
+            side: "right", "left" or None, or a list with one per box, without boxes one per image. With None
+                a network of hand views predicts the side; other networks assume a right hand.
             return_votes: whether the pose also holds its voters.
             previous: the pose of the preceding frame in the same camera's frame, or a batch of them. The box
                 of its projected joints replaces `box` for a hand view, for which it must be valid. With
                 search="guided" it replaces the sparse pass; an invalid or distant pose then costs only time.
             root: mm, (3,) or (B, 3), the wrist in the frame of the camera that took the image, for a
                 root-relative network.
+            depth: mm along the optical axis, (H, W) aligned with the image, or one per image; 0 or NaN where
+                nothing was measured. Where it shows the hand, the pose is scaled about the camera to lie
+                there; a warning gives the reason where it does not (`nvf_fast.depth`).
 
         Returns:
-            One pose, or a batch for several images; without a box, all hands found in the image, best first,
-            possibly none. numpy arrays for numpy images, torch tensors on the images' device for torch ones.
-            Where no point votes, or where the view of a given box shows no hand, `valid` is false and joints
-            are NaN.
+            One pose for one image with one box, else a batch, in the order of the boxes. Where hands are
+            found, each image's are ordered by presence, and there may be none; `image_index` tells the image
+            of each. numpy arrays for numpy images, torch tensors on the images' device for torch ones. Where
+            no point votes, or where the view of a given box shows no hand, `valid` is false and joints are
+            NaN. A warning reports a hand at the end of the queried depths.
 
         Raises:
             ValueError: a shape or a value is invalid; the message compares it with the expected one.
             TypeError: an argument has the wrong type or dtype.
         """
-        if box is None and root is None and previous is None and isinstance(self.volume, HandVolume):
-            return self._every_hand(image, K, hand_scale, side, return_votes)
+        if depth is not None:
+            depths = read_depths(depth, [each.shape[:2] for each in read_images(image)[0]])
+            pose = self(image, K, hand_scale, box, side, return_votes, previous, root)
+            return scaled_to_depth(pose, depths, K)
+        found = box is None and previous is None and root is None and isinstance(self.volume, HandVolume)
+        if found or callable(box):
+            return self._every_hand(image, K, hand_scale, side, return_votes, box)
         # On a CPU, inference mode saves 4 % of a call.
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             with self._profiler.stage("prepare"):
                 request = self._read(image, K, hand_scale, box, side, return_votes, previous, root)
-            estimates = self.runner(request, return_votes)
-            with self._profiler.stage("read"):
-                pose = camera_poses(estimates, request, return_votes, self.model.config.presence_threshold)
-        result = _like(pose, request.groups[0])
+            pose = self._posed(request, return_votes)
+        result = _like(pose, image if hasattr(image, "ndim") else image[0])
         return result[0] if request.single else result
+
+    def _posed(self, request: Request, return_votes: bool) -> HandPose[Tensor]:
+        """The poses of a request, on the CPU."""
+        if not request.images:
+            return HandPose.none(return_votes)
+        estimates = self.runner(request, return_votes)
+        with self._profiler.stage("read"):
+            pose = camera_poses(estimates, request, return_votes, self.model.config.presence_threshold)
+        if isinstance(self.volume, FrustumVolume):
+            self.volume.warn_at_ends(estimates.joints[pose.valid])
+        return pose
 
     @torch.no_grad()
     def find(self, image: Any, K: Any, score: float = FOUND_SCORE, smallest: float = SMALLEST) -> FoundHands:
@@ -191,7 +217,7 @@ class PoseEstimator:
 
         Args:
             image: (H, W, 3) uint8 RGB, numpy or torch.
-            K: (3, 3) intrinsics in px.
+            K: (3, 3) intrinsics in px, or a `Camera`.
             score: least score in [0, 1].
             smallest: side of the smallest box to look for, relative to the image's longer side. Smaller
                 ones need a finer view; the time grows with its area.
@@ -200,73 +226,100 @@ class PoseEstimator:
             ValueError: the network does not find hands, several images came, or a value is out of its range.
             TypeError: an argument has the wrong type or dtype.
         """
-        image, intrinsics = self._read_one(image, K)
-        found = self._candidates(image, intrinsics, score, smallest)
-        found = found.chosen(distinct(found.boxes, found.scores))
-        sides = tuple("left" if left > 0.5 else "right" for left in found.left.tolist())
-        if isinstance(image, np.ndarray):
-            return FoundHands(found.boxes.numpy(), sides, found.scores.numpy())
-        return FoundHands(found.boxes.to(image.device), sides, found.scores.to(image.device))
-
-    def _read_one(self, image: Any, K: Any) -> tuple[Any, Tensor]:
-        """A single image (H, W, 3) and its intrinsics (1, 3, 3)."""
-        (images, *_), single = read_images(image)
+        (image, *_), single = read_images(image, self.model.config.image_channels)
         if not single:
-            raise ValueError(
-                "hands are found in one image, got several: pass one at a time, or box as (B, 4) px"
-            )
-        return images[0], read_intrinsics(K, 1)
-
-    def _candidates(self, image: Any, intrinsics: Tensor, score: float, smallest: float) -> Candidates:
-        if self._finder is None or not isinstance(self.volume, HandVolume):
-            raise ValueError("find requires a network of hand views")
+            raise ValueError("find takes one image, got several: call it on each")
         if not 0 <= score <= 1:
             raise ValueError(f"score must be in [0, 1], got {score}")
         if not LEAST <= smallest <= 1:
             raise ValueError(f"smallest must be {LEAST:g} to 1 of the image's longer side, got {smallest}")
-        focal = float(intrinsics[0, :2, :2].diagonal().mean())
+        found = self._candidates(image, read_cameras(K, [image.shape[:2]]), score, smallest)
+        found = found.chosen(distinct(found.boxes, found.scores))
+        sides = tuple(found.sides())
+        if isinstance(image, np.ndarray):
+            return FoundHands(found.boxes.numpy(), sides, found.scores.numpy())
+        return FoundHands(found.boxes.to(image.device), sides, found.scores.to(image.device))
+
+    def _candidates(self, image: Any, camera: Cameras, score: float, smallest: float) -> Candidates:
+        if self._finder is None or not isinstance(self.volume, HandVolume):
+            raise ValueError("finding hands requires a network of hand views: this one needs a box")
+        focal = float(camera.intrinsics[0, :2, :2].diagonal().mean())
         return self._finder(as_tensor(image).to(self.device), focal, score, smallest)
 
     def _every_hand(
-        self, image: Any, K: Any, hand_scale: Any, side: Any, return_votes: bool
+        self,
+        image: Any,
+        K: Any,
+        hand_scale: Any,
+        side: Any,
+        return_votes: bool,
+        detector: Detector | None,
     ) -> HandPose[Any]:
-        """Estimate the poses of all hands found in one image.
+        """Estimate the poses of all hands found in images.
 
         A closer view of each candidate yields coarse joints, whose box places the view for the pose.
         """
-        image, intrinsics = self._read_one(image, K)
-        config = self.model.config
+        if not isinstance(self.volume, HandVolume):
+            raise ValueError(
+                "a detector as box requires a network of hand views: call it, and pass its boxes"
+            )
+        images, _ = read_images(image, self.model.config.image_channels)
+        count, config = len(images), self.model.config
+        cameras, sides = read_cameras(K, [each.shape[:2] for each in images]), read_sides(side, count)
+        scales = read_hand_scale(hand_scale, count, config)
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
-            found = self._candidates(image, intrinsics, FOUND_SCORE, SMALLEST)
-            found = found.chosen(viewable(found.boxes, intrinsics[0], *image.shape[:2]))
-            found = found.chosen(distinct(found.boxes, found.scores, nested=1.0)[:MOST_CANDIDATES])
-            if len(found.boxes):
-                found = self._verified(image, intrinsics, found, side)
-            if not len(found.boxes):
-                return _like(HandPose.none(return_votes), image)
-            count = len(found.boxes)
+            found = [
+                self._verified(each, cameras.chosen([i]), given, detector)
+                for i, (each, given) in enumerate(zip(images, sides, strict=True))
+            ]
+            image_index = [i for i, hands in enumerate(found) for _ in hands.boxes]
+            if not image_index:
+                return _like(HandPose.none(return_votes), images[0])
+            detected_sides = [None if detector is None else each for hands in found for each in hands.sides()]
             with self._profiler.stage("prepare"):
                 request = self._read(
-                    [image] * count, intrinsics[0], hand_scale, found.boxes, [side] * count, return_votes
+                    images,
+                    cameras,
+                    None if scales is None else scales[image_index],
+                    [hands.boxes for hands in found],
+                    [sides[i] or each for i, each in zip(image_index, detected_sides, strict=True)],
+                    return_votes,
                 )
-            estimates = self.runner(request, return_votes)
+            pose = self._posed(request, return_votes)
             with self._profiler.stage("read"):
-                presence = (estimates.presence.logit(1e-6) + found.scores.logit(1e-6)).sigmoid()
-                pose = camera_poses(estimates, request, return_votes, config.presence_threshold)
-                pose = replace(pose, presence=presence)
-                rows = (pose.valid & (presence >= config.finding_threshold)).nonzero()[:, 0]
-                boxes = squared(pixel_boxes(pose.joints_2d[rows]))
-                # Two boxes may lead to one hand, or one box to a part of another hand.
-                rows = rows[distinct(boxes, presence[rows])]
-        return _like(pose[rows.tolist()], image)
+                if detector is None:
+                    scores = torch.cat([hands.scores for hands in found])
+                    presence = (pose.presence.logit(1e-6) + scores.logit(1e-6)).sigmoid()
+                    pose = replace(pose, presence=presence)
+                pose = pose[self._best(pose, config.finding_threshold if detector is None else 0.0, count)]
+        return _like(pose, images[0])
 
-    def _verified(self, image: Any, intrinsics: Tensor, found: Candidates, side: Any) -> Candidates:
-        """Verify candidates in a closer view and return the boxes of their coarse joints."""
+    def _best(self, pose: HandPose[Tensor], threshold: float, count: int) -> list[int]:
+        """Rows of the distinct valid hands of each image, most probable first."""
+        best = list[int]()
+        for i in range(count):
+            rows = (pose.valid & (pose.presence >= threshold) & (pose.image_index == i)).nonzero()[:, 0]
+            # Two boxes may lead to one hand, or one box to a part of another hand.
+            best += rows[distinct(squared(pixel_boxes(pose.joints_2d[rows])), pose.presence[rows])].tolist()
+        return best
+
+    def _verified(
+        self, image: Any, camera: Cameras, side: str | None, detector: Detector | None
+    ) -> Candidates:
+        """The candidates of one image that closer views verify, with the boxes of their coarse joints."""
         assert isinstance(self.model, NVF)
-        count = len(found.boxes)
+        size = image.shape[:2]
+        if detector is None:
+            found = self._candidates(image, camera, FOUND_SCORE, SMALLEST)
+        else:
+            found = detected(detector, image)
+        found = found.chosen(viewable(found.boxes, camera, *size))
+        found = found.chosen(distinct(found.boxes, found.scores, nested=1.0)[:MOST_CANDIDATES])
+        if not len(found.boxes):
+            return found
         with self._profiler.stage("prepare"):
             # One view of each suffices, since the network's presence covers hands of either side.
-            request = self._read([image] * count, intrinsics[0], None, found.boxes, [side or "right"] * count)
+            request = self._read(image, camera, None, found.boxes, side or "right")
         images = self.runner.network_images(request, self.dtype)
         with self._profiler.stage("encode"):
             slopes = request.slopes.to(self.device)  # type: ignore[union-attr]
@@ -274,8 +327,8 @@ class PoseEstimator:
         with self._profiler.stage("read"):
             present = encoding.presence.sigmoid() >= self.model.config.presence_threshold
             joints = encoding.joints(slopes).double().cpu() @ request.placement.frames
-            boxes = squared(pixel_boxes(project(joints, request.intrinsics))).float()
-            verified = present.cpu() & viewable(boxes, intrinsics[0], *image.shape[:2])
+            boxes = squared(pixel_boxes(request.cameras.project(joints))).float()
+            verified = present.cpu() & viewable(boxes, camera, *size)
             return found._replace(boxes=boxes).chosen(verified)
 
     @torch.no_grad()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvf_fast.camera_model import Cameras
 from nvf_fast.camera import normalised
-from nvf_fast.inputs import SMALLEST_BOX_PX, WIDEST_SLOPE
+from nvf_fast.inputs import SMALLEST_BOX_PX, WIDEST_SLOPE, read_boxes, read_scores, read_sides
 from nvf_fast.model import NVF
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.volumes import HandVolume
@@ -36,12 +37,12 @@ class FoundHands:
     Attributes:
         boxes: (N, 4) float32 px, square (x0, y0, x1, y1) around each hand's joints; may reach beyond the
             image.
-        sides: "right" or "left" of each.
+        sides: "right" or "left" of each, None where a detector does not tell.
         scores: (N,) float32 in [0, 1].
     """
 
     boxes: Any
-    sides: tuple[str, ...]
+    sides: tuple[str | None, ...]
     scores: Any
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class Candidates(NamedTuple):
     Attributes:
         boxes: (N, 4) float32 px, square.
         scores: (N,) float32 in [0, 1].
-        left: (N,) float32, probability of a left hand.
+        left: (N,) float32, probability of a left hand; NaN where a detector does not tell.
     """
 
     boxes: Tensor
@@ -64,6 +65,40 @@ class Candidates(NamedTuple):
     def chosen(self, rows: Tensor) -> Candidates:
         """Select candidates by indices or a mask, `rows`."""
         return Candidates(*(each[rows] for each in self))
+
+    def sides(self) -> list[str | None]:
+        """The likelier side of each, None where it is unknown."""
+        return [None if math.isnan(p) else "left" if p > 0.5 else "right" for p in self.left.tolist()]
+
+
+class Detector(Protocol):
+    """Finder of hands in an image (H, W, 3) uint8 RGB, in the array type that the estimator got.
+
+    Returns boxes (N, 4) px; or a tuple of boxes and sides, "right", "left" or None of each; or of boxes,
+    sides and scores (N,) in [0, 1]; or a `FoundHands`.
+    """
+
+    def __call__(self, image: Any, /) -> Any: ...
+
+
+def detected(detector: Detector, image: Any) -> Candidates:
+    """The hands that a detector finds in an image, as squares.
+
+    Raises:
+        ValueError: its result does not have the described form.
+        TypeError: the result holds other types.
+    """
+    result = detector(image)
+    if isinstance(result, FoundHands):
+        result = (result.boxes, result.sides, result.scores)
+    given = result if isinstance(result, tuple) else (result,)
+    if not 1 <= len(given) <= 3:
+        raise ValueError(f"a detector returns boxes, sides and scores, got a tuple of {len(given)}")
+    boxes, _ = read_boxes(given[0], 1, True)
+    sides = read_sides(given[1] if len(given) > 1 else None, len(boxes))
+    scores = read_scores(given[2] if len(given) > 2 else 1.0, len(boxes))
+    left = torch.tensor([math.nan if side is None else float(side == "left") for side in sides])
+    return Candidates(squared(boxes).float(), scores, left)
 
 
 class SizedView(NamedTuple):
@@ -179,19 +214,20 @@ def squared(boxes: Tensor) -> Tensor:
     return torch.cat([middles - half, middles + half], 1)
 
 
-def viewable(boxes: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
+def viewable(boxes: Tensor, camera: Cameras, height: int, width: int) -> Tensor:
     """(N,) bool, boxes (N, 4) px with their middles in the image, neither too small nor too wide for a view.
 
     Args:
         boxes: on the CPU; may be NaN.
-        intrinsics: (3, 3) float64 px.
+        camera: of the image, one.
         height: px, of the image.
         width: px, of the image.
     """
     boxes = boxes.double()
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = ((middles >= -0.5) & (middles <= middles.new_tensor([width, height]) - 0.5)).all(1)
-    slopes = HandVolume().place(intrinsics.expand(len(boxes), 3, 3), 1, boxes=boxes).slopes
+    cameras = camera.chosen([0] * len(boxes))
+    slopes = HandVolume().place(cameras.intrinsics, 1, boxes=boxes, cameras=cameras).slopes
     assert slopes is not None
     return inside & (slopes <= WIDEST_SLOPE) & (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX_PX).all(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import REFERENCE_SLOPE, project
+from nvf_fast.camera_model import Camera, Cameras, check_intrinsics
+from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.config import NVFConfig
 from nvf_fast.pose import HandPose
 from nvf_fast.volumes import Placement
@@ -19,50 +21,61 @@ from nvf_fast.volumes import Placement
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 SMALLEST_BOX_PX = 2
+SIGHT_SAMPLES = 33  # along each axis of a view, to tell whether a lens shows it in an image
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
 # Corners of a unit square in order, as homogeneous pixels.
 _CORNERS = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
 
 
-def read_images(image: Any) -> tuple[list[Any], bool]:
-    """Images as uint8 arrays (B, H, W, 3), all numpy or all torch; and whether a single one was given."""
+def read_images(image: Any, channels: int = 3) -> tuple[list[Any], bool]:
+    """Images (H, W, `channels`) uint8, all numpy or all torch; and whether a single one was given."""
     several = isinstance(image, list | tuple)
     groups = list(image) if several else [image]
     if not groups:
         raise ValueError("image must be an image or a list of images, got an empty list")
     for i, group in enumerate(groups):
-        _check_image(group, f"image {i}" if several else "image", (3,) if several else (3, 4))
+        _check_image(group, f"image {i}" if several else "image", (3,) if several else (3, 4), channels)
     kinds = {str(group.device) if isinstance(group, Tensor) else "numpy" for group in groups}
     if len(kinds) > 1:
         raise TypeError(f"images must be all numpy, or all torch on one device, got {sorted(kinds)}")
     single = not several and image.ndim == 3
-    return [group if group.ndim == 4 else group[None] for group in groups], single
+    return groups if several or single else list(image), single
 
 
-def read_intrinsics(K: Any, count: int) -> Tensor:
-    """(count, 3, 3) float64 on the CPU."""
-    intrinsics = _per_image("K", K, "(3, 3) or (B, 3, 3) intrinsics in px", count, 3, 3)
-    # For nine values, Python numbers are faster than tensors.
-    for (fx, skew, cx), (zero, fy, cy), last in intrinsics.tolist():
-        if not all(map(math.isfinite, (fx, skew, cx, zero, fy, cy, *last))):
-            raise ValueError(f"K must be finite, got {intrinsics.tolist()}")
-        if zero != 0 or last != [0, 0, 1]:
-            raise ValueError(
-                f"K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in px, got {intrinsics.tolist()}"
-            )
-        if fx <= 0 or fy <= 0:
-            raise ValueError(f"K must have positive focal lengths fx and fy in px, got {intrinsics.tolist()}")
-    return intrinsics
+def read_cameras(K: Any, sizes: Sequence[Sequence[int]]) -> Cameras:
+    """The camera of each image.
+
+    Args:
+        K: intrinsics (3, 3) or (B, 3, 3) px, a `Camera` or a list of B.
+        sizes: height and width in px of each image.
+    """
+    count = len(sizes)
+    if isinstance(K, Cameras):
+        return K.chosen([0] * count) if len(K) == 1 else K
+    if isinstance(K, Camera) or (isinstance(K, list | tuple) and any(isinstance(each, Camera) for each in K)):
+        given = [K] * count if isinstance(K, Camera) else list(K)
+        if len(given) != count or not all(isinstance(each, Camera) for each in given):
+            raise ValueError(f"K must be one Camera, or one for each of {count} image(s), got {given}")
+        for i, (camera, (height, width)) in enumerate(zip(given, sizes, strict=True)):
+            if camera.size != (width, height):
+                raise ValueError(
+                    f"the camera is of {' x '.join(map(str, camera.size))} px, image {i} of {width} x "
+                    f"{height} px: pass camera.resized({width}, {height}), or camera.cropped(x0, y0, x1, y1) "
+                    "for a crop, or camera.rotated(quarters)"
+                )
+        return Cameras.of(given)
+    intrinsics = _per_image("K", K, "a Camera, or (3, 3) or (B, 3, 3) intrinsics in px", count, 3, 3)
+    for matrix, (height, width) in zip(intrinsics.tolist(), sizes, strict=True):
+        check_intrinsics(matrix, width, height)
+    return Cameras(intrinsics, (None,) * count)
 
 
-def read_sides(side: Any, count: int) -> tuple[Tensor, Tensor]:
-    """(count,) bool, true for left hands, and (count,) bool, true for unknown sides; both on the CPU."""
-    sides = list(side) if isinstance(side, list | tuple) else [side] * count
+def read_sides(side: Any, count: int) -> list[str | None]:
+    """The side of each of `count` hands or images."""
+    sides = list(side) if isinstance(side, list | tuple | np.ndarray) else [side] * count
     if len(sides) != count or any(each not in ("left", "right", None) for each in sides):
-        raise ValueError(
-            f'side must be "right", "left" or None, or one for each of {count} image(s), got {side!r}'
-        )
-    return torch.tensor([each == "left" for each in sides]), torch.tensor([each is None for each in sides])
+        raise ValueError(f'side must be "right", "left" or None, or a list of {count} of them, got {side!r}')
+    return sides
 
 
 def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | None:
@@ -79,7 +92,7 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | 
         return None
     if not config.hand_scale and config.view != "hand":
         raise ValueError(f"this model takes no hand scale: hand_scale must be None, got {hand_scale}")
-    scale = _per_image("hand_scale", hand_scale, "a number of mm, or one per image", count)
+    scale = _per_image("hand_scale", hand_scale, "a number of mm, or one per hand", count, of="hand")
     low, high = HAND_SCALE_RANGE_MM
     if not all(low <= value <= high for value in scale.tolist()):
         raise ValueError(
@@ -87,6 +100,14 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | 
             f"{high:g} mm, got {hand_scale}"
         )
     return scale.float()
+
+
+def read_scores(scores: Any, count: int) -> Tensor:
+    """(count,) float32 in [0, 1] on the CPU."""
+    values = _per_image("scores", scores, "numbers in [0, 1]", count, of="box")
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"scores must be in [0, 1], got {values.tolist()}")
+    return values.float()
 
 
 def read_roots(root: Any, count: int) -> Tensor:
@@ -97,22 +118,35 @@ def read_roots(root: Any, count: int) -> Tensor:
     return roots
 
 
-def read_boxes(box: Any, sizes: Sequence[Sequence[int]]) -> Tensor | None:
-    """Boxes (B, 4) float64 px on the CPU; None stays None.
+def read_boxes(box: Any, count: int, single: bool) -> tuple[Tensor, list[int]]:
+    """Boxes (N, 4) float64 px on the CPU, and the image of each.
 
     Args:
-        box: (4,) or (B, 4) px, or None.
-        sizes: height and width in px of each image.
+        box: px; for a single image (4,) or (N, 4), for several (B, 4) one each, (B, N, 4), or a list with
+            (4,) or (N, 4) of each.
+        count: number B of images.
+        single: whether a single image was given.
     """
-    if box is None:
-        return None
-    boxes = _per_image("box", box, "(x0, y0, x1, y1) px, or (B, 4)", len(sizes), 4)
-    if not (boxes.isfinite().all() and (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX_PX).all()):
+    expected = "(x0, y0, x1, y1) px" + (
+        ", or (N, 4)" if single else f", or (4,) or (N, 4) for each of {count} images"
+    )
+    several = getattr(box, "ndim", 0) > 1 or (
+        isinstance(box, list | tuple) and not all(isinstance(each, numbers.Real) for each in box)
+    )
+    groups = list(box) if several and not single else [box] * count
+    boxes = [_numbers("box", group, expected) for group in groups]
+    boxes = [each.view(0, 4) if each.shape == (0,) else each for each in boxes]
+    if len(boxes) != count or any(each.ndim not in (1, 2) or each.shape[-1] != 4 for each in boxes):
+        got = [tuple(each.shape) for each in boxes]
+        raise ValueError(f"box must be {expected}, got shape {got[0] if single else got}")
+    image_index = [i for i, each in enumerate(boxes) for _ in range(each.numel() // 4)]
+    flat = torch.cat([each.reshape(-1, 4) for each in boxes])
+    if not (flat.isfinite().all() and (flat[:, 2:] - flat[:, :2] >= SMALLEST_BOX_PX).all()):
         raise ValueError(
             f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least {SMALLEST_BOX_PX} px larger, "
-            f"got {boxes.tolist()}"
+            f"got {flat.tolist()}"
         )
-    return boxes
+    return flat, image_index
 
 
 def check_middles(boxes: Tensor, sizes: Sequence[Sequence[int]]) -> None:
@@ -126,32 +160,47 @@ def check_middles(boxes: Tensor, sizes: Sequence[Sequence[int]]) -> None:
         )
 
 
-def check_hand_views(placement: Placement, boxes: Tensor, intrinsics: Tensor, sizes: Sequence[Any]) -> None:
-    """Refuse boxes (B, 4) px whose hand views are too wide or show no pixel of their images."""
+def check_hand_views(
+    placement: Placement, boxes: Tensor, cameras: Cameras, sizes: Sequence[Any], image_index: Sequence[int]
+) -> None:
+    """Refuse boxes (N, 4) px whose hand views are too wide or show no pixel of their images.
+
+    Args:
+        placement: of the N hand views.
+        boxes: that placed them.
+        cameras: of the N images.
+        sizes: height and width in px of the image of each.
+        image_index: its index.
+    """
     assert placement.slopes is not None
     for i, slope in enumerate(placement.slopes.tolist()):
         if not slope <= WIDEST_SLOPE:
             degrees = "180" if math.isinf(slope) else f"{2 * math.degrees(math.atan(slope)):.0f}"
             raise ValueError(
-                f"the box {boxes[i].tolist()} px of image {i} needs a view of {degrees} degrees or more, the "
-                f"widest is {2 * math.degrees(math.atan(WIDEST_SLOPE)):.0f} degrees: it must be smaller"
+                f"the box {boxes[i].tolist()} px of image {image_index[i]} needs a view of {degrees} "
+                f"degrees or more, the widest is {2 * math.degrees(math.atan(WIDEST_SLOPE)):.0f} degrees: it "
+                "must be smaller"
             )
     # numpy, whose operations on few numbers cost a fifth of torch's.
-    shapes = np.array([(width, height) for height, width in sizes], dtype=np.float64)
+    shapes = np.array([(width, height) for height, width in sizes], dtype=np.float64).reshape(-1, 2)
     middles = (boxes[:, 2:] + boxes[:, :2]).numpy() / 2
     if ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
         return  # the axes of the views meet the images
     slopes = placement.slopes.numpy()[:, None, None]
     # Rays of both pyramids' edges in the cameras' frames.
     image = _CORNERS * np.append(shapes, np.ones((len(shapes), 1)), 1)[:, None] - [0.5, 0.5, 0]
-    image = image @ np.linalg.inv(intrinsics.numpy()).swapaxes(1, 2)
+    image = image @ np.linalg.inv(cameras.intrinsics.numpy()).swapaxes(1, 2)
     view = np.concatenate([(2 * _CORNERS[:, :2] - 1) * slopes, np.ones((len(shapes), 4, 1))], 2)
     view = view @ placement.frames.numpy()
-    for i in range(len(boxes)):
-        if _apart(image[i], view[i]) or _apart(view[i], image[i]):
+    for i, lens in enumerate(cameras.lenses):
+        if lens is not None:
+            unseen = _out_of_sight(view[i], cameras.chosen([i]), shapes[i])
+        else:
+            unseen = _apart(image[i], view[i]) or _apart(view[i], image[i])
+        if unseen:
             raise ValueError(
-                f"the view of the box {boxes[i].tolist()} px touches no pixel of image {i}, (width, height) "
-                f"{shapes[i].astype(int).tolist()} px"
+                f"the view of the box {boxes[i].tolist()} px touches no pixel of image {image_index[i]}, "
+                f"(width, height) {shapes[i].astype(int).tolist()} px"
             )
 
 
@@ -166,19 +215,31 @@ def _apart(pyramid: np.ndarray, other: np.ndarray) -> bool:
     return bool(((other @ normals.T) * inwards <= 0).all(0).any())
 
 
-def warn_of_wide_boxes(boxes: Tensor, intrinsics: Tensor) -> None:
-    """Warn of boxes (B, 4) px wider than the reference camera's view, for intrinsics (B, 3, 3) px."""
+def _out_of_sight(view: np.ndarray, camera: Cameras, shape: np.ndarray) -> bool:
+    """Whether a lens shows no ray of a grid between a view's edges (4, 3) in an image of (width, height)."""
+    weights = np.linspace(0, 1, SIGHT_SAMPLES)[:, None]
+    left, right = (view[a] + weights * (view[b] - view[a]) for a, b in ((0, 3), (1, 2)))
+    rays = left[:, None] + weights * (right - left)[:, None]
+    pixels = camera.project(torch.from_numpy(rays.reshape(1, -1, 3)))[0].numpy()
+    return not ((pixels >= -0.5) & (pixels <= shape - 0.5)).all(1).any()
+
+
+def warn_of_wide_boxes(boxes: Tensor, cameras: Cameras, image_index: Sequence[int]) -> None:
+    """Warn of boxes (N, 4) px wider than the reference camera's view, for N cameras."""
     middles, extents = (boxes[:, 2:] + boxes[:, :2]) / 2, boxes[:, 2:] - boxes[:, :2]
     # Angles between the rays through the midpoints of opposite sides.
     half = torch.diag_embed(extents / 2)
     ends = torch.stack([middles[:, None] - half, middles[:, None] + half])
-    rays = torch.cat([ends, torch.ones_like(ends[..., :1])], -1) @ torch.linalg.inv(intrinsics).mT
+    if cameras.distorted:
+        ends = torch.from_numpy(np.stack([cameras.straight(each) for each in ends.numpy()]))
+    rays = torch.cat([ends, torch.ones_like(ends[..., :1])], -1) @ torch.linalg.inv(cameras.intrinsics).mT
     spans = torch.cosine_similarity(rays[0], rays[1], dim=-1).clamp(-1, 1).acos().rad2deg()
     for i, (across, down) in enumerate(spans.tolist()):
         if max(across, down) > VIEW_DEGREES + 0.1:
             warnings.warn(
-                f"the box {boxes[i].tolist()} px of image {i} spans {across:.1f} x {down:.1f} degrees, the "
-                f"view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}; the view does not include all of the box",
+                f"the box {boxes[i].tolist()} px of image {image_index[i]} spans {across:.1f} x {down:.1f} "
+                f"degrees, the view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}; the view does not include all "
+                "of the box",
                 stacklevel=4,  # the caller of the estimator, past its no_grad
             )
 
@@ -187,46 +248,67 @@ def read_previous(previous: HandPose[Any] | None, placement: Placement) -> Tenso
     """Joints (B, 21, 3) float32 mm on the CPU, in the volume's frames; NaN where a pose is not valid."""
     if previous is None:
         return None
-    joints = _previous_joints(previous, len(placement.frames))
+    joints, count = _previous_joints(previous), len(placement.frames)
+    if len(joints) != count:
+        raise ValueError(f"previous must hold one pose for each of {count} hand(s), got {len(joints)}")
     return ((joints - placement.origins[:, None]) @ placement.frames.mT).float()
 
 
-def previous_boxes(previous: HandPose[Any], intrinsics: Tensor) -> Tensor:
-    """Boxes (B, 4) float64 px of the joints of poses in the frames before, for intrinsics (B, 3, 3) px."""
-    joints = _previous_joints(previous, len(intrinsics))
+def previous_images(previous: HandPose[Any], count: int) -> list[int]:
+    """The image of each previous pose: its own where several images were given to it, else one pose each."""
+    joints = _previous_joints(previous)
+    if count == 1:
+        return [0] * len(joints)
+    index = previous.image_index
+    if index is None or index.ndim == 0:
+        if len(joints) != count:
+            raise ValueError(f"previous must hold one pose for each of {count} images, got {len(joints)}")
+        return list(range(count))
+    image_index: list[int] = index.tolist()
+    if not all(0 <= each < count for each in image_index):
+        raise ValueError(f"previous must hold poses of {count} images, got poses of images {image_index}")
+    return image_index
+
+
+def previous_boxes(previous: HandPose[Any], cameras: Cameras) -> Tensor:
+    """Boxes (N, 4) float64 px of the joints of poses in the frames before, for N cameras."""
+    joints = _previous_joints(previous)
     if not (joints.isfinite().all() and (joints[..., 2] > 0).all()):
         lost = [i for i, each in enumerate(joints) if not (each.isfinite().all() and (each[:, 2] > 0).all())]
         raise ValueError(
             f"previous must be valid and in front of the camera, to place the view: pose(s) {lost} are not; "
             "give a box instead, or neither, to find the hands again"
         )
-    pixels = project(joints, intrinsics)
+    pixels = cameras.project(joints)
+    if pixels.isnan().any():
+        raise ValueError("previous must hold joints that the camera's lens sees: give a box instead")
     return torch.cat([pixels.amin(1), pixels.amax(1)], 1)
 
 
-def _previous_joints(previous: HandPose[Any], count: int) -> Tensor:
-    """(count, 21, 3) float64 mm on the CPU, in the frames of the cameras."""
+def _previous_joints(previous: HandPose[Any]) -> Tensor:
+    """(N, 21, 3) float64 mm on the CPU, in the frames of the cameras."""
     if not isinstance(previous, HandPose):
         raise TypeError(
             f"previous must be a HandPose, as the estimator returns it, got {type(previous).__name__}"
         )
     joints = _numbers("previous.joints", previous.joints, "(21, 3) or (B, 21, 3) mm")
     joints = joints if joints.ndim == 3 else joints[None]
-    if joints.shape != (count, 21, 3):
-        raise ValueError(
-            f"previous must hold a pose for each of {count} image(s), got joints {tuple(joints.shape)}"
-        )
+    if joints.shape[1:] != (21, 3):
+        raise ValueError(f"previous.joints must be (21, 3) or (N, 21, 3) mm, got {tuple(joints.shape)}")
     return joints
 
 
-def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:
+def _check_image(image: Any, name: str, dimensions: tuple[int, ...], channels: int) -> None:
     if not isinstance(image, np.ndarray | Tensor):
         hint = "; np.asarray(image.convert('RGB')) makes one of it" if hasattr(image, "convert") else ""
         raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(image).__name__}{hint}")
     shape = tuple(image.shape)
-    if len(shape) not in dimensions or shape[-1] != 3 or 0 in shape:
-        expected = "(H, W, 3), or (B, H, W, 3) for a batch" if 4 in dimensions else "(H, W, 3)"
-        hint = ""
+    if len(shape) not in dimensions or shape[-1] != channels or 0 in shape:
+        expected, hint = f"(H, W, {channels})", ""
+        if 4 in dimensions:
+            expected += f", or (B, H, W, {channels}) for a batch"
+        if channels != 3:
+            raise ValueError(f"{name} must be {expected}, as the network takes it, got shape {shape}")
         if len(shape) == 2:
             hint = "; repeat the channel of a grey image three times"
         elif len(shape) > 2 and shape[-1] == 4:
@@ -238,13 +320,13 @@ def _check_image(image: Any, name: str, dimensions: tuple[int, ...]) -> None:
         raise TypeError(f"{name} must be uint8, values 0 to 255, got {image.dtype}")
 
 
-def _per_image(name: str, value: Any, expected: str, count: int, *shape: int) -> Tensor:
+def _per_image(name: str, value: Any, expected: str, count: int, *shape: int, of: str = "image") -> Tensor:
     """(count, *shape) float64 on the CPU, from one value for all images or one for each."""
-    numbers = _numbers(name, value, expected)
-    if numbers.shape not in (shape, (count, *shape)):
-        allowed = f"{shape or 'a number'}, or {(count, *shape)} for {count} image(s)"
-        raise ValueError(f"{name} must be {allowed}, got shape {tuple(numbers.shape)}")
-    return numbers.expand(count, *shape)
+    values = _numbers(name, value, expected)
+    if values.shape not in (shape, (count, *shape)):
+        allowed = f"{shape or 'a number'}, or {(count, *shape)} for {count} {of}(s)"
+        raise ValueError(f"{name} must be {allowed}, got shape {tuple(values.shape)}")
+    return values.expand(count, *shape)
 
 
 def _numbers(name: str, value: Any, expected: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
@@ -63,6 +63,10 @@ class HandPose(Generic[A]):
             valid; None from a network that predicts none.
         side: "right" or "left", as given or as predicted; a tuple of them for a batch; None where unknown.
         box: (..., 4) float32 px, (x0, y0, x1, y1) that placed the view; None where no box did.
+        hand_scale: (...) float32 mm, of these joints: the given one, the unit hand's, or a depth image's;
+            None from a network without hand views.
+        image_index: (...) int64, index of the hand's image among the given ones; None in a pose that the
+            estimator did not make.
     """
 
     joints: A
@@ -76,6 +80,8 @@ class HandPose(Generic[A]):
     expected_error: A | None = None
     side: str | tuple[str, ...] | None = None
     box: A | None = None
+    hand_scale: A | None = None
+    image_index: A | None = None
 
     def __len__(self) -> int:
         """Poses in the batch.
@@ -101,7 +107,7 @@ class HandPose(Generic[A]):
 
     @staticmethod
     def none(votes: bool = False) -> HandPose[Tensor]:
-        """An empty batch of torch poses, of an image in which no hand was found."""
+        """An empty batch of torch poses, of images in which no hand was found."""
         joints, counts = torch.empty(0, 21, 3), torch.empty(0, dtype=torch.int32)
         return HandPose(
             joints=joints,
@@ -114,6 +120,8 @@ class HandPose(Generic[A]):
             expected_error=joints[..., 0],
             side=(),
             box=torch.empty(0, 4),
+            hand_scale=joints[:, 0, 0],
+            image_index=torch.empty(0, dtype=torch.int64),
             votes=() if votes else None,
         )
 
@@ -133,6 +141,38 @@ class HandPose(Generic[A]):
     def clone(self) -> HandPose[Tensor]:
         """Copy a torch pose."""
         return _mapped(self, Tensor.clone)
+
+    def scaled(self, ratio: Any) -> HandPose[A]:
+        """Scale a pose about the camera: joints, votes, expected errors and hand scale; `joints_2d` stays.
+
+        Args:
+            ratio: a positive number, or (N,) one per pose of a batch, numpy or torch on the pose's device.
+        """
+        if isinstance(self.joints, Tensor):
+            ratio = torch.as_tensor(ratio, dtype=torch.float64, device=self.joints.device)
+        else:
+            ratio = np.asarray(ratio, np.float64)
+
+        def sized(votes: Votes[A], factor: Any) -> Votes[A]:
+            points, directions = (_times(each, factor) for each in (votes.points, votes.directions))
+            return Votes(points, votes.weights, directions)
+
+        votes, scores, errors = self.votes, self.scores, self.expected_error
+        if isinstance(votes, tuple):
+            votes = tuple(map(sized, votes, ratio if ratio.ndim else [ratio] * len(votes)))
+        elif votes is not None:
+            votes = sized(votes, ratio)
+        if errors is not None:
+            errors = _times(errors, ratio[..., None])
+            scores = error_scores(errors)
+        return replace(
+            self,
+            joints=_times(self.joints, ratio[..., None, None]),
+            scores=scores,
+            votes=votes,
+            expected_error=errors,
+            hand_scale=None if self.hand_scale is None else _times(self.hand_scale, ratio),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert one pose to JSON values; joints, joints_2d and expected_error are None where it is invalid.
@@ -201,9 +241,16 @@ def joint_scores(weight: Tensor, spread: Tensor) -> Tensor:
     return (weight.clamp(0, 1) / (1 + (spread / SPREAD_MM) ** 2)).nan_to_num(0)
 
 
-def error_scores(expected_error: Tensor) -> Tensor:
-    """Scores in [0, 1] of joints with expected errors (...) mm: 1 / (1 + (error / 20 mm)^2)."""
-    return 1 / (1 + (expected_error / SPREAD_MM) ** 2)
+def error_scores(expected_error: Any) -> Any:
+    """Scores in [0, 1] of joints with expected errors (...) mm: 1 / (1 + (error / 20 mm)^2), 0 for NaN."""
+    scores = 1 / (1 + (expected_error / SPREAD_MM) ** 2)
+    return scores.nan_to_num(0) if isinstance(scores, Tensor) else np.nan_to_num(scores)
+
+
+def _times(array: Any, factor: Any) -> Any:
+    """A product in the dtype of the array."""
+    product = array * factor
+    return product.to(array.dtype) if isinstance(product, Tensor) else product.astype(array.dtype)
 
 
 def _items(record: Any) -> list[tuple[str, Any]]:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from nvf_fast.camera import project
+from nvf_fast.camera_model import Cameras
+from nvf_fast.depth import read_depths, scaled_to_depth
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.finding import SAME_HAND, overlap, pixel_boxes, squared, viewable
-from nvf_fast.inputs import read_intrinsics
+from nvf_fast.inputs import read_cameras
 from nvf_fast.pose import HandPose
 from nvf_fast.volumes import HandVolume
 
@@ -128,6 +129,7 @@ class _Track:
     filter: JointFilter | None
     motion: np.ndarray = field(default_factory=lambda: np.zeros(4))  # px/s, of the box
     sides: deque[str] = field(default_factory=lambda: deque(maxlen=SIDE_VOTES))
+    hand_scale: float = math.nan  # mm, by the last depth image that showed the hand
 
     @property
     def side(self) -> str:
@@ -185,13 +187,15 @@ class Tracker:
         self._tracks, self._lost = list[_Track](), list[_Track]()
         self._time, self._searched, self._count = -math.inf, -math.inf, 0
 
-    def __call__(self, image: Any, K: Any, time: float) -> TrackedHands:
+    def __call__(self, image: Any, K: Any, time: float, depth: Any = None) -> TrackedHands:
         """Find and follow the hands of the next frame.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            K: (3, 3) intrinsics in px.
+            K: (3, 3) intrinsics in px, or a `Camera`.
             time: s, of the frame, later than that of the frame before.
+            depth: (H, W) mm, as for the estimator. A hand that it does not show keeps the scale of its frames
+                before.
 
         Raises:
             ValueError: the time is not later, or a shape or a value is invalid.
@@ -199,14 +203,15 @@ class Tracker:
         """
         if not (math.isfinite(time) and time > self._time):
             raise ValueError(f"time must be later than {self._time:g} s of the frame before, got {time}")
-        intrinsics = read_intrinsics(K, 1)
+        camera = read_cameras(K, [image.shape[:2]])
+        depths = None if depth is None else read_depths(depth, [image.shape[:2]])
         due = not self._tracks or time - self._searched >= self.search_interval
         searched = due and len(self._tracks) < self.most_hands
         if searched:
             self._search(image, K, time)
         self._time = time
         boxes = np.array([track.expected_box(time) for track in self._tracks]).reshape(-1, 4)
-        shown = viewable(torch.from_numpy(boxes), intrinsics[0], *image.shape[:2]).numpy()
+        shown = viewable(torch.from_numpy(boxes), camera, *image.shape[:2]).numpy()
         self._give_up([track for track, inside in zip(self._tracks, shown, strict=True) if not inside])
         if not self._tracks:
             return TrackedHands((), HandPose.none().numpy())
@@ -214,7 +219,10 @@ class Tracker:
         rows = self._updated(poses, time)
         seen = [self._tracks[row] for row in rows]
         self._give_up([track for track in self._tracks if track not in seen and self._overdue(track, time)])
-        return TrackedHands(tuple(track.id for track in seen), self._smoothed(poses[rows], seen, intrinsics))
+        poses = poses[rows]
+        if depths is not None:
+            poses = _at_depth(poses, seen, depths, camera)
+        return TrackedHands(tuple(track.id for track in seen), self._smoothed(poses, seen, camera))
 
     def _search(self, image: np.ndarray, K: Any, time: float) -> None:
         """Add the hands of the whole frame that are not followed yet."""
@@ -262,8 +270,7 @@ class Tracker:
     def _estimates(
         self, image: np.ndarray, K: Any, boxes: np.ndarray, sides: Sequence[str | None]
     ) -> HandPose[np.ndarray]:
-        images: list[np.ndarray] = [image] * len(boxes)
-        return self.estimator(images, K, self.hand_scale, boxes, list(sides)).numpy()
+        return self.estimator(image, K, self.hand_scale, boxes, list(sides)).numpy()
 
     def _updated(self, poses: HandPose[np.ndarray], time: float) -> list[int]:
         """Update the tracks of valid poses and return their rows.
@@ -294,15 +301,30 @@ class Tracker:
         self._lost += tracks
 
     def _smoothed(
-        self, poses: HandPose[np.ndarray], tracks: Sequence[_Track], intrinsics: torch.Tensor
+        self, poses: HandPose[np.ndarray], tracks: Sequence[_Track], camera: Cameras
     ) -> HandPose[np.ndarray]:
         filters = [track.filter for track in tracks if track.filter is not None]
         if not filters:
             return poses
         pairs = zip(filters, poses.joints, strict=True)
         joints = np.stack([smooth(joints, self._time) for smooth, joints in pairs])
-        pixels = project(torch.from_numpy(joints), intrinsics.expand(len(joints), 3, 3)).float().numpy()
+        pixels = camera.chosen([0] * len(joints)).project(torch.from_numpy(joints)).float().numpy()
         return replace(poses, joints=joints.astype(np.float32), joints_2d=pixels)
+
+
+def _at_depth(
+    poses: HandPose[np.ndarray], tracks: Sequence[_Track], depths: list[Any], camera: Cameras
+) -> HandPose[np.ndarray]:
+    """The poses scaled to a depth image, or else to the last scale of their tracks."""
+    scaled = scaled_to_depth(poses, depths, camera)
+    assert poses.hand_scale is not None and scaled.hand_scale is not None
+    ratios = np.ones(len(tracks))
+    for row, track in enumerate(tracks):
+        if scaled.hand_scale[row] != poses.hand_scale[row]:
+            track.hand_scale = float(scaled.hand_scale[row])
+        elif not math.isnan(track.hand_scale):
+            ratios[row] = track.hand_scale / poses.hand_scale[row]
+    return scaled.scaled(ratios)
 
 
 def _boxes(poses: HandPose[np.ndarray]) -> np.ndarray:

@@ -9,6 +9,7 @@ queried in a slab of the view, at the depth that the network predicts.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvf_fast.camera_model import Cameras
 from nvf_fast.camera import (
     REFERENCE_FOCAL,
     REFERENCE_SLOPE,
@@ -65,6 +67,7 @@ class PlacedVolume(ABC):
         *,
         boxes: Tensor | None = None,
         roots: Tensor | None = None,
+        cameras: Cameras | None = None,
     ) -> Placement:
         """Place the volume before each camera.
 
@@ -76,14 +79,23 @@ class PlacedVolume(ABC):
                 volume that the wrist places ignores them.
             roots: (B, 3) float64 mm, the wrists in the cameras' frames. A volume that a box places ignores
                 them.
+            cameras: of the images, with their lenses; None without distortion. The homographies begin at the
+                pixels of pinhole cameras of the same intrinsics.
         """
         if left is None:
             left = torch.zeros(len(intrinsics), dtype=torch.bool, device=intrinsics.device)
-        return self._placement(intrinsics, size, left, boxes, roots)
+        lenses = cameras if cameras is not None and cameras.distorted else None
+        return self._placement(intrinsics, size, left, boxes, roots, lenses)
 
     @abstractmethod
     def _placement(
-        self, intrinsics: Tensor, size: int, left: Tensor, boxes: Tensor | None, roots: Tensor | None
+        self,
+        intrinsics: Tensor,
+        size: int,
+        left: Tensor,
+        boxes: Tensor | None,
+        roots: Tensor | None,
+        lenses: Cameras | None,
     ) -> Placement: ...
 
 
@@ -142,15 +154,33 @@ class FrustumVolume(Volume):
     nearest_mm, farthest_mm = BOX_MM[2]
 
     def _placement(
-        self, intrinsics: Tensor, size: int, left: Tensor, boxes: Tensor | None, roots: Tensor | None
+        self,
+        intrinsics: Tensor,
+        size: int,
+        left: Tensor,
+        boxes: Tensor | None,
+        roots: Tensor | None,
+        lenses: Cameras | None,
     ) -> Placement:
         pixels = intrinsics[:, :2, 2] if boxes is None else (boxes[:, 2:] + boxes[:, :2]) / 2
+        if lenses is not None:
+            pixels = torch.from_numpy(lenses.straight(pixels[:, None].numpy())[:, 0])
         frames = view_frame(look_at_rotation(pixels, intrinsics), left)
         origins = intrinsics.new_zeros(len(intrinsics), 3)
         return Placement(reference_homography(intrinsics, size, frames), frames, origins)
 
     def network_points(self, points: Tensor) -> Tensor:
         return points
+
+    def warn_at_ends(self, joints: Tensor) -> None:
+        """Warn of hands whose joints (B, 21, 3) mm, in the volume's frame, reach an end of its depths."""
+        for low, high in torch.stack(joints[..., 2].aminmax(dim=1), 1).tolist() if len(joints) else ():
+            if low <= self.nearest_mm or high >= self.farthest_mm:
+                warnings.warn(
+                    f"a hand between {low:.0f} and {high:.0f} mm reaches the end of the queried depths, "
+                    f"{self.nearest_mm:g} to {self.farthest_mm:g} mm: it may be nearer or farther",
+                    stacklevel=4,
+                )
 
     def lattice(self, step_mm: float, device: torch.device | str | None = None) -> Lattice:
         return Lattice(step_mm, device)
@@ -206,7 +236,13 @@ class RootCube(Volume):
     _depth_offset = 2.0
 
     def _placement(
-        self, intrinsics: Tensor, size: int, left: Tensor, boxes: Tensor | None, roots: Tensor | None
+        self,
+        intrinsics: Tensor,
+        size: int,
+        left: Tensor,
+        boxes: Tensor | None,
+        roots: Tensor | None,
+        lenses: Cameras | None,
     ) -> Placement:
         assert roots is not None
         pixel = intrinsics @ roots[..., None]
@@ -264,16 +300,25 @@ class HandVolume(PlacedVolume):
     needs_root = False
 
     def _placement(
-        self, intrinsics: Tensor, size: int, left: Tensor, boxes: Tensor | None, roots: Tensor | None
+        self,
+        intrinsics: Tensor,
+        size: int,
+        left: Tensor,
+        boxes: Tensor | None,
+        roots: Tensor | None,
+        lenses: Cameras | None,
     ) -> Placement:
         assert boxes is not None
         # numpy, whose operations on few numbers cost a fifth of torch's.
         K, corners, half_size = intrinsics.numpy(), boxes.numpy(), size / 2
         middles, half = (corners[:, 2:] + corners[:, :2]) / 2, (corners[:, 2:] - corners[:, :2]) / 2
-        frames, inverse = look_at_rotation(middles, K), np.linalg.inv(K)
         # Between the midpoints of opposite sides, at depth 1 of the turned camera.
         ends = np.ones((len(K), 4, 3))
         ends[..., :2] = middles[:, None] + half[:, None] * _MIDPOINTS
+        if lenses is not None:
+            straight = lenses.straight(np.concatenate([middles[:, None], ends[..., :2]], 1))
+            middles, ends[..., :2] = straight[:, 0], straight[:, 1:]
+        frames, inverse = look_at_rotation(middles, K), np.linalg.inv(K)
         rays = ends @ (frames @ inverse).swapaxes(1, 2)
         with np.errstate(divide="ignore", invalid="ignore"):
             ends = rays[..., :2] / rays[..., 2:]

@@ -302,7 +302,7 @@ def test_guided_search_starts_from_the_previous_pose(tiny: NVF, monkeypatch: pyt
     )
     with pytest.raises(ValueError, match="previous is for search=\"guided\" only, this is 'dense'"):
         PoseEstimator(tiny, step_mm=32)(image, K, previous=pose)
-    with pytest.raises(ValueError, match=r"a pose for each of 2 image\(s\), got joints \(1, 21, 3\)"):
+    with pytest.raises(ValueError, match="one pose for each of 2 images, got 1"):
         estimator([image, image], K, previous=pose)
     with pytest.raises(TypeError, match=r"previous must be a HandPose.* got ndarray"):
         estimator(image, K, previous=pose.joints)
@@ -509,13 +509,19 @@ def test_refuses_invalid_images(tiny: NVF, image: Any, error: type[Exception], m
         ({"K": K * np.nan}, "K must be finite"),
         ({"hand_scale": 0.035}, r"length in mm.*10 to 120 mm, got 0.035"),
         ({"hand_scale": math.nan}, "10 to 120 mm, got nan"),
-        ({"hand_scale": [35.0, 36.0, 37.0]}, r"a number, or \(2,\) for 2 image\(s\), got shape \(3,\)"),
+        ({"hand_scale": [35.0, 36.0, 37.0]}, r"a number, or \(2,\) for 2 hand\(s\), got shape \(3,\)"),
         ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),
         ({"box": (0.1, 0.2, 0.7, 0.9)}, "at least 2 px larger"),
         ({"box": (100, 10, 140, 50)}, "middle of a box must lie in its image"),
-        ({"box": (1, 2, 3)}, r"box must be \(4,\), or \(2, 4\)"),
+        (
+            {"box": (1, 2, 3)},
+            r"box must be \(x0, y0, x1, y1\) px, or \(4,\) or \(N, 4\) for each of 2 images",
+        ),
+        ({"box": [(10, 10, 40, 50)] * 3}, r"for each of 2 images, got shape \[\(4,\), \(4,\), \(4,\)\]"),
+        ({"box": [np.zeros((1, 5)), np.zeros((0, 4))]}, r"got shape \[\(1, 5\), \(0, 4\)\]"),
+        ({"box": np.zeros((2, 1, 1, 4))}, r"got shape \[\(1, 1, 4\), \(1, 1, 4\)\]"),
         ({"side": "Left"}, '"right", "left" or None.*got \'Left\''),
-        ({"side": ["left"]}, "each of 2"),
+        ({"side": ["left"]}, "a list of 2 of them"),
     ],
 )
 def test_refuses_invalid_arguments(tiny: NVF, arguments: dict, message: str) -> None:

@@ -20,6 +20,7 @@ from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.evaluation.predictors import NetworkPredictor
+from nvf_fast.finding import FoundHands
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.kernels.cast_votes.reference import cast_votes
 from nvf_fast.model import NVF
@@ -331,6 +332,98 @@ def test_finds_and_poses_every_hand_without_a_box(model: NVF) -> None:
     assert set(estimator(image, K, side="left").side) == {"left"}
 
 
+def test_poses_of_several_boxes_and_images(model: NVF, image: np.ndarray) -> None:
+    """A ragged list of boxes yields the poses of single calls, in its order."""
+    estimator, other = smooth(model), np.ascontiguousarray(image[::-1, ::-1])
+    boxes = np.array([BOX, (100, 40, 220, 150), (20, 30, 90, 120)])
+    expected = [
+        estimator(each, K, scale, box, side)
+        for each, scale, box, side in zip(
+            (image, image, other), (30.0, 31.0, 32.0), boxes, ("left", None, "right"), strict=True
+        )
+    ]
+    ragged = estimator(
+        [image, image[:0:-1], other],
+        K,
+        [30.0, 31.0, 32.0],
+        [boxes[:2], [], boxes[2]],
+        ["left", None, "right"],
+    )
+    assert ragged.image_index.tolist() == [0, 0, 2]
+    assert ragged.side == tuple(pose.side for pose in expected)
+    for pose, single in zip(ragged, expected, strict=True):
+        assert single.image_index == 0
+        # 1e-3: batches are summed in another order, measured 2e-4.
+        np.testing.assert_allclose(pose.joints, single.joints, rtol=0, atol=1e-3)
+        np.testing.assert_array_equal(pose.box, single.box)
+    together = estimator(torch.from_numpy(image), K, [30.0, 31.0], boxes[:2], ["left", None])
+    assert isinstance(together.image_index, torch.Tensor) and together.image_index.tolist() == [0, 0]
+    np.testing.assert_allclose(together.joints, ragged.joints[:2], rtol=0, atol=1e-3)
+    assert len(estimator(image, K, box=boxes[:1])) == 1, "a batch of one"
+    none = estimator([image, image], K, box=[[], np.zeros((0, 4))], return_votes=True)
+    assert len(none) == 0 and none.votes == () and none.image_index.shape == (0,)
+    for count, argument in ((3, {"side": ["left"] * 2}), (2, {"hand_scale": [30.0] * 3})):
+        with pytest.raises(ValueError, match=f"{count}"):
+            estimator([image, other], K, box=[boxes[:count], []], **argument)
+
+
+def test_finds_the_hands_of_several_images(model: NVF) -> None:
+    estimator = Marked(model)
+    images = np.zeros((3, 240, 324, 3), np.uint8)
+    images[0, 100:116, 60:76, 0] = images[2, 40:56, 250:266, 0] = images[2, 180:196, 30:46, 0] = 255
+    alone = [estimator(image, K, 30.0) for image in images]
+    pose = estimator(images, np.stack([K] * 3), [30.0] * 3)
+    assert pose.image_index.tolist() == [0] * len(alone[0]) + [2] * len(alone[2])
+    assert len(alone[0]) > 0 and len(alone[1]) == 0 and len(alone[2]) > 0
+    np.testing.assert_allclose(pose.box[pose.image_index == 2], alone[2].box, rtol=0, atol=1e-3)
+    sides = estimator(images, K, side=["left", None, "right"])
+    assert {*zip(sides.image_index.tolist(), sides.side, strict=True)} == {(0, "left"), (2, "right")}
+
+
+@pytest.mark.parametrize("form", ["boxes", "sides", "scores", "found"])
+def test_takes_the_boxes_of_a_detector(model: NVF, form: str) -> None:
+    estimator = Marked(model)
+    images = np.zeros((2, 240, 324, 3), np.uint8)
+    images[1, 100:116, 60:76, 0] = 255
+    seen = []
+
+    def detector(image: np.ndarray) -> Any:
+        seen.append(image)
+        boxes = [[40, 80, 100, 140], [42, 80, 100, 140], [900, 0, 950, 60]] if image.any() else []
+        if form == "boxes":
+            return boxes
+        sides, scores = ["left", "right", None][: len(boxes)], [0.9, 0.5, 1.0][: len(boxes)]
+        if form == "found":
+            return FoundHands(np.reshape(boxes, (-1, 4)), tuple(sides), np.array(scores))
+        return (boxes, sides) if form == "sides" else (boxes, sides, scores)
+
+    pose = estimator(images, K, box=detector)
+    assert len(seen) == 2 and (seen[0] == images[0]).all()
+    # One box is outside the image, two are the same hand's.
+    assert pose.image_index.tolist() == [1] and pose.valid.all()
+    if form != "boxes":
+        assert pose.side == ("left",), "that of the box with the highest score"
+    assert estimator(images[1], K, side="right", box=detector).side == ("right",)
+    assert len(estimator(images[0], K, box=detector)) == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ((), "boxes, sides and scores, got a tuple of 0"),
+        ([1, 2, 3], r"box must be \(x0, y0, x1, y1\) px, or \(N, 4\), got shape \(3,\)"),
+        (([[10, 10, 60, 60]], ["up"]), '"right", "left" or None'),
+        (([[10, 10, 60, 60]], ["left"], [2.0]), r"scores must be in \[0, 1\]"),
+        (([[10, 10, 60, 60]], ["left"], [0.5, 0.5]), r"or \(1,\) for 1 box"),
+    ],
+)
+def test_refuses_invalid_results_of_a_detector(
+    model: NVF, image: np.ndarray, result: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PoseEstimator(model)(image, K, box=lambda image: result)
+
+
 def test_finds_the_same_hands_at_higher_resolution(model: NVF) -> None:
     estimator = Marked(model)
     image = np.zeros((240, 324, 3), np.uint8)
@@ -359,9 +452,8 @@ def test_finer_views_find_smaller_hands(model: NVF) -> None:
 
 def test_find_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
     estimator = PoseEstimator(model)
-    for call in (estimator, estimator.find):
-        with pytest.raises(ValueError, match=r"one image, got several: .* box as \(B, 4\) px"):
-            call([image, image], K)
+    with pytest.raises(ValueError, match="one image, got several"):
+        estimator.find([image, image], K)
     with pytest.raises(ValueError, match=r"score must be in \[0, 1\]"):
         estimator.find(image, K, score=2)
     for smallest in (0, 1 / 65, 1.01, math.nan):
@@ -405,8 +497,13 @@ def test_previous_pose_places_the_hand_view(model: NVF, image: np.ndarray) -> No
     np.testing.assert_allclose(pose.joints, expected.joints, rtol=0, atol=1e-2)
     alone = estimator(image, K, 31.0, side="left", previous=before[1])
     np.testing.assert_allclose(alone.joints, pose.joints[1], rtol=0, atol=1e-2)
-    with pytest.raises(ValueError, match="a pose for each of 1 image"):
-        estimator(image, K, previous=before)
+    both = estimator(image, K, 31.0, side=before.side, previous=before)
+    np.testing.assert_allclose(both.joints, pose.joints, rtol=0, atol=1e-2)
+    assert both.image_index.tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"poses of 2 images, got poses of images \[0, 2\]"):
+        estimator([image, image], K, previous=replace(before, image_index=np.array([0, 2])))
+    with pytest.raises(ValueError, match="one pose for each of 2 images, got 1"):
+        estimator([image, image], K, previous=before[1])
     with pytest.raises(TypeError, match="previous must be a HandPose"):
         estimator(image, K, previous=before.joints)
     lost = replace(before, joints=np.stack([before.joints[0], np.full((21, 3), np.nan)]))

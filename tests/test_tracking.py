@@ -87,7 +87,7 @@ class World:
         self.hands, self.sides, self.searches = hands, sides, list[int]()
 
     def __call__(self, image: Any, K: Any, hand_scale: Any, box: Any = None, side: Any = None) -> HandPose:
-        frame = int((image if box is None else image[0])[0, 0, 0])
+        frame = int(image[0, 0, 0])
         present = {name: np.array(place, float) for name, place in self.hands(frame).items()}
         pixels = {name: project(SHAPE + place) for name, place in present.items()}
         if box is None:

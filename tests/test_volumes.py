@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -161,3 +162,19 @@ def test_unused_slots_lie_outside_the_view(step: float) -> None:
     outside = RootCube().network_points(lattice.points(torch.tensor([lattice.nowhere])))
     uv = project(outside, reference_intrinsics(SIZE)) / (SIZE / 2) - 1
     assert outside[0, 2] <= 0 or (uv.abs() > 1).any()
+
+
+def test_warns_of_hands_at_the_ends_of_the_queried_depths() -> None:
+    joints = torch.full((3, 21, 3), 600.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FrustumVolume().warn_at_ends(joints)
+        FrustumVolume().warn_at_ends(joints[:0])
+    joints[1, 4, 2], joints[2, 8, 2] = 149.0, 1230.0
+    with pytest.warns(UserWarning) as caught:
+        FrustumVolume().warn_at_ends(joints)
+    messages = [str(warning.message) for warning in caught]
+    assert [message.split(" reaches")[0] for message in messages] == [
+        "a hand between 149 and 600 mm",
+        "a hand between 600 and 1230 mm",
+    ]

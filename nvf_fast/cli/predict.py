@@ -125,13 +125,9 @@ class Predict:
         """The record of one image."""
         image = read_image(path)
         camera = self.camera.of(path, *image.shape[:2])
-        if listed is None:
-            found = estimator(image, camera.K, self.hand_scale, self.box, self.side)
-            hands = [found] if found.joints.ndim == 2 else list(found)
-        else:
-            boxes, sides = self._listed(path, listed)
-            several = [image] * len(boxes)
-            hands = list(estimator(several, camera.K, self.hand_scale, boxes, sides)) if boxes else []
+        boxes, sides = (self.box, self.side) if listed is None else self._listed(path, listed)
+        found = estimator(image, camera.K, self.hand_scale, boxes, sides)
+        hands = [found] if found.joints.ndim == 2 else list(found)
         if overlay is not None:
             drawn = image
             for pose in hands:
