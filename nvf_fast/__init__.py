@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nvf_fast import ops
     from nvf_fast.camera_model import Camera
+    from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
     from nvf_fast.config import NVFConfig
     from nvf_fast.estimator import PoseEstimator, load
     from nvf_fast.evaluation import metrics
@@ -32,8 +33,10 @@ __all__ = [
     "Tracker",
     "__version__",
     "load",
+    "load_checkpoint",
     "metrics",
     "ops",
+    "save_checkpoint",
 ]
 
 _MODULE_OF = {
@@ -44,6 +47,8 @@ _MODULE_OF = {
     "PoseEstimator": "nvf_fast.estimator",
     "Tracker": "nvf_fast.tracking",
     "load": "nvf_fast.estimator",
+    "load_checkpoint": "nvf_fast.checkpoint",
+    "save_checkpoint": "nvf_fast.checkpoint",
 }
 _MODULES = {"metrics": "nvf_fast.evaluation.metrics", "ops": "nvf_fast.ops"}
 

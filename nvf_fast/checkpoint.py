@@ -6,8 +6,10 @@ Loading executes no pickled code and is strict: every mismatch raises an error t
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,15 +22,19 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.model import check_entries
 from nvf_fast.runtime.files import remove_unfinished, sync_folder, whole_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 is read too; it has no model_sha256
 DEFAULTS = ("default",)  # the first embedded one of these is the default
 EMBEDDED = Path(__file__).resolve().parent / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 
 
 def save_checkpoint(
-    model: Network, path: str | Path, training: dict[str, Any], dtype: torch.dtype = torch.float16
+    model: Network,
+    path: str | Path,
+    training: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a checkpoint folder atomically: a killed process leaves either the old or the new checkpoint.
 
@@ -38,7 +44,7 @@ def save_checkpoint(
     Args:
         model: the network.
         path: the folder; created with its parents, files in it are replaced.
-        training: metadata of the training, JSON values.
+        training: metadata of the training, JSON values; None records none.
         dtype: of the stored weights.
 
     Raises:
@@ -52,11 +58,13 @@ def save_checkpoint(
             raise ValueError(f"checkpoint: {name} has values that are not finite in {dtype}")
     weights = bytes_from_tensors(state)
     digest = hashlib.sha256(weights).hexdigest()
+    entries = model.config.to_dict()
     config = {
         "schema_version": SCHEMA_VERSION,
-        "model": model.config.to_dict(),
+        "model": entries,
+        "model_sha256": _model_digest(entries),
         "sha256": digest,
-        "training": training,
+        "training": training or {},
     }
     document = _document(config)
     folder = Path(path)
@@ -101,23 +109,19 @@ def load_checkpoint(
 
     Returns:
         The network in evaluation mode, an `NVF` or a baseline of it, and config.json: schema_version, model,
-        sha256, training.
+        model_sha256, sha256, training.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist, or a file of it is missing.
         ImportError: a hub id needs huggingface_hub, which is not installed.
-        ValueError: the schema version, an entry of the configuration, the hash of the weights, or a weight's
-            name, shape or dtype is wrong; the message names it.
+        ValueError: the schema version, an entry of the configuration, the hash of the weights or of the
+            configuration, or a weight's name, shape or dtype is wrong; the message names it.
     """
     folder = resolve(path)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"no checkpoint at {folder}: {CONFIG_FILE} is missing")
     info = _read_config(folder / CONFIG_FILE)
-    file = _pending(folder, str(info["sha256"]))  # there only where a save was interrupted
-    if not file.is_file():
-        file = folder / WEIGHTS_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {folder}: {WEIGHTS_FILE} is missing")
+    file = _weights_file(folder, info["sha256"])
     weights = file.read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
     if digest != info["sha256"]:
@@ -172,14 +176,114 @@ def resolve(source: str | Path | None = None) -> Path:
     return _download(repository, revision or None)
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def save_hub_folder(
+    source: str | Path | None, folder: str | Path, *, license: str | None = None, text: str = ""
+) -> None:
+    """Write a folder for the hub: a checkpoint's two files and a model card, README.md with a YAML header.
+
+    Args:
+        source: the checkpoint, as in `resolve`; its hashes are verified.
+        folder: to write; created with its parents, files in it are replaced.
+        license: identifier of the weights' licence for the header, such as "apache-2.0"; None leaves it out.
+        text: Markdown that follows the generated part of the card: data, errors, limits.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        ImportError: a hub id needs huggingface_hub, which is not installed.
+        ValueError: the checkpoint is damaged.
+    """
+    checkpoint, folder = resolve(source), Path(folder)
+    model, info = load_checkpoint(checkpoint)
+    for name, content in (
+        (WEIGHTS_FILE, _weights_file(checkpoint, info["sha256"]).read_bytes()),
+        (CONFIG_FILE, _document(info)),
+        (CARD_FILE, _model_card(model, info, license, text).encode()),
+    ):
+        _write(folder / name, content)
+
+
+def push_to_hub(
+    source: str | Path | None,
+    repository: str,
+    *,
+    license: str | None = None,
+    text: str = "",
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload the checkpoint",
+) -> str:
+    """Upload a checkpoint to the hub, where `nvf_fast.load(repository)` finds it.
+
+    The credentials are those of huggingface_hub.
+
+    Args:
+        source: the checkpoint, as in `resolve`.
+        repository: "owner/name", which is created if it does not exist.
+        license: as in `save_hub_folder`.
+        text: as in `save_hub_folder`.
+        private: whether a new repository is private.
+        revision: branch to upload to; None is the main one.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ImportError: huggingface_hub is not installed.
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the checkpoint is damaged, or the repository is not "owner/name".
+    """
+    if len(repository.split("/")) != 2 or not all(repository.split("/")):
+        raise ValueError(f'repository must be "owner/name", got {repository!r}')
+    hub = _hub("uploading a checkpoint")
+    with TemporaryDirectory() as folder:
+        save_hub_folder(source, folder, license=license, text=text)
+        api = hub.HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=folder, revision=revision, commit_message=message
+        )
+    return str(commit.commit_url)
+
+
+def _model_card(model: Network, info: dict[str, Any], license: str | None, text: str) -> str:
+    """The card of a checkpoint; the values of its YAML header are JSON, which is YAML."""
+    config = model.config
+    header: dict[str, Any] = {"library_name": "nvf-fast", "pipeline_tag": "keypoint-detection"}
+    header |= {"tags": ["hand-pose", "3d", config.task, config.method]}
+    if license is not None:
+        header["license"] = license
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---"]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    title = f"Camera-space hand pose: {config.method} network of {config.view} views"
+    lines += ["", f"# {title}", "", "```python", "import nvf_fast", ""]
+    lines += ['estimator = nvf_fast.load("OWNER/NAME")  # this repository', "```", ""]
+    rows = {
+        "task": config.task,
+        "encoder": config.encoder,
+        "view": f"{config.view}, {config.input_size} x {config.input_size} px",
+        "parameters": f"{parameters:,}",
+        "weights": f"sha256 {info['sha256']}",
+    }
+    lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    return "\n".join([*lines, *(["", text.strip()] if text.strip() else [])]) + "\n"
+
+
+def _hub(purpose: str) -> Any:
+    """The package huggingface_hub."""
     try:
-        from huggingface_hub import snapshot_download
+        return importlib.import_module("huggingface_hub")
     except ImportError as error:
-        raise ImportError(
-            f"{repository!r} is no folder; as a hub id it needs huggingface_hub: pip install 'nvf-fast[hub]'"
-        ) from error
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        raise ImportError(f"{purpose} needs huggingface_hub: pip install 'nvf-fast[hub]'") from error
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    hub = _hub(f"{repository!r} is no folder; as a hub id it")
+    patterns = [CONFIG_FILE, WEIGHTS_FILE]
+    try:
+        return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except OSError as error:  # no such repository, no access, no network
+        raise FileNotFoundError(f"no checkpoint {repository!r} from the hub: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -188,13 +292,24 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
     version = info.get("schema_version") if isinstance(info, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{path}: schema_version is {version!r}, this library reads {SCHEMA_VERSION}")
+    if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
+        raise ValueError(f"{path}: schema_version is {version!r}, this library reads 1 and {SCHEMA_VERSION}")
     expected = {"schema_version", "model", "sha256", "training"}
+    if version > 1:
+        expected.add("model_sha256")
     if info.keys() != expected:
         unknown, missing = sorted(info.keys() - expected), sorted(expected - info.keys())
         raise ValueError(f"{path}: unknown entries {unknown}, missing entries {missing}")
+    if version > 1 and (digest := _model_digest(info["model"])) != info["model_sha256"]:
+        raise ValueError(
+            f"{path}: model is not as saved: its sha256 is {digest}, model_sha256 is {info['model_sha256']}"
+        )
     return info
+
+
+def _model_digest(entries: dict[str, Any]) -> str:
+    """Hash of a model's configuration, independent of the order and the layout of its entries."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _document(config: dict[str, Any]) -> bytes:
@@ -204,6 +319,15 @@ def _document(config: dict[str, Any]) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     with whole_file(path) as file:
         file.write(content)
+
+
+def _weights_file(folder: Path, digest: str) -> Path:
+    """The file of a checkpoint's weights."""
+    pending = _pending(folder, str(digest))  # there only where a save was interrupted
+    file = pending if pending.is_file() else folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {folder}: {WEIGHTS_FILE} is missing")
+    return file
 
 
 def _pending(folder: Path, digest: str) -> Path:

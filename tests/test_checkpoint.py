@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import nvf_fast
 from nvf_fast import checkpoint
 from nvf_fast.checkpoint import load_checkpoint, resolve, save_checkpoint
 from nvf_fast.config import NVFConfig
@@ -38,6 +41,9 @@ def folder(model: NVF, tmp_path: Path) -> Path:
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
+    """Replace entries of config.json, None removes one; a changed model has the hash of the change."""
+    if "model" in changes and "model_sha256" not in changes:
+        changes["model_sha256"] = checkpoint._model_digest(changes["model"])
     info = json.loads((folder / "config.json").read_text())
     info.update(changes)
     (folder / "config.json").write_text(
@@ -123,10 +129,17 @@ def test_refuses_a_changed_byte(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema_version is 2, this library reads 1"),
+        ({"schema_version": 3}, "schema_version is 3, this library reads 1 and 2"),
+        ({"schema_version": True}, "schema_version is True"),
         ({"schema_version": None}, "schema_version is None"),
         ({"author": "me"}, r"unknown entries \['author'\]"),
         ({"training": None}, r"missing entries \['training'\]"),
+        ({"model_sha256": None}, r"missing entries \['model_sha256'\]"),
+        ({"schema_version": 1}, r"unknown entries \['model_sha256'\]"),
+        (
+            {"model": CONFIG.to_dict() | {"groups": 1}, "model_sha256": "0"},
+            "model is not as saved: its sha256",
+        ),
         ({"model": CONFIG.to_dict() | {"breadth": 3}}, r"unknown entries \['breadth'\]"),
         ({"model": CONFIG.to_dict() | {"width": 24}}, "of another shape: encoder.shallow"),
     ],
@@ -208,8 +221,109 @@ def test_hub_id_needs_the_hub_and_passes_its_revision(folder: Path, monkeypatch:
         requested.append((repository, revision))
         return str(folder)
 
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert resolve("someone/hands") == resolve("someone/hands@v1") == folder
     assert requested == [("someone/hands", None), ("someone/hands", "v1")]
+
+
+def test_reads_the_first_version_without_the_hash_of_the_configuration(folder: Path) -> None:
+    edit_config(folder, schema_version=1, model_sha256=None)
+    loaded, info = load_checkpoint(folder)
+    assert loaded.config == CONFIG and "model_sha256" not in info
+
+
+def test_hash_of_the_configuration_covers_every_entry_but_not_their_order() -> None:
+    entries = CONFIG.to_dict()
+    digests = {checkpoint._model_digest(entries | {"groups": groups}) for groups in (1, 2, 4)}
+    assert len(digests) == 3
+    assert checkpoint._model_digest(dict(reversed(entries.items()))) in digests
+
+
+def test_metadata_is_optional(model: NVF, tmp_path: Path) -> None:
+    nvf_fast.save_checkpoint(model, tmp_path / "new")
+    assert nvf_fast.load_checkpoint(tmp_path / "new")[1]["training"] == {}
+
+
+def test_hub_folder_is_a_checkpoint_with_a_model_card(folder: Path, tmp_path: Path) -> None:
+    checkpoint.save_hub_folder(folder, tmp_path / "hub", license="mit", text="# Limits\nNone known.\n")
+    names = ["README.md", "config.json", "weights.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == names
+    assert load_checkpoint(tmp_path / "hub")[1] == load_checkpoint(folder)[1]
+    _, header, card = (tmp_path / "hub/README.md").read_text().split("---\n", 2)
+    entries = {key: json.loads(value) for key, value in (line.split(": ", 1) for line in header.splitlines())}
+    assert entries["license"] == "mit" and entries["library_name"] == "nvf-fast"
+    assert "hand-pose" in entries["tags"]
+    digest = json.loads((folder / "config.json").read_text())["sha256"]
+    assert digest in card and card.endswith("\n\n# Limits\nNone known.\n")
+
+
+def test_card_of_a_checkpoint_without_a_licence_names_none(folder: Path, tmp_path: Path) -> None:
+    checkpoint.save_hub_folder(folder, tmp_path / "hub")
+    assert "license" not in (tmp_path / "hub/README.md").read_text()
+
+
+def test_hub_folder_refuses_a_damaged_checkpoint(folder: Path, tmp_path: Path) -> None:
+    edit_config(folder, model=replace(CONFIG, groups=1).to_dict(), model_sha256="0")
+    with pytest.raises(ValueError, match="model is not as saved"):
+        checkpoint.save_hub_folder(folder, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_pushes_what_load_then_finds(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+
+    class HfApi:
+        def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+            assert exist_ok
+            calls.append(("create", (repository, private)))
+
+        def upload_folder(
+            self, *, repo_id: str, folder_path: str, revision: str | None, commit_message: str
+        ) -> types.SimpleNamespace:
+            calls.append(("upload", (repo_id, revision, commit_message)))
+            shutil.copytree(folder_path, tmp_path / "remote")
+            return types.SimpleNamespace(commit_url="address of the commit")
+
+    def snapshot_download(repository: str, **_: Any) -> str:
+        return str(tmp_path / "remote")
+
+    hub = types.SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    pushed = checkpoint.push_to_hub(
+        folder, "someone/hands", private=True, revision="next", message="First weights"
+    )
+    assert pushed == "address of the commit"
+    upload = ("someone/hands", "next", "First weights")
+    assert calls == [("create", ("someone/hands", True)), ("upload", upload)]
+    loaded, info = load_checkpoint("someone/hands")
+    assert loaded.config == CONFIG and info["training"] == {"steps": 7}
+
+
+def test_push_refuses_other_names_and_a_missing_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("hands", "someone/", "a/b/c"):
+        with pytest.raises(ValueError, match='must be "owner/name", got'):
+            checkpoint.push_to_hub(folder, name)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"uploading a checkpoint needs .* pip install 'nvf-fast\[hub\]'"):
+        checkpoint.push_to_hub(folder, "someone/hands")
+
+
+def test_calls_to_the_hub_have_arguments_that_exist() -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+    push = inspect.signature(hub.HfApi.upload_folder).parameters
+    assert {"repo_id", "folder_path", "revision", "commit_message"} <= push.keys()
+    assert {"private", "exist_ok"} <= inspect.signature(hub.HfApi.create_repo).parameters.keys()
+    assert {"revision", "allow_patterns"} <= inspect.signature(hub.snapshot_download).parameters.keys()
+
+
+def test_absent_hub_checkpoint_is_one_clear_error_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"someone/hands.*hub"):
+        load_checkpoint("someone/hands")

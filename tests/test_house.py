@@ -34,8 +34,10 @@ PUBLIC_NAMES = [
     "Tracker",
     "__version__",
     "load",
+    "load_checkpoint",
     "metrics",
     "ops",
+    "save_checkpoint",
 ]
 NOT_FOR_INFERENCE = tuple(
     f"nvf_fast.{name}" for name in ("data", "evaluation", "reproduce", "synthetic", "training")

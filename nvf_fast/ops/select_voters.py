@@ -80,10 +80,12 @@ def _check_capacity(name: str, capacity: int) -> None:
 
 
 def _empty_results(values: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch, capacity = len(values), options[-1]
+    batch, capacity = values.shape[0], options[-1]
     indices = values.new_empty(batch, capacity, dtype=torch.int64)
     return indices, values.new_empty(batch, dtype=torch.int32), values.new_empty(batch, dtype=torch.bool)
 
 
-_compact = Operation("compact", reference.compact, _empty_results, folder="select_voters")
-_select_voters = Operation("select_voters", reference.select_voters, _empty_results)
+_compact = Operation(
+    "compact", reference.compact, _empty_results, gradients="none", folder="select_voters"
+)
+_select_voters = Operation("select_voters", reference.select_voters, _empty_results, gradients="none")
