@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,30 @@ def test_numpy_preserves_every_field() -> None:
     np.testing.assert_array_equal(arrays.votes[2].directions, poses.votes[2].directions)
     one = arrays[2]
     assert not one.valid and one.voters == 2 and isinstance(one.scores, np.ndarray)
+
+
+def test_scaled_poses() -> None:
+    poses = replace(batch(), expected_error=torch.full((3, 21), 10.0), hand_scale=torch.full((3,), 30.0))
+    poses.expected_error[-1] = torch.nan
+    ratio = torch.tensor([2.0, 0.5, 3.0])
+    scaled = poses.scaled(ratio)
+    torch.testing.assert_close(scaled.joints[1], 0.5 * poses.joints[1])
+    assert torch.equal(scaled.joints_2d[:2], poses.joints_2d[:2])
+    assert scaled.hand_scale.tolist() == [60.0, 15.0, 90.0] and scaled.expected_error[0, 3] == 20
+    expected_scores = torch.tensor([0.5, 1 / (1 + 0.25**2), 0.0])  # of errors of 20 mm, 5 mm, and NaN
+    torch.testing.assert_close(scaled.scores, expected_scores[:, None].expand(3, 21))
+    torch.testing.assert_close(scaled.votes[2].points, 3 * poses.votes[2].points)
+    torch.testing.assert_close(scaled.votes[1].directions, 0.5 * poses.votes[1].directions)
+    assert torch.equal(scaled.votes[2].weights, poses.votes[2].weights)
+    for pose, factor, one in zip(poses.numpy(), ratio.tolist(), scaled, strict=True):
+        single = pose.scaled(factor)
+        assert single.joints.dtype == np.float32 and single.hand_scale.dtype == np.float32
+        np.testing.assert_allclose(single.joints, one.joints)
+        np.testing.assert_allclose(single.scores, one.scores)
+        np.testing.assert_allclose(single.votes.points, one.votes.points)
+    plain = batch().scaled(2.0)  # of a network without expected errors
+    assert plain.expected_error is None and plain.hand_scale is None
+    assert plain.scores.min() >= 0 and plain.votes[1].points.shape == (1, 3)
 
 
 def test_to_dict_is_json() -> None:
