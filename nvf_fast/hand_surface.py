@@ -120,9 +120,11 @@ def cone_distances(ends: Tensor, radii: Tensor, points: Tensor, origin: Tensor) 
         origin: (3,) near the cones, from which distances are computed for precision.
     """
     start, axis = ends[:, 0] - origin, ends[:, 1] - ends[:, 0]
-    squared_length, squared_start = (axis * axis).sum(-1), (start * start).sum(-1)
+    squared_length, squared_start = (axis * axis).sum(-1).clamp_min(1e-9), (start * start).sum(-1)
     difference, offset = radii[:, 0] - radii[:, 1], (start * axis).sum(-1)
-    slope = difference / (squared_length - difference * difference).sqrt() / squared_length.sqrt()
+    # Where one end contains the other, the clamp leaves the larger sphere.
+    slope = difference / (squared_length - difference * difference).clamp_min(1e-6).sqrt()
+    slope = slope / squared_length.sqrt()
     distances = []
     for part in (points - origin).split(POINTS):
         projection = part @ axis.T - offset

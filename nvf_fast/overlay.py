@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from nvf_fast.pose import BONES, HandPose
 
-WRIST_COLOUR = (255, 255, 255)
+WHITE = (255, 255, 255)
 FINGER_COLOURS = ((230, 75, 60), (245, 170, 40), (75, 190, 90), (60, 150, 235), (175, 95, 220))
+DARK, GREY = (20, 20, 20), (130, 130, 130)
 FINEST = 4  # samples per pixel along each axis
 MOST_SAMPLES = 16_000_000  # in total, which reduces the samples per pixel of large hands
+SMALLEST_TEXT, LARGEST_TEXT = 11, 120  # px
 
 
-def draw_pose(image: np.ndarray, pose: HandPose) -> Image.Image:
-    """Draw the skeleton and its joints, one colour per finger, nearer bones over farther ones.
+def draw_poses(
+    image: np.ndarray, poses: HandPose | Iterable[HandPose], ids: Sequence[int] = ()
+) -> Image.Image:
+    """Draw skeletons, one colour per finger, nearer hands and bones over farther ones.
+
+    A joint is a filled disc where its score is 1; a hole grows in it as the score falls. Beside the wrist
+    stand the hand's id, its side, and the mean expected error of its joints.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        pose: one pose in it; an invalid pose leaves the image unchanged.
+        poses: a pose in it or several; invalid ones are not drawn.
+        ids: of the hands, one for each pose, or none.
 
     Returns:
         An RGB image of the same size.
     """
-    if not pose.valid:
-        return Image.fromarray(image)
-    return draw_joints(image, pose.joints_2d, pose.joints[:, 2])
-
-
-def draw_joints(image: np.ndarray, joints_2d: np.ndarray, depth: np.ndarray) -> Image.Image:
-    """Draw joints without a pose, as `draw_pose` does.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        joints_2d: (21, 2) px of the image, the first pixel of a row centred at 0.
-        depth: (21,) of the joints, any unit.
-
-    Returns:
-        An RGB image of the same size.
-    """
+    if isinstance(poses, HandPose) and poses.joints.ndim == 2:
+        poses = [poses]
+    hands = [(pose, f"{ids[row]} " if ids else "") for row, pose in enumerate(poses) if pose.valid]
     drawing = Image.fromarray(image)
-    pixels = np.asarray(joints_2d, dtype=np.float64) + 0.5  # Pillow counts from the pixel's corner
-    depth = np.asarray(depth, dtype=np.float64)
-    thickness = max(2.0, float(np.ptp(pixels, 0).max()) / 60)
+    for pose, label in sorted(hands, key=lambda hand: -float(hand[0].joints[:, 2].mean())):
+        _draw_skeleton(drawing, np.asarray(pose.joints_2d, np.float64) + 0.5, pose)
+        _draw_label(drawing, np.asarray(pose.joints_2d, np.float64) + 0.5, label + _description(pose))
+    return drawing
 
+
+def _draw_skeleton(drawing: Image.Image, pixels: np.ndarray, pose: HandPose) -> None:
+    """Draw a pose at pixels (21, 2), which Pillow counts from the first pixel's corner."""
+    depth, scores = pose.joints[:, 2], np.asarray(pose.scores, np.float64)
+    thickness = max(2.0, float(np.ptp(pixels, 0).max()) / 60)
     margin = 3 * thickness
     left, top = np.clip(np.floor(pixels.min(0) - margin), 0, drawing.size).astype(int)
     right, bottom = np.clip(np.ceil(pixels.max(0) + margin), 0, drawing.size).astype(int)
     if right <= left or bottom <= top:
-        return drawing
+        return
     region = (int(left), int(top), int(right), int(bottom))
     fine = int(np.clip(np.sqrt(MOST_SAMPLES / ((right - left) * (bottom - top))), 1, FINEST))
     patch = drawing.crop(region)
@@ -58,12 +61,43 @@ def draw_joints(image: np.ndarray, joints_2d: np.ndarray, depth: np.ndarray) -> 
     for parent, child in sorted(BONES, key=lambda bone: -depth[list(bone)].mean()):
         colour = FINGER_COLOURS[(child - 1) // 4]
         draw.line([*points[parent], *points[child]], colour, round(thickness * fine))
-        _disc(draw, points[child], thickness * fine, colour)
-    _disc(draw, points[0], 1.3 * thickness * fine, WRIST_COLOUR)
+        _disc(draw, points[child], 1.3 * thickness * fine, colour, scores[child])
+    _disc(draw, points[0], 1.6 * thickness * fine, GREY, scores[0])
     drawing.paste(layer.resize(patch.size, Image.Resampling.BOX), region)
-    return drawing
 
 
-def _disc(draw: ImageDraw.ImageDraw, centre: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:
-    box = [*(centre - radius), *(centre + radius)]
-    draw.ellipse(box, colour, outline=(20, 20, 20), width=max(1, round(radius / 5)))
+def _disc(
+    draw: ImageDraw.ImageDraw, centre: np.ndarray, radius: float, colour: tuple[int, int, int], score: float
+) -> None:
+    """A disc with a dark edge, and a white hole whose radius is 1 - score of the disc's."""
+    edge = max(1, round(radius / 6))
+    draw.ellipse([*(centre - radius), *(centre + radius)], colour, outline=DARK, width=edge)
+    hole = (radius - edge) * (1 - score)
+    if hole >= 1:
+        draw.ellipse([*(centre - hole), *(centre + hole)], WHITE)
+
+
+def _description(pose: HandPose) -> str:
+    side = pose.side if isinstance(pose.side, str) else ""
+    if pose.expected_error is None:
+        return side
+    return f"{side} ±{np.mean(pose.expected_error):.0f} mm"
+
+
+def _draw_label(drawing: Image.Image, pixels: np.ndarray, text: str) -> None:
+    """Write a text beside the wrist, if that is in the image, where it hides no bone of joints (21, 2) px."""
+    if not text or not (pixels[0] >= 0).all() or not (pixels[0] < drawing.size).all():
+        return
+    size = float(np.clip(np.ptp(pixels, 0).max() / 10, SMALLEST_TEXT, LARGEST_TEXT))
+    draw, font = ImageDraw.Draw(drawing), ImageFont.load_default(size)
+    half = np.array([draw.textlength(text, font) + 0.6 * size, 1.4 * size]) / 2
+    away = pixels[0] - pixels[1:].mean(0)
+    turns = np.arctan2(away[1], away[0]) + np.pi / 8 * np.array([0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5])
+    directions = np.stack([np.cos(turns), np.sin(turns)], 1)
+    places = np.concatenate([pixels[0] + (half + gap * size) * directions for gap in (0.4, 1.5, 3.0)])
+    places = np.clip(places, half, np.maximum(drawing.size - half, half))
+    starts, ends = pixels[np.array(BONES)].transpose(1, 0, 2)
+    drawn = np.concatenate([starts + ratio * (ends - starts) for ratio in (0, 0.2, 0.4, 0.6, 0.8, 1)])
+    free = np.linalg.norm(np.maximum(np.abs(drawn - places[:, None]) - half, 0), axis=-1).min(1)
+    x, y = places[np.minimum(free, 0.3 * size).argmax()]  # the first place that is free enough
+    draw.text((x, y), text, WHITE, font, "mm", stroke_width=max(1, round(size / 9)), stroke_fill=DARK)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 import nvf_fast
@@ -30,7 +32,7 @@ from nvf_fast.evaluation import mean_pose, metrics
 from nvf_fast.evaluation.submission import read_submission
 from nvf_fast.image_files import exif_focal, read_image
 from nvf_fast.model import NVF
-from nvf_fast.overlay import draw_pose
+from nvf_fast.overlay import _description, draw_poses
 from nvf_fast.pose import HandPose
 from tests import dataset_trees
 from tests.hand_cases import hand_network
@@ -399,6 +401,26 @@ def test_predict_refuses_a_box_in_fractions(run: Run, images: list[Path], checkp
     assert status == 2 and "at least 2 px larger" in err and "at least 2 px" in records(out)[0]["error"]
 
 
+def test_predict_writes_meshes_and_figures(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path
+) -> None:
+    listed, meshes, figure = tmp_path / "boxes.json", tmp_path / "meshes", tmp_path / "row.png"
+    listed.write_text(json.dumps({"a.png": [{"box": [40, 30, 100, 90]}]}))
+    options = ["--fx", 500, "--boxes", listed, "--mesh", meshes, *hands]
+    status, out, _ = run("predict", images[0], *options, "--figure", figure)
+    assert status == 0
+    assert sorted(path.name for path in meshes.iterdir()) == ["a-0.glb"]
+    mesh, joints = trimesh.load_mesh(meshes / "a-0.glb"), np.array(records(out)[0]["hands"][0]["joints"])
+    assert mesh.is_watertight
+    assert (joints > mesh.bounds[0]).all() and (joints < mesh.bounds[1]).all()
+    with Image.open(figure) as drawn:
+        assert drawn.width > 5 * drawn.height, "one row of nine panels"
+    status, _, _ = run("predict", images[0], *options, "--mesh-format", "obj")
+    assert status == 0 and trimesh.load_mesh(meshes / "a-0.obj").is_watertight
+    status, _, err = run("predict", images[0], *options, "--figure", "row.jpg")
+    assert status == 2 and "--figure must be a .png file or a folder" in err
+
+
 def test_predict_refuses_overlapping_overlays(
     run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -406,7 +428,7 @@ def test_predict_refuses_overlapping_overlays(
     status, _, err = run("predict", *images, *options, "--overlay", "one.png")
     assert status == 2 and "must be a folder" in err
     status, _, err = run("predict", tmp_path / "a.png", tmp_path / "a.jpg", *options, "--overlay", tmp_path)
-    assert status == 2 and "drawn into a.png" in err
+    assert status == 2 and "written into a.png" in err
 
 
 def test_images_are_read_upright_in_rgb(tmp_path: Path) -> None:
@@ -640,14 +662,23 @@ def test_drawing(tmp_path: Path) -> None:
     joints_2d = np.stack([np.linspace(20, 140, 21), np.linspace(30, 90, 21)], -1).astype(np.float32)
     pose = HandPose(joints, joints_2d, np.ones(21), 5, True, 99, 1.0)
     image = np.zeros((120, 160, 3), np.uint8)
-    drawn = np.array(draw_pose(image, pose))
+    drawn = np.array(draw_poses(image, pose))
     assert drawn.shape == image.shape and image.max() == 0
     for u, v in joints_2d[1:].round().astype(int):
         assert drawn[v, u].max() > 100, "each joint is covered"
     assert drawn[:20].max() == 0 and drawn[:, 150:].max() == 0, "and little else"
     edge = drawn[(drawn > 0).any(-1)].max(-1)
     assert len(np.unique(edge)) > 10, "edges are smooth"
+    unsure = replace(pose, scores=np.full(21, 0.2))
+    white = [(np.array(draw_poses(image, each)).min(-1) > 200).sum() for each in (pose, unsure)]
+    assert white[1] > white[0] + 30, "unsure joints have holes"
+    labelled = replace(pose, side="left", expected_error=np.full(21, 14.2))
+    assert (np.array(draw_poses(image, labelled, ids=[3])) != drawn).any()
+    assert _description(labelled) == "left ±14 mm"
+    other = HandPose(joints + [0, 0, 9], joints_2d[::-1].copy(), np.ones(21), 5, True, 99, 1.0)
+    both, reverse = (np.array(draw_poses(image, pair)) for pair in ([pose, other], [other, pose]))
+    np.testing.assert_array_equal(both, reverse)
     invisible = HandPose(joints * np.nan, joints_2d * np.nan, np.zeros(21), 0, False, 99, 0.0)
-    np.testing.assert_array_equal(np.array(draw_pose(image, invisible)), image)
+    np.testing.assert_array_equal(np.array(draw_poses(image, invisible)), image)
     outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True, 99, 1.0)
-    np.testing.assert_array_equal(np.array(draw_pose(image, outside)), image)
+    np.testing.assert_array_equal(np.array(draw_poses(image, outside)), image)

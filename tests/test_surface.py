@@ -92,6 +92,13 @@ def test_cone_distances_are_the_labels_distances(hands: list[PosedHand]) -> None
         np.testing.assert_allclose(found.amin(1).numpy(), expected, atol=1e-3)
 
 
+def test_hand_mesh_of_coinciding_joints(hands: list[PosedHand], meshes: list[trimesh.Trimesh]) -> None:
+    joints = hands[0].joints.copy()
+    joints[[7, 12, 4]] = joints[[6, 11, 3]] + [0.5, 0, 0]
+    mesh = hand_mesh(joints, 3.0)
+    assert mesh.is_watertight and 0.5 < mesh.volume / meshes[0].volume < 2
+
+
 @pytest.mark.parametrize("suffix", ["ply", "obj", "glb"])
 def test_export(suffix: str, hands: list[PosedHand], tmp_path: Path) -> None:
     pose = pose_of(torch.from_numpy(hands[0].joints).float())

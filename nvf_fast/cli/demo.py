@@ -13,7 +13,7 @@ from PIL import Image
 
 from nvf_fast.cli import load_estimator, user_errors
 from nvf_fast.cli.options import Optional
-from nvf_fast.overlay import draw_pose
+from nvf_fast.overlay import draw_poses
 from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.search import Search
 
@@ -57,13 +57,12 @@ class Demo:
 
         for pose, hand in _matched(poses, truth):
             _print_table(pose, hand, truth["K"])
-            image = np.array(draw_pose(image, pose))
         hands = len(truth["hands"])
         print(f"found {int(poses.valid.sum())} hands; the image shows {hands}")
         stages = ", ".join(f"{stage} {each:.1f}" for stage, each in milliseconds.items())
         print(f"{sum(milliseconds.values()):.1f} ms on {estimator.device}: {stages}")
         with user_errors():
-            Image.fromarray(image).save(self.overlay)
+            draw_poses(image, poses).save(self.overlay)
         print(f"wrote {self.overlay}")
 
 

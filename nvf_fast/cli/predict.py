@@ -6,13 +6,13 @@ import hashlib
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, load_estimator, user_errors
@@ -21,15 +21,18 @@ from nvf_fast.cli.options import Optional, Several
 from nvf_fast.cli.records import RecordWriter
 from nvf_fast.image_files import read_image
 from nvf_fast.inputs import read_hand_scale
-from nvf_fast.overlay import draw_pose
-from nvf_fast.pose import JOINT_NAMES
+from nvf_fast.overlay import draw_poses
+from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.runtime.files import whole_file
 from nvf_fast.search import Search
 
 if TYPE_CHECKING:
+    import trimesh
+
     from nvf_fast.estimator import PoseEstimator
 
 CAMERA_NUMBERS = ("fx", "fy", "cx", "cy", "fov")
+MeshFormat = Literal["glb", "obj", "ply"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -58,6 +61,11 @@ class Predict:
         out: file for the lines; with a name ending in .json, for one document {"joint_names", "images":
             [...]} when all are done; standard output when absent.
         overlay: file for the drawn joints of one image (.png or .jpg), or folder for NAME.png of each.
+        figure: .png file for the paper's row of panels of each hand in one image (mesh, voters, votes, pose),
+            or folder for NAME.png of each image.
+        mesh: folder for the surface of each hand, NAME-0.glb for the first one of "hands"; mm, in the
+            camera's frame.
+        mesh_format: of those files.
         checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
         device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
     """
@@ -72,6 +80,9 @@ class Predict:
     search: Search = "dense"
     out: Optional[Path] = None
     overlay: Optional[Path] = None
+    figure: Optional[Path] = None
+    mesh: Optional[Path] = None
+    mesh_format: MeshFormat = "glb"
     checkpoint: Optional[str] = None
     device: Optional[str] = None
 
@@ -79,7 +90,7 @@ class Predict:
         if not self.images:
             raise UserError("no image given")
         self.camera.check()
-        overlays = self._overlay_files()
+        files = self._output_files()
         listed = self._read_boxes()
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out must be a file, {self.out} is a folder")
@@ -91,14 +102,14 @@ class Predict:
 
         failed, assumed = 0, False
         with RecordWriter(self.out, self._settings(estimator), {"joint_names": JOINT_NAMES}) as records:
-            left = {path: overlay for path, overlay in overlays.items() if str(path) not in records.done}
-            if len(left) < len(overlays):
-                _warn(f"{len(overlays) - len(left)} of {len(overlays)} images are done already")
-            for path, overlay in tqdm(left.items(), unit="image", disable=len(left) < 2):
+            left = {path: each for path, each in files.items() if str(path) not in records.done}
+            if len(left) < len(files):
+                _warn(f"{len(files) - len(left)} of {len(files)} images are done already")
+            for path, outputs in tqdm(left.items(), unit="image", disable=len(left) < 2):
                 try:
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always")
-                        record = self._predict(estimator, path, listed, overlay)
+                        record = self._predict(estimator, path, listed, outputs)
                 except Exception as error:  # whatever an image causes must not stop the others
                     failed += 1
                     message = _message(error)
@@ -120,20 +131,25 @@ class Predict:
             raise UserError(f"{failed} of {len(left)} images failed")
 
     def _predict(
-        self, estimator: PoseEstimator, path: Path, listed: dict[str, Any] | None, overlay: Path | None
+        self, estimator: PoseEstimator, path: Path, listed: dict[str, Any] | None, outputs: dict[str, Path]
     ) -> dict[str, Any]:
         """The record of one image."""
         image = read_image(path)
         camera = self.camera.of(path, *image.shape[:2])
         boxes, sides = (self.box, self.side) if listed is None else self._listed(path, listed)
-        found = estimator(image, camera.K, self.hand_scale, boxes, sides)
+        found = estimator(image, camera.K, self.hand_scale, boxes, sides, return_votes="figure" in outputs)
         hands = [found] if found.joints.ndim == 2 else list(found)
-        if overlay is not None:
-            drawn = image
-            for pose in hands:
-                drawn = np.asarray(draw_pose(drawn, pose))
+        if overlay := outputs.get("overlay"):
             with whole_file(overlay) as file:
-                Image.fromarray(drawn).save(file, "PNG" if overlay.suffix.lower() == ".png" else "JPEG")
+                draw_poses(image, hands).save(file, "PNG" if overlay.suffix.lower() == ".png" else "JPEG")
+        if outputs.keys() & {"figure", "mesh"}:
+            meshes = {row: pose.mesh() for row, pose in enumerate(hands) if pose.valid}
+            if target := outputs.get("mesh"):
+                for row, mesh in meshes.items():
+                    with whole_file(target.with_name(f"{target.stem}-{row}{target.suffix}")) as file:
+                        mesh.export(file, self.mesh_format)
+            if meshes and (figure := outputs.get("figure")):
+                write_figure(figure, image, camera.K, [(hands[row], mesh) for row, mesh in meshes.items()])
         scale = {} if self.hand_scale is None else {"hand_scale": self.hand_scale}
         return {
             "image": str(path),
@@ -184,20 +200,46 @@ class Predict:
             )
         return [hand["box"] for hand in hands], [hand.get("side") or self.side for hand in hands]
 
-    def _overlay_files(self) -> dict[Path, Path | None]:
-        """The overlay of each image, each image once."""
+    def _output_files(self) -> dict[Path, dict[str, Path]]:
+        """The files of each image, each image once, by the options that ask for them."""
         images = list(dict.fromkeys(self.images))
-        if self.overlay is None:
-            return dict.fromkeys(images)
-        if self.overlay.suffix.lower() in IMAGE_SUFFIXES:
-            if len(images) > 1:
-                raise UserError(f"--overlay must be a folder for several images, got {self.overlay}")
-            return {images[0]: self.overlay}
-        names = [f"{path.stem}.png" for path in images]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UserError(f"--overlay: several images would be drawn into {twice[0]}")
-        return {path: self.overlay / name for path, name in zip(images, names, strict=True)}
+        files: dict[Path, dict[str, Path]] = {path: {} for path in images}
+        wanted = ("overlay", self.overlay, "png"), ("figure", self.figure, "png")
+        for option, target, suffix in (*wanted, ("mesh", self.mesh, self.mesh_format)):
+            if target is None:
+                continue
+            if option == "figure" and target.suffix.lower() in IMAGE_SUFFIXES[1:]:
+                raise UserError(f"--figure must be a .png file or a folder, got {target}")
+            if target.suffix.lower() in IMAGE_SUFFIXES and option != "mesh":
+                if len(images) > 1:
+                    raise UserError(f"--{option} must be a folder for several images, got {target}")
+                files[images[0]][option] = target
+                continue
+            names = [f"{path.stem}.{suffix}" for path in images]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise UserError(f"--{option}: several images would be written into {twice[0]}")
+            for path, name in zip(images, names, strict=True):
+                files[path][option] = target / name
+        return files
+
+
+def write_figure(
+    path: Path, image: np.ndarray, K: np.ndarray, hands: Sequence[tuple[HandPose, trimesh.Trimesh]]
+) -> None:
+    """Draw the paper's row of panels for each hand with its mesh."""
+    import torch
+
+    from nvf_fast.data.sample import HandSample
+    from nvf_fast.reproduce.plots.hands import qualitative_figure
+    from nvf_fast.reproduce.plots.rows import pose_row
+    from nvf_fast.surface import Mesh
+
+    rows = []
+    for pose, mesh in hands:
+        sample = HandSample(path.stem, image, K, joints=torch.from_numpy(pose.joints))
+        rows.append(pose_row(sample, pose, Mesh(mesh.vertices, mesh.faces), str(pose.side)))
+    qualitative_figure(rows, path)
 
 
 def _message(error: Exception) -> str:

@@ -7,21 +7,17 @@ import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, Annotated
 
 import numpy as np
 import tyro
-from PIL import ImageDraw
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions
 from nvf_fast.cli.options import Flag, Optional
-from nvf_fast.overlay import draw_pose
+from nvf_fast.overlay import draw_poses
 from nvf_fast.video import CAMERA, FRAME_RATE, VideoWriter, read_frames, video_rate
-
-if TYPE_CHECKING:
-    from nvf_fast.tracking import TrackedHands
 
 
 @dataclass(frozen=True)
@@ -96,22 +92,10 @@ class Track:
                 lines.write(json.dumps(record, allow_nan=False) + "\n")
                 lines.flush()
                 if video is not None:
-                    video.write(draw_hands(frame.image, hands))
+                    video.write(np.asarray(draw_poses(frame.image, hands.poses, hands.ids)))
 
     def _open_lines(self, stack: ExitStack) -> IO[str]:
         if self.out is None:
             return sys.stdout
         self.out.parent.mkdir(parents=True, exist_ok=True)
         return stack.enter_context(self.out.open("w"))
-
-
-def draw_hands(image: np.ndarray, hands: TrackedHands) -> np.ndarray:
-    """Draw the joints of tracked hands and their ids into an image (H, W, 3) uint8 RGB."""
-    for id, pose in zip(*hands, strict=True):
-        drawn = draw_pose(image, pose)
-        x, y = (float(value) + 8 for value in pose.joints_2d[0])
-        ImageDraw.Draw(drawn).text(
-            (x, y), f"{id} {pose.side}", (255, 255, 255), stroke_width=2, stroke_fill=(20, 20, 20)
-        )
-        image = np.asarray(drawn)
-    return image

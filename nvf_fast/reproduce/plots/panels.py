@@ -40,12 +40,12 @@ class Mask(NamedTuple):
 
 def draw_image(axes: Axes, sample: HandSample, brightness: float = 1.0) -> None:
     """Show a sample's image, or a square window about its joints where they are known."""
-    axes.imshow((sample.image * brightness).astype(np.uint8))
+    height, width = sample.image.shape[:2]
+    left, top, right, bottom = (0, 0, width, height) if sample.joints is None else hand_window(sample)
+    visible = (sample.image[top:bottom, left:right] * brightness).astype(np.uint8)
+    axes.imshow(visible, extent=(left - 0.5, right - 0.5, bottom - 0.5, top - 0.5))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    if sample.joints is not None:
-        left, top, right, bottom = hand_window(sample)
-        axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
     axes.set_autoscale_on(False)
 
 
