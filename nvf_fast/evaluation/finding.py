@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nvf_fast.finding import SAME_HAND, overlap
 from nvf_fast.pose import HandPose
-from nvf_fast.synthetic.wide_images import WideHand, WideImage
+from nvf_fast.synthetic.wide_images import WideImage
 
 Find = Callable[[np.ndarray, np.ndarray], HandPose]
 """Finder of the poses in an image (H, W, 3) with intrinsics (3, 3): a batch of numpy arrays, best first."""
@@ -19,16 +19,20 @@ Find = Callable[[np.ndarray, np.ndarray], HandPose]
 SIZES_PX = (40, 80, 160, 400)  # edges of the bins of recall
 
 
-def match_hands(poses: HandPose, hands: Sequence[WideHand]) -> list[int | None]:
+def match_hands(joints_2d: Iterable[np.ndarray], boxes: Sequence[np.ndarray]) -> list[int | None]:
     """The index of the true hand that each pose shows, None for a false one.
 
     A pose shows the hand whose box overlaps its joints' box most, by an intersection over union of more than
     `SAME_HAND`; each hand is shown once.
+
+    Args:
+        joints_2d: (21, 2) px of each pose, best first.
+        boxes: (4,) px of each true hand.
     """
-    missing, found = list(range(len(hands))), list[int | None]()
-    for pixels in poses.joints_2d:
+    missing, found = list(range(len(boxes))), list[int | None]()
+    for pixels in joints_2d:
         box = np.concatenate([pixels.min(0), pixels.max(0)])
-        overlaps = [overlap(box, hands[index].box) for index in missing]
+        overlaps = [overlap(box, boxes[index]) for index in missing]
         best = int(np.argmax(overlaps)) if overlaps else 0
         found.append(missing.pop(best) if overlaps and overlaps[best] > SAME_HAND else None)
     return found
@@ -44,7 +48,7 @@ def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
     sizes, hit, side, false, count = [], [], [], 0, 0
     for wide in tqdm(images, desc="finding", disable=None):
         poses = find(wide.image, wide.intrinsics)
-        found = match_hands(poses, wide.hands)
+        found = match_hands(poses.joints_2d, [hand.box for hand in wide.hands])
         count += 1
         false += found.count(None)
         sizes += [(hand.box[2:] - hand.box[:2]).max() for hand in wide.hands]

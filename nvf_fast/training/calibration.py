@@ -165,7 +165,9 @@ def fit_finding_threshold(find: Find, wide: Iterable[WideImage]) -> tuple[float,
     true, false, hands, images = list[float](), list[float](), 0, 0
     for each in tqdm(wide, desc="finding", disable=None):
         poses = find(each.image, each.intrinsics)
-        for presence, hand in zip(poses.presence, match_hands(poses, each.hands), strict=True):
+        for presence, hand in zip(
+            poses.presence, match_hands(poses.joints_2d, [hand.box for hand in each.hands]), strict=True
+        ):
             (false if hand is None else true).append(float(presence))
         hands, images = hands + len(each.hands), images + 1
     false.sort(reverse=True)

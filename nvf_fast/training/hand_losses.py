@@ -148,6 +148,7 @@ def _place_losses(encoding: HandEncoding, batch: HandBatch, config: HandLossConf
     depths = mean(relative.abs() / DEPTH_MM)
     scale = ((encoding.middle.log() - middle.log()).abs() * trust).sum() / total
     distance = (encoding.joints(batch.slopes).detach() - joints).norm(dim=-1)
+    distance = torch.where((trust > 0)[:, None], distance, 0.0)  # as above
     error = mean(encoding.error.log() + distance / encoding.error)
 
     hand = batch.boxes[:, 0].isfinite().all(-1).float()
