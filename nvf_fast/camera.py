@@ -315,7 +315,8 @@ def _plan_lens(
         return np.stack([fx * x + skew * y + cx, fy * y + cy])
 
     ends = pixels(middle + np.array([-0.5, 0.5, 0, 0]), middle + np.array([0, 0, -0.5, 0.5]))
-    fine = abs(np.linalg.det(ends[:, 1::2] - ends[:, ::2])) ** 0.5
+    (a, b), (c, d) = (ends[:, 1::2] - ends[:, ::2]).tolist()
+    fine = abs(a * d - b * c) ** 0.5
     factor = 1 if math.isnan(fine) else _averaged_px(fine, height, width)
     seen = pixels(*np.meshgrid(*2 * [np.linspace(-margin, size - 1 + margin, BOUND_SAMPLES)]))
     if np.isfinite(seen).all():

@@ -15,9 +15,9 @@ from torch import Tensor
 from nvf_fast.camera import Array, project
 from nvf_fast.lens import FISHEYE, PLUMB_BOB, Lens, LensModel, distort
 
-# In lengths of the image's longer side. The shortest spans 157 degrees; the longest shows a hand of 0.2 m
-# that fills the image from 200 m away, farther than a crop of any telephoto image.
-FOCAL_LIMITS = (0.1, 1000.0)
+# In lengths of the image's longer side. The shortest spans 157 degrees; with the longest a hand of 0.2 m
+# fills the image from 2 km away. A hundredth of the width of a photograph of 800 mm has 2200.
+FOCAL_LIMITS = (0.1, 10_000.0)
 # From the optical axis to the nearest pixel. Half the diagonal of the widest rectilinear lens is 65 degrees.
 AXIS_DEGREES = 75.0
 
@@ -48,7 +48,8 @@ class Camera:
 
     def __post_init__(self) -> None:
         try:
-            K = np.array(self.K.detach().cpu() if isinstance(self.K, Tensor) else self.K, dtype=np.float64)
+            given = self.K.detach().cpu().numpy() if isinstance(self.K, Tensor) else self.K
+            K = np.array(given, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise TypeError(f"K must be numbers of px, got {self.K!r}") from error
         if K.shape != (3, 3):

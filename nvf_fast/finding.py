@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvf_fast.camera_model import Cameras
 from nvf_fast.camera import normalised
+from nvf_fast.camera_model import Cameras
 from nvf_fast.inputs import SMALLEST_BOX_PX, WIDEST_SLOPE, read_boxes, read_scores, read_sides
 from nvf_fast.model import NVF
 from nvf_fast.runtime.profiling import Profiler

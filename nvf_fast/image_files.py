@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -20,12 +22,18 @@ def read_image(path: Path | str) -> np.ndarray:
 
     Raises:
         OSError: the file is missing, damaged or not an image of `FORMATS`.
-        ValueError: its pixels have more than 8 bits per channel, or it has too many of them.
+        ValueError: its pixels have more than 8 bits per channel, no RGB colours, or are too many.
     """
     try:
         with _open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise ValueError(f"{path}: expected 8 bits per channel, got pixels of mode {file.mode!r}")
+            # Pillow takes the upper byte of 16 bits, which is almost black where a camera fills only 12.
+            if file.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in _tiles(file)):
+                raise ValueError(
+                    f"{path}: expected 8 bits per channel, got more in pixels of mode {file.mode!r}: convert "
+                    "it by its range of values"
+                )
+            if file.mode == "LAB":
+                raise ValueError(f"{path}: expected grey, RGB, CMYK or palette colours, got mode 'LAB'")
             return np.array(ImageOps.exif_transpose(file).convert("RGB"))
     except UnidentifiedImageError as error:
         raise OSError(f"{path}: not a readable image; the formats are {', '.join(FORMATS)}") from error
@@ -70,6 +78,11 @@ def exif_focal(path: Path | str) -> float | None:
 def _open(path: Path | str) -> Image.Image:
     Image.init()
     return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _tiles(file: Image.Image) -> Sequence[tuple[Any, ...]]:
+    """The compressed parts of a file, the layout of its pixels last."""
+    return getattr(file, "tile", ())
 
 
 def _number(exif: object, tag: int) -> float | None:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera_model import Camera, Cameras, check_intrinsics
 from nvf_fast.camera import REFERENCE_SLOPE
+from nvf_fast.camera_model import Camera, Cameras, check_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.pose import HandPose
 from nvf_fast.volumes import Placement

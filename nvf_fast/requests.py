@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera_model import Cameras
 from nvf_fast.camera import ViewPlan, plan_view
+from nvf_fast.camera_model import Cameras
 from nvf_fast.config import NVFConfig
 from nvf_fast.inputs import (
     check_hand_views,

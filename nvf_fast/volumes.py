@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera_model import Cameras
 from nvf_fast.camera import (
     REFERENCE_FOCAL,
     REFERENCE_SLOPE,
@@ -27,6 +26,7 @@ from nvf_fast.camera import (
     reference_homography,
     view_frame,
 )
+from nvf_fast.camera_model import Cameras
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import BOX_MM, Lattice
 

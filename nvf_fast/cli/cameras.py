@@ -7,22 +7,17 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from nvf_fast.camera_model import Camera
 from nvf_fast.cli import UserError, user_errors
 from nvf_fast.cli.options import Optional
 from nvf_fast.image_files import exif_focal
 
 DEFAULT_FOV = 60.0  # degrees, across an image's longer side
-
-
-class Intrinsics(NamedTuple):
-    """Intrinsics K (3, 3) float64 px, and their source: "fx", "fov", "intrinsics", "exif" or "default"."""
-
-    K: np.ndarray
-    source: str
+CALIBRATION = ("K", "size", "distortion", "model")  # keys of a camera in a file
 
 
 @dataclass(frozen=True)
@@ -35,8 +30,9 @@ class CameraOptions:
         cx: px, principal point, with 0 at the centre of the first pixel; the middle of the image when absent.
         cy: px, principal point; the middle of the image when absent.
         fov: degrees, horizontal field of view of the whole image, instead of --fx.
-        intrinsics: JSON file instead of --fx, in px: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], the same in an
-            object {"K": ...}, or one such matrix per image, {"NAME.jpg": ...}.
+        intrinsics: JSON file instead of --fx: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, or a calibration
+            {"K": ..., "size": [WIDTH, HEIGHT], "distortion": [...], "model": "plumb_bob" or "fisheye"} with
+            OpenCV's coefficients, all but K optional, or {"NAME.jpg": ...} with one of both per image.
     """
 
     fx: Optional[float] = None
@@ -66,10 +62,11 @@ class CameraOptions:
         if self.intrinsics is not None:
             if self.cx is not None or self.cy is not None:
                 raise UserError("--cx and --cy exclude --intrinsics")
-            _ = self._matrices
+            if isinstance(self._calibration, dict) and "K" in self._calibration:
+                self._check_keys(self._calibration)
 
     @cached_property
-    def _matrices(self) -> Any:
+    def _calibration(self) -> Any:
         assert self.intrinsics is not None
         with user_errors():
             text = self.intrinsics.read_bytes()
@@ -78,15 +75,18 @@ class CameraOptions:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.intrinsics}: not JSON ({error})") from error
 
-    def of(self, path: Path, height: int, width: int, exif: bool = True) -> Intrinsics:
-        """The intrinsics of one image, or of the frames of a video, which have no EXIF data.
+    def of(self, path: Path, height: int, width: int, exif: bool = True) -> tuple[Camera, str]:
+        """The camera of one image, or of the frames of a video, which have no EXIF data.
+
+        Returns:
+            The camera, and its source: "fx", "fov", "intrinsics", "exif" or "default".
 
         Raises:
-            UserError: the file of intrinsics has no valid entry for the image.
+            UserError: the options or the file of intrinsics hold no valid camera for the image.
             OSError: the image cannot be read.
         """
         if self.intrinsics is not None:
-            return Intrinsics(self._listed(path), "intrinsics")
+            return self._listed(path, height, width), "intrinsics"
         if self.fx is not None:
             focal, source = self.fx, "fx"
         elif self.fov is not None:
@@ -98,17 +98,38 @@ class CameraOptions:
         fy = focal if self.fy is None else self.fy
         cx = (width - 1) / 2 if self.cx is None else self.cx
         cy = (height - 1) / 2 if self.cy is None else self.cy
-        return Intrinsics(np.array([[focal, 0, cx], [0, fy, cy], [0, 0, 1]]), source)
+        with user_errors():
+            return Camera(np.array([[focal, 0, cx], [0, fy, cy], [0, 0, 1]]), (width, height)), source
 
-    def _listed(self, path: Path) -> np.ndarray:
-        matrices = self._matrices
-        if isinstance(matrices, dict):
-            found = [matrices[key] for key in (str(path), path.name, "K") if key in matrices]
-            if not found:
+    def _listed(self, path: Path, height: int, width: int) -> Camera:
+        """The camera of one image in the file."""
+        found = self._calibration
+        if isinstance(found, dict) and "K" not in found:
+            names = [name for name in (str(path), path.name) if name in found]
+            if not names:
                 raise UserError(f"{self.intrinsics} has no entry {path.name!r}, and no 'K' for all images")
-            matrices = found[0]
+            found = found[names[0]]
+        entry = found if isinstance(found, dict) else {"K": found}
+        self._check_keys(entry)
         try:
-            return np.array(matrices, dtype=np.float64).reshape(3, 3)
+            camera = Camera(**{"size": (width, height), **entry})
         except (TypeError, ValueError, OverflowError) as error:
-            message = f"{self.intrinsics}: K must be three rows of three numbers, got {matrices}"
-            raise UserError(message) from error
+            raise UserError(f"{self.intrinsics}: {error}") from error
+        if camera.size != (width, height):
+            raise UserError(
+                f"{self.intrinsics} calibrates images of {camera.size[0]} x {camera.size[1]} px, {path.name} "
+                f"has {width} x {height} px; Camera.resized and Camera.cropped of nvf_fast convert it"
+            )
+        return camera
+
+    def _check_keys(self, entry: dict[str, Any]) -> None:
+        unknown = sorted(set(entry) - set(CALIBRATION))
+        if unknown or "K" not in entry:
+            fault = f"unknown keys {unknown}" if unknown else "no 'K'"
+            raise UserError(f"{self.intrinsics}: a camera has the keys {list(CALIBRATION)}, got {fault}")
+
+
+def camera_record(camera: Camera, source: str) -> dict[str, Any]:
+    """The camera of an image as JSON: K, distortion and model if there is distortion, and the source."""
+    record = camera.to_dict()
+    return {key: record[key] for key in CALIBRATION if key in record and key != "size"} | {"source": source}

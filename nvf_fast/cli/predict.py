@@ -16,7 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, load_estimator, user_errors
-from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions
+from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
 from nvf_fast.cli.options import Optional, Several
 from nvf_fast.cli.records import RecordWriter
 from nvf_fast.image_files import read_image
@@ -135,9 +135,9 @@ class Predict:
     ) -> dict[str, Any]:
         """The record of one image."""
         image = read_image(path)
-        camera = self.camera.of(path, *image.shape[:2])
+        camera, source = self.camera.of(path, *image.shape[:2])
         boxes, sides = (self.box, self.side) if listed is None else self._listed(path, listed)
-        found = estimator(image, camera.K, self.hand_scale, boxes, sides, return_votes="figure" in outputs)
+        found = estimator(image, camera, self.hand_scale, boxes, sides, return_votes="figure" in outputs)
         hands = [found] if found.joints.ndim == 2 else list(found)
         if overlay := outputs.get("overlay"):
             with whole_file(overlay) as file:
@@ -153,7 +153,7 @@ class Predict:
         scale = {} if self.hand_scale is None else {"hand_scale": self.hand_scale}
         return {
             "image": str(path),
-            "camera": {"K": camera.K.tolist(), "source": camera.source},
+            "camera": camera_record(camera, source),
             **scale,
             "hands": [pose.to_dict() for pose in hands],
         }

@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, load_estimator, user_errors
-from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions
+from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
 from nvf_fast.cli.options import Flag, Optional
 from nvf_fast.overlay import draw_poses
 from nvf_fast.video import CAMERA, FRAME_RATE, VideoWriter, read_frames, video_rate
@@ -75,18 +75,18 @@ class Track:
             lines = self._open_lines(stack)
             for index, frame in enumerate(tqdm(read_frames(self.source, self.frame_rate), unit="frame")):
                 height, width = frame.image.shape[:2]
-                camera = self.camera.of(Path(self.source), height, width, exif=False)
-                if index == 0 and camera.source == "default":
+                camera, source = self.camera.of(Path(self.source), height, width, exif=False)
+                if index == 0 and source == "default":
                     tqdm.write(
                         f"nvf-fast track: no focal length given: assuming {DEFAULT_FOV:g} degrees across the "
                         "longer side",
                         file=sys.stderr,
                     )
-                hands = tracker(frame.image, camera.K, frame.time)
+                hands = tracker(frame.image, camera, frame.time)
                 record = {
                     "frame": index,
                     "time": round(frame.time, 6),
-                    "camera": {"K": camera.K.tolist(), "source": camera.source},
+                    "camera": camera_record(camera, source),
                     "hands": [{"id": id, **pose.to_dict()} for id, pose in zip(*hands, strict=True)],
                 }
                 lines.write(json.dumps(record, allow_nan=False) + "\n")
