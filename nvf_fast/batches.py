@@ -97,10 +97,11 @@ class BatchRunner:
                 rest = rest[len(members) :]
 
     def _groups(self, request: Request) -> list[list[int]]:
-        """Group the images by the shape and factor of their crops, and by known or unknown side."""
+        """Group the images by the shape and factor of their crops, by known or unknown side, and by lens."""
         groups = defaultdict(list)
         for image, (plan, both_sides) in enumerate(zip(request.plans, request.both_sides, strict=True)):
-            groups[self._crop_shape(plan), plan.factor, both_sides].append(image)
+            model = 0 if plan.lens is None else len(plan.lens)
+            groups[self._crop_shape(plan), plan.factor, both_sides, model].append(image)
         return list(groups.values())
 
     def _crop_shape(self, plan: ViewPlan) -> tuple[int, int]:
@@ -117,7 +118,7 @@ class BatchRunner:
         """`Estimates.packed` of a group of images, on the device, and their votes if requested."""
         views, factor = self._views(request, members), request.plans[members[0]].factor
         if self.graphed is not None and not (exact or return_votes or self._profiler.measuring):
-            given = tuple(tensor is not None for tensor in views)
+            given = tuple(None if tensor is None else tensor.shape[1:] for tensor in views[1:])
             return self.graphed((factor, tuple(views.crops.shape), given), *views), {}
         estimates = self.pipeline(views, factor, exact or self._exact)
         return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
@@ -133,6 +134,9 @@ class BatchRunner:
                 self._sent(matrices),
                 *(None if tensor is None else self._sent(tensor[members]) for tensor in known),
             )
+            if plans[0].lens is not None:
+                lenses = [plan.lens for plan in plans if plan.lens is not None]
+                views = views._replace(lenses=self._sent(torch.stack(lenses)))
             if request.both_sides[members[0]]:
                 mirrored = matrices @ mirror_homography(self._size, matrices)
                 views = views._replace(mirrored=self._sent(mirrored))

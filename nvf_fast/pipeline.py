@@ -77,11 +77,12 @@ class Views(NamedTuple):
     """B crops of one size for `sample_views`, and the network's further inputs."""
 
     crops: Tensor  # (B, h, w, 3) uint8
-    matrices: Tensor  # (B, 3, 3) float64, from view px to px of the averaged crop
+    matrices: Tensor  # (B, 3, 3) float64, from view px to px of the averaged crop, or to rays before a lens
     scale: Tensor | None = None  # (B,) float32 mm, hand scales
     previous: Tensor | None = None  # (B, 21, 3) float32 mm in the volume's frame; NaN is unknown
     slopes: Tensor | None = None  # (B,) float32, tangents of half the angles of hand views
     mirrored: Tensor | None = None  # `matrices` of the mirrored hand views, where sides are unknown
+    lenses: Tensor | None = None  # (B, L) float64, of one model, as `ViewPlan.lens`; None without distortion
 
 
 class Estimates(NamedTuple):
@@ -309,7 +310,8 @@ class BaselinePipeline:
 
 def network_images(views: Views, size: int, factor: int, dtype: torch.dtype) -> Tensor:
     """Sample views (B, 3, size, size), normalised to (x / 255 - 0.5) / 0.5 in `dtype`, channels last."""
-    images = sample_views(views.crops.permute(0, 3, 1, 2), views.matrices, size, factor)
+    crops = views.crops.permute(0, 3, 1, 2)
+    images = sample_views(crops, views.matrices, size, factor, views.lenses)
     return normalised(images).to(dtype=dtype, memory_format=torch.channels_last)
 
 
