@@ -156,7 +156,8 @@ def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> l
             raise ValueError(
                 f"depth must be in mm, the largest value is {values.max():.3g}: multiply metres by 1000"
             )
-    return depths
+    # Few operations of torch take uint16.
+    return [each.int() if each.dtype == torch.uint16 else each for each in depths]
 
 
 def _fits(pose: HandPose[Any], depths: list[Any], K: Any) -> list[DepthFit]:
