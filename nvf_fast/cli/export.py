@@ -1,0 +1,45 @@
+"""`nvf-fast export`: write a network as ONNX files or exported PyTorch programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from nvf_fast.cli import user_errors
+from nvf_fast.cli.options import Optional
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export a network as functions of tensors that run without this library.
+
+    The folder holds the functions `encoder` and `voting`, for any batch size and number of query points, the
+    query points in lattice.npy, and interface.json with all inputs, outputs and constants.
+
+    Attributes:
+        out: new folder of the export.
+        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
+        format: "onnx" for ONNX files (extra `export`), "torch" for files of torch.export.
+        step: mm, spacing of the query points.
+        surface: mm; a point votes where its distance from the surface is smaller.
+        fraction: ratio of the voters that count for each joint, in (0, 1].
+    """
+
+    out: Path
+    checkpoint: Annotated[Optional[str], tyro.conf.Positional] = None
+    format: Literal["onnx", "torch"] = "onnx"
+    step: float = 16.0
+    surface: float = 5.0
+    fraction: float = 0.5
+
+    def run(self) -> None:
+        from nvf_fast.export import export_checkpoint
+
+        options = {"step_mm": self.step, "surface_mm": self.surface, "fraction": self.fraction}
+        with user_errors():
+            export_checkpoint(self.checkpoint, self.out, self.format, **options, progress=True)
+        for path in sorted(self.out.iterdir()):
+            print(f"{path}  {path.stat().st_size:,} bytes")
