@@ -39,8 +39,16 @@ def draw_poses(
     drawing = Image.fromarray(image)
     for pose, label in sorted(hands, key=lambda hand: -float(hand[0].joints[:, 2].mean())):
         _draw_skeleton(drawing, np.asarray(pose.joints_2d, np.float64) + 0.5, pose)
-        _draw_label(drawing, np.asarray(pose.joints_2d, np.float64) + 0.5, label + _description(pose))
+        _draw_label(drawing, np.asarray(pose.joints_2d, np.float64) + 0.5, label + description(pose))
     return drawing
+
+
+def description(pose: HandPose) -> str:
+    """Side and mean expected error of a pose, as its label."""
+    side = pose.side if isinstance(pose.side, str) else ""
+    if pose.expected_error is None:
+        return side
+    return f"{side} ±{np.mean(pose.expected_error):.0f} mm"
 
 
 def _draw_skeleton(drawing: Image.Image, pixels: np.ndarray, pose: HandPose) -> None:
@@ -75,13 +83,6 @@ def _disc(
     hole = (radius - edge) * (1 - score)
     if hole >= 1:
         draw.ellipse([*(centre - hole), *(centre + hole)], WHITE)
-
-
-def _description(pose: HandPose) -> str:
-    side = pose.side if isinstance(pose.side, str) else ""
-    if pose.expected_error is None:
-        return side
-    return f"{side} ±{np.mean(pose.expected_error):.0f} mm"
 
 
 def _draw_label(drawing: Image.Image, pixels: np.ndarray, text: str) -> None:

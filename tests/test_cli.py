@@ -32,7 +32,7 @@ from nvf_fast.evaluation import mean_pose, metrics
 from nvf_fast.evaluation.submission import read_submission
 from nvf_fast.image_files import exif_focal, read_image
 from nvf_fast.model import NVF
-from nvf_fast.overlay import _description, draw_poses
+from nvf_fast.overlay import description, draw_poses
 from nvf_fast.pose import HandPose
 from tests import dataset_trees
 from tests.hand_cases import hand_network
@@ -421,6 +421,16 @@ def test_predict_writes_meshes_and_figures(
     assert status == 2 and "--figure must be a .png file or a folder" in err
 
 
+def test_view_writes_a_page(run: Run, images: list[Path], hands: list[Any], tmp_path: Path) -> None:
+    pytest.importorskip("viser", reason="viser is not installed")
+    options = ["--fx", 500, "--box", 40, 30, 100, 90, *hands]
+    status, out, _ = run("view", images[0], *options, "--out", tmp_path / "page.html")
+    assert status == 0 and "page.html: 1 hands" in out
+    assert "__VISER_EMBED_DATA__" in (tmp_path / "page.html").read_text()
+    status, _, err = run("view", images[0], *options, "--out", tmp_path / "page.png")
+    assert status == 2 and "--out must be an .html file" in err
+
+
 def test_predict_refuses_overlapping_overlays(
     run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -674,7 +684,7 @@ def test_drawing(tmp_path: Path) -> None:
     assert white[1] > white[0] + 30, "unsure joints have holes"
     labelled = replace(pose, side="left", expected_error=np.full(21, 14.2))
     assert (np.array(draw_poses(image, labelled, ids=[3])) != drawn).any()
-    assert _description(labelled) == "left ±14 mm"
+    assert description(labelled) == "left ±14 mm"
     other = HandPose(joints + [0, 0, 9], joints_2d[::-1].copy(), np.ones(21), 5, True, 99, 1.0)
     both, reverse = (np.array(draw_poses(image, pair)) for pair in ([pose, other], [other, pose]))
     np.testing.assert_array_equal(both, reverse)

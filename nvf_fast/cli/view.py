@@ -1,0 +1,74 @@
+"""`nvf-fast view`: show the hands of an image as an interactive 3D page."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from nvf_fast.cli import UserError, load_estimator, user_errors
+from nvf_fast.cli.cameras import CameraOptions
+from nvf_fast.cli.options import Optional
+from nvf_fast.image_files import read_image
+from nvf_fast.runtime.files import whole_file
+
+
+@dataclass(frozen=True)
+class View:
+    """Show the hands of an image in a browser: the camera's frustum, meshes, joints, voters and their votes.
+
+    Serves the page on this machine until Ctrl-C, or writes it into a file. The scene shows the camera without
+    its distortion.
+
+    Attributes:
+        image: image file.
+        camera: the camera.
+        box: px, X0 Y0 X1 Y1 around one hand; when absent, every hand is found.
+        side: side of the hand, predicted when absent.
+        hand_scale: mm, length of the middle finger's proximal phalanx, if known.
+        port: of the page; the next free one is used if it is not free.
+        out: .html file for a self-contained page without controls, instead of serving.
+        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
+        device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
+    """
+
+    image: Annotated[Path, tyro.conf.Positional]
+    camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
+    box: Optional[tuple[float, float, float, float]] = None
+    side: Optional[Literal["right", "left"]] = None
+    hand_scale: Optional[float] = None
+    port: int = 8080
+    out: Optional[Path] = None
+    checkpoint: Optional[str] = None
+    device: Optional[str] = None
+
+    def run(self) -> None:
+        from nvf_fast.viewer import HandScene, make_page, open_server
+
+        self.camera.check()
+        if self.out is not None and self.out.suffix.lower() != ".html":
+            raise UserError(f"--out must be an .html file, got {self.out}")
+        estimator = load_estimator(self.checkpoint, self.device)
+        with user_errors(), warnings.catch_warnings():
+            warnings.simplefilter("default")
+            image = read_image(self.image)
+            camera, _ = self.camera.of(self.image, *image.shape[:2])
+            found = estimator(image, camera, self.hand_scale, self.box, self.side, return_votes=True)
+            poses = [found] if found.joints.ndim == 2 else list(found)
+            if self.out is not None:
+                page = make_page(image, camera.K, poses)
+                with whole_file(self.out) as file:
+                    file.write(page.encode())
+                print(f"wrote {self.out}: {len(poses)} hands")
+                return
+            server = open_server(self.port)
+        HandScene(server, image, camera.K, poses).add_controls(server)
+        address = f"http://{server.get_host()}:{server.get_port()}"
+        print(f"{len(poses)} hands on {address}; Ctrl-C ends", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.sleep_forever()
+        server.stop()
