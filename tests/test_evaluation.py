@@ -18,6 +18,7 @@ from nvf_fast.evaluation.dataset_predictions import (
     load_predictions,
     save_predictions,
 )
+from nvf_fast.evaluation.mano_fit import fit_mano
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_pose_scores, mean_shape, other_hands
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.evaluation.report import report_on, write_report
@@ -30,6 +31,7 @@ from nvf_fast.runtime.store import ResumeError
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.placement import HandDistribution
 from nvf_fast.synthetic.reference_images import sample_hands
+from tests.dataset_trees import mano
 from tests.evaluation_cases import Fixed, Images, predictor
 from tests.training_cases import free_port, output_of
 
@@ -377,6 +379,13 @@ def test_writes_only_a_submission_without_released_joints(tmp_path: Path) -> Non
     submitted, _ = read_submission(tmp_path / "without_hand_scale/pred.zip", "freihand")
     np.testing.assert_allclose(submitted[[0, 3]], joints[[0, 3]], rtol=1e-12)
     np.testing.assert_allclose(submitted[[1, 2]], [FALLBACK, FALLBACK])
+    report = report_on(results, FALLBACK, {}, "freihand")
+    write_report(tmp_path, report, results, FALLBACK, "freihand", mano())
+    again, vertices = read_submission(tmp_path / "without_hand_scale/pred.zip", "freihand")
+    np.testing.assert_array_equal(again, submitted)
+    # 0.003 mm measured: these joints are no hand's, and rounding to metres moves their fit.
+    np.testing.assert_allclose(vertices, fit_mano(mano(), submitted).vertices, rtol=0, atol=0.1)
+    assert "vertices are MANO's" in (tmp_path / "report.md").read_text()
 
 
 def test_mean_pose_has_the_least_error(truth: np.ndarray) -> None:

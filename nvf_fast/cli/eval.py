@@ -213,6 +213,8 @@ class FreiHAND:
         split: part of the data set.
         evaluation_data: folder of FreiHAND_pub_v2_eval, the released joints; when absent only the submission
             of the evaluation split is written.
+        mano: the user's MANO_RIGHT.pkl, which is fitted to the poses for the submission's vertices; they are
+            zeros when absent.
         cache: folder for long annotation files as arrays.
     """
 
@@ -221,11 +223,13 @@ class FreiHAND:
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     split: Split = "evaluation"
     evaluation_data: Optional[Path] = None
+    mano: Optional[Path] = None
     cache: Optional[Path] = None
 
     def run(self) -> None:
         folders = Folders(data=self.data, evaluation=self.evaluation_data, cache=self.cache)
-        _evaluate(self.prediction, self.output, DataConfig("freihand"), self.split, folders, "freihand")
+        config = DataConfig("freihand")
+        _evaluate(self.prediction, self.output, config, self.split, folders, "freihand", self.mano)
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,8 @@ class HO3D:
         prediction: the checkpoint and its options.
         version: version of the data set.
         split: part of the data set.
+        mano: the user's MANO_RIGHT.pkl, which is fitted to the poses for the submission's vertices; they are
+            zeros when absent.
     """
 
     output: Annotated[Output, tyro.conf.arg(name="")]
@@ -245,11 +251,13 @@ class HO3D:
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     version: Literal["v2", "v3"] = "v2"
     split: Split = "evaluation"
+    mano: Optional[Path] = None
 
     def run(self) -> None:
         config = DataConfig("ho3d", ho3d_version=self.version)
         server: Server = "ho3d-v2" if self.version == "v2" else "ho3d-v3"
-        _evaluate(self.prediction, self.output, config, self.split, Folders(data=self.data), server)
+        folders = Folders(data=self.data)
+        _evaluate(self.prediction, self.output, config, self.split, folders, server, self.mano)
 
 
 @dataclass(frozen=True)
@@ -462,13 +470,24 @@ def _evaluate(
     split: Split,
     folders: Folders,
     server: Server | None = None,
+    fitted: Path | None = None,
 ) -> None:
-    """Predict every image and write the report, in the first of several processes."""
+    """Predict every image and write the report, in the first of several processes.
+
+    Args:
+        prediction, output: options.
+        config, split, folders: of the data set.
+        server: for which submissions are written.
+        fitted: MANO's file for their vertices.
+    """
+    from nvf_fast.data.mano import Mano
     from nvf_fast.evaluation.mean_pose import fallback_pose
     from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
     from nvf_fast.evaluation.run import predict
     from nvf_fast.runtime.processes import Processes, ProcessLostError, process_group
 
+    with user_errors():
+        mano = None if fitted is None else Mano.load(fitted)
     predictor, conditions = prediction.load()
     given = {"data": folders.data, "evaluation data": folders.evaluation, "MANO": folders.mano}
     conditions |= {name: str(path.resolve()) for name, path in given.items() if path is not None}
@@ -495,7 +514,7 @@ def _evaluate(
     report = report_on(predictions, fallback, context, server)
     with user_errors():
         submit_to = server if split == "evaluation" else None
-        files = write_report(output.out, report, predictions, fallback, submit_to)
+        files = write_report(output.out, report, predictions, fallback, submit_to, mano)
     if "settings" in report:
         _print_table(*score_table(report))
     for note in report["notes"]:

@@ -19,7 +19,9 @@ import torch
 
 from nvf_fast import __version__
 from nvf_fast.config import Task
+from nvf_fast.data.mano import Mano
 from nvf_fast.evaluation.dataset_predictions import DatasetPredictions, Times, save_predictions
+from nvf_fast.evaluation.mano_fit import fitted_vertices
 from nvf_fast.evaluation.metrics import KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
 from nvf_fast.evaluation.scores import (
@@ -120,6 +122,7 @@ def write_report(
     results: DatasetPredictions,
     fallback: np.ndarray,
     submit_to: Server | None = None,
+    mano: Mano | None = None,
 ) -> list[Path]:
     """Write an evaluation's files.
 
@@ -129,6 +132,7 @@ def write_report(
         results: of `run.predict`.
         fallback: as in `report_on`; a submission holds it for damaged images too.
         submit_to: the server for which to write SETTING/pred.zip, or None.
+        mano: the model whose fits are the submissions' vertices; None leaves them zero.
 
     Returns:
         The files.
@@ -140,13 +144,19 @@ def write_report(
         means = _fallbacks(results, fallback, results.metadata["task"])
         for setting, predictions in results.predictions.items():
             files.append(folder / setting / "pred.zip")
-            write_submission(files[-1], completed(predictions, means), submit_to, official=images == official)
+            joints = completed(predictions, means)
+            fits = None if mano is None else fitted_vertices(mano, joints, submit_to.partition("-")[0])
+            write_submission(files[-1], joints, submit_to, fits, official=images == official)
         if images != official:
             report["notes"].append(
                 f"The submission holds {images} images, the official split {official}: the server will "
                 "refuse it."
             )
-        report["notes"].append("The submissions' vertices are zeros: ignore their mesh scores.")
+        report["notes"].append(
+            "The submissions' vertices are zeros: ignore their mesh scores."
+            if mano is None
+            else "The submissions' vertices are MANO's, fitted to the predicted joints."
+        )
     if "settings" in report:
         if importlib.util.find_spec("matplotlib"):
             from nvf_fast.reproduce.plots.pck import pck_figure
