@@ -35,7 +35,7 @@ RESULT = Path(__file__).resolve().parent / "results" / "camera_invariance.json"
 SEED, SHAPE, SIZES = 9_000_013, (720, 960), (200.0, 360.0)  # px; of the images, and of the hands' boxes
 IMAGES = 6
 VARIANTS = 10  # of a kind
-COLUMNS = ["kind", "variants", "mean (mm)", "largest (mm)", "mean about the wrist (mm)"]
+COLUMNS = ["kind", "images", "no hand seen", "mean (mm)", "largest (mm)", "mean about the wrist (mm)"]
 # Names of the kinds in the result, in order.
 KINDS = {
     "box": "box moved by 5 % of its side",
@@ -190,7 +190,7 @@ def differences(
         variants: of it.
 
     Returns:
-        Mean distances of the joints in mm, absolute and with equal wrists.
+        Mean distances of the joints in mm, absolute and with equal wrists; NaN where no hand is seen.
     """
 
     def pose(variant: Variant) -> np.ndarray:
@@ -224,11 +224,10 @@ def measure(images: int, seed: int = SEED) -> list[list[Any]]:
                 every[kind] += found
     rows = []
     for kind, name in KINDS.items():
-        absolute, aligned = np.array(every[kind]).T
-        count = len(absolute) // images
-        rows.append(
-            [name, count, *(round(float(x), 2) for x in (absolute.mean(), absolute.max(), aligned.mean()))]
-        )
+        apart = np.array(every[kind])
+        seen = apart[np.isfinite(apart[:, 0])]
+        numbers = (round(float(x), 2) for x in (seen[:, 0].mean(), seen[:, 0].max(), seen[:, 1].mean()))
+        rows.append([name, len(apart), len(apart) - len(seen), *numbers])
     return rows
 
 

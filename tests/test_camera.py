@@ -304,15 +304,18 @@ class NoTensorsOfNumbers(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("factor", [1, 3])
-def test_sampling_does_not_synchronise(factor: int) -> None:
+@pytest.mark.parametrize("coefficients", [0, 4, 12])
+def test_sampling_does_not_synchronise(factor: int, coefficients: int) -> None:
     crops = torch.zeros(2, 3, 33, 47, dtype=torch.uint8)
     matrices = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    lenses = torch.full((2, 6 + coefficients), 0.1, dtype=torch.float64) if coefficients else None
     with NoTensorsOfNumbers():
-        sample_views(crops, matrices, 16, factor)
+        sample_views(crops, matrices, 16, factor, lenses)
         with pytest.raises(AssertionError, match="of a list"):
             matrices.new_tensor([0.5])
     # Fake tensors have no values to read, to copy to the host or to combine with host tensors.
-    view = sample_views(crops.to("meta"), matrices.to("meta"), 16, factor)
+    lenses = None if lenses is None else lenses.to("meta")
+    view = sample_views(crops.to("meta"), matrices.to("meta"), 16, factor, lenses)
     assert view.is_meta and view.dtype == torch.float32 and view.shape == (2, 3, 16, 16)
     with pytest.raises(RuntimeError, match="meta"):
         bool(matrices.to("meta").any())
