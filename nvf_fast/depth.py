@@ -51,12 +51,12 @@ class HandScale(NamedTuple):
     Attributes:
         mm: median over the poses.
         spread_mm: median distance of the single estimates from it; 0 of one pose.
-        count: number of poses that counted.
+        poses: number of poses that counted.
     """
 
     mm: float
     spread_mm: float
-    count: int
+    poses: int
 
 
 def scaled_to_depth(pose: HandPose[A], depth: Any, K: Any) -> HandPose[A]:

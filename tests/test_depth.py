@@ -211,21 +211,21 @@ def test_hand_scale_of_distances() -> None:
     distances = np.linalg.norm(hands().joints[:, 0], axis=-1)
     scale = estimate_hand_scale(poses(0.8), distance_mm=distances)
     assert scale.mm == pytest.approx(UNIT_SCALE_MM / 0.8, rel=1e-6)
-    assert scale.spread_mm == pytest.approx(0, abs=1e-4) and scale.count == COUNT
+    assert scale.spread_mm == pytest.approx(0, abs=1e-4) and scale.poses == COUNT
     wrong = distances * np.array([1.0, 0.9, 1.1, 1.0])
     spread = estimate_hand_scale(poses(0.8), distance_mm=wrong)
     assert spread.spread_mm == pytest.approx(0.05 * UNIT_SCALE_MM / 0.8, rel=1e-3)
     one = estimate_hand_scale(poses()[1], distance_mm=float(distances[1]))
-    assert one.mm == pytest.approx(UNIT_SCALE_MM / 0.85, rel=1e-6) and one.count == 1
+    assert one.mm == pytest.approx(UNIT_SCALE_MM / 0.85, rel=1e-6) and one.poses == 1
 
 
 def test_hand_scale_of_depth_images() -> None:
     scale = estimate_hand_scale(poses(0.8), depth=hands().depths, K=K)
-    assert scale.mm == pytest.approx(UNIT_SCALE_MM / 0.8, rel=0.01) and scale.count == COUNT
+    assert scale.mm == pytest.approx(UNIT_SCALE_MM / 0.8, rel=0.01) and scale.poses == COUNT
     partly = [np.zeros((SIZE, SIZE)), *hands().depths[1:]]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert estimate_hand_scale(poses(0.8), depth=partly, K=K).count == COUNT - 1
+        assert estimate_hand_scale(poses(0.8), depth=partly, K=K).poses == COUNT - 1
     bones = replace(poses(0.8), hand_scale=None)  # of a network without hand views
     lengths = np.linalg.norm(hands().joints[:, 10] - hands().joints[:, 9], axis=-1)
     assert estimate_hand_scale(bones, depth=hands().depths, K=K).mm == pytest.approx(np.median(lengths), 0.01)
