@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -206,6 +208,52 @@ def test_predict_takes_intrinsics_from_a_file(
         assert second.keys() == {"image", "error", "settings"} and second["image"] == str(images[1])
     else:
         assert status == 0 and len(second["hands"]) == 1
+
+
+LENS = {"K": K, "size": [160, 120], "distortion": [-0.2, 0.05, 0.001, 0.002]}
+
+
+@pytest.mark.parametrize("model", ["plumb_bob", "fisheye"])
+def test_predict_takes_calibrations_with_distortion(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path, model: str
+) -> None:
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps({"a.png": LENS | {"model": model}, "b.png": {"K": K}}))
+    options = ["--intrinsics", path, "--checkpoint", checkpoint, "--step", 32, "--box", 40, 30, 100, 90]
+    status, out, _ = run("predict", images[0], *options)
+    (record,) = records(out)
+    camera = nvf_fast.Camera(K, (160, 120), LENS["distortion"], model)  # type: ignore[arg-type]
+    expected = {"K": K, "distortion": list(camera.distortion), "model": model, "source": "intrinsics"}
+    assert status == 0 and record["camera"] == expected
+    estimator = nvf_fast.load(checkpoint, device="cpu", step_mm=32)
+    pose = estimator(np.array(Image.open(images[0])), camera, box=(40, 30, 100, 90))
+    (hand,) = record["hands"]
+    np.testing.assert_allclose(hand["joints"], pose.joints, atol=1e-3)
+    np.testing.assert_allclose(hand["joints_2d"], camera.project(pose.joints), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (LENS | {"dist_coeffs": [0.1]}, "got unknown keys ['dist_coeffs']"),
+        ({"a.png": {"camera_matrix": K}}, "got unknown keys ['camera_matrix']"),
+        ({"a.png": {"size": [160, 120]}}, "got no 'K'"),
+        ({"size": [160, 120]}, "has no entry 'a.png', and no 'K'"),
+        (LENS | {"size": [320, 240]}, "calibrates images of 320 x 240 px, a.png has 160 x 120 px"),
+        (LENS | {"model": "pinhole"}, "model must be one of ('plumb_bob', 'fisheye'), got 'pinhole'"),
+        (LENS | {"distortion": [0.1]}, "distortion of a 'plumb_bob' camera must be 0 or 4 or"),
+        ([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], "it is normalised"),
+        ([[500, 0], [0, 500]], "K must be (3, 3) px, got shape (2, 2)"),
+        ("K", "K must be numbers of px, got 'K'"),
+    ],
+)
+def test_predict_refuses_invalid_calibrations(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path, calibration: Any, message: str
+) -> None:
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps(calibration))
+    status, _, err = run("predict", images[0], "--intrinsics", path, "--checkpoint", checkpoint)
+    assert status == 2 and message in err and "camera.json" in err
 
 
 def test_predict_by_field_of_view(run: Run, images: list[Path], checkpoint: Path, tmp_path: Path) -> None:
@@ -451,6 +499,49 @@ def test_images_are_read_upright_in_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "alpha.png")
     np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), pixels)
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.tiff")
+    np.testing.assert_array_equal(read_image(tmp_path / "cmyk.tiff"), pixels)
+    few = pixels // 128 * 255
+    Image.fromarray(few).quantize(8).save(tmp_path / "palette.gif")
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.gif"), few)
+
+
+def deep_png(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow reads but does not write, of pixels (H, W, 3)."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def deep_tiff(pixels: np.ndarray) -> bytes:
+    """An uncompressed TIFF of 16 bits per channel of pixels (H, W, 3)."""
+    height, width, _ = pixels.shape
+    data, end = pixels.astype("<u2").tobytes(), 8 + 2 + 12 * 8 + 4
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, end), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, end + 6), (277, 3, 1, 3), (279, 4, 1, len(data))]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return struct.pack("<2sHIH", b"II", 42, 8, 8) + entries + bytes(4) + struct.pack("<3H", 16, 16, 16) + data
+
+
+def test_images_that_are_no_8_bit_colours_are_refused(tmp_path: Path) -> None:
+    """A camera's 12 bits in 16 would otherwise become an almost black image."""
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30) * 6
+    (tmp_path / "deep.png").write_bytes(deep_png(np.dstack([values] * 3)))
+    (tmp_path / "deep.tiff").write_bytes(deep_tiff(np.dstack([values] * 3)))
+    Image.fromarray(values).save(tmp_path / "depth.png")
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "float.tiff")
+    for name in ("deep.png", "deep.tiff", "depth.png", "float.tiff"):
+        assert Image.open(tmp_path / name).size == (30, 20), "a valid file"
+        with pytest.raises(ValueError, match=f"{name}: expected 8 bits per channel, got more in"):
+            read_image(tmp_path / name)
+    Image.new("LAB", (30, 20)).save(tmp_path / "lab.tiff")
+    with pytest.raises(ValueError, match="expected grey, RGB, CMYK or palette"):
+        read_image(tmp_path / "lab.tiff")
 
 
 def entries(text: str) -> dict[str, str]:
