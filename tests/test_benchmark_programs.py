@@ -1,14 +1,17 @@
-"""Programs of the benchmarks folder: training curves and the profile of a frame."""
+"""Programs of the benchmarks folder: training curves, the profile of a frame, rows of depth images."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import curves, profile_frame
+from benchmarks import curves, depth_images, profile_frame
 
 
 def test_curves_show_losses_rates_and_scores(tmp_path: Path) -> None:
@@ -59,3 +62,23 @@ def test_profile_splits_the_time_of_a_frame(tmp_path: Path, capfd: pytest.Captur
     times = [float(row.split()[0].replace(",", "")) for row in rows]
     assert len(times) == 5 and times == sorted(times, reverse=True) and times[-1] > 0
     assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_rows_of_depth_images() -> None:
+    truth = np.tile([0.0, 0.0, 500.0], (3, 21, 1))
+    moves = [[0, 0, 10], [0, 0, -20], [30, 40, 0]]
+    poses: list[Any] = [SimpleNamespace(joints=truth[0] + move) for move in moves]
+    poses[0].joints[1, 0] += 21  # 1 mm in the mean, of the first hand about its wrist
+    name, hands, mean, median, wrist, relative = depth_images.pose_row("method", poses, truth)
+    first = (20 * 10 + np.hypot(21, 10)) / 21
+    assert (name, hands, median) == ("method", 3, 20.0) and relative == pytest.approx(1 / 3)
+    assert mean == pytest.approx((first + 20 + 50) / 3)
+    assert wrist == pytest.approx((10 + 20 + np.sqrt(500**2 + 50**2) - 500) / 3)
+
+    true = np.array([30.0, 40.0])
+    estimates = np.repeat(true[:, None], depth_images.IMAGES, 1)
+    estimates[0, :4], estimates[1, 0] = [33.0, 33.0, 33.0, np.nan], 20.0
+    (_, one, mean, median, unknown), (_, several, *medians) = depth_images.scale_rows("x", estimates, true)
+    assert (one, several) == ("one", "median of 10") and median == 0 and medians[:2] == [0, 0]
+    assert mean == pytest.approx((3 * 10 + 50) / 19)
+    assert unknown == medians[2] == pytest.approx(100 * (1.74 / 30 + 8.26 / 40) / 2)
