@@ -30,7 +30,8 @@ class Smoothing:
     """Parameters of the filters of a hand's joints (One-Euro, Casiez et al., CHI 2012).
 
     A filter's cutoff frequency is `cutoff + gain * speed`: slow motion is smoothed, fast motion is followed.
-    Directions from the camera are filtered apart from depths, of which one image tells less.
+    Directions from the camera are filtered apart from depths, of which one image tells less. The defaults delay
+    a moving hand by less than a frame at 30 Hz (`benchmarks/tracking.py`).
 
     Args:
         direction_cutoff: Hz, of x / z and y / z.
@@ -45,9 +46,9 @@ class Smoothing:
     """
 
     direction_cutoff: float = 1.5
-    direction_gain: float = 10.0
-    depth_cutoff: float = 0.4
-    depth_gain: float = 2.0
+    direction_gain: float = 40.0
+    depth_cutoff: float = 0.6
+    depth_gain: float = 6.0
     shape_cutoff: float = 0.8
     shape_gain: float = 2.0
 
