@@ -30,8 +30,8 @@ class Smoothing:
     """Parameters of the filters of a hand's joints (One-Euro, Casiez et al., CHI 2012).
 
     A filter's cutoff frequency is `cutoff + gain * speed`: slow motion is smoothed, fast motion is followed.
-    Directions from the camera are filtered apart from depths, of which one image tells less. The defaults delay
-    a moving hand by less than a frame at 30 Hz (`benchmarks/tracking.py`).
+    Directions from the camera are filtered apart from depths, of which one image tells less. The defaults
+    delay a moving hand by less than a frame at 30 Hz (`benchmarks/tracking.py`).
 
     Args:
         direction_cutoff: Hz, of x / z and y / z.
