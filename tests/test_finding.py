@@ -22,6 +22,7 @@ from nvf_fast.finding import (
     view_sizes,
     viewable,
 )
+from nvf_fast.inputs import read_cameras
 from nvf_fast.runtime.profiling import Profiler
 
 SIZE = 128
@@ -130,7 +131,8 @@ def test_squares_keep_centre_and_longer_side() -> None:
 )
 def test_views_of_boxes_need_a_middle_in_the_image_and_a_size(box: tuple, expected: bool) -> None:
     intrinsics = torch.tensor([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]], dtype=torch.float64)
-    assert viewable(torch.tensor([box]), intrinsics, height=480, width=640).tolist() == [expected]
+    camera = read_cameras(intrinsics, [(480, 640)])
+    assert viewable(torch.tensor([box]), camera, height=480, width=640).tolist() == [expected]
 
 
 def test_network_receives_the_slope_of_a_view_of_its_size() -> None:
