@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import HourglassEncoder
-from nvf_fast.field import JOINTS, FieldMLP, check_hand_scale
+from nvf_fast.field import FieldMLP, check_hand_scale
 from nvf_fast.model import NVF
 from nvf_fast.volumes import volume_of
 
@@ -27,8 +27,9 @@ class Baseline(nn.Module):
         self.encoder = HourglassEncoder(config)
         self.field = FieldMLP(config)
         volume = volume_of(config)
-        self.register_buffer("centre", torch.tensor(volume.centre_mm), persistent=False)
-        self.register_buffer("extent", torch.tensor(volume.half_mm), persistent=False)
+        self.register_buffer("centre", torch.tensor(volume.centre_mm, dtype=torch.float32), persistent=False)
+        self.register_buffer("extent", torch.tensor(volume.half_mm, dtype=torch.float32), persistent=False)
+        self.float()  # whatever PyTorch's default dtype is
 
     centre: Tensor
     extent: Tensor
@@ -66,7 +67,7 @@ class HolisticBaseline(Baseline):
     def regress(self, features: Tensor, hand_scale: Tensor | None = None) -> Tensor:
         """Normalised joints (B, 21, 3) of features (B, width, H, W) and hand scales (B,) mm or None."""
         raw = self._raw(features.mean((2, 3)), hand_scale)
-        return raw.view(len(raw), JOINTS, 3)
+        return raw.view(len(raw), self.config.joints, 3)
 
     @torch.no_grad()
     def predict(self, features: Tensor, hand_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -100,7 +101,7 @@ class DenseBaseline(Baseline):
     def votes(self, features: Tensor, hand_scale: Tensor | None = None) -> PixelVotes:
         """Predict at every texel of features (B, width, H, W), for hand scales (B,) mm or None."""
         raw = self._raw(features.flatten(2).mT, hand_scale)
-        votes = raw[..., 1:].reshape(*raw.shape[:-1], JOINTS, 4)
+        votes = raw[..., 1:].reshape(*raw.shape[:-1], self.config.joints, 4)
         return PixelVotes(raw[..., 0], votes[..., 0], votes[..., 1:])
 
     @torch.no_grad()

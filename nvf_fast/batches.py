@@ -154,7 +154,12 @@ class BatchRunner:
             return parts[0][None]
         pinned = self._device.type == "cuda" and not parts[0].is_cuda
         crops = torch.zeros(
-            len(parts), *shape, 3, dtype=torch.uint8, device=parts[0].device, pin_memory=pinned
+            len(parts),
+            *shape,
+            parts[0].shape[-1],
+            dtype=torch.uint8,
+            device=parts[0].device,
+            pin_memory=pinned,
         )
         for crop, part in zip(crops, parts, strict=True):
             crop[: part.shape[0], : part.shape[1]] = part

@@ -20,6 +20,7 @@ from safetensors.torch import save as bytes_from_tensors
 from nvf_fast.baselines import Network, build
 from nvf_fast.config import NVFConfig
 from nvf_fast.model import check_entries
+from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.files import remove_unfinished, sync_folder, whole_file
 
 SCHEMA_VERSION = 2  # 1 is read too; it has no model_sha256
@@ -96,6 +97,8 @@ def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
     _write(file, _document(info))
 
 
+@unaffected()
+@torch.inference_mode(False)
 def load_checkpoint(
     path: str | Path | None, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Network, dict[str, Any]]:

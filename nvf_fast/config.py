@@ -10,8 +10,12 @@ Task = Literal["camera-space", "root-relative"]
 Encoder = Literal["hourglass", "unet"]
 View = Literal["reference", "hand"]
 
+HAND_JOINTS = 21  # of a hand, named in `nvf_fast.pose.JOINT_NAMES`
 # Entries missing from older configurations, which then take their defaults.
-LATER_ENTRIES = ("encoder", "view", "channels", "pose_code", "presence_threshold", "finding_threshold")
+LATER_ENTRIES = (
+    "encoder", "view", "channels", "pose_code", "presence_threshold", "finding_threshold", "joints",
+    "image_channels",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class NVFConfig:
         presence_threshold: lowest probability of presence at which a view counts as showing a hand.
         finding_threshold: lowest probability at which a hand found in a whole image counts: the sigmoid of
             the sum of the logits of its centre in the image and of its presence in a close view.
+        joints: number of joints that the field votes for. Hand views and the hand scale need a hand's 21.
+        image_channels: channels of the images, 3 for RGB.
 
     Raises:
         TypeError: a value does not have its field's type.
@@ -65,6 +71,8 @@ class NVFConfig:
     pose_code: int = 0
     presence_threshold: float = 0.5
     finding_threshold: float = 0.5
+    joints: int = HAND_JOINTS
+    image_channels: int = 3
 
     def __post_init__(self) -> None:
         for name in ("hand_scale", "scale_optional"):
@@ -78,7 +86,10 @@ class NVFConfig:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        for name in ("input_size", "stem", "width", "widen", "stacks", "depth", "groups", "pose_code"):
+        for name in (
+            "input_size", "stem", "width", "widen", "stacks", "depth", "groups", "pose_code", "joints",
+            "image_channels",
+        ):  # fmt: skip
             _check_count(name, getattr(self, name), least=0 if name in ("widen", "pose_code") else 1)
         for name in ("hidden", "channels"):
             if not isinstance(getattr(self, name), tuple) or not getattr(self, name):
@@ -91,6 +102,9 @@ class NVFConfig:
                 raise ValueError(f"{name} must be in [0, 1], got {value!r}")
         if self.scale_optional and not self.hand_scale:
             raise ValueError("scale_optional=True requires hand_scale=True")
+        if self.joints != HAND_JOINTS and (self.hand_scale or self.view == "hand"):
+            needs = 'view="hand"' if self.view == "hand" else "hand_scale=True"
+            raise ValueError(f"{needs} needs a hand's joints={HAND_JOINTS}, got joints={self.joints}")
         if self.view == "hand" or self.encoder == "unet":
             self._check_hand_view()
         elif self.pose_code:

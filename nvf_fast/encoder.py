@@ -21,7 +21,7 @@ class HourglassEncoder(nn.Module):
         super().__init__()
         self.config = config
         half, groups = config.width // 2, config.groups
-        self.conv = nn.Conv2d(3, config.stem, 7, stride=2, padding=3)
+        self.conv = nn.Conv2d(config.image_channels, config.stem, 7, stride=2, padding=3)
         self.norm = NormReLU(config.stem, groups)
         self.shallow = Block(config.stem, half, groups)
         self.middle = Block(half, half, groups)
@@ -206,7 +206,7 @@ class BicubicUpsample(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         # Column k of the (2 size, size) matrix is the k-th unit impulse, upsampled.
-        impulses = torch.eye(size)[None, :, :, None]
+        impulses = torch.eye(size, dtype=torch.float32)[None, :, :, None]
         columns = F.interpolate(impulses, size=(2 * size, 1), mode="bicubic", align_corners=True)
         self.register_buffer("matrix", columns[0, :, :, 0].T.contiguous(), persistent=False)
 

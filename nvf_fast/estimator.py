@@ -41,6 +41,7 @@ from nvf_fast.model import NVF
 from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions
 from nvf_fast.pose import A, HandPose
 from nvf_fast.requests import Request, RequestReader
+from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.cuda_graph import CudaRecorder
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Search
@@ -77,6 +78,8 @@ class PoseEstimator:
         TypeError: the dtype is none of the three.
     """
 
+    @unaffected()
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: Network,
@@ -111,6 +114,10 @@ class PoseEstimator:
             HandFinder(self.model, self.dtype, self._profiler) if isinstance(self.model, NVF) else None
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the network and the options; profilers, CUDA graphs and caches are made anew."""
+        return _restored, (self.model, self.device, self.options)
+
     def _make_pipeline(self) -> Pipeline:
         if isinstance(self.volume, HandVolume):
             assert isinstance(self.model, NVF)
@@ -129,6 +136,7 @@ class PoseEstimator:
             )
         return BaselinePipeline(self.model, self.dtype, self._profiler)
 
+    @unaffected()
     def __call__(
         self,
         image: A | Sequence[A],
@@ -208,6 +216,7 @@ class PoseEstimator:
             self.volume.warn_at_ends(estimates.joints[pose.valid])
         return pose
 
+    @unaffected()
     @torch.no_grad()
     def find(self, image: Any, K: Any, score: float = FOUND_SCORE, smallest: float = SMALLEST) -> FoundHands:
         """Find the hands of one image.
@@ -331,6 +340,7 @@ class PoseEstimator:
             verified = present.cpu() & viewable(boxes, camera, *size)
             return found._replace(boxes=boxes).chosen(verified)
 
+    @unaffected()
     @torch.no_grad()
     def field_distance(
         self, image: Any, K: Any, pose: HandPose[Any], hand_scale: float | None = None, root: Any = None
@@ -340,7 +350,7 @@ class PoseEstimator:
         `nvf_fast.surface.field_mesh` meshes its zero level.
 
         Args:
-            image, K, hand_scale, root: as the pose was estimated from.
+            image, K, hand_scale, root: as the pose was estimated from; hand views have the pose's hand scale.
             pose: one pose in the image, whose side and box place the view.
 
         Returns:
@@ -354,6 +364,8 @@ class PoseEstimator:
             raise ValueError(f"a {self.model.config.method!r} baseline has no field")
         if pose.joints.ndim != 2:
             raise ValueError(f"pose must be one pose, got a batch of {len(pose)}")
+        if hand_scale is None and isinstance(self.volume, HandVolume):
+            hand_scale = pose.hand_scale
         request = self._read(image, K, hand_scale, pose.box, pose.side, root=root)
         view = self.runner.network_images(request, self.dtype)
         return field_distance(self.model, self.volume, view, request)
@@ -421,6 +433,11 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, _ = load_checkpoint(name, device)
     return PoseEstimator(model, dtype=dtype, **options)
+
+
+def _restored(model: Network, device: torch.device, options: QueryOptions) -> PoseEstimator:
+    """The estimator of a pickle or copy."""
+    return PoseEstimator(model, device=device, **vars(options))
 
 
 def _like(pose: HandPose[Tensor], image: Any) -> HandPose[Any]:

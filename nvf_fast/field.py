@@ -8,8 +8,6 @@ from torch.nn.functional import leaky_relu, linear
 
 from nvf_fast.config import NVFConfig
 
-JOINTS = 21
-
 # Depth is one input among width + 2, and the distance must follow it closest: 50 mm are a tenth of its unit.
 # Its weights therefore start larger than He's, with their kinks spread over the grid's range of Z / 480.
 # Learning a sphere's distance at 300 to 900 mm in 250 steps (width 64, hidden 256-128-64-64, two seeds), the
@@ -43,9 +41,9 @@ class FieldMLP(nn.Module):
 
     Attributes:
         weights: matrices (out, in); in = X for the first layer and previous out + X for the others, hidden
-            first, with x = [features(, depth)(, hand scale)]. The last out is 1 + 21 * 4 for the field: sdf,
-            then (weight, direction xyz) per joint; so for "dense": hand or not, then (weight, joint xyz) per
-            joint; and 21 * 3 for "holistic".
+            first, with x = [features(, depth)(, hand scale)]. For J joints the last out is 1 + 4 J for the
+            field: sdf, then (weight, direction xyz) per joint; so for "dense": hand or not, then (weight,
+            joint xyz) per joint; and 3 J for "holistic".
         biases: vectors (out,).
         code: computes additional biases from the coarse pose (`biases_for`), or None.
     """
@@ -55,7 +53,7 @@ class FieldMLP(nn.Module):
         field = config.method == "nvf"
         place = 3 if config.view == "hand" else int(field)
         inputs = config.width + place + config.hand_scale
-        outs = (*config.hidden, 3 * JOINTS if config.method == "holistic" else 1 + 4 * JOINTS)
+        outs = (*config.hidden, 3 * config.joints if config.method == "holistic" else 1 + 4 * config.joints)
         ins = (inputs, *(channels + inputs for channels in config.hidden))
         self.weights = nn.ParameterList(torch.empty(shape) for shape in zip(outs, ins, strict=True))
         self.biases = nn.ParameterList(torch.zeros(out) for out in outs)
@@ -65,7 +63,7 @@ class FieldMLP(nn.Module):
             last = nn.Linear(config.pose_code, sum(outs))
             nn.init.normal_(last.weight, std=CODE_STD)
             nn.init.zeros_(last.bias)
-            self.code = nn.Sequential(nn.Linear(3 * JOINTS, config.pose_code), nn.ReLU(), last)
+            self.code = nn.Sequential(nn.Linear(3 * config.joints, config.pose_code), nn.ReLU(), last)
 
     def biases_for(self, joints: Tensor) -> list[Tensor]:
         """The biases of every layer for hands of given coarse poses.

@@ -97,7 +97,9 @@ def detected(detector: Detector, image: Any) -> Candidates:
     boxes, _ = read_boxes(given[0], 1, True)
     sides = read_sides(given[1] if len(given) > 1 else None, len(boxes))
     scores = read_scores(given[2] if len(given) > 2 else 1.0, len(boxes))
-    left = torch.tensor([math.nan if side is None else float(side == "left") for side in sides])
+    left = torch.tensor(
+        [math.nan if side is None else float(side == "left") for side in sides], dtype=torch.float32
+    )
     return Candidates(squared(boxes).float(), scores, left)
 
 
@@ -174,7 +176,7 @@ def sized_view(image: Tensor, longer: float, least: int, dtype: torch.dtype) -> 
     padded = F.pad(resized, (left, across - left, top, down - top)).float()
     return SizedView(
         normalised(padded).to(dtype=dtype, memory_format=torch.channels_last),
-        torch.tensor([width / columns, height / rows]),
+        torch.tensor([width / columns, height / rows], dtype=torch.float32),
         torch.tensor([left, top], dtype=torch.float32),
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.camera import REFERENCE_SLOPE
+from nvf_fast.runtime.ambient import unaffected
 
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # lowest and highest x, y and z
 BOX_MM: Box = ((-250.0, 250.0), (-250.0, 250.0), (150.0, 1200.0))
@@ -155,12 +156,13 @@ def cube(reach: int | list[int], device: torch.device | str | None = None) -> Te
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
 
 
+@unaffected()
 def frustum_grid(step_mm: float = 16.0, device: torch.device | str | None = None) -> Tensor:
     """The points of a `Lattice` visible to the reference camera, with the counts of Table 6.
 
     Args:
         step_mm: mm, grid spacing; at most 500.
-        device: of the result.
+        device: of the result; None is the CPU.
 
     Returns:
         (N, 3) float32 mm, x outermost; N = 1 882 292, 230 475, 28 351, 7 742, 3 183 at 4, 8, 16, 24, 32 mm.

@@ -68,7 +68,7 @@ class HandPipeline:
         self._query = query or options.query(model)
 
     def batch_size(self, exact: bool) -> int:
-        return images_per_run(len(self.lattice) if exact else self._capacity)
+        return images_per_run(len(self.lattice) if exact else self._capacity, self._model.config.joints)
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         slopes = views.slopes

@@ -152,11 +152,11 @@ def read_boxes(box: Any, count: int, single: bool) -> tuple[Tensor, list[int]]:
 def check_middles(boxes: Tensor, sizes: Sequence[Sequence[int]]) -> None:
     """Refuse boxes (B, 4) px whose middles lie outside their images of (height, width) px."""
     middles = (boxes[:, 2:] + boxes[:, :2]) / 2
-    shapes = torch.tensor([(width, height) for height, width in sizes])
+    shapes = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64)
     if not ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
         raise ValueError(
             f"the middle of a box must lie in its image, got {boxes.tolist()} px in images of "
-            f"(width, height) {shapes.tolist()} px"
+            f"(width, height) {shapes.int().tolist()} px"
         )
 
 
@@ -240,7 +240,7 @@ def warn_of_wide_boxes(boxes: Tensor, cameras: Cameras, image_index: Sequence[in
                 f"the box {boxes[i].tolist()} px of image {image_index[i]} spans {across:.1f} x {down:.1f} "
                 f"degrees, the view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}; the view does not include all "
                 "of the box",
-                stacklevel=4,  # the caller of the estimator, past its no_grad
+                stacklevel=5,  # the caller of the estimator, past its decorator
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,6 +17,7 @@ from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import Block, HandHourglassEncoder, Hourglass, HourglassEncoder, PreActivated, Stack
 from nvf_fast.field import FieldMLP, check_hand_scale
+from nvf_fast.runtime.ambient import autocast_off, unaffected
 from nvf_fast.unet import HandEncoding, HandHeads, UNetEncoder, fold_norms
 
 
@@ -25,8 +27,8 @@ class FieldValues(NamedTuple):
     Attributes:
         sdf: (B, N) float32 mm, signed distance to the hand, negative inside; +inf where a point projects
             outside the view or lies behind the camera.
-        weight: (B, N, 21) float32, closeness to each joint, in [0, 1] when trained.
-        direction: (B, N, 21, 3) float32, towards each joint, of unit length when trained.
+        weight: (B, N, J) float32, closeness to each joint, in [0, 1] when trained.
+        direction: (B, N, J, 3) float32, towards each joint, of unit length when trained.
     """
 
     sdf: Tensor
@@ -35,7 +37,12 @@ class FieldValues(NamedTuple):
 
 
 class NVF(nn.Module):
-    """Neural Voting Field: f(S(F, pi(p)), Z(p)) = (s, V) with F = g(I), Eq. 4 of the paper."""
+    """Neural Voting Field: f(S(F, pi(p)), Z(p)) = (s, V) with F = g(I), Eq. 4 of the paper.
+
+    Every call is differentiable any number of times, with respect to parameters, images, points, intrinsics
+    and hand scales. The caller's autocast applies to the encoder in training mode only, never to the field.
+    Parameters are float32, and float64 after `double()`, whose inputs are then float64.
+    """
 
     def __init__(self, config: NVFConfig | None = None) -> None:
         super().__init__()
@@ -52,6 +59,33 @@ class NVF(nn.Module):
             self.encoder = (HandHourglassEncoder if hand else HourglassEncoder)(self.config)
         self.heads = HandHeads(self.config) if hand else None
         self.field = FieldMLP(self.config)
+        self.float()  # whatever PyTorch's default dtype is
+
+    def forward(
+        self, images: Tensor, points: Tensor, K: Tensor, hand_scale: Tensor | None = None
+    ) -> FieldValues:
+        """Encode images and predict signed distances and votes at camera-space points.
+
+        This is `encode` and `query`, or for hand views `encode_hands` and `query` with its coarse joints, as
+        one call for hooks, `torch.func.functional_call` and `DistributedDataParallel`.
+
+        Args:
+            images: (B, C, S, S), views of S = input_size px, normalised as (x / 255 - 0.5) / 0.5.
+            points: (B, N, 3), or (N, 3) common to the batch; float32 mm, frame of the views' cameras.
+            K: (B, 3, 3) or (3, 3) float32 px, intrinsics of the views, which for hand views also give the
+                views' angles.
+            hand_scale: as in `query`.
+
+        Raises:
+            ValueError: a hand scale is missing or unexpected, or a shape is wrong.
+        """
+        if self.heads is None:
+            return self.query(self.encode(images), points, K, hand_scale)
+        if K.shape not in ((3, 3), (len(images), 3, 3)):
+            raise ValueError(f"K must be (3, 3) or ({len(images)}, 3, 3) px, got {tuple(K.shape)}")
+        slopes = self.config.input_size / 2 / K[..., 0, 0].expand(images.shape[0])
+        encoding = self.encode_hands(images, slopes)
+        return self.query(encoding.features, points, K, hand_scale, encoding.joints(slopes))
 
     @property
     def device(self) -> torch.device:
@@ -68,8 +102,8 @@ class NVF(nn.Module):
         """Encode reference views as features F = g(I).
 
         Args:
-            images: (B, 3, S, S) in the encoder's dtype, reference views of S = input_size px, RGB as
-                (x / 255 - 0.5) / 0.5.
+            images: (B, C, S, S) in the encoder's dtype, reference views of S = input_size px, C channels
+                (RGB, unless configured otherwise) as (x / 255 - 0.5) / 0.5.
 
         Returns:
             (B, width, S/4, S/4).
@@ -80,12 +114,14 @@ class NVF(nn.Module):
         self._check_images(images)
         if self.heads is not None:
             raise ValueError('encode is for view="reference"; `encode_hands` encodes hand views')
-        return cast(HourglassEncoder, self.encoder).last_features(images)
+        with self._precision():
+            return cast(HourglassEncoder, self.encoder).last_features(images)
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
         """Features after every stack, in order, for deep supervision."""
         self._check_images(images)
-        every_features: list[Tensor] = self.encoder(images)
+        with self._precision():
+            every_features: list[Tensor] = self.encoder(images)
         return every_features
 
     def encode_hands(self, images: Tensor, slopes: Tensor) -> HandEncoding:
@@ -102,7 +138,8 @@ class NVF(nn.Module):
         self._check_images(images)
         if self.heads is None:
             raise ValueError('encode_hands is for view="hand"; `encode` encodes reference views')
-        return cast(HandEncoding, self.heads(*self.encoder(images, slopes), slopes))
+        with self._precision():
+            return cast(HandEncoding, self.heads(*self.encoder(images, slopes), slopes))
 
     def hand_maps(self, images: Tensor, slopes: Tensor) -> Tensor:
         """Maps of hands' centres in views of any size.
@@ -115,12 +152,14 @@ class NVF(nn.Module):
             (B, 3, H/4, W/4) float32, as `HandEncoding.hands`.
         """
         assert self.heads is not None
-        _, maps, _ = self.encoder(images, slopes)
-        return cast(Tensor, self.heads.hands(maps.to(self.heads.hands.weight.dtype))).float()
+        with self._precision():
+            _, maps, _ = self.encoder(images, slopes)
+            return cast(Tensor, self.heads.hands(maps.to(self.heads.hands.weight.dtype))).float()
 
     def field_biases(self, coarse: Tensor) -> list[Tensor]:
         """Compute biases of the field's layers, (B, out) each, from coarse joints (B, 21, 3) mm."""
-        return self.field.biases_for(coarse)
+        with autocast_off(coarse.device.type):
+            return self.field.biases_for(coarse)
 
     def for_inference(self) -> NVF:
         """Copy the model in evaluation mode, without gradients, with batch norms folded into convolutions."""
@@ -168,11 +207,16 @@ class NVF(nn.Module):
         return FieldValues(sdf, votes[..., 0], votes[..., 1:])
 
     def _check_images(self, images: Tensor) -> None:
-        size = self.config.input_size
-        if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"images must be (B, 3, {size}, {size}), got {tuple(images.shape)}")
+        size, channels = self.config.input_size, self.config.image_channels
+        if images.ndim != 4 or images.shape[1:] != (channels, size, size):
+            raise ValueError(f"images must be (B, {channels}, {size}, {size}), got {tuple(images.shape)}")
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """The caller's autocast in training mode, as loops with mixed precision expect; else none."""
+        return nullcontext() if self.training else autocast_off(self.device.type)
 
     @classmethod
+    @unaffected()
     def from_authors(cls, source: Mapping[str, Tensor] | str | Path) -> NVF:
         """Make a network from weights in the authors' released layout.
 

@@ -19,6 +19,7 @@ from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline
 from nvf_fast.buffers import Buffers
 from nvf_fast.camera import normalised, reference_intrinsics, sample_views
+from nvf_fast.config import HAND_JOINTS
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
 from nvf_fast.pose import joint_scores
@@ -86,21 +87,21 @@ class Views(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """Poses of B images in their volumes' frames."""
+    """Poses of B images in their volumes' frames, of J joints: 21 of a hand."""
 
-    joints: Tensor  # (B, 21, 3) float32 mm
-    scores: Tensor  # (B, 21) float32
-    errors: Tensor  # (B, 21) float32 mm, expected ones; NaN from a network that predicts none
+    joints: Tensor  # (B, J, 3) float32 mm
+    scores: Tensor  # (B, J) float32
+    errors: Tensor  # (B, J) float32 mm, expected ones; NaN from a network that predicts none
     voters: Tensor  # (B,) int32
     points_evaluated: Tensor  # (B,) int32
     presence: Tensor  # (B,) float32, probability of a hand; 1 from a network that predicts none
     left: Tensor  # (B,) bool, whether the mirrored view was chosen
     needs_retry: Tensor  # (B,) bool
-    # Per image points (V, 3) mm and votes (V, 21, 4), V at least `voters`; empty without a field.
+    # Per image points (V, 3) mm and votes (V, J, 4), V at least `voters`; empty without a field.
     votes: list[tuple[Tensor, Tensor]]
 
     def packed(self) -> Tensor:
-        """Pack everything except the votes into (B, 110) float32, for one transfer; exact up to 2^24."""
+        """Pack everything except the votes into (B, 5 J + 5) float32, for one transfer; exact up to 2^24."""
         integers = torch.stack([self.voters, self.points_evaluated, self.left, self.needs_retry], 1)
         columns = [self.joints.flatten(1), self.scores, self.errors, self.presence[:, None], integers.float()]
         return torch.cat(columns, 1)
@@ -108,9 +109,10 @@ class Estimates(NamedTuple):
     @classmethod
     def unpacked(cls, packed: Tensor) -> Estimates:
         """The inverse of `packed`, without votes."""
-        joints, scores, errors, presence, integers = packed.split([63, 21, 21, 1, 4], 1)
+        count = packed.shape[1] // 5 - 1
+        joints, scores, errors, presence, integers = packed.split([3 * count, count, count, 1, 4], 1)
         voters, evaluated, left, needs_retry = integers.int().unbind(1)
-        joints = joints.unflatten(1, (21, 3))
+        joints = joints.unflatten(1, (count, 3))
         bools = left.bool(), needs_retry.bool()
         return cls(joints, scores, errors, voters, evaluated, presence[:, 0], *bools, [])
 
@@ -157,6 +159,9 @@ class FieldPipeline:
         options: of the query.
         profiler: measures the stages.
         query: prepared query of the network's field; None prepares it.
+
+    Raises:
+        ValueError: the options name a search that the network does not support.
     """
 
     def __init__(
@@ -167,6 +172,11 @@ class FieldPipeline:
         profiler: Profiler,
         query: ops.FieldQuery | None = None,
     ) -> None:
+        if options.search == "guided" and model.config.joints != HAND_JOINTS:
+            raise ValueError(
+                f'search="guided" follows the bones of a hand\'s {HAND_JOINTS} joints, the network has '
+                f"{model.config.joints}"
+            )
         self._model, self._volume, self._options, self._profiler = model, volume, options, profiler
         device = model.field.biases[0].device
         self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
@@ -178,7 +188,8 @@ class FieldPipeline:
     def batch_size(self, exact: bool) -> int:
         if self._options.search != "dense":
             return IMAGES  # searched one after the other
-        return images_per_run(len(self.lattice) if exact else self._capacities.voters)
+        rows = len(self.lattice) if exact else self._capacities.voters
+        return images_per_run(rows, self._model.config.joints)
 
     def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
         with self._profiler.stage("remap"):
@@ -309,19 +320,19 @@ class BaselinePipeline:
 
 
 def network_images(views: Views, size: int, factor: int, dtype: torch.dtype) -> Tensor:
-    """Sample views (B, 3, size, size), normalised to (x / 255 - 0.5) / 0.5 in `dtype`, channels last."""
+    """Sample views (B, C, size, size), normalised to (x / 255 - 0.5) / 0.5 in `dtype`, channels last."""
     crops = views.crops.permute(0, 3, 1, 2)
     images = sample_views(crops, views.matrices, size, factor, views.lenses)
     return normalised(images).to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def images_per_run(rows: int) -> int:
-    """Number of images per run for `rows` rows of votes each."""
-    return max(1, min(IMAGES, VOTE_BYTES // (rows * 21 * 4 * 4)))
+def images_per_run(rows: int, joints: int) -> int:
+    """Number of images per run for `rows` rows of votes for `joints` joints each."""
+    return max(1, min(IMAGES, VOTE_BYTES // (rows * joints * 4 * 4)))
 
 
 def cast_votes(points: Tensor, votes: Tensor, counts: Tensor, options: QueryOptions) -> tuple[Tensor, Tensor]:
-    """Joints (B, 21, 3) mm and scores (B, 21) from voters (B, V, 3) and their votes (B, V, 21, 4)."""
+    """Joints (B, J, 3) mm and scores (B, J) from voters (B, V, 3) and their votes (B, V, J, 4)."""
     joints, weight, spread = ops.cast_votes(
         points, votes, counts, fraction=options.fraction, backend=options.backend
     )

@@ -108,7 +108,8 @@ class HandPose(Generic[A]):
     @staticmethod
     def none(votes: bool = False) -> HandPose[Tensor]:
         """An empty batch of torch poses, of images in which no hand was found."""
-        joints, counts = torch.empty(0, 21, 3), torch.empty(0, dtype=torch.int32)
+        box = torch.empty(0, 4, dtype=torch.float32, device="cpu")
+        joints, counts = box.new_empty(0, 21, 3), box.new_empty(0, dtype=torch.int32)
         return HandPose(
             joints=joints,
             joints_2d=joints[..., :2],
@@ -119,9 +120,9 @@ class HandPose(Generic[A]):
             presence=joints[:, 0, 0],
             expected_error=joints[..., 0],
             side=(),
-            box=torch.empty(0, 4),
+            box=box,
             hand_scale=joints[:, 0, 0],
-            image_index=torch.empty(0, dtype=torch.int64),
+            image_index=counts.long(),
             votes=() if votes else None,
         )
 

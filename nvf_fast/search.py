@@ -160,7 +160,8 @@ class _Queried:
         self._field, self._lattice, self._surface_mm = field, lattice, surface_mm
         self._buffers, self._capacities = buffers, capacities
         device = lattice.device
-        self.sdf = torch.full(lattice.visible.shape, torch.nan, device=device)  # NaN where not queried
+        # NaN where not queried.
+        self.sdf = torch.full(lattice.visible.shape, torch.nan, dtype=torch.float32, device=device)
         self._open = lattice.visible.clone()  # visible and not queried
         self._evaluated = torch.zeros(1, dtype=torch.int32, device=device)
 
@@ -241,5 +242,5 @@ def _stride(lattice: Lattice, sparsest_mm: float) -> int:
 def _along_bones(joints: Tensor) -> Tensor:
     """Points (M, 3) on the bones of joints (21, 3), dense enough for balls about them to cover capsules."""
     near, far = (torch.stack([joints[bone[end]] for bone in BONES]) for end in (0, 1))
-    ratio = torch.linspace(0, 1, 5, device=joints.device)[:, None, None]
+    ratio = torch.linspace(0, 1, 5, dtype=joints.dtype, device=joints.device)[:, None, None]
     return (near + ratio * (far - near)).flatten(0, 1)

@@ -79,7 +79,8 @@ def level_mesh(
         )
     counts = extents.int().tolist()
     axes = [
-        start + spacing_mm * torch.arange(n, device=low.device) for start, n in zip(low, counts, strict=True)
+        start + spacing_mm * torch.arange(n, dtype=low.dtype, device=low.device)
+        for start, n in zip(low, counts, strict=True)
     ]
     points = torch.cartesian_prod(*axes)
     known = torch.cat([distance(part) for part in points.split(CHUNK)]).clamp(-OUTSIDE_MM, OUTSIDE_MM)
@@ -159,7 +160,7 @@ def field_mesh(
 
     Args:
         estimator: of a network with a field.
-        image, K, hand_scale, root: as the pose was estimated from.
+        image, K, hand_scale, root: as the pose was estimated from; hand views have the pose's hand scale.
         pose: one valid pose in the image, by this estimator.
         step_mm: mm, spacing of the lattice for marching cubes (Lorensen and Cline, 1987).
         margin_mm: mm, from the joints to the sides of the box that is meshed; a surface that leaves it is

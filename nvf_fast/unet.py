@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from nvf_fast.config import NVFConfig
-from nvf_fast.field import JOINTS
+from nvf_fast.config import HAND_JOINTS, NVFConfig
 
 GLOBAL_WIDTH = 256  # channels of the pooled description of a view
 DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
@@ -50,7 +49,9 @@ class UNetEncoder(nn.Module):
         super().__init__()
         half, quarter, eighth, sixteenth, bottom = config.channels
         width = config.width
-        self.stem = nn.Sequential(ConvNorm(3, half, 4, stride=2), ConvNorm(half, quarter, 3, stride=2))
+        self.stem = nn.Sequential(
+            ConvNorm(config.image_channels, half, 4, stride=2), ConvNorm(half, quarter, 3, stride=2)
+        )
         self.down = nn.ModuleList(
             nn.Sequential(*(Residual(a, b, stride) if k == 0 else Residual(b, b) for k in range(count)))
             for a, b, stride, count in (
@@ -105,9 +106,9 @@ class HandHeads(nn.Module):
     def __init__(self, config: NVFConfig) -> None:
         super().__init__()
         self.size = config.input_size
-        self.joints = nn.Conv2d(config.width, 2 * JOINTS, 1)
+        self.joints = nn.Conv2d(config.width, 2 * HAND_JOINTS, 1)
         self.hands = nn.Conv2d(config.width, HAND_MAPS, 1)
-        self.view = nn.Linear(GLOBAL_WIDTH, 3 + JOINTS)
+        self.view = nn.Linear(GLOBAL_WIDTH, 3 + HAND_JOINTS)
         nn.init.normal_(self.joints.weight, std=0.05)
         nn.init.normal_(self.hands.weight, std=0.05)
         # Most texels are not the centre of a hand.
@@ -115,7 +116,7 @@ class HandHeads(nn.Module):
         nn.init.zeros_(self.view.weight)
         nn.init.zeros_(self.view.bias)
         # Weight of the voted pose against the coarse one: of its middle, then of each joint relative to that.
-        self.register_buffer("vote_weight", torch.full((1 + JOINTS,), 0.5))
+        self.register_buffer("vote_weight", torch.full((1 + HAND_JOINTS,), 0.5))
         # Texel centres of a map of stride 4, as uv in [-1, 1] of the view.
         texels = torch.arange(config.feature_size, dtype=torch.float32)
         places = (4 * texels + 1.5) / (config.input_size / 2) - 1
@@ -136,14 +137,15 @@ class HandHeads(nn.Module):
 
     def forward(self, features: Tensor, maps: Tensor, pooled: Tensor, slopes: Tensor) -> HandEncoding:
         """Evaluate the heads on the encoder's outputs."""
-        maps, pooled = (each.to(self.view.weight.dtype) for each in (maps, pooled))
-        heat, relative = self.joints(maps).float().chunk(2, 1)
+        dtype = self.view.weight.dtype  # also of results, where an autocast has another
+        maps, pooled = maps.to(dtype), pooled.to(dtype)
+        heat, relative = self.joints(maps).to(dtype).chunk(2, 1)
         size = heat.shape[-1]
         weight = heat.flatten(2).softmax(-1)
         rows = weight.unflatten(2, (size, size))
         uv = torch.stack([rows.sum(2) @ self.places, rows.sum(3) @ self.places], -1)
         relative = (weight * relative.flatten(2)).sum(-1)
-        scale, presence, left, error = self.view(pooled).float().split([1, 1, 1, JOINTS], 1)
+        scale, presence, left, error = self.view(pooled).to(dtype).split([1, 1, 1, HAND_JOINTS], 1)
         scale, error = (each.clamp(-LOG_RANGE, LOG_RANGE).exp() for each in (scale, error))
         middle = scale[:, 0] * (TYPICAL_MM_PER_PX * self.size / 2) / slopes
         return HandEncoding(
@@ -155,7 +157,7 @@ class HandHeads(nn.Module):
             left[:, 0],
             TYPICAL_ERROR_MM * error,
             heat,
-            self.hands(maps).float(),
+            self.hands(maps).to(dtype),
         )
 
 

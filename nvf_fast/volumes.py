@@ -179,7 +179,7 @@ class FrustumVolume(Volume):
                 warnings.warn(
                     f"a hand between {low:.0f} and {high:.0f} mm reaches the end of the queried depths, "
                     f"{self.nearest_mm:g} to {self.farthest_mm:g} mm: it may be nearer or farther",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
     def lattice(self, step_mm: float, device: torch.device | str | None = None) -> Lattice:
@@ -345,7 +345,8 @@ class HandVolume(PlacedVolume):
                 f"step_mm must be {2 * HAND_REACH_MM / FINEST_CELLS:g} to {2 * HAND_REACH_MM:g} mm in a hand "
                 f"view, got {step_mm}; 16 mm is the usual step"
             )
-        axis = (torch.arange(count, device=device) + 0.5) * (2 / count) - 1  # centres of cells in [-1, 1]
+        cells = torch.arange(count, dtype=torch.float32, device=device)
+        axis = (cells + 0.5) * (2 / count) - 1  # centres of cells in [-1, 1]
         v, u, w = torch.meshgrid(axis, axis, axis, indexing="ij")
         depths = (w * (count * step_mm / 2)).flatten()
         return HandLattice(torch.stack([u, v], -1).flatten(0, 2), depths, count)
@@ -380,6 +381,6 @@ def volume_of(config: NVFConfig) -> FrustumVolume | RootCube:
 
 def _texels(side: int, device: torch.device | str | None) -> Tensor:
     """(side * side, 2): u and v in [-1, 1] of a map's texels, row by row, from corner to corner."""
-    axis = torch.linspace(-1, 1, side, device=device)
+    axis = torch.linspace(-1, 1, side, dtype=torch.float32, device=device)
     v, u = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack([u, v], -1).flatten(0, 1)

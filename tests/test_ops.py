@@ -163,6 +163,28 @@ def test_gradients_use_the_differentiable_form() -> None:
         assert not ops.group_norm_relu(x, weight, *rest).requires_grad
     with pytest.raises(RuntimeError, match="no backward"):
         ops.group_norm_relu(x, weight, *rest, backend="triton")
+    points, votes, counts = (argument.to(device) for argument in vote_arguments())
+    assert ops.cast_votes(points, votes.requires_grad_(), counts)[0].requires_grad
+    with pytest.raises(RuntimeError, match="no backward"):
+        ops.cast_votes(points, votes, counts, backend="triton")
+
+
+def test_no_gradient_is_dropped() -> None:
+    vertices, faces, *rays = ray_arguments()
+    with pytest.raises(RuntimeError, match=r"ray_mesh has no gradient; use torch\.no_grad"):
+        ops.ray_mesh(vertices.requires_grad_(), faces, *rays)
+    with pytest.raises(RuntimeError, match="mesh_distance has no gradient"):
+        ops.mesh_distance(vertices, faces, rays[0])
+    with torch.no_grad():
+        ops.mesh_distance(vertices, faces, rays[0])
+    # Positions of voters have none.
+    assert not ops.select_voters(torch.randn(1, 9, requires_grad=True), 0.5, 4).indices.requires_grad
+
+
+def test_triton_refuses_float64() -> None:
+    points, votes, counts = vote_arguments()
+    with pytest.raises(RuntimeError, match="does not compute in float64"):
+        ops.cast_votes(points.double(), votes.double(), counts, backend="triton")
 
 
 @pytest.mark.filterwarnings("ignore:.*(divide by zero|invalid value).*:RuntimeWarning")  # interpreter
@@ -203,7 +225,8 @@ except RuntimeError as error:
     ("call", "error", "message"),
     [
         (norm_argument("x", torch.zeros(2, 12, 6)), ValueError, r"\(B, C, H, W\), got \(2, 12, 6\)"),
-        (norm_argument("x", torch.zeros(2, 12, 6, 8).double()), TypeError, "got torch.float64"),
+        (norm_argument("x", torch.zeros(2, 12, 6, 8).int()), TypeError, "got torch.int32"),
+        (norm_argument("x", torch.zeros(2, 12, 6, 8).double()), TypeError, "float64.*got torch.float32"),
         (norm_argument("weight", torch.zeros(8)), ValueError, r"must be \(12,\), got \(8,\) and \(12,\)"),
         (norm_argument("bias", torch.zeros(12).half()), TypeError, "got torch.float32 and torch.float16"),
         (norm_argument("groups", 5), ValueError, "must divide the 12 channels, got 5"),
@@ -211,7 +234,8 @@ except RuntimeError as error:
         (norm_argument("backend", "numpy"), ValueError, "got 'numpy'"),
         (field_argument("features", torch.zeros(2, 12, 6)), ValueError, r"\(B, C, H, W\).*got \(2, 12, 6\)"),
         (field_argument("features", torch.zeros(2, 12, 6, 1)), ValueError, "H, W of 2 or more"),
-        (field_argument("features", torch.zeros(2, 12, 6, 8).double()), TypeError, "got torch.float64"),
+        (field_argument("features", torch.zeros(2, 12, 6, 8).int()), TypeError, "got torch.int32"),
+        (field_argument("features", torch.zeros(2, 12, 6, 8).double()), TypeError, "must be float64 mm"),
         (field_argument("features", torch.zeros(2, 20, 6, 8)), ValueError, r"C \+ 1 = 21 inputs, or 22"),
         (field_argument("points", torch.zeros(3, 40, 3)), ValueError, r"\(2, N, 3\) mm, got \(3, 40, 3\)"),
         (field_argument("points", torch.zeros(40, 3).double()), TypeError, "points must be float32 mm"),

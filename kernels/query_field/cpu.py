@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -157,18 +157,23 @@ def query_field(
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes, as in `nvf_fast.ops.query_field`, which checks the arguments.
 
-    Where gradients are enabled it is differentiable in features, weights and biases.
+    Where gradients are enabled it is differentiable in every tensor, any number of times.
     """
     batch, channels, height, width = features.shape
     many = points.shape[-2] >= height * width
-    if many and len(weights) > 1 and not torch.is_grad_enabled():
+    if many and len(weights) > 1 and features.dtype != torch.float64 and not torch.is_grad_enabled():
         layers = pack_layers(weights, biases, channels, features.dtype)
         places = locate(points, intrinsics, image_size, (height, width), layers, centres)
         return evaluate(project_maps(features, hand_scale, layers), places, layers)
     points = points.expand(batch, -1, -1)
+    ahead = points[..., 2:] > 0
+    if torch.is_grad_enabled():
+        # A division by zero makes even gradients NaN that `inside` discards.
+        points = points.where(ahead, 1.0)
     inside, texels, tap_weights, position = _geometry(
         points, intrinsics, image_size, (height, width), centres
     )
+    inside = inside & ahead[..., 0]
     scale = None
     if weights[0].shape[1] == channels + 2:
         scale = position.new_zeros(batch) if hand_scale is None else (hand_scale - 15) / 25
@@ -388,6 +393,37 @@ def _weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
 
 
+class _WeightedSums(torch.autograd.Function):
+    """`_weighted_sums` with derivatives of every order, where `embedding_bag` has only the first."""
+
+    @staticmethod
+    def forward(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        return _weighted_sums(table, rows, weights)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        table, rows, weights = ctx.saved_tensors
+        of_table, _, of_weights = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # a further derivative is wanted
+            each = (weights[..., None] * gradient[:, None]).flatten(0, 1)
+            return (
+                torch.zeros_like(table).index_add(0, rows.flatten(), each) if of_table else None,
+                None,
+                (table[rows] * gradient[:, None]).sum(-1) if of_weights else None,
+            )
+        # `embedding_bag` needs neither the sums' terms nor an addition per row.
+        table, weights = table.detach().requires_grad_(of_table), weights.detach().requires_grad_(of_weights)
+        with torch.enable_grad():
+            sums = _weighted_sums(table, rows, weights)
+        wanted = [each for each in (table, weights) if each.requires_grad]
+        found = iter(torch.autograd.grad(sums, wanted, gradient))
+        return next(found) if of_table else None, None, next(found) if of_weights else None
+
+
 def _points_per_pass(layers: Layers) -> int:
     return max(1, _PASS // max(len(matrix) for matrix in layers.matrices))
 
@@ -438,13 +474,15 @@ def _as_written(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
 ) -> Tensor:
-    """Raw outputs (B, N, 1 + 4 J) float32 of N points, layer by layer."""
+    """Raw outputs (B, N, 1 + 4 J) of N points, layer by layer, in the dtype of the position."""
     batch, channels, height, width = features.shape
-    rows = features.float().flatten(2).mT.reshape(-1, channels)
+    rows = features.to(position.dtype).flatten(2).mT.reshape(-1, channels)
     first = torch.arange(batch, device=texels.device)[:, None, None] * (height * width)
-    sampled = F.embedding_bag(
-        (texels + first).flatten(0, 1), rows, per_sample_weights=tap_weights.flatten(0, 1), mode="sum"
-    )
+    texels, tap_weights = (texels + first).flatten(0, 1), tap_weights.flatten(0, 1)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        sampled = _WeightedSums.apply(rows, texels, tap_weights)
+    else:
+        sampled = _weighted_sums(rows, texels, tap_weights)
     extras = [position]
     if scale is not None:
         extras.append(scale[:, None, None].expand_as(position))
@@ -463,7 +501,7 @@ def _as_written(
             # In place, since the product's gradient needs none of its own output.
             output.unflatten(0, position.shape[:2]).add_(bias[:, None])
         hidden = F.leaky_relu(output, 0.01)
-    return output.float().unflatten(0, position.shape[:2])
+    return output.to(position.dtype).unflatten(0, position.shape[:2])
 
 
 def _bilinear_taps(u: Tensor, v: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -495,13 +533,13 @@ def _cell(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _exact_columns(columns: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) -> list[Tensor]:
-    """Float32 columns in `dtype`: rounded (part 0) and the residual (part 1); float32 keeps one part.
+    """Columns in `dtype`: rounded (part 0) and the residual (part 1); float32 and float64 keep one part.
 
     One float16 depth costs up to 0.23 mm and one bfloat16 depth 1.9 mm; the products high x high + low x high
     + high x low, three columns each of input and weight, cost neither.
     """
     high = columns.to(dtype)
-    if dtype == torch.float32:
+    if dtype in (torch.float32, torch.float64):
         return [high]
     low = (columns - high.float()).to(dtype)
     return [(high, low)[part] for part in parts]
@@ -510,4 +548,5 @@ def _exact_columns(columns: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) 
 def _exact_layer(weight: Tensor, bias: Tensor | None, extra: int, dtype: torch.dtype) -> Tensor:
     """A layer's matrix for the input [hidden, feature, exact columns of (position(, scale)(, 1))]."""
     small = weight[:, -extra:] if bias is None else torch.cat([weight[:, -extra:], bias[:, None]], 1)
-    return torch.cat([weight[:, :-extra].to(dtype), *_exact_columns(small.float(), dtype, (0, 0, 1))], 1)
+    small = small.to(torch.promote_types(small.dtype, torch.float32))
+    return torch.cat([weight[:, :-extra].to(dtype), *_exact_columns(small, dtype, (0, 0, 1))], 1)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from nvf_fast.config import NVFConfig, Task
+from nvf_fast.config import HAND_JOINTS, NVFConfig, Task
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.pose import HandPose
@@ -57,10 +57,18 @@ class Predictor(Protocol):
 
 
 class NetworkPredictor:
-    """An estimator given each sample's side, and its box or its true root."""
+    """An estimator given each sample's side, and its box or its true root.
+
+    Raises:
+        ValueError: the network's joints are not a hand's.
+    """
 
     def __init__(self, estimator: PoseEstimator) -> None:
         config = estimator.model.config
+        if config.joints != HAND_JOINTS:
+            raise ValueError(
+                f"data sets hold hands with {HAND_JOINTS} joints, the network has {config.joints}"
+            )
         self.estimator = estimator
         self.method: str = config.method
         self.task: Task = config.task

@@ -24,17 +24,20 @@ def cast_votes(
     (Sec. 4.7); among equal weights the voter that comes first wins, -0 equals 0, and NaN ranks with minus
     infinity. d is used as predicted and w is not clamped.
 
+    With gradients (of points and votes) the PyTorch backend runs, on any device. Derivatives of every order
+    hold for a constant selection, which has none itself; they are zero at votes that do not count.
+
     Args:
-        points: (B, V, 3) float32 mm, camera frame, the voters.
-        votes: (B, V, J, 4) float32 raw (weight, direction xyz).
+        points: (B, V, 3) float32 mm, camera frame, the voters; or float64, as the votes.
+        votes: (B, V, J, 4) float32 raw (weight, direction xyz); or float64, for which PyTorch computes.
         counts: (B,) int32; the first min(counts, V) rows of an image vote.
         ball_mm: mm, radius r of the label ball (Eq. 2).
         fraction: in (0, 1], ratio of the voters that counts, per joint.
         backend: None, "triton" or "torch".
 
     Returns:
-        joints (B, J, 3) float32 mm, NaN without voters; weight (B, J) float32, mean weight of the selected
-        voters, 0 without voters; spread (B, J) float32 mm, sqrt(sum w |vote - joint|^2 / sum w) with w
+        joints (B, J, 3) mm, NaN without voters; weight (B, J), mean weight of the selected
+        voters, 0 without voters; spread (B, J) mm, sqrt(sum w |vote - joint|^2 / sum w) with w
         clamped at 0, NaN without voters.
 
     Raises:
@@ -51,13 +54,13 @@ def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> t
     return votes.new_empty(batch, joints, 3), votes.new_empty(batch, joints), votes.new_empty(batch, joints)
 
 
-_run = Operation("cast_votes", cpu.cast_votes, _empty_results)
+_run = Operation("cast_votes", cpu.cast_votes, _empty_results, gradients="torch")
 
 
 def _check(points: Tensor, votes: Tensor, counts: Tensor, fraction: float) -> None:
-    check_tensor("cast_votes", "votes", votes, [("B", "V", "J", 4)], torch.float32)
+    check_tensor("cast_votes", "votes", votes, [("B", "V", "J", 4)], torch.float32, torch.float64)
     batch, capacity = votes.shape[:2]
-    check_tensor("cast_votes", "points", points, [(batch, capacity, 3)], torch.float32, unit="mm")
+    check_tensor("cast_votes", "points", points, [(batch, capacity, 3)], votes.dtype, unit="mm")
     check_tensor("cast_votes", "counts", counts, [(batch,)], torch.int32)
     if not 0 < fraction <= 1:
         raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction}")

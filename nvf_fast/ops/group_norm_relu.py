@@ -24,8 +24,8 @@ def group_norm_relu(
     With gradients the PyTorch backend runs, on any device.
 
     Args:
-        x: (B, C, H, W) float32, float16 or bfloat16.
-        weight: (C,) in the dtype of `x` or float32.
+        x: (B, C, H, W) float32, float16 or bfloat16; or float64, for which PyTorch computes, in float64.
+        weight: (C,) in the dtype of `x` or, unless that is float64, float32.
         bias: (C,) in the dtype of `weight`.
         groups: a divisor of C.
         eps: added to the variance.
@@ -60,7 +60,8 @@ _run = Operation(
     "group_norm_relu",
     _torch_form,
     lambda x, *_: torch.empty_like(x, memory_format=_memory_format(x)),
-    differentiable=True,
+    gradients="torch",
+    autocast=True,
 )
 
 
@@ -69,16 +70,17 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> 
     shape, dtype = x.shape, x.dtype
     if len(shape) != 4:
         raise ValueError(f"group_norm_relu: x must be (B, C, H, W), got {tuple(shape)}")
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"group_norm_relu: x must be float32, float16 or bfloat16, got {dtype}")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise TypeError(f"group_norm_relu: x must be float32, float16, bfloat16 or float64, got {dtype}")
     if not weight.shape == bias.shape == shape[1:2]:
         raise ValueError(
             f"group_norm_relu: weight and bias must be ({shape[1]},), got {tuple(weight.shape)} and "
             f"{tuple(bias.shape)}"
         )
-    if weight.dtype != bias.dtype or weight.dtype not in (dtype, torch.float32):
+    dtypes = (dtype,) if dtype == torch.float64 else (dtype, torch.float32)
+    if weight.dtype != bias.dtype or weight.dtype not in dtypes:
         raise TypeError(
-            f"group_norm_relu: weight and bias must be float32 or {dtype} as x is, got {weight.dtype} "
+            f"group_norm_relu: weight and bias must be one of {dtypes} for x in {dtype}, got {weight.dtype} "
             f"and {bias.dtype}"
         )
     if groups < 1 or shape[1] % groups:

@@ -10,6 +10,8 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from nvf_fast.runtime.ambient import autocast_off
+
 Backend = Literal["triton", "torch"]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,8 +27,10 @@ class Operation(Generic[P, R]):
         name: of the operation.
         torch_form: PyTorch function for any device.
         empty_results: the results' shapes and dtypes, for compilers.
-        differentiable: whether calls with gradients run the PyTorch function, on any device.
+        gradients: "torch": calls with gradients, and calls in float64, run the PyTorch function, on any
+            device; "none": the results are positions, of which none exists; "refused": such calls raise.
         folder: of the kernel, if it differs from the operation's name.
+        autocast: whether the caller's autocast applies, for a layer of a network; else it has no influence.
     """
 
     def __init__(
@@ -35,10 +39,11 @@ class Operation(Generic[P, R]):
         torch_form: Callable[P, R],
         empty_results: Callable[P, R],
         *,
-        differentiable: bool = False,
+        gradients: Literal["torch", "none", "refused"] = "refused",
         folder: str | None = None,
+        autocast: bool = False,
     ) -> None:
-        self._name, self._torch, self._differentiable = name, torch_form, differentiable
+        self._name, self._torch, self._gradients, self._autocast = name, torch_form, gradients, autocast
         self._module = f"nvf_fast.kernels.{folder or name}.triton"
         schema = torch.library.infer_schema(torch_form, mutates_args=())
         self._registered: Any = torch.library.custom_op(
@@ -52,20 +57,33 @@ class Operation(Generic[P, R]):
 
         Raises:
             ValueError: the backend is unknown.
-            RuntimeError: the backend cannot run here.
+            RuntimeError: the backend cannot run here, or a gradient is required that does not exist.
         """
         tensor: Any = arguments[0]
+        if not self._autocast:
+            with autocast_off(tensor.device.type):
+                return self._run(backend, tensor, *arguments, **options)
+        return self._run(backend, tensor, *arguments, **options)
+
+    def _run(self, backend: Backend | None, tensor: Any, /, *arguments: P.args, **options: P.kwargs) -> R:
+        """Run an operation on tensors like the given one."""
         self.check_backend(backend, tensor)
-        gradient = self._differentiable and torch.is_grad_enabled() and _any_requires_grad(arguments)
+        gradient = self._gradients != "none" and torch.is_grad_enabled() and _any_requires_grad(arguments)
+        if gradient and self._gradients == "refused":
+            raise RuntimeError(f"{self._name} has no gradient; use torch.no_grad() or detached tensors")
         if gradient and backend == "triton":
             raise RuntimeError(
                 f"{self._name}: the Triton kernel has no backward; use torch.no_grad() or another backend"
             )
+        if tensor.dtype == torch.float64:
+            if backend == "triton":
+                raise RuntimeError(f"{self._name}: the Triton kernel does not compute in float64")
+            backend = "torch"
         # A call of the registered operation takes as long as one hand's votes. Only other devices, compilers
         # and subclasses such as fake tensors need it.
         direct = type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
         if gradient or backend == "torch" or (backend is None and direct):
-            with torch.set_grad_enabled(gradient) if self._differentiable else torch.no_grad():
+            with torch.set_grad_enabled(gradient):
                 return self._torch(*arguments, **options)
         if backend == "triton":
             return self._triton(*arguments, **options)

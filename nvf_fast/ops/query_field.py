@@ -48,10 +48,12 @@ def query_field(
     The feature map is sampled bilinearly at the point's projection; x = [feature, depth(, hand scale)] enters
     every layer, after the hidden activations; LeakyReLU(0.01) between layers; channel 0 is sdf = 50 tanh(.)
     mm. With `centres` of the hands, x = [feature, (point - centre) / 60 mm], and biases of each image may
-    encode its pose. With gradients (of features, weights and biases) the PyTorch backend runs, on any device.
+    encode its pose. With gradients (of any tensor) the PyTorch backend runs, on any device; derivatives of
+    every order exist, and are zero at points out of view.
 
     Args:
         features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
+            With float64, for which PyTorch computes, every float32 below is float64.
         points: (B, N, 3), or (N, 3) common to the batch; float32 mm, camera frame.
         intrinsics: (B, 3, 3) or (3, 3) float32, of the `image_size` px view: centred, fx = fy.
         hand_scale: (B,) float32 mm; None for a model without that input, or for its neutral value of 15 mm.
@@ -95,11 +97,11 @@ def _empty_results(
     *_: object,
     **__: object,
 ) -> tuple[Tensor, Tensor]:
-    batch, count, joints = len(features), points.shape[-2], (weights[-1].shape[0] - 1) // 4
+    batch, count, joints = features.shape[0], points.shape[-2], (weights[-1].shape[0] - 1) // 4
     return points.new_empty(batch, count), points.new_empty(batch, count, joints, 4)
 
 
-_run = Operation("query_field", cpu.query_field, _empty_results, differentiable=True)
+_run = Operation("query_field", cpu.query_field, _empty_results, gradients="torch")
 
 
 class PreparedField(Protocol[L, P, M, S]):
@@ -258,9 +260,10 @@ def _check(
     centres: Tensor | None,
 ) -> None:
     def check(name: str, tensor: Tensor, *shapes: tuple[int | str, ...], unit: str = "mm") -> None:
-        check_tensor("query_field", name, tensor, shapes, torch.float32, unit=unit)
+        check_tensor("query_field", name, tensor, shapes, exact, unit=unit)
 
-    dtypes = torch.float32, torch.float16, torch.bfloat16
+    dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
+    exact = torch.float64 if features.dtype == torch.float64 else torch.float32
     check_tensor("query_field", "features", features, [("B", "C", "H", "W")], *dtypes)
     if min(features.shape[2:]) < 2:
         raise ValueError(f"query_field: features must have H, W of 2 or more, got {tuple(features.shape)}")

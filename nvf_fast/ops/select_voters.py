@@ -85,7 +85,5 @@ def _empty_results(values: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tenso
     return indices, values.new_empty(batch, dtype=torch.int32), values.new_empty(batch, dtype=torch.bool)
 
 
-_compact = Operation(
-    "compact", reference.compact, _empty_results, gradients="none", folder="select_voters"
-)
+_compact = Operation("compact", reference.compact, _empty_results, gradients="none", folder="select_voters")
 _select_voters = Operation("select_voters", reference.select_voters, _empty_results, gradients="none")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from nvf_fast.config import NVFConfig, Task
+from nvf_fast.config import HAND_JOINTS, NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.synthetic.dataset import SyntheticConfig
 from nvf_fast.synthetic.placement import HandDistribution
@@ -147,6 +147,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         relative = self.model.task == "root-relative"
+        if (self.model.joints, self.model.image_channels) != (HAND_JOINTS, 3):
+            raise ValueError(
+                f"data sets hold RGB images of hands with {HAND_JOINTS} joints, the network takes "
+                f"{self.model.image_channels} channels and has {self.model.joints} joints: train it in "
+                "another loop"
+            )
         if self.augmentation.scale_dropout and not (self.model.hand_scale and self.model.scale_optional):
             raise ValueError("scale_dropout needs a model with hand_scale and scale_optional")
         if self.model.scale_optional and not self.augmentation.scale_dropout:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
+from nvf_fast.config import NVFConfig
 from nvf_fast.model import check_entries
 from nvf_fast.runtime.store import DamagedRecordError, ResumeError, Store, differences
 from nvf_fast.training.log import DamagedImages
@@ -178,8 +179,9 @@ class SavedTraining:
 
 
 def _with_new_names(identity: str) -> dict[str, Any]:
-    """The identity of a state, with the present names of entries that older states have under others."""
+    """The identity of a state, with the present names and the later entries of configurations."""
     found: dict[str, Any] = json.loads(identity)
+    found["config"]["model"] = NVFConfig.from_dict(found["config"]["model"]).to_dict()
     for entries, old, new in (
         (found, "pictures", "images"),
         (found["config"]["optimisation"], "final_share", "final_ratio"),
