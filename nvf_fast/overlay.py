@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nvf_fast.pose import BONES, HandPose
+from nvf_fast.pose import BONES, JOINT_NAMES, HandPose
 
 WHITE = (255, 255, 255)
 FINGER_COLOURS = ((230, 75, 60), (245, 170, 40), (75, 190, 90), (60, 150, 235), (175, 95, 220))
@@ -18,7 +18,10 @@ SMALLEST_TEXT, LARGEST_TEXT = 11, 120  # px
 
 
 def draw_poses(
-    image: np.ndarray, poses: HandPose | Iterable[HandPose], ids: Sequence[int] = ()
+    image: np.ndarray,
+    poses: HandPose | Iterable[HandPose],
+    ids: Sequence[int] = (),
+    bones: Sequence[tuple[int, int]] | None = None,
 ) -> Image.Image:
     """Draw skeletons, one colour per finger, nearer hands and bones over farther ones.
 
@@ -29,6 +32,7 @@ def draw_poses(
         image: (H, W, 3) uint8 RGB.
         poses: a pose in it or several; invalid ones are not drawn.
         ids: of the hands, one for each pose, or none.
+        bones: pairs of joints, nearer to the root first; None connects a hand's 21 joints, and no others.
 
     Returns:
         An RGB image of the same size.
@@ -38,8 +42,10 @@ def draw_poses(
     hands = [(pose, f"{ids[row]} " if ids else "") for row, pose in enumerate(poses) if pose.valid]
     drawing = Image.fromarray(image)
     for pose, label in sorted(hands, key=lambda hand: -float(hand[0].joints[:, 2].mean())):
-        _draw_skeleton(drawing, np.asarray(pose.joints_2d, np.float64) + 0.5, pose)
-        _draw_label(drawing, np.asarray(pose.joints_2d, np.float64) + 0.5, label + description(pose))
+        pixels = np.asarray(pose.joints_2d, np.float64) + 0.5
+        edges = bones if bones is not None else BONES if len(pixels) == len(JOINT_NAMES) else ()
+        _draw_skeleton(drawing, pixels, pose, edges)
+        _draw_label(drawing, pixels, label + description(pose), edges)
     return drawing
 
 
@@ -51,8 +57,10 @@ def description(pose: HandPose) -> str:
     return f"{side} ±{np.mean(pose.expected_error):.0f} mm"
 
 
-def _draw_skeleton(drawing: Image.Image, pixels: np.ndarray, pose: HandPose) -> None:
-    """Draw a pose at pixels (21, 2), which Pillow counts from the first pixel's corner."""
+def _draw_skeleton(
+    drawing: Image.Image, pixels: np.ndarray, pose: HandPose, bones: Sequence[tuple[int, int]]
+) -> None:
+    """Draw a pose at pixels (J, 2), which Pillow counts from the first pixel's corner."""
     depth, scores = pose.joints[:, 2], np.asarray(pose.scores, np.float64)
     thickness = max(2.0, float(np.ptp(pixels, 0).max()) / 60)
     margin = 3 * thickness
@@ -66,11 +74,12 @@ def _draw_skeleton(drawing: Image.Image, pixels: np.ndarray, pose: HandPose) -> 
     layer = patch.resize((patch.width * fine, patch.height * fine), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(layer)
     points = (pixels - region[:2]) * fine
-    for parent, child in sorted(BONES, key=lambda bone: -depth[list(bone)].mean()):
-        colour = FINGER_COLOURS[(child - 1) // 4]
+    for parent, child in sorted(bones, key=lambda bone: -depth[list(bone)].mean()):
+        colour = FINGER_COLOURS[(child - 1) // 4 % len(FINGER_COLOURS)]
         draw.line([*points[parent], *points[child]], colour, round(thickness * fine))
         _disc(draw, points[child], 1.3 * thickness * fine, colour, scores[child])
-    _disc(draw, points[0], 1.6 * thickness * fine, GREY, scores[0])
+    for root in sorted(set(range(len(points))) - {child for _, child in bones}):
+        _disc(draw, points[root], 1.6 * thickness * fine, GREY, scores[root])
     drawing.paste(layer.resize(patch.size, Image.Resampling.BOX), region)
 
 
@@ -85,8 +94,10 @@ def _disc(
         draw.ellipse([*(centre - hole), *(centre + hole)], WHITE)
 
 
-def _draw_label(drawing: Image.Image, pixels: np.ndarray, text: str) -> None:
-    """Write a text beside the wrist, if that is in the image, where it hides no bone of joints (21, 2) px."""
+def _draw_label(
+    drawing: Image.Image, pixels: np.ndarray, text: str, bones: Sequence[tuple[int, int]]
+) -> None:
+    """Write a text beside the first of joints (J, 2) px, if that is in the image, where it hides no bone."""
     if not text or not (pixels[0] >= 0).all() or not (pixels[0] < drawing.size).all():
         return
     size = float(np.clip(np.ptp(pixels, 0).max() / 10, SMALLEST_TEXT, LARGEST_TEXT))
@@ -97,7 +108,7 @@ def _draw_label(drawing: Image.Image, pixels: np.ndarray, text: str) -> None:
     directions = np.stack([np.cos(turns), np.sin(turns)], 1)
     places = np.concatenate([pixels[0] + (half + gap * size) * directions for gap in (0.4, 1.5, 3.0)])
     places = np.clip(places, half, np.maximum(drawing.size - half, half))
-    starts, ends = pixels[np.array(BONES)].transpose(1, 0, 2)
+    starts, ends = pixels[np.array(bones or [(0, 0)])].transpose(1, 0, 2)
     drawn = np.concatenate([starts + ratio * (ends - starts) for ratio in (0, 0.2, 0.4, 0.6, 0.8, 1)])
     free = np.linalg.norm(np.maximum(np.abs(drawn - places[:, None]) - half, 0), axis=-1).min(1)
     x, y = places[np.minimum(free, 0.3 * size).argmax()]  # the first place that is free enough
