@@ -76,6 +76,18 @@ def to_mediapipe(
     Returns:
         The hands in the order of the poses. The score of a side is the presence of the hand, since a pose
         holds no probability of its side.
+
+    Examples:
+        >>> import numpy as np, nvf_fast
+        >>> from importlib.resources import files
+        >>> from nvf_fast.image_files import read_image
+        >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
+        >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+        >>> result = to_mediapipe(nvf_fast.load(device="cpu")(image, K), K, size=(960, 540))
+        >>> sorted(side.category_name for (side,) in result.handedness)
+        ['Left', 'Right']
+        >>> 0 < result.hand_landmarks[0][8].x < 1
+        True
     """
     width, height = size
     focal = float(read_cameras(K, [(height, width)]).intrinsics[0, 0, 0])

@@ -39,6 +39,14 @@ class Camera:
     Raises:
         ValueError: a shape or a value is invalid, or K cannot be that of an image of this size.
         TypeError: an argument has the wrong type.
+
+    Examples:
+        >>> import numpy as np
+        >>> camera = Camera.from_fov(90, (640, 480))
+        >>> camera.project(np.array([50.0, 0.0, 500.0]))
+        array([351.5, 239.5])
+        >>> camera.resized(320, 240).project(np.array([50.0, 0.0, 500.0]))
+        array([175.5, 119.5])
     """
 
     K: np.ndarray

@@ -67,6 +67,12 @@ def convert_joints(
     Raises:
         ValueError: a name is unknown, the shape does not fit, or pixels are given with a frame or a unit.
         TypeError: the values are no floating-point numbers.
+
+    Examples:
+        >>> import numpy as np
+        >>> joints = np.tile([10.0, -20.0, 500.0], (21, 1))
+        >>> convert_joints(joints, "ho3d", "opengl", "m")[0]
+        array([ 0.01,  0.02, -0.5 ])
     """
     places, factors = _named("order", order, ORDERS), np.array(_named("frame", frame, FRAMES))
     factors = factors * _named("unit", unit, UNITS)

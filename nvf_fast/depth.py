@@ -103,6 +103,18 @@ def estimate_hand_scale(
         ValueError: not exactly one of `depth` and `distance_mm` is given, no pose counts, or a shape or a
             number is invalid.
         TypeError: depths are no numbers.
+
+    Examples:
+        >>> import numpy as np, nvf_fast
+        >>> from importlib.resources import files
+        >>> from nvf_fast.image_files import read_image
+        >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
+        >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+        >>> hands = nvf_fast.load(device="cpu")(image, K)  # as of a mean adult hand
+        >>> farther = 1.1 * np.linalg.norm(hands.joints[:, 0], axis=-1)
+        >>> scale = estimate_hand_scale(hands, distance_mm=farther)
+        >>> bool(np.isclose(scale.mm, 1.1 * hands.hand_scale[0]))
+        True
     """
     if (depth is None) == (distance_mm is None) or (depth is None) != (K is None):
         raise ValueError("give depth and K, or distance_mm")

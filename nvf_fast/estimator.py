@@ -234,6 +234,18 @@ class PoseEstimator:
         Raises:
             ValueError: the network does not find hands, several images came, or a value is out of its range.
             TypeError: an argument has the wrong type or dtype.
+
+        Examples:
+            >>> import numpy as np, nvf_fast
+            >>> from importlib.resources import files
+            >>> from nvf_fast.image_files import read_image
+            >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
+            >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+            >>> estimator = nvf_fast.load(device="cpu")
+            >>> found = estimator.find(image, K)
+            >>> pose = estimator(image, K, box=found.boxes[0], side=found.sides[0])
+            >>> pose.joints.shape
+            (21, 3)
         """
         (image, *_), single = read_images(image, self.model.config.image_channels)
         if not single:
@@ -426,6 +438,16 @@ def load(
     Raises:
         FileNotFoundError: the checkpoint does not exist.
         ValueError: the checkpoint is damaged, or an option is out of range.
+
+    Examples:
+        >>> import numpy as np, nvf_fast
+        >>> from importlib.resources import files
+        >>> from nvf_fast.image_files import read_image
+        >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
+        >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+        >>> hands = nvf_fast.load(device="cpu")(image, K)
+        >>> hands.joints.shape, sorted(hands.side)
+        ((2, 21, 3), ['left', 'right'])
     """
     from nvf_fast.checkpoint import load_checkpoint
 

@@ -94,7 +94,18 @@ class HandPose(Generic[A]):
         return len(self.joints)
 
     def __getitem__(self, index: int | slice | list[int]) -> HandPose[A]:
-        """One pose of a batch, a slice of the batch, or the poses of several indices."""
+        """One pose of a batch, a slice of the batch, or the poses of several indices.
+
+        Examples:
+            >>> import numpy as np, nvf_fast
+            >>> from importlib.resources import files
+            >>> from nvf_fast.image_files import read_image
+            >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
+            >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+            >>> hands = nvf_fast.load(device="cpu")(image, K)
+            >>> hands[0].joints.shape, hands[:1].joints.shape
+            ((21, 3), (1, 21, 3))
+        """
         if self.joints.ndim < 3:
             raise TypeError("this is one pose, not a batch of them")
 

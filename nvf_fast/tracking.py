@@ -162,6 +162,18 @@ class Tracker:
 
     Raises:
         ValueError: the network is not of hand views, or a number is out of range.
+
+    Examples:
+        >>> import numpy as np, nvf_fast
+        >>> from importlib.resources import files
+        >>> from nvf_fast.image_files import read_image
+        >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
+        >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+        >>> tracker = nvf_fast.Tracker(nvf_fast.load(device="cpu"))
+        >>> for frame in range(2):
+        ...     ids, poses = tracker(image, K, time=frame / 30)
+        >>> len(ids), poses.joints.shape
+        (2, (2, 21, 3))
     """
 
     def __init__(

@@ -44,6 +44,13 @@ def cast_votes(
         ValueError: a shape or `fraction` does not fit.
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
+
+    Examples:
+        >>> voters = torch.tensor([[[0.0, 0.0, 500.0], [10.0, 0.0, 500.0]]])
+        >>> votes = torch.tensor([[[[0.5, 1.0, 0.0, 0.0]], [[0.75, 1.0, 0.0, 0.0]]]])
+        >>> joints, weight, spread = cast_votes(voters, votes, torch.tensor([2], dtype=torch.int32), fraction=1.0)
+        >>> joints  # (0.5 * (0 + 40) + 0.75 * (10 + 20)) / (0.5 + 0.75) = 34
+        tensor([[[ 34.,   0., 500.]]])
     """
     _check(points, votes, counts, fraction)
     return _run(backend, points, votes, counts, ball_mm=ball_mm, fraction=fraction)

@@ -61,6 +61,10 @@ def select_voters(
         ValueError: a shape or `capacity` does not fit.
         TypeError: `sdf` is not float32.
         RuntimeError: the requested backend cannot run here.
+
+    Examples:
+        >>> select_voters(torch.tensor([[9.0, -1.0, 4.0, torch.nan]]), surface_mm=5.0, capacity=None).indices
+        tensor([[1, 2]])
     """
     check_tensor("select_voters", "sdf", sdf, [("B", "N")], torch.float32, unit="mm")
     if capacity is None:
