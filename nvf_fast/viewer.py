@@ -51,8 +51,8 @@ class HandScene:
         self._scene.set_up_direction("-y")
         self._scene.configure_default_lights()
         # From above and beside the camera, so that the depths of hands are visible.
-        server.initial_camera.look_at = 0.8 * middle
-        server.initial_camera.position = 0.8 * middle + middle[2] * np.array([0.8, -0.4, -0.7])
+        server.initial_camera.look_at = 0.95 * middle
+        server.initial_camera.position = middle + middle[2] * np.array([0.55, -0.3, -0.6])
         server.initial_camera.fov = math.radians(50)
 
     def add_controls(self, server: viser.ViserServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import trimesh
 
+from benchmarks.meshes import difference, make_row
 from nvf_fast.camera import look_at_rotation, reference_intrinsics
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.joint_surface import surface_distance
@@ -151,7 +153,10 @@ def test_field_mesh_of_a_sphere(view: str, side: str, monkeypatch: pytest.Monkey
     ratio = 40.0 / UNIT_SCALE_MM if view == "hand" else 1.0
     expected, radius = ratio * expected, ratio * RADIUS_MM
     joints = (expected + np.random.default_rng(1).normal(0, 3, (21, 3))).astype(np.float32)
-    mesh = field_mesh(estimator, IMAGE, K, pose_of(joints, side=side, box=box), scale, root, step_mm=4.0)
+    pose = pose_of(joints, side=side, box=box)
+    if view == "hand":
+        pose, scale = replace(pose, hand_scale=np.float32(scale)), None
+    mesh = field_mesh(estimator, IMAGE, K, pose, scale, root, step_mm=4.0)
     assert mesh.is_watertight and mesh.is_winding_consistent
     # The chord of a sphere between lattice points 4 mm apart lies up to step^2 / 8 / radius = 0.08 mm inside.
     np.testing.assert_allclose(np.linalg.norm(mesh.vertices - expected, axis=1), radius, atol=0.09)
@@ -166,6 +171,16 @@ def test_field_mesh_is_closed_where_it_leaves_the_box(monkeypatch: pytest.Monkey
     mesh = field_mesh(estimator, IMAGE, K, pose, 40.0, margin_mm=15.0)
     assert mesh.is_watertight and mesh.volume > 0
     assert np.abs(mesh.vertices - centre).max() < 15 + 4
+
+
+def test_difference_of_spheres() -> None:
+    """The benchmark's distances and ratio, of a sphere inside another one."""
+    inner, outer = (trimesh.creation.icosphere(4, radius) for radius in (30.0, 33.0))
+    found = difference(outer, inner)
+    assert found.watertight and found.volume_ratio == pytest.approx(1.1**3, rel=1e-6)
+    assert found.to_surface_mm == pytest.approx(3.0, abs=0.05)
+    assert found.to_mesh_mm == pytest.approx(3.0, abs=0.05)
+    assert make_row("a", [found, found])[:3] == ["a", 2, 2]
 
 
 def test_fields_without_a_mesh() -> None:
