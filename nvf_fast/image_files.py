@@ -43,6 +43,28 @@ def read_image(path: Path | str) -> np.ndarray:
         raise OSError(f"{path}: damaged ({error})") from error
 
 
+def read_depth(path: Path | str) -> np.ndarray:
+    """Read a depth image, one channel of 16 or 32 bits, as (H, W) uint16, int32 or float32, mm.
+
+    Raises:
+        OSError: the file is missing, damaged or not an image of `FORMATS`.
+        ValueError: it has several channels, or 8 bits.
+    """
+    try:
+        with _open(path) as file:
+            if not file.mode.startswith(("I", "F")):
+                raise ValueError(
+                    f"{path}: a depth image must have one channel of 16 or 32 bits, in mm, got pixels of "
+                    f"mode {file.mode!r}"
+                )
+            depth = np.array(file)
+            return depth.astype(depth.dtype.newbyteorder("="))
+    except UnidentifiedImageError as error:
+        raise OSError(f"{path}: not a readable image; the formats are {', '.join(FORMATS)}") from error
+    except SyntaxError as error:  # Pillow raises it for damaged files
+        raise OSError(f"{path}: damaged ({error})") from error
+
+
 def exif_focal(path: Path | str) -> float | None:
     """Focal length in px from the EXIF data of a whole, uncropped photograph.
 

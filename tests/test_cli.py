@@ -29,6 +29,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.data.complement import write_complement
 from nvf_fast.data.freihand import write_freihand
 from nvf_fast.data.ho3d import write_ho3d
+from nvf_fast.depth import DepthFit
 from nvf_fast.estimator import load
 from nvf_fast.evaluation import mean_pose, metrics
 from nvf_fast.evaluation.submission import read_submission
@@ -447,6 +448,44 @@ def test_predict_refuses_a_box_in_fractions(run: Run, images: list[Path], checkp
     box = ["--box", 0.1, 0.1, 0.9, 0.9]
     status, out, err = run("predict", images[0], "--fx", 500, "--checkpoint", checkpoint, *box)
     assert status == 2 and "at least 2 px larger" in err and "at least 2 px" in records(out)[0]["error"]
+
+
+def test_predict_takes_depth_images(
+    run: Run, hands: list[Any], images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Depth images reach the fit of distances, which needs no hand here."""
+    monkeypatch.setattr(
+        nvf_fast.depth, "fit_depth", lambda joints, depth, *_: DepthFit(int(depth[7, 9]) / 1000)
+    )
+    depths, options = tmp_path / "depths", ["--fx", 500, "--box", 40, 30, 100, 90, *hands]
+    depths.mkdir()
+    _, out, _ = run("predict", images[0], *options)
+    (before,) = records(out)[0]["hands"]
+    depth = np.zeros((120, 160), np.uint16)
+    depth[7, 9] = 1200
+    for name, values in (
+        ("a.png", depth),
+        ("a.tiff", depth.astype(np.float32)),
+        ("a.tif", depth.astype(np.int32)),
+    ):
+        Image.fromarray(values).save(depths / name)
+        for given in (depths, depths / name):
+            status, out, _ = run("predict", images[0], "--depth", given, *options)
+            joints = records(out)[0]["hands"][0]["joints"]
+            np.testing.assert_allclose(joints, 1.2 * np.array(before["joints"]), rtol=1e-5)
+            assert status == 0
+        (depths / name).unlink()
+    Image.fromarray(depth.astype(np.uint8)).save(depths / "a.png")
+    Image.fromarray(depth).save(depths / "a.tiff")
+    status, out, _ = run("predict", images[0], "--depth", depths, *options)
+    assert status == 2 and "must hold one depth image of a.png: one of" in records(out)[0]["error"]
+    status, out, _ = run("predict", images[0], "--depth", depths / "a.png", *options)
+    assert (
+        status == 2
+        and "one channel of 16 or 32 bits, in mm, got pixels of mode 'L'" in records(out)[0]["error"]
+    )
+    status, _, error = run("predict", *images, "--depth", depths / "a.png", *options)
+    assert status == 2 and "--depth must be a folder for several images" in error
 
 
 def test_predict_writes_meshes_and_figures(

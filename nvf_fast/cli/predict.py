@@ -19,7 +19,7 @@ from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
 from nvf_fast.cli.options import Optional, Several
 from nvf_fast.cli.records import RecordWriter
-from nvf_fast.image_files import read_image
+from nvf_fast.image_files import read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_poses
 from nvf_fast.pose import JOINT_NAMES, HandPose
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CAMERA_NUMBERS = ("fx", "fy", "cx", "cy", "fov")
 MeshFormat = Literal["glb", "obj", "ply"]
+DEPTH_SUFFIXES = (".png", ".tiff", ".tif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -55,6 +56,9 @@ class Predict:
         boxes: JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1],
             "side": "left"}, ...]}; where a side is absent, --side counts.
         hand_scale: mm, length of the middle finger's proximal phalanx, if known.
+        depth: depth image of one image, or folder with NAME.png or NAME.tiff of each: one channel of 16 or 32
+            bits, mm along the optical axis, aligned with the upright image; 0 where nothing was measured. It
+            decides the distances of the hands that it shows.
         step: mm, spacing of the query points.
         search: points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part; hand views
             support "dense" only.
@@ -76,6 +80,7 @@ class Predict:
     side: Optional[Literal["right", "left"]] = None
     boxes: Optional[Path] = None
     hand_scale: Optional[float] = None
+    depth: Optional[Path] = None
     step: float = 16.0
     search: Search = "dense"
     out: Optional[Path] = None
@@ -92,6 +97,8 @@ class Predict:
         self.camera.check()
         files = self._output_files()
         listed = self._read_boxes()
+        if self.depth is not None and not self.depth.is_dir() and len(files) > 1:
+            raise UserError(f"--depth must be a folder for several images, got {self.depth}")
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out must be a file, {self.out} is a folder")
         estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
@@ -137,7 +144,9 @@ class Predict:
         image = read_image(path)
         camera, source = self.camera.of(path, *image.shape[:2])
         boxes, sides = (self.box, self.side) if listed is None else self._listed(path, listed)
-        found = estimator(image, camera, self.hand_scale, boxes, sides, return_votes="figure" in outputs)
+        depth = None if self.depth is None else read_depth(self._depth_file(path))
+        votes = "figure" in outputs
+        found = estimator(image, camera, self.hand_scale, boxes, sides, return_votes=votes, depth=depth)
         hands = [found] if found.joints.ndim == 2 else list(found)
         if overlay := outputs.get("overlay"):
             with whole_file(overlay) as file:
@@ -164,8 +173,9 @@ class Predict:
             hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
             for path in (self.camera.intrinsics, self.boxes)
         ]
+        depth = None if self.depth is None else str(self.depth)
         camera = [value for name, value in vars(self.camera).items() if name in CAMERA_NUMBERS]
-        options = [camera, files, self.box, self.side, self.hand_scale, self.step, self.search]
+        options = [camera, files, self.box, self.side, self.hand_scale, depth, self.step, self.search]
         weights = hashlib.sha256()
         for name, tensor in sorted(estimator.model.state_dict().items()):
             weights.update(name.encode() + tensor.float().cpu().numpy().tobytes())
@@ -199,6 +209,18 @@ class Predict:
                 f"got {hands}"
             )
         return [hand["box"] for hand in hands], [hand.get("side") or self.side for hand in hands]
+
+    def _depth_file(self, path: Path) -> Path:
+        """The depth image of an image."""
+        assert self.depth is not None
+        if not self.depth.is_dir():
+            return self.depth
+        files = [self.depth / f"{path.stem}{suffix}" for suffix in DEPTH_SUFFIXES]
+        found = [file for file in files if file.is_file()]
+        if len(found) != 1:
+            names = [file.name for file in files]
+            raise UserError(f"{self.depth} must hold one depth image of {path.name}: one of {names}")
+        return found[0]
 
     def _output_files(self) -> dict[Path, dict[str, Path]]:
         """The files of each image, each image once, by the options that ask for them."""
