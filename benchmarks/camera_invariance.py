@@ -199,17 +199,17 @@ def differences(
         back: np.ndarray = found.joints @ variant.rotation
         return back
 
-    expected, found = pose(base), defaultdict(list)
+    expected, found = pose(base), defaultdict[str, list[tuple[float, float]]](list)
     for variant in variants:
         apart = pose(variant) - expected
-        pair = (np.linalg.norm(each, axis=1).mean() for each in (apart, apart - apart[0]))
-        found[variant.kind].append(tuple(map(float, pair)))
+        absolute, aligned = (np.linalg.norm(each, axis=1).mean() for each in (apart, apart - apart[0]))
+        found[variant.kind].append((float(absolute), float(aligned)))
     return found
 
 
 def measure(images: int, seed: int = SEED) -> list[list[Any]]:
     """Rows of `COLUMNS`."""
-    estimator, every = nvf_fast.load(device="cpu"), defaultdict(list)
+    estimator, every = nvf_fast.load(device="cpu"), defaultdict[str, list[tuple[float, float]]](list)
     wides = WideImages(seed, shape=SHAPE, sizes=SIZES)
     for index in tqdm(range(images), unit="image"):
         wide = wides.draw(index, ["left" if index % 2 else "right"])

@@ -112,7 +112,7 @@ class Lens:
             for _ in range(NEWTON_STEPS):
                 image = distorted(x, y)
                 right, down = target - image
-                if not (np.maximum(np.abs(right), np.abs(down)) > 1e-13 * (1 + radius)).any():
+                if not (np.maximum(np.abs(right), np.abs(down)) > 1e-12 * (1 + radius)).any():
                     break
                 # The Jacobian by differences, whose errors slow the iteration without moving its end.
                 a, c = (distorted(x + STEP, y) - image) / STEP

@@ -93,7 +93,8 @@ def test_rays_invert_the_projection(name: str) -> None:
 
 def test_rays_that_share_a_pixel_with_nearer_ones_are_out_of_sight() -> None:
     """A barrel's polynomial turns back at 45.5 degrees: OpenCV would fold what lies beyond into the image."""
-    barrel = Camera([[400, 0, 319.5], [0, 400, 239.5], [0, 0, 1]], SIZE, (-0.32, 0, 0, 0))
+    K = np.array([[400, 0, 319.5], [0, 400, 239.5], [0, 0, 1]])
+    barrel = Camera(K, SIZE, (-0.32, 0, 0, 0))
     turn = math.degrees(math.atan((1 / (3 * 0.32)) ** 0.5))
     angles = np.radians([0, 20, turn - 0.2, turn + 0.2, 70, 89])
     pixels = barrel.project(np.stack([np.sin(angles), np.zeros(6), np.cos(angles)], 1))
@@ -295,7 +296,7 @@ def test_refuses_cameras_of_other_sizes() -> None:
 def test_mixed_cameras_in_one_batch_and_with_fixed_sizes(side: str | None) -> None:
     """A batch equals its images one by one, a pinhole camera its K bit by bit, and CUDA's path the CPU's."""
     estimator = PoseEstimator(hand_network())
-    images = list(np.random.default_rng(0).integers(0, 256, (4, 480, 640, 3), np.uint8))
+    images: list[np.ndarray] = list(np.random.default_rng(0).integers(0, 256, (4, 480, 640, 3), np.uint8))
     names = ["pinhole", "rational", "fisheye", "equidistant"]
     cameras, box = [camera(name) for name in names], [380, 190, 500, 330]
     together = estimator(images, cameras, box=[box] * 4, side=[side] * 4)
