@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 
 from nvf_fast.data import photograph_views
 from nvf_fast.data.hand_views import HandViews
-from nvf_fast.data.joint_surface import RADII_MM, cone_ends, sample_field_points, surface_distance
+from nvf_fast.data.joint_surface import sample_field_points, surface_distance
 from nvf_fast.data.photograph_views import (
     PhotographViews,
     aim,
@@ -25,6 +25,7 @@ from nvf_fast.data.photograph_views import (
 from nvf_fast.data.photographs import Photographs, mirrored
 from nvf_fast.data.query_points import IN_BALL, NEAR, ON_RAYS
 from nvf_fast.data.tables import write_image
+from nvf_fast.hand_surface import RADII_MM, cone_ends
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths, scale_to_unit
 from tests.photograph_cases import MARKED, disc_centres, photograph_labels, write_photographs
 

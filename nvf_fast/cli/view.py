@@ -21,8 +21,8 @@ from nvf_fast.runtime.files import whole_file
 class View:
     """Show the hands of an image in a browser: the camera's frustum, meshes, joints, voters and their votes.
 
-    Serves the page on this machine until Ctrl-C, or writes it into a file. The scene shows the camera without
-    its distortion.
+    Serves the page on this machine until Ctrl-C, or writes it into a file. The scene ignores lens
+    distortion.
 
     Attributes:
         image: image file.

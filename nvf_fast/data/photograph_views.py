@@ -14,9 +14,10 @@ from nvf_fast.camera import look_at_rotation, project
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.hand_views import VIEW_SIZE, HandViews, joints_box
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
-from nvf_fast.data.joint_surface import RADII_MM, cone_ends, sample_field_points
+from nvf_fast.data.joint_surface import sample_field_points
 from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
 from nvf_fast.data.rotations import about_axis
+from nvf_fast.hand_surface import RADII_MM, cone_ends
 from nvf_fast.joint_definitions import scale_to_unit
 from nvf_fast.synthetic.backgrounds import Backgrounds
 
