@@ -320,7 +320,7 @@ def _interface(
         "camera": "x right, y down, z forward; uv1 ~ K @ xyz in px; the first pixel of a row is centred at 0",
         "normalisation": "RGB as (x / 255 - 0.5) / 0.5",
         "units": "mm",
-        "joint_names": list(JOINT_NAMES),
+        "joint_names": list(JOINT_NAMES) if model.config.joints == len(JOINT_NAMES) else None,
         "thresholds": {
             "surface_mm": options.surface_mm,
             "fraction": options.fraction,
