@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.camera import view_frame
+from nvf_fast.config import HAND_JOINTS
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pipeline import Estimates
 from nvf_fast.pose import HandPose, Votes, error_scores
@@ -31,7 +32,7 @@ def camera_poses(
     ):
         points, cast = points[:count].cpu(), cast[:count].cpu()
         votes.append(Votes(points @ frame + origin, cast[..., 0], cast[..., 1:] @ frame))
-    left = request.left | estimates.left
+    left, hand = request.left | estimates.left, joints.shape[1] == HAND_JOINTS
     pose = HandPose(
         joints=joints.float(),
         joints_2d=request.cameras.project(joints).float(),
@@ -41,7 +42,7 @@ def camera_poses(
         points_evaluated=estimates.points_evaluated,
         presence=estimates.presence,
         votes=tuple(votes) if with_votes else None,
-        side=tuple("left" if each else "right" for each in left.tolist()),
+        side=tuple("left" if each else "right" for each in left.tolist()) if hand else None,
         box=None if request.boxes is None else request.boxes.float(),
         image_index=torch.tensor(request.image_index),
     )

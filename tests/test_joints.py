@@ -41,14 +41,14 @@ def test_estimates_have_the_joints_of_the_network(search: Any, step_mm: float) -
     pose = PoseEstimator(model, step_mm, search=search)([image(4)] * 2, K, return_votes=True)
     assert pose.valid.all() and np.isfinite(pose.joints).all()
     assert pose.joints.shape == (2, 17, 3) and pose.joints_2d.shape == (2, 17, 2)
-    assert pose.scores.shape == (2, 17) and pose.votes is not None
+    assert pose.scores.shape == (2, 17) and pose.votes is not None and pose.side is None
     votes = pose.votes[0]
     assert votes.weights.shape[1:] == (17,) and votes.directions.shape[1:] == (17, 3)
     # The joints are those of the votes: Eq. 9 with all of each joint's best half.
     order = np.argsort(-votes.weights, 0, kind="stable")[: int(len(votes.points) * 0.5)]
     for joint in range(17):
         rows = order[:, joint]
-        weights = votes.weights[rows, joint, None]
+        weights = votes.weights[rows, joint, None].astype(np.float64)
         targets = votes.points[rows] + 80 * (1 - weights) * votes.directions[rows, joint]
         expected = (weights * targets).sum(0) / weights.sum()
         np.testing.assert_allclose(pose.joints[0, joint], expected, atol=1e-3)  # mm; measured: 1e-4
