@@ -11,13 +11,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test lint wheel bench searches accuracy readme gpu gpu-tests gpu-sanitize gpu-bench gpu-train gpu-there clean
+.PHONY: help demo test lint wheel docs gallery bench searches accuracy readme gpu gpu-tests gpu-sanitize gpu-bench gpu-train gpu-there clean
 
 help:
 	@echo "make demo    install into .venv and run the model on the image that comes with it"
 	@echo "make test    install the development tools and run every test"
 	@echo "make lint    ruff and mypy"
 	@echo "make wheel   build the wheel and check it in an environment of its own"
+	@echo "make docs    build the documentation site into build/site; begin with index.html"
+	@echo "make gallery  draw the images of docs/gallery/ again"
 	@echo "make bench   measure speed here, into benchmarks/results/, README.md and docs/"
 	@echo "make searches  compare the searches with the dense grid, into benchmarks/results/"
 	@echo "make accuracy  measure the default network, into its config.json and benchmarks/results/; PHOTOGRAPHS=DIR,"
@@ -44,6 +46,12 @@ wheel: $(VENV)/dev
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(BIN)/python tests/check_wheel.py dist/*.whl
+
+docs: $(VENV)/dev
+	$(BIN)/python -W "ignore:Error parsing type annotation" docs/site/build.py build/site
+
+gallery: $(VENV)/dev
+	$(BIN)/python docs/gallery.py
 
 bench: $(VENV)/dev
 	mkdir -p build

@@ -262,16 +262,6 @@ def test_make_targets_and_extras_in_messages_and_documents_exist() -> None:
             assert set(re.findall(r"nvf-fast\[(\w+)\]", text)) <= extras, path
 
 
-def test_readme_example_runs_as_pasted(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    known = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": known}
-    command = [sys.executable, "-c", code]
-    lines = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()
-    assert sorted(line.split()[0] for line in lines) == ["left", "right"]
-
-
 def test_results_become_a_table(tmp_path: Path) -> None:
     rows = [[16, 24.6], [8, None]]
     result = {"columns": ["step (mm)", "FPS"], "rows": rows, "context": {"device": "a CPU"}}

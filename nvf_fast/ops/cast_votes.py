@@ -48,7 +48,8 @@ def cast_votes(
     Examples:
         >>> voters = torch.tensor([[[0.0, 0.0, 500.0], [10.0, 0.0, 500.0]]])
         >>> votes = torch.tensor([[[[0.5, 1.0, 0.0, 0.0]], [[0.75, 1.0, 0.0, 0.0]]]])
-        >>> joints, weight, spread = cast_votes(voters, votes, torch.tensor([2], dtype=torch.int32), fraction=1.0)
+        >>> counts = torch.tensor([2], dtype=torch.int32)
+        >>> joints, weight, spread = cast_votes(voters, votes, counts, fraction=1.0)
         >>> joints  # (0.5 * (0 + 40) + 0.75 * (10 + 20)) / (0.5 + 0.75) = 34
         tensor([[[ 34.,   0., 500.]]])
     """
