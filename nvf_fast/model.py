@@ -81,9 +81,10 @@ class NVF(nn.Module):
         """
         if self.heads is None:
             return self.query(self.encode(images), points, K, hand_scale)
-        if K.shape not in ((3, 3), (len(images), 3, 3)):
-            raise ValueError(f"K must be (3, 3) or ({len(images)}, 3, 3) px, got {tuple(K.shape)}")
-        slopes = self.config.input_size / 2 / K[..., 0, 0].expand(images.shape[0])
+        batch = images.shape[0]  # unlike len(), any size in an export
+        if K.shape[-2:] != (3, 3) or K.ndim > 3 or (K.ndim == 3 and K.shape[0] != batch):
+            raise ValueError(f"K must be (3, 3) or ({batch}, 3, 3) px, got {tuple(K.shape)}")
+        slopes = self.config.input_size / 2 / K[..., 0, 0].expand(batch)
         encoding = self.encode_hands(images, slopes)
         return self.query(encoding.features, points, K, hand_scale, encoding.joints(slopes))
 
