@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn.functional import grid_sample
 
+from nvf_fast.camera_model import Camera
 from nvf_fast.pose import BONES, JOINT_NAMES, HandPose
 
 WHITE = (255, 255, 255)
@@ -47,6 +50,29 @@ def draw_poses(
         _draw_skeleton(drawing, pixels, pose, edges)
         _draw_label(drawing, pixels, label + description(pose), edges)
     return drawing
+
+
+def undistorted(image: np.ndarray, camera: Camera) -> np.ndarray:
+    """The image that a camera without the lens' distortion, but with the same K, takes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        camera: that took the image.
+
+    Returns:
+        (H, W, 3) uint8 RGB, black where the lens did not look; the image itself without distortion.
+    """
+    if not camera.distortion:
+        return image
+    height, width = image.shape[:2]
+    pixels = torch.from_numpy(np.moveaxis(image, -1, 0).copy())[None].float()
+    inverse, columns = np.linalg.inv(camera.K).T, np.arange(width)
+    rows = []
+    for row in range(height):
+        rays = np.stack([columns, np.full(width, row), np.ones(width)], -1) @ inverse
+        seen = torch.from_numpy((2 * camera.project(rays) + 1) / (width, height) - 1).nan_to_num(2.0)
+        rows.append(grid_sample(pixels, seen.float()[None, None], align_corners=False)[0, :, 0])
+    return torch.stack(rows, 1).permute(1, 2, 0).round().byte().numpy()
 
 
 def description(pose: HandPose) -> str:

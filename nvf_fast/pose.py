@@ -216,7 +216,7 @@ class HandPose(Generic[A]):
         """Mesh a hand's surface about the joints of one pose, in the frame of its camera.
 
         The surface is a smooth union of round cones along the bones, of mean thickness for the hand's size:
-        closed, its faces outward. `mesh.export("hand.glb")` writes GLB, PLY, OBJ or STL; `mesh.volume` is mm³.
+        closed, its faces outward. `mesh.export("hand.glb")` writes GLB, PLY, OBJ or STL; `volume` is in mm³.
         `nvf_fast.surface.field_mesh` meshes the field of a network instead.
 
         Args:
@@ -224,7 +224,7 @@ class HandPose(Generic[A]):
 
         Raises:
             TypeError: this is a batch.
-            ValueError: the pose is not valid, or the step is out of range.
+            ValueError: the pose is not valid or no hand's, or the step is out of range.
             ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
         """
         from nvf_fast.hand_surface import hand_mesh
@@ -233,6 +233,8 @@ class HandPose(Generic[A]):
             raise TypeError(f"mesh takes one pose, got a batch of {len(self)}: call it on each pose")
         if not self.valid:
             raise ValueError("the pose is not valid: it has no joints to mesh")
+        if len(self.joints) != len(JOINT_NAMES):
+            raise ValueError(f"a mesh requires the 21 joints of a hand, the pose has {len(self.joints)}")
         joints = self.joints.numpy(force=True) if isinstance(self.joints, Tensor) else self.joints
         return hand_mesh(joints, step_mm)
 

@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from nvf_fast.camera import project, reference_intrinsics
+from nvf_fast.camera_model import Camera
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation import metrics
 from nvf_fast.model import NVF
-from nvf_fast.overlay import FINGER_COLOURS
+from nvf_fast.overlay import FINGER_COLOURS, undistorted
 from nvf_fast.reproduce.inputs import read_photographs, read_predictions
 from nvf_fast.reproduce.plots.hands import pose_figure, qualitative_figure
 from nvf_fast.reproduce.plots.panels import (
@@ -305,6 +306,24 @@ def test_pose_figure(tmp_path: Path) -> None:
     quarters = panels[:height, :width], panels[:height, width:], panels[height:, :width]
     assert [shows_pose(quarter) for quarter in quarters] == [False, True, False]
     assert (panels[height + 50 :, width:] == 255).all()
+
+
+@pytest.mark.parametrize("model", ["plumb_bob", "fisheye"])
+def test_undistorted_image(model: Any) -> None:
+    camera = Camera([[90.0, 0, 70], [0, 95.0, 60], [0, 0, 1]], (160, 120), (-0.2, 0.05, 0.0, 0.0), model)
+    points = np.array([[-0.5, -0.4, 1.0], [0.6, 0.3, 1.0], [0.0, 0.5, 1.0]])
+    columns, lines = np.meshgrid(np.arange(160), np.arange(120))
+    image = np.zeros((120, 160, 3), np.uint8)
+    for channel, (u, v) in enumerate(camera.project(points)):  # a dot of each colour
+        image[..., channel] = 255 * np.exp(-((columns - u) ** 2 + (lines - v) ** 2) / 4.5)
+    straight = undistorted(image, camera).astype(float)
+    for channel, pixel in enumerate(project(points, camera.K)):
+        dot = straight[..., channel]
+        centre = np.array([(dot * columns).sum(), (dot * lines).sum()]) / dot.sum()
+        assert np.linalg.norm(centre - camera.project(points)[channel]) > 2
+        np.testing.assert_allclose(centre, pixel, atol=0.4)  # 0.19 px measured: dots are stretched
+    plain = Camera(camera.K, (160, 120))
+    assert undistorted(image, plain) is image
 
 
 def test_windows() -> None:

@@ -117,6 +117,8 @@ def test_poses_without_a_mesh(hands: list[PosedHand]) -> None:
         pose_of(joints[None]).mesh()
     with pytest.raises(ValueError, match="the pose is not valid"):
         pose_of(joints, valid=np.array(False)).mesh()
+    with pytest.raises(ValueError, match="the 21 joints of a hand, the pose has 17"):
+        pose_of(joints[:17]).mesh()
     for step in (0.0, math.nan):
         with pytest.raises(ValueError, match="a positive number of mm"):
             pose_of(joints).mesh(step)

@@ -21,7 +21,7 @@ from nvf_fast.cli.options import Optional, Several
 from nvf_fast.cli.records import RecordWriter
 from nvf_fast.image_files import read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
-from nvf_fast.overlay import draw_poses
+from nvf_fast.overlay import draw_poses, undistorted
 from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.runtime.files import whole_file
 from nvf_fast.search import Search
@@ -29,6 +29,7 @@ from nvf_fast.search import Search
 if TYPE_CHECKING:
     import trimesh
 
+    from nvf_fast.camera_model import Camera
     from nvf_fast.estimator import PoseEstimator
 
 CAMERA_NUMBERS = ("fx", "fy", "cx", "cy", "fov")
@@ -158,7 +159,7 @@ class Predict:
                     with whole_file(target.with_name(f"{target.stem}-{row}{target.suffix}")) as file:
                         mesh.export(file, self.mesh_format)
             if meshes and (figure := outputs.get("figure")):
-                write_figure(figure, image, camera.K, [(hands[row], mesh) for row, mesh in meshes.items()])
+                write_figure(figure, image, camera, [(hands[row], mesh) for row, mesh in meshes.items()])
         scale = {} if self.hand_scale is None else {"hand_scale": self.hand_scale}
         return {
             "image": str(path),
@@ -247,9 +248,9 @@ class Predict:
 
 
 def write_figure(
-    path: Path, image: np.ndarray, K: np.ndarray, hands: Sequence[tuple[HandPose, trimesh.Trimesh]]
+    path: Path, image: np.ndarray, camera: Camera, hands: Sequence[tuple[HandPose, trimesh.Trimesh]]
 ) -> None:
-    """Draw the paper's row of panels for each hand with its mesh."""
+    """Draw the paper's row of panels for each hand with its mesh, over the image without distortion."""
     import torch
 
     from nvf_fast.data.sample import HandSample
@@ -257,9 +258,9 @@ def write_figure(
     from nvf_fast.reproduce.plots.rows import pose_row
     from nvf_fast.surface import Mesh
 
-    rows = []
+    rows, image = [], undistorted(image, camera)
     for pose, mesh in hands:
-        sample = HandSample(path.stem, image, K, joints=torch.from_numpy(pose.joints))
+        sample = HandSample(path.stem, image, camera.K, joints=torch.from_numpy(pose.joints))
         rows.append(pose_row(sample, pose, Mesh(mesh.vertices, mesh.faces), str(pose.side)))
     qualitative_figure(rows, path)
 

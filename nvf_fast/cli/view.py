@@ -14,6 +14,7 @@ from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.cli.cameras import CameraOptions
 from nvf_fast.cli.options import Optional
 from nvf_fast.image_files import read_image
+from nvf_fast.overlay import undistorted
 from nvf_fast.runtime.files import whole_file
 
 
@@ -21,8 +22,7 @@ from nvf_fast.runtime.files import whole_file
 class View:
     """Show the hands of an image in a browser: the camera's frustum, meshes, joints, voters and their votes.
 
-    Serves the page on this machine until Ctrl-C, or writes it into a file. The scene ignores lens
-    distortion.
+    Serves the page on this machine until Ctrl-C, or writes it into a file.
 
     Attributes:
         image: image file.
@@ -59,6 +59,7 @@ class View:
             camera, _ = self.camera.of(self.image, *image.shape[:2])
             found = estimator(image, camera, self.hand_scale, self.box, self.side, return_votes=True)
             poses = [found] if found.joints.ndim == 2 else list(found)
+            image = undistorted(image, camera)
             if self.out is not None:
                 page = make_page(image, camera.K, poses)
                 with whole_file(self.out) as file:
