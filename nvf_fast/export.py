@@ -360,9 +360,11 @@ def _check_packages() -> None:
 def _write_onnx(program: ExportedProgram, function: Function, path: Path, interface: dict[str, Any]) -> None:
     import onnx
 
-    names = {"input_names": list(function.inputs), "output_names": list(function.outputs)}
+    inputs, outputs = list(function.inputs), list(function.outputs)
     with _quiet():
-        converted = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
+        converted = torch.onnx.export(
+            program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False
+        )
     assert converted is not None
     for key, value in interface.items():
         converted.model.metadata_props[key] = value if isinstance(value, str) else _text(value)
