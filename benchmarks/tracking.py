@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import tyro
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 import nvf_fast
@@ -26,6 +25,7 @@ from benchmarks.timing import device_name
 from nvf_fast.checkpoint import load_checkpoint, resolve
 from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
+from nvf_fast.data.rotations import rotation_about
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.filters import develop
@@ -93,11 +93,8 @@ def render_sequence(rig: Rig, backgrounds: Path | None, indices: range = range(F
     for row, index in enumerate(tqdm(indices, desc="rendering", disable=None)):
         image, s = background, index / RATE
         if not AWAY[0] <= index < AWAY[1]:
-            turn = Rotation.from_euler(
-                "xyz", [0.25 * np.sin(1.9 * s), 0.4 * np.sin(1.3 * s), 0.3 * np.sin(0.9 * s)]
-            )
             hand = with_forearm(rig, vertices[index], joints[index], Stream(SEED, "forearm", 0), 0.3)
-            hand = hand.turned(turn.as_matrix() @ upright).moved(
+            hand = hand.turned(_turn(s) @ upright).moved(
                 np.array([110 * np.sin(1.7 * s), 50 * np.sin(2.3 * s + 1), 520 + 90 * np.sin(0.7 * s)])
             )
             layer = renderer.render(Stream(SEED, "light", 0), [hand], [False], FOCAL, canvas=canvas)
@@ -115,6 +112,13 @@ def render_sequence(rig: Rig, backgrounds: Path | None, indices: range = range(F
             proportional=0.007,
         )
     return Sequence(frames, placed)
+
+
+def _turn(s: float) -> np.ndarray:
+    """Rotation (3, 3) at a time in s, about x, then y, then z."""
+    angles = torch.tensor([0.25 * np.sin(1.9 * s), 0.4 * np.sin(1.3 * s), 0.3 * np.sin(0.9 * s)])
+    x, y, z = rotation_about(torch.eye(3, dtype=angles.dtype), angles).numpy()
+    return z @ y @ x
 
 
 def _gestures(rig: Rig) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +170,7 @@ def lag(joints: np.ndarray, true: np.ndarray) -> float:
 
     It minimises the squared distance to the delayed true joints, between whole frames by a parabola.
     """
-    delays = np.arange(-LARGEST_LAG, LARGEST_LAG + 1)
+    delays = range(-LARGEST_LAG, LARGEST_LAG + 1)
     costs = []
     for delay in delays:
         rows = np.arange(max(delay, 0), len(true) + min(delay, 0))

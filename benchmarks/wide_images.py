@@ -245,8 +245,8 @@ def compare(options: Compare) -> dict[str, Any]:
             rows.append(row)
         mediapipe.close()
     rows.append(["all", sum(len(scene.hands) for scene in scenes)])
-    for counts in totals.values():
-        rows[-1] += [*_summary(counts), None]
+    for every in totals.values():
+        rows[-1] += [*_summary(every), None]
     images = WideImages(SEED, rig=options.rig, backgrounds=options.backgrounds, sizes=(80.0, 300.0))
     context = {
         "weights": f"sha256 {load_checkpoint(resolve(None))[1]['sha256'][:12]}",

@@ -192,8 +192,8 @@ class PoseEstimator:
         """
         if depth is not None:
             depths = read_depths(depth, [each.shape[:2] for each in read_images(image)[0]])
-            pose = self(image, K, hand_scale, box, side, return_votes, previous, root)
-            return scaled_to_depth(pose, depths, K)
+            unscaled = self(image, K, hand_scale, box, side, return_votes, previous, root)
+            return scaled_to_depth(unscaled, depths, K)
         found = box is None and previous is None and root is None and isinstance(self.volume, HandVolume)
         if found or callable(box):
             return self._every_hand(image, K, hand_scale, side, return_votes, box)

@@ -171,7 +171,7 @@ def test_warns_of_hands_at_the_ends_of_the_queried_depths() -> None:
         FrustumVolume().warn_at_ends(joints)
         FrustumVolume().warn_at_ends(joints[:0])
     joints[1, 4, 2], joints[2, 8, 2] = 149.0, 1230.0
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="end of the queried depths") as caught:
         FrustumVolume().warn_at_ends(joints)
     messages = [str(warning.message) for warning in caught]
     assert [message.split(" reaches")[0] for message in messages] == [
