@@ -480,7 +480,7 @@ def _as_written(
     first = torch.arange(batch, device=texels.device)[:, None, None] * (height * width)
     texels, tap_weights = (texels + first).flatten(0, 1), tap_weights.flatten(0, 1)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        sampled = _WeightedSums.apply(rows, texels, tap_weights)
+        sampled = _WeightedSums.apply(rows, texels, tap_weights)  # type: ignore[no-untyped-call]
     else:
         sampled = _weighted_sums(rows, texels, tap_weights)
     extras = [position]
