@@ -191,7 +191,8 @@ class PoseEstimator:
             TypeError: an argument has the wrong type or dtype.
         """
         if depth is not None:
-            depths = read_depths(depth, [each.shape[:2] for each in read_images(image)[0]])
+            images, _ = read_images(image, self.model.config.image_channels)
+            depths = read_depths(depth, [each.shape[:2] for each in images])
             unscaled = self(image, K, hand_scale, box, side, return_votes, previous, root)
             return scaled_to_depth(unscaled, depths, K)
         found = box is None and previous is None and root is None and isinstance(self.volume, HandVolume)

@@ -114,6 +114,7 @@ assert all(status == 0 for status, _ in launch(run, sys.argv[1]).values())
 """
 
 
+@pytest.mark.slow
 def test_distributed_gradients_are_those_of_one_process() -> None:
     error, size = json.loads(output_of(DISTRIBUTED, free_port()))
     assert error < 1e-5 * size, (error, size)
