@@ -508,6 +508,14 @@ def test_predict_writes_meshes_and_figures(
     assert status == 2 and "--figure must be a .png file or a folder" in err
 
 
+def test_predict_names_the_extra_of_meshes(
+    run: Run, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    status, out, err = run("predict", images[0], "--mesh", tmp_path / "meshes", "--fx", 500)
+    assert status == 2 and not out and "need ['skimage']: pip install 'nvf-fast[viz]'" in err
+
+
 def test_view_writes_a_page(run: Run, images: list[Path], hands: list[Any], tmp_path: Path) -> None:
     pytest.importorskip("viser", reason="viser is not installed")
     options = ["--fx", 500, "--box", 40, 30, 100, 90, *hands]

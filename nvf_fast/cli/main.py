@@ -20,7 +20,6 @@ COMMANDS = {
     "predict": "find hands in images",
     "track": "follow hands through a video",
     "view": "show the hands of an image as an interactive 3D page",
-    "view": "show the hands of an image as an interactive 3D page",
     "train": "train a network",
     "calibrate": "fit vote weights, expected errors and the threshold of presence of a trained network",
     "eval": "measure a checkpoint on a data set",

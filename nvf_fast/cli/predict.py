@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,6 +101,10 @@ class Predict:
         listed = self._read_boxes()
         if self.depth is not None and not self.depth.is_dir() and len(files) > 1:
             raise UserError(f"--depth must be a folder for several images, got {self.depth}")
+        needed = {"skimage": self.mesh or self.figure, "matplotlib": self.figure}
+        missing = [name for name, given in needed.items() if given and find_spec(name) is None]
+        if missing:
+            raise UserError(f"--mesh and --figure need {missing}: pip install 'nvf-fast[viz]'")
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out must be a file, {self.out} is a folder")
         estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
