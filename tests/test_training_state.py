@@ -75,6 +75,7 @@ def test_resumes_a_state_with_former_names(trained: tuple[TrainingConfig, Path])
     state = state_of(directory)
     identity = json.loads(state["identity"])
     identity["pictures"] = identity.pop("images")
+    del identity["config"]["model"]["joints"], identity["config"]["model"]["image_channels"]
     options = identity["config"]["optimisation"]
     options["final_share"] = options.pop("final_ratio")
     torch.save(state | {"identity": json.dumps(identity)}, directory / "state")
