@@ -408,7 +408,7 @@ class _WeightedSums(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         table, rows, weights = ctx.saved_tensors
         of_table, _, of_weights = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # a further derivative is wanted
+        if torch.is_grad_enabled():  # a further derivative is required
             each = (weights[..., None] * gradient[:, None]).flatten(0, 1)
             return (
                 torch.zeros_like(table).index_add(0, rows.flatten(), each) if of_table else None,
@@ -419,8 +419,8 @@ class _WeightedSums(torch.autograd.Function):
         table, weights = table.detach().requires_grad_(of_table), weights.detach().requires_grad_(of_weights)
         with torch.enable_grad():
             sums = _weighted_sums(table, rows, weights)
-        wanted = [each for each in (table, weights) if each.requires_grad]
-        found = iter(torch.autograd.grad(sums, wanted, gradient))
+        required = [each for each in (table, weights) if each.requires_grad]
+        found = iter(torch.autograd.grad(sums, required, gradient))
         return next(found) if of_table else None, None, next(found) if of_weights else None
 
 

@@ -229,11 +229,11 @@ class Predict:
         return found[0]
 
     def _output_files(self) -> dict[Path, dict[str, Path]]:
-        """The files of each image, each image once, by the options that ask for them."""
+        """The files of each image, each image once, by the options that name them."""
         images = list(dict.fromkeys(self.images))
         files: dict[Path, dict[str, Path]] = {path: {} for path in images}
-        wanted = ("overlay", self.overlay, "png"), ("figure", self.figure, "png")
-        for option, target, suffix in (*wanted, ("mesh", self.mesh, self.mesh_format)):
+        targets = ("overlay", self.overlay, "png"), ("figure", self.figure, "png")
+        for option, target, suffix in (*targets, ("mesh", self.mesh, self.mesh_format)):
             if target is None:
                 continue
             if option == "figure" and target.suffix.lower() in IMAGE_SUFFIXES[1:]:
