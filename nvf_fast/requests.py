@@ -95,7 +95,7 @@ class RequestReader:
         boxes, image_index = None, list(range(len(images)))
         if box is not None:
             boxes, image_index = read_boxes(box, len(images), single)
-            single = single and getattr(box, "ndim", np.ndim(box)) == 1
+            single = single and len(box) > 0 and getattr(box, "ndim", np.ndim(box)) == 1
         elif previous is not None:
             image_index = previous_images(previous, len(images))
             single = single and previous.joints.ndim == 2

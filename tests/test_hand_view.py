@@ -360,6 +360,7 @@ def test_poses_of_several_boxes_and_images(model: NVF, image: np.ndarray) -> Non
     assert isinstance(together.image_index, torch.Tensor) and together.image_index.tolist() == [0, 0]
     np.testing.assert_allclose(together.joints, ragged.joints[:2], rtol=0, atol=1e-3)
     assert len(estimator(image, K, box=boxes[:1])) == 1, "a batch of one"
+    assert len(estimator(image, K, box=[], side=[])) == 0
     none = estimator([image, image], K, box=[[], np.zeros((0, 4))], return_votes=True)
     assert len(none) == 0 and none.votes == () and none.image_index.shape == (0,)
     for count, argument in ((3, {"side": ["left"] * 2}), (2, {"hand_scale": [30.0] * 3})):
