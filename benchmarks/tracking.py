@@ -186,7 +186,7 @@ def measure(options: Measure) -> dict[str, Any]:
     sequence = render_sequence(open_rig(options.rig), options.backgrounds)
     true = sequence.joints
     estimator = nvf_fast.load()
-    track(Tracker(estimator), sequence.frames[:20])  # warms up
+    track(Tracker(estimator, most_hands=1), sequence.frames[:20])  # warms up
     rows = [
         [
             "true",
@@ -202,7 +202,7 @@ def measure(options: Measure) -> dict[str, Any]:
     ]
     settings: list[tuple[str, Smoothing | None]] = [("per frame", None), ("smoothed", SMOOTHING)]
     for title, smoothing in settings:
-        joints, times = track(Tracker(estimator, smoothing=smoothing), sequence.frames)
+        joints, times = track(Tracker(estimator, most_hands=1, smoothing=smoothing), sequence.frames)
         relative = (joints - joints[:, :1]) - (true - true[:, :1])
         rows.append(
             [

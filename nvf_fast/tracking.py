@@ -153,8 +153,8 @@ class Tracker:
     Args:
         estimator: with a network of hand views.
         most_hands: largest number of hands; while it is reached, no other hands are looked for.
-        search_interval: s, time between searches of the whole frame while a hand is followed; without hands
-            every frame is searched.
+        search_interval: s, time between searches of the whole frame, and between further predictions of the
+            sides, while a hand is followed; without hands every frame is searched.
         patience: s, time for which a hand may be missing before its view is given up.
         memory: s, time for which a hand that was given up gets its id again near its last place.
         smoothing: of the joints; None for none.
@@ -198,7 +198,7 @@ class Tracker:
         self.search_interval, self.patience, self.memory = search_interval, patience, memory
         self.smoothing = smoothing
         self._tracks, self._lost = list[_Track](), list[_Track]()
-        self._time, self._searched, self._count = -math.inf, -math.inf, 0
+        self._time, self._checked, self._count = -math.inf, -math.inf, 0
 
     def __call__(self, image: Any, K: Any, time: float, depth: Any = None) -> TrackedHands:
         """Find and follow the hands of the next frame.
@@ -218,17 +218,18 @@ class Tracker:
             raise ValueError(f"time must be later than {self._time:g} s of the frame before, got {time}")
         camera = read_cameras(K, [image.shape[:2]])
         depths = None if depth is None else read_depths(depth, [image.shape[:2]])
-        due = not self._tracks or time - self._searched >= self.search_interval
-        searched = due and len(self._tracks) < self.most_hands
-        if searched:
-            self._search(image, K, time)
+        due = not self._tracks or time - self._checked >= self.search_interval
+        if due:
+            self._checked = time
+            if len(self._tracks) < self.most_hands:
+                self._search(image, K, time)
         self._time = time
         boxes = np.array([track.expected_box(time) for track in self._tracks]).reshape(-1, 4)
         shown = viewable(torch.from_numpy(boxes), camera, *image.shape[:2]).numpy()
         self._give_up([track for track, inside in zip(self._tracks, shown, strict=True) if not inside])
         if not self._tracks:
             return TrackedHands((), HandPose.none().numpy())
-        poses = self._posed(image, K, boxes[shown], searched)
+        poses = self._posed(image, K, boxes[shown], predict_sides=due)
         rows = self._updated(poses, time)
         seen = [self._tracks[row] for row in rows]
         self._give_up([track for track in self._tracks if track not in seen and self._overdue(track, time)])
@@ -240,7 +241,6 @@ class Tracker:
     def _search(self, image: np.ndarray, K: Any, time: float) -> None:
         """Add the hands of the whole frame that are not followed yet."""
         found = self.estimator(image, K, self.hand_scale).numpy()
-        self._searched = time
         boxes = _boxes(found)
         for box, side in zip(boxes, found.side or (), strict=True):
             same = [track for track in self._tracks if overlap(box, track.expected_box(time)) > SAME_HAND]
@@ -250,12 +250,13 @@ class Tracker:
                 self._tracks.append(self._begun(box, side, time))
 
     def _begun(self, box: np.ndarray, side: str, time: float) -> _Track:
-        """A track of a found hand, with its former id if it was lost near there."""
+        """A track of a found hand, with its former id and side if it was lost near there."""
         self._lost = [track for track in self._lost if time - track.seen <= self.memory]
-        for track in self._lost:
+        # One prediction of the side decides only between several hands lost there.
+        for track in sorted(self._lost, key=lambda track: track.side != side):
             moved = np.linalg.norm(box[:2] + box[2:] - track.box[:2] - track.box[2:]) / 2
             longer = max(box[2] - box[0], track.box[2] - track.box[0])
-            if moved <= NEAR * longer and track.side == side:
+            if moved <= NEAR * longer:
                 self._lost.remove(track)
                 return replace(track, box=box, seen=time, motion=np.zeros(4), filter=self._filter())
         self._count += 1

@@ -173,6 +173,17 @@ def test_a_hand_that_reappears_nearby_has_its_id_again() -> None:
     assert forgotten[44] == (1,), "after a second"
 
 
+def test_a_hand_that_reappears_keeps_its_side_against_one_prediction() -> None:
+    """The side is predicted wrongly for a few frames after a gap."""
+
+    def hands(frame: int) -> dict[str, Any]:
+        return {} if 20 <= frame < 35 else {"a": (0, 0, 500)}
+
+    found = follow(World(hands, lambda frame: "left" if 35 <= frame < 40 else "right"), 60)
+    assert {each.ids for each in found if each.ids} == {(0,)}
+    assert {each.poses.side for each in found if each.ids} == {("right",)}
+
+
 def test_a_short_gap_is_bridged_without_a_search() -> None:
     world = World(lambda frame: {} if frame in (10, 11, 12) else {"a": (3 * frame, 0, 500)})
     ids = [found.ids for found in follow(world, 20, most_hands=1)]
