@@ -103,7 +103,7 @@ def scale_rows(name: str, estimates: np.ndarray, true: np.ndarray) -> list[list[
 
     Args:
         name: of the method.
-        estimates: (P, `IMAGES`) mm from each image; NaN where there is none.
+        estimates: (P, `IMAGES`) mm from each image; NaN without an estimate.
         true: (P,) mm of each person.
     """
     single = 100 * np.abs(estimates / true[:, None] - 1)

@@ -270,16 +270,20 @@ def compare(options: Compare) -> dict[str, Any]:
         row("MediaPipe Hands + PnP, tracking", "MediaPipe", "track", "track"),
         row("nvf_fast, box and side given", "boxed", "boxed", "track"),
     ]
-    context = {
-        "photographs": len(photographs),
+    context = {"photographs": len(photographs)} | conditions(mediapipe, options.rounds)
+    return {"columns": COLUMNS, "rows": rows, "context": context}
+
+
+def conditions(mediapipe: MediaPipe, rounds: int) -> dict[str, Any]:
+    """Conditions of a comparison with the default network, for the context of a table."""
+    return {
         "weights": f"sha256 {load_checkpoint(resolve(None))[1]['sha256'][:12]}",
         "mediapipe": mediapipe.version,
         "torch": torch.__version__,
         "device": device_name(),
         "processor cores": len(os.sched_getaffinity(0)),
-        "times": f"medians of {options.rounds} rounds in turn",
+        "times": f"medians of {rounds} rounds in turn",
     }
-    return {"columns": COLUMNS, "rows": rows, "context": context}
 
 
 def timed(call: Callable[[Photograph], HandPose], photograph: Photograph) -> float:

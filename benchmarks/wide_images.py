@@ -11,7 +11,6 @@ pixels count. Distances between two wrists come from rendered images. Run `make 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import tyro
 from PIL import Image, ImageFilter
 from tqdm import tqdm
@@ -30,13 +28,12 @@ from benchmarks.mediapipe_hands import (
     MediaPipe,
     MediaPipeError,
     Photograph,
+    conditions,
     mediapipe_hand,
     network_hands,
     project,
     read_photographs,
 )
-from benchmarks.timing import device_name
-from nvf_fast.checkpoint import load_checkpoint, resolve
 from nvf_fast.data.draws import Stream
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.finding import match_hands
@@ -248,14 +245,7 @@ def compare(options: Compare) -> dict[str, Any]:
     for every in totals.values():
         rows[-1] += [*_summary(every), None]
     images = WideImages(SEED, rig=options.rig, backgrounds=options.backgrounds, sizes=(80.0, 300.0))
-    context = {
-        "weights": f"sha256 {load_checkpoint(resolve(None))[1]['sha256'][:12]}",
-        "mediapipe": mediapipe.version,
-        "torch": torch.__version__,
-        "device": device_name(),
-        "processor cores": len(os.sched_getaffinity(0)),
-        "times": f"medians of {options.rounds} rounds in turn",
-    }
+    context = conditions(mediapipe, options.rounds)
     pairs = wrist_distances(estimator, images, options.pairs)
     return {
         "wide_images": {"columns": COLUMNS, "rows": rows, "context": context},

@@ -134,7 +134,7 @@ def estimate_hand_scale(
     scales = _hand_scales(pose) * ratios
     scales = scales[np.isfinite(scales)]
     if not len(scales):
-        raise ValueError(f"no pose tells the hand's scale: {faults[0] if faults else 'there is none'}")
+        raise ValueError(f"no pose tells the hand's scale: {faults[0] if faults else 'none is given'}")
     median = float(np.median(scales))
     return HandScale(median, float(np.median(np.abs(scales - median))), len(scales))
 
@@ -192,7 +192,7 @@ def fit_depth(joints: np.ndarray, depth: Any, camera: Cameras, hand_scale: float
     """Find the scale of one hand at which its surface lies at the measured depths.
 
     Args:
-        joints: (21, 3) float64 mm; NaN where there is no hand.
+        joints: (21, 3) float64 mm; NaN without a hand.
         depth: (H, W) mm, valid.
         camera: one, of the depth image.
         hand_scale: mm, of the joints.

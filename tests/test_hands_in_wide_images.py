@@ -13,7 +13,7 @@ from benchmarks.wide_images import LAYOUTS, Scene, TrueHand, composite_scenes, c
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.synthetic.backgrounds import Backgrounds
 
-# Errors relative to the hands' boxes. Measured means: 0.18 in the rendered images, where an object covers one
+# Errors relative to the hands' boxes. Measured means: 0.21 in the rendered images, where an object covers one
 # hand, 0.05 in the composites.
 RENDERED_ERROR, COMPOSITE_ERROR = 0.3, 0.08
 

@@ -130,6 +130,6 @@ class CameraOptions:
 
 
 def camera_record(camera: Camera, source: str) -> dict[str, Any]:
-    """The camera of an image as JSON: K, distortion and model if there is distortion, and the source."""
+    """The camera of an image as JSON: K, the lens of a camera with distortion, and the source."""
     record = camera.to_dict()
     return {key: record[key] for key in CALIBRATION if key in record and key != "size"} | {"source": source}
