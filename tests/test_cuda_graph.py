@@ -5,21 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
 from torch import Tensor
 
 import nvf_fast.runtime.cuda_graph
-from nvf_fast.runtime.cuda_graph import CudaRecorder, GraphedFunction
+from nvf_fast.runtime.cuda_graph import (
+    ATTEMPTS,
+    CaptureInterruptedError,
+    CudaRecorder,
+    GraphedFunction,
+    interrupted,
+)
 
 
 class FakeRecorder:
     """A graph that calls its function again and records the launches within `in_order`."""
 
     def __init__(self, failure: Exception | None = None) -> None:
-        self.failure, self.recorded, self.running, self.overlaps = failure, 0, 0, 0
+        self.failure, self.recorded, self.running, self.overlaps, self.finished = failure, 0, 0, 0, 0
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         self.recorded += 1
@@ -33,12 +39,17 @@ class FakeRecorder:
 
         return launch, output
 
+    def finish(self) -> None:
+        self.finished += 1
+
     @contextmanager
     def in_order(self) -> Iterator[None]:
         self.running += 1
         self.overlaps += self.running > 1
-        yield
-        self.running -= 1
+        try:
+            yield
+        finally:
+            self.running -= 1
 
 
 def scaled(key: int, first: Tensor, second: Tensor) -> Tensor:
@@ -83,9 +94,43 @@ def test_evicts_the_least_recently_used_graph(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(nvf_fast.runtime.cuda_graph, "GRAPHS", 2)
     recorder = FakeRecorder()
     graphed = GraphedFunction(scaled, recorder)
-    for key, recorded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+    for key, recorded, evicted in ((1, 1, 0), (2, 2, 0), (1, 2, 0), (3, 3, 1), (1, 3, 1), (2, 4, 2)):
         graphed(key, torch.ones(1), torch.ones(1))
-        assert recorder.recorded == recorded, key
+        assert recorder.recorded == graphed.captures == recorded, key
+        assert recorder.finished == evicted, "launches end before their memory is returned"
+
+
+def test_repeats_a_capture_that_another_thread_interrupted(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = FakeRecorder(CaptureInterruptedError("another thread interrupted the capture"))
+    graphed = GraphedFunction(scaled, recorder)
+    graphed(2, torch.ones(3), torch.ones(3))
+    recorder.failure = None
+    for _ in range(2):
+        assert torch.equal(graphed(2, torch.ones(3), torch.ones(3)), torch.full((3,), 3.0))
+    assert recorder.recorded == 2 and not graphed.failed and not caplog.text
+    recorder.failure = CaptureInterruptedError("again")
+    for _ in range(ATTEMPTS + 2):
+        assert torch.equal(graphed(3, torch.ones(3), torch.ones(3)), torch.full((3,), 4.0))
+    assert recorder.recorded == 2 + ATTEMPTS and graphed.failed == {3}
+    assert caplog.text.count("no CUDA graph for 3") == 1
+
+
+def test_only_errors_of_other_threads_are_interruptions() -> None:
+    """A forbidden call of the capturing thread has an error of its own, which the end's error follows."""
+    invalidated = "CUDA error: operation failed due to a previous error during capture"
+
+    def error_of(*messages: str) -> RuntimeError:
+        error = None
+        for message in messages:
+            following = RuntimeError(message)
+            following.__context__, error = error, following
+        assert error is not None
+        return error
+
+    assert interrupted(error_of(invalidated)) and interrupted(error_of(invalidated, invalidated))
+    assert not interrupted(error_of("CUDA error: operation not permitted when stream is capturing"))
+    assert not interrupted(error_of("operation not permitted when stream is capturing", invalidated))
+    assert not interrupted(error_of(invalidated, "out of range"))
 
 
 def test_concurrent_threads_are_serialised() -> None:
@@ -138,3 +183,74 @@ def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> Non
     broken[0] = False
     assert graphed(1, torch.ones(3, device=device)).tolist() == [2, 2, 2]
     assert "for 0" in caplog.text and "for 1" not in caplog.text
+
+
+@pytest.mark.cuda
+def test_threads_capture_one_after_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    """The estimators of two threads have recorders of their own, and each capture synchronises the device."""
+    device, keys = torch.device("cuda"), range(6)
+    found: dict[tuple[int, int], list[float]] = {}
+    graphed = [GraphedFunction(scaled, CudaRecorder(device)) for _ in range(2)]
+    start = threading.Barrier(2)
+
+    def work(thread: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            inputs = torch.full((1 << 20,), float(thread), device=device), torch.ones(1 << 20, device=device)
+            start.wait(60)
+            for key in keys:
+                found[thread, key] = graphed[thread](key, *inputs).unique().tolist()
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {(thread, key): [float(key * thread + 1)] for thread in range(2) for key in keys}
+    assert [each.captures for each in graphed] == [len(keys)] * 2 and "no CUDA graph" not in caplog.text
+
+
+@pytest.mark.cuda
+def test_an_interrupted_capture_is_repeated() -> None:
+    device = torch.device("cuda")
+    interfere = [True]
+
+    def synchronised(key: int, tensor: Tensor) -> Tensor:
+        doubled = 2 * tensor
+        if interfere and torch.cuda.is_current_stream_capturing():
+            interfere.pop()
+
+            def synchronise() -> None:
+                with suppress(RuntimeError):  # CUDA refuses it, and ends the capture
+                    torch.cuda.synchronize(device)
+
+            other = threading.Thread(target=synchronise)
+            other.start()
+            other.join()
+        return doubled + key
+
+    graphed = GraphedFunction(synchronised, CudaRecorder(device))
+    for _ in range(3):
+        assert graphed(1, torch.ones(3, device=device)).tolist() == [3, 3, 3]
+    assert not interfere and not graphed.failed and graphed.captures == 2
+
+
+@pytest.mark.cuda
+def test_evicted_graphs_keep_their_memory_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long replay on one stream goes on while another stream evicts its graph and allocates."""
+    monkeypatch.setattr(nvf_fast.runtime.cuda_graph, "GRAPHS", 1)
+    device = torch.device("cuda")
+
+    def slow(key: int, tensor: Tensor) -> Tensor:
+        for _ in range(200):
+            tensor = tensor * 1.0
+        return tensor + key
+
+    graphed, streams = GraphedFunction(slow, CudaRecorder(device)), [torch.cuda.Stream() for _ in range(2)]
+    found = []
+    for turn in range(6):
+        with torch.cuda.stream(streams[turn % 2]):
+            for _ in range(2):
+                found.append(graphed(turn, torch.full((1 << 22,), 10.0 * turn, device=device)))
+            torch.full((1 << 22,), -1.0, device=device)
+    torch.cuda.synchronize()
+    assert [value.unique().tolist() for value in found] == [[11.0 * (i // 2)] for i in range(12)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple, Protocol
@@ -13,14 +13,31 @@ import torch
 from torch import Tensor
 
 GRAPHS = 16  # kept at a time; the one unused for longest goes first
+ATTEMPTS = 3  # of captures that other threads interrupt
+INVALIDATED = "previous error during capture"  # in CUDA's message of a capture that another call made invalid
+CAPTURE = threading.Lock()  # a capture begins by synchronising its device, which ends any other capture
 LOG = logging.getLogger("nvf_fast")
+
+
+class CaptureInterruptedError(RuntimeError):
+    """Another thread's call made a capture invalid."""
 
 
 class Recorder(Protocol):
     """Recorder of launches that it can replay."""
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Capture a call. Returns a function that launches it again, and the tensor that this fills."""
+        """Capture a call.
+
+        Returns:
+            A function that launches it again, and the tensor that this fills.
+
+        Raises:
+            CaptureInterruptedError: another thread ended the capture.
+        """
+
+    def finish(self) -> None:
+        """Wait for the launches of all uses so far."""
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
@@ -32,20 +49,24 @@ class GraphedFunction:
 
     The tensors of one key have the same shapes and dtypes in every call, or are None in every call. Calls
     from several streams and threads run one after the other, since they use the same memory. If a capture
-    fails, a warning gives the reason, and its key runs without a graph from then on.
+    fails, a warning gives the reason, and its key runs without a graph from then on. A capture that another
+    thread interrupts is repeated in the next call, `ATTEMPTS` times at most.
 
     Args:
         function: from a key and tensors on the device to a tensor.
         recorder: of the device.
 
     Attributes:
+        captures: number of captures so far.
         failed: keys whose capture failed.
     """
 
     def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
+        self.captures = 0
         self.failed: set[Hashable] = set()
+        self._interruptions: Counter[Hashable] = Counter()
         self._function, self._recorder = function, recorder
-        self._captured: OrderedDict[Hashable, _Captured | None] = OrderedDict()
+        self._captured: OrderedDict[Hashable, _Captured] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, key: Hashable, *tensors: Tensor | None) -> Tensor:
@@ -55,13 +76,11 @@ class GraphedFunction:
             torch.OutOfMemoryError: a capture did not fit.
         """
         with self._lock:
-            if key not in self._captured:
-                self._captured[key] = self._capture(key, tensors)
-                if len(self._captured) > GRAPHS:
-                    self._captured.popitem(last=False)
-            self._captured.move_to_end(key)
-            captured = self._captured[key]
+            if key not in self._captured and key not in self.failed:
+                self._capture(key, tensors)
+            captured = self._captured.get(key)
             if captured is not None:
+                self._captured.move_to_end(key)
                 with self._recorder.in_order():
                     for buffer, tensor in zip(captured.inputs, tensors, strict=True):
                         if buffer is not None and tensor is not None:
@@ -70,7 +89,9 @@ class GraphedFunction:
                     return captured.output.clone()
         return self._function(key, *tensors)
 
-    def _capture(self, key: Hashable, tensors: tuple[Tensor | None, ...]) -> _Captured | None:
+    def _capture(self, key: Hashable, tensors: tuple[Tensor | None, ...]) -> None:
+        """Capture a key's call and keep the graph."""
+        self.captures += 1
         inputs = [None if tensor is None else tensor.clone() for tensor in tensors]
         try:
             with self._recorder.in_order():
@@ -78,10 +99,16 @@ class GraphedFunction:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            self._interruptions[key] += isinstance(error, CaptureInterruptedError)
+            if isinstance(error, CaptureInterruptedError) and self._interruptions[key] < ATTEMPTS:
+                return
             self.failed.add(key)
             LOG.warning("no CUDA graph for %s, it runs launch by launch: %s", key, error)
-            return None
-        return _Captured(inputs, launch, output)
+            return
+        self._captured[key] = _Captured(inputs, launch, output)
+        if len(self._captured) > GRAPHS:
+            self._recorder.finish()  # the evicted graph's memory may be in use on another stream
+            self._captured.popitem(last=False)
 
 
 class _Captured(NamedTuple):
@@ -102,7 +129,7 @@ class CudaRecorder:
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        with CAPTURE, torch.cuda.stream(self._stream):
             for _ in range(2):  # compiles kernels, fills caches, lets libraries choose
                 run()
             self._stream.synchronize()
@@ -110,11 +137,16 @@ class CudaRecorder:
             try:
                 with self._capturing(graph):
                     output = run()
-            except BaseException:
+            except BaseException as error:
                 self._end_broken_capture()
+                if interrupted(error):
+                    raise CaptureInterruptedError("another thread interrupted the capture") from error
                 raise
         current.wait_stream(self._stream)
         return graph.replay, output
+
+    def finish(self) -> None:
+        self._last.synchronize()
 
     def _capturing(self, graph: torch.cuda.CUDAGraph) -> AbstractContextManager[None]:
         # Only this thread's launches belong to the graph; other threads continue.
@@ -142,3 +174,16 @@ class CudaRecorder:
             yield
         finally:
             self._last.record(stream)
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether a capture's error, with the errors that it followed, came from another thread alone.
+
+    CUDA refuses a forbidden call in the capturing thread with an error of its own; only later calls report
+    that the capture is invalid.
+    """
+    while isinstance(error, RuntimeError) and INVALIDATED in str(error):
+        error = error.__context__
+        if error is None:
+            return True
+    return False
