@@ -6,14 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nvf_fast import ops
 from tests.kernel_cases import FieldCase, FieldInputs, field_inputs
+from tests.sanitize import OPERATIONS
 
 CASE = FieldCase(2, 40, 12, (6, 8), (48, 32))
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,6 +209,51 @@ def test_forced_backends_agree() -> None:
                 chosen.nan_to_num(), (by_triton if device == "cuda" else by_torch).nan_to_num()
             )
             torch.testing.assert_close(by_torch, by_triton, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors on the second GPU, while the first one is the current device; the launchers are replaced."""
+    current, launched = [0], []
+
+    def exchange(index: int) -> int:
+        current.append(index)
+        return current[-2]
+
+    monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
+    monkeypatch.setattr("nvf_fast.runtime.autotuning.tuned", lambda *_: None)
+    launchers = {name: [name] for name in OPERATIONS}
+    launchers["query_field"] += ["locate", "project_maps", "sample", "votes", "evaluate"]
+    launchers["select_voters"] += ["compact"]
+    for folder, names in launchers.items():
+        for name in names:
+            record = partial(lambda name, *_, **__: launched.append((name, current[-1])) or [None] * 3, name)
+            monkeypatch.setattr(f"nvf_fast.kernels.{folder}.triton.{name}", record)
+    monkeypatch.setattr("nvf_fast.kernels.query_field.triton.pack_layers", lambda *_, **__: None)
+
+    def there(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [there(each) for each in value]
+        if not isinstance(value, Tensor):
+            return value
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda:1")
+
+    with FakeTensorMode(), torch.no_grad():
+        given: Any = there(field_arguments())
+        ops.query_field(*given, backend="triton")
+        query = ops.FieldQuery(*given[4:], channels=CASE.channels)
+        places = query.locate(given[1], given[2], CASE.map_size)
+        maps = query.project(given[0], given[3])
+        query.votes(query.sample(maps, places), given[1])
+        query.every_vote(maps, places)
+        ops.group_norm_relu(*there(norm_arguments()), backend="triton")
+        ops.select_voters(there(torch.empty(2, 70)), 0.4, 20, backend="triton")
+        ops.compact(there(torch.empty(2, 70, dtype=torch.bool)), 20, backend="triton")
+        ops.cast_votes(*there(vote_arguments()), backend="triton")
+        ops.mesh_distance(*there(distance_arguments()), backend="triton")
+        ops.ray_mesh(*there(ray_arguments()), backend="triton")
+    assert current[-1] == 0
+    assert sorted(launched) == sorted((name, 1) for names in launchers.values() for name in names)
 
 
 def test_triton_refuses_cpu_tensors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
@@ -107,7 +108,14 @@ class Operation(Generic[P, R]):
 
     def _triton(self, *arguments: P.args, **options: P.kwargs) -> R:
         self._check_triton()
-        return getattr(import_module(self._module), self._name)(*arguments, **options)
+        tensor: Any = arguments[0]
+        with launching_on(tensor.device):
+            return getattr(import_module(self._module), self._name)(*arguments, **options)
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which Triton, which launches on the current device, launches on the given one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def check_tensor(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.query_field import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor, launching_on
 
 Places = NewType("Places", object)
 """Points located on feature maps, in the backend's layout."""
@@ -165,7 +165,7 @@ class FieldQuery:
     ) -> None:
         weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
         _run.check_backend(backend, weights[0])
-        self._image_size = image_size
+        self._image_size, self._device = image_size, weights[0].device
         self._centred = weights[0].shape[1] == channels + 3
         self._form: PreparedField[Any, Any, Any, Any] = cpu
         options = {}
@@ -206,9 +206,10 @@ class FieldQuery:
             )
         if per_ray < 1 or points.shape[-2] % per_ray:
             raise ValueError(f"FieldQuery: per_ray must divide the {points.shape[-2]} points, got {per_ray}")
-        located = self._form.locate(
-            points, intrinsics, self._image_size, map_size, self._layers, centres, per_ray
-        )
+        with launching_on(self._device):
+            located = self._form.locate(
+                points, intrinsics, self._image_size, map_size, self._layers, centres, per_ray
+            )
         return Places(located)
 
     def project(
@@ -221,7 +222,8 @@ class FieldQuery:
             hand_scale: (B,) mm or None.
             biases: L of (B, out), which replace the network's own; None keeps those.
         """
-        return Maps(self._form.project_maps(features, hand_scale, self._layers, biases))
+        with launching_on(self._device):
+            return Maps(self._form.project_maps(features, hand_scale, self._layers, biases))
 
     def image_maps(self, maps: Maps, image: int) -> Maps:
         """Maps of one image of a batch."""
@@ -230,7 +232,8 @@ class FieldQuery:
 
     def sample(self, maps: Maps, places: Places) -> Samples:
         """Evaluate the signed distances of located points."""
-        return self._form.sample(maps, places, self._layers)
+        with launching_on(self._device):
+            return self._form.sample(maps, places, self._layers)
 
     def votes(self, samples: Samples, indices: Tensor) -> Tensor:
         """Votes of sampled points, in the order of their indices.
@@ -242,11 +245,13 @@ class FieldQuery:
         Returns:
             (B, V, J, 4) float32 raw (weight, direction xyz), zero in unused slots and out of view.
         """
-        return self._form.votes(samples, indices, self._layers)
+        with launching_on(self._device):
+            return self._form.votes(samples, indices, self._layers)
 
     def every_vote(self, maps: Maps, places: Places) -> Tensor:
         """Votes (B, N, J, 4) of all located points, as `votes`."""
-        return self._form.evaluate(maps, places, self._layers)[1]
+        with launching_on(self._device):
+            return self._form.evaluate(maps, places, self._layers)[1]
 
 
 def _check(
