@@ -21,7 +21,7 @@ from nvf_fast.baselines import Network, build
 from nvf_fast.config import NVFConfig
 from nvf_fast.model import check_entries
 from nvf_fast.runtime.ambient import unaffected
-from nvf_fast.runtime.files import remove_unfinished, sync_folder, whole_file
+from nvf_fast.runtime.files import locked, remove_unfinished, sync_folder, whole_file
 
 SCHEMA_VERSION = 2  # 1 is read too; it has no model_sha256
 DEFAULTS = ("default",)  # the first embedded one of these is the default
@@ -29,6 +29,8 @@ EMBEDDED = Path(__file__).resolve().parent / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+LOCK_FILE = ".lock"
+WAIT_S = 60.0  # for another process that saves into the same folder
 
 
 def save_checkpoint(
@@ -51,6 +53,7 @@ def save_checkpoint(
     Raises:
         ValueError: a weight is not finite in `dtype`; the message names it.
         TypeError: `training` is not serialisable as JSON.
+        OSError: the folder cannot be written to, or another process saves there for longer than `WAIT_S`.
     """
     state = {}
     for name, tensor in model.state_dict().items():
@@ -70,13 +73,14 @@ def save_checkpoint(
     document = _document(config)
     folder = Path(path)
     pending = _pending(folder, digest)
-    _write(pending, weights)
-    _write(folder / CONFIG_FILE, document)
-    pending.replace(folder / WEIGHTS_FILE)
-    sync_folder(folder)
-    for leftover in folder.glob(_pending(folder, "*").name):
-        leftover.unlink()
-    remove_unfinished(folder)
+    with locked(folder / LOCK_FILE, wait_s=WAIT_S):
+        _write(pending, weights)
+        _write(folder / CONFIG_FILE, document)
+        pending.replace(folder / WEIGHTS_FILE)
+        sync_folder(folder)
+        for leftover in folder.glob(_pending(folder, "*").name):
+            leftover.unlink()
+        remove_unfinished(folder)
 
 
 def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
@@ -92,9 +96,10 @@ def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
         OSError: the folder cannot be written to.
     """
     file = resolve(path) / CONFIG_FILE
-    info = _read_config(file)
-    info["training"] = info["training"] | {"scores": scores}
-    _write(file, _document(info))
+    with locked(file.with_name(LOCK_FILE), wait_s=WAIT_S):
+        info = _read_config(file)
+        info["training"] = info["training"] | {"scores": scores}
+        _write(file, _document(info))
 
 
 @unaffected()

@@ -40,17 +40,18 @@ def test_newest_is_the_last_written(tmp_path: Path) -> None:
 
 def test_keeps_the_newest_and_the_record_before(tmp_path: Path) -> None:
     (tmp_path / ".state-1-0.pt.99.part").write_bytes(b"killed")
-    (tmp_path / ".other-1-0.pt.99.part").write_bytes(b"being written by another process")
-    store = Store(tmp_path, "state", ".pt")
-    assert store.newest() is None
-    for step in (1, 2, 3):
-        store.write(b"step %d" % step, str(step))
-    names = files_of(tmp_path)
-    assert [name.split("-")[:3] for name in names[1:]] == [
+    (tmp_path / ".notes.part").write_bytes(b"of another program")
+    with whole_file(tmp_path / "other"):  # being written
+        store = Store(tmp_path, "state", ".pt")
+        assert store.newest() is None
+        for step in (1, 2, 3):
+            store.write(b"step %d" % step, str(step))
+        names = files_of(tmp_path)
+    assert [name.split("-")[:3] for name in names[2:]] == [
         ["state", "2", "000000002"],
         ["state", "3", "000000003"],
     ]
-    assert names[0].startswith(".other")
+    assert names[0] == ".notes.part" and names[1].startswith(".other.")
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip_one_bit])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +53,8 @@ class Store:
             file.write(content)
         for other in files:
             if other != self._whole:
-                other.unlink()
-        remove_unfinished(self.folder, f"{self.name}-")
+                other.unlink(missing_ok=True)
+        remove_unfinished(self.folder)
         self._whole = path
 
     def newest(self) -> Record | None:
@@ -92,7 +93,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 def _serial(path: Path) -> int:
     """The serial number of a record; 0 where the name has none."""
     parts = path.stem.split("-")
-    return int(parts[-2]) if parts[-2].isdigit() else 0
+    return int(parts[-2]) if re.fullmatch(r"[0-9]{1,18}", parts[-2]) else 0
 
 
 def _digest(content: bytes | memoryview) -> str:
