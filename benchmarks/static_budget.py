@@ -111,11 +111,16 @@ def variants() -> list[Variant]:
                 target,
                 query_field.locate_points,
                 {"keys_ptr": "i32"},
-                {"BLOCK": 1024},
+                {"BLOCK": query_field._BLOCK},
                 4,
                 False,
             )
         )
+        for centred in (False, True):
+            constants = {"CENTRED": centred, "BLOCK": query_field._BLOCK}
+            name = f"store_geometry{' centred' if centred else ''}"
+            kernel = query_field.store_geometry
+            found.append(Variant(name, target, kernel, {"order_ptr": "i64"}, constants, 4, False))
         for kernel in (select_voters.count_marked, select_voters.write_indices):
             for threshold in (True, False):
                 pointers = {"block_counts_ptr": "i32", "block_ends_ptr": "i32", "indices_ptr": "i64"}
@@ -235,9 +240,8 @@ def cost(variant: Variant) -> Cost:
     triton.knobs.compilation.always_compile = True  # the report is printed by ptxas only
     triton.knobs.nvidia.dump_ptxas_log = True
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        compiled = triton.compile(
-            source, target=TARGETS[variant.target], options={"num_warps": variant.warps}
-        )
+        options = {"num_warps": variant.warps, "enable_fp_fusion": True}
+        compiled = triton.compile(source, target=TARGETS[variant.target], options=options)
     report = output.getvalue()
     if variant.target.startswith("gfx"):
         assembly = compiled.asm["amdgcn"]

@@ -195,20 +195,41 @@ def test_tiles_hold_every_point_once_within_their_windows(density: int, centred:
     uv = pixels[..., :2] / pixels[..., 2:] / 112 - 1
     texel = ((uv + 1) / 2 * torch.tensor([width - 1, height - 1], device=DEVICE)).flatten(0, 1)
     covered = []
-    for start, count, strip, left in tiles[: tile_count.item()].tolist():
+    for start, count, image, corner in tiles[: tile_count.item()].tolist():
         members = order[start : start + count]
-        image, top = divmod(strip, math.ceil((height - 1) / 3))
+        top, left = divmod(corner, 2**16)
         assert 1 <= count <= tile_points
         assert (members // points.shape[1] == image).all()
         corners = texel[members].floor()
         assert (corners[:, 0] >= left).all() and (corners[:, 0] <= left + cells - 1).all()
-        assert (corners[:, 1] >= 3 * top).all() and (corners[:, 1] <= 3 * top + 2).all()
+        assert (corners[:, 1] >= top).all() and (corners[:, 1] <= top + 2).all()
         covered.append(members)
     inside = (uv.abs() <= 1).all(-1).flatten().nonzero()[:, 0]
     assert torch.equal(torch.cat(covered).sort().values, inside)
 
 
-@pytest.mark.parametrize(("limit", "value"), [("_TILES_PER_PASS", 3), ("_IMAGES", 2)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter overflows
+@pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_texels_that_are_not_finite_spoil_their_own_points_only(
+    value: float, dtype: torch.dtype, case: FieldCase
+) -> None:
+    inputs = field_inputs(case, dtype, DEVICE)
+    expected, exact = run(kernel, inputs), run(reference, inputs)
+    inputs.features[0, 3, 2, 4] = value
+    # The reference of an infinite feature is infinite or NaN before it is clamped to 50 mm.
+    spoilt = (run(reference, inputs)[0] != exact[0]) | (run(reference, inputs)[1] != exact[1]).any((2, 3))
+    assert 0 < spoilt.sum() < 0.5 * spoilt.numel() and not spoilt[1:].any()
+    sdf, votes = run(kernel, inputs)
+    assert torch.equal(sdf[~spoilt], expected[0][~spoilt])
+    assert torch.equal(votes[~spoilt], expected[1][~spoilt])
+    assert not (sdf[spoilt].abs() < 49).any()  # NaN or saturated, and never a voter
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("_TILES_PER_PASS", 3), ("_IMAGES", 2), ("_INTERPRETED_PROGRAMS", 1000)]
+)
 @pytest.mark.parametrize("case", [SHORT, CENTRED], ids=["depth", "centred"])
 def test_pass_and_launch_sizes_do_not_change_results(
     monkeypatch: pytest.MonkeyPatch, case: FieldCase, limit: str, value: int

@@ -7,10 +7,11 @@ depth in two parts and two ones, and `hat @ window` is the whole contribution of
 channel instead of 258. A network with positions about a centre has windows of 24 texels, and the three
 coordinates in two parts each. The biases, which may differ between images, are multiplied by the ones.
 
-Preparation is separate: `pack_layers` for a network, `locate` for a set of points (`locate_points` and
-`make_tiles` on the device), `project_maps` for an image. `sample` and `evaluate` then launch
-`evaluate_layer` once per hidden layer but the first, whose activations are made on the fly, and once for the
-output.
+Preparation is separate: `pack_layers` for a network, `locate` for a set of points (`locate_points`,
+`store_geometry` and `make_tiles` on the device), `project_maps` for an image. `sample` and `evaluate` then
+launch `evaluate_layer` once per hidden layer but the first, whose activations are made on the fly, and once
+for the output. The number of tiles is known on the device only, so the programs of a launch are as many as
+run at once, and each takes several tiles.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ CENTRED_EXTRA_ROWS = tl.constexpr(5)  # columns of x, y and z instead of the dep
 # Tiles per pass: bounds the hidden activations in memory to 262 144 points at 128 per tile.
 _TILES_PER_PASS = 2048
 _DISTANCE_COLUMNS = 16  # of the last layer where no votes are needed: the least that the matrix unit takes
-_IMAGES = 2**15  # that share their tiles, per launch: CUDA takes 65535 programs along the third axis
+_IMAGES = 2**15  # that share their tiles, per launch: CUDA takes 65535 programs along the second axis
+_BLOCK = 1024  # points of a program that locates them
+_PROGRAMS = 2  # per multiprocessor: the most that fit with 104 KiB of shared memory each
+_INTERPRETED_PROGRAMS = 3
 
 
 class Tiling(NamedTuple):
@@ -142,22 +146,67 @@ def locate_points(
 
 
 @triton.jit
+def store_geometry(
+    points_ptr,
+    intrinsics_ptr,
+    order_ptr,
+    geometry_ptr,
+    points_stride,
+    intrinsics_stride,
+    point_count,
+    image_size,
+    height,
+    width,
+    total,
+    CENTRED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows of the points in sorted order: place on the map, then depth, or x, y and z where CENTRED."""
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = position < total
+    entry = tl.load(order_ptr + position, mask=valid, other=0).to(tl.int32)
+    image = (entry // point_count).to(tl.int64)
+    u, v, depth, _, x, y, z = _project(
+        points_ptr + image * points_stride,
+        intrinsics_ptr + image * intrinsics_stride,
+        entry % point_count,
+        valid,
+        image_size,
+        height,
+        width,
+    )
+    row = geometry_ptr + position
+    stride = tl.cast(total, tl.int64)
+    tl.store(row, u, mask=valid)
+    tl.store(row + stride, v, mask=valid)
+    if CENTRED:
+        tl.store(row + 2 * stride, x, mask=valid)
+        tl.store(row + 3 * stride, y, mask=valid)
+        tl.store(row + 4 * stride, z, mask=valid)
+    else:
+        tl.store(row + 2 * stride, depth, mask=valid)
+
+
+@triton.jit
 def make_tiles(
     keys_ptr,
     bounds_ptr,
     tiles_ptr,
     tile_count_ptr,
+    height,
     width,
     CELLS: tl.constexpr,  # columns of cells in a window
     POINTS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Tiles (first, count, strip, left column) of up to POINTS points in one window; a program per strip.
+    """Tiles (first, count, image, corner) of up to POINTS points in one window; a program per strip.
 
-    `bounds` holds the first position of every key. Tiles are listed in no particular order; what they hold is
-    fixed.
+    The corner of a window is its top row times 2^16 plus its left column. `bounds` holds the first position
+    of every key. Tiles are listed in no particular order; what they hold is fixed.
     """
     strip = tl.program_id(0)
+    image = strip // _strips(height)
+    top = strip % _strips(height) * (WINDOW_ROWS - 1)
     bounds_ptr += strip * width
     position = tl.load(bounds_ptr)
     stop = tl.load(bounds_ptr + width)
@@ -179,8 +228,8 @@ def make_tiles(
             slot = tl.atomic_add(tile_count_ptr, tl.sum(ones, 0)) + tl.cumsum(ones, 0) - ones
             tl.store(tiles_ptr + slot * 4, start, mask=filled)
             tl.store(tiles_ptr + slot * 4 + 1, end - start, mask=filled)
-            tl.store(tiles_ptr + slot * 4 + 2, strip, mask=filled)
-            tl.store(tiles_ptr + slot * 4 + 3, left, mask=filled)
+            tl.store(tiles_ptr + slot * 4 + 2, image, mask=filled)
+            tl.store(tiles_ptr + slot * 4 + 3, (top << 16) + left, mask=filled)
             left += CELLS
             window += 1
         position += LANES * POINTS
@@ -206,26 +255,30 @@ def _fill(hat, slot, value, first: tl.constexpr, DTYPE: tl.constexpr):
     One float16 depth costs up to 0.23 mm, one bfloat16 depth 1.9 mm.
     """
     high = value.to(DTYPE).to(tl.float32)
-    hat = tl.where(slot[None, :] == first, high[:, None], hat)
-    return tl.where(slot[None, :] == first + 1, (value - high)[:, None], hat)
+    hat = tl.where(slot[:, None] == first, high[None, :], hat)
+    return tl.where(slot[:, None] == first + 1, (value - high)[None, :], hat)
 
 
 @triton.jit
-def _hat(u, v, depth, x, y, z, top, left, height, width, CENTRED: tl.constexpr, DTYPE: tl.constexpr):
-    """The operand (points, SLOTS) of a window, and the row of the maps that each slot takes."""
+def _hat(u, v, x, y, z, top, left, height, width, CENTRED: tl.constexpr, DTYPE: tl.constexpr):
+    """The operand (points, SLOTS) of a window, and the row of the maps that each slot takes.
+
+    Unless CENTRED, x is the depth, and y and z are unused.
+    """
     TEXELS: tl.constexpr = WINDOW_ROWS * (CENTRED_WINDOW_COLUMNS if CENTRED else WINDOW_COLUMNS)
     slot = tl.arange(0, SLOTS)
     row = top + slot % WINDOW_ROWS
     column = left + slot // WINDOW_ROWS
-    weight_x = tl.maximum(1 - tl.abs(u[:, None] - column.to(tl.float32)[None, :]), 0.0)
-    weight_y = tl.maximum(1 - tl.abs(v[:, None] - row.to(tl.float32)[None, :]), 0.0)
-    hat = tl.where(slot[None, :] < TEXELS, weight_x * weight_y, 1.0)
+    # Transposed, so that the lanes of a warp hold different points.
+    weight_x = tl.maximum(1 - tl.abs(u[None, :] - column.to(tl.float32)[:, None]), 0.0)
+    weight_y = tl.maximum(1 - tl.abs(v[None, :] - row.to(tl.float32)[:, None]), 0.0)
+    hat = tl.where(slot[:, None] < TEXELS, weight_x * weight_y, 1.0)
     if CENTRED:
         hat = _fill(hat, slot, x, TEXELS, DTYPE)
         hat = _fill(hat, slot, y, TEXELS + 2, DTYPE)
         hat = _fill(hat, slot, z, TEXELS + 4, DTYPE)
     else:
-        hat = _fill(hat, slot, depth, TEXELS, DTYPE)
+        hat = _fill(hat, slot, x, TEXELS, DTYPE)
     # A texel past the border has weight 0; the row that stands in for it is finite.
     texel = tl.minimum(row, height - 1) * width + tl.minimum(column, width - 1)
     if CENTRED:
@@ -233,7 +286,7 @@ def _hat(u, v, depth, x, y, z, top, left, height, width, CENTRED: tl.constexpr, 
         extra = height * width + tl.where(after < 6, after // 2, after - 3)
     else:
         extra = height * width + tl.maximum(slot - TEXELS - 1, 0)
-    return hat.to(DTYPE), tl.where(slot < TEXELS, texel, extra)
+    return tl.trans(hat.to(DTYPE)), tl.where(slot < TEXELS, texel, extra)
 
 
 @triton.jit
@@ -244,17 +297,15 @@ def evaluate_layer(
     outputs_ptr,  # (tiles, POINTS, OUT); unused where LAST
     sdf_ptr,
     votes_ptr,
-    points_ptr,
-    intrinsics_ptr,
+    geometry_ptr,  # (3 or 5, total), of `store_geometry`
     centres_ptr,  # (B, 3) mm; unused unless CENTRED
     order_ptr,
     tiles_ptr,
     tile_count_ptr,
     first_tile,
-    points_stride,
-    intrinsics_stride,
+    tiles_per_pass,
     point_count,
-    image_size,
+    total,
     height,
     width,
     channels,
@@ -271,76 +322,77 @@ def evaluate_layer(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One layer for a tile of points; FIRST makes the first layer on the fly; LAST writes the results.
+    """One layer for tiles of points; FIRST makes the first layer on the fly; LAST writes the results.
 
-    The third grid axis counts the images that share the tiles.
+    The second grid axis counts the images that share the tiles. A program takes every n-th tile, or part of a
+    tile's columns, of an image, where n is the number of programs along the first axis.
     """
-    tile = first_tile + tl.program_id(1)
-    if tile < tl.load(tile_count_ptr):
+    PARTS: tl.constexpr = 1 if LAST else OUT // COLUMNS  # of a tile
+    tiles = tl.minimum(tl.load(tile_count_ptr) - first_tile, tiles_per_pass)
+    item = tl.program_id(0)
+    while item < tiles * PARTS:
         DTYPE: tl.constexpr = maps_ptr.dtype.element_ty
         lane = tl.arange(0, POINTS)
-        valid = lane < tl.load(tiles_ptr + tile * 4 + 1)
-        strip = tl.load(tiles_ptr + tile * 4 + 2)
-        own = (strip // _strips(height)).to(tl.int64)
-        point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=valid, other=0)
-        point = tl.where(valid, point - own * point_count, 0).to(tl.int32)
-        image = own + tl.program_id(2)
-        first_point = image * point_count
-        u, v, depth, _, x, y, z = _project(
-            points_ptr + image * points_stride,
-            intrinsics_ptr + image * intrinsics_stride,
-            point,
-            valid,
-            image_size,
-            height,
-            width,
-        )
-        top = (strip % _strips(height)) * (WINDOW_ROWS - 1)
-        left = tl.load(tiles_ptr + tile * 4 + 3)
-        u, v, depth = tl.where(valid, u, 0.0), tl.where(valid, v, 0.0), tl.where(valid, depth, 0.0)
+        tile = tiles_ptr + (first_tile + item // PARTS) * 4
+        position = tl.load(tile) + lane
+        valid = lane < tl.load(tile + 1)
+        own = tl.load(tile + 2)
+        image = (own + tl.program_id(1)).to(tl.int64)
+        corner = tl.load(tile + 3)
+        top, left = corner >> 16, corner & 0xFFFF
+        row = tl.cast(total, tl.int64)
+        u = tl.load(geometry_ptr + position, mask=valid, other=0.0)
+        v = tl.load(geometry_ptr + row + position, mask=valid, other=0.0)
+        x = tl.load(geometry_ptr + 2 * row + position, mask=valid, other=0.0)
         EXTRA: tl.constexpr = CENTRED_EXTRA_ROWS if CENTRED else EXTRA_ROWS
         if CENTRED:
-            x = tl.where(valid, (x - tl.load(centres_ptr + image * 3)) / POSITION_MM, 0.0)
-            y = tl.where(valid, (y - tl.load(centres_ptr + image * 3 + 1)) / POSITION_MM, 0.0)
-            z = tl.where(valid, (z - tl.load(centres_ptr + image * 3 + 2)) / POSITION_MM, 0.0)
-        hat, window = _hat(u, v, depth, x, y, z, top, left, height, width, CENTRED, DTYPE)
-        maps_ptr += image * (height * width + EXTRA) * channels
+            y = tl.load(geometry_ptr + 3 * row + position, mask=valid, other=0.0)
+            z = tl.load(geometry_ptr + 4 * row + position, mask=valid, other=0.0)
+            x = (x - tl.load(centres_ptr + image * 3)) / POSITION_MM
+            y = (y - tl.load(centres_ptr + image * 3 + 1)) / POSITION_MM
+            z = (z - tl.load(centres_ptr + image * 3 + 2)) / POSITION_MM
+        else:
+            y, z = x, x
+        hat, window = _hat(u, v, x, y, z, top, left, height, width, CENTRED, DTYPE)
+        map_ptr = maps_ptr + image * (height * width + EXTRA) * channels
         window = window.to(tl.int64)[:, None] * channels
 
-        first_column = tl.program_id(0) * COLUMNS
+        first_column = item % PARTS * COLUMNS
         column = tl.arange(0, COLUMNS)[None, :]
         k = tl.arange(0, DEPTH)
-        workspace = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-        workspace = workspace * POINTS + lane
         sums = tl.dot(
             hat,
-            tl.load(maps_ptr + window + (first_channel + first_column + column)),
+            tl.load(map_ptr + window + (first_channel + first_column + column)),
             input_precision=PRECISION,
         )
+        activations = tl.program_id(1).to(tl.int64) * tiles_per_pass + item // PARTS
+        activations = activations * POINTS + lane
         for start in tl.range(0, IN, DEPTH, num_stages=STAGES):
             if FIRST:
                 made = tl.dot(
-                    hat, tl.load(maps_ptr + window + (start + k[None, :])), input_precision=PRECISION
+                    hat, tl.load(map_ptr + window + (start + k[None, :])), input_precision=PRECISION
                 )
                 hidden = _leaky(made).to(DTYPE)
             else:
-                hidden = tl.load(inputs_ptr + workspace[:, None] * IN + (start + k[None, :]))
+                hidden = tl.load(inputs_ptr + activations[:, None] * IN + (start + k[None, :]))
             weight = tl.load(weight_ptr + (start + k[:, None]) * OUT + (first_column + column))
             sums = tl.dot(hidden, weight, sums, input_precision=PRECISION)
 
         if LAST:
+            # Read again: kept from before the products, the pointers would spill.
+            point = tl.load(order_ptr + tl.load(tile) + lane, mask=valid, other=0)
+            point = tl.where(valid, point - own.to(tl.int64) * point_count, 0).to(tl.int32)
+            first_point = image * point_count
             raw = tl.sum(tl.where(column == 0, sums, 0.0), 1)
             tl.store(sdf_ptr + first_point + point, 50 * _tanh(raw), mask=valid)
             if VOTES > 0:
-                # Read again: kept from before the products, the pointers would spill.
-                point = tl.load(order_ptr + tl.load(tiles_ptr + tile * 4) + lane, mask=valid, other=0)
-                point = tl.where(valid, point - own * point_count, 0).to(tl.int32)
-                row = votes_ptr + first_point * VOTES
                 kept = valid[:, None] & (column > 0) & (column <= VOTES)
-                tl.store(row + (point[:, None] * VOTES + column - 1), sums, mask=kept)
+                votes = votes_ptr + first_point * VOTES
+                tl.store(votes + (point[:, None] * VOTES + column - 1), sums, mask=kept)
         else:
-            outputs = outputs_ptr + workspace[:, None] * OUT + (first_column + column)
+            outputs = outputs_ptr + activations[:, None] * OUT + (first_column + column)
             tl.store(outputs, _leaky(sums).to(DTYPE))
+        item += tl.num_programs(0)
 
 
 class Layers(NamedTuple):
@@ -364,16 +416,11 @@ class Tiles(NamedTuple):
     points: Tensor  # (1 or B, N, 3) mm
     intrinsics: Tensor  # (1 or B, 3, 3)
     centres: Tensor | None  # (B, 3) mm
-    order: Tensor  # (1 or B * N,) the points, sorted
-    tiles: Tensor  # (capacity, 4): first, count, strip, left column
+    order: Tensor  # (N or B * N,) the points, sorted
+    geometry: Tensor  # (3 or 5, N or B * N) float32, of the sorted points
+    tiles: Tensor  # (capacity, 4): first, count, image, corner
     tile_count: Tensor  # (1,)
-    geometry: tuple[int, ...]  # strides between images of points and intrinsics, N, image size, height, width
-
-    @property
-    def view(self) -> tuple[int, tuple[int, int]]:
-        """Image size, and height and width of the maps."""
-        image_size, height, width = self.geometry[3:]
-        return image_size, (height, width)
+    view: tuple[int, tuple[int, int]]  # image size, and height and width of the maps
 
 
 class Samples(NamedTuple):
@@ -475,7 +522,7 @@ def locate(
         raise ValueError(
             f"query_field: {batch} x {point_count} points x {layers.outputs} channels pass 32-bit positions"
         )
-    geometry = (
+    sizes = (
         points[0].numel() if len(points) > 1 else 0,
         9 if len(intrinsics) > 1 else 0,
         point_count,
@@ -484,24 +531,49 @@ def locate(
         width,
     )
     strips = batch * triton.cdiv(height - 1, WINDOW_ROWS.value - 1)
-    keys = torch.empty(batch * point_count, dtype=torch.int32, device=device)
-    block = 1024
-    if len(keys) > 0:
-        locate_points[(triton.cdiv(point_count, block) * batch,)](
-            points, intrinsics, keys, *geometry, strips * width, BLOCK=block
+    total = batch * point_count
+    keys = torch.empty(total, dtype=torch.int32, device=device)
+    if total > 0:
+        locate_points[(triton.cdiv(point_count, _BLOCK) * batch,)](
+            points, intrinsics, keys, *sizes, strips * width, BLOCK=_BLOCK, enable_fp_fusion=True
         )
     keys, order = keys.sort(stable=True)
+    geometry = points.new_empty(3 if centres is None else 5, total)
+    if total > 0:
+        store_geometry[(triton.cdiv(total, _BLOCK),)](
+            points,
+            intrinsics,
+            order,
+            geometry,
+            *sizes,
+            total,
+            CENTRED=centres is not None,
+            BLOCK=_BLOCK,
+            enable_fp_fusion=True,
+        )
     every_key = torch.arange(strips * width + 1, dtype=torch.int32, device=device)
     bounds = torch.searchsorted(keys, every_key, out_int32=True)
     # A strip has at most floor(n / tile) + 1 tiles, and one more wherever a tile would exceed its window.
     tile_points = layers.tiling.points
     cells = (WINDOW_COLUMNS if centres is None else CENTRED_WINDOW_COLUMNS).value - 1
-    capacity = batch * point_count // tile_points + strips * (1 + (width - 2) // cells)
+    capacity = total // tile_points + strips * (1 + (width - 2) // cells)
     tiles = torch.empty(capacity, 4, dtype=torch.int32, device=device)
     tile_count = torch.zeros(1, dtype=torch.int32, device=device)
-    make_tiles[(strips,)](keys, bounds, tiles, tile_count, width, CELLS=cells, POINTS=tile_points, LANES=128)
+    make_tiles[(strips,)](
+        keys,
+        bounds,
+        tiles,
+        tile_count,
+        height,
+        width,
+        CELLS=cells,
+        POINTS=tile_points,
+        LANES=128,
+        enable_fp_fusion=True,
+    )
     centres = None if centres is None else centres.contiguous()
-    return Tiles(points, intrinsics, centres, order, tiles, tile_count, geometry)
+    view = image_size, (height, width)
+    return Tiles(points, intrinsics, centres, order, geometry, tiles, tile_count, view)
 
 
 def project_maps(
@@ -511,7 +583,8 @@ def project_maps(
 
     Returns:
         (B, H * W + P + 2, sum of widths) compute dtype: a row per texel, then the position's P columns, then
-        the constant, bias and hand scale's part, in two parts.
+        the constant, bias and hand scale's part, in two parts. Texels that are not finite hold the largest
+        number of the dtype: a tile multiplies all texels of its window, most of them by 0.
     """
     batch, _, height, width = features.shape
     constant = layers.bias if biases is None else _pack_biases(biases, layers.widths)
@@ -520,7 +593,9 @@ def project_maps(
     texels, (positions, channels) = height * width, layers.position.shape
     maps = features.new_empty(batch, texels + positions + 2, channels)
     projection = layers.columns.T.expand(batch, -1, -1)
+    largest = torch.finfo(maps.dtype).max
     torch.bmm(features.flatten(2).mT, projection, out=maps[:, :texels])
+    maps[:, :texels].nan_to_num_(largest, largest, -largest)
     maps[:, texels:-2] = layers.position
     maps[:, -2] = constant
     maps[:, -1] = constant - maps[:, -2].float()
@@ -558,18 +633,17 @@ def _evaluate(maps: Tensor, tiles: Tiles, layers: Layers, with_votes: bool) -> t
         ]
         sdf, votes = (torch.cat(some) for some in zip(*parts, strict=True))
         return sdf, votes
-    batch, tiling, point_count = len(maps), layers.tiling, tiles.geometry[2]
+    batch, tiling, point_count = len(maps), layers.tiling, tiles.points.shape[1]
     sdf = maps.new_full((batch, point_count), math.inf, dtype=torch.float32)
     channels = layers.outputs - 1 if with_votes else 0
     votes = sdf.new_zeros(batch, point_count, channels)
-    # Images that share their tiles are the third axis of the grid.
     images = batch if shared else 1
     tile_capacity = len(tiles.tiles) if point_count > 0 else 0
     tiles_per_pass = max(1, min(tile_capacity, _TILES_PER_PASS // images))
     workspaces = [
         maps.new_empty(images * tiles_per_pass * tiling.points, size) for size in layers.widths[1:-1]
     ]
-    unused = maps
+    unused, most_programs = maps, _programs(maps.device)
     for first_tile in range(0, tile_capacity, tiles_per_pass):
         inputs, first_channel = unused, layers.widths[0]
         for layer in range(1, len(layers.widths)):
@@ -579,22 +653,25 @@ def _evaluate(maps: Tensor, tiles: Tiles, layers: Layers, with_votes: bool) -> t
             if last:  # in one program, of the column of the distances and its neighbours, or of all
                 columns = size_out if with_votes else _DISTANCE_COLUMNS
             destination = unused if last else workspaces[layer - 1]
-            programs = 1 if last else size_out // columns
-            evaluate_layer[(programs, min(tiles_per_pass, tile_capacity - first_tile), images)](
+            parts = 1 if last else size_out // columns
+            most_work = min(tiles_per_pass, tile_capacity - first_tile) * parts
+            evaluate_layer[(min(most_work, triton.cdiv(most_programs, images)), images)](
                 maps,
                 layers.matrices[layer - 1],
                 inputs,
                 destination,
                 sdf,
                 votes,
-                tiles.points,
-                tiles.intrinsics,
-                tiles.points if tiles.centres is None else tiles.centres,  # else unused, in the same dtype
+                tiles.geometry,
+                tiles.geometry if tiles.centres is None else tiles.centres,  # else unused, in the same dtype
                 tiles.order,
                 tiles.tiles,
                 tiles.tile_count,
                 first_tile,
-                *tiles.geometry,
+                tiles_per_pass,
+                point_count,
+                tiles.geometry.shape[1],
+                *tiles.view[1],
                 maps.shape[2],
                 first_channel,
                 IN=size_in,
@@ -609,9 +686,17 @@ def _evaluate(maps: Tensor, tiles: Tiles, layers: Layers, with_votes: bool) -> t
                 STAGES=tiling.stages,
                 PRECISION="ieee",
                 num_warps=tiling.warps,
+                enable_fp_fusion=True,
             )
             inputs, first_channel = destination, first_channel + size_out
     return sdf, votes
+
+
+def _programs(device: torch.device) -> int:
+    """Number of programs that run at once on a device."""
+    if device.type != "cuda":
+        return _INTERPRETED_PROGRAMS
+    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _of_images(tiles: Tiles, first: int) -> Tiles:
