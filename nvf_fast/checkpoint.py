@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,11 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
+from torch.overrides import TorchFunctionMode
 
 from nvf_fast.baselines import Network, build
 from nvf_fast.config import NVFConfig
 from nvf_fast.model import check_entries
 from nvf_fast.runtime.ambient import unaffected
+from nvf_fast.runtime.devices import check_precision, read_device
 from nvf_fast.runtime.files import locked, remove_unfinished, sync_folder, whole_file
 
 SCHEMA_VERSION = 2  # 1 is read too; it has no model_sha256
@@ -29,6 +33,9 @@ EMBEDDED = Path(__file__).resolve().parent / "weights"
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+LARGEST_CONFIG = 2**24  # bytes
+LARGEST_WEIGHTS = 2**30  # bytes; the released network's take 2^26
+SMALL = 2**20  # values that a network may have beyond one per byte of its file
 LOCK_FILE = ".lock"
 WAIT_S = 60.0  # for another process that saves into the same folder
 
@@ -123,13 +130,20 @@ def load_checkpoint(
         FileNotFoundError: the checkpoint does not exist, or a file of it is missing.
         ImportError: a hub id needs huggingface_hub, which is not installed.
         ValueError: the schema version, an entry of the configuration, the hash of the weights or of the
-            configuration, or a weight's name, shape or dtype is wrong; the message names it.
+            configuration, a weight's name, shape or dtype, or the size of the file is wrong, or a weight is
+            not finite; the message names it. Nothing is allocated for a network that the file cannot hold.
+            The device does not exist.
+        TypeError: `dtype` is none of float32, float16 and bfloat16.
     """
+    check_precision(dtype or torch.float32)
+    device = read_device("cpu" if device is None else device)
     folder = resolve(path)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"no checkpoint at {folder}: {CONFIG_FILE} is missing")
     info = _read_config(folder / CONFIG_FILE)
     file = _weights_file(folder, info["sha256"])
+    if (size := file.stat().st_size) > LARGEST_WEIGHTS:
+        raise ValueError(f"{file}: {size} bytes, expected up to {LARGEST_WEIGHTS}")
     weights = file.read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
     if digest != info["sha256"]:
@@ -138,15 +152,17 @@ def load_checkpoint(
         state = tensors_from_bytes(weights)
     except SafetensorError as error:
         raise ValueError(f"{file}: not a safetensors file ({error})") from error
-    model = build(NVFConfig.from_dict(info["model"]))
+    model = _network(info["model"], folder / CONFIG_FILE, size)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     check_entries(shapes, state, str(file))
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{file}: {name} must be floating point, got {tensor.dtype}")
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"{file}: {name} has values that are not finite")
     model.load_state_dict(state)
     model.encoder.to(dtype or torch.float32)
-    return model.to(device or "cpu").eval(), info
+    return model.to(device).eval(), info
 
 
 def embedded_names() -> list[str]:
@@ -294,10 +310,40 @@ def _download(repository: str, revision: str | None) -> Path:
         raise FileNotFoundError(f"no checkpoint {repository!r} from the hub: {error}") from error
 
 
+class _Budget(TorchFunctionMode):
+    """Refusal of parameters beyond a number of values, before they are allocated.
+
+    The meta device would tell the shapes first, but importing its functions takes seconds.
+    """
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self._left = values
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.empty:
+            shape = args if not args or isinstance(args[0], int) else args[0]
+            self._left -= math.prod(shape)
+            if self._left < 0:
+                raise ValueError("model has more parameters than the file of its weights could hold")
+        return function(*args, **(kwargs or {}))
+
+
+def _network(entries: Any, path: Path, size: int) -> Network:
+    """The network of a configuration in a file, whose weights take `size` bytes."""
+    try:
+        with _Budget(size + SMALL):
+            return build(NVFConfig.from_dict(entries))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _read_config(path: Path) -> dict[str, Any]:
+    if (size := path.stat().st_size) > LARGEST_CONFIG:
+        raise ValueError(f"{path}: {size} bytes, expected up to {LARGEST_CONFIG}")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
     version = info.get("schema_version") if isinstance(info, dict) else None
     if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
@@ -308,6 +354,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     if info.keys() != expected:
         unknown, missing = sorted(info.keys() - expected), sorted(expected - info.keys())
         raise ValueError(f"{path}: unknown entries {unknown}, missing entries {missing}")
+    if not (isinstance(info["sha256"], str) and re.fullmatch("[0-9a-f]{64}", info["sha256"])):
+        raise ValueError(f"{path}: sha256 must be 64 hexadecimal digits, got {info['sha256']!r}")
+    if not isinstance(info["training"], dict):
+        raise ValueError(f"{path}: training must be an object, got {info['training']!r}")
     if version > 1 and (digest := _model_digest(info["model"])) != info["model_sha256"]:
         raise ValueError(
             f"{path}: model is not as saved: its sha256 is {digest}, model_sha256 is {info['model_sha256']}"
@@ -331,7 +381,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _weights_file(folder: Path, digest: str) -> Path:
     """The file of a checkpoint's weights."""
-    pending = _pending(folder, str(digest))  # there only where a save was interrupted
+    pending = _pending(folder, digest)  # there only where a save was interrupted
     file = pending if pending.is_file() else folder / WEIGHTS_FILE
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {folder}: {WEIGHTS_FILE} is missing")

@@ -11,6 +11,8 @@ Encoder = Literal["hourglass", "unet"]
 View = Literal["reference", "hand"]
 
 HAND_JOINTS = 21  # of a hand, named in `nvf_fast.pose.JOINT_NAMES`
+# Largest numbers of channels, layers and px, so that a damaged configuration cannot fill the memory.
+MOST_CHANNELS, MOST_LAYERS, LARGEST_VIEW = 4096, 16, 1024
 # Entries missing from older configurations, which then take their defaults.
 LATER_ENTRIES = (
     "encoder", "view", "channels", "pose_code", "presence_threshold", "finding_threshold", "joints",
@@ -90,15 +92,21 @@ class NVFConfig:
             "input_size", "stem", "width", "widen", "stacks", "depth", "groups", "pose_code", "joints",
             "image_channels",
         ):  # fmt: skip
-            _check_count(name, getattr(self, name), least=0 if name in ("widen", "pose_code") else 1)
+            most = {"input_size": LARGEST_VIEW, "stacks": MOST_LAYERS, "depth": MOST_LAYERS}
+            least = 0 if name in ("widen", "pose_code") else 1
+            _check_count(name, getattr(self, name), least, most.get(name, MOST_CHANNELS))
         for name in ("hidden", "channels"):
             if not isinstance(getattr(self, name), tuple) or not getattr(self, name):
                 raise TypeError(f"{name} must be a non-empty tuple of channels, got {getattr(self, name)!r}")
+            if len(getattr(self, name)) > MOST_LAYERS:
+                raise ValueError(
+                    f"{name} must name up to {MOST_LAYERS} layers, got {len(getattr(self, name))}"
+                )
             for channels in getattr(self, name):
-                _check_count(name, channels, least=1)
+                _check_count(name, channels, 1, MOST_CHANNELS)
         for name in ("presence_threshold", "finding_threshold"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value!r}")
         if self.scale_optional and not self.hand_scale:
             raise ValueError("scale_optional=True requires hand_scale=True")
@@ -169,7 +177,10 @@ class NVFConfig:
 
         Raises:
             ValueError: an entry is unknown or missing; the message names it.
+            TypeError: the values are no dictionary, or as in `NVFConfig`.
         """
+        if not isinstance(values, dict):
+            raise TypeError(f"NVFConfig: expected a dictionary of entries, got {type(values).__name__}")
         names = {field.name for field in fields(cls)}
         unknown, missing = sorted(values.keys() - names), sorted(names - values.keys() - {*LATER_ENTRIES})
         if unknown or missing:
@@ -180,8 +191,10 @@ class NVFConfig:
         return cls(**read)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
+def _check_count(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")

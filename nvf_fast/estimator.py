@@ -43,6 +43,7 @@ from nvf_fast.pose import A, HandPose
 from nvf_fast.requests import Request, RequestReader
 from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.cuda_graph import CudaRecorder
+from nvf_fast.runtime.devices import check_precision, read_device
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Search
 from nvf_fast.surface import Distance, field_distance
@@ -92,10 +93,9 @@ class PoseEstimator:
         dtype: torch.dtype | None = None,
         backend: ops.Backend | None = None,
     ) -> None:
-        self.device = torch.device(device) if device is not None else model.field.biases[0].device
+        self.device = model.field.biases[0].device if device is None else read_device(device)
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
-        if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise TypeError(f"dtype must be torch.float32, float16 or bfloat16, got {self.dtype}")
+        check_precision(self.dtype)
         self.options = QueryOptions(step_mm, surface_mm, fraction, search, self.dtype, backend)
         model = model.for_inference() if isinstance(model, NVF) else copy.deepcopy(model)
         self.model = model.to(self.device).eval().requires_grad_(False)

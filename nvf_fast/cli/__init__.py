@@ -37,11 +37,9 @@ def load_estimator(checkpoint: str | None, device: str | None, **options: Any) -
 
 def check_device(device: str | None) -> None:
     """Raise `UserError` for an unknown or absent device."""
-    import torch
+    from nvf_fast.runtime.devices import read_device
 
     try:
-        chosen = None if device is None else torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"--device must be a device such as cpu, cuda or cuda:1, got {device!r}") from error
-    if chosen is not None and chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {device} does not exist, CUDA devices found: {torch.cuda.device_count()}")
+        read_device("cpu" if device is None else device)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error

@@ -203,6 +203,7 @@ _ALLOWED: dict[str, Any] = {
     **{f"{module}.bytes": _no_bytes for module in ("builtins", "__builtin__")},
 }
 _FUNCTIONS = (_array, _scalar, _from_buffer, _encoded, _object, _no_bytes)
+_OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 _LITERALS = frozenset(
     opcode.name
     for opcode in pickletools.opcodes
@@ -227,7 +228,7 @@ class _Interpreter:
         """Interpret up to STOP."""
         for _ in range(MOST_OPCODES):
             code = self._file.read(1)
-            opcode = pickletools.code2op.get(code.decode("latin1"))
+            opcode = _OPCODES.get(code)
             if opcode is None:
                 raise EOFError if not code else pickle.UnpicklingError(f"opcode {code!r} is unknown")
             if opcode.name == "STOP":
@@ -239,7 +240,7 @@ class _Interpreter:
         """The argument that follows an opcode; one longer than the data is refused before it is read."""
         if opcode.name == "STRING":  # pickletools reads ASCII alone, Python 2 wrote bytes
             quoted = pickletools.read_stringnl(self._file, decode=False)
-            return codecs.escape_decode(quoted)[0].decode("latin1")  # type: ignore[attr-defined]
+            return codecs.escape_decode(quoted)[0].decode("latin1")
         return None if opcode.arg is None else opcode.arg.reader(self._file)
 
     def _apply(self, name: str, argument: Any) -> None:
