@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from nvf_fast.kernels.query_field.reference import query_field
 from nvf_fast.model import NVF, FieldValues
 from nvf_fast.pipeline import QueryOptions
 from nvf_fast.pose import JOINT_NAMES, joint_scores
+from nvf_fast.runtime.files import locked
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume, RootCube, volume_of
 
 Format = Literal["onnx", "torch"]
@@ -108,16 +108,18 @@ def export_checkpoint(
     functions = exported_functions(model, options)
     names = {name: name + SUFFIXES[format] for name in functions}
     interface = _interface(model, options, info["sha256"], functions, names)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        unfinished.mkdir(parents=True)
-        for name, function in tqdm(functions.items(), desc="export", unit="file", disable=not progress):
-            write(traced(function), function, unfinished / names[name], interface)
-        np.save(unfinished / LATTICE_FILE, lattice.numpy())
-        (unfinished / INTERFACE_FILE).write_text(_text(interface) + "\n", encoding="utf-8")
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.part")
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        try:
+            unfinished.mkdir(parents=True)
+            for name, function in tqdm(functions.items(), desc="export", unit="file", disable=not progress):
+                write(traced(function), function, unfinished / names[name], interface)
+            np.save(unfinished / LATTICE_FILE, lattice.numpy())
+            (unfinished / INTERFACE_FILE).write_text(_text(interface) + "\n", encoding="utf-8")
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def exported_functions(model: NVF, options: QueryOptions) -> dict[str, Function]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import grid_sample
 
 from nvf_fast.camera_model import Camera
 from nvf_fast.pose import BONES, JOINT_NAMES, HandPose
+from nvf_fast.runtime.files import whole_file
 
 WHITE = (255, 255, 255)
 FINGER_COLOURS = ((230, 75, 60), (245, 170, 40), (75, 190, 90), (60, 150, 235), (175, 95, 220))
@@ -50,6 +52,20 @@ def draw_poses(
         _draw_skeleton(drawing, pixels, pose, edges)
         _draw_label(drawing, pixels, label + description(pose), edges)
     return drawing
+
+
+def write_drawing(path: Path, drawing: Image.Image) -> None:
+    """Write a drawing whole, in the format of its name's ending.
+
+    Raises:
+        ValueError: the ending names no format of images.
+        OSError: the file cannot be written.
+    """
+    format = Image.registered_extensions().get(path.suffix.lower())
+    if format is None:
+        raise ValueError(f"{path} must end as an image, such as .png or .jpg")
+    with whole_file(path) as file:
+        drawing.save(file, format)
 
 
 def undistorted(image: np.ndarray, camera: Camera) -> np.ndarray:

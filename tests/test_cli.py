@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -88,6 +89,20 @@ def test_overview(run: Run) -> None:
     assert (
         status == 2 and out == "" and err.startswith("nvf-fast: no command 'guess'; the commands are demo,")
     )
+
+
+def test_output_that_nobody_reads_ends_quietly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nvf_fast", "--help"]
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert ended.returncode == 141 and ended.stderr == ""
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        message = "nvf-fast: standard output: No space left on device\n"
+        assert (ended.returncode, ended.stderr) == (2, message)
 
 
 def test_usage_errors_end_with_2(run: Run) -> None:
@@ -362,8 +377,8 @@ def test_predict_continues_where_it_stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr("nvf_fast.cli.predict.read_image", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run("predict", *images, third, *options)
+        status, _, err = run("predict", *images, third, *options)
+        assert status == 130 and err.endswith("nvf-fast predict: interrupted\n")
         lines = out if name == "poses.jsonl" else tmp_path / "poses.json.lines"
         assert len(records(lines.read_text())) == 1
         with lines.open("ab") as file:
@@ -392,7 +407,7 @@ def test_predict_tries_failed_images_again(
     assert all("error" not in record for record in written)
 
 
-@pytest.mark.parametrize("text", ["no json\n", "[1]\n", '{"hands": []}\n'])
+@pytest.mark.parametrize("text", ["no json\n", "no line", "[1]\n", '{"hands": []}\n', '{"a": 1}', "\0"])
 def test_predict_keeps_files_of_others(
     run: Run, images: list[Path], checkpoint: Path, tmp_path: Path, text: str
 ) -> None:
@@ -400,6 +415,25 @@ def test_predict_keeps_files_of_others(
     out.write_text(text)
     status, _, err = run("predict", images[0], "--fx", 500, "--checkpoint", checkpoint, "--out", out)
     assert status == 2 and "does not hold records of images" in err and out.read_text() == text
+
+
+def test_predict_never_replaces_its_inputs(run: Run, images: list[Path], tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in images}
+    depth, boxes = tmp_path / "depth", tmp_path / "boxes.json"
+    depth.mkdir()
+    Image.fromarray(np.full((120, 160), 400, np.uint16)).save(depth / "a.png")
+    boxes.write_text('{"a.png": []}')
+    for options, message in (
+        (["--overlay", images[0]], "--overlay would replace"),
+        (["--overlay", tmp_path], "a.png, an input"),
+        (["--overlay", depth, "--depth", depth], "depth/a.png, an input"),
+        (["--overlay", tmp_path / "o", "--figure", tmp_path / "o"], "--figure would replace"),
+        (["--boxes", boxes, "--out", boxes], "boxes.json, an input"),
+        (["--out", images[0]], "--out would replace"),
+    ):
+        status, _, err = run("predict", images[0], "--fx", 500, *options)
+        assert status == 2 and message in err, err
+    assert {path: path.read_bytes() for path in images} == before
 
 
 def test_predict_follows_links_and_writes_to_devices(

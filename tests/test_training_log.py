@@ -24,6 +24,16 @@ def test_drops_later_lines_and_a_torn_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_drops_damaged_lines_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    good = b'{"step": 2}\n'
+    bad = [b"\0\0\n", b"[1]\n", b'{"step": "2"}\n', b"\xff\n", b"[" * 100_000 + b"\n", b"\n"]
+    path.write_bytes(good + b"".join(bad) + good)
+    with pytest.warns(UserWarning, match=r"log\.jsonl: 6 damaged lines are dropped"):
+        forget_after(tmp_path, 2)
+    assert path.read_bytes() == 2 * good
+
+
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
     with TrainingLog(tmp_path / "run", 0, 3, silent=True, progress=True, tensorboard=True) as log:
         log.write(1, 0.1, {"loss": 1.0})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from nvf_fast.camera_model import Camera
 from nvf_fast.cli import UserError, user_errors
 from nvf_fast.cli.options import Optional
 from nvf_fast.image_files import exif_focal
+from nvf_fast.runtime.files import read_json
 
 DEFAULT_FOV = 60.0  # degrees, across an image's longer side
 CALIBRATION = ("K", "size", "distortion", "model")  # keys of a camera in a file
@@ -69,11 +69,7 @@ class CameraOptions:
     def _calibration(self) -> Any:
         assert self.intrinsics is not None
         with user_errors():
-            text = self.intrinsics.read_bytes()
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.intrinsics}: not JSON ({error})") from error
+            return read_json(self.intrinsics)
 
     def of(self, path: Path, height: int, width: int, exif: bool = True) -> tuple[Camera, str]:
         """The camera of one image, or of the frames of a video, which have no EXIF data.

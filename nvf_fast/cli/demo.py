@@ -13,7 +13,7 @@ from PIL import Image
 
 from nvf_fast.cli import load_estimator, user_errors
 from nvf_fast.cli.options import Optional
-from nvf_fast.overlay import draw_poses
+from nvf_fast.overlay import draw_poses, write_drawing
 from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.search import Search
 
@@ -62,7 +62,7 @@ class Demo:
         stages = ", ".join(f"{stage} {each:.1f}" for stage, each in milliseconds.items())
         print(f"{sum(milliseconds.values()):.1f} ms on {estimator.device}: {stages}")
         with user_errors():
-            draw_poses(image, poses).save(self.overlay)
+            write_drawing(self.overlay, draw_poses(image, poses))
         print(f"wrote {self.overlay}")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import tyro
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.cli.options import Flag, Optional, Several
 from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
+from nvf_fast.runtime.files import locked, whole_file
 from nvf_fast.search import Search
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands, render_ahead, synthetic_v2
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from nvf_fast.evaluation.predictors import NetworkPredictor
     from nvf_fast.evaluation.submission import Server
 
+LOCK_FILE = ".lock"  # of a report's folder
 COLUMNS = {
     "cs_mje": "CS-MJE mm",
     "cs_auc": "CS-AUC",
@@ -137,7 +140,6 @@ class Synthetic:
         from nvf_fast.checkpoint import record_scores
         from nvf_fast.evaluation.report import finite, surroundings
         from nvf_fast.evaluation.synthetic import evaluate
-        from nvf_fast.runtime.files import whole_file
 
         _refuse_several_processes("synthetic")
         predictor, conditions = self.prediction.load()
@@ -318,7 +320,7 @@ class LabelledPhotographs:
         predictor, conditions = self.prediction.load()
         if predictor.task != "camera-space" or False not in predictor.scale_choices:
             raise UserError("eval photographs needs a camera-space network that works without hand scale")
-        with user_errors():
+        with user_errors(), locked(self.out / LOCK_FILE):
             data = Photographs(self.data, self.split, self.leave_out)
             others = Photographs(self.data, "train")
             scores = evaluate_photographs(
@@ -378,7 +380,7 @@ class HandViews:
         predictor, conditions = self.prediction.load()
         if predictor.estimator.model.config.view != "hand":
             raise UserError("eval hand-views needs a network of hand views")
-        with user_errors():
+        with user_errors(), locked(self.out / LOCK_FILE):
             report = self._measure(predictor.estimator)
             options = {
                 "backgrounds": "a folder" if self.backgrounds else "procedural",
@@ -491,30 +493,33 @@ def _evaluate(
     predictor, conditions = prediction.load()
     given = {"data": folders.data, "evaluation data": folders.evaluation, "MANO": folders.mano}
     conditions |= {name: str(path.resolve()) for name, path in given.items() if path is not None}
-    try:
-        with process_group("cpu", 60 * output.wait_minutes), user_errors():
-            processes = Processes.joined()
-            dataset = open_dataset(config, split, folders)
-            render_ahead(dataset, share=(processes.rank, processes.count), progress=processes.rank == 0)
-            predictions = predict(
-                predictor, dataset, output.out / "shards", conditions, batch=output.batch,
-                shard=8 * output.batch, workers=output.workers, progress=True, processes=processes,
-            )  # fmt: skip
-    except ProcessLostError as error:
-        raise UserError(str(error)) from error
-    if processes.rank > 0:
-        return
-    context = {
-        "from": prediction.checkpoint or "embedded default",
-        "fallback": "the mean pose of the synthetic hands",
-        "processes": processes.count,
-        **surroundings(),
-    }
-    fallback = fallback_pose(config)
-    report = report_on(predictions, fallback, context, server)
-    with user_errors():
-        submit_to = server if split == "evaluation" else None
-        files = write_report(output.out, report, predictions, fallback, submit_to, mano)
+    with ExitStack() as stack:
+        try:
+            with process_group("cpu", 60 * output.wait_minutes), user_errors():
+                processes = Processes.joined()
+                if processes.rank == 0:
+                    stack.enter_context(locked(output.out / LOCK_FILE))
+                dataset = open_dataset(config, split, folders)
+                render_ahead(dataset, share=(processes.rank, processes.count), progress=processes.rank == 0)
+                predictions = predict(
+                    predictor, dataset, output.out / "shards", conditions, batch=output.batch,
+                    shard=8 * output.batch, workers=output.workers, progress=True, processes=processes,
+                )  # fmt: skip
+        except ProcessLostError as error:
+            raise UserError(str(error)) from error
+        if processes.rank > 0:
+            return
+        context = {
+            "from": prediction.checkpoint or "embedded default",
+            "fallback": "the mean pose of the synthetic hands",
+            "processes": processes.count,
+            **surroundings(),
+        }
+        fallback = fallback_pose(config)
+        report = report_on(predictions, fallback, context, server)
+        with user_errors():
+            submit_to = server if split == "evaluation" else None
+            files = write_report(output.out, report, predictions, fallback, submit_to, mano)
     if "settings" in report:
         _print_table(*score_table(report))
     for note in report["notes"]:

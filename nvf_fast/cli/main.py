@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import shutil
 import sys
@@ -40,8 +41,25 @@ ANSI_CODE = re.compile(r"\033\[[\d;]*m")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `nvf-fast ARGUMENTS`, by default those of the process; a user's error ends with status 2."""
-    name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    """Run `nvf-fast ARGUMENTS`, by default those of the process.
+
+    A user's error ends with status 2, Ctrl-C with 130, and output that nobody reads any more with 141, as
+    programs end that SIGINT or SIGPIPE stops.
+    """
+    try:
+        try:
+            _run(*(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        raise SystemExit(141) from None
+    except OSError as error:
+        _discard_output()
+        _end("", f"standard output: {error.strerror}")
+
+
+def _run(name: str = "--help", *rest: str) -> None:
     if name in ("-h", "--help"):
         commands = "\n".join(f"  {key:10} {text}" for key, text in COMMANDS.items())
         print(_wrap(USAGE.format(commands=commands)), end="")
@@ -65,8 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run()
     except UserError as error:
         _end(f" {name}", str(error))
-    except FileNotFoundError as error:
-        _end(f" {name}", f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        named = error.filename is not None and error.strerror
+        _end(f" {name}", f"{error.filename}: {error.strerror}" if named else str(error))
+    except KeyboardInterrupt:
+        _end(f" {name}", "interrupted", 130)
 
 
 class _WrappedOutput:
@@ -106,7 +129,13 @@ def _option(argument: str) -> str:
     return argument.split("=")[0].replace("_", "-") if argument.startswith("--") else ""
 
 
-def _end(command: str, message: str) -> None:
+def _discard_output() -> None:
+    """Let standard output go nowhere, since Python writes its rest again when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(command: str, message: str, status: int = 2) -> None:
     lines = [line.rstrip() for line in message.splitlines() if line.strip()]
     print(f"nvf-fast{command}: " + "\n".join(lines), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from nvf_fast.cli.options import Optional, Several
 from nvf_fast.cli.records import RecordWriter
 from nvf_fast.image_files import read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
-from nvf_fast.overlay import draw_poses, undistorted
+from nvf_fast.overlay import draw_poses, undistorted, write_drawing
 from nvf_fast.pose import JOINT_NAMES, HandPose
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import read_json, whole_file
 from nvf_fast.search import Search
 
 if TYPE_CHECKING:
@@ -123,13 +123,14 @@ class Predict:
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always")
                         record = self._predict(estimator, path, listed, outputs)
+                        line = records.line(record)
                 except Exception as error:  # whatever an image causes must not stop the others
                     failed += 1
                     message = _message(error)
-                    records.write({"image": str(path), "error": message})
+                    records.write(records.line({"image": str(path), "error": message}))
                     _warn(message if str(path) in message else f"{path}: {message}")
                     continue
-                records.write(record)
+                records.write(line)
                 if record["camera"]["source"] == "default" and not assumed:
                     assumed = True
                     _warn(
@@ -155,8 +156,7 @@ class Predict:
         found = estimator(image, camera, self.hand_scale, boxes, sides, return_votes=votes, depth=depth)
         hands = [found] if found.joints.ndim == 2 else list(found)
         if overlay := outputs.get("overlay"):
-            with whole_file(overlay) as file:
-                draw_poses(image, hands).save(file, "PNG" if overlay.suffix.lower() == ".png" else "JPEG")
+            write_drawing(overlay, draw_poses(image, hands))
         if outputs.keys() & {"figure", "mesh"}:
             meshes = {row: pose.mesh() for row, pose in enumerate(hands) if pose.valid}
             if target := outputs.get("mesh"):
@@ -194,11 +194,7 @@ class Predict:
         if self.box is not None:
             raise UserError("give --box or --boxes, not both")
         with user_errors():
-            text = self.boxes.read_bytes()
-        try:
-            listed = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.boxes}: not JSON ({error})") from error
+            listed = read_json(self.boxes)
         if not isinstance(listed, dict):
             raise UserError(f'{self.boxes} must hold {{"NAME.jpg": [...]}}, got {type(listed).__name__}')
         return listed
@@ -249,7 +245,22 @@ class Predict:
                 raise UserError(f"--{option}: several images would be written into {twice[0]}")
             for path, name in zip(images, names, strict=True):
                 files[path][option] = target / name
+        self._check_outputs(files)
         return files
+
+    def _check_outputs(self, files: dict[Path, dict[str, Path]]) -> None:
+        """Refuse outputs that would replace an input or each other."""
+        inputs = [*files, *filter(None, (self.boxes, self.camera.intrinsics))]
+        if self.depth is not None:
+            inputs += self.depth.iterdir() if self.depth.is_dir() else [self.depth]
+        taken = {os.path.realpath(path): "an input" for path in inputs}
+        outputs = [(option, path) for each in files.values() for option, path in each.items()]
+        if self.out is not None:
+            outputs.append(("out", self.out))
+        for option, path in outputs:
+            owner = taken.setdefault(os.path.realpath(path), f"the file of --{option}")
+            if owner != f"the file of --{option}":
+                raise UserError(f"--{option} would replace {path}, {owner}: choose another name or folder")
 
 
 def write_figure(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
 
 from nvf_fast.cli import UserError, user_errors
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import locked, whole_file
 
 Record = dict[str, Any]
+BEGIN = b'{"image": '  # of every line
 
 
 class RecordWriter:
@@ -18,7 +20,8 @@ class RecordWriter:
 
     A name ending in .json holds one document, `{..., "images": [RECORD, ...]}`, which is made from
     NAME.json.lines when the writer closes; any other file holds JSON Lines. Records of a file that exists are
-    kept, unless they hold an error: those images are tried again. A device or a pipe is only written to.
+    kept, unless they hold an error: those images are tried again. A device or a pipe is only written to. The
+    file is locked while the writer is open.
 
     Args:
         out: the file; None prints the lines.
@@ -26,7 +29,8 @@ class RecordWriter:
         header: further entries of the document.
 
     Raises:
-        UserError: the file holds anything else than such records, or records of other settings.
+        UserError: on entering; another process writes to the file, or it holds anything else than such
+            records, or records of other settings.
     """
 
     def __init__(self, out: Path | None, settings: str, header: Record) -> None:
@@ -35,18 +39,22 @@ class RecordWriter:
         self._document = out is not None and out.suffix == ".json"
         self._lines = out.with_name(f"{out.name}.lines") if out is not None and self._document else out
         self._file: IO[bytes] | None = None
+        self._stack = ExitStack()
         self.done = set[str]()
-        if self._lines is not None:
-            with user_errors():
-                self._open(self._lines)
 
-    def _open(self, path: Path) -> None:
-        if path.is_file() or not path.exists():
-            kept = [record for record in self._earlier() if "error" not in record]
-            with whole_file(path) as file:
-                file.write(b"".join(map(_line, kept)))
-            self.done = {record["image"] for record in kept}
-        self._file = path.open("ab", buffering=0)  # each line reaches the system whole, before the next image
+    def __enter__(self) -> Self:
+        if self._out is not None and self._lines is not None:
+            with user_errors(), ExitStack() as stack:
+                if self._lines.is_file() or not self._lines.exists():
+                    stack.enter_context(locked(self._out.with_name(f".{self._out.name}.lock")))
+                    kept = [record for record in self._earlier() if "error" not in record]
+                    with whole_file(self._lines) as file:
+                        file.write(b"".join(_line(record) for record in kept))
+                    self.done = {record["image"] for record in kept}
+                # Unbuffered: each line reaches the system before the next image.
+                self._file = stack.enter_context(self._lines.open("ab", buffering=0))
+                self._stack = stack.pop_all()
+        return self
 
     def _earlier(self) -> list[Record]:
         """The records of earlier runs, of the document before those of its lines."""
@@ -59,8 +67,7 @@ class RecordWriter:
                 if path == self._out and self._document:
                     found = json.loads(text)["images"]
                 else:
-                    *lines, _ = text.split(b"\n")  # the last one is empty, or was cut off by a stop
-                    found = [json.loads(line) for line in lines]
+                    found = _whole_lines(text)
                 records |= {record["image"]: record for record in found}
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(
@@ -72,37 +79,55 @@ class RecordWriter:
             )
         return list(records.values())
 
-    def write(self, record: Record) -> None:
-        """Append the record of an image.
+    def line(self, record: Record) -> bytes:
+        """The line of a record.
 
         Raises:
-            UserError: it cannot be written.
+            ValueError: it holds a number that is not finite.
         """
-        line = _line({**record, "settings": self._settings})
+        return _line({**record, "settings": self._settings})
+
+    def write(self, line: bytes) -> None:
+        """Append the line of an image.
+
+        Raises:
+            UserError: it cannot be written; the lines before it are whole.
+        """
         if self._file is None:
             sys.stdout.write(line.decode())
             sys.stdout.flush()
             return
-        with user_errors():
-            self._file.write(line)
-
-    def __enter__(self) -> Self:
-        return self
+        try:
+            while line:  # a nearly full disk takes a part, and refuses the next one
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise UserError(f"{self._lines}: {error.strerror}; the same command continues") from error
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Close the file; after a complete run, make the document."""
-        if self._file is None or self._lines is None:
-            return
-        self._file.close()
-        if kind is None and self._document and self._out is not None:
-            with user_errors():
-                records = [json.loads(line) for line in self._lines.read_bytes().splitlines()]
-                with whole_file(self._out) as file:
-                    file.write(
-                        json.dumps({**self._header, "images": records}, allow_nan=False).encode() + b"\n"
-                    )
-                self._lines.unlink()
+        with self._stack:
+            if kind is None and self._document and self._out is not None and self._lines is not None:
+                with user_errors():
+                    records = _whole_lines(self._lines.read_bytes())
+                    with whole_file(self._out) as file:
+                        document = {**self._header, "images": records}
+                        file.write(json.dumps(document, allow_nan=False).encode() + b"\n")
+                    self._lines.unlink()
 
 
 def _line(record: Record) -> bytes:
     return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def _whole_lines(text: bytes) -> list[Any]:
+    """The records of a file's lines, without the part of a line, or the zeros, that a stop left.
+
+    Raises:
+        ValueError: the file does not consist of records.
+    """
+    if text.startswith(BEGIN):
+        text = text.rstrip(b"\0")
+    *lines, rest = text.split(b"\n")
+    if not (rest.startswith(BEGIN) or BEGIN.startswith(rest)):
+        raise ValueError("a line of something else")
+    return [json.loads(line) for line in lines]

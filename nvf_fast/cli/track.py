@@ -98,4 +98,5 @@ class Track:
         if self.out is None:
             return sys.stdout
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        return stack.enter_context(self.out.open("w"))
+        special = self.out.exists() and not self.out.is_file()
+        return stack.enter_context(self.out.open("w" if special else "x"))

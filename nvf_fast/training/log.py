@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,15 +162,27 @@ class DamagedImages:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Drop an incomplete line, and the lines of later steps, which will be repeated after a crash."""
+    """Drop damaged lines, and those of later steps, which will be repeated after a crash."""
     path = folder / LOG_FILE
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if kept != lines:
+    *lines, rest = path.read_bytes().split(b"\n")
+    steps = [_step_of(line) for line in lines]
+    if None in steps:
+        warnings.warn(f"{path}: {steps.count(None)} damaged lines are dropped")
+    kept = [line + b"\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+    if rest or len(kept) < len(lines):
         with whole_file(path) as file:
-            file.write("".join(kept).encode())
+            file.write(b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line, or None where it is damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _board(folder: Path, step: int) -> Any:

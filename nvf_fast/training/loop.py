@@ -6,7 +6,7 @@ import ctypes
 import platform
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nvf_fast.baselines import Network
+from nvf_fast.runtime.files import locked
 from nvf_fast.runtime.processes import TIMEOUT_S, Processes, stop_requests
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.loader import TrainingData, load_batches
@@ -86,45 +87,50 @@ def train(
         NonFiniteLossError: a loss became NaN or infinite.
         ProcessLostError: another process ended or did not respond.
         ImportError: TensorBoard is requested and not installed.
+        LockedError: another process trains in the directory.
+        OSError: the directory cannot be written to.
     """
     _keep_freed_memory()
     trainer = Trainer(config, len(data), torch.device(device), Processes.joined())
-    saved = SavedTraining(Path(directory), trainer, getattr(data, "fingerprint", None), credits)
-    if not saved.resume(inexact) and start is not None:
-        saved.start_from(start)
-    log = TrainingLog(
-        Path(directory), trainer.step, trainer.total,
-        silent=trainer.processes.rank > 0, progress=progress, tensorboard=tensorboard,
-    )  # fmt: skip
-    batches = load_batches(trainer, data, workers, timeout_s)
-    with log, stop_requests() as stop, closing(batches):
-        if saved.damaged_states:
-            log.write(trainer.step, saved.seconds / 60, {"damaged_states": saved.damaged_states})
-        began, earlier = time.perf_counter(), saved.seconds
-        stopping = trainer.finished
-        while not stopping:
-            before = time.perf_counter()
-            late = minutes is not None and before - began >= 60 * minutes
-            parts = next(batches)
-            terms, stopping = trainer.update(parts, stop.is_set() or late)
-            stopping |= trainer.finished
-            log.add(terms)
-            saved.damaged.add(parts)
-            logging = stopping or trainer.step % config.log_every == 0
-            saving = stopping or trainer.step % config.save_every == 0
-            if logging or saving:
-                means = log.means(trainer.step)
-                saved.damaged.gather(trainer.processes)
-            log.seconds += time.perf_counter() - before
-            saved.seconds = earlier + time.perf_counter() - began
-            if logging:
-                log.write_losses(trainer, saved.seconds / 60, means, saved.damaged)
-            if saving:
-                saved.save()
-            if evaluate is not None and _evaluation_due(trainer):
-                with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
-                    scores = evaluate(trainer.exported)
-                log.write_evaluation(trainer.step, saved.seconds / 60, scores)
+    with ExitStack() as stack:
+        if trainer.processes.rank == 0:
+            stack.enter_context(locked(Path(directory) / ".lock"))
+        saved = SavedTraining(Path(directory), trainer, getattr(data, "fingerprint", None), credits)
+        if not saved.resume(inexact) and start is not None:
+            saved.start_from(start)
+        log = TrainingLog(
+            Path(directory), trainer.step, trainer.total,
+            silent=trainer.processes.rank > 0, progress=progress, tensorboard=tensorboard,
+        )  # fmt: skip
+        batches = load_batches(trainer, data, workers, timeout_s)
+        with log, stop_requests() as stop, closing(batches):
+            if saved.damaged_states:
+                log.write(trainer.step, saved.seconds / 60, {"damaged_states": saved.damaged_states})
+            began, earlier = time.perf_counter(), saved.seconds
+            stopping = trainer.finished
+            while not stopping:
+                before = time.perf_counter()
+                late = minutes is not None and before - began >= 60 * minutes
+                parts = next(batches)
+                terms, stopping = trainer.update(parts, stop.is_set() or late)
+                stopping |= trainer.finished
+                log.add(terms)
+                saved.damaged.add(parts)
+                logging = stopping or trainer.step % config.log_every == 0
+                saving = stopping or trainer.step % config.save_every == 0
+                if logging or saving:
+                    means = log.means(trainer.step)
+                    saved.damaged.gather(trainer.processes)
+                log.seconds += time.perf_counter() - before
+                saved.seconds = earlier + time.perf_counter() - began
+                if logging:
+                    log.write_losses(trainer, saved.seconds / 60, means, saved.damaged)
+                if saving:
+                    saved.save()
+                if evaluate is not None and _evaluation_due(trainer):
+                    with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
+                        scores = evaluate(trainer.exported)
+                    log.write_evaluation(trainer.step, saved.seconds / 60, scores)
     return TrainingResult(trainer.step, saved.seconds / 60, trainer.finished, trainer.exported)
 
 
