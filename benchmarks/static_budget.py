@@ -10,8 +10,10 @@ Occupancy is the ratio of a multiprocessor's warps that can run at once, given r
 the kernel's own warps. `benchmarks/floors.py` prints the FLOPs and bytes.
 
 Faults on any Triton are a kernel that does not compile or compiles to a trap, more than 16 bytes of spills,
-shared memory beyond the target's, a missing matrix instruction, warpgroup products serialised by ptxas, and
-registers or shared memory more than SLACK times the committed ones.
+shared memory beyond the target's, a missing matrix instruction, warpgroup products serialised by ptxas, a
+matrix product that may read shared memory before the fence that follows asynchronous copies to it, more than
+600 instructions before the first matrix instruction of `query_field`'s layers on sm_90, and registers or
+shared memory more than SLACK times the committed ones.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ SPILL_LIMIT = 16
 SLACK = 1.25  # Triton 3.6 takes up to 1.20 times the registers of 3.9
 # Names of the matrix unit's instructions in PTX or AMD assembly; NVIDIA has none for float32.
 MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+# Instructions, as in the machine code, of a thread before the products of `query_field`'s layers may begin.
+PROLOGUE_LIMIT = 600
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -89,6 +93,7 @@ class Cost(NamedTuple):
     shared: int
     matrix: int
     remarks: tuple[str, ...] = ()
+    prologue: int = 0  # instructions before the first one of the matrix unit, on sm_90
 
 
 def variants() -> list[Variant]:
@@ -202,6 +207,7 @@ def _layer(
         "COLUMNS": columns.get(place, min(size_out, tiling.columns)),
         "DEPTH": min(size_in, tiling.depth),
         "STAGES": tiling.stages,
+        "FENCE": query_field.needs_fence(DTYPES[dtype_name], TARGETS[target].backend, TARGETS[target].arch),
         "PRECISION": "ieee",
     }
     pointers = dict.fromkeys(("maps_ptr", "weight_ptr", "inputs_ptr", "outputs_ptr"), dtype_name)
@@ -255,11 +261,42 @@ def cost(variant: Variant) -> Cost:
     remarks: tuple[str, ...] = ("compiles to a trap",) if re.search(r"^\s*trap;", ptx, re.MULTILINE) else ()
     if re.search(r"C75(08|10|11|12)", report):
         remarks += ("ptxas serialises its warpgroup products",)
+    if unfenced_products(ptx):
+        remarks += ("a matrix product reads shared memory before a fence after the copies to it",)
     registers, spills = (
         int(re.findall(pattern, report)[-1])
         for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
     )
-    return Cost(registers, spills, compiled.metadata.shared, ptx.count(MATRIX[variant.target]), remarks)
+    matrix, prologue = ptx.count(MATRIX[variant.target]), 0
+    if variant.target == "sm_90" and matrix:
+        instructions = re.findall(r"^.*;\s*$", compiled.asm["sass"], re.MULTILINE)
+        prologue = next(place for place, line in enumerate(instructions) if "GMMA" in line)
+    return Cost(registers, spills, compiled.metadata.shared, matrix, remarks, prologue)
+
+
+def unfenced_products(ptx: str) -> bool:
+    """Whether a matrix product that reads shared memory may follow a wait for copies to it without a fence.
+
+    The matrix units of sm_90 and sm_100 read shared memory by a proxy of their own, for which asynchronous
+    copies must be followed by a wait, a fence and a barrier; Triton before 3.9 omits the fence.
+    """
+    copied = {"": False}  # whether copies may be unfenced at each label
+    while True:
+        before, state, unfenced = dict(copied), False, False
+        for line in ptx.splitlines():
+            if label := re.match(r"(\$\w+):", line):
+                state = copied[label[1]] = copied.get(label[1], False) or state
+            elif "cp.async.wait" in line:
+                state = True
+            elif "fence.proxy.async" in line:
+                state = False
+            elif "wgmma.mma_async" in line or "tcgen05.mma" in line:
+                unfenced |= state
+            elif jump := re.search(r"\bbra(?:\.uni)?\s+(\$\w+)", line):
+                copied[jump[1]] = copied.get(jump[1], False) or state
+                state = state and "@" in line  # without a condition, nothing comes here from above
+        if copied == before:
+            return unfenced
 
 
 def digest(kernel: JITFunction) -> str:
@@ -277,6 +314,8 @@ def faults(variant: Variant, found: Cost, committed: dict[str, int] | None) -> l
         wrong.append(f"{found.shared} bytes of shared memory, {SHARED_LIMIT[variant.target]} there")
     if variant.matrix and found.matrix == 0:
         wrong.append(f"no {MATRIX[variant.target]}")
+    if variant.kernel is query_field.evaluate_layer and found.prologue > PROLOGUE_LIMIT:
+        wrong.append(f"{found.prologue} instructions before the first product, {PROLOGUE_LIMIT} allowed")
     if committed is None:
         wrong.append(f"not in {BUDGET.name}: run with --update")
         return wrong
@@ -307,7 +346,7 @@ def main() -> int:
     measured: dict[str, dict[str, int]] = {}
     failed = 0
     print(f"Triton {triton.__version__}\n{'kernel':<50}target  registers  spills (B)  shared (B)", end="")
-    print("  matrix  occupancy")
+    print("  matrix  before it  occupancy")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         costs = pool.map(_cost_of, [f"{variant.name} {variant.target}" for variant in chosen])
         for variant, found in zip(chosen, costs, strict=True):
@@ -317,7 +356,9 @@ def main() -> int:
             failed += bool(wrong)
             print(
                 f"{variant.name:<50}{variant.target:<8}{found.registers:>9}{found.spills:>12}{found.shared:>12}"
-                f"{found.matrix:>8}{occupancy(variant, found):>10.0%}   {'; '.join(wrong)}"
+                f"{found.matrix:>8}{found.prologue:>11}{occupancy(variant, found):>11.0%}",
+                "; ".join(wrong),
+                sep="   ",
             )
     if update:
         keys = (f"{variant.name} {variant.target}" for variant in everything)

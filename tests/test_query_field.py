@@ -426,3 +426,28 @@ def test_kernel_on_a_whole_view(case: FieldCase, dtype: torch.dtype) -> None:
     inputs = field_inputs(case, dtype, DEVICE)
     first, second = run(kernel, inputs), run(kernel, inputs)
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize(("capability", "fence", "stages"), [((9, 0), True, 3), ((10, 0), False, 1)])
+def test_triton_before_3_9_gets_a_fence_or_loops_without_copies(
+    capability: tuple[int, int],
+    fence: bool,
+    stages: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Triton's fault #9610, with one warning; other versions, devices and dtypes are as they were."""
+    backend, arch = "cuda", 10 * capability[0] + capability[1]
+    monkeypatch.setattr(kernel_module, "_target", lambda device: (backend, arch))
+    inputs = field_inputs(SHORT)
+    kernel_module._warn_of_omitted_fence.cache_clear()
+    for version, affected in (((3, 6), True), ((3, 8), True), ((3, 9), False), ((4, 0), False)):
+        monkeypatch.setattr(kernel_module, "_VERSION", version)
+        for dtype in (torch.float16, torch.bfloat16):
+            layers = kernel_module.pack_layers(inputs.weights, inputs.biases, SHORT.channels, dtype)
+            assert layers.fence == (affected and fence)
+            assert layers.tiling.stages == (stages if affected else 3)
+        assert not kernel_module.needs_fence(torch.float32, backend, arch)
+        for other in ((backend, 80), (backend, 120), ("hip", "gfx942")):
+            assert not kernel_module.omits_fence(*other)
+    assert caplog.text.count("triton-lang/triton #9610") == 1

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.static_budget import Cost, faults, occupancy, variants
+from benchmarks.static_budget import (
+    PROLOGUE_LIMIT,
+    Cost,
+    faults,
+    occupancy,
+    unfenced_products,
+    variants,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,10 +45,14 @@ def test_kernels_stay_within_their_budget() -> None:
         (Cost(100, 0, 10**6, 4), "232448 there"),
         (Cost(100, 0, 1000, 0), "no wgmma"),
         (Cost(100, 0, 1000, 4, ("compiles to a trap",)), "compiles to a trap"),
+        (Cost(100, 0, 1000, 4, (), PROLOGUE_LIMIT), None),
+        (Cost(100, 0, 1000, 4, (), PROLOGUE_LIMIT + 1), "601 instructions before the first product"),
     ],
 )
 def test_check_finds_faults(cost: Cost, fault: str | None) -> None:
-    variant = next(v for v in variants() if v.target == "sm_90" and v.matrix)
+    variant = next(
+        v for v in variants() if v.target == "sm_90" and v.matrix and v.name.startswith("evaluate_layer")
+    )
     found = faults(variant, cost, {"registers": 100, "shared": 1000})
     assert bool(found) == bool(fault)
     assert fault is None or fault in found[0]
@@ -61,3 +72,28 @@ def test_check_finds_faults(cost: Cost, fault: str | None) -> None:
 def test_occupancy_by_hand(registers: int, shared: int, occupied: float) -> None:
     variant = next(v for v in variants() if v.target == "sm_90" and v.warps == 8)
     assert occupancy(variant, Cost(registers, 0, shared, 1)) == occupied
+
+
+WAIT, FENCE, PRODUCT = (
+    "cp.async.wait_group 2;",
+    "fence.proxy.async.shared::cta;",
+    "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {};",
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "unfenced"),
+    [
+        ([WAIT, FENCE, PRODUCT], False),
+        ([WAIT, PRODUCT, FENCE], True),
+        (["$L1:", PRODUCT, WAIT, "@%p1 bra $L1;", "ret;"], True),  # in the next turn
+        (["$L1:", PRODUCT, WAIT, FENCE, "@%p1 bra $L1;", "ret;"], False),
+        ([WAIT, "@%p1 bra $L2;", FENCE, "$L2:", PRODUCT], True),
+        ([WAIT, "bra.uni $L2;", "$L1:", PRODUCT, "$L2:", FENCE, "@%p1 bra $L1;"], False),
+        (["cp.async.cg.shared.global [%r1], [%r2], 16;", PRODUCT], False),  # of a later turn
+        ([WAIT, "@%p1 tcgen05.mma.cta_group::1.kind::f16 [%r1];"], True),
+        ([WAIT, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {};"], False),  # from registers
+    ],
+)
+def test_products_that_read_copies_without_a_fence(lines: list[str], unfenced: bool) -> None:
+    assert unfenced_products("\n".join(lines)) == unfenced

@@ -16,8 +16,10 @@ run at once, and each takes several tiles.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -42,6 +44,8 @@ _IMAGES = 2**15  # that share their tiles, per launch: CUDA takes 65535 programs
 _BLOCK = 1024  # points of a program that locates them
 _PROGRAMS = 2  # per multiprocessor: the most that fit with 104 KiB of shared memory each
 _INTERPRETED_PROGRAMS = 3
+_VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+LOG = logging.getLogger("nvf_fast")
 
 
 class Tiling(NamedTuple):
@@ -68,6 +72,8 @@ def tilings(dtype: torch.dtype, backend: str, arch: int | str) -> tuple[Tiling, 
         shapes = [(64, 64, 16, 8, 2), (64, 64, 32, 8, 2)]
     elif backend == "cuda" and 90 <= int(arch) < 120:  # 12.x has 99 KB of shared memory, as 8.6 and 8.9
         shapes = [(128, 256, 64, 8, 3), (128, 256, 32, 8, 4), (64, 256, 64, 8, 3)]
+        if omits_fence(backend, arch) and int(arch) >= 100:
+            shapes = [(*shape[:4], 1) for shape in shapes]
     else:
         shapes = [(128, 128, 32, 8, 2), (128, 128, 64, 8, 2), (64, 256, 32, 8, 3)]
     return tuple(Tiling(*shape) for shape in shapes)
@@ -75,12 +81,43 @@ def tilings(dtype: torch.dtype, backend: str, arch: int | str) -> tuple[Tiling, 
 
 def device_tilings(device: torch.device, dtype: torch.dtype) -> tuple[Tiling, ...]:
     """`tilings` of a device; the interpreter, on a CPU, uses those of compute capability 8.0."""
+    return tilings(dtype, *_target(device))
+
+
+def _target(device: torch.device) -> tuple[str, int | str]:
+    """Backend and architecture that Triton compiles for."""
     if device.type != "cuda":
-        return tilings(dtype, "cuda", 80)
+        return "cuda", 80
     if torch.version.hip:
-        return tilings(dtype, "hip", torch.cuda.get_device_properties(device).gcnArchName)
+        return "hip", torch.cuda.get_device_properties(device).gcnArchName
     major, minor = torch.cuda.get_device_capability(device)
-    return tilings(dtype, "cuda", 10 * major + minor)
+    return "cuda", 10 * major + minor
+
+
+def omits_fence(backend: str, arch: int | str) -> bool:
+    """Whether Triton omits the fence between copies to shared memory and matrix products that read them.
+
+    Before version 3.9 it does where the matrix unit reads shared memory by itself, and results may differ
+    between runs (triton-lang/triton #9610). `evaluate_layer` has a fence of its own for compute capability
+    9.0. For 10.x, whose pipelined loops cannot contain one, it has loops without asynchronous copies.
+    """
+    return _VERSION < (3, 9) and backend == "cuda" and 90 <= int(arch) < 120
+
+
+def needs_fence(dtype: torch.dtype, backend: str, arch: int | str) -> bool:
+    """The option FENCE of `evaluate_layer`; products of float32 do not use the matrix unit."""
+    return dtype != torch.float32 and arch == 90 and omits_fence(backend, arch)
+
+
+@cache
+def _warn_of_omitted_fence(arch: int) -> None:
+    LOG.warning(
+        "Triton %s omits a fence on compute capability %d.%d (triton-lang/triton #9610), without which "
+        "results may differ between runs; query_field %s. Triton 3.9 and newer are correct",
+        triton.__version__,
+        *divmod(arch, 10),
+        "adds it" if arch == 90 else "does not overlap copies with products instead, which is slower",
+    )
 
 
 @triton.jit
@@ -290,6 +327,14 @@ def _hat(u, v, x, y, z, top, left, height, width, CENTRED: tl.constexpr, DTYPE: 
 
 
 @triton.jit
+def _order_copies(position):
+    """The fence of `omits_fence`, for copies that all threads have waited for."""
+    tl.inline_asm_elementwise(
+        "fence.proxy.async.shared::cta; mov.b32 $0, $1;", "=r,r", [position], tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def evaluate_layer(
     maps_ptr,  # (B, height * width + extra rows, channels): the projected map, the position, the constant
     weight_ptr,  # (IN, OUT)
@@ -320,6 +365,7 @@ def evaluate_layer(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
+    FENCE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One layer for tiles of points; FIRST makes the first layer on the fly; LAST writes the results.
@@ -369,13 +415,14 @@ def evaluate_layer(
         activations = activations * POINTS + lane
         for start in tl.range(0, IN, DEPTH, num_stages=STAGES):
             if FIRST:
-                made = tl.dot(
-                    hat, tl.load(map_ptr + window + (start + k[None, :])), input_precision=PRECISION
-                )
-                hidden = _leaky(made).to(DTYPE)
+                texels = tl.load(map_ptr + window + (start + k[None, :]))
             else:
                 hidden = tl.load(inputs_ptr + activations[:, None] * IN + (start + k[None, :]))
             weight = tl.load(weight_ptr + (start + k[:, None]) * OUT + (first_column + column))
+            if FENCE:
+                _order_copies(start)
+            if FIRST:
+                hidden = _leaky(tl.dot(hat, texels, input_precision=PRECISION)).to(DTYPE)
             sums = tl.dot(hidden, weight, sums, input_precision=PRECISION)
 
         if LAST:
@@ -408,6 +455,7 @@ class Layers(NamedTuple):
     matrices: list[Tensor]  # per later layer (in, out), its columns for the hidden activations
     outputs: int  # 1 + 4 J
     tiling: Tiling
+    fence: bool  # as `needs_fence`
 
 
 class Tiles(NamedTuple):
@@ -481,6 +529,9 @@ def pack_layers(
         columns[first : first + len(weight)] = weight[:, -inputs:]
         first += size
     positions = 3 if inputs == channels + 3 else 1
+    backend, arch = _target(weights[0].device)
+    if omits_fence(backend, arch):
+        _warn_of_omitted_fence(int(arch))
     matrices = []
     for before, weight, size_in, size_out in zip(weights, weights[1:], widths, widths[1:], strict=False):
         matrix = torch.zeros(size_in, size_out, dtype=dtype, device=weight.device)
@@ -494,7 +545,8 @@ def pack_layers(
         _pack_biases(biases, widths),
         matrices,
         outputs,
-        tiling or device_tilings(weights[0].device, dtype)[0],
+        tiling or tilings(dtype, backend, arch)[0],
+        needs_fence(dtype, backend, arch),
     )
 
 
@@ -684,6 +736,7 @@ def _evaluate(maps: Tensor, tiles: Tiles, layers: Layers, with_votes: bool) -> t
                 COLUMNS=columns,
                 DEPTH=min(size_in, tiling.depth),
                 STAGES=tiling.stages,
+                FENCE=layers.fence,
                 PRECISION="ieee",
                 num_warps=tiling.warps,
                 enable_fp_fusion=True,
