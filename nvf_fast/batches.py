@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nvf_fast.camera import ViewPlan, mirror_homography
-from nvf_fast.pipeline import Estimates, Pipeline, Views, network_images
+from nvf_fast.pipeline import Pipeline, Results, Views, network_images
 from nvf_fast.requests import Request
 from nvf_fast.runtime.cuda_graph import GraphedFunction, Recorder
 from nvf_fast.runtime.profiling import Profiler
@@ -45,8 +46,8 @@ class BatchRunner:
         self._size, self._device, self._profiler, self._exact = size, device, profiler, recorder is None
         self.graphed = None if recorder is None else GraphedFunction(self._launch, recorder)
 
-    def __call__(self, request: Request, return_votes: bool) -> Estimates:
-        """Estimate all images; the results are on the CPU except for the votes."""
+    def __call__(self, request: Request, return_votes: bool) -> Results:
+        """Estimate all images."""
         order: list[int] = []
         every_packed: list[Tensor] = []
         votes: _Votes = {}
@@ -55,17 +56,20 @@ class BatchRunner:
             every_packed.append(packed)
             votes |= their_votes
         with self._profiler.stage("read"):
-            rows = torch.cat(every_packed).cpu()  # the only synchronisation
-            rows = rows if len(order) == 1 else rows[torch.tensor(order).argsort()]
-            estimates = Estimates.unpacked(rows)
-        needs_retry = estimates.needs_retry.nonzero()[:, 0].tolist()
-        for image in needs_retry:
-            self.retried += 1
-            packed, its_votes = self._run(request, [image], return_votes, exact=True)
-            rows[image] = packed[0].cpu()
-            votes |= its_votes
-        estimates = Estimates.unpacked(rows) if needs_retry else estimates
-        return estimates._replace(votes=[votes[image] for image in sorted(votes)])
+            packed = every_packed[0] if len(every_packed) == 1 else torch.cat(every_packed)
+            rows = packed.numpy(force=True)  # the only synchronisation
+            if len(every_packed) > 1:
+                rows = rows[np.argsort(order)]
+            results = Results.unpacked(rows)
+        if results.needs_retry.any():
+            rows = rows.copy()
+            for image in results.needs_retry.nonzero()[0].tolist():
+                self.retried += 1
+                packed, its_votes = self._run(request, [image], return_votes, exact=True)
+                rows[image] = packed[0].numpy(force=True)
+                votes |= its_votes
+            results = Results.unpacked(rows)
+        return results._replace(votes=[votes[image] for image in sorted(votes)])
 
     def network_images(self, request: Request, dtype: torch.dtype) -> Tensor:
         """The views (B, 3, S, S) of all images, normalised for networks, without mirrored ones."""

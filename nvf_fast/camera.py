@@ -6,14 +6,16 @@ Integer pixel coordinates are pixel centres. Frames are OpenCV's.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvf_fast.lens import Lens, distort
+from nvf_fast.kernels.network_views.reference import ROW
+from nvf_fast.lens import FISHEYE, Lens, distort
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -70,16 +72,25 @@ def look_at_rotation(pixels: Array, intrinsics: Array) -> Array:
     first, second = intrinsics[..., 0, :], intrinsics[..., 1, :]
     y = (pixels[..., 1] - second[..., 2]) / second[..., 1]
     x = (pixels[..., 0] - first[..., 2] - first[..., 1] * y) / first[..., 0]
-    z = (x * x + y * y + 1) ** -0.5
-    x, y = x * z, y * z
-    # Rodrigues' formula about the axis ray x (0, 0, 1); z > 0, so 1 + z is never small.
-    factor = 1 / (1 + z)
-    rows = [1 - factor * x * x, -factor * x * y, -x, -factor * x * y, 1 - factor * y * y, -y, x, y, z]
+    rows = turn(x, y)
     stacked = torch.stack(rows, -1) if isinstance(pixels, Tensor) else np.stack(rows, -1)
     return stacked.reshape(*stacked.shape[:-1], 3, 3)
 
 
-def view_frame(rotation: Tensor, mirror: Tensor) -> Tensor:
+def turn(x: Any, y: Any) -> list[Any]:
+    """The nine entries of the smallest rotation that turns a ray (x, y, 1) onto the optical axis.
+
+    Plain numbers, or arrays of equal shapes; on few numbers Python is many times as fast as numpy.
+    """
+    z = (x * x + y * y + 1) ** -0.5
+    x, y = x * z, y * z
+    # Rodrigues' formula about the axis ray x (0, 0, 1); z > 0, so 1 + z is never small.
+    factor = 1 / (1 + z)
+    across = -factor * x * y
+    return [1 - factor * x * x, across, -x, across, 1 - factor * y * y, -y, x, y, z]
+
+
+def view_frame(rotation: Array, mirror: Array) -> Array:
     """The matrix F from a camera's frame to the model's, p_view = F p: R, or diag(-1, 1, 1) R where mirrored.
 
     A mirrored view shows a left hand as a right one. The inverse of F is its transpose.
@@ -91,8 +102,10 @@ def view_frame(rotation: Tensor, mirror: Tensor) -> Tensor:
     Returns:
         (..., 3, 3) float64.
     """
-    mirrored = rotation.new_tensor([[-1.0], [1.0], [1.0]]) * rotation
-    return torch.where(mirror[..., None, None], mirrored, rotation)
+    mirror = mirror[..., None, None]
+    if isinstance(rotation, Tensor):
+        return torch.where(mirror, rotation.new_tensor([[-1.0], [1.0], [1.0]]) * rotation, rotation)
+    return np.where(mirror, np.array([[-1.0], [1.0], [1.0]]) * rotation, rotation)
 
 
 def reference_homography(
@@ -131,7 +144,8 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
         (B, C, size, size) on the images' device; float32 for uint8, else their dtype.
     """
     height, width = images.shape[-2:]
-    plans = [plan_view(homography, size, height, width) for homography in homographies.cpu()]
+    from_view = torch.linalg.inv(homographies.cpu()).flatten(1).tolist()
+    plans = [plan_view(matrix, size, height, width) for matrix in from_view]
     matrices = torch.stack([plan.matrix for plan in plans]).to(images.device)
     together = all(plan[:3] == plans[0][:3] for plan in plans)  # the same crop of each image
     part = len(plans) if together else 1
@@ -173,14 +187,32 @@ class ViewPlan(NamedTuple):
     rows: slice  # of the image, from a multiple of `factor` on; at least one
     columns: slice  # likewise
     factor: int  # px, side of the squares over which the crop is averaged; 1 leaves it unchanged
-    # (3, 3) float64 on the CPU, from homogeneous view px to px of the averaged crop, or to rays before a lens
-    matrix: Tensor
-    # (L,) float64 on the CPU: fx, s, cx, fy, cy in px of the averaged crop, and the row of the image's lens
-    lens: Tensor | None = None
+    # Nine, of the matrix from homogeneous view px to px of the averaged crop, or to rays before a lens
+    entries: Sequence[float]
+    # fx, s, cx, fy, cy in px of the averaged crop, and the row of the image's lens
+    lens_row: Sequence[float] | None = None
+
+    def row(self, pitch: int, channels: int) -> list[float]:
+        """The view for `ops.network_views`, of an image with `pitch` bytes from row to row at byte 0."""
+        model = 0 if self.lens_row is None else 1 + (len(self.lens_row) == 6 + FISHEYE)
+        offset = self.rows.start * pitch + self.columns.start * channels
+        extents = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+        row = [*self.entries, self.factor, offset, pitch, *extents, model, *(self.lens_row or ())]
+        return row + [0.0] * (ROW - len(row))
+
+    @property
+    def matrix(self) -> Tensor:
+        """The entries as (3, 3) float64 on the CPU."""
+        return torch.tensor(self.entries, dtype=torch.float64).view(3, 3)
+
+    @property
+    def lens(self) -> Tensor | None:
+        """The lens as (L,) float64 on the CPU."""
+        return None if self.lens_row is None else torch.tensor(self.lens_row, dtype=torch.float64)
 
 
 def plan_view(
-    homography: Tensor,
+    matrix: Sequence[float],
     size: int,
     height: int,
     width: int,
@@ -190,47 +222,44 @@ def plan_view(
     """Plan the sampling of an image, the part of `remap` on the host that needs no pixels.
 
     Args:
-        homography: (3, 3) float64 on the CPU, from image to view px.
+        matrix: the nine entries, row by row, of the homography from view px to image px.
         size: px, side of the square view.
         height: px, height of the image.
         width: px, width of the image.
         margin: px around the view that the crop includes.
         lens: intrinsics K (3, 3) float64 px and the lens of an image with distortion. The homography then
-            begins at the pixels of a pinhole camera of the same K.
+            ends at the pixels of a pinhole camera of the same K.
 
     Returns:
         The plan. Its rows and columns hold the visible part of the image, and at least one pixel.
     """
     if lens is not None and lens[1] is not None:
-        return _plan_lens(homography, size, height, width, margin, lens[0].numpy(), lens[1])
+        return _plan_lens(matrix, size, height, width, margin, lens[0].numpy(), lens[1])
     # For nine values, Python numbers are faster than tensors.
-    first, second, third = homography.tolist()
-    cofactors = _cross(second, third), _cross(third, first), _cross(first, second)
-    determinant = sum(a * b for a, b in zip(first, cofactors[0], strict=True))
-    to_x, to_y, to_depth = ([c / determinant for c in row] for row in zip(*cofactors, strict=True))
+    a, b, c, d, e, f, g, h, i = matrix
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     # Image pixels per pixel at the view's middle, where depth is 0 on the horizon. The
-    # Jacobian determinant of a homography H is det(H) / w^3; here H is the inverse.
-    depth = _dot(to_depth, (size - 1) / 2, (size - 1) / 2)
-    factor = _averaged_px(max(abs(determinant * depth**3), 1e-300) ** -0.5, height, width)
+    # Jacobian determinant of a homography H is det(H) / w^3.
+    middle = (size - 1) / 2
+    depth = g * middle + h * middle + i
+    fine = (abs(determinant) / max(abs(depth) ** 3, 1e-300)) ** 0.5
+    factor = _averaged_px(fine, height, width)
 
-    edges = (-margin, size - 1 + margin)
-    corners = [(u, v) for u in edges for v in edges]
-    depths = [_dot(to_depth, u, v) for u, v in corners]
+    low, high = -margin, size - 1 + margin
+    corners = ((low, low), (low, high), (high, low), (high, high))
+    depths = [g * u + h * v + i for u, v in corners]
     if min(depths) > 0:
-        x = [_dot(to_x, u, v) / depth for (u, v), depth in zip(corners, depths, strict=True)]
-        y = [_dot(to_y, u, v) / depth for (u, v), depth in zip(corners, depths, strict=True)]
+        x = [(a * u + b * v + c) / depth for (u, v), depth in zip(corners, depths, strict=True)]
+        y = [(d * u + e * v + f) / depth for (u, v), depth in zip(corners, depths, strict=True)]
         rows, columns = _seen(min(y), max(y), height, factor), _seen(min(x), max(x), width, factor)
     else:
         rows, columns = slice(0, height), slice(0, width)
 
     # The centre of averaged pixel u is pixel factor * u + (factor - 1) / 2 of the crop.
-    left, top = (start + (factor - 1) / 2 for start in (columns.start, rows.start))
-    matrix = [
-        [(x - left * depth) / factor for x, depth in zip(to_x, to_depth, strict=True)],
-        [(y - top * depth) / factor for y, depth in zip(to_y, to_depth, strict=True)],
-        to_depth,
-    ]
-    return ViewPlan(rows, columns, factor, torch.tensor(matrix, dtype=torch.float64))
+    left, top = columns.start + (factor - 1) / 2, rows.start + (factor - 1) / 2
+    across = (a - left * g) / factor, (b - left * h) / factor, (c - left * i) / factor
+    down = (d - top * g) / factor, (e - top * h) / factor, (f - top * i) / factor
+    return ViewPlan(rows, columns, factor, (*across, *down, g, h, i))
 
 
 def sample_views(
@@ -279,19 +308,10 @@ def averaged(crops: Tensor, factor: int) -> Tensor:
     return total.div(factor**2)
 
 
-def _cross(a: list[float], b: list[float]) -> list[float]:
-    return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
-
-
-def _dot(row: list[float], u: float, v: float) -> float:
-    """A row of a homography times (u, v, 1)."""
-    return row[0] * u + row[1] * v + row[2]
-
-
 def _seen(low: float, high: float, extent: int, factor: int) -> slice:
     """The pixels of `extent` needed between `low` and `high` px, from a multiple of `factor` on."""
     margin = 2 * factor  # reach of the interpolation between averages
-    first, last = (min(max(edge, 0), extent - 1) for edge in (low - margin, high + margin))
+    first, last = min(max(low - margin, 0), extent - 1), min(max(high + margin, 0), extent - 1)
     return slice(int(first) // factor * factor, math.ceil(last) + 1)
 
 
@@ -302,10 +322,10 @@ def _averaged_px(fine: float, height: int, width: int) -> int:
 
 
 def _plan_lens(
-    homography: Tensor, size: int, height: int, width: int, margin: float, K: np.ndarray, lens: Lens
+    matrix: Sequence[float], size: int, height: int, width: int, margin: float, K: np.ndarray, lens: Lens
 ) -> ViewPlan:
     """`plan_view` of an image with distortion, bounded by samples of the view."""
-    to_ray = np.linalg.inv(homography.numpy() @ K)
+    to_ray = np.linalg.inv(K) @ np.reshape(matrix, (3, 3))
     middle, (fx, skew, cx), (_, fy, cy) = (size - 1) / 2, K[0], K[1]
 
     def pixels(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -328,8 +348,7 @@ def _plan_lens(
         rows, columns = slice(0, height), slice(0, width)
     left, top = (start + (factor - 1) / 2 for start in (columns.start, rows.start))
     camera = np.array([fx, skew, cx - left, fy, cy - top]) / factor
-    row = torch.tensor([*camera, *lens.row], dtype=torch.float64)
-    return ViewPlan(rows, columns, factor, torch.from_numpy(to_ray), row)
+    return ViewPlan(rows, columns, factor, to_ray.ravel().tolist(), (*camera.tolist(), *lens.row))
 
 
 def _grid(

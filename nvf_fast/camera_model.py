@@ -208,10 +208,19 @@ class Cameras:
         """Whether one of the cameras has a lens with distortion."""
         return any(lens is not None for lens in self.lenses)
 
-    def project(self, points: Tensor) -> Tensor:
-        """Project points (B, N, 3) float64 of each camera's frame to pixels (B, N, 2); NaN out of sight."""
-        if not self.distorted:
-            return project(points, self.intrinsics)
+    def project(self, points: Array) -> Array:
+        """Project points (B, N, 3) float64 of each camera's frame to pixels (B, N, 2); NaN out of sight.
+
+        torch or numpy; numpy's operations on few numbers cost a fifth of torch's.
+        """
+        if self.distorted:
+            return self._bent(points)
+        return project(points, self.intrinsics if isinstance(points, Tensor) else self.intrinsics.numpy())
+
+    def _bent(self, points: Any) -> Any:
+        """`project` through lenses."""
+        if not isinstance(points, Tensor):
+            return self._bent(torch.from_numpy(points)).numpy()
         bent = []
         for each, lens in zip(points, self.lenses, strict=True):
             slopes = each[:, :2] / each[:, 2:]

@@ -5,57 +5,61 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from nvf_fast.camera import view_frame
 from nvf_fast.config import HAND_JOINTS
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
-from nvf_fast.pipeline import Estimates
+from nvf_fast.pipeline import Results
 from nvf_fast.pose import HandPose, Votes, error_scores
 from nvf_fast.requests import Request
 
 
 def camera_poses(
-    estimates: Estimates, request: Request, with_votes: bool, presence_threshold: float
-) -> HandPose[Tensor]:
-    """The batch of poses on the CPU; a hand is valid where its presence reaches the threshold."""
+    results: Results, request: Request, with_votes: bool, presence_threshold: float
+) -> HandPose[np.ndarray]:
+    """The batch of poses; a hand is valid where its presence reaches the threshold."""
     placement = request.placement
-    frames = view_frame(placement.frames, estimates.left)
+    frames, origins, left = placement.frames.numpy(), placement.origins.numpy(), request.left.numpy()
+    if results.left.any():
+        frames, left = view_frame(frames, results.left), left | results.left
     # Points are rows, and the inverse of a frame is its transpose.
-    joints = estimates.joints.double() @ frames + placement.origins[:, None]
-    valid = joints.isfinite().all(-1).all(-1) & (estimates.presence >= presence_threshold)
-    joints = torch.where(valid[:, None, None], joints, math.nan)
-    votes = []
-    for (points, cast), frame, origin, count in zip(
-        estimates.votes, frames.float(), placement.origins.float(), estimates.voters.tolist(), strict=False
-    ):
-        points, cast = points[:count].cpu(), cast[:count].cpu()
-        votes.append(Votes(points @ frame + origin, cast[..., 0], cast[..., 1:] @ frame))
-    left, hand = request.left | estimates.left, joints.shape[1] == HAND_JOINTS
+    joints = results.joints.astype(np.float64) @ frames + origins[:, None]
+    valid = np.isfinite(joints).all((1, 2)) & (results.presence >= presence_threshold)
+    invalid, scores, errors = ~valid, results.scores.copy(), results.errors.copy()
+    if invalid.any():
+        joints[invalid], scores[invalid], errors[invalid] = math.nan, 0.0, math.nan
     pose = HandPose(
-        joints=joints.float(),
-        joints_2d=request.cameras.project(joints).float(),
-        scores=torch.where(valid[:, None], estimates.scores, 0.0),
-        voters=estimates.voters,
+        joints=joints.astype(np.float32),
+        joints_2d=request.cameras.project(joints).astype(np.float32),
+        scores=scores,
+        voters=results.voters,
         valid=valid,
-        points_evaluated=estimates.points_evaluated,
-        presence=estimates.presence,
-        votes=tuple(votes) if with_votes else None,
-        side=tuple("left" if each else "right" for each in left.tolist()) if hand else None,
-        box=None if request.boxes is None else request.boxes.float(),
-        image_index=torch.tensor(request.image_index),
+        points_evaluated=results.points_evaluated,
+        presence=results.presence.copy(),
+        votes=_votes(results, frames, origins) if with_votes else None,
+        side=tuple(["left" if each else "right" for each in left.tolist()])
+        if joints.shape[1] == HAND_JOINTS
+        else None,
+        box=None if request.boxes is None else request.boxes.numpy().astype(np.float32),
+        image_index=np.array(request.image_index),
     )
-    return pose if placement.slopes is None else _sized(pose, estimates.errors, request.scale)
+    return pose if placement.slopes is None else _sized(pose, errors, request)
 
 
-def _sized(pose: HandPose[Tensor], errors: Tensor, scale: Tensor | None) -> HandPose[Tensor]:
-    """The pose in a hand view, for hand scales (B,) mm or the unit hand, with expected errors (B, 21) mm."""
-    errors = torch.where(pose.valid[:, None], errors, math.nan)
-    pose = replace(
-        pose,
-        expected_error=errors,
-        scores=error_scores(errors),
-        hand_scale=torch.full_like(pose.presence, UNIT_SCALE_MM),
-    )
-    return pose if scale is None else pose.scaled(scale.double() / UNIT_SCALE_MM)
+def _votes(results: Results, frames: np.ndarray, origins: np.ndarray) -> tuple[Votes[np.ndarray], ...]:
+    votes = []
+    frames, origins = frames.astype(np.float32), origins.astype(np.float32)
+    for (points, cast), frame, origin, count in zip(
+        results.votes, frames, origins, results.voters.tolist(), strict=True
+    ):
+        at, given = points[:count].numpy(force=True), cast[:count].numpy(force=True)
+        votes.append(Votes(at @ frame + origin, given[..., 0].copy(), given[..., 1:] @ frame))
+    return tuple(votes)
+
+
+def _sized(pose: HandPose[np.ndarray], errors: np.ndarray, request: Request) -> HandPose[np.ndarray]:
+    """The pose in a hand view, of the given hand scales or a unit hand, with expected errors (B, 21) mm."""
+    unit = np.full_like(pose.presence, UNIT_SCALE_MM)
+    pose = replace(pose, expected_error=errors, scores=error_scores(errors), hand_scale=unit)
+    return pose if request.scale is None else pose.scaled(request.scale.double().numpy() / UNIT_SCALE_MM)

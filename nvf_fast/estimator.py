@@ -11,7 +11,6 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
@@ -206,15 +205,15 @@ class PoseEstimator:
         result = _like(pose, image if hasattr(image, "ndim") else image[0])
         return result[0] if request.single else result
 
-    def _posed(self, request: Request, return_votes: bool) -> HandPose[Tensor]:
-        """The poses of a request, on the CPU."""
+    def _posed(self, request: Request, return_votes: bool) -> HandPose[np.ndarray]:
+        """The poses of a request."""
         if not request.images:
-            return HandPose.none(return_votes)
-        estimates = self.runner(request, return_votes)
+            return HandPose.none(return_votes).numpy()
+        results = self.runner(request, return_votes)
         with self._profiler.stage("read"):
-            pose = camera_poses(estimates, request, return_votes, self.model.config.presence_threshold)
+            pose = camera_poses(results, request, return_votes, self.model.config.presence_threshold)
         if isinstance(self.volume, FrustumVolume):
-            self.volume.warn_at_ends(estimates.joints[pose.valid])
+            self.volume.warn_at_ends(results.joints[pose.valid])
         return pose
 
     @unaffected()
@@ -296,7 +295,7 @@ class PoseEstimator:
             ]
             image_index = [i for i, hands in enumerate(found) for _ in hands.boxes]
             if not image_index:
-                return _like(HandPose.none(return_votes), images[0])
+                return _like(HandPose.none(return_votes).numpy(), images[0])
             detected_sides = [None if detector is None else each for hands in found for each in hands.sides()]
             with self._profiler.stage("prepare"):
                 request = self._read(
@@ -311,18 +310,19 @@ class PoseEstimator:
             with self._profiler.stage("read"):
                 if detector is None:
                     scores = torch.cat([hands.scores for hands in found])
-                    presence = (pose.presence.logit(1e-6) + scores.logit(1e-6)).sigmoid()
-                    pose = replace(pose, presence=presence)
+                    presence = torch.from_numpy(pose.presence).logit(1e-6) + scores.logit(1e-6)
+                    pose = replace(pose, presence=presence.sigmoid().numpy())
                 pose = pose[self._best(pose, config.finding_threshold if detector is None else 0.0, count)]
         return _like(pose, images[0])
 
-    def _best(self, pose: HandPose[Tensor], threshold: float, count: int) -> list[int]:
+    def _best(self, pose: HandPose[np.ndarray], threshold: float, count: int) -> list[int]:
         """Rows of the distinct valid hands of each image, most probable first."""
         best = list[int]()
         for i in range(count):
-            rows = (pose.valid & (pose.presence >= threshold) & (pose.image_index == i)).nonzero()[:, 0]
+            rows = (pose.valid & (pose.presence >= threshold) & (pose.image_index == i)).nonzero()[0]
+            boxes = squared(pixel_boxes(torch.from_numpy(pose.joints_2d[rows])))
             # Two boxes may lead to one hand, or one box to a part of another hand.
-            best += rows[distinct(squared(pixel_boxes(pose.joints_2d[rows])), pose.presence[rows])].tolist()
+            best += rows[distinct(boxes, torch.from_numpy(pose.presence[rows])).numpy()].tolist()
         return best
 
     def _verified(
@@ -463,11 +463,6 @@ def _restored(model: Network, device: torch.device, options: QueryOptions) -> Po
     return PoseEstimator(model, device=device, **vars(options))
 
 
-def _like(pose: HandPose[Tensor], image: Any) -> HandPose[Any]:
-    """Convert a torch pose on the CPU to numpy arrays, or to new tensors on the device of a torch image.
-
-    New ones, since tensors created in inference mode cannot take part in a caller's gradients.
-    """
-    if isinstance(image, np.ndarray):
-        return pose.numpy()
-    return pose.clone() if image.device.type == "cpu" else pose.to(image.device)
+def _like(pose: HandPose[np.ndarray], image: Any) -> HandPose[Any]:
+    """Convert a pose to the array type and the device of an image."""
+    return pose if isinstance(image, np.ndarray) else pose.tensors(image.device)

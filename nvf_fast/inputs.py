@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,9 +63,15 @@ def read_cameras(K: Any, sizes: Sequence[Sequence[int]]) -> Cameras:
                     "for a crop, or camera.rotated(quarters)"
                 )
         return Cameras.of(given)
-    intrinsics = _per_image("K", K, "a Camera, or (3, 3) or (B, 3, 3) intrinsics in px", count, 3, 3)
-    for matrix, (height, width) in zip(intrinsics.tolist(), sizes, strict=True):
-        check_intrinsics(matrix, width, height)
+    values = _numbers("K", K, "a Camera, or (3, 3) or (B, 3, 3) intrinsics in px")
+    intrinsics = _expanded("K", values, count, (3, 3), "image")
+    if values.ndim == 2:
+        matrix = values.tolist()
+        for height, width in {tuple(size) for size in sizes}:
+            check_intrinsics(matrix, width, height)
+    else:
+        for matrix, (height, width) in zip(values.tolist(), sizes, strict=True):
+            check_intrinsics(matrix, width, height)
     return Cameras(intrinsics, (None,) * count)
 
 
@@ -140,8 +145,12 @@ def read_boxes(box: Any, count: int, single: bool) -> tuple[Tensor, list[int]]:
         got = [tuple(each.shape) for each in boxes]
         raise ValueError(f"box must be {expected}, got shape {got[0] if single else got}")
     image_index = [i for i, each in enumerate(boxes) for _ in range(each.numel() // 4)]
-    flat = torch.cat([each.reshape(-1, 4) for each in boxes])
-    if not (flat.isfinite().all() and (flat[:, 2:] - flat[:, :2] >= SMALLEST_BOX_PX).all()):
+    flat = boxes[0].view(-1, 4) if count == 1 else torch.cat([each.reshape(-1, 4) for each in boxes])
+    # Infinite and NaN extents are not less than infinity.
+    if not all(
+        SMALLEST_BOX_PX <= x1 - x0 < math.inf and SMALLEST_BOX_PX <= y1 - y0 < math.inf
+        for x0, y0, x1, y1 in flat.tolist()
+    ):
         raise ValueError(
             f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least {SMALLEST_BOX_PX} px larger, "
             f"got {flat.tolist()}"
@@ -181,11 +190,12 @@ def check_hand_views(
                 f"degrees or more, the widest is {2 * math.degrees(math.atan(WIDEST_SLOPE)):.0f} degrees: it "
                 "must be smaller"
             )
-    # numpy, whose operations on few numbers cost a fifth of torch's.
-    shapes = np.array([(width, height) for height, width in sizes], dtype=np.float64).reshape(-1, 2)
-    middles = (boxes[:, 2:] + boxes[:, :2]).numpy() / 2
-    if ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
+    if all(
+        -0.5 <= (x0 + x1) / 2 <= width - 0.5 and -0.5 <= (y0 + y1) / 2 <= height - 0.5
+        for (x0, y0, x1, y1), (height, width) in zip(boxes.tolist(), sizes, strict=True)
+    ):
         return  # the axes of the views meet the images
+    shapes = np.array([(width, height) for height, width in sizes], dtype=np.float64).reshape(-1, 2)
     slopes = placement.slopes.numpy()[:, None, None]
     # Rays of both pyramids' edges in the cameras' frames.
     image = _CORNERS * np.append(shapes, np.ones((len(shapes), 1)), 1)[:, None] - [0.5, 0.5, 0]
@@ -224,8 +234,8 @@ def _out_of_sight(view: np.ndarray, camera: Cameras, shape: np.ndarray) -> bool:
     return not ((pixels >= -0.5) & (pixels <= shape - 0.5)).all(1).any()
 
 
-def warn_of_wide_boxes(boxes: Tensor, cameras: Cameras, image_index: Sequence[int]) -> None:
-    """Warn of boxes (N, 4) px wider than the reference camera's view, for N cameras."""
+def wide_boxes(boxes: Tensor, cameras: Cameras, image_index: Sequence[int]) -> tuple[str, ...]:
+    """Warnings of boxes (N, 4) px wider than the reference camera's view, for N cameras."""
     middles, extents = (boxes[:, 2:] + boxes[:, :2]) / 2, boxes[:, 2:] - boxes[:, :2]
     # Angles between the rays through the midpoints of opposite sides.
     half = torch.diag_embed(extents / 2)
@@ -234,14 +244,12 @@ def warn_of_wide_boxes(boxes: Tensor, cameras: Cameras, image_index: Sequence[in
         ends = torch.from_numpy(np.stack([cameras.straight(each) for each in ends.numpy()]))
     rays = torch.cat([ends, torch.ones_like(ends[..., :1])], -1) @ torch.linalg.inv(cameras.intrinsics).mT
     spans = torch.cosine_similarity(rays[0], rays[1], dim=-1).clamp(-1, 1).acos().rad2deg()
-    for i, (across, down) in enumerate(spans.tolist()):
-        if max(across, down) > VIEW_DEGREES + 0.1:
-            warnings.warn(
-                f"the box {boxes[i].tolist()} px of image {image_index[i]} spans {across:.1f} x {down:.1f} "
-                f"degrees, the view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}; the view does not include all "
-                "of the box",
-                stacklevel=5,  # the caller of the estimator, past its decorator
-            )
+    return tuple(
+        f"the box {boxes[i].tolist()} px of image {image_index[i]} spans {across:.1f} x {down:.1f} "
+        f"degrees, the view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}; the view does not include all of the box"
+        for i, (across, down) in enumerate(spans.tolist())
+        if max(across, down) > VIEW_DEGREES + 0.1
+    )
 
 
 def read_previous(previous: HandPose[Any] | None, placement: Placement) -> Tensor | None:
@@ -322,7 +330,11 @@ def _check_image(image: Any, name: str, dimensions: tuple[int, ...], channels: i
 
 def _per_image(name: str, value: Any, expected: str, count: int, *shape: int, of: str = "image") -> Tensor:
     """(count, *shape) float64 on the CPU, from one value for all images or one for each."""
-    values = _numbers(name, value, expected)
+    return _expanded(name, _numbers(name, value, expected), count, shape, of)
+
+
+def _expanded(name: str, values: Tensor, count: int, shape: tuple[int, ...], of: str) -> Tensor:
+    """(count, *shape) from (*shape) or (count, *shape)."""
     if values.shape not in (shape, (count, *shape)):
         allowed = f"{shape or 'a number'}, or {(count, *shape)} for {count} {of}(s)"
         raise ValueError(f"{name} must be {allowed}, got shape {tuple(values.shape)}")

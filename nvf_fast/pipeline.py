@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,16 +108,6 @@ class Estimates(NamedTuple):
         return torch.cat(columns, 1)
 
     @classmethod
-    def unpacked(cls, packed: Tensor) -> Estimates:
-        """The inverse of `packed`, without votes."""
-        count = packed.shape[1] // 5 - 1
-        joints, scores, errors, presence, integers = packed.split([3 * count, count, count, 1, 4], 1)
-        voters, evaluated, left, needs_retry = integers.int().unbind(1)
-        joints = joints.unflatten(1, (count, 3))
-        bools = left.bool(), needs_retry.bool()
-        return cls(joints, scores, errors, voters, evaluated, presence[:, 0], *bools, [])
-
-    @classmethod
     def without_heads(
         cls,
         joints: Tensor,
@@ -130,6 +121,37 @@ class Estimates(NamedTuple):
         errors, left = torch.full_like(scores, math.nan), torch.zeros_like(needs_retry)
         presence = torch.ones_like(scores[:, 0])
         return cls(joints, scores, errors, voters, points_evaluated, presence, left, needs_retry, votes)
+
+
+class Results(NamedTuple):
+    """`Estimates` on the host, as `Estimates.packed` transfers them."""
+
+    joints: np.ndarray
+    scores: np.ndarray
+    errors: np.ndarray
+    voters: np.ndarray
+    points_evaluated: np.ndarray
+    presence: np.ndarray
+    left: np.ndarray
+    needs_retry: np.ndarray
+    votes: list[tuple[Tensor, Tensor]]  # on the device
+
+    @classmethod
+    def unpacked(cls, packed: np.ndarray) -> Results:
+        """The inverse of `Estimates.packed`, without votes."""
+        count = packed.shape[1] // 5 - 1
+        voters, evaluated, left, needs_retry = packed[:, 5 * count + 1 :].T.astype(np.int32)
+        return cls(
+            packed[:, : 3 * count].reshape(-1, count, 3),
+            packed[:, 3 * count : 4 * count],
+            packed[:, 4 * count : 5 * count],
+            voters,
+            evaluated,
+            packed[:, 5 * count],
+            left != 0,
+            needs_retry != 0,
+            [],
+        )
 
 
 class Pipeline(Protocol):

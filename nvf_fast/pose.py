@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
@@ -146,6 +146,10 @@ class HandPose(Generic[A]):
             self, lambda value: value.numpy(force=True)[()] if isinstance(value, Tensor) else value
         )
 
+    def tensors(self, device: torch.device | str) -> HandPose[Tensor]:
+        """Convert a batch of numpy arrays to torch tensors on a device."""
+        return _mapped(self, lambda array: torch.from_numpy(array).to(device))
+
     def to(self, device: torch.device | str) -> HandPose[Tensor]:
         """Move a torch pose to another device."""
         return _mapped(self, lambda tensor: tensor.to(device))
@@ -268,7 +272,7 @@ def _times(array: Any, factor: Any) -> Any:
 
 
 def _items(record: Any) -> list[tuple[str, Any]]:
-    return [(field.name, getattr(record, field.name)) for field in fields(record)]
+    return list(vars(record).items())
 
 
 def _mapped(value: Any, change: Any) -> Any:

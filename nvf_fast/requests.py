@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.camera import ViewPlan, plan_view
-from nvf_fast.camera_model import Cameras
+from nvf_fast.camera_model import Camera, Cameras
 from nvf_fast.config import NVFConfig
 from nvf_fast.inputs import (
     check_hand_views,
@@ -24,11 +25,14 @@ from nvf_fast.inputs import (
     read_previous,
     read_roots,
     read_sides,
-    warn_of_wide_boxes,
+    wide_boxes,
 )
+from nvf_fast.lens import Lens
 from nvf_fast.pose import HandPose
 from nvf_fast.search import Search
 from nvf_fast.volumes import FrustumVolume, HandVolume, Placement, RootCube
+
+KNOWN_REQUESTS = 16  # kept, for calls in which cameras and boxes stay
 
 
 class Request(NamedTuple):
@@ -45,6 +49,7 @@ class Request(NamedTuple):
     scale: Tensor | None  # (B,) float32 mm, hand scales
     previous: Tensor | None  # (B, 21, 3) float32 mm in the volume's frame, where a guided search begins
     single: bool  # whether one image and at most one box was given
+    wide: tuple[str, ...]  # warnings of boxes wider than the view
 
     @property
     def slopes(self) -> Tensor | None:
@@ -70,6 +75,7 @@ class RequestReader:
         self, config: NVFConfig, volume: FrustumVolume | RootCube | HandVolume, search: Search
     ) -> None:
         self._config, self._volume, self._search = config, volume, search
+        self._known: dict[Any, Request] = {}  # without images, by the arguments
 
     def __call__(
         self,
@@ -89,6 +95,38 @@ class RequestReader:
             TypeError: an argument has the wrong type or dtype.
         """
         images, single = read_images(image, self._config.image_channels)
+        sizes = [tuple(each.shape[:2]) for each in images]
+        try:
+            given = (sizes, single, K, hand_scale, box, side, return_votes, root)
+            key = None if previous is not None else _fingerprint(given)
+        except TypeError:
+            key = None
+        request = self._known.get(key)
+        if request is None:
+            request = self._checked(images, single, K, hand_scale, box, side, return_votes, previous, root)
+            if key is not None:
+                if len(self._known) >= KNOWN_REQUESTS:
+                    self._known.clear()
+                self._known[key] = request._replace(images=[])
+        else:
+            request = request._replace(images=[images[i] for i in request.image_index])
+        for warning in request.wide:
+            warnings.warn(warning, stacklevel=4)  # of the caller of the estimator, past its decorator
+        return request
+
+    def _checked(
+        self,
+        images: list[Any],
+        single: bool,
+        K: Any,
+        hand_scale: Any,
+        box: Any,
+        side: str | Sequence[str | None] | None,
+        return_votes: bool,
+        previous: HandPose[Any] | None,
+        root: Any,
+    ) -> Request:
+        """Validate the arguments other than images, and place the views."""
         cameras = read_cameras(K, [each.shape[:2] for each in images])
         hand = isinstance(self._volume, HandVolume)
         self._check_combination(return_votes, box, root, previous)
@@ -99,8 +137,9 @@ class RequestReader:
         elif previous is not None:
             image_index = previous_images(previous, len(images))
             single = single and previous.joints.ndim == 2
-        count, images = len(image_index), [images[i] for i in image_index]
-        sizes, cameras = [each.shape[:2] for each in images], cameras.chosen(image_index)
+        if image_index != list(range(len(images))):
+            images, cameras = [images[i] for i in image_index], cameras.chosen(image_index)
+        count, sizes = len(image_index), [each.shape[:2] for each in images]
         if previous is not None and hand:
             boxes, previous = previous_boxes(previous, cameras), None
         roots = read_roots(root, count) if self._volume.needs_root else None
@@ -111,17 +150,18 @@ class RequestReader:
         placement = self._volume.place(
             cameras.intrinsics, size, left, boxes=boxes, roots=roots, cameras=cameras
         )
+        wide: tuple[str, ...] = ()
         if hand and boxes is not None:
             check_hand_views(placement, boxes, cameras, sizes, image_index)
         elif boxes is not None:
             check_middles(boxes, sizes)
-            warn_of_wide_boxes(boxes, cameras, image_index)
+            wide = wide_boxes(boxes, cameras, image_index)
         both_sides = [hand and each is None for each in sides]
         plans = [
             # The mirrored view, about pixel size / 2, reaches one pixel farther.
-            plan_view(homography, size, height, width, float(both), camera)
-            for homography, (height, width), both, camera in zip(
-                placement.homographies, sizes, both_sides, cameras, strict=True
+            plan_view(matrix, size, height, width, float(both), camera)
+            for matrix, (height, width), both, camera in zip(
+                placement.matrices.flatten(1).tolist(), sizes, both_sides, _lenses(cameras), strict=True
             )
         ]
         before = read_previous(previous, placement)
@@ -137,6 +177,7 @@ class RequestReader:
             scale,
             before,
             single,
+            wide,
         )
 
     def _check_combination(
@@ -160,3 +201,25 @@ class RequestReader:
                 raise ValueError("box and previous both place a hand view: one of them must be None")
         elif previous is not None and self._search != "guided":
             raise ValueError(f'previous is for search="guided" only, this is {self._search!r}')
+
+
+def _lenses(cameras: Cameras) -> Sequence[tuple[Tensor, Lens | None] | None]:
+    """The cameras for `plan_view`."""
+    return list(cameras) if cameras.distorted else [None] * len(cameras)
+
+
+def _fingerprint(value: Any) -> Any:
+    """A hashable copy of an argument.
+
+    Raises:
+        TypeError: the argument is of a type whose values might change.
+    """
+    if isinstance(value, Tensor):
+        value = value.numpy(force=True)
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, tuple | list):
+        return type(value), *map(_fingerprint, value)
+    if value is None or isinstance(value, str | int | float | np.number | Camera):
+        return type(value), value
+    raise TypeError(type(value).__name__)

@@ -11,21 +11,15 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import (
-    REFERENCE_FOCAL,
-    REFERENCE_SLOPE,
-    look_at_rotation,
-    mirror_homography,
-    reference_homography,
-    view_frame,
-)
+from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SLOPE, turn
 from nvf_fast.camera_model import Cameras
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import BOX_MM, Lattice
@@ -36,8 +30,6 @@ EDGE = 1e-4
 HAND_VIEW_FILL = 0.75  # part of a hand view that the longer side of the box spans
 HAND_REACH_MM = 112.0  # of the query points before and behind the middle of a unit hand
 FINEST_CELLS = 128  # along each axis of a hand view's lattice
-# From a box's middle to the middles of its sides, in halves of its extents.
-_MIDPOINTS = np.array([[-1.0, 0.0], [0.0, -1.0], [1.0, 0.0], [0.0, 1.0]])
 
 
 class Placement(NamedTuple):
@@ -46,12 +38,18 @@ class Placement(NamedTuple):
     A point p of a camera's frame is frame @ (p - origin) in the volume's frame.
     """
 
-    homographies: Tensor  # (B, 3, 3) float64, from image px to px of the network's view
+    matrices: Tensor  # (B, 3, 3) float64, from homogeneous px of the network's view to px of the image
     frames: Tensor  # (B, 3, 3) float64, orthogonal; a left hand's mirrors x
     origins: Tensor  # (B, 3) float64 mm, origin of the volume's frame in the camera's
     # (B,) float64, tangents of half the angles that hand views span, infinite for a box that no view holds;
     # None for the other volumes, whose views span one angle.
     slopes: Tensor | None = None
+
+    @property
+    def homographies(self) -> Tensor:
+        """(B, 3, 3) float64, from image px to px of the network's view."""
+        inverse: Tensor = torch.linalg.inv(self.matrices)
+        return inverse
 
 
 class PlacedVolume(ABC):
@@ -79,20 +77,23 @@ class PlacedVolume(ABC):
                 volume that the wrist places ignores them.
             roots: (B, 3) float64 mm, the wrists in the cameras' frames. A volume that a box places ignores
                 them.
-            cameras: of the images, with their lenses; None without distortion. The homographies begin at the
-                pixels of pinhole cameras of the same intrinsics.
+            cameras: of the images, with their lenses; None without distortion. The matrices end at the pixels
+                of pinhole cameras of the same intrinsics.
+
+        All tensors are on the CPU.
         """
-        if left is None:
-            left = torch.zeros(len(intrinsics), dtype=torch.bool, device=intrinsics.device)
         lenses = cameras if cameras is not None and cameras.distorted else None
-        return self._placement(intrinsics, size, left, boxes, roots, lenses)
+        sign: Any = 1.0
+        if left is not None and left.any():
+            sign = np.where(left.numpy(), -1.0, 1.0) if len(left) > 1 else -1.0
+        return self._placement(intrinsics, size, sign, boxes, roots, lenses)
 
     @abstractmethod
     def _placement(
         self,
         intrinsics: Tensor,
         size: int,
-        left: Tensor,
+        sign: Any,  # -1 for left hands, else 1; a number or (B,)
         boxes: Tensor | None,
         roots: Tensor | None,
         lenses: Cameras | None,
@@ -157,24 +158,23 @@ class FrustumVolume(Volume):
         self,
         intrinsics: Tensor,
         size: int,
-        left: Tensor,
+        sign: Any,  # -1 for left hands, else 1; a number or (B,)
         boxes: Tensor | None,
         roots: Tensor | None,
         lenses: Cameras | None,
     ) -> Placement:
-        pixels = intrinsics[:, :2, 2] if boxes is None else (boxes[:, 2:] + boxes[:, :2]) / 2
-        if lenses is not None:
-            pixels = torch.from_numpy(lenses.straight(pixels[:, None].numpy())[:, 0])
-        frames = view_frame(look_at_rotation(pixels, intrinsics), left)
-        origins = intrinsics.new_zeros(len(intrinsics), 3)
-        return Placement(reference_homography(intrinsics, size, frames), frames, origins)
+        K = _Intrinsics(*_columns(intrinsics)[:6])
+        x0, y0, x1, y1 = (K.cx, K.cy, K.cx, K.cy) if boxes is None else _columns(boxes)
+        (middle,) = _straight([((x0 + x1) / 2, (y0 + y1) / 2)], lenses)
+        return _turned(K, turn(*K.slopes(*middle)), REFERENCE_SLOPE, sign, size, len(intrinsics))
 
     def network_points(self, points: Tensor) -> Tensor:
         return points
 
-    def warn_at_ends(self, joints: Tensor) -> None:
+    def warn_at_ends(self, joints: np.ndarray) -> None:
         """Warn of hands whose joints (B, 21, 3) mm, in the volume's frame, reach an end of its depths."""
-        for low, high in torch.stack(joints[..., 2].aminmax(dim=1), 1).tolist() if len(joints) else ():
+        depths = joints[..., 2]
+        for low, high in zip(depths.min(1).tolist(), depths.max(1).tolist(), strict=True):
             if low <= self.nearest_mm or high >= self.farthest_mm:
                 warnings.warn(
                     f"a hand between {low:.0f} and {high:.0f} mm reaches the end of the queried depths, "
@@ -239,22 +239,19 @@ class RootCube(Volume):
         self,
         intrinsics: Tensor,
         size: int,
-        left: Tensor,
+        sign: Any,  # -1 for left hands, else 1; a number or (B,)
         boxes: Tensor | None,
         roots: Tensor | None,
         lenses: Cameras | None,
     ) -> Placement:
         assert roots is not None
-        pixel = intrinsics @ roots[..., None]
-        pixel = pixel[..., :2, 0] / pixel[..., 2:, 0]
-        focal = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]
-        scale = size * roots[..., 2:] / (focal * 2 * self.half_side_mm)
-        homographies = torch.diag_embed(torch.cat([scale, torch.ones_like(scale[..., :1])], -1))
-        homographies[..., :2, 2] = size / 2 - scale * pixel
-        mirrored = mirror_homography(size, intrinsics) @ homographies
-        homographies = torch.where(left[:, None, None], mirrored, homographies)
-        unturned = torch.eye(3, dtype=intrinsics.dtype, device=intrinsics.device).expand_as(intrinsics)
-        return Placement(homographies, view_frame(unturned, left), roots)
+        K, (x, y, z) = _Intrinsics(*_columns(intrinsics)[:6]), _columns(roots)
+        u, v, _ = K.pixel(x / z, y / z, 1.0)
+        across, down = (focal * 2 * self.half_side_mm / (size * z) for focal in (K.fx, K.fy))
+        matrix = [sign * across, 0.0, u - sign * across * size / 2, 0.0, down, v - down * size / 2, 0, 0, 1.0]
+        frame = [sign, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+        matrices, frames = (_matrices(each, len(intrinsics)) for each in (matrix, frame))
+        return Placement(matrices, frames, roots)
 
     def network_points(self, points: Tensor) -> Tensor:
         inputs = points / self.half_side_mm
@@ -303,33 +300,37 @@ class HandVolume(PlacedVolume):
         self,
         intrinsics: Tensor,
         size: int,
-        left: Tensor,
+        sign: Any,  # -1 for left hands, else 1; a number or (B,)
         boxes: Tensor | None,
         roots: Tensor | None,
         lenses: Cameras | None,
     ) -> Placement:
         assert boxes is not None
-        # numpy, whose operations on few numbers cost a fifth of torch's.
-        K, corners, half_size = intrinsics.numpy(), boxes.numpy(), size / 2
-        middles, half = (corners[:, 2:] + corners[:, :2]) / 2, (corners[:, 2:] - corners[:, :2]) / 2
-        # Between the midpoints of opposite sides, at depth 1 of the turned camera.
-        ends = np.ones((len(K), 4, 3))
-        ends[..., :2] = middles[:, None] + half[:, None] * _MIDPOINTS
-        if lenses is not None:
-            straight = lenses.straight(np.concatenate([middles[:, None], ends[..., :2]], 1))
-            middles, ends[..., :2] = straight[:, 0], straight[:, 1:]
-        frames, inverse = look_at_rotation(middles, K), np.linalg.inv(K)
-        rays = ends @ (frames @ inverse).swapaxes(1, 2)
+        K, (x0, y0, x1, y1) = _Intrinsics(*_columns(intrinsics)[:6]), _columns(boxes)
+        u, v = (x0 + x1) / 2, (y0 + y1) / 2
+        # The box's middle and the midpoints of its sides; the latter at depth 1 of the turned camera.
+        middle, *ends = _straight([(u, v), (x0, v), (x1, v), (u, y0), (u, y1)], lenses)
+        rotation = turn(*K.slopes(*middle))
+        a, b, c, d, e, f, g, h, i = rotation
+        places: list[tuple[Any, Any]] = []
+        ahead: Any = True
         with np.errstate(divide="ignore", invalid="ignore"):
-            ends = rays[..., :2] / rays[..., 2:]
-        longer = np.sqrt(((ends[:, 2:] - ends[:, :2]) ** 2).sum(-1)).max(1)
-        slopes = np.where((rays[..., 2] > 0).all(1), longer / (2 * self.fill), np.inf)
-        frames[left.numpy(), 0] *= -1
-        views = np.zeros_like(frames)
-        views[:, 0, 0] = views[:, 1, 1] = half_size / slopes
-        views[:, :2, 2], views[:, 2, 2] = half_size, 1
-        placed = views @ frames @ inverse, frames, np.zeros((len(K), 3)), slopes
-        return Placement(*map(torch.from_numpy, placed))
+            for end in ends:
+                x, y = K.slopes(*end)
+                depth = g * x + h * y + i
+                ahead = ahead & (depth > 0)
+                if isinstance(depth, float):
+                    depth = depth or math.inf  # Python raises where numpy divides by zero
+                places.append(((a * x + b * y + c) / depth, (d * x + e * y + f) / depth))
+            (left, right, top, bottom), longer = places, max if isinstance(x0, float) else np.maximum
+            across = (right[0] - left[0]) ** 2 + (right[1] - left[1]) ** 2
+            down = (bottom[0] - top[0]) ** 2 + (bottom[1] - top[1]) ** 2
+            slope = longer(across, down) ** 0.5 / (2 * self.fill)
+            if isinstance(ahead, np.ndarray):
+                slope = np.where(ahead, slope, math.inf)
+            elif not ahead:
+                slope = math.inf
+            return _turned(K, rotation, slope, sign, size, len(intrinsics), sized=True)
 
     def lattice(self, step_mm: float, device: torch.device | str | None = None) -> HandLattice:
         """The query points of inference, round(224 / step) along each axis.
@@ -377,6 +378,82 @@ def volume_of(config: NVFConfig) -> FrustumVolume | RootCube:
     if config.view == "hand":
         raise ValueError("a network of hand views needs a HandVolume")
     return FrustumVolume() if config.task == "camera-space" else RootCube()
+
+
+class _Intrinsics(NamedTuple):
+    """Intrinsics of one camera as numbers, or of B as arrays (B,)."""
+
+    fx: Any
+    skew: Any
+    cx: Any
+    zero: Any
+    fy: Any
+    cy: Any
+
+    def slopes(self, u: Any, v: Any) -> tuple[Any, Any]:
+        """Slopes x / z and y / z of the ray through a pixel."""
+        y = (v - self.cy) / self.fy
+        return (u - self.cx - self.skew * y) / self.fx, y
+
+    def pixel(self, x: Any, y: Any, z: Any) -> tuple[Any, Any, Any]:
+        """The homogeneous pixel of a point."""
+        return self.fx * x + self.skew * y + self.cx * z, self.fy * y + self.cy * z, z
+
+
+def _columns(tensor: Tensor) -> list[Any]:
+    """The entries of a batch of one as numbers, those of a larger batch as arrays (B,)."""
+    if len(tensor) == 1:
+        numbers: list[Any] = tensor.flatten().tolist()
+        return numbers
+    return list(tensor.flatten(1).numpy().T)
+
+
+def _matrices(entries: Sequence[Any], count: int) -> Tensor:
+    """(B, 3, 3) float64 of nine numbers or arrays."""
+    if count == 1:
+        return torch.tensor(entries, dtype=torch.float64).view(1, 3, 3)
+    matrices = np.empty((count, 9))
+    for column, values in enumerate(entries):
+        matrices[:, column] = values
+    return torch.from_numpy(matrices).view(count, 3, 3)
+
+
+def _straight(pixels: list[tuple[Any, Any]], lenses: Cameras | None) -> Sequence[tuple[Any, Any]]:
+    """Pixels of pinhole cameras for pixels of cameras with lenses."""
+    if lenses is None:
+        return pixels
+    given = np.array([np.broadcast_arrays(*pixel) for pixel in pixels], dtype=np.float64)
+    straight = lenses.straight(given.reshape(len(pixels), 2, -1).transpose(2, 0, 1))
+    return straight[0].tolist() if len(straight) == 1 else list(straight.transpose(1, 2, 0))
+
+
+def _turned(
+    K: _Intrinsics, rotation: list[Any], slope: Any, sign: Any, size: int, count: int, sized: bool = False
+) -> Placement:
+    """The placement of a turned camera whose square view reaches `slope` from its axis.
+
+    Args:
+        rotation: nine entries, from `turn`.
+        sign: -1 mirrors the view.
+        sized: whether slopes differ, so that the placement holds them.
+    """
+    a, b, c, d, e, f, g, h, i = rotation
+    a, b, c = sign * a, sign * b, sign * c
+    # A view's pixel (u, v) shows the ray F' ((u - size / 2) step, (v - size / 2) step, 1).
+    step = slope / (size / 2)
+    columns = (
+        K.pixel(step * a, step * b, step * c),
+        K.pixel(step * d, step * e, step * f),
+        K.pixel(g - slope * (a + d), h - slope * (b + e), i - slope * (c + f)),
+    )
+    matrix = [column[row] for row in range(3) for column in columns]
+    frames = _matrices([a, b, c, d, e, f, g, h, i], count)
+    slopes = _numbers(slope, count) if sized else None
+    return Placement(_matrices(matrix, count), frames, torch.zeros(count, 3, dtype=torch.float64), slopes)
+
+
+def _numbers(values: Any, count: int) -> Tensor:
+    return torch.tensor([values], dtype=torch.float64) if count == 1 else torch.from_numpy(values)
 
 
 def _texels(side: int, device: torch.device | str | None) -> Tensor:

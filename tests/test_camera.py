@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nvf_fast.camera
 from nvf_fast.camera import (
+    ViewPlan,
     look_at_rotation,
     plan_view,
     project,
@@ -29,6 +30,11 @@ from nvf_fast.camera import (
 )
 
 K = torch.tensor([[501.7, 0, 118.3], [0, 498.2, 109.6], [0, 0, 1]], dtype=torch.float64)
+
+
+def planned(homography: Tensor, size: int, height: int, width: int, margin: float = 0.0) -> ViewPlan:
+    """The plan of a view by its homography from image px."""
+    return plan_view(torch.linalg.inv(homography).flatten().tolist(), size, height, width, margin)
 
 
 def blob(pixel: Tensor, height: int, width: int, sigma: float) -> Tensor:
@@ -172,7 +178,7 @@ def test_averages_squares_that_fit_into_a_pixel_at_the_middle_of_the_view(
     K = torch.tensor([[focal, 0, 2000], [0, focal, 2000], [0, 0, 1]], dtype=torch.float64)
     pixel = torch.tensor([2000, 2000 + focal * math.tan(math.radians(degrees))], dtype=torch.float64)
     homography = reference_homography(K, 224, look_at_rotation(pixel, K))
-    assert plan_view(homography, 224, 4000, 4000).factor == factor
+    assert planned(homography, 224, 4000, 4000).factor == factor
 
 
 def test_view_across_the_horizon_uses_the_whole_image() -> None:
@@ -188,10 +194,10 @@ def test_view_across_the_horizon_uses_the_whole_image() -> None:
 
 def test_margin_includes_shifted_views() -> None:
     homography = view_between(1.9, (400.0, 300.0))
-    wide = plan_view(homography, 128, 601, 802, margin=10)
+    wide = planned(homography, 128, 601, 802, margin=10)
     for x, y in ((-10, 0), (10, 0), (0, -10), (0, 10)):
         shift = torch.tensor([[1, 0, x], [0, 1, y], [0, 0, 1]], dtype=torch.float64)
-        shifted = plan_view(shift @ homography, 128, 601, 802)
+        shifted = planned(shift @ homography, 128, 601, 802)
         for part, whole in ((shifted.rows, wide.rows), (shifted.columns, wide.columns)):
             assert whole.start <= part.start and part.stop <= whole.stop
 
@@ -200,7 +206,7 @@ def test_view_is_empty_outside_and_behind_the_image() -> None:
     image = torch.ones(1, 1, 224, 224)
     beside = look_at_rotation(torch.tensor([1e3, 112.0], dtype=torch.float64), K)
     assert remap(image, reference_homography(K, 64, beside)[None], 64).abs().max() == 0
-    plan = plan_view(reference_homography(K, 64, beside), 64, 224, 224)
+    plan = planned(reference_homography(K, 64, beside), 64, 224, 224)
     assert 1 <= plan.columns.stop - plan.columns.start <= plan.factor, "one average, which is not reached"
     behind = torch.diag(torch.tensor([-1.0, 1, -1], dtype=torch.float64))  # rotated by 180 degrees
     assert remap(image, reference_homography(K, 64, behind)[None], 64).abs().max() == 0
@@ -233,7 +239,7 @@ def test_cropping_to_the_visible_part_preserves_the_view(
 ) -> None:
     homography = view_between(fine, pixel)
     image = torch.randint(0, 256, (1, 3, 601, 802), dtype=torch.uint8)
-    plan = plan_view(homography, 128, 601, 802)
+    plan = planned(homography, 128, 601, 802)
     crop = image[..., plan.rows, plan.columns].double()
     view = sample_views(crop, plan.matrix[None], 128, plan.factor)
     assert view.dtype == torch.float64
@@ -257,7 +263,7 @@ def test_crop_includes_the_averaged_squares_between_which_the_view_ends(
 @places
 def test_zero_padding_around_crops_preserves_the_view(fine: float, pixel: tuple[float, float]) -> None:
     image = torch.randint(0, 256, (1, 3, 601, 802), dtype=torch.uint8)
-    plan = plan_view(view_between(fine, pixel), 128, 601, 802)
+    plan = planned(view_between(fine, pixel), 128, 601, 802)
     crop = image[..., plan.rows, plan.columns]
     padded = F.pad(crop, (0, 53, 0, 38))
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-2)):

@@ -170,7 +170,7 @@ def test_views_sample_the_distorted_image(name: str, scale: int, factor: int, mi
     box = torch.tensor([[380.0, 190.0, 500.0, 330.0]], dtype=torch.float64) * scale
     left = torch.tensor([mirrored])
     placement = HandVolume().place(cameras.intrinsics, size, left, boxes=box, cameras=cameras)
-    plan = plan_view(placement.homographies[0], size, height, width, 1.0, next(iter(cameras)))
+    plan = plan_view(placement.matrices.flatten().tolist(), size, height, width, 1.0, next(iter(cameras)))
     assert factor - 1 <= plan.factor <= factor
     assert plan.lens is not None and placement.slopes is not None
     y, x = (torch.arange(n, dtype=torch.float64) for n in (height, width))
@@ -201,7 +201,7 @@ def test_crops_reach_all_that_a_view_samples() -> None:
                 box = torch.tensor([[*np.subtract(middle, half), *np.add(middle, half)]], dtype=torch.float64)
                 cameras = Cameras.of([seeing])
                 place = HandVolume().place(intrinsics[None], size, boxes=box, cameras=cameras)
-                plan = plan_view(place.homographies[0], size, 480, 640, 0.0, (intrinsics, lens))
+                plan = plan_view(place.matrices.flatten().tolist(), size, 480, 640, 0.0, (intrinsics, lens))
                 assert plan.lens is not None and place.slopes is not None and place.slopes.isfinite().all()
                 crop = image[..., plan.rows, plan.columns]
                 views = sample_views(crop, plan.matrix[None], size, plan.factor, plan.lens[None])

@@ -115,7 +115,8 @@ def test_root_relative_depth_input_and_projection() -> None:
 def test_root_crop_is_metric_and_centred() -> None:
     intrinsics = torch.tensor([[[617.3, 0, 312.4], [0, 610.0, 241.4], [0, 0, 1]]], dtype=torch.float64)
     roots = torch.tensor([[60.0, -40.0, 550.0]], dtype=torch.float64)
-    homography, _, origins, _ = RootCube().place(intrinsics, SIZE, roots=roots)
+    placement = RootCube().place(intrinsics, SIZE, roots=roots)
+    homography, origins = placement.homographies, placement.origins
     # At the wrist's depth the crop is exact: `offset` from the wrist lies at offset / 170 of half the volume.
     for offset in ([0.0, 0.0], [170.0, 0.0], [-85.0, 170.0]):
         point = roots + torch.tensor([[*offset, 0.0]], dtype=torch.float64)
@@ -134,7 +135,8 @@ def test_view_and_volume_project_to_the_same_pixel(volume: FrustumVolume | RootC
     intrinsics = torch.tensor([[[617.3, 0, 312.4], [0, 610.0, 241.4], [0, 0, 1]]], dtype=torch.float64)
     root = torch.tensor([[60.0, -40.0, 550.0]], dtype=torch.float64)
     box = torch.tensor([[300.0, 100.0, 420.0, 260.0]], dtype=torch.float64)
-    homography, frame, origin, _ = volume.place(intrinsics, SIZE, torch.tensor([left]), boxes=box, roots=root)
+    placement = volume.place(intrinsics, SIZE, torch.tensor([left]), boxes=box, roots=root)
+    homography, frame, origin = placement.homographies, placement.frames, placement.origins
     point = root + torch.tensor([[25.0, 30.0, 0.0]], dtype=torch.float64)
     pixel = torch.cat([project(point[:, None], intrinsics)[:, 0], torch.ones(1, 1)], 1)
     seen = (homography @ pixel[..., None])[0, :, 0]

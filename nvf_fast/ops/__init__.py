@@ -1,5 +1,6 @@
-"""The accelerated operations: normalise feature maps, query the field, select the voters, cast their votes;
-and for training and evaluation, distances to meshes and intersections of rays with meshes.
+"""The accelerated operations: sample a network's views, normalise feature maps, query the field, select the
+voters, cast their votes; and for training and evaluation, distances to meshes and intersections of rays with
+meshes.
 
 Each runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"` or
 `backend="torch"` forces one, and raises an error if that cannot run. `nvf_fast.kernels.NAME.reference`
@@ -9,6 +10,7 @@ defines each operation.
 from nvf_fast.ops.cast_votes import cast_votes
 from nvf_fast.ops.group_norm_relu import group_norm_relu
 from nvf_fast.ops.mesh_distance import mesh_distance
+from nvf_fast.ops.network_views import network_views
 from nvf_fast.ops.operation import Backend
 from nvf_fast.ops.query_field import FieldQuery, query_field
 from nvf_fast.ops.ray_mesh import ray_mesh
@@ -22,6 +24,7 @@ __all__ = [
     "compact",
     "group_norm_relu",
     "mesh_distance",
+    "network_views",
     "query_field",
     "ray_mesh",
     "select_voters",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +35,7 @@ class Operation(Generic[P, R]):
             device; "none": the results are positions, of which none exists; "refused": such calls raise.
         folder: of the kernel, if it differs from the operation's name.
         autocast: whether the caller's autocast applies, for a layer of a network; else it has no influence.
+        float64: whether the kernel takes float64 tensors.
     """
 
     def __init__(
@@ -43,8 +47,10 @@ class Operation(Generic[P, R]):
         gradients: Literal["torch", "none", "refused"] = "refused",
         folder: str | None = None,
         autocast: bool = False,
+        float64: bool = False,
     ) -> None:
         self._name, self._torch, self._gradients, self._autocast = name, torch_form, gradients, autocast
+        self._float64 = float64
         self._module = f"nvf_fast.kernels.{folder or name}.triton"
         schema = torch.library.infer_schema(torch_form, mutates_args=())
         self._registered: Any = torch.library.custom_op(
@@ -76,7 +82,7 @@ class Operation(Generic[P, R]):
             raise RuntimeError(
                 f"{self._name}: the Triton kernel has no backward; use torch.no_grad() or another backend"
             )
-        if tensor.dtype == torch.float64:
+        if tensor.dtype == torch.float64 and not self._float64:
             if backend == "triton":
                 raise RuntimeError(f"{self._name}: the Triton kernel does not compute in float64")
             backend = "torch"
@@ -127,6 +133,8 @@ def check_tensor(
     unit: str = "",
 ) -> None:
     """Check a tensor against the shapes it may have, in which strings stand for any size, and its dtypes."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{operation}: {name} must be a tensor, got {type(tensor).__name__}")
     if not any(_fits(tensor.shape, shape) for shape in shapes):
         listed = (f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})" for shape in shapes)
         expected = f"{' or '.join(listed)} {unit}".rstrip()
@@ -135,6 +143,27 @@ def check_tensor(
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         expected = f"{names} {unit}".rstrip()
         raise TypeError(f"{operation}: {name} must be {expected}, got {tensor.dtype}")
+
+
+def check_positive(operation: str, name: str, value: Any, unit: str = "") -> None:
+    """Check a finite number above 0."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{operation}: {name} must be a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{operation}: {name} must be a positive number {unit}".rstrip() + f", got {value}")
+
+
+def check_count(operation: str, name: str, value: Any, unit: str = "") -> None:
+    """Check a whole number of 1 or more."""
+    if not isinstance(value, int | torch.SymInt | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{operation}: {name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{operation}: {name} must be at least 1 {unit}".rstrip() + f", got {value}")
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether reading values costs no synchronisation and does not break a graph."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _fits(found: Sequence[int], shape: Sequence[int | str]) -> bool:

@@ -6,8 +6,7 @@ names the dtype of every tensor that it makes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, nullcontext
 
 import torch
 
@@ -21,12 +20,21 @@ def autocast_off(device: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-@contextmanager
-def unaffected() -> Iterator[None]:
+class unaffected(ContextDecorator):
     """A context, or a decorator, without the caller's autocast and default device."""
-    with ExitStack() as stack:
+
+    def __init__(self) -> None:
+        self._changed = ExitStack()
+
+    def __enter__(self) -> None:
         for device in DEVICES:
-            stack.enter_context(autocast_off(device))
+            if torch.is_autocast_enabled(device):
+                self._changed.enter_context(torch.autocast(device, enabled=False))
         if torch.empty(0).device.type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        yield
+            self._changed.enter_context(torch.device("cpu"))
+
+    def __exit__(self, *error: object) -> None:
+        self._changed.close()
+
+    def _recreate_cm(self) -> unaffected:
+        return unaffected()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import nvtx
 import torch
@@ -21,16 +21,19 @@ class Profiler:
     def measuring(self) -> bool:
         return self._milliseconds is not None
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> AbstractContextManager[object]:
         """A range for profilers (NVTX, about 1 us when none listens), measured inside `timed`."""
-        with nvtx.annotate(name, domain="nvf_fast"):
-            if self._milliseconds is None:
-                yield
-                return
+        ranges = nvtx.annotate(name, domain="nvf_fast")
+        return ranges if self._milliseconds is None else self._measured(name, ranges, self._milliseconds)
+
+    @contextmanager
+    def _measured(
+        self, name: str, ranges: AbstractContextManager[object], milliseconds: dict[str, float]
+    ) -> Iterator[None]:
+        with ranges:
             start = self._now()
             yield
-            self._milliseconds[name] = self._milliseconds.get(name, 0.0) + 1e3 * (self._now() - start)
+            milliseconds[name] = milliseconds.get(name, 0.0) + 1e3 * (self._now() - start)
 
     @contextmanager
     def timed(self) -> Iterator[dict[str, float]]:

@@ -1,0 +1,133 @@
+"""network_views: every form against its definition in float64, and the definition against `sample_views`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nvf_fast import ops
+from nvf_fast.camera import ViewPlan, mirror_homography, plan_view, sample_views
+from nvf_fast.camera_model import Camera, Cameras
+from nvf_fast.kernels.network_views import triton as kernel_file
+from nvf_fast.kernels.network_views.cpu import network_views as by_torch
+from nvf_fast.kernels.network_views.reference import ROW
+from nvf_fast.kernels.network_views.reference import network_views as reference
+from nvf_fast.kernels.network_views.triton import network_views as kernel
+from nvf_fast.volumes import HandVolume
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZE = 30
+BARREL = (-0.25, 0.1, 0.01, -0.005, 0.02, 0.01, 0.0, 0.0, 0.001, 0.0, -0.002, 0.001)
+FISHEYE = (0.1, -0.02, 0.003, -0.001)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+@pytest.fixture(autouse=True)
+def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use large blocks: the interpreter takes as long for a small block as for a large one."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(kernel_file, "_BLOCK", 1024)
+
+
+def camera(kind: str, focal: float) -> Camera:
+    K = np.array([[focal, 0.7, 83.2], [0, 1.02 * focal, 61.9], [0, 0, 1]])
+    if kind == "pinhole":
+        return Camera(K, (173, 131))
+    return Camera(K, (173, 131), *((BARREL,) if kind == "plumb_bob" else (FISHEYE, "fisheye")))
+
+
+def planned(kind: str, focal: float, box: tuple[float, ...]) -> ViewPlan:
+    cameras = Cameras.of([camera(kind, focal)])
+    boxes = torch.tensor([box], dtype=torch.float64)
+    placement = HandVolume().place(cameras.intrinsics, SIZE, boxes=boxes, cameras=cameras)
+    matrix = placement.matrices.flatten().tolist()
+    return plan_view(matrix, SIZE, 131, 173, 1.0, next(iter(cameras)))
+
+
+# Magnified, averaged over 2 and 4 px, beyond the border, tilted towards the horizon, through lenses.
+PLANS = {
+    "magnified": ("pinhole", 150.0, (60, 50, 75, 62)),
+    "averaged": ("pinhole", 150.0, (40, 20, 110, 100)),
+    "border": ("pinhole", 150.0, (-60, -20, 80, 70)),
+    "wide": ("pinhole", 60.0, (100, 70, 172, 130)),
+    "plumb bob": ("plumb_bob", 150.0, (20, 20, 90, 90)),
+    "fisheye": ("fisheye", 90.0, (60, 10, 140, 90)),
+    "unseen": ("plumb_bob", 60.0, (-80, -70, 60, 50)),
+}
+
+
+def batch(names: list[str], channels: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Rows and pixels of views of one random image, and each view's crop (1, C, h, w)."""
+    random = torch.Generator().manual_seed(3)
+    image = torch.randint(256, (131, 173, channels), dtype=torch.uint8, generator=random)
+    plans = [planned(*PLANS[name]) for name in names]
+    rows = torch.tensor([plan.row(173 * channels, channels) for plan in plans], dtype=torch.float64)
+    crops = [image[plan.rows, plan.columns].permute(2, 0, 1)[None] for plan in plans]
+    return rows.to(DEVICE), image.flatten().to(DEVICE), crops
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_definition_is_that_of_views(name: str) -> None:
+    rows, pixels, (crop,) = batch([name], 3)
+    plan = planned(*PLANS[name])
+    found = reference(rows, [pixels], SIZE, 3, True, torch.float64).cpu()
+    mirrored = plan.matrix @ mirror_homography(SIZE, plan.matrix)
+    for view, matrix in zip(found, (plan.matrix, mirrored), strict=True):
+        lens = None if plan.lens is None else plan.lens[None]
+        expected = sample_views(crop.double(), matrix[None], SIZE, plan.factor, lens)[0] / 127.5 - 1
+        torch.testing.assert_close(view, expected, rtol=0, atol=1e-9)
+    if name in ("border", "unseen"):
+        assert (found == -1).any()
+    assert found.std() > 0.1
+
+
+@pytest.mark.parametrize("function", [kernel, by_torch])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "mirrored"),
+    [
+        (torch.float32, 3, True),
+        (torch.float16, 3, False),
+        (torch.float16, 1, True),
+        (torch.float32, 5, False),
+    ],
+)
+def test_forms(function: Callable, dtype: torch.dtype, channels: int, mirrored: bool) -> None:
+    rows, pixels, _ = batch(list(PLANS), channels)
+    exact = reference(rows, [pixels], SIZE, channels, mirrored, torch.float64)
+    found = function(rows, [pixels], SIZE, channels, mirrored, dtype)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+    # Values of 2 at most, and in float32 `grid_sample`'s coordinates of up to 173 px. Measured: 4.0e-5.
+    limit = 1e-4 if dtype == torch.float32 else 1e-3
+    assert (found.double() - exact).abs().max() < limit
+    alone = function(rows[:2], [pixels] * 2, SIZE, channels, mirrored, dtype)
+    assert torch.equal(alone, found.view(-1, len(rows), *found.shape[1:])[:, :2].flatten(0, 1))
+
+
+def test_kernel_is_as_exact_as_torch() -> None:
+    rows, pixels, _ = batch(list(PLANS), 3)
+    exact = reference(rows, [pixels], SIZE, 3, True, torch.float64)
+    errors = [
+        (form(rows, [pixels], SIZE, 3, True, torch.float32).double() - exact).square().mean().sqrt()
+        for form in (kernel, by_torch)
+    ]
+    assert errors[0] <= 2 * errors[1]
+
+
+def test_operation() -> None:
+    rows, pixels, _ = batch(["averaged", "fisheye"], 3)
+    options = {"size": SIZE, "mirrored": True}
+    expected = reference(rows, [pixels], SIZE, 3, True, torch.float32)
+    for backend in (None, "torch", "triton"):
+        found = ops.network_views(rows, [pixels], backend=backend, **options)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert ops.network_views(rows[:0], [], **options).shape == (0, 3, SIZE, SIZE)
+    with pytest.raises(ValueError, match=rf"rows must be \(B, {ROW}\), got \(2, 9\)"):
+        ops.network_views(rows[:, :9], [pixels], **options)
+    with pytest.raises(TypeError, match=r"pixels must be uint8 bytes, got torch\.float32"):
+        ops.network_views(rows, [pixels.float()], **options)
+    with pytest.raises(ValueError, match=r"pixels must be 1 or 2 tensor\(s\), got 3"):
+        ops.network_views(rows, [pixels] * 3, **options)
