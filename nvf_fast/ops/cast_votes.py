@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 from nvf_fast.kernels.cast_votes import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import (
+    Backend,
+    Operation,
+    check_devices,
+    check_positive,
+    check_tensor,
+    readable,
+)
 
 
 def cast_votes(
@@ -30,8 +39,8 @@ def cast_votes(
     Args:
         points: (B, V, 3) float32 mm, camera frame, the voters; or float64, as the votes.
         votes: (B, V, J, 4) float32 raw (weight, direction xyz); or float64, for which PyTorch computes.
-        counts: (B,) int32; the first min(counts, V) rows of an image vote.
-        ball_mm: mm, radius r of the label ball (Eq. 2).
+        counts: (B,) int32 of 0 or more; the first min(counts, V) rows of an image vote.
+        ball_mm: positive, mm, radius r of the label ball (Eq. 2).
         fraction: in (0, 1], ratio of the voters that counts, per joint.
         backend: None, "triton" or "torch".
 
@@ -41,7 +50,8 @@ def cast_votes(
         clamped at 0, NaN without voters.
 
     Raises:
-        ValueError: a shape or `fraction` does not fit.
+        ValueError: a shape, `ball_mm`, `fraction` or, on a CPU, a count does not fit; on CUDA a negative
+            count is 0.
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
 
@@ -53,7 +63,7 @@ def cast_votes(
         >>> joints  # (0.5 * (0 + 40) + 0.75 * (10 + 20)) / (0.5 + 0.75) = 34
         tensor([[[ 34.,   0., 500.]]])
     """
-    _check(points, votes, counts, fraction)
+    _check(points, votes, counts, ball_mm, fraction)
     return _run(backend, points, votes, counts, ball_mm=ball_mm, fraction=fraction)
 
 
@@ -65,11 +75,14 @@ def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> t
 _run = Operation("cast_votes", cpu.cast_votes, _empty_results, gradients="torch")
 
 
-def _check(points: Tensor, votes: Tensor, counts: Tensor, fraction: float) -> None:
+def _check(points: Tensor, votes: Tensor, counts: Tensor, ball_mm: float, fraction: float) -> None:
     check_tensor("cast_votes", "votes", votes, [("B", "V", "J", 4)], torch.float32, torch.float64)
     batch, capacity = votes.shape[:2]
     check_tensor("cast_votes", "points", points, [(batch, capacity, 3)], votes.dtype, unit="mm")
     check_tensor("cast_votes", "counts", counts, [(batch,)], torch.int32)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction}")
+    check_positive("cast_votes", "ball_mm", ball_mm, "of mm")
+    if not isinstance(fraction, Real) or not 0 < fraction <= 1:
+        raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction!r}")
     check_devices("cast_votes", points=points, votes=votes, counts=counts)
+    if readable(counts) and batch and int(counts.min()) < 0:
+        raise ValueError(f"cast_votes: counts must be 0 or more, got {counts.tolist()}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -67,6 +69,9 @@ _run = Operation(
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> None:
     # Few accesses to tensors: the checks take measurable time in a small network on a CPU.
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+        kinds = ", ".join(type(each).__name__ for each in (x, weight, bias))
+        raise TypeError(f"group_norm_relu: x, weight and bias must be tensors, got {kinds}")
     shape, dtype = x.shape, x.dtype
     if len(shape) != 4:
         raise ValueError(f"group_norm_relu: x must be (B, C, H, W), got {tuple(shape)}")
@@ -83,9 +88,11 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> 
             f"group_norm_relu: weight and bias must be one of {dtypes} for x in {dtype}, got {weight.dtype} "
             f"and {bias.dtype}"
         )
+    if not isinstance(groups, int | torch.SymInt) or isinstance(groups, bool):
+        raise TypeError(f"group_norm_relu: groups must be a whole number, got {groups!r}")
     if groups < 1 or shape[1] % groups:
         raise ValueError(f"group_norm_relu: groups must divide the {shape[1]} channels, got {groups}")
-    if not eps > 0:
-        raise ValueError(f"group_norm_relu: eps must be positive, got {eps}")
+    if not isinstance(eps, Real) or not eps > 0:
+        raise ValueError(f"group_norm_relu: eps must be positive, got {eps!r}")
     if not x.device == weight.device == bias.device:
         check_devices("group_norm_relu", x=x, weight=weight, bias=bias)

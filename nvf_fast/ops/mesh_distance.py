@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.mesh_distance import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor, readable
 
 
 def mesh_distance(
@@ -54,7 +54,7 @@ def check_mesh(name: str, vertices: Tensor, faces: Tensor, **queries: Tensor) ->
         count = tensor.shape[1]
     check_devices(name, vertices=vertices, faces=faces, **queries)
     # On CUDA reading the indices would synchronise, and compiled code has no values to read.
-    if faces.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(faces):
         low, high = (bound.item() for bound in faces.aminmax())
         if low < 0 or high >= vertices.shape[1]:
             raise ValueError(

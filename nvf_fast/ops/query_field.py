@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.query_field import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor, launching_on
+from nvf_fast.ops.operation import (
+    Backend,
+    Operation,
+    check_count,
+    check_devices,
+    check_tensor,
+    launching_on,
+    readable,
+)
+from nvf_fast.runtime.devices import check_precision
 
 Places = NewType("Places", object)
 """Points located on feature maps, in the backend's layout."""
@@ -75,6 +84,8 @@ def query_field(
         RuntimeError: the requested backend cannot run here.
     """
     _check(features, points, intrinsics, hand_scale, weights, biases, image_size, centres)
+    if features.shape[0] == 0:  # the kernel divides its work among images
+        return _empty_results(features, points, intrinsics, hand_scale, weights)
     return _run(
         backend,
         features,
@@ -149,7 +160,8 @@ class FieldQuery:
         backend: None, "triton" or "torch".
 
     Raises:
-        ValueError: the kernel does not support the network.
+        ValueError: a shape does not fit, or the kernel does not support the network.
+        TypeError: the dtype is none of the three.
         RuntimeError: the requested backend cannot run here.
     """
 
@@ -163,6 +175,15 @@ class FieldQuery:
         dtype: torch.dtype = torch.float32,
         backend: Backend | None = None,
     ) -> None:
+        _check_layers("FieldQuery", weights, biases, 1)
+        check_count("FieldQuery", "channels", channels)
+        check_count("FieldQuery", "image_size", image_size, "px")
+        check_precision(dtype)
+        if len(weights) < 2 or weights[0].shape[1] - channels not in (1, 2, 3):
+            raise ValueError(
+                f"FieldQuery: the network must have a hidden layer and take C + 1 to C + 3 inputs for C = "
+                f"{channels}, got {len(weights)} layer(s), the first with {weights[0].shape[1]} inputs"
+            )
         weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
         _run.check_backend(backend, weights[0])
         self._image_size, self._device = image_size, weights[0].device
@@ -197,14 +218,19 @@ class FieldQuery:
                 network once per ray.
 
         Raises:
-            ValueError: centres are missing or superfluous, or `per_ray` does not divide N.
+            ValueError: a shape does not fit, centres are missing or superfluous, or `per_ray` does not
+                divide N.
+            TypeError: a dtype does not fit, or `per_ray` is no whole number.
         """
+        check_tensor("FieldQuery", "points", points, [("N", 3), ("B", "N", 3)], torch.float32, unit="mm")
+        check_tensor("FieldQuery", "intrinsics", intrinsics, [(3, 3), ("B", 3, 3)], torch.float32, unit="px")
+        check_count("FieldQuery", "per_ray", per_ray)
         if self._centred != (centres is not None):
             raise ValueError(
                 f"FieldQuery: this network's centres must be {'(B, 3) mm' if self._centred else 'None'}, "
                 f"got {None if centres is None else tuple(centres.shape)}"
             )
-        if per_ray < 1 or points.shape[-2] % per_ray:
+        if points.shape[-2] % per_ray:
             raise ValueError(f"FieldQuery: per_ray must divide the {points.shape[-2]} points, got {per_ray}")
         with launching_on(self._device):
             located = self._form.locate(
@@ -244,7 +270,17 @@ class FieldQuery:
 
         Returns:
             (B, V, J, 4) float32 raw (weight, direction xyz), zero in unused slots and out of view.
+
+        Raises:
+            ValueError: on a CPU, an index is out of range, or a shape does not fit.
+            TypeError: on a CPU, the indices are not int64.
         """
+        if readable(indices):
+            batch, count = samples.sdf.shape
+            check_tensor("FieldQuery", "indices", indices, [(batch, "V")], torch.int64)
+            low, high = (bound.item() for bound in indices.aminmax()) if indices.numel() else (-1, -1)
+            if low < -1 or high >= count:
+                raise ValueError(f"FieldQuery: indices must be -1 to {count - 1}, got {low} to {high}")
         with launching_on(self._device):
             return self._form.votes(samples, indices, self._layers)
 
@@ -252,6 +288,29 @@ class FieldQuery:
         """Votes (B, N, J, 4) of all located points, as `votes`."""
         with launching_on(self._device):
             return self._form.evaluate(maps, places, self._layers)[1]
+
+
+def _check_layers(name: str, weights: Sequence[Tensor], biases: Sequence[Tensor], batch: int) -> None:
+    for layers in (weights, biases):
+        if not isinstance(layers, list | tuple) or not all(isinstance(each, Tensor) for each in layers):
+            raise TypeError(f"{name}: weights and biases must be lists of tensors, got {type(layers).__name__}")
+    if not weights or len(weights) != len(biases):
+        raise ValueError(
+            f"{name}: weights and biases must be equally many, one or more, got {len(weights)} and "
+            f"{len(biases)}"
+        )
+    hidden, inputs, per_image = 0, weights[0].shape[-1] if weights[0].ndim else 0, biases[0].ndim == 2
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        outs = weight.shape[:1]
+        bias_shape = (batch, *outs) if per_image else outs
+        if weight.ndim != 2 or weight.shape[1] != hidden + inputs or bias.shape != bias_shape:
+            raise ValueError(
+                f"{name}: layer {layer} must have weight (out, {hidden + inputs}) and bias (out,), or "
+                f"({batch}, out) in all layers, got {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+        hidden = weight.shape[0]
+    if hidden < 1 or hidden % 4 != 1:
+        raise ValueError(f"{name}: the last layer must give 1 + 4 J channels, got {hidden}")
 
 
 def _check(
@@ -268,19 +327,17 @@ def _check(
         check_tensor("query_field", name, tensor, shapes, exact, unit=unit)
 
     dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
-    exact = torch.float64 if features.dtype == torch.float64 else torch.float32
     check_tensor("query_field", "features", features, [("B", "C", "H", "W")], *dtypes)
-    if min(features.shape[2:]) < 2:
-        raise ValueError(f"query_field: features must have H, W of 2 or more, got {tuple(features.shape)}")
+    exact = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if min(features.shape[2:]) < 2 or features.shape[1] < 1:
+        raise ValueError(
+            f"query_field: features must have C of 1 and H, W of 2 or more, got {tuple(features.shape)}"
+        )
     batch, channels = features.shape[:2]
     check("points", points, ("N", 3), (batch, "N", 3))
     check("intrinsics", intrinsics, (3, 3), (batch, 3, 3), unit="px")
-    if not weights or len(weights) != len(biases):
-        raise ValueError(
-            f"query_field: weights and biases must be equally many, one or more, got {len(weights)} and "
-            f"{len(biases)}"
-        )
-    inputs = weights[0].shape[-1]
+    _check_layers("query_field", weights, biases, batch)
+    inputs = weights[0].shape[1]
     if centres is not None and inputs != channels + 3:
         raise ValueError(
             f"query_field: with centres the first weight must take C + 3 = {channels + 3} inputs for "
@@ -296,26 +353,13 @@ def _check(
             f"query_field: the first weight must take C + 1 = {channels + 1} inputs, or {channels + 2} with "
             f"the hand scale, for features with C = {channels}; got {tuple(weights[0].shape)}"
         )
-    hidden, per_image = 0, biases[0].ndim == 2
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        outs = weight.shape[:1]
-        bias_shape = (batch, *outs) if per_image else outs
-        if weight.ndim != 2 or weight.shape[1] != hidden + inputs or bias.shape != bias_shape:
-            raise ValueError(
-                f"query_field: layer {layer} must have weight (out, {hidden + inputs}) and bias (out,), or "
-                f"({batch}, out) in all layers, got {tuple(weight.shape)} and {tuple(bias.shape)}"
-            )
-        hidden = weight.shape[0]
-    if hidden < 1 or hidden % 4 != 1:
-        raise ValueError(f"query_field: the last layer must give 1 + 4 J channels, got {hidden}")
     if hand_scale is not None:
         if inputs != channels + 2:
             raise ValueError("query_field: hand_scale was given, but the weights have no input for it")
         check("hand_scale", hand_scale, (batch,))
     if centres is not None:
         check("centres", centres, (batch, 3))
-    if image_size < 1:
-        raise ValueError(f"query_field: image_size must be at least 1 px, got {image_size}")
+    check_count("query_field", "image_size", image_size, "px")
     given = {"features": features, "points": points, "intrinsics": intrinsics, "weights": weights[0]}
     if hand_scale is not None:
         given["hand_scale"] = hand_scale

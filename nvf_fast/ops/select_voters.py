@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.select_voters import reference
-from nvf_fast.ops.operation import Backend, Operation, check_tensor
+from nvf_fast.ops.operation import Backend, Operation, check_count, check_positive, check_tensor
 
 
 class Selection(NamedTuple):
@@ -36,13 +36,13 @@ def compact(mask: Tensor, capacity: int | None, *, backend: Backend | None = Non
 
     Raises:
         ValueError: a shape or `capacity` does not fit.
-        TypeError: `mask` is not bool.
+        TypeError: `mask` is not bool, or `capacity` no whole number.
         RuntimeError: the requested backend cannot run here.
     """
     check_tensor("compact", "mask", mask, [("B", "N")], torch.bool)
     if capacity is None:
         return _exact(mask)
-    _check_capacity("compact", capacity)
+    check_count("compact", "capacity", capacity, "slot")
     return Selection(*_compact(backend, mask, capacity))
 
 
@@ -53,13 +53,13 @@ def select_voters(
 
     Args:
         sdf: (B, N) float32 mm; NaN and infinity are never near.
-        surface_mm: mm, half the thickness of the shell that votes.
+        surface_mm: positive, mm, half the thickness of the shell that votes.
         capacity: slots per image, at least 1; None as in `compact`.
         backend: None, "triton" or "torch".
 
     Raises:
-        ValueError: a shape or `capacity` does not fit.
-        TypeError: `sdf` is not float32.
+        ValueError: a shape, `surface_mm` or `capacity` does not fit.
+        TypeError: `sdf` is not float32, or another argument no number.
         RuntimeError: the requested backend cannot run here.
 
     Examples:
@@ -67,20 +67,16 @@ def select_voters(
         tensor([[1, 2]])
     """
     check_tensor("select_voters", "sdf", sdf, [("B", "N")], torch.float32, unit="mm")
+    check_positive("select_voters", "surface_mm", surface_mm, "of mm")
     if capacity is None:
         return _exact(sdf.abs() < surface_mm)
-    _check_capacity("select_voters", capacity)
+    check_count("select_voters", "capacity", capacity, "slot")
     return Selection(*_select_voters(backend, sdf, surface_mm, capacity))
 
 
 def _exact(mask: Tensor) -> Selection:
     fullest = int(mask.sum(1).max()) if len(mask) else 0
     return Selection(*reference.compact(mask, fullest))
-
-
-def _check_capacity(name: str, capacity: int) -> None:
-    if capacity < 1:
-        raise ValueError(f"{name}: capacity must be at least 1 slot, got {capacity}")
 
 
 def _empty_results(values: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
