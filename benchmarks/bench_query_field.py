@@ -94,6 +94,7 @@ def bench_query_field(
             channels=case.channels,
             image_size=case.image_size,
             dtype=dtype,
+            surface_mm=surface_mm,
             backend=backend,
         )
         biases, per_ray = (inputs.biases, HAND_POINTS) if case.centred else (None, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NewType, Protocol, TypeVar
 
@@ -149,7 +150,8 @@ class FieldQuery:
     """`query_field` without gradients for a fixed network, in separate and reusable steps.
 
     The layers are packed once, a set of points is located once, and the maps of an image are projected once
-    for any number of queries. The kernel uses the block shapes found by `nvf-fast tune`, if any.
+    for any number of queries. Networks and devices that `kernels.query_field.resident.supports` accepts use
+    the kernel there, others the general one, with the block shapes found by `nvf-fast tune`, if any.
 
     Args:
         weights: as in `query_field`.
@@ -157,6 +159,8 @@ class FieldQuery:
         channels: C of the features.
         image_size: px, side of the view.
         dtype: torch.float32, float16 or bfloat16, of the features and of the matrix products.
+        surface_mm: mm; `votes` is called for points nearer to the surface than this only, whose votes the
+            kernel of small networks writes while it samples.
         backend: None, "triton" or "torch".
 
     Raises:
@@ -173,6 +177,7 @@ class FieldQuery:
         channels: int,
         image_size: int = 224,
         dtype: torch.dtype = torch.float32,
+        surface_mm: float = math.inf,
         backend: Backend | None = None,
     ) -> None:
         _check_layers("FieldQuery", weights, biases, 1)
@@ -189,13 +194,16 @@ class FieldQuery:
         self._image_size, self._device = image_size, weights[0].device
         self._centred = weights[0].shape[1] == channels + 3
         self._form: PreparedField[Any, Any, Any, Any] = cpu
-        options = {}
+        options: dict[str, Any] = {}
         if backend == "triton" or (backend is None and weights[0].is_cuda):
-            from nvf_fast.kernels.query_field import triton
+            from nvf_fast.kernels.query_field import resident, triton
             from nvf_fast.runtime import autotuning
 
-            self._form = triton
-            options["tiling"] = autotuning.tuned(weights[0].device, dtype, [len(bias) for bias in biases])
+            if resident.supports(weights, channels, dtype, self._device):
+                self._form, options["surface_mm"] = resident, surface_mm
+            else:
+                widths = [len(bias) for bias in biases]
+                self._form, options["tiling"] = triton, autotuning.tuned(self._device, dtype, widths)
         self._layers = self._form.pack_layers(weights, biases, channels, dtype, **options)
 
     def locate(
@@ -266,7 +274,7 @@ class FieldQuery:
 
         Args:
             samples: from `sample`.
-            indices: (B, V) int64 of the points, -1 in unused slots.
+            indices: (B, V) int64 of the points, all nearer than `surface_mm`; -1 in unused slots.
 
         Returns:
             (B, V, J, 4) float32 raw (weight, direction xyz), zero in unused slots and out of view.
@@ -293,7 +301,9 @@ class FieldQuery:
 def _check_layers(name: str, weights: Sequence[Tensor], biases: Sequence[Tensor], batch: int) -> None:
     for layers in (weights, biases):
         if not isinstance(layers, list | tuple) or not all(isinstance(each, Tensor) for each in layers):
-            raise TypeError(f"{name}: weights and biases must be lists of tensors, got {type(layers).__name__}")
+            raise TypeError(
+                f"{name}: weights and biases must be lists of tensors, got {type(layers).__name__}"
+            )
     if not weights or len(weights) != len(biases):
         raise ValueError(
             f"{name}: weights and biases must be equally many, one or more, got {len(weights)} and "

@@ -1,0 +1,192 @@
+"""The field of small networks in one launch: against float64, its rule, and its votes near the surface."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from nvf_fast import ops
+from nvf_fast.kernels.query_field import resident
+from nvf_fast.kernels.query_field.reference import query_field as reference
+from tests.kernel_cases import DEFAULT_NETWORK, FieldCase, FieldInputs, field_inputs, rms
+
+# Without a GPU kernels run in Triton's interpreter, whose bfloat16 products are wrong.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [
+    # On a GPU the weights exceed shared memory in float32.
+    pytest.param(torch.float32, marks=pytest.mark.skipif(DEVICE == "cuda", reason="exceeds shared memory")),
+    torch.float16,
+    pytest.param(torch.bfloat16, marks=pytest.mark.cuda),
+]
+CASES = {
+    "one point": (1, 1),
+    "63 points, one tile": (2, 63),
+    "129 points, two tiles": (3, 129),
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
+needs_capability_9 = pytest.mark.skipif(
+    DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9, reason="for compute capability 9.x"
+)
+
+
+def case(batch: int, count: int) -> FieldCase:
+    """A case of the default network with some points out of view, unless there is one alone."""
+    return DEFAULT_NETWORK._replace(batch=batch, count=count, spread=0.9 if count == 1 else 1.1)
+
+
+def sampled(
+    inputs: FieldInputs, surface_mm: float, biases: list[Tensor] | None = None
+) -> tuple[resident.Samples, resident.Layers]:
+    """Sample with biases of the network, or of each image."""
+    own = [bias[0] if bias.ndim == 2 else bias for bias in inputs.biases]
+    channels, dtype = inputs.features.shape[1], inputs.features.dtype
+    layers = resident.pack_layers(inputs.weights, own, channels, dtype, surface_mm)
+    map_size = inputs.features.shape[2:]
+    assert inputs.centres is not None
+    places = resident.locate(
+        inputs.points, inputs.intrinsics, inputs.image_size, map_size, layers, inputs.centres
+    )
+    return resident.sample(
+        resident.project_maps(inputs.features, None, layers, biases), places, layers
+    ), layers
+
+
+def exact(inputs: FieldInputs) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        sdf, votes = reference(**inputs.double()._asdict())
+    return sdf, votes
+
+
+@needs_capability_9
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_errs_at_most_twice_as_much_as_pytorch(name: str, dtype: torch.dtype) -> None:
+    found, by_torch = [], []
+    for _ in range(8 if name == "one point" else 1):  # rounding of a single value is random
+        inputs = field_inputs(case(*CASES[name]), dtype, DEVICE)
+        expected = exact(inputs)
+        samples, _ = sampled(inputs, math.inf, inputs.biases)
+        with torch.no_grad():
+            in_dtype = reference(**inputs._asdict())
+        outside = expected[0].isinf()
+        assert torch.equal(samples.sdf.isinf(), outside)
+        assert samples.votes[outside].isnan().all(), "votes out of view are not written"
+        got = samples.sdf, samples.votes.masked_fill(outside[..., None, None], 0.0)
+        for errors, result in ((found, got), (by_torch, in_dtype)):
+            errors.append([rms(each - right) for each, right in zip(result, expected, strict=True)])
+    errors, limits = (torch.tensor(each).square().mean(0).sqrt() for each in (found, by_torch))
+    assert (errors <= 2 * limits).all(), (errors, limits)
+
+
+@needs_capability_9
+def test_votes_are_written_near_the_surface_only() -> None:
+    inputs = field_inputs(case(2, 150), torch.float16, DEVICE)
+    every, layers = sampled(inputs, math.inf)
+    surface_mm = float(every.sdf.abs().flatten().kthvalue(60).values)
+    samples, _ = sampled(inputs, surface_mm)
+    assert torch.equal(samples.sdf, every.sdf)
+    near = samples.sdf.abs() < surface_mm
+    assert near.sum() == 59
+    assert torch.equal(samples.votes[near], every.votes[near]) and samples.votes[~near].isnan().all()
+    indices = torch.full((2, 70), -1, device=DEVICE)
+    for row, which in zip(indices, near, strict=True):
+        row[: which.sum()] = which.nonzero()[:, 0]
+    votes = resident.votes(samples, indices, layers)
+    for image in range(2):
+        count = int(near[image].sum())
+        assert torch.equal(votes[image, :count], samples.votes[image, near[image]])
+        assert (votes[image, count:] == 0).all()
+
+
+@needs_capability_9
+def test_points_out_of_view_and_common_points() -> None:
+    """Common points and intrinsics equal copies for each image; every point out of view has no vote."""
+    inputs = field_inputs(case(2, 40), torch.float16, DEVICE)
+    outside = torch.tensor(
+        [[0, 0, 0], [0, 0, -500], [math.nan, 0, 500], [0, 0, math.nan], [0, 0, math.inf], [1e30, 0, 500]]
+        + [[0, 500, 500], [0, 0, -0.0]],
+        device=DEVICE,
+    )
+    points, intrinsics = torch.cat([inputs.points[0], outside]), inputs.intrinsics[0]
+    common, layers = sampled(inputs._replace(points=points, intrinsics=intrinsics), math.inf)
+    copies = inputs._replace(points=points.repeat(2, 1, 1), intrinsics=intrinsics.repeat(2, 1, 1))
+    separate, _ = sampled(copies, math.inf)
+    assert torch.equal(common.sdf, separate.sdf)
+    assert (common.sdf[:, -len(outside) :] == math.inf).all() and common.sdf[:, :40].isfinite().any()
+    places = resident.locate(*copies[1:3], 128, (32, 32), layers, copies.centres)
+    assert inputs.centres is not None
+    sdf, votes = resident.evaluate(resident.project_maps(inputs.features, None, layers), places, layers)
+    assert torch.equal(sdf, separate.sdf) and (votes[sdf.isinf()] == 0).all()
+
+
+@needs_capability_9
+def test_field_query_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = field_inputs(case(2, 30), torch.float16, DEVICE)
+    expected, _ = sampled(inputs, 20.0, inputs.biases)
+
+    def prepared() -> ops.FieldQuery:
+        return ops.FieldQuery(
+            inputs.weights, [bias[0] for bias in inputs.biases],
+            channels=64, image_size=128, dtype=torch.float16, surface_mm=20.0, backend="triton",
+        )  # fmt: skip
+
+    query = prepared()
+    maps = query.project(inputs.features, None, inputs.biases)
+    assert inputs.centres is not None
+    places = query.locate(inputs.points, inputs.intrinsics, (32, 32), inputs.centres)
+    assert torch.equal(query.sample(maps, places).sdf, expected.sdf)
+    second = query.locate(inputs.points[1:], inputs.intrinsics[1:], (32, 32), inputs.centres[1:])
+    assert torch.equal(query.sample(query.image_maps(maps, 1), second).sdf, expected.sdf[1:])
+    monkeypatch.setattr(resident, "supports", lambda *_: False)
+    assert isinstance(prepared().project(inputs.features, None), Tensor), "maps of the general kernel"
+
+
+def test_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, cuda = torch.float16, torch.device("cuda", 0)
+    weights = field_inputs(case(1, 1)).weights
+    others = field_inputs(DEFAULT_NETWORK._replace(hidden=(128, 128, 64, 64), count=1)).weights
+    about_depth = field_inputs(DEFAULT_NETWORK._replace(centred=False, count=1)).weights
+
+    def supports(
+        major: int, shared: int, *, weights: list[Tensor] = weights, dtype: torch.dtype = half
+    ) -> bool:
+        properties = SimpleNamespace(major=major, shared_memory_per_block_optin=shared)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        return resident.supports(weights, 64, dtype, cuda)
+
+    # Bytes of shared memory for a program: H100, A100, B200, RTX 4090 and RTX 5090.
+    assert supports(9, 232_448) and supports(9, 232_448, dtype=torch.bfloat16)
+    for major, shared in ((8, 166_912), (10, 232_448), (8, 101_376), (12, 101_376), (9, 200_000)):
+        assert not supports(major, shared)
+    assert not supports(9, 232_448, dtype=torch.float32)
+    assert not supports(9, 232_448, weights=others) and not supports(9, 232_448, weights=about_depth)
+    assert not resident.supports(weights, 63, half, torch.device("cpu"))
+    assert resident.supports(weights, 64, half, torch.device("cpu")), "the interpreter runs the kernel"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not supports(9, 232_448)
+
+
+@pytest.mark.cuda
+@needs_capability_9
+@pytest.mark.parametrize("batch", [1, 64])
+def test_equal_runs_of_whole_lattices(batch: int) -> None:
+    """200 runs are equal to the bit, and each image's results do not depend on the batch."""
+    inputs = field_inputs(case(batch, 14**3), torch.float16, "cuda")
+    surface_mm = 5.0
+    first, _ = sampled(inputs, surface_mm, inputs.biases)
+    near = first.sdf.abs() < surface_mm
+    assert near.any()
+    for _ in range(200):
+        again, _ = sampled(inputs, surface_mm, inputs.biases)
+        assert torch.equal(again.sdf, first.sdf) and torch.equal(again.votes[near], first.votes[near])
+    last = FieldInputs(*(part[-1:] if isinstance(part, Tensor) else part for part in inputs))
+    last = last._replace(biases=[bias[-1:] for bias in inputs.biases])
+    alone, _ = sampled(last, surface_mm, last.biases)
+    assert torch.equal(alone.sdf, first.sdf[-1:])
