@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +24,12 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.grid import frustum_grid
 from nvf_fast.model import NVF
+from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.tracking import Tracker
 from tests.hand_cases import hand_network
 from tests.reference_cases import SHAPE, reference_network
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
@@ -166,3 +173,49 @@ def test_training_follows_autocast() -> None:
         field = model(images, points, model.reference_intrinsics)
         assert field.sdf.dtype == field.weight.dtype == torch.float32
         assert model.eval().encode(images).dtype == torch.float32
+
+
+FORKED = """
+import os, signal, numpy, torch
+from nvf_fast.estimator import PoseEstimator
+from tests.reference_cases import reference_network
+torch.set_num_threads(2)
+estimator = PoseEstimator(reference_network(), step_mm=64)
+image = numpy.random.default_rng(0).integers(0, 256, (128, 128, 3), numpy.uint8)
+K = [[300, 0, 63.5], [0, 300, 63.5], [0, 0, 1]]
+before = estimator(image, K)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    after = estimator(image, K)
+    os._exit(0 if numpy.allclose(after.joints, before.joints, atol=0.01) else 1)  # mm; 0.0002 measured
+assert torch.get_num_threads() == 2
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_after_use_computes_instead_of_waiting() -> None:
+    assert subprocess.check_output([sys.executable, "-c", FORKED], cwd=ROOT, text=True) == "0\n"
+
+
+def test_times_belong_to_the_thread_that_measures() -> None:
+    profiler, inside, measured = Profiler(torch.device("cpu")), threading.Event(), threading.Event()
+
+    def other() -> None:
+        inside.wait(10)
+        with profiler.stage("other"):
+            assert not profiler.measuring
+        with profiler.timed() as times, profiler.stage("own"):
+            pass
+        assert list(times) == ["own"]
+        measured.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with profiler.timed() as times:
+        inside.set()
+        assert measured.wait(10) and profiler.measuring
+        with profiler.stage("first"):
+            pass
+    thread.join()
+    assert list(times) == ["first"]

@@ -6,11 +6,21 @@ names the dtype of every tensor that it makes.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, nullcontext
 
 import torch
 
 DEVICES = ("cpu", "cuda")  # types of those that the library computes on
+
+
+def _use_one_thread() -> None:
+    """Compute in this thread alone: OpenMP's others do not exist in a fork, which would wait for them."""
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)
 
 
 def autocast_off(device: str) -> AbstractContextManager[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,11 +16,16 @@ class Profiler:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._milliseconds: dict[str, float] | None = None
+        self._of_thread = threading.local()
 
     @property
     def measuring(self) -> bool:
+        """Whether this thread is inside `timed`; others run as usual."""
         return self._milliseconds is not None
+
+    @property
+    def _milliseconds(self) -> dict[str, float] | None:
+        return getattr(self._of_thread, "milliseconds", None)
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         """A range for profilers (NVTX, about 1 us when none listens), measured inside `timed`."""
@@ -37,16 +43,16 @@ class Profiler:
 
     @contextmanager
     def timed(self) -> Iterator[dict[str, float]]:
-        """Measure the enclosed calls: a dict of each stage's total milliseconds, in order.
+        """Measure the enclosed calls of this thread: a dict of each stage's total milliseconds, in order.
 
         Each stage then synchronises, so that the sum exceeds the time of an unmeasured call.
         """
         milliseconds: dict[str, float] = {}
-        self._milliseconds = milliseconds
+        self._of_thread.milliseconds = milliseconds
         try:
             yield milliseconds
         finally:
-            self._milliseconds = None
+            self._of_thread.milliseconds = None
 
     def _now(self) -> float:
         if self._device.type == "cuda":
