@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ TYPICAL_ERROR_MM = 30.0
 LOG_RANGE = 4.0  # bound of abs(log(value / typical value)), which no loss bounds in empty views
 MOMENTUM, EPSILON = 0.03, 1e-5  # of batch norms
 PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
+LOG = logging.getLogger("nvf_fast")
 HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
 
 
@@ -97,7 +99,7 @@ class UNetEncoder(nn.Module):
         x = x + self.unpooled(pooled)[:, :, None, None]
         for up, merged, beside in zip(self.up, self.merged, maps[-2::-1], strict=True):
             x = merged(up(x, beside))
-        return self.features(x), x, pooled
+        return _pointwise(self.features, x), x, pooled
 
 
 class HandHeads(nn.Module):
@@ -139,7 +141,7 @@ class HandHeads(nn.Module):
         """Evaluate the heads on the encoder's outputs."""
         dtype = self.view.weight.dtype  # also of results, where an autocast has another
         maps, pooled = maps.to(dtype), pooled.to(dtype)
-        heat, relative = self.joints(maps).to(dtype).chunk(2, 1)
+        heat, relative = _pointwise(self.joints, maps).to(dtype).chunk(2, 1)
         size = heat.shape[-1]
         weight = heat.flatten(2).softmax(-1)
         rows = weight.unflatten(2, (size, size))
@@ -157,12 +159,15 @@ class HandHeads(nn.Module):
             left[:, 0],
             TYPICAL_ERROR_MM * error,
             heat,
-            self.hands(maps).to(dtype),
+            _pointwise(self.hands, maps).to(dtype),
         )
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm and, unless `linear`, ReLU; `fold` merges the first two."""
+    """Convolution, batch norm and, unless `linear`, ReLU; `fold` merges the first two.
+
+    Folded and without gradients it is one launch on CUDA, where cuDNN supports the shape.
+    """
 
     def __init__(
         self, channels: int, out_channels: int, kernel_size: int, stride: int = 1, linear: bool = False
@@ -173,8 +178,15 @@ class ConvNorm(nn.Module):
         self.norm: nn.Module = BatchNorm(out_channels)
         self.linear = linear
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Normalised convolution of `x`, plus another map before the ReLU."""
+        if not self.linear and self.conv.bias is not None and _fuses(x, self.conv.weight):
+            fused = _fused(self.conv, x, other)
+            if fused is not None:
+                return fused
         x = self.norm(self.conv(x))
+        if other is not None:
+            x = x + other if self.training else x.add_(other)
         return x if self.linear else F.relu(x, inplace=not self.training)
 
     def fold(self) -> None:
@@ -185,6 +197,12 @@ class ConvNorm(nn.Module):
                 self.conv.weight, None, norm.mean, norm.variance, EPSILON, norm.weight, norm.bias
             )
             self.norm = nn.Identity()
+
+    def take_bias(self, other: ConvNorm) -> None:
+        """Add the bias of another, whose result is added to this one's, to the own one; both are folded."""
+        bias, moved = self.conv.bias, other.conv.bias
+        if bias is not None and moved is not None:
+            self.conv.bias, other.conv.bias = nn.Parameter(bias + moved, bias.requires_grad), None
 
 
 class BatchNorm(nn.Module):
@@ -211,14 +229,15 @@ class Residual(nn.Module):
     def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.first = ConvNorm(channels, out_channels, 3, stride)
-        self.second = ConvNorm(out_channels, out_channels, 3, linear=True)
+        self.second = ConvNorm(out_channels, out_channels, 3)
         same = channels == out_channels and stride == 1
         self.shortcut = nn.Identity() if same else ConvNorm(channels, out_channels, 1, stride, linear=True)
         assert isinstance(self.second.norm, BatchNorm)
         nn.init.constant_(self.second.norm.weight, 0.2)  # a block starts close to its shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(self.first(x)) + self.shortcut(x))
+        y: Tensor = self.second(self.first(x), self.shortcut(x))
+        return y
 
 
 class Merge(nn.Module):
@@ -227,11 +246,12 @@ class Merge(nn.Module):
     def __init__(self, below: int, beside: int, out_channels: int) -> None:
         super().__init__()
         self.below = ConvNorm(below, out_channels, 1, linear=True)
-        self.beside = ConvNorm(beside, out_channels, 1, linear=True)
+        self.beside = ConvNorm(beside, out_channels, 1)
 
     def forward(self, below: Tensor, beside: Tensor) -> Tensor:
         upsampled = F.interpolate(self.below(below), scale_factor=2, mode="nearest")
-        return F.relu(self.beside(beside) + upsampled)
+        y: Tensor = self.beside(beside, upsampled)
+        return y
 
 
 def pooled_inputs(maps: Tensor, slopes: Tensor) -> Tensor:
@@ -245,6 +265,44 @@ def fold_norms(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, ConvNorm):
             part.fold()
+    for part in module.modules():
+        if isinstance(part, Merge):
+            part.beside.take_bias(part.below)
+        elif isinstance(part, Residual) and isinstance(part.shortcut, ConvNorm):
+            part.second.take_bias(part.shortcut)
+
+
+def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1 x 1 convolution; on CUDA a product with its bias, in one launch."""
+    if not x.is_cuda:
+        return cast(Tensor, conv(x))
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+
+def _fuses(x: Tensor, weight: Tensor) -> bool:
+    """Whether cuDNN may convolve, add and rectify at once: it has no gradient for that."""
+    return x.is_cuda and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+
+
+_UNFUSED: set[tuple[object, ...]] = set()  # shapes that cuDNN has refused
+
+
+def _fused(conv: nn.Conv2d, x: Tensor, other: Tensor | None) -> Tensor | None:
+    """relu(conv(x) + other) in one launch; None where cuDNN does not support it, with one warning."""
+    key = (x.shape, x.dtype, x.device, conv.weight.shape, conv.stride, other is None)
+    if key in _UNFUSED:
+        return None
+    options = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    try:
+        if other is None:
+            return torch.cudnn_convolution_relu(x, conv.weight, *options)
+        return torch.cudnn_convolution_add_relu(x, conv.weight, other, 1.0, *options)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        _UNFUSED.add(key)
+        LOG.warning("cuDNN does not fuse convolution and ReLU for %s in %s: %s", *key[:2], error)
+        return None
 
 
 def _initialise(module: nn.Module) -> None:

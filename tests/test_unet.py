@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from nvf_fast import unet
 from nvf_fast.config import NVFConfig
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.model import NVF
-from nvf_fast.unet import BatchNorm, HandHeads
+from nvf_fast.unet import BatchNorm, HandEncoding, HandHeads
 
 SMALL = NVFConfig(
     input_size=64, width=16, hidden=(32, 16), hand_scale=False, encoder="unet", view="hand",
@@ -98,6 +100,66 @@ def test_field_depends_on_the_coarse_pose() -> None:
     visible = field.sdf.isfinite()
     assert (field.sdf[0] - other.sdf[0])[visible[0]].abs().max() > 1e-4
     torch.testing.assert_close(field.sdf[1], other.sdf[1])
+
+
+def without_fusion(model: NVF, monkeypatch: pytest.MonkeyPatch, *inputs: torch.Tensor) -> HandEncoding:
+    with monkeypatch.context() as patch:
+        patch.setattr(unet, "_fuses", lambda *_: False)
+        return model.encode_hands(*inputs)
+
+
+@torch.no_grad()
+def test_fused_convolutions(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Every folded convolution with a ReLU is one call of cuDNN; without its support it runs as before."""
+    model = trained_like().for_inference()
+    inputs = torch.rand(2, 3, 64, 64) * 2 - 1, torch.tensor([0.1, 0.3])
+    expected = without_fusion(model, monkeypatch, *inputs)
+    calls = []
+
+    def convolve(x, weight, bias, stride, padding, dilation, groups):
+        calls.append("relu")
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups).relu()
+
+    def convolve_and_add(x, weight, other, alpha, bias, stride, padding, dilation, groups):
+        calls.append("add")
+        return (alpha * F.conv2d(x, weight, bias, stride, padding, dilation, groups) + other).relu()
+
+    monkeypatch.setattr(unet, "_fuses", lambda *_: True)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", convolve)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", convolve_and_add)
+    for found, right in zip(model.encode_hands(*inputs), expected, strict=True):
+        torch.testing.assert_close(found, right)
+    # The stem, a residual's first convolution and the last merge's; each residual's second, each merge.
+    assert (calls.count("relu"), calls.count("add")) == (2 + 6 + 2 + 1, 6 + 2 + 3)
+
+    def refuse(*_):
+        raise RuntimeError("no engine")
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", refuse)
+    monkeypatch.setattr(unet, "_UNFUSED", set())
+    for _ in range(2):
+        for found, right in zip(model.encode_hands(*inputs), expected, strict=True):
+            torch.testing.assert_close(found, right)
+    assert len(caplog.records) == len(unet._UNFUSED) > 3 and "no engine" in caplog.text
+
+
+@pytest.mark.cuda
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_fused_convolutions_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained_like().for_inference().cuda()
+    model.encoder.to(dtype=dtype, memory_format=torch.channels_last)
+    images = (torch.rand(2, 3, 64, 64, device="cuda") * 2 - 1).to(dtype, memory_format=torch.channels_last)
+    slopes = torch.tensor([0.1, 0.3], device="cuda")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = without_fusion(model, monkeypatch, images, slopes)
+        found = model.encode_hands(images, slopes)
+    assert not unet._UNFUSED
+    # As the folded network's and, for float16, 8 of its last places.
+    tolerance = 1e-4 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
+    for name, right in expected._asdict().items():
+        difference = (getattr(found, name) - right).abs().max()
+        assert difference <= tolerance * right.abs().max(), name
 
 
 def test_hourglass_encodes_hand_views() -> None:
