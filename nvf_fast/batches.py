@@ -1,23 +1,27 @@
-"""Runs of a pipeline on batches of images with equal crop shapes, within memory, as CUDA graphs."""
+"""Runs of a pipeline on batches of images within memory, as CUDA graphs."""
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import ViewPlan, mirror_homography
-from nvf_fast.pipeline import Pipeline, Results, Views, network_images
+from nvf_fast import ops
+from nvf_fast.config import NVFConfig
+from nvf_fast.kernels.network_views.reference import OFFSET, PITCH, ROW
+from nvf_fast.pipeline import Pipeline, Results, Views
 from nvf_fast.requests import Request
 from nvf_fast.runtime.cuda_graph import GraphedFunction, Recorder
 from nvf_fast.runtime.profiling import Profiler
 
-CROP_PX = 64  # on CUDA crops are padded to multiples of it, so that few graphs serve many of them
+SLOTS = 2  # of host memory, so that one is filled while the other's frame runs
+SMALLEST_BYTES = 2**22  # of a slot; it holds the crop of one hand in most images
+ALIGNED = 64  # bytes; crops begin at multiples
 LOG = logging.getLogger("nvf_fast")
 _Votes = dict[int, tuple[Tensor, Tensor]]  # by image: points (V, 3) mm and votes (V, 21, 4)
 
@@ -27,8 +31,9 @@ class BatchRunner:
 
     Args:
         pipeline: the pipeline.
-        size: px, side of its views.
+        config: of its network.
         device: of the pipeline.
+        dtype: of the network's images.
         profiler: measures the stages.
         recorder: records and replays runs, whose lists of points then have fixed sizes; an image that does
             not fit runs again. None sizes every list exactly, which synchronises with the device.
@@ -37,58 +42,63 @@ class BatchRunner:
     def __init__(
         self,
         pipeline: Pipeline,
-        size: int,
+        config: NVFConfig,
         device: torch.device,
+        dtype: torch.dtype,
         profiler: Profiler,
         recorder: Recorder | None = None,
     ) -> None:
         self.pipeline, self.retried = pipeline, 0
-        self._size, self._device, self._profiler, self._exact = size, device, profiler, recorder is None
+        self._config, self._device, self._dtype, self._profiler = config, device, dtype, profiler
+        self._exact = recorder is None
         self.graphed = None if recorder is None else GraphedFunction(self._launch, recorder)
+        self._lock = threading.Lock()
+        self._slots = [_Slot(device) for _ in range(SLOTS)]
+        self._arena = torch.empty(0, dtype=torch.uint8, device=device)  # copy of a slot, read by the graphs
 
     def __call__(self, request: Request, return_votes: bool) -> Results:
         """Estimate all images."""
-        order: list[int] = []
-        every_packed: list[Tensor] = []
+        return self.submit(request, return_votes)()
+
+    def submit(self, request: Request, return_votes: bool = False) -> Callable[[], Results]:
+        """Launch the estimation of all images; the returned function waits for it."""
+        parts = list(self._in_parts(request, return_votes))
+        return lambda: self._finished(request, return_votes, parts)
+
+    def network_images(self, request: Request) -> Tensor:
+        """The views (B, C, S, S) of all images, normalised for networks, without mirror images."""
+        with self._profiler.stage("remap"):
+            return self._views(request, range(len(request.images)), mirrored=False).images
+
+    def _finished(self, request: Request, return_votes: bool, parts: list[_Part]) -> Results:
         votes: _Votes = {}
-        for members, packed, their_votes in self._in_parts(request, return_votes):
-            order += members
-            every_packed.append(packed)
-            votes |= their_votes
+        for part in parts:
+            votes |= part.votes
         with self._profiler.stage("read"):
-            packed = every_packed[0] if len(every_packed) == 1 else torch.cat(every_packed)
-            rows = packed.numpy(force=True)  # the only synchronisation
-            if len(every_packed) > 1:
-                rows = rows[np.argsort(order)]
+            rows = parts[0].read()  # the only synchronisation
+            if len(parts) > 1:
+                order = np.argsort([image for part in parts for image in part.members])
+                rows = np.concatenate([rows, *(part.read() for part in parts[1:])])[order]
             results = Results.unpacked(rows)
         if results.needs_retry.any():
             rows = rows.copy()
             for image in results.needs_retry.nonzero()[0].tolist():
                 self.retried += 1
-                packed, its_votes = self._run(request, [image], return_votes, exact=True)
-                rows[image] = packed[0].numpy(force=True)
-                votes |= its_votes
+                again = self._run(request, [image], return_votes, exact=True)
+                rows[image] = again.read()[0]
+                votes |= again.votes
             results = Results.unpacked(rows)
         return results._replace(votes=[votes[image] for image in sorted(votes)])
 
-    def network_images(self, request: Request, dtype: torch.dtype) -> Tensor:
-        """The views (B, 3, S, S) of all images, normalised for networks, without mirrored ones."""
-        order, sampled = [], []
-        for members in self._groups(request):
-            views, factor = self._views(request, members), request.plans[members[0]].factor
-            with self._profiler.stage("remap"):
-                sampled.append(network_images(views, self._size, factor, dtype))
-            order += members
-        return torch.cat(sampled)[torch.tensor(order).argsort().to(self._device)]
-
-    def _in_parts(self, request: Request, return_votes: bool) -> Iterator[tuple[list[int], Tensor, _Votes]]:
-        """Yield images of one crop shape that fit into memory together, and the result of `_run` for them."""
+    def _in_parts(self, request: Request, return_votes: bool) -> Iterator[_Part]:
+        """Launch images of known and of unknown side, as many as fit into memory together."""
         batch_size = self.pipeline.batch_size(self._exact)
-        for rest in self._groups(request):
+        groups = [[i for i, both in enumerate(request.both_sides) if both is each] for each in (False, True)]
+        for rest in groups:
             while rest:
                 members = rest[:batch_size]
                 try:
-                    result = self._run(request, members, return_votes)
+                    part = self._run(request, members, return_votes)
                 except torch.OutOfMemoryError:
                     if len(members) == 1:
                         raise
@@ -97,82 +107,232 @@ class BatchRunner:
                         "out of memory on %s: continuing with %d images at a time", self._device, batch_size
                     )
                     continue
-                yield members, *result
+                yield part
                 rest = rest[len(members) :]
 
-    def _groups(self, request: Request) -> list[list[int]]:
-        """Group the images by the shape and factor of their crops, by known or unknown side, and by lens."""
-        groups = defaultdict(list)
-        for image, (plan, both_sides) in enumerate(zip(request.plans, request.both_sides, strict=True)):
-            model = 0 if plan.lens is None else len(plan.lens)
-            groups[self._crop_shape(plan), plan.factor, both_sides, model].append(image)
-        return list(groups.values())
-
-    def _crop_shape(self, plan: ViewPlan) -> tuple[int, int]:
-        """Rows and columns of a crop, padding included."""
-        height, width = (part.stop - part.start for part in (plan.rows, plan.columns))
-        if self._device.type != "cuda":
-            return height, width
-        unit = CROP_PX * plan.factor
-        return -(-height // unit) * unit, -(-width // unit) * unit
-
-    def _run(
-        self, request: Request, members: list[int], return_votes: bool, exact: bool = False
-    ) -> tuple[Tensor, _Votes]:
-        """`Estimates.packed` of a group of images, on the device, and their votes if requested."""
-        views, factor = self._views(request, members), request.plans[members[0]].factor
+    def _run(self, request: Request, members: list[int], return_votes: bool, exact: bool = False) -> _Part:
+        """Launch a group of images."""
         if self.graphed is not None and not (exact or return_votes or self._profiler.measuring):
-            given = tuple(None if tensor is None else tensor.shape[1:] for tensor in views[1:])
-            return self.graphed((factor, tuple(views.crops.shape), given), *views), {}
-        estimates = self.pipeline(views, factor, exact or self._exact)
-        return estimates.packed(), dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
-
-    def _views(self, request: Request, members: list[int]) -> Views:
-        """The pipeline's input for a group of images, on the device."""
-        plans = [request.plans[image] for image in members]
-        matrices = torch.stack([plan.matrix for plan in plans])
-        known = [request.network_scale, request.previous, request.slopes]
+            return _Part(members, self._replay(self.graphed, request, members), {})
         with self._profiler.stage("remap"):
-            views = Views(
-                self._crops([request.images[image] for image in members], plans),
-                self._sent(matrices),
-                *(None if tensor is None else self._sent(tensor[members]) for tensor in known),
-            )
-            if plans[0].lens is not None:
-                lenses = [plan.lens for plan in plans if plan.lens is not None]
-                views = views._replace(lenses=self._sent(torch.stack(lenses)))
-            if request.both_sides[members[0]]:
-                mirrored = matrices @ mirror_homography(self._size, matrices)
-                views = views._replace(mirrored=self._sent(mirrored))
-        return views
+            views = self._views(request, members, request.both_sides[members[0]])
+        estimates = self.pipeline(views, exact or self._exact)
+        packed = estimates.packed()
+        votes = dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
+        return _Part(members, lambda: packed.numpy(force=True), votes)
 
-    def _launch(self, key: tuple[int, *tuple[Any, ...]], *views: Any) -> Tensor:
-        """The pipeline as a function of a graph's key and tensors."""
-        return self.pipeline(Views(*views), key[0]).packed()
+    def _replay(
+        self, graphed: GraphedFunction, request: Request, members: list[int]
+    ) -> Callable[[], np.ndarray]:
+        """Copy a group of images to the device, launch its graph, and begin to copy the results back."""
+        layout = self._layout(request, len(members), request.both_sides[members[0]])
+        with self._lock:
+            slot = self._slots[0]
+            self._slots = [*self._slots[1:], slot]
+            slot.read()  # the results of its last use, before they are overwritten
+            staged = _Staged.of(request, members, layout.pixels)
+            if staged.end > len(self._arena):
+                graphed.forget()  # graphs read the arena that they were recorded with
+                capacity = max(SMALLEST_BYTES, 1 << (staged.end - 1).bit_length())
+                self._arena = torch.empty(capacity, dtype=torch.uint8, device=self._device)
+            staged.write(slot.memory(staged.end), request, members, layout)
 
-    def _crops(self, images: list[Any], plans: list[ViewPlan]) -> Tensor:
-        """Crop the visible parts of the images, as (B, h, w, 3) uint8 on the device."""
-        parts = [as_tensor(image[plan.rows, plan.columns]) for image, plan in zip(images, plans, strict=True)]
-        shape = self._crop_shape(plans[0])
-        if len(parts) == 1 and parts[0].shape[:2] == shape and parts[0].device == self._device:
-            return parts[0][None]
-        pinned = self._device.type == "cuda" and not parts[0].is_cuda
-        crops = torch.zeros(
-            len(parts),
-            *shape,
-            parts[0].shape[-1],
-            dtype=torch.uint8,
-            device=parts[0].device,
-            pin_memory=pinned,
+            def load() -> None:
+                self._arena[: staged.end].copy_(slot.host[: staged.end], non_blocking=True)
+                staged.write_resident(self._arena)
+
+            return graphed(layout, load, slot.receive)
+
+    def _launch(self, layout: _Layout) -> Tensor:
+        """The pipeline as a function of a graph's key; it reads the arena."""
+        return self.pipeline(self._views_in(self._arena, layout)).packed()
+
+    def _views(self, request: Request, members: Sequence[int], mirrored: bool) -> Views:
+        """The pipeline's input for a group of images, in memory of its own."""
+        if self._device.type == "cpu":
+            rows = request.rows[list(members)]
+            pixels = [
+                _flat(request.images[image], request.plans[image], row)
+                for image, row in zip(members, rows, strict=True)
+            ]
+            images = self._sampled(torch.from_numpy(rows), pixels, mirrored)
+            known = [request.network_scale, request.previous, request.slopes]
+            if len(members) < len(request.images):
+                known = [None if each is None else each[list(members)] for each in known]
+            return Views(images, *known)
+        layout = self._layout(request, len(members), mirrored)
+        staged = _Staged.of(request, members, layout.pixels)
+        host = _pinned(staged.end, self._device)
+        staged.write(host.numpy(), request, members, layout)
+        there = host.to(self._device, non_blocking=True)
+        staged.write_resident(there)
+        return self._views_in(there, layout)
+
+    def _layout(self, request: Request, count: int, mirrored: bool) -> _Layout:
+        given = (request.network_scale, request.previous, request.slopes)
+        return _Layout(count, mirrored, *(each is not None for each in given), self._config.joints)
+
+    def _views_in(self, memory: Tensor, layout: _Layout) -> Views:
+        """The pipeline's input from staged memory, without synchronisation."""
+        rows = memory[: layout.numbers].view(torch.float64).view(layout.views, ROW)
+        numbers = memory[layout.numbers : layout.end].view(torch.float32)
+        views, joints = layout.views, layout.joints
+        slopes, scale, previous = numbers.split([views, views, views * joints * 3])
+        return Views(
+            self._sampled(rows, [memory], layout.mirrored),
+            scale if layout.scale else None,
+            previous.view(views, joints, 3) if layout.previous else None,
+            slopes if layout.slopes else None,
         )
-        for crop, part in zip(crops, parts, strict=True):
-            crop[: part.shape[0], : part.shape[1]] = part
-        return crops.to(self._device, non_blocking=True)
 
-    def _sent(self, tensor: Tensor) -> Tensor:
-        """Copy a small tensor to the device without synchronisation."""
-        tensor = tensor.pin_memory() if self._device.type == "cuda" else tensor
-        return tensor.to(self._device, non_blocking=True)
+    def _sampled(self, rows: Tensor, pixels: list[Tensor], mirrored: bool) -> Tensor:
+        return ops.network_views(
+            rows,
+            pixels,
+            size=self._config.input_size,
+            channels=self._config.image_channels,
+            mirrored=mirrored,
+            dtype=self._dtype,
+        )
+
+
+class _Part(NamedTuple):
+    """A launched group of images: their indices, their `Estimates.packed`, and their votes if requested."""
+
+    members: list[int]
+    read: Callable[[], np.ndarray]
+    votes: _Votes
+
+
+class _Layout(NamedTuple):
+    """The inputs of a graph, and their places in staged memory: rows, then numbers, then pixels."""
+
+    views: int
+    mirrored: bool
+    scale: bool
+    previous: bool
+    slopes: bool
+    joints: int
+
+    @property
+    def numbers(self) -> int:
+        """Where float32 numbers begin: slopes, hand scales and previous joints."""
+        return self.views * ROW * 8
+
+    @property
+    def end(self) -> int:
+        return self.numbers + self.views * (2 + 3 * self.joints) * 4
+
+    @property
+    def pixels(self) -> int:
+        return -(-self.end // ALIGNED) * ALIGNED
+
+
+class _Staged(NamedTuple):
+    """The places of crops in staged memory."""
+
+    crops: list[tuple[int, Any]]  # the byte at which each begins, and the crop (h, w, C) uint8
+    end: int
+
+    @classmethod
+    def of(cls, request: Request, members: Sequence[int], begin: int) -> _Staged:
+        crops = []
+        for image in members:
+            plan = request.plans[image]
+            crop = request.images[image][plan.rows, plan.columns]
+            crops.append((begin, crop))
+            begin += -(-crop.shape[0] * crop.shape[1] * crop.shape[2] // ALIGNED) * ALIGNED
+        return cls(crops, begin)
+
+    def write(self, memory: np.ndarray, request: Request, members: Sequence[int], layout: _Layout) -> None:
+        """Write everything but crops that lie on a device."""
+        rows = memory[: layout.numbers].view(np.float64).reshape(layout.views, ROW)
+        rows[:] = request.rows[list(members)]
+        numbers = memory[layout.numbers : layout.end].view(np.float32)
+        count = layout.views
+        given = (
+            (request.slopes, numbers[:count]),
+            (request.network_scale, numbers[count : 2 * count]),
+            (request.previous, numbers[2 * count :].reshape(count, -1, 3)),
+        )
+        for values, place in given:
+            if values is not None:
+                place[:] = values.numpy()[list(members)]
+        for row, (begin, crop) in zip(rows, self.crops, strict=True):
+            row[OFFSET], row[PITCH] = begin, crop.shape[1] * crop.shape[2]
+            if not isinstance(crop, Tensor) or crop.device.type == "cpu":
+                _place(memory, begin, crop)[:] = crop
+
+    def write_resident(self, memory: Tensor) -> None:
+        """Write the crops that lie on a device, on that device."""
+        for begin, crop in self.crops:
+            if isinstance(crop, Tensor) and crop.device.type != "cpu":
+                _place(memory, begin, crop).copy_(crop, non_blocking=True)
+
+
+class _Slot:
+    """Host memory of one launch, pinned for CUDA: what is copied to the device, and the results.
+
+    Args:
+        device: that it is copied to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.host = torch.empty(0, dtype=torch.uint8)
+        self._results = torch.empty(0)
+        self.read: Callable[[], Any] = lambda: None  # waits for the results of the last launch
+
+    def memory(self, size: int) -> np.ndarray:
+        """The memory to copy to the device, of at least `size` bytes."""
+        if size > len(self.host):
+            self.host = _pinned(max(SMALLEST_BYTES, 1 << (size - 1).bit_length()), self._device)
+        memory: np.ndarray = self.host.numpy()
+        return memory
+
+    def receive(self, packed: Tensor, mark: Callable[[], Callable[[], None]]) -> Callable[[], np.ndarray]:
+        """Begin to copy results (B, K) float32 to the host; the returned function waits and reads them."""
+        if self._results.numel() < packed.numel():
+            self._results = _pinned(4 * packed.numel(), self._device).view(torch.float32)
+        place = self._results[: packed.numel()].view(packed.shape)
+        place.copy_(packed, non_blocking=True)
+        wait = mark()
+        rows: list[np.ndarray] = []
+
+        def read() -> np.ndarray:
+            if not rows:
+                wait()
+                rows.append(place.numpy().copy())
+            return rows[0]
+
+        self.read = read
+        return read
+
+
+def _flat(image: Any, plan: Any, row: np.ndarray) -> Tensor:
+    """The bytes of an image on the CPU, or of its crop where they are not in order; `row` then follows."""
+    if isinstance(image, Tensor):
+        if image.device.type == "cpu" and image.is_contiguous():
+            return image.view(-1)
+        crop = image[plan.rows, plan.columns].cpu().contiguous()
+    else:
+        # torch warns about read-only arrays.
+        if image.flags.c_contiguous and image.flags.writeable:
+            return torch.from_numpy(image).view(-1)
+        crop = torch.from_numpy(image[plan.rows, plan.columns].copy())
+    row[OFFSET], row[PITCH] = 0, crop.shape[1] * crop.shape[2]
+    return crop.view(-1)
+
+
+def _place(memory: Any, begin: int, crop: Any) -> Any:
+    """The view of flat memory that holds a crop."""
+    height, width, channels = crop.shape
+    return memory[begin : begin + height * width * channels].reshape(height, width, channels)
+
+
+def _pinned(size: int, device: torch.device) -> Tensor:
+    """Host memory, pinned for copies to a CUDA device."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def as_tensor(image: Any) -> Tensor:

@@ -107,7 +107,7 @@ class PoseEstimator:
         # The PyTorch path synchronises anyway, so lists are sized exactly.
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and backend != "torch" else None
         self.runner = BatchRunner(
-            self._make_pipeline(), model.config.input_size, self.device, self._profiler, recorder
+            self._make_pipeline(), model.config, self.device, self.dtype, self._profiler, recorder
         )
         self._finder = (
             HandFinder(self.model, self.dtype, self._profiler) if isinstance(self.model, NVF) else None
@@ -133,7 +133,7 @@ class PoseEstimator:
             raise ValueError(
                 f"{given} are options of a field, this is a {self.model.config.method!r} baseline without one"
             )
-        return BaselinePipeline(self.model, self.dtype, self._profiler)
+        return BaselinePipeline(self.model, self._profiler)
 
     @unaffected()
     def __call__(
@@ -342,7 +342,7 @@ class PoseEstimator:
         with self._profiler.stage("prepare"):
             # One view of each suffices, since the network's presence covers hands of either side.
             request = self._read(image, camera, None, found.boxes, side or "right")
-        images = self.runner.network_images(request, self.dtype)
+        images = self.runner.network_images(request)
         with self._profiler.stage("encode"):
             slopes = request.slopes.to(self.device)  # type: ignore[union-attr]
             encoding = self.model.encode_hands(images, slopes)
@@ -380,7 +380,7 @@ class PoseEstimator:
         if hand_scale is None and isinstance(self.volume, HandVolume):
             hand_scale = pose.hand_scale
         request = self._read(image, K, hand_scale, pose.box, pose.side, root=root)
-        view = self.runner.network_images(request, self.dtype)
+        view = self.runner.network_images(request)
         return field_distance(self.model, self.volume, view, request)
 
     @property

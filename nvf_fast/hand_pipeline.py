@@ -17,7 +17,6 @@ from nvf_fast.pipeline import (
     Views,
     cast_votes,
     images_per_run,
-    network_images,
 )
 from nvf_fast.pose import error_scores
 from nvf_fast.runtime.profiling import Profiler
@@ -35,7 +34,7 @@ class Voters(NamedTuple):
 
 
 class HandPipeline:
-    """Sampling, encoding, placing the query points, querying, selecting, voting and combining.
+    """Encoding, placing the query points, querying, selecting, voting and combining.
 
     For an unknown side, the view and its mirror image are encoded together, and the one with the smaller
     left-hand logit is used; the comparison cancels errors common to both.
@@ -70,10 +69,10 @@ class HandPipeline:
     def batch_size(self, exact: bool) -> int:
         return images_per_run(len(self.lattice) if exact else self._capacity, self._model.config.joints)
 
-    def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
+    def __call__(self, views: Views, exact: bool = False) -> Estimates:
         slopes = views.slopes
         assert slopes is not None
-        encoding, left = self._encode_likelier_side(views, factor)
+        encoding, left = self._encode_likelier_side(views)
         coarse, voted, voters = self.vote(encoding, slopes, exact)
         with self._profiler.stage("vote"):
             combined = self._heads.combine(coarse, voted)
@@ -124,21 +123,15 @@ class HandPipeline:
             voted, _ = cast_votes(points, votes, voters.counts, self._options)
         return coarse, voted, Voters(points, votes, voters.counts, buffers.needs_retry)
 
-    def _encode(self, *views: Views, factor: int) -> HandEncoding:
-        """Sample and encode the views of several batches, concatenated."""
-        size = self._model.config.input_size
-        with self._profiler.stage("remap"):
-            images = torch.cat([network_images(each, size, factor, self._options.dtype) for each in views])
-        with self._profiler.stage("encode"):
-            slopes = [each.slopes for each in views if each.slopes is not None]
-            return self._model.encode_hands(images, torch.cat(slopes))
-
-    def _encode_likelier_side(self, views: Views, factor: int) -> tuple[HandEncoding, Tensor]:
+    def _encode_likelier_side(self, views: Views) -> tuple[HandEncoding, Tensor]:
         """Choose the likelier right hand of each view and its mirror image; (B,) bool marks mirror images."""
-        assert views.slopes is not None
-        if views.mirrored is None:
-            return self._encode(views, factor=factor), torch.zeros_like(views.slopes, dtype=torch.bool)
-        both = self._encode(views, views._replace(matrices=views.mirrored), factor=factor)
+        images, slopes = views.images, views.slopes
+        assert slopes is not None
+        with self._profiler.stage("encode"):
+            if len(images) == len(slopes):
+                left = torch.zeros_like(slopes, dtype=torch.bool)
+                return self._model.encode_hands(images, slopes), left
+            both = self._model.encode_hands(images, slopes.repeat(2))
         plain, mirrored = (
             HandEncoding(*half) for half in zip(*(each.chunk(2) for each in both), strict=True)
         )

@@ -1,4 +1,4 @@
-"""Pipelines from crops of images to joints, on one device.
+"""Pipelines from views of images to joints, on one device.
 
 Unless a run is exact, its lists of points have fixed capacities and it never synchronises, so that a CUDA
 graph can record it (`nvf_fast.buffers`). An image whose voters exceed the capacity, or whose search the guard
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline
 from nvf_fast.buffers import Buffers
-from nvf_fast.camera import normalised, reference_intrinsics, sample_views
+from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import HAND_JOINTS
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
@@ -41,6 +42,7 @@ class QueryOptions:
 
     Raises:
         ValueError: a value is out of range.
+        TypeError: a value is no number.
     """
 
     step_mm: float = 16.0
@@ -51,6 +53,9 @@ class QueryOptions:
     backend: ops.Backend | None = None
 
     def __post_init__(self) -> None:
+        for name in ("step_mm", "surface_mm", "fraction"):
+            if not isinstance(getattr(self, name), Real):
+                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}")
         if not self.surface_mm > 0:
             raise ValueError(f"surface_mm must be a positive number of mm, got {self.surface_mm}")
         if not 0 < self.fraction <= 1:
@@ -71,20 +76,18 @@ class QueryOptions:
             channels=model.config.width,
             image_size=model.config.input_size,
             dtype=self.dtype,
+            surface_mm=self.surface_mm,
             backend=self.backend,
         )
 
 
 class Views(NamedTuple):
-    """B crops of one size for `sample_views`, and the network's further inputs."""
+    """B views, and the network's further inputs."""
 
-    crops: Tensor  # (B, h, w, 3) uint8
-    matrices: Tensor  # (B, 3, 3) float64, from view px to px of the averaged crop, or to rays before a lens
+    images: Tensor  # (B, C, S, S) as networks take them; of unknown sides (2 B, ...), mirror images last
     scale: Tensor | None = None  # (B,) float32 mm, hand scales
     previous: Tensor | None = None  # (B, 21, 3) float32 mm in the volume's frame; NaN is unknown
     slopes: Tensor | None = None  # (B,) float32, tangents of half the angles of hand views
-    mirrored: Tensor | None = None  # `matrices` of the mirrored hand views, where sides are unknown
-    lenses: Tensor | None = None  # (B, L) float64, of one model, as `ViewPlan.lens`; None without distortion
 
 
 class Estimates(NamedTuple):
@@ -161,12 +164,11 @@ class Pipeline(Protocol):
         """Largest number of images of one run."""
         ...
 
-    def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
+    def __call__(self, views: Views, exact: bool = False) -> Estimates:
         """Estimate the pose in each image.
 
         Args:
             views: B images.
-            factor: px, side of the squares of pixels over which the crops are averaged.
             exact: whether to size lists exactly and continue rejected searches, which synchronises.
         """
         ...
@@ -213,20 +215,18 @@ class FieldPipeline:
         rows = len(self.lattice) if exact else self._capacities.voters
         return images_per_run(rows, self._model.config.joints)
 
-    def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
-        with self._profiler.stage("remap"):
-            images = network_images(views, self._model.config.input_size, factor, self._options.dtype)
+    def __call__(self, views: Views, exact: bool = False) -> Estimates:
         with self._profiler.stage("encode"):
-            features = self._model.encode(images)
+            features = self._model.encode(views.images)
         with self._profiler.stage("query"):
             map_size = features.shape[2], features.shape[3]
             field = _BatchField(self, self.query.project(features, views.scale), map_size)
         if self._options.search != "dense":
-            return self._searched(field, len(images), views.previous, exact)
+            return self._searched(field, len(views.images), views.previous, exact)
         with self._profiler.stage("query"):
             sdf = field.every(1)
         with self._profiler.stage("select"):
-            buffers = Buffers(len(images), sdf.device, exact, self._options.backend)
+            buffers = Buffers(len(views.images), sdf.device, exact, self._options.backend)
             voters = buffers.select_voters(sdf, self._options.surface_mm, self._capacities.voters)
             nodes = self.lattice.filled(voters.indices, self.lattice.every(1))
         with self._profiler.stage("vote"):
@@ -309,29 +309,24 @@ class _BatchField(NamedTuple):
 
 
 class BaselinePipeline:
-    """Sampling, encoding and regressing, for the baselines of Sec. 4.1.
+    """Encoding and regressing, for the baselines of Sec. 4.1.
 
     Args:
-        model: the network, its encoder in `dtype`, on its device.
-        dtype: of the encoder.
+        model: the network, on its device.
         profiler: measures the stages.
     """
 
-    def __init__(
-        self, model: HolisticBaseline | DenseBaseline, dtype: torch.dtype, profiler: Profiler
-    ) -> None:
-        self._model, self._dtype, self._profiler = model, dtype, profiler
+    def __init__(self, model: HolisticBaseline | DenseBaseline, profiler: Profiler) -> None:
+        self._model, self._profiler = model, profiler
         dense = isinstance(model, DenseBaseline)
         self._evaluated = model.config.feature_size**2 if dense else 1
 
     def batch_size(self, exact: bool) -> int:
         return IMAGES
 
-    def __call__(self, views: Views, factor: int, exact: bool = False) -> Estimates:
-        with self._profiler.stage("remap"):
-            images = network_images(views, self._model.config.input_size, factor, self._dtype)
+    def __call__(self, views: Views, exact: bool = False) -> Estimates:
         with self._profiler.stage("encode"):
-            features = self._model.encode(images)
+            features = self._model.encode(views.images)
         with self._profiler.stage("regress"):
             joints, voters = self._model.predict(features, views.scale)
         voters = voters.int()
@@ -339,13 +334,6 @@ class BaselinePipeline:
         evaluated = torch.full_like(voters, self._evaluated)
         fits = torch.zeros_like(voters, dtype=torch.bool)
         return Estimates.without_heads(joints, scores, voters, evaluated, fits, [])
-
-
-def network_images(views: Views, size: int, factor: int, dtype: torch.dtype) -> Tensor:
-    """Sample views (B, C, size, size), normalised to (x / 255 - 0.5) / 0.5 in `dtype`, channels last."""
-    crops = views.crops.permute(0, 3, 1, 2)
-    images = sample_views(crops, views.matrices, size, factor, views.lenses)
-    return normalised(images).to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def images_per_run(rows: int, joints: int) -> int:

@@ -16,6 +16,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.inputs import (
     check_hand_views,
     check_middles,
+    check_sight,
     previous_boxes,
     previous_images,
     read_boxes,
@@ -27,11 +28,13 @@ from nvf_fast.inputs import (
     read_sides,
     wide_boxes,
 )
+from nvf_fast.kernels.network_views.reference import ROW
 from nvf_fast.lens import Lens
 from nvf_fast.pose import HandPose
 from nvf_fast.search import Search
 from nvf_fast.volumes import FrustumVolume, HandVolume, Placement, RootCube
 
+KNOWN_NUMBERS = 2**10  # of an array of a kept request, the most
 KNOWN_REQUESTS = 16  # kept, for calls in which cameras and boxes stay
 
 
@@ -41,6 +44,7 @@ class Request(NamedTuple):
     images: list[Any]  # (H, W, 3) uint8 each, numpy or torch
     image_index: list[int]  # of each hand's image among the given ones
     plans: list[ViewPlan]  # of each view's sampling
+    rows: np.ndarray  # (B, 33) float64, the plans for `ops.network_views`, of images without padding
     placement: Placement  # of the volume before each camera
     cameras: Cameras  # of each hand
     left: Tensor  # (B,) bool, hands given as left ones
@@ -99,7 +103,7 @@ class RequestReader:
         try:
             given = (sizes, single, K, hand_scale, box, side, return_votes, root)
             key = None if previous is not None else _fingerprint(given)
-        except TypeError:
+        except (TypeError, RecursionError):
             key = None
         request = self._known.get(key)
         if request is None:
@@ -156,6 +160,8 @@ class RequestReader:
         elif boxes is not None:
             check_middles(boxes, sizes)
             wide = wide_boxes(boxes, cameras, image_index)
+        elif not hand:
+            check_sight(placement, cameras, size, sizes, image_index)
         both_sides = [hand and each is None for each in sides]
         plans = [
             # The mirrored view, about pixel size / 2, reaches one pixel farther.
@@ -164,11 +170,14 @@ class RequestReader:
                 placement.matrices.flatten(1).tolist(), sizes, both_sides, _lenses(cameras), strict=True
             )
         ]
+        channels = self._config.image_channels
+        rows = [plan.row(width * channels, channels) for plan, (_, width) in zip(plans, sizes, strict=True)]
         before = read_previous(previous, placement)
         return Request(
             images,
             image_index,
             plans,
+            np.array(rows, dtype=np.float64).reshape(-1, ROW),
             placement,
             cameras,
             left,
@@ -214,9 +223,9 @@ def _fingerprint(value: Any) -> Any:
     Raises:
         TypeError: the argument is of a type whose values might change.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.numel() <= KNOWN_NUMBERS:
         value = value.numpy(force=True)
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject and value.size <= KNOWN_NUMBERS:
         return value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, tuple | list):
         return type(value), *map(_fingerprint, value)

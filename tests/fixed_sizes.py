@@ -23,17 +23,24 @@ class LaunchByLaunch:
 
         return run_again, output
 
+    def finish(self) -> None:
+        pass
+
+    def mark(self) -> Callable[[], None]:
+        return lambda: None
+
     @contextmanager
     def in_order(self) -> Iterator[None]:
         yield
 
 
 def with_fixed_sizes(estimator: PoseEstimator) -> PoseEstimator:
-    """Switch the estimator to one recorded run per shape."""
+    """Switch the estimator to one recorded run per number of images."""
     estimator.runner = BatchRunner(
         estimator.runner.pipeline,
-        estimator.model.config.input_size,
+        estimator.model.config,
         estimator.device,
+        estimator.dtype,
         Profiler(estimator.device),
         LaunchByLaunch(),
     )

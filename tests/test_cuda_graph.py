@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from nvf_fast.runtime.cuda_graph import (
     CaptureInterruptedError,
     CudaRecorder,
     GraphedFunction,
+    Recorder,
     interrupted,
 )
 
@@ -42,6 +44,9 @@ class FakeRecorder:
     def finish(self) -> None:
         self.finished += 1
 
+    def mark(self) -> Callable[[], None]:
+        return lambda: None
+
     @contextmanager
     def in_order(self) -> Iterator[None]:
         self.running += 1
@@ -52,13 +57,32 @@ class FakeRecorder:
             self.running -= 1
 
 
+class OnTensors:
+    """A `GraphedFunction` of tensors, which are copied to places of their own, as the results are."""
+
+    def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
+        self._places: dict[int, list[Tensor]] = {}
+        self._graphed = GraphedFunction(lambda key: function(key, *self._places[key]), recorder)
+
+    def __call__(self, key: int, *tensors: Tensor) -> Tensor:
+        def load() -> None:
+            places = self._places.setdefault(key, [torch.empty_like(tensor) for tensor in tensors])
+            for place, tensor in zip(places, tensors, strict=True):
+                place.copy_(tensor)
+
+        return self._graphed(key, load, lambda output, mark: output.clone())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graphed, name)
+
+
 def scaled(key: int, first: Tensor, second: Tensor) -> Tensor:
     return key * first + second
 
 
 def test_records_each_key_once_and_returns_separate_results() -> None:
     recorder = FakeRecorder()
-    graphed = GraphedFunction(scaled, recorder)
+    graphed = OnTensors(scaled, recorder)
     inputs = [torch.rand(3), torch.rand(3)]
     first = graphed(2, *inputs)
     kept = first.clone()
@@ -71,7 +95,7 @@ def test_records_each_key_once_and_returns_separate_results() -> None:
 
 def test_runs_eagerly_and_warns_once_when_recording_fails(caplog: pytest.LogCaptureFixture) -> None:
     recorder = FakeRecorder(RuntimeError("operation not permitted when stream is capturing"))
-    graphed = GraphedFunction(scaled, recorder)
+    graphed = OnTensors(scaled, recorder)
     with caplog.at_level(logging.WARNING, "nvf_fast"):
         for _ in range(3):
             assert torch.equal(graphed(2, torch.ones(3), torch.ones(3)), torch.full((3,), 3.0))
@@ -83,7 +107,7 @@ def test_runs_eagerly_and_warns_once_when_recording_fails(caplog: pytest.LogCapt
 
 def test_out_of_memory_propagates() -> None:
     recorder = FakeRecorder(torch.OutOfMemoryError("too many"))
-    graphed = GraphedFunction(scaled, recorder)
+    graphed = OnTensors(scaled, recorder)
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError, match="too many"):
             graphed(2, torch.ones(3), torch.ones(3))
@@ -93,7 +117,7 @@ def test_out_of_memory_propagates() -> None:
 def test_evicts_the_least_recently_used_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvf_fast.runtime.cuda_graph, "GRAPHS", 2)
     recorder = FakeRecorder()
-    graphed = GraphedFunction(scaled, recorder)
+    graphed = OnTensors(scaled, recorder)
     for key, recorded, evicted in ((1, 1, 0), (2, 2, 0), (1, 2, 0), (3, 3, 1), (1, 3, 1), (2, 4, 2)):
         graphed(key, torch.ones(1), torch.ones(1))
         assert recorder.recorded == graphed.captures == recorded, key
@@ -102,7 +126,7 @@ def test_evicts_the_least_recently_used_graph(monkeypatch: pytest.MonkeyPatch) -
 
 def test_repeats_a_capture_that_another_thread_interrupted(caplog: pytest.LogCaptureFixture) -> None:
     recorder = FakeRecorder(CaptureInterruptedError("another thread interrupted the capture"))
-    graphed = GraphedFunction(scaled, recorder)
+    graphed = OnTensors(scaled, recorder)
     graphed(2, torch.ones(3), torch.ones(3))
     recorder.failure = None
     for _ in range(2):
@@ -133,9 +157,19 @@ def test_only_errors_of_other_threads_are_interruptions() -> None:
     assert not interrupted(error_of(invalidated, "out of range"))
 
 
+def test_forgets_graphs_of_tensors_that_move() -> None:
+    recorder = FakeRecorder()
+    graphed = OnTensors(scaled, recorder)
+    graphed(2, torch.ones(3), torch.ones(3))
+    graphed.forget()
+    assert recorder.finished == 1, "their launches end first"
+    graphed(2, torch.ones(3), torch.ones(3))
+    assert recorder.recorded == 2
+
+
 def test_concurrent_threads_are_serialised() -> None:
     recorder = FakeRecorder()
-    graphed = GraphedFunction(scaled, recorder)
+    graphed = OnTensors(scaled, recorder)
     wrong = []
 
     def work(number: float) -> None:
@@ -155,7 +189,7 @@ def test_concurrent_threads_are_serialised() -> None:
 @pytest.mark.cuda
 def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> None:
     device = torch.device("cuda")
-    graphed = GraphedFunction(scaled, CudaRecorder(device))
+    graphed = OnTensors(scaled, CudaRecorder(device))
     expected, found = [], []
     for i in range(20):
         with torch.cuda.stream(torch.cuda.Stream()):
@@ -167,7 +201,7 @@ def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> Non
             expected.append((2 + i % 2) * i + 1)
     torch.cuda.synchronize()
     assert [value.unique().tolist() for value in found] == [[float(value)] for value in expected]
-    refused = GraphedFunction(lambda key, tensor: tensor * tensor.sum().item(), CudaRecorder(device))
+    refused = OnTensors(lambda key, tensor: tensor * tensor.sum().item(), CudaRecorder(device))
     assert torch.equal(refused(0, torch.ones(3, device=device)), torch.full((3,), 3.0, device=device))
     assert "no CUDA graph for 0" in caplog.text
     # A failed capture affects neither random numbers nor the next capture in the same pool.
@@ -178,7 +212,7 @@ def test_cuda_graphs_on_several_streams(caplog: pytest.LogCaptureFixture) -> Non
     def once(key: int, tensor: Tensor) -> Tensor:
         return tensor * (tensor.sum().item() if broken[0] else 2)
 
-    graphed = GraphedFunction(once, CudaRecorder(device))
+    graphed = OnTensors(once, CudaRecorder(device))
     graphed(0, torch.ones(3, device=device))
     broken[0] = False
     assert graphed(1, torch.ones(3, device=device)).tolist() == [2, 2, 2]
@@ -190,7 +224,7 @@ def test_threads_capture_one_after_the_other(caplog: pytest.LogCaptureFixture) -
     """The estimators of two threads have recorders of their own, and each capture synchronises the device."""
     device, keys = torch.device("cuda"), range(6)
     found: dict[tuple[int, int], list[float]] = {}
-    graphed = [GraphedFunction(scaled, CudaRecorder(device)) for _ in range(2)]
+    graphed = [OnTensors(scaled, CudaRecorder(device)) for _ in range(2)]
     start = threading.Barrier(2)
 
     def work(thread: int) -> None:
@@ -228,7 +262,7 @@ def test_an_interrupted_capture_is_repeated() -> None:
             other.join()
         return doubled + key
 
-    graphed = GraphedFunction(synchronised, CudaRecorder(device))
+    graphed = OnTensors(synchronised, CudaRecorder(device))
     for _ in range(3):
         assert graphed(1, torch.ones(3, device=device)).tolist() == [3, 3, 3]
     assert not interfere and not graphed.failed and graphed.captures == 2
@@ -245,7 +279,7 @@ def test_evicted_graphs_keep_their_memory_until_they_end(monkeypatch: pytest.Mon
             tensor = tensor * 1.0
         return tensor + key
 
-    graphed, streams = GraphedFunction(slow, CudaRecorder(device)), [torch.cuda.Stream() for _ in range(2)]
+    graphed, streams = OnTensors(slow, CudaRecorder(device)), [torch.cuda.Stream() for _ in range(2)]
     found = []
     for turn in range(6):
         with torch.cuda.stream(streams[turn % 2]):

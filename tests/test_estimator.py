@@ -51,7 +51,8 @@ class SpotReader(nn.Module):
         self.config = NVFConfig(input_size=size, **config)
         self.encoder = nn.Identity()
         self.field = nn.Module()
-        self.field.weights, self.field.biases = [torch.zeros(85, 257)], [torch.zeros(85)]  # never queried
+        self.field.weights = [torch.zeros(8, 257), torch.zeros(85, 265)]  # never queried
+        self.field.biases = [torch.zeros(8), torch.zeros(85)]
         self.distances = iter(distances)  # per image, (3,) mm from the camera to each mark
 
     @property

@@ -48,15 +48,15 @@ def planned(kind: str, focal: float, box: tuple[float, ...]) -> ViewPlan:
     return plan_view(matrix, SIZE, 131, 173, 1.0, next(iter(cameras)))
 
 
-# Magnified, averaged over 2 and 4 px, beyond the border, tilted towards the horizon, through lenses.
+# Magnified, averaged over 2 px, beyond the border, tilted towards the horizon, through lenses.
 PLANS = {
     "magnified": ("pinhole", 150.0, (60, 50, 75, 62)),
-    "averaged": ("pinhole", 150.0, (40, 20, 110, 100)),
-    "border": ("pinhole", 150.0, (-60, -20, 80, 70)),
-    "wide": ("pinhole", 60.0, (100, 70, 172, 130)),
-    "plumb bob": ("plumb_bob", 150.0, (20, 20, 90, 90)),
-    "fisheye": ("fisheye", 90.0, (60, 10, 140, 90)),
-    "unseen": ("plumb_bob", 60.0, (-80, -70, 60, 50)),
+    "averaged": ("pinhole", 150.0, (40, 20, 95, 70)),
+    "border": ("pinhole", 150.0, (-30, -15, 20, 35)),
+    "wide": ("pinhole", 60.0, (110, 80, 150, 120)),
+    "plumb bob": ("plumb_bob", 150.0, (20, 20, 70, 70)),
+    "fisheye": ("fisheye", 90.0, (70, 20, 115, 65)),
+    "unseen": ("plumb_bob", 60.0, (-25, -25, 20, 20)),
 }
 
 
@@ -67,7 +67,8 @@ def batch(names: list[str], channels: int) -> tuple[Tensor, Tensor, list[Tensor]
     plans = [planned(*PLANS[name]) for name in names]
     rows = torch.tensor([plan.row(173 * channels, channels) for plan in plans], dtype=torch.float64)
     crops = [image[plan.rows, plan.columns].permute(2, 0, 1)[None] for plan in plans]
-    return rows.to(DEVICE), image.flatten().to(DEVICE), crops
+    pixels = torch.cat([torch.zeros(7, dtype=torch.uint8), image.flatten()]).to(DEVICE)
+    return rows.to(DEVICE), pixels[7:], crops
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -96,7 +97,8 @@ def test_definition_is_that_of_views(name: str) -> None:
     ],
 )
 def test_forms(function: Callable, dtype: torch.dtype, channels: int, mirrored: bool) -> None:
-    rows, pixels, _ = batch(list(PLANS), channels)
+    names = list(PLANS) if mirrored and channels == 3 else ["border", "averaged"]
+    rows, pixels, _ = batch(names, channels)
     exact = reference(rows, [pixels], SIZE, channels, mirrored, torch.float64)
     found = function(rows, [pixels], SIZE, channels, mirrored, dtype)
     assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
@@ -108,7 +110,7 @@ def test_forms(function: Callable, dtype: torch.dtype, channels: int, mirrored: 
 
 
 def test_kernel_is_as_exact_as_torch() -> None:
-    rows, pixels, _ = batch(list(PLANS), 3)
+    rows, pixels, _ = batch(["magnified", "averaged", "plumb bob"], 3)
     exact = reference(rows, [pixels], SIZE, 3, True, torch.float64)
     errors = [
         (form(rows, [pixels], SIZE, 3, True, torch.float32).double() - exact).square().mean().sqrt()

@@ -85,9 +85,9 @@ def test_dense_and_guided_runs_do_not_synchronise(search: Any, step: float, befo
     for stride in (1, 2, 4):  # computed once, before recording
         pipeline.every(stride, MAP_SIZE)
     with no_synchronisation():
-        crops, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
+        images = torch.zeros(2, 3, SMALL.input_size, SMALL.input_size)
         scale, previous = torch.full((2,), 30.0), torch.zeros(2, 21, 3) if before else None
-        packed = pipeline(Views(crops, matrices, scale, previous), 1).packed()
+        packed = pipeline(Views(images, scale, previous)).packed()
         assert packed.shape == (2, 110)
 
 
@@ -97,9 +97,8 @@ def test_hand_view_runs_do_not_synchronise(side_known: bool) -> None:
     query: Any = ShapesOnly()
     pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Profiler(torch.device("cpu")), query)
     with no_synchronisation():
-        crops, matrices = torch.zeros(2, 40, 50, 3, dtype=torch.uint8), torch.eye(3).double().expand(2, 3, 3)
-        slopes, mirrored = torch.full((2,), 0.2), None if side_known else matrices
-        packed = pipeline(Views(crops, matrices, slopes=slopes, mirrored=mirrored), 1).packed()
+        images = torch.zeros(2 if side_known else 4, 3, HAND.input_size, HAND.input_size)
+        packed = pipeline(Views(images, slopes=torch.full((2,), 0.2))).packed()
         assert packed.shape == (2, 110)
 
 

@@ -150,5 +150,6 @@ def network_views(
             ROW=ROW,
             BLOCK=_BLOCK,
             num_warps=_WARPS,
+            enable_fp_fusion=True,
         )
     return views

@@ -7,7 +7,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ ATTEMPTS = 3  # of captures that other threads interrupt
 INVALIDATED = "previous error during capture"  # in CUDA's message of a capture that another call made invalid
 CAPTURE = threading.Lock()  # a capture begins by synchronising its device, which ends any other capture
 LOG = logging.getLogger("nvf_fast")
+R = TypeVar("R")
 
 
 class CaptureInterruptedError(RuntimeError):
@@ -39,21 +40,24 @@ class Recorder(Protocol):
     def finish(self) -> None:
         """Wait for the launches of all uses so far."""
 
+    def mark(self) -> Callable[[], None]:
+        """A function that waits for the launches so far on the current stream."""
+
     @contextmanager
     def in_order(self) -> Iterator[None]:
         """Order enclosed launches after those of earlier uses, on any stream."""
 
 
 class GraphedFunction:
-    """A function `function(key, *tensors)` without synchronisation, replayed as a CUDA graph for each key.
+    """A function `function(key)` without synchronisation, replayed as a CUDA graph for each key.
 
-    The tensors of one key have the same shapes and dtypes in every call, or are None in every call. Calls
-    from several streams and threads run one after the other, since they use the same memory. If a capture
-    fails, a warning gives the reason, and its key runs without a graph from then on. A capture that another
-    thread interrupts is repeated in the next call, `ATTEMPTS` times at most.
+    It reads tensors that stay where they are, and returns a tensor. Calls from several streams and threads
+    run one after the other, since they use the same memory. If a capture fails, a warning gives the reason,
+    and its key runs without a graph from then on. A capture that another thread interrupts is repeated in the
+    next call, `ATTEMPTS` times at most.
 
     Args:
-        function: from a key and tensors on the device to a tensor.
+        function: from a key to a tensor on the device.
         recorder: of the device.
 
     Attributes:
@@ -69,33 +73,49 @@ class GraphedFunction:
         self._captured: OrderedDict[Hashable, _Captured] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, key: Hashable, *tensors: Tensor | None) -> Tensor:
-        """Compute the function's result, in newly allocated memory.
+    def __call__(
+        self,
+        key: Hashable,
+        load: Callable[[], object],
+        unload: Callable[[Tensor, Callable[[], Callable[[], None]]], R],
+    ) -> R:
+        """Compute the function's result.
+
+        Args:
+            key: of the graph.
+            load: writes the tensors that the function reads.
+            unload: takes the result, which later calls overwrite, and `Recorder.mark`, without synchronising.
+
+        Returns:
+            The result of `unload`.
 
         Raises:
             torch.OutOfMemoryError: a capture did not fit.
         """
-        with self._lock:
+        with self._lock, self._recorder.in_order():
+            load()
             if key not in self._captured and key not in self.failed:
-                self._capture(key, tensors)
+                self._capture(key)
             captured = self._captured.get(key)
-            if captured is not None:
+            if captured is None:
+                output = self._function(key)
+            else:
                 self._captured.move_to_end(key)
-                with self._recorder.in_order():
-                    for buffer, tensor in zip(captured.inputs, tensors, strict=True):
-                        if buffer is not None and tensor is not None:
-                            buffer.copy_(tensor, non_blocking=True)
-                    captured.launch()
-                    return captured.output.clone()
-        return self._function(key, *tensors)
+                captured.launch()
+                output = captured.output
+            return unload(output, self._recorder.mark)
 
-    def _capture(self, key: Hashable, tensors: tuple[Tensor | None, ...]) -> None:
+    def forget(self) -> None:
+        """Drop all graphs once their launches end: tensors that they read move."""
+        with self._lock:
+            self._recorder.finish()
+            self._captured.clear()
+
+    def _capture(self, key: Hashable) -> None:
         """Capture a key's call and keep the graph."""
         self.captures += 1
-        inputs = [None if tensor is None else tensor.clone() for tensor in tensors]
         try:
-            with self._recorder.in_order():
-                launch, output = self._recorder.record(lambda: self._function(key, *inputs))
+            launch, output = self._recorder.record(lambda: self._function(key))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -105,14 +125,13 @@ class GraphedFunction:
             self.failed.add(key)
             LOG.warning("no CUDA graph for %s, it runs launch by launch: %s", key, error)
             return
-        self._captured[key] = _Captured(inputs, launch, output)
+        self._captured[key] = _Captured(launch, output)
         if len(self._captured) > GRAPHS:
             self._recorder.finish()  # the evicted graph's memory may be in use on another stream
             self._captured.popitem(last=False)
 
 
 class _Captured(NamedTuple):
-    inputs: list[Tensor | None]
     launch: Callable[[], None]
     output: Tensor
 
@@ -147,6 +166,11 @@ class CudaRecorder:
 
     def finish(self) -> None:
         self._last.synchronize()
+
+    def mark(self) -> Callable[[], None]:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event.synchronize
 
     def _capturing(self, graph: torch.cuda.CUDAGraph) -> AbstractContextManager[None]:
         # Only this thread's launches belong to the graph; other threads continue.
