@@ -20,6 +20,7 @@ from nvf_fast.volumes import Placement
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 SMALLEST_BOX_PX = 2
+MOST_NUMBERS = 2**20  # of an argument other than images
 SIGHT_SAMPLES = 33  # along each axis of a view, to tell whether a lens shows it in an image
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
 # Corners of a unit square in order, as homogeneous pixels.
@@ -77,8 +78,10 @@ def read_cameras(K: Any, sizes: Sequence[Sequence[int]]) -> Cameras:
 
 def read_sides(side: Any, count: int) -> list[str | None]:
     """The side of each of `count` hands or images."""
-    sides = list(side) if isinstance(side, list | tuple | np.ndarray) else [side] * count
-    if len(sides) != count or any(each not in ("left", "right", None) for each in sides):
+    side = side.tolist() if isinstance(side, np.ndarray) else side
+    sides = list(side) if isinstance(side, list | tuple) else [side] * count
+    known = (each is None or (isinstance(each, str) and each in ("left", "right")) for each in sides)
+    if len(sides) != count or not all(known):
         raise ValueError(f'side must be "right", "left" or None, or a list of {count} of them, got {side!r}')
     return sides
 
@@ -214,6 +217,25 @@ def check_hand_views(
             )
 
 
+def check_sight(
+    placement: Placement, cameras: Cameras, size: int, sizes: Sequence[Any], image_index: Sequence[int]
+) -> None:
+    """Refuse views of `size` px, without a box, that show no pixel of their images of (height, width) px."""
+    if cameras.distorted:
+        return  # the matrices end before the lens
+    for matrix, (height, width), i in zip(placement.matrices, sizes, image_index, strict=True):
+        corners = (_CORNERS * [size, size, 1] - [0.5, 0.5, 0]) @ np.asarray(matrix).T
+        if (corners[:, 2] <= 0).any():
+            continue
+        pixels = corners[:, :2] / corners[:, 2:]
+        low, high = pixels.min(0).round().tolist(), pixels.max(0).round().tolist()
+        if min(high) < -0.5 or low[0] > width - 0.5 or low[1] > height - 0.5:
+            raise ValueError(
+                f"the view touches no pixel of image {i}, {width} x {height} px: it shows x from {low[0]:.0f} "
+                f"to {high[0]:.0f} px and y from {low[1]:.0f} to {high[1]:.0f} px"
+            )
+
+
 def _apart(pyramid: np.ndarray, other: np.ndarray) -> bool:
     """Whether a side of a pyramid separates it from another; both by the rays (4, 3) of their edges, in turn.
 
@@ -342,10 +364,19 @@ def _expanded(name: str, values: Tensor, count: int, shape: tuple[int, ...], of:
 
 
 def _numbers(name: str, value: Any, expected: str) -> Tensor:
-    """float64 on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", torch.float64)
+    """float64 on the CPU, of integers or floats; NumPy would also read strings and drop imaginary parts."""
     try:
-        return torch.from_numpy(np.array(value, dtype=np.float64))
-    except (TypeError, ValueError) as error:
+        given = value if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be {expected}, got {value!r}") from error
+    if isinstance(given, Tensor):
+        numbers, count = given.dtype != torch.bool and not given.is_complex(), given.numel()
+    else:
+        numbers, count = given.dtype.kind in "iuf", given.size
+    if not numbers:
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    if count > MOST_NUMBERS:  # before a copy: the array may be a small one, broadcast
+        raise ValueError(f"{name} must be {expected}, got shape {tuple(given.shape)}")
+    if isinstance(given, Tensor):
+        return given.detach().to("cpu", torch.float64)
+    return torch.from_numpy(np.array(given, dtype=np.float64))
