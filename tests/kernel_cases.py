@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -144,3 +147,39 @@ def mesh_tensors(
     """Return vertices (1, V, 3), centred before rounding, and faces (F, 3)."""
     vertices = torch.tensor(mesh.vertices - mesh.vertices.mean(0))[None]
     return vertices.to(device, dtype), torch.tensor(mesh.faces, dtype=torch.int64, device=device)
+
+
+@contextmanager
+def accesses_checked() -> Iterator[None]:
+    """Let interpreted kernels fail where they access memory outside their arguments' tensors."""
+    from triton.runtime import interpreter
+
+    extents: list[tuple[int, int]] = []  # first byte and end of each tensor of the running kernel
+    arguments_of, builder = interpreter.GridExecutor._init_args_hst, interpreter.InterpreterBuilder
+
+    def arguments(self: Any, positional: Any, named: Any) -> Any:
+        given = arguments_of(self, positional, named)
+        extents.clear()
+        for value in (*given[0], *given[1].values()):
+            if isinstance(value, Tensor) and value.numel():
+                last = sum((n - 1) * stride for n, stride in zip(value.shape, value.stride(), strict=True))
+                extents.append((value.data_ptr(), value.data_ptr() + (last + 1) * value.element_size()))
+        return given
+
+    def checked(access: Any, masks_before: int) -> Any:
+        def check(self: Any, pointers: Any, *rest: Any) -> Any:
+            mask = rest[masks_before].data
+            addresses = np.broadcast_to(pointers.data, mask.shape)[mask]
+            ends = addresses + (pointers.get_element_ty().primitive_bitwidth + 7) // 8
+            inside = [(addresses >= first) & (ends <= stop) for first, stop in extents]
+            assert np.any(inside, 0).all(), "access outside the tensors of a kernel"
+            return access(self, pointers, *rest)
+
+        return check
+
+    with (
+        mock.patch.object(interpreter.GridExecutor, "_init_args_hst", arguments),
+        mock.patch.object(builder, "create_masked_load", checked(builder.create_masked_load, 0)),
+        mock.patch.object(builder, "create_masked_store", checked(builder.create_masked_store, 1)),
+    ):
+        yield

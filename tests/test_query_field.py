@@ -22,6 +22,7 @@ from tests.kernel_cases import (
     SMALL_NETWORK,
     FieldCase,
     FieldInputs,
+    accesses_checked,
     field_inputs,
     rms,
 )
@@ -451,3 +452,35 @@ def test_triton_before_3_9_gets_a_fence_or_loops_without_copies(
         for other in ((backend, 80), (backend, 120), ("hip", "gfx942")):
             assert not kernel_module.omits_fence(*other)
     assert caplog.text.count("triton-lang/triton #9610") == 1
+
+
+TILINGS = [*dict.fromkeys(t for arch in (80, 90) for t in kernel_module.tilings(torch.float16, "cuda", arch))]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE == "cuda", reason="compute-sanitizer checks a GPU")
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+def test_every_tiling_stays_within_its_tensors(tiling: kernel_module.Tiling) -> None:
+    for case in (SHORT._replace(batch=1, hidden=(40,)), CENTRED._replace(batch=1)):
+        inputs = field_inputs(case, torch.float16)
+        with torch.no_grad(), accesses_checked():
+            layers = kernel_module.pack_layers(
+                inputs.weights, inputs.biases, case.channels, torch.float16, tiling
+            )
+            places = kernel_module.locate(
+                inputs.points, inputs.intrinsics, inputs.image_size, case.map_size, layers, inputs.centres
+            )
+            maps = kernel_module.project_maps(inputs.features, inputs.hand_scale, layers)
+            found = kernel_module.evaluate(maps, places, layers)
+        for got, expected in zip(found, run(reference, inputs), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0.02, atol=0.2)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's check")
+def test_the_check_finds_accesses_outside_of_tensors() -> None:
+    inputs = field_inputs(SHORT)
+    layers = kernel_module.pack_layers(inputs.weights, inputs.biases, SHORT.channels, torch.float32)
+    places = kernel_module.locate(inputs.points, inputs.intrinsics, 224, SHORT.map_size, layers)
+    maps = kernel_module.project_maps(inputs.features, inputs.hand_scale, layers)
+    with accesses_checked(), pytest.raises(Exception, match="outside the tensors"):
+        kernel_module.sample(maps[:1, :-1].expand(2, -1, -1), places, layers)

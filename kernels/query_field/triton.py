@@ -71,7 +71,7 @@ def tilings(dtype: torch.dtype, backend: str, arch: int | str) -> tuple[Tiling, 
     if dtype == torch.float32:
         shapes = [(64, 64, 16, 8, 2), (64, 64, 32, 8, 2)]
     elif backend == "cuda" and 90 <= int(arch) < 120:  # 12.x has 99 KB of shared memory, as 8.6 and 8.9
-        shapes = [(128, 256, 64, 8, 3), (128, 256, 32, 8, 4), (64, 256, 64, 8, 3)]
+        shapes = [(128, 256, 64, 8, 3), (128, 256, 32, 8, 4), (64, 256, 64, 4, 3)]
         if omits_fence(backend, arch) and int(arch) >= 100:
             shapes = [(*shape[:4], 1) for shape in shapes]
     else:
@@ -133,8 +133,9 @@ def _project(points_ptr, intrinsics_ptr, point, valid, image_size, height, width
         tl.load(intrinsics_ptr + 6) * x + tl.load(intrinsics_ptr + 7) * y + tl.load(intrinsics_ptr + 8) * z
     )
     half = image_size / 2
-    u = across / along / half - 1
-    v = down / along / half - 1
+    # Rounded as in PyTorch, unlike quotients by default, so that a point on the view's border stays in view.
+    u = tl.div_rn(tl.div_rn(across, along), half) - 1
+    v = tl.div_rn(tl.div_rn(down, along), half) - 1
     inside = valid & (z > 0) & (tl.abs(u) <= 1) & (tl.abs(v) <= 1)
     depth = z / (focal * (112 / half))
     return (u + 1) * ((width - 1) / 2), (v + 1) * ((height - 1) / 2), depth, inside, x, y, z
