@@ -167,9 +167,7 @@ class _Queried:
 
     def every(self, stride: int) -> Tensor:
         """Query a sublattice, of which nothing has been queried. Returns its distances."""
-        sdf = self._field.every(stride)[0]
-        self._record(self._lattice.every(stride), sdf)
-        return sdf
+        return self._record(self._lattice.every(stride), self._field.every(stride)[0])
 
     def query(self, requested: Tensor) -> Tensor:
         """Query the visible ones of the requested nodes (nodes,) bool that have not been queried.
@@ -225,10 +223,13 @@ class _Queried:
     def _voters(self) -> Selection:
         return self._buffers.select_voters(self.sdf[None], self._surface_mm, self._capacities.voters)
 
-    def _record(self, nodes: Tensor, sdf: Tensor) -> None:
+    def _record(self, nodes: Tensor, sdf: Tensor) -> Tensor:
+        """Keep the distances of nodes, +inf where they are not finite, and return them."""
+        sdf = sdf.nan_to_num(torch.inf, torch.inf, torch.inf)
         self.sdf[nodes] = sdf
         self._open.index_fill_(0, nodes, False)
         self._evaluated = self._evaluated + (nodes != self._lattice.nowhere).sum()
+        return sdf
 
 
 def _stride(lattice: Lattice, sparsest_mm: float) -> int:

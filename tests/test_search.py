@@ -281,6 +281,53 @@ def test_guided_queries_the_nodes_about_the_bones(hands: MeshHands) -> None:
     assert queried[distance < 29].all() and not queried[distance > 32.1].any()
 
 
+class DamagedField(TrueField):
+    """A field whose distances are not numbers at some points; the votes of points on a plane are NaN."""
+
+    nan = 0.1  # ratio of such points
+
+    def distances(self, points: Tensor) -> Tensor:
+        sdf = super().distances(points)
+        place = (points * torch.tensor([0.7, 1.3, 2.1])).sum(-1).sin().abs()  # unrelated to the surface
+        return torch.where(place < self.nan, torch.nan, torch.where(place > 0.98, torch.inf, sdf))
+
+
+class LostField(DamagedField):
+    nan = 2.0  # all points
+
+
+@EXACT
+@pytest.mark.parametrize("search", [search_octree, search_guided])
+def test_points_without_a_finite_distance_do_not_vote(
+    hands: MeshHands, search: Callable[..., SearchResult], exact: bool, poisoned_memory: None
+) -> None:
+    """The other voters are found, but for those that only damaged nodes lead to."""
+    lattice = Lattice(8.0)
+    field = DamagedField(hands[:1], lattice)
+    voters = dense_voters(DamagedField(hands[:1], lattice))
+    assert len(voters) < 0.95 * len(dense_voters(TrueField(hands[:1], lattice)))
+    result = search(field, exact=exact)
+    count = int(result.voters)
+    found = result.points[:count]
+    assert field.distances(found).isfinite().all() and result.votes.isfinite().all()
+    assert (found[:, None] == voters).all(-1).any(1).all() and count > 0.97 * len(voters)
+    joints, _ = cast(result.points, result.votes, result.voters)
+    expected, _ = cast(voters, field.votes_at(voters), torch.tensor([len(voters)], dtype=torch.int32))
+    torch.testing.assert_close(joints, expected, rtol=0, atol=1.0)
+
+
+@EXACT
+@pytest.mark.parametrize("search", [search_octree, search_guided])
+def test_no_finite_distance_anywhere(
+    hands: MeshHands, search: Callable[..., SearchResult], exact: bool, poisoned_memory: None
+) -> None:
+    field = LostField(hands[:1], Lattice(16.0))
+    result = search(field, exact=exact)
+    assert result.voters == 0 and result.votes.isfinite().all()
+    assert cast(result.points, result.votes, result.voters)[0].isnan().all()
+    assert field.needs_retry == (search is search_guided and not exact)
+
+
 @pytest.mark.parametrize("search", [search_octree, search_guided])
 def test_no_surface_anywhere(hands: MeshHands, search: Callable[..., SearchResult]) -> None:
     lattice = Lattice(16.0)
