@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,16 @@ def read_image(path: Path | str) -> np.ndarray:
         OSError: the file is missing, damaged or not an image of `FORMATS`.
         ValueError: its pixels have more than 8 bits per channel, no RGB colours, or are too many.
     """
-    try:
-        with _open(path) as file:
-            # Pillow takes the upper byte of 16 bits, which is almost black where a camera fills only 12.
-            if file.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in _tiles(file)):
-                raise ValueError(
-                    f"{path}: expected 8 bits per channel, got more in pixels of mode {file.mode!r}: convert "
-                    "it by its range of values"
-                )
-            if file.mode == "LAB":
-                raise ValueError(f"{path}: expected grey, RGB, CMYK or palette colours, got mode 'LAB'")
-            return np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise OSError(f"{path}: not a readable image; the formats are {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except SyntaxError as error:  # Pillow raises it for damaged files
-        raise OSError(f"{path}: damaged ({error})") from error
+    with _damages(path), _open(path) as file:
+        # Pillow takes the upper byte of 16 bits, which is almost black where a camera fills only 12.
+        if file.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in _tiles(file)):
+            raise ValueError(
+                f"{path}: expected 8 bits per channel, got more in pixels of mode {file.mode!r}: convert it "
+                "by its range of values"
+            )
+        if file.mode == "LAB":
+            raise ValueError(f"{path}: expected grey, RGB, CMYK or palette colours, got mode 'LAB'")
+        return np.array(ImageOps.exif_transpose(file).convert("RGB"))
 
 
 def read_depth(path: Path | str) -> np.ndarray:
@@ -48,21 +42,16 @@ def read_depth(path: Path | str) -> np.ndarray:
 
     Raises:
         OSError: the file is missing, damaged or not an image of `FORMATS`.
-        ValueError: it has several channels, or 8 bits.
+        ValueError: it has several channels, 8 bits, or too many pixels.
     """
-    try:
-        with _open(path) as file:
-            if not file.mode.startswith(("I", "F")):
-                raise ValueError(
-                    f"{path}: a depth image must have one channel of 16 or 32 bits, in mm, got pixels of "
-                    f"mode {file.mode!r}"
-                )
-            depth = np.array(file)
-            return depth.astype(depth.dtype.newbyteorder("="))
-    except UnidentifiedImageError as error:
-        raise OSError(f"{path}: not a readable image; the formats are {', '.join(FORMATS)}") from error
-    except SyntaxError as error:  # Pillow raises it for damaged files
-        raise OSError(f"{path}: damaged ({error})") from error
+    with _damages(path), _open(path) as file:
+        if not file.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"{path}: a depth image must have one channel of 16 or 32 bits, in mm, got pixels of mode "
+                f"{file.mode!r}"
+            )
+        depth = np.array(file)
+        return depth.astype(depth.dtype.newbyteorder("="))
 
 
 def exif_focal(path: Path | str) -> float | None:
@@ -76,7 +65,7 @@ def exif_focal(path: Path | str) -> float | None:
     Raises:
         OSError: the file is missing or not an image.
     """
-    with _open(path) as file:
+    with _damages(path), _open(path) as file:
         width, height = file.size
         exif = file.getexif().get_ifd(ExifTags.IFD.Exif)
     equivalent = _number(exif, ExifTags.Base.FocalLengthIn35mmFilm)
@@ -100,6 +89,22 @@ def exif_focal(path: Path | str) -> float | None:
 def _open(path: Path | str) -> Image.Image:
     Image.init()
     return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+@contextmanager
+def _damages(path: Path | str) -> Iterator[None]:
+    """Raise every error of Pillow about a file as one that names it."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise OSError(f"{path}: not a readable image; the formats are {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # decoders raise many kinds for damaged files
+        named = getattr(error, "filename", None) is not None or str(path) in str(error)
+        if isinstance(error, OSError | ValueError) and named:
+            raise
+        raise OSError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 
 def _tiles(file: Image.Image) -> Sequence[tuple[Any, ...]]:

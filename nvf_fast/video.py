@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -60,7 +61,7 @@ def video_rate(source: Path | str) -> Fraction | None:
 
 
 def _video_frames(path: Path) -> Iterator[Frame]:
-    with _open(path) as container:
+    with _open(path) as container, _damages(path):
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         before = -1.0
@@ -89,14 +90,22 @@ def _open(path: Path, **options: Any) -> Any:
     av = _pyav()
     if not path.exists():
         raise FileNotFoundError(2, "No such file or directory", str(path))
-    try:
+    with _damages(path):
         container = av.open(str(path), **options)
-    except av.error.FFmpegError as error:
-        raise OSError(f"{path}: not a readable video ({error.strerror})") from error
     if not container.streams.video:
         container.close()
         raise OSError(f"{path}: holds no video")
     return container
+
+
+@contextmanager
+def _damages(path: Path) -> Iterator[None]:
+    """Raise the errors of a video's decoder as OSError."""
+    try:
+        yield
+    except (_pyav().error.FFmpegError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{path}: not a readable video, or a damaged one ({reason})") from error
 
 
 def _upright(frame: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -173,3 +174,20 @@ def test_files_that_are_no_json_are_named(tmp_path: Path, content: bytes) -> Non
         read_json(path)
     path.write_text(json.dumps({"a": 1}))
     assert read_json(path) == {"a": 1}
+
+
+WRITES = re.compile(
+    r"\.write_(text|bytes)\(|open\([^)]*[\"'][wax]\+?b?[\"']|savefig\(path|\.save\(path|np\.save\("
+)
+GROWING = {"cli/records.py", "cli/track.py", "training/log.py"}  # a line at a time
+IN_A_NEW_FOLDER = {"export.py"}  # which is renamed when it is whole
+
+
+def test_the_package_writes_files_in_one_way() -> None:
+    package = Path(files.__file__).parents[1]
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if WRITES.search(path.read_text())
+    }
+    assert found == {"runtime/files.py"} | GROWING | IN_A_NEW_FOLDER

@@ -163,7 +163,7 @@ def test_names_damaged_image(tmp_path: Path) -> None:
         data[2]
 
 
-def test_list_cache(tmp_path: Path) -> None:
+def test_list_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_freihand(tmp_path / "data", freihand_samples())
 
     def joints() -> torch.Tensor:
@@ -171,9 +171,10 @@ def test_list_cache(tmp_path: Path) -> None:
 
     before, kept = joints(), sorted((tmp_path / "cache").iterdir())
     assert len(kept) == 4 and torch.equal(joints(), before)
-    path = next(path for path in kept if np.load(path).shape[1:] == (21, 3))
-    np.save(path, np.load(path) * 2)  # shows whether the cache is read
-    assert torch.equal(joints(), 2 * before)
+    path = next(path for path in kept if path.stat().st_size == before.numel() * 4 * HANDS)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert torch.equal(joints(), before) and "it is made anew" in caplog.text  # read, found damaged
+    assert not path.exists() and len(list((tmp_path / "cache").iterdir())) == 4
     larger = [(1.5 * sample.joints / 1000).tolist() for sample in freihand_samples()]
     edit_json(tmp_path / "data/training_xyz.json", lambda rows: larger)
     torch.testing.assert_close(joints(), 1.5 * before)

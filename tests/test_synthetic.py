@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from safetensors.torch import save as safetensors_of
 
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.data.catalogue import DataConfig, Folders, open_dataset
@@ -79,13 +80,17 @@ def full_disk(handle: int) -> None:
 
 
 @pytest.mark.usefixtures("chunks_of_two")
-def test_names_damaged_cache_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"\xff" * 20, safetensors_of({"images": torch.zeros(2)})])
+def test_renders_damaged_cache_files_again(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     config = replace(SMALL, count=2)
-    SyntheticHands(config, tmp_path).images([0])
+    images = SyntheticHands(config, tmp_path).images([0])
     file = next((tmp_path / config.fingerprint).glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=file.name):
-        SyntheticHands(config, tmp_path).images([0])
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    assert torch.equal(SyntheticHands(config, tmp_path).images([0]), images)
+    assert f"{file.name} is damaged" in caplog.text and file.read_bytes() == whole
 
 
 def test_fingerprint() -> None:

@@ -33,6 +33,7 @@ from nvf_fast.data.tables import (
     write_image,
     write_table,
 )
+from nvf_fast.runtime.files import whole_file
 
 PAGE = "https://github.com/shreyashampali/ho3d"
 OFFICIAL = {
@@ -263,10 +264,11 @@ def write_ho3d(
             place = folder / split / name
             meta = _meta(sample, split, None if poses is None else poses[name][number])
             write_image(place / "rgb" / f"{number:04d}{SUFFIX[version]}", sample.image)
-            (place / "meta").mkdir(parents=True, exist_ok=True)
-            (place / "meta" / f"{number:04d}.pkl").write_bytes(pickle.dumps(meta, protocol=2))
+            with whole_file(place / "meta" / f"{number:04d}.pkl") as file:
+                pickle.dump(meta, file, protocol=2)
             frames.append(f"{name}/{number:04d}")
-    (folder / f"{split}.txt").write_text("\n".join(frames) + "\n")
+    with whole_file(folder / f"{split}.txt") as file:
+        file.write("\n".join([*frames, ""]).encode())
     every = [sample for samples in sequences.values() for sample in samples]
     if split == "evaluation" and released:
         write_table(

@@ -5,7 +5,6 @@ docs/datasets.md describes the format.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from nvf_fast.data.folder import FolderDataset
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.tables import check_intrinsics, check_points, finite_array, form, listed, read_image
 from nvf_fast.joint_definitions import Source, to_freihand
+from nvf_fast.runtime.files import read_json
 
 PAGE = "labels.json and the images in crops"
 SPLITS = ("train", "val")
@@ -136,8 +136,8 @@ def mirrored(joints: np.ndarray) -> np.ndarray:
 def _read_labels(folder: Path, faults: Faults) -> list[PhotographLabel]:
     path = folder / "labels.json"
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        entries = read_json(path)
+    except (ValueError, OSError) as error:
         faults.add(path, f"is cut off or no JSON ({error})", "a JSON list with one entry per photograph")
         faults.check()
     if not isinstance(entries, list) or not entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,12 @@ from nvf_fast.data.faults import Faults
 from nvf_fast.data.pickles import dense
 from nvf_fast.data.sample import DamagedImageError
 from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.store import DamagedRecordError, Store
 
 BLOCK = 1 << 22  # characters; the longest of these files have more than 10^9
 # No hand is this far away, but in a file in mm the nearest ones, at 150 mm, appear at 150 m.
 FARTHEST_MM = 20_000.0
+LOG = logging.getLogger("nvf_fast")
 _DECODER, _CLOSING = json.JSONDecoder(), re.compile(r"\s*([,\]])\s*")
 
 
@@ -48,9 +51,9 @@ def read_table(
     if not path.is_file():
         faults.add(path, "no such file", "a JSON list with one entry per image")
         return None
-    kept = cache and cache / f"{_state_of(path, unit, dtype)}.npy"
-    if kept and kept.exists():
-        return np.load(kept)
+    store = None if cache is None else Store(cache, _state_of(path, unit, dtype), ".bin")
+    if store is not None and (kept := _kept(store)) is not None:
+        return np.frombuffer(kept, dtype).reshape(-1, *shape).copy()
     rows: list[np.ndarray] = []
     wrong: list[str] = []
     try:
@@ -68,9 +71,8 @@ def read_table(
     if wrong or not rows:
         return None
     table = np.stack(rows)
-    if kept:
-        with whole_file(kept) as file:
-            np.save(file, table)
+    if store is not None:
+        store.write(table.tobytes())
     return table
 
 
@@ -105,8 +107,8 @@ def form(shape: tuple[int, ...]) -> str:
 
 def write_table(path: Path, rows: np.ndarray | list[Any]) -> None:
     """Write a JSON list for `read_table`, at full precision."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(np.asarray(rows, dtype=np.float64).tolist()))
+    with whole_file(path) as file:
+        file.write(json.dumps(np.asarray(rows, dtype=np.float64).tolist()).encode())
 
 
 def check_intrinsics(
@@ -144,19 +146,19 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            image.load()
-    # Pillow raises an OSError for a truncated file, a SyntaxError for a damaged PNG chunk.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            mode, pixels = image.mode, np.array(image)
+    except Exception as error:  # decoders raise many kinds for damaged files
         raise DamagedImageError(f"{path} cannot be read: {error}") from error
-    if image.mode != "RGB":
-        raise DamagedImageError(f"{path} has mode {image.mode}; expected RGB")
-    return np.array(image)
+    if mode != "RGB":
+        raise DamagedImageError(f"{path} has mode {mode}; expected RGB")
+    return pixels
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB: PNG losslessly, JPEG at quality 95 with full chroma."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, quality=95, subsampling=0)  # PNG ignores both
+    format = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+    with whole_file(path) as file:
+        Image.fromarray(image).save(file, format, quality=95, subsampling=0)  # PNG ignores both
 
 
 def _entries(path: Path) -> Iterator[object]:
@@ -187,6 +189,16 @@ def _next_entry(text: str, position: int) -> tuple[object, re.Match[str] | None]
     except json.JSONDecodeError:
         return None, None
     return entry, _CLOSING.match(text, end)
+
+
+def _kept(store: Store) -> bytes | None:
+    """The content of a cache, or None where there is none or a damaged one."""
+    try:
+        record = store.newest()
+    except DamagedRecordError as error:
+        LOG.warning("%s; it is made anew", error)
+        return None
+    return None if record is None else record.content
 
 
 def _named(wrong: Any, names: Sequence[str] | None) -> list[str]:

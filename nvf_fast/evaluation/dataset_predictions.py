@@ -122,7 +122,9 @@ class DatasetPredictions:
             known = json.loads(header["__metadata__"][ENTRY])
             sha256 = known.pop("sha256")
             arrays = safetensors.numpy.load(content)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (
+            safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError,
+        ) as error:  # fmt: skip
             raise ValueError(f"not a complete file of predictions ({error})") from error
         if _digest(known, arrays) != sha256:
             raise ValueError("the content does not match its sha256")

@@ -24,6 +24,7 @@ from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
 from nvf_fast.evaluation.photographs import Predict
 from nvf_fast.evaluation.scores import rank_correlation
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.runtime.files import whole_file
 from nvf_fast.training.calibration import ViewPredictions
 from nvf_fast.volumes import HandVolume
 
@@ -232,7 +233,8 @@ def plot_calibration(table: Sequence[Mapping[str, float]], path: Path) -> None:
     axes.plot([0, limit], [0, limit], color="0.7", linewidth=1)
     axes.plot(expected, true, "o-")
     axes.set(xlabel="expected error, mm", ylabel="true error, mm", xlim=(0, limit), ylim=(0, limit))
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _truth(samples: Sequence[HandSample]) -> np.ndarray:

@@ -144,7 +144,10 @@ def _stored(store: Store, metadata: dict[str, Any]) -> DatasetPredictions | None
         return None
     if record is None:
         return None
-    shard = DatasetPredictions.from_bytes(record.content)
+    try:
+        shard = DatasetPredictions.from_bytes(record.content)
+    except ValueError as error:
+        raise ResumeError(f"{store.folder / record.name}: {error}") from error
     if changed := differences(shard.metadata, metadata):
         raise ResumeError(
             f"{store.folder / record.name} is of another run ({'; '.join(changed)}): give another folder, "

@@ -8,8 +8,11 @@ Sources: FreiHAND's and HO-3D's public `pred.py` and `eval.py`.
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,11 @@ from nvf_fast.runtime.files import whole_file
 
 Server = Literal["freihand", "ho3d-v2", "ho3d-v3"]
 MEMBER = "pred.json"
+MOST_BYTES = 4 << 30  # of pred.json, which for HO3D v3 with vertices has about 1 GB
+DAMAGES = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
+"""Exceptions of `zipfile` for damaged files: RuntimeError for a password, ValueError for negative offsets."""
 
 _METRE_MM = 1000.0
 _JOINTS = 21
@@ -111,21 +119,30 @@ def read_submission(path: Path | str, server: Server) -> tuple[Floats, Floats]:
         OSError: the file cannot be read.
     """
     form = FORMATS[server]
+    content = Path(path).read_bytes()
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if names != [MEMBER]:
-                raise ValueError(f"{path}: must hold {MEMBER} at its top and nothing else, holds {names}")
-            content = json.loads(archive.read(MEMBER))
-    except zipfile.BadZipFile as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            sound = list(sizes) == [MEMBER] and sizes[MEMBER] <= MOST_BYTES
+            text = archive.read(MEMBER) if sound else b""
+    except DAMAGES as error:
         raise ValueError(f"{path}: not a zip file, or a damaged one ({error})") from error
-    if not isinstance(content, list) or len(content) != 2 or len(content[0]) != len(content[1]):
-        raise ValueError(f"{path}: {MEMBER} must be [joints, vertices], two lists of one length")
-    joints, vertices = (np.array(part, np.float64) * form.axes * _METRE_MM for part in content)
-    if joints.shape[1:] != (_JOINTS, 3) or vertices.ndim != 3:
+    if not sound:
         raise ValueError(
-            f"{path}: joints must be (N, 21, 3), vertices (N, V, 3), got {joints.shape} and {vertices.shape}"
+            f"{path}: must hold {MEMBER} of at most {MOST_BYTES} bytes at its top and nothing else, holds "
+            f"{sizes}"
         )
+    try:
+        joints, vertices = (np.array(part, np.float64) for part in json.loads(text))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: {MEMBER} must be [joints, vertices], two lists ({error})") from error
+    shapes = joints.shape, vertices.shape
+    if joints.shape[1:] != (_JOINTS, 3) or vertices.shape[2:] != (3,) or len(joints) != len(vertices):
+        raise ValueError(
+            f"{path}: {MEMBER} must be two lists of one length, joints must be (N, 21, 3), vertices "
+            f"(N, V, 3), got {shapes}"
+        )
+    joints, vertices = (part * form.axes * _METRE_MM for part in (joints, vertices))
     return joints[:, np.argsort(form.order)], vertices
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nvf_fast.image_files import read_image
+from nvf_fast.runtime.files import read_json
 
 DEPTHS_M = (0.05, 10.0)  # the median joint of a file of camera-space poses lies between
 ENTRIES = ("K", "box", "side", "hand_scale")
@@ -31,11 +31,11 @@ def read_predictions(path: Path, count: int) -> np.ndarray:
         OSError: the file cannot be read.
         ValueError: it is not JSON or not of this form.
     """
-    document = _json(path)
+    document = read_json(path)
     try:
         poses, _ = document
         joints = np.array(poses, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected [xyz_list, verts_list], joints and vertices ({error})") from error
     if joints.shape != (count, 21, 3):
         raise ValueError(f"{path}: expected joints ({count}, 21, 3) of {count} samples, got {joints.shape}")
@@ -86,7 +86,7 @@ def read_photographs(folder: Path) -> list[Photograph]:
         ValueError: the file or an image is invalid.
     """
     path = folder / "intrinsics.json"
-    entries = _json(path)
+    entries = read_json(path)
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f'{path}: expected {{"hand.jpg": {{"K": ...}}, ...}}, got {entries!r}')
     for name, entry in entries.items():
@@ -95,10 +95,3 @@ def read_photographs(folder: Path) -> list[Photograph]:
                 f"{path}: {name}: K is required, box, side and hand_scale optional, got {entry!r}"
             )
     return [Photograph(name, read_image(folder / name), **entry) for name, entry in entries.items()]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error

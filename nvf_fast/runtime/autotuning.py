@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from nvf_fast.kernels.query_field import triton as kernel
 from nvf_fast.kernels.query_field.triton import Tiling
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import read_json, whole_file
 
-CACHE = Path.home() / ".cache" / "nvf_fast" / "tilings.json"
+CACHE = Path(os.path.expanduser("~")) / ".cache" / "nvf_fast" / "tilings.json"
 GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is taken for noise
 ROUNDS = 30
 LOG = logging.getLogger("nvf_fast")
@@ -108,12 +109,12 @@ def _key(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> s
 def _read() -> dict[str, list[int]]:
     """Known tilings; none where the file is missing or, with a warning, damaged."""
     try:
-        known = json.loads(CACHE.read_text())
+        known = read_json(CACHE)
         return {
             key: [int(number) for number in numbers] for key, numbers in known.items() if len(numbers) == 5
         }
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         LOG.warning("%s is damaged and not read, `nvf-fast tune` writes it anew: %s", CACHE, error)
         return {}

@@ -13,6 +13,7 @@ from PIL import Image
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
 from nvf_fast.data.rotations import about_axis
+from nvf_fast.image_files import read_image
 from nvf_fast.synthetic.shading import noise_at, noise_volume
 from nvf_fast.synthetic.skin import draw_tone
 
@@ -220,12 +221,11 @@ def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float,
 @lru_cache(maxsize=KEPT)
 def _load(path: Path) -> list[np.ndarray]:
     """Read an image; for a panorama, also halves, quarters and so on, for wide views without aliasing."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
-        sizes = [np.asarray(image)]
-        while _is_panorama(sizes[0]) and len(sizes) < PANORAMA_SIZES:
-            sizes.append(np.asarray(image.reduce(2 ** len(sizes))))
+    image = Image.fromarray(read_image(path))
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
+    sizes = [np.asarray(image)]
+    while _is_panorama(sizes[0]) and len(sizes) < PANORAMA_SIZES:
+        sizes.append(np.asarray(image.reduce(2 ** len(sizes))))
     return sizes
 
 

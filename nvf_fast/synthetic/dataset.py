@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +26,8 @@ from nvf_fast.runtime.files import whole_file
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
 CHUNK = 128  # images kept in one file
+PARTS = {"images", "vertices", "joints", "boxes"}  # of a chunk
+LOG = logging.getLogger("nvf_fast")
 RECIPE = 1  # raise when the same seed would give other images or labels
 
 
@@ -181,11 +184,16 @@ class SyntheticHands:
         if not self._path(chunk).exists():
             self._store_chunk(chunk)
         try:
-            return load_file(self._path(chunk))
-        except SafetensorError as error:
-            raise ValueError(
-                f"{self._path(chunk)} is damaged ({error}); delete it and it is rendered again"
-            ) from error
+            found = load_file(self._path(chunk))
+            count, size = found["images"].shape[0], found["images"].shape[-1]
+            if found.keys() == PARTS and size == self.config.size and count == CHUNK:
+                return found
+            error: Exception = ValueError(f"{sorted(found)} of {count} images of {size} px")
+        except (SafetensorError, LookupError) as damage:
+            error = damage
+        LOG.warning("%s is damaged (%s); it is rendered again", self._path(chunk), error)
+        self._store_chunk(chunk)
+        return load_file(self._path(chunk))
 
     def _store_chunk(self, chunk: int) -> None:
         with whole_file(self._path(chunk)) as file:

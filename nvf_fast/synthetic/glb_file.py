@@ -246,7 +246,10 @@ def _buffer(path: Path, uri: str | None, blob: bytes) -> bytes:
     try:
         if uri.startswith("data:"):
             return base64.b64decode(uri.partition(",")[2], validate=True)
-        return (path.parent / unquote(uri)).read_bytes()
+        beside = (path.parent / unquote(uri)).resolve()
+        if not beside.is_relative_to(path.parent.resolve()) or not beside.is_file():
+            raise ValueError(f"{uri} is no file in its folder")
+        return beside.read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"lacks its data ({error}); expected a file that holds its data or names files beside it"

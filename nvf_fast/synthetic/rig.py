@@ -160,7 +160,10 @@ def load_rig(path: Path | str) -> Rig:
     """
     try:
         return _read_rig(GLBFile(Path(path)))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (
+        ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+        OSError,
+    ) as error:  # fmt: skip
         fault = str(error)
         if not isinstance(error, ValueError):
             fault = f"its parts do not fit together ({error!r}); expected valid glTF 2.0"

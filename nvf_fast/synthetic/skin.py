@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from nvf_fast.data.draws import Stream
+from nvf_fast.image_files import read_image
 from nvf_fast.synthetic.hand_skeleton import CHAINS, HandSkeleton
 
 PALM, CREASE, KNUCKLE, NAIL, TIP = range(5)  # columns of the masks
@@ -120,8 +121,8 @@ def load_texture(path: Path | str, uv: np.ndarray, palm: np.ndarray) -> SkinText
         uv: (F, 3, 2), texture coordinates of the hand.
         palm: (F,) in [0, 1], weight of the palm at each face.
     """
-    with Image.open(path) as image:
-        small = image.convert("RGB").resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
+    image = Image.fromarray(read_image(path))
+    small = image.resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
     log = np.log(np.maximum(np.asarray(small, np.float64) / 255, 0.02) ** 2.2)
     at = (uv.mean(1) % 1 * TEXTURE_SIZE).astype(int).clip(0, TEXTURE_SIZE - 1)
     back, slope = np.linalg.lstsq(
