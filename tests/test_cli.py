@@ -236,7 +236,7 @@ def test_predict_takes_calibrations_with_distortion(
     path = tmp_path / "camera.json"
     path.write_text(json.dumps({"a.png": LENS | {"model": model}, "b.png": {"K": K}}))
     options = ["--intrinsics", path, "--checkpoint", checkpoint, "--step", 32, "--box", 40, 30, 100, 90]
-    status, out, _ = run("predict", images[0], *options)
+    status, out, _ = run("predict", images[0], *options, "--device", "cpu")
     (record,) = records(out)
     camera = nvf_fast.Camera(K, (160, 120), LENS["distortion"], model)  # type: ignore[arg-type]
     expected = {"K": K, "distortion": list(camera.distortion), "model": model, "source": "intrinsics"}

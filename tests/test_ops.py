@@ -186,7 +186,8 @@ def test_no_gradient_is_dropped() -> None:
 
 
 def test_triton_refuses_float64() -> None:
-    points, votes, counts = vote_arguments()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    points, votes, counts = (argument.to(device) for argument in vote_arguments())
     with pytest.raises(RuntimeError, match="does not compute in float64"):
         ops.cast_votes(points.double(), votes.double(), counts, backend="triton")
 

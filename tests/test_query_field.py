@@ -262,7 +262,7 @@ def prepared(inputs: FieldInputs, biases: list[Tensor], **options: Any) -> ops.F
 
 def assert_votes_at(query: ops.FieldQuery, samples: Samples, votes: Tensor, indices: list[list[int]]) -> None:
     """Assert that votes at some points equal rows of all votes, in the order of the indices."""
-    chosen = torch.tensor(indices, device=DEVICE)
+    chosen = torch.tensor(indices, device=votes.device)
     for image, (found, rows) in enumerate(zip(query.votes(samples, chosen), chosen, strict=True)):
         expected = votes[image, rows.clamp(min=0)].masked_fill(rows[:, None, None] < 0, 0.0)
         # 1e-5: products of another number of rows sum in another order, measured 2e-6 of 3.

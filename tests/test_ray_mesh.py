@@ -204,7 +204,7 @@ def test_more_rays_than_32_bits_count(batch: int) -> None:
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 17])
 def test_culled_form_equals_the_reference(index: int) -> None:
     mesh = closed_meshes()[index]
-    arguments = (*mesh_tensors(mesh), *aimed(mesh, 500, index))
+    arguments = (*mesh_tensors(mesh), *(ray.cpu() for ray in aimed(mesh, 500, index)))
     for found, expected in zip(culled(*arguments), reference(*arguments), strict=True):
         # Both evaluate the same formulas: measured 0.
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
