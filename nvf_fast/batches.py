@@ -56,10 +56,6 @@ class BatchRunner:
         self._slots = [_Slot(device) for _ in range(SLOTS)]
         self._arena = torch.empty(0, dtype=torch.uint8, device=device)  # copy of a slot, read by the graphs
 
-    def __call__(self, request: Request, return_votes: bool) -> Results:
-        """Estimate all images."""
-        return self.submit(request, return_votes)()
-
     def submit(self, request: Request, return_votes: bool = False) -> Callable[[], Results]:
         """Launch the estimation of all images; the returned function waits for it."""
         parts = list(self._in_parts(request, return_votes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -18,21 +17,23 @@ from nvf_fast.requests import Request
 def camera_poses(
     results: Results, request: Request, with_votes: bool, presence_threshold: float
 ) -> HandPose[np.ndarray]:
-    """The batch of poses; a hand is valid where its presence reaches the threshold."""
+    """The batch of poses; a hand is valid in front of the camera where its presence reaches the threshold."""
     placement = request.placement
     frames, origins, left = placement.frames.numpy(), placement.origins.numpy(), request.left.numpy()
     if results.left.any():
         frames, left = view_frame(frames, results.left), left | results.left
     # Points are rows, and the inverse of a frame is its transpose.
     joints = results.joints.astype(np.float64) @ frames + origins[:, None]
-    valid = np.isfinite(joints).all((1, 2)) & (results.presence >= presence_threshold)
+    # NaN is not in front of the camera, infinity not in its images.
+    valid = np.isfinite(joints).all((1, 2)) & (joints[..., 2] > 0).all(1)
+    valid &= results.presence >= presence_threshold
     invalid, scores, errors = ~valid, results.scores.copy(), results.errors.copy()
     if invalid.any():
         joints[invalid], scores[invalid], errors[invalid] = math.nan, 0.0, math.nan
     pose = HandPose(
         joints=joints.astype(np.float32),
         joints_2d=request.cameras.project(joints).astype(np.float32),
-        scores=scores,
+        scores=scores if placement.slopes is None else error_scores(errors),
         voters=results.voters,
         valid=valid,
         points_evaluated=results.points_evaluated,
@@ -42,9 +43,13 @@ def camera_poses(
         if joints.shape[1] == HAND_JOINTS
         else None,
         box=None if request.boxes is None else request.boxes.numpy().astype(np.float32),
+        expected_error=None if placement.slopes is None else errors,
+        hand_scale=None if placement.slopes is None else np.full_like(results.presence, UNIT_SCALE_MM),
         image_index=np.array(request.image_index),
     )
-    return pose if placement.slopes is None else _sized(pose, errors, request)
+    if placement.slopes is not None and request.scale is not None:
+        return pose.scaled(request.scale.double().numpy() / UNIT_SCALE_MM)
+    return pose
 
 
 def _votes(results: Results, frames: np.ndarray, origins: np.ndarray) -> tuple[Votes[np.ndarray], ...]:
@@ -56,10 +61,3 @@ def _votes(results: Results, frames: np.ndarray, origins: np.ndarray) -> tuple[V
         at, given = points[:count].numpy(force=True), cast[:count].numpy(force=True)
         votes.append(Votes(at @ frame + origin, given[..., 0].copy(), given[..., 1:] @ frame))
     return tuple(votes)
-
-
-def _sized(pose: HandPose[np.ndarray], errors: np.ndarray, request: Request) -> HandPose[np.ndarray]:
-    """The pose in a hand view, of the given hand scales or a unit hand, with expected errors (B, 21) mm."""
-    unit = np.full_like(pose.presence, UNIT_SCALE_MM)
-    pose = replace(pose, expected_error=errors, scores=error_scores(errors), hand_scale=unit)
-    return pose if request.scale is None else pose.scaled(request.scale.double().numpy() / UNIT_SCALE_MM)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Generic, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from nvf_fast.grid import Lattice
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.inputs import read_cameras, read_hand_scale, read_images, read_sides
 from nvf_fast.model import NVF
-from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions
+from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions, Results
 from nvf_fast.pose import A, HandPose
 from nvf_fast.requests import Request, RequestReader
 from nvf_fast.runtime.ambient import unaffected
@@ -205,11 +206,70 @@ class PoseEstimator:
         result = _like(pose, image if hasattr(image, "ndim") else image[0])
         return result[0] if request.single else result
 
-    def _posed(self, request: Request, return_votes: bool) -> HandPose[np.ndarray]:
-        """The poses of a request."""
+    @unaffected()
+    def submit(
+        self,
+        image: A | Sequence[A],
+        K: Any,
+        hand_scale: Any = None,
+        box: Any = None,
+        side: str | Sequence[str | None] | None = None,
+        previous: HandPose[Any] | None = None,
+        root: Any = None,
+    ) -> PendingPose[A]:
+        """Begin a call, so that on CUDA the next image is prepared while this one is processed.
+
+        Args:
+            image, K, hand_scale, box, side, previous, root: as in a call. A network of hand views needs `box`
+                or `previous`, since finding hands waits for the device.
+
+        Returns:
+            The pose to come; `result()` waits for it and returns what the call would. The first of three
+            pending poses waits inside `submit` of the third. On a CPU everything happens inside `submit`.
+
+        Raises:
+            ValueError: a shape or a value is invalid, or hands would have to be found.
+            TypeError: an argument has the wrong type or dtype.
+
+        Examples:
+            >>> import numpy as np, nvf_fast
+            >>> from importlib.resources import files
+            >>> from nvf_fast.image_files import read_image
+            >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
+            >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+            >>> estimator = nvf_fast.load(device="cpu")
+            >>> boxes = [(722, 281, 895, 454), (510, 51, 698, 239)]
+            >>> pending = [estimator.submit(image, K, box=box, side="right") for box in boxes]
+            >>> [pose.result().joints.shape for pose in pending]
+            [(21, 3), (21, 3)]
+        """
+        found = box is None and previous is None and root is None and isinstance(self.volume, HandVolume)
+        if found or callable(box):
+            raise ValueError(
+                "submit needs a box or a previous pose, since finding hands waits for the device"
+            )
+        with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
+            with self._profiler.stage("prepare"):
+                request = self._read(image, K, hand_scale, box, side, False, previous, root)
+            launched = self.runner.submit(request) if request.images else None
+        given = image if hasattr(image, "ndim") else image[0]
+        return PendingPose(partial(self._awaited, request, launched, given))
+
+    @unaffected()
+    def _awaited(self, request: Request, launched: Callable[[], Results] | None, image: A) -> HandPose[A]:
+        """The poses of a submitted request."""
+        with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
+            pose = self._posed(request, False, launched)
+        result = _like(pose, image)
+        return result[0] if request.single else result
+
+    def _posed(
+        self, request: Request, return_votes: bool, launched: Callable[[], Results] | None = None
+    ) -> HandPose[np.ndarray]:
+        """The poses of a request, which is launched here if it was not yet."""
         if not request.images:
             return HandPose.none(return_votes).numpy()
-        results = self.runner(request, return_votes)
+        results = (launched or self.runner.submit(request, return_votes))()
         with self._profiler.stage("read"):
             pose = camera_poses(results, request, return_votes, self.model.config.presence_threshold)
         if isinstance(self.volume, FrustumVolume):
@@ -409,6 +469,16 @@ class PoseEstimator:
         an unmeasured call.
         """
         return self._profiler.timed()
+
+
+class PendingPose(NamedTuple, Generic[A]):
+    """A submitted pose.
+
+    Attributes:
+        result: waits for the pose, or the batch, and returns it.
+    """
+
+    result: Callable[[], HandPose[A]]
 
 
 class EstimatorOptions(TypedDict, total=False):

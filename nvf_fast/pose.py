@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from nvf_fast.runtime.arguments import read_numbers
+
 if TYPE_CHECKING:
     import trimesh
 
@@ -54,7 +56,8 @@ class HandPose(Generic[A]):
         joints_2d: (..., 21, 2) float32 px of the image; NaN where not valid.
         scores: (..., 21) float32 in [0, 1], by `joint_scores` or `error_scores`; 0 where not valid.
         voters: (...) int, points that voted.
-        valid: (...) bool, false where no point voted or, in a hand view, where no hand is present.
+        valid: (...) bool, false where no point voted, where a joint lies behind the camera or, in a hand
+            view, where no hand is present.
         points_evaluated: (...) int, number of queried points.
         presence: (...) float32 in [0, 1], probability of a hand in the view; for a hand found in a whole
             image, combined with that of its centre there. 1 from a network that predicts none.
@@ -162,12 +165,18 @@ class HandPose(Generic[A]):
         """Scale a pose about the camera: joints, votes, expected errors and hand scale; `joints_2d` stays.
 
         Args:
-            ratio: a positive number, or (N,) one per pose of a batch, numpy or torch on the pose's device.
+            ratio: a positive number, or (N,) one per pose of a batch, numpy or torch.
+
+        Raises:
+            ValueError: it is not positive and finite, or of another shape.
+            TypeError: it is no number.
         """
+        ratio = read_numbers("ratio", ratio, "a positive number, or one per pose")
+        shapes = ((), self.joints.shape[:-2])
+        if ratio.shape not in shapes or not ((ratio > 0) & np.isfinite(ratio)).all():
+            raise ValueError(f"ratio must be a positive number, or one per pose {shapes[1]}, got {ratio}")
         if isinstance(self.joints, Tensor):
-            ratio = torch.as_tensor(ratio, dtype=torch.float64, device=self.joints.device)
-        else:
-            ratio = np.asarray(ratio, np.float64)
+            ratio = torch.from_numpy(ratio).to(self.joints.device)
 
         def sized(votes: Votes[A], factor: Any) -> Votes[A]:
             points, directions = (_times(each, factor) for each in (votes.points, votes.directions))
@@ -262,7 +271,11 @@ def joint_scores(weight: Tensor, spread: Tensor) -> Tensor:
 def error_scores(expected_error: Any) -> Any:
     """Scores in [0, 1] of joints with expected errors (...) mm: 1 / (1 + (error / 20 mm)^2), 0 for NaN."""
     scores = 1 / (1 + (expected_error / SPREAD_MM) ** 2)
-    return scores.nan_to_num(0) if isinstance(scores, Tensor) else np.nan_to_num(scores)
+    return (
+        scores.nan_to_num(0)
+        if isinstance(scores, Tensor)
+        else np.where(np.isnan(scores), scores.dtype.type(0), scores)
+    )
 
 
 def _times(array: Any, factor: Any) -> Any:

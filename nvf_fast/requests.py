@@ -149,7 +149,7 @@ class RequestReader:
         roots = read_roots(root, count) if self._volume.needs_root else None
         scale = read_hand_scale(hand_scale, count, self._config)
         sides = read_sides(side, count)
-        left = torch.tensor([each == "left" for each in sides], dtype=torch.bool)
+        left = torch.from_numpy(np.array([each == "left" for each in sides], dtype=np.bool_))
         size = self._config.input_size
         placement = self._volume.place(
             cameras.intrinsics, size, left, boxes=boxes, roots=roots, cameras=cameras
@@ -194,6 +194,8 @@ class RequestReader:
     ) -> None:
         """Refuse arguments that the network does not take, or not together."""
         method = self._config.method
+        if not isinstance(return_votes, bool | np.bool_):
+            raise TypeError(f"return_votes must be True or False, got {return_votes!r}")
         if not self._volume.needs_root and root is not None:
             raise ValueError("root must be None: it is for root-relative networks, this one is camera-space")
         if self._volume.needs_root and box is not None:
@@ -223,12 +225,14 @@ def _fingerprint(value: Any) -> Any:
     Raises:
         TypeError: the argument is of a type whose values might change.
     """
+    if value is None or isinstance(value, str | int | float):
+        return type(value), value
     if isinstance(value, Tensor) and value.numel() <= KNOWN_NUMBERS:
         value = value.numpy(force=True)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject and value.size <= KNOWN_NUMBERS:
         return value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, tuple | list):
         return type(value), *map(_fingerprint, value)
-    if value is None or isinstance(value, str | int | float | np.number | Camera):
+    if isinstance(value, np.number | Camera):
         return type(value), value
     raise TypeError(type(value).__name__)

@@ -411,7 +411,7 @@ def _columns(tensor: Tensor) -> list[Any]:
 def _matrices(entries: Sequence[Any], count: int) -> Tensor:
     """(B, 3, 3) float64 of nine numbers or arrays."""
     if count == 1:
-        return torch.tensor(entries, dtype=torch.float64).view(1, 3, 3)
+        return torch.from_numpy(np.array(entries, dtype=np.float64).reshape(1, 3, 3))
     matrices = np.empty((count, 9))
     for column, values in enumerate(entries):
         matrices[:, column] = values
@@ -453,7 +453,7 @@ def _turned(
 
 
 def _numbers(values: Any, count: int) -> Tensor:
-    return torch.tensor([values], dtype=torch.float64) if count == 1 else torch.from_numpy(values)
+    return torch.from_numpy(np.array([values]) if count == 1 else values)
 
 
 def _texels(side: int, device: torch.device | str | None) -> Tensor:

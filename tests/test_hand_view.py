@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nvf_fast.camera import network_view, project, view_intrinsics
+from nvf_fast.camera_model import Camera
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator, load
@@ -547,3 +548,62 @@ def test_measures_stages(model: NVF, image: np.ndarray) -> None:
         pose: HandPose = estimator(image, K, box=BOX)
     assert pose.valid
     assert list(milliseconds) == ["prepare", "remap", "encode", "query", "select", "vote", "read"]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_submitted_poses_are_those_of_calls(model: NVF, image: np.ndarray, recorded: bool) -> None:
+    """More poses are pending than slots exist, of several crops and batches, read in another order."""
+    estimator = PoseEstimator(model)
+    calls: list[tuple[Any, Any, Any]] = [
+        (image, BOX, "right"),
+        (image[::-1, ::-1], np.array(BOX) * 0.7, None),
+        ([image, image], [BOX, np.array(BOX) + 3], ["left", None]),
+        (image, BOX, "left"),
+        (torch.from_numpy(image), BOX, "right"),
+    ]
+    expected = [estimator(each, K, box=box, side=side) for each, box, side in calls]
+    estimator = with_fixed_sizes(estimator) if recorded else estimator
+    pending = [estimator.submit(each, K, box=box, side=side) for each, box, side in calls]
+    for index in (4, 0, 2, 1, 3, 0):
+        pose, wanted = pending[index].result(), expected[index]
+        np.testing.assert_array_equal(pose.numpy().joints, wanted.numpy().joints)
+        assert pose.side == wanted.side and type(pose.joints) is type(wanted.joints)
+    assert not np.array_equal(expected[0].joints, expected[3].joints), "the calls differ"
+    with pytest.raises(ValueError, match="submit needs a box or a previous pose"):
+        estimator.submit(image, K)
+
+
+def test_graphs_are_keyed_by_the_number_of_images(model: NVF, image: np.ndarray) -> None:
+    estimator = with_fixed_sizes(PoseEstimator(model))
+    usual, graphed = PoseEstimator(model), estimator.runner.graphed
+    assert graphed is not None
+    camera = Camera(np.array(K), image.shape[1::-1], (0.1, -0.05, 0.0, 0.0))
+    for box in (BOX, np.array(BOX) / 2, np.array(BOX) + 9):
+        for view in (K, camera):
+            found = estimator(image, view, box=box, side="right")
+            np.testing.assert_array_equal(found.joints, usual(image, view, box=box, side="right").joints)
+    assert graphed.captures == 1, "crops, averages and lenses differ, the graph is one"
+    fine = image.repeat(10, 0).repeat(10, 1)  # needs more memory than the first
+    scale = np.diag([10, 10, 1.0])
+    found = estimator(fine, scale @ K, box=np.array(BOX) * 10, side="right")
+    wanted = usual(fine, scale @ K, box=np.array(BOX) * 10, side="right")
+    np.testing.assert_array_equal(found.joints, wanted.joints)
+    assert graphed.captures == 2
+
+
+def test_requests_are_kept_where_camera_and_box_stay(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model)
+    box, intrinsics = np.array(BOX, dtype=np.float64), np.array(K, dtype=np.float64)
+    first = estimator(image, intrinsics, box=box, side="right")
+    placed = HandVolume.place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HandVolume, "place", lambda *a, **k: pytest.fail("placed again"))
+        again = estimator(image.copy(), intrinsics.copy(), box=box.copy(), side="right")
+        np.testing.assert_array_equal(again.joints, first.joints)
+        again.box[:] = again.joints[:] = 0.0  # results are the caller's own
+        np.testing.assert_array_equal(estimator(image, intrinsics, box=box, side="right").box, first.box)
+    assert HandVolume.place is placed
+    box += 5.0  # the caller's array changes
+    moved = estimator(image, intrinsics, box=box, side="right")
+    np.testing.assert_array_equal(moved.joints, PoseEstimator(model)(image, K, box=box, side="right").joints)
+    assert not np.array_equal(moved.joints, first.joints)

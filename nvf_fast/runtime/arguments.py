@@ -1,0 +1,41 @@
+"""Numbers from arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MOST_NUMBERS = 2**20  # of an argument other than images, meshes and batches of poses
+
+
+def read_numbers(name: str, value: Any, expected: str, most: int = MOST_NUMBERS) -> np.ndarray:
+    """A new float64 array of integers or floats. NumPy would also read strings and drop imaginary parts.
+
+    Args:
+        name: of the argument, for messages.
+        value: numbers, lists of them, or an array, numpy or torch on any device.
+        expected: description for messages.
+        most: numbers. They are counted before they are copied, since the array may be a small one, broadcast.
+
+    Raises:
+        TypeError: it holds something else.
+        ValueError: there are too many.
+    """
+    try:
+        given = value.detach() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be {expected}, got {value!r}") from error
+    if isinstance(given, Tensor):
+        numbers, count = given.dtype != torch.bool and not given.is_complex(), given.numel()
+    else:
+        numbers, count = given.dtype.kind in "iuf", given.size
+    if not numbers:
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    if count > most:
+        raise ValueError(f"{name} must be {expected}, got shape {tuple(given.shape)}")
+    if isinstance(given, Tensor):
+        return given.cpu().double().numpy().copy()
+    return np.array(given, dtype=np.float64)
