@@ -144,6 +144,27 @@ def test_count_past_the_capacity(function: Callable) -> None:
         assert torch.equal(got, expected)
 
 
+@ALL
+def test_indices_choose_the_voters(function: Callable) -> None:
+    """Votes at indices equal the same votes in their order; other rows and unused slots have no influence."""
+    points, votes, counts = voting(63, 0.5)
+    indices = torch.stack([torch.randperm(200)[:70] for _ in counts]).to(DEVICE)
+    scattered = [torch.full((2, 200, *each.shape[2:]), math.nan, device=DEVICE) for each in (points, votes)]
+    for row, chosen in enumerate(indices):
+        for whole, each in zip(scattered, (points, votes), strict=True):
+            whole[row, chosen[:63]] = each[row]
+    indices[torch.arange(70, device=DEVICE) >= counts[:, None]] = -1
+    for got, expected in zip(
+        function(*scattered, counts, indices), function(points, votes, counts), strict=True
+    ):
+        assert torch.equal(got, expected)
+    few = indices[:, :10].contiguous()
+    for got, expected in zip(
+        function(*scattered, counts, few), function(points[:, :10], votes[:, :10], counts), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
 def test_deterministic() -> None:
     inputs = voting(2500, 0.9)
     for first, second in zip(kernel(*inputs), kernel(*inputs), strict=True):

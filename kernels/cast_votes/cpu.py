@@ -13,12 +13,21 @@ from torch import Tensor
 
 
 def cast_votes(
-    points: Tensor, votes: Tensor, counts: Tensor, *, ball_mm: float, fraction: float
+    points: Tensor,
+    votes: Tensor,
+    counts: Tensor,
+    indices: Tensor | None = None,
+    *,
+    ball_mm: float,
+    fraction: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints, weight and spread, as in `nvf_fast.ops.cast_votes`, which checks the arguments.
 
     Where gradients are enabled it is differentiable in points and votes, any number of times.
     """
+    if indices is not None:
+        image = torch.arange(len(indices), device=indices.device)[:, None]
+        points, votes = (each[image, indices.clamp(min=0)] for each in (points, votes))
     if torch.is_grad_enabled():
         return _differentiable(points, votes, counts, ball_mm, fraction)
     batch, capacity, joint_count, _ = votes.shape

@@ -12,11 +12,15 @@ def cast_votes(
     points: Tensor,
     votes: Tensor,
     counts: Tensor,
+    indices: Tensor | None = None,
     *,
     ball_mm: float = 80.0,
     fraction: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints, weight and spread, as in `nvf_fast.ops.cast_votes`, in the dtype of `votes`."""
+    if indices is not None:
+        image = torch.arange(len(indices), device=indices.device)[:, None]
+        points, votes = (each[image, indices.clamp(min=0)] for each in (points, votes))
     batch, _, joint_count, _ = votes.shape
     points = points.to(votes.dtype)
     joints = votes.new_full((batch, joint_count, 3), math.nan)

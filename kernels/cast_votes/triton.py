@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import struct
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,11 +14,14 @@ _WARPS = 8
 
 
 @triton.jit
-def _weights(votes_ptr, first, voters, stride, BLOCK: tl.constexpr):
-    """A block of voters, their weights, and which are valid; `votes_ptr` is at the joint's weight."""
+def _weights(votes_ptr, indices_ptr, first, voters, stride, INDEXED: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of voters' rows, their weights, and which are valid; `votes_ptr` is at the joint's weight."""
     voter = first + tl.arange(0, BLOCK)
     valid = voter < voters
-    voter = voter.to(tl.int64)
+    if INDEXED:
+        voter = tl.load(indices_ptr + voter, mask=valid, other=0)
+    else:
+        voter = voter.to(tl.int64)
     return voter, tl.load(votes_ptr + voter * stride, mask=valid, other=0.0), valid
 
 
@@ -53,18 +57,21 @@ def _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm):
     return x, y, z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["fraction_bits"])
 def vote(
     points_ptr,
     votes_ptr,
-    voters_ptr,
-    selected_ptr,
+    counts_ptr,
+    indices_ptr,  # (B, capacity) rows of points and votes; unused unless INDEXED
     joints_ptr,
     weight_ptr,
     spread_ptr,
-    capacity,  # rows of points and votes per image
+    rows,  # of points and votes per image
+    capacity,  # most voters per image
     joint_count,
     ball_mm,
+    fraction_bits,  # of a float64: a scalar argument would be float32
+    INDEXED: tl.constexpr,
     BLOCK: tl.constexpr,
     DIGIT_BITS: tl.constexpr,
 ):
@@ -73,10 +80,13 @@ def vote(
     image = row // joint_count
     joint = row % joint_count
     stride = joint_count * 4
-    points_ptr += image * capacity * 3
-    votes_ptr += image * capacity * stride + joint * 4
-    voters = tl.load(voters_ptr + image)
-    selected_count = tl.load(selected_ptr + image)
+    points_ptr += image * rows * 3
+    votes_ptr += image * rows * stride + joint * 4
+    indices_ptr += image * capacity
+    voters = tl.maximum(tl.minimum(tl.load(counts_ptr + image), capacity), 0)
+    # int(M * fraction), as Python rounds it.
+    selected_count = (voters.to(tl.float64) * fraction_bits.to(tl.float64, bitcast=True)).to(tl.int32)
+    selected_count = tl.maximum(selected_count, 1)
 
     # Radix select: the key of the selected_count-th largest weight, one digit per pass from the highest on.
     DIGITS: tl.constexpr = 1 << DIGIT_BITS
@@ -87,7 +97,7 @@ def vote(
         histogram = tl.zeros((DIGITS,), tl.int32)
         first = 0
         while first < voters:
-            _, weight, candidate = _weights(votes_ptr, first, voters, stride, BLOCK)
+            _, weight, candidate = _weights(votes_ptr, indices_ptr, first, voters, stride, INDEXED, BLOCK)
             key = _sortable(weight)
             if digit_index > 0:
                 candidate = candidate & ((key >> (32 - DIGIT_BITS * digit_index)) == threshold)
@@ -107,7 +117,7 @@ def vote(
     ties_seen = 0
     first = 0
     while first < voters:
-        point, weight, valid = _weights(votes_ptr, first, voters, stride, BLOCK)
+        point, weight, valid = _weights(votes_ptr, indices_ptr, first, voters, stride, INDEXED, BLOCK)
         selected, ties_seen = _select(weight, valid, threshold, remaining, ties_seen)
         x, y, z = _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm)
         sum_weight += tl.where(selected, weight, 0.0)
@@ -130,7 +140,7 @@ def vote(
     ties_seen = 0
     first = 0
     while first < voters:
-        point, weight, valid = _weights(votes_ptr, first, voters, stride, BLOCK)
+        point, weight, valid = _weights(votes_ptr, indices_ptr, first, voters, stride, INDEXED, BLOCK)
         selected, ties_seen = _select(weight, valid, threshold, remaining, ties_seen)
         x, y, z = _targets(points_ptr, votes_ptr, point, weight, selected, stride, ball_mm)
         squared = (
@@ -147,31 +157,35 @@ def cast_votes(
     points: Tensor,
     votes: Tensor,
     counts: Tensor,
+    indices: Tensor | None = None,
     *,
     ball_mm: float = 80.0,
     fraction: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints, weight and spread, as in the reference; all float32."""
-    batch, capacity, joint_count, _ = votes.shape
-    voters = counts.clamp(max=capacity)
-    # int(M * fraction), as Python rounds it.
-    selected = (voters.double() * fraction).to(torch.int32).clamp(min=1)
+    batch, rows, joint_count, _ = votes.shape
     joints = votes.new_empty(batch, joint_count, 3)
     weight = votes.new_empty(batch, joint_count)
     spread = votes.new_empty(batch, joint_count)
+    if weight.numel() == 0:
+        return joints, weight, spread
     vote[(joint_count * batch,)](
         points.contiguous(),
         votes.contiguous(),
-        voters,
-        selected,
+        counts.contiguous(),
+        counts if indices is None else indices.contiguous(),  # else unused
         joints,
         weight,
         spread,
-        capacity,
+        rows,
+        rows if indices is None else indices.shape[1],
         joint_count,
         ball_mm,
+        struct.unpack("q", struct.pack("d", fraction))[0],
+        INDEXED=indices is not None,
         BLOCK=_BLOCK,
         DIGIT_BITS=_DIGIT_BITS,
         num_warps=_WARPS,
+        enable_fp_fusion=True,
     )
     return joints, weight, spread

@@ -1,4 +1,5 @@
-"""The positions of marked or near-surface entries, without synchronising: count, prefix sum, write."""
+"""The positions of marked or near-surface entries, without synchronising: count, prefix sum, write;
+of short rows in one launch."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
+_SHORT = 4096  # entries of a row that one program takes, in one launch
 
 
 @triton.jit
@@ -55,6 +57,39 @@ def write_indices(
     tl.store(indices_ptr + row * capacity + slot, position, mask=marked & (slot < capacity))
 
 
+@triton.jit
+def select_rows(
+    values_ptr,
+    indices_ptr,
+    counts_ptr,
+    overflow_ptr,
+    count,
+    capacity,
+    surface_mm,
+    THRESHOLD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """All of a short row, with the unused slots, in one program."""
+    row = tl.program_id(0).to(tl.int64)
+    indices_ptr += row * capacity
+    lane = tl.arange(0, BLOCK)
+    found = 0
+    start = 0
+    while start < count:
+        marked = _marked(values_ptr + row * count, start, count, surface_mm, THRESHOLD, BLOCK)
+        ones = marked.to(tl.int32)
+        slot = found + tl.cumsum(ones, 0) - ones
+        tl.store(indices_ptr + slot, (start + lane).to(tl.int64), mask=marked & (slot < capacity))
+        found += tl.sum(ones, 0)
+        start += BLOCK
+    slot = tl.minimum(found, capacity)
+    while slot < capacity:
+        tl.store(indices_ptr + slot + lane, tl.full((BLOCK,), -1, tl.int64), mask=slot + lane < capacity)
+        slot += BLOCK
+    tl.store(counts_ptr + row, found)
+    tl.store(overflow_ptr + row, (found > capacity).to(tl.uint8))
+
+
 def compact(mask: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
     """The positions where a mask (B, N) bool is true, in ascending order, as in the reference."""
     return _compact(mask.view(torch.uint8), None, capacity)
@@ -69,13 +104,34 @@ def _compact(values: Tensor, surface_mm: float | None, capacity: int) -> tuple[T
     batch, count = values.shape
     values = values.contiguous()
     threshold, options = surface_mm or 0.0, {"THRESHOLD": surface_mm is not None, "BLOCK": _BLOCK}
+    if count <= _SHORT:
+        indices = torch.empty(batch, capacity, dtype=torch.int64, device=values.device)
+        counts = torch.empty(batch, dtype=torch.int32, device=values.device)
+        overflow = torch.empty(batch, dtype=torch.bool, device=values.device)
+        if batch > 0:
+            select_rows[(batch,)](
+                *(values, indices, counts, overflow.view(torch.uint8), count, capacity, threshold),
+                **options,
+                enable_fp_fusion=True,
+            )
+        return indices, counts, overflow
     indices = torch.full((batch, capacity), -1, dtype=torch.int64, device=values.device)
     blocks = triton.cdiv(count, _BLOCK)
     block_counts = torch.empty(batch, blocks, dtype=torch.int32, device=values.device)
     if block_counts.numel() > 0:
         grid = (batch * blocks,)
-        count_marked[grid](values, block_counts, count, blocks, threshold, **options)
+        count_marked[grid](values, block_counts, count, blocks, threshold, **options, enable_fp_fusion=True)
         block_ends = block_counts.cumsum(1, dtype=torch.int32)
-        write_indices[grid](values, block_ends, indices, count, blocks, capacity, threshold, **options)
+        write_indices[grid](
+            values,
+            block_ends,
+            indices,
+            count,
+            blocks,
+            capacity,
+            threshold,
+            **options,
+            enable_fp_fusion=True,
+        )
     counts = block_counts.sum(1, dtype=torch.int32)
     return indices, counts, counts > capacity

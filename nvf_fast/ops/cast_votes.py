@@ -22,6 +22,7 @@ def cast_votes(
     points: Tensor,
     votes: Tensor,
     counts: Tensor,
+    indices: Tensor | None = None,
     *,
     ball_mm: float = 80.0,
     fraction: float = 0.5,
@@ -40,6 +41,8 @@ def cast_votes(
         points: (B, V, 3) float32 mm, camera frame, the voters; or float64, as the votes.
         votes: (B, V, J, 4) float32 raw (weight, direction xyz); or float64, for which PyTorch computes.
         counts: (B,) int32 of 0 or more; the first min(counts, V) rows of an image vote.
+        indices: (B, W) int64, the voters among the V points, so that the first min(counts, W) of these vote;
+            None for voters in the order of the points.
         ball_mm: positive, mm, radius r of the label ball (Eq. 2).
         fraction: in (0, 1], ratio of the voters that counts, per joint.
         backend: None, "triton" or "torch".
@@ -63,8 +66,8 @@ def cast_votes(
         >>> joints  # (0.5 * (0 + 40) + 0.75 * (10 + 20)) / (0.5 + 0.75) = 34
         tensor([[[ 34.,   0., 500.]]])
     """
-    _check(points, votes, counts, ball_mm, fraction)
-    return _run(backend, points, votes, counts, ball_mm=ball_mm, fraction=fraction)
+    _check(points, votes, counts, indices, ball_mm, fraction)
+    return _run(backend, points, votes, counts, indices, ball_mm=ball_mm, fraction=fraction)
 
 
 def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +78,9 @@ def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> t
 _run = Operation("cast_votes", cpu.cast_votes, _empty_results, gradients="torch")
 
 
-def _check(points: Tensor, votes: Tensor, counts: Tensor, ball_mm: float, fraction: float) -> None:
+def _check(
+    points: Tensor, votes: Tensor, counts: Tensor, indices: Tensor | None, ball_mm: float, fraction: float
+) -> None:
     check_tensor("cast_votes", "votes", votes, [("B", "V", "J", 4)], torch.float32, torch.float64)
     batch, capacity = votes.shape[:2]
     check_tensor("cast_votes", "points", points, [(batch, capacity, 3)], votes.dtype, unit="mm")
@@ -86,3 +91,9 @@ def _check(points: Tensor, votes: Tensor, counts: Tensor, ball_mm: float, fracti
     check_devices("cast_votes", points=points, votes=votes, counts=counts)
     if readable(counts) and batch and int(counts.min()) < 0:
         raise ValueError(f"cast_votes: counts must be 0 or more, got {counts.tolist()}")
+    if indices is None:
+        return
+    check_tensor("cast_votes", "indices", indices, [(batch, "W")], torch.int64)
+    check_devices("cast_votes", votes=votes, indices=indices)
+    if readable(indices) and indices.numel() and int(indices.max()) >= capacity:
+        raise ValueError(f"cast_votes: indices must be below {capacity}, got {int(indices.max())}")
