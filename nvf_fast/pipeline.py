@@ -25,6 +25,7 @@ from nvf_fast.config import HAND_JOINTS
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
 from nvf_fast.pose import joint_scores
+from nvf_fast.runtime.cuda_graph import finish_launches
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Capacities, Search, guided, octree
 from nvf_fast.volumes import Volume
@@ -68,8 +69,8 @@ class QueryOptions:
         """Capacity for the voters of one image."""
         return math.ceil(VOTERS_AT_16_MM * max(1.0, 16 / self.step_mm) ** 2)
 
-    def query(self, model: NVF) -> ops.FieldQuery:
-        """The prepared query of a network's field."""
+    def query(self, model: NVF, point_count: int = 0) -> ops.FieldQuery:
+        """The prepared query of a network's field, usually at so many points."""
         return ops.FieldQuery(
             list(model.field.weights),
             list(model.field.biases),
@@ -77,6 +78,7 @@ class QueryOptions:
             image_size=model.config.input_size,
             dtype=self.dtype,
             surface_mm=self.surface_mm,
+            point_count=point_count,
             backend=self.backend,
         )
 
@@ -204,8 +206,8 @@ class FieldPipeline:
         self._model, self._volume, self._options, self._profiler = model, volume, options, profiler
         device = model.field.biases[0].device
         self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
-        self.query = query or options.query(model)
         self.lattice = volume.lattice(options.step_mm, device)
+        self.query = query or options.query(model, len(self.lattice))
         self._capacities = Capacities(min(options.voter_capacity, len(self.lattice)), QUERIED, ACTIVE)
         self._places: dict[int, list[Places]] = {}
 
@@ -275,6 +277,7 @@ class FieldPipeline:
             return (self.located(part, map_size) for part in nodes.split(LOCATED))
         if stride not in self._places:
             self._places[stride] = [self.located(nodes, map_size)]
+            finish_launches(self.lattice.device)
         return iter(self._places[stride])
 
     def located(self, nodes: Tensor, map_size: tuple[int, int]) -> Places:

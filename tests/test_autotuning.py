@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from nvf_fast.kernels.query_field.triton import tilings
+from nvf_fast.kernels.query_field.triton import Tiling, tilings
 from nvf_fast.runtime import autotuning
 from nvf_fast.runtime.autotuning import in_turn, remember, tuned
+from tests.kernel_cases import FieldCase, field_inputs
 
 CUDA = torch.device("cuda")
 SPACE = tilings(torch.float16, "cuda", 90)
@@ -28,47 +33,52 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_caches_the_fastest_tiling_per_device_dtype_and_network() -> None:
     times = dict(zip(SPACE, (1.0, 0.9, 0.8), strict=True))
-    assert tuned(CUDA, torch.float16, [64, 85]) is None
-    assert remember(CUDA, torch.float16, [64, 85], times) == SPACE[2]
-    assert remember(CUDA, torch.float16, [128, 85], times | {SPACE[1]: 0.1}) == SPACE[1]
-    assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[2]
-    assert tuned(CUDA, torch.float16, [128, 85]) == SPACE[1]
-    assert tuned(CUDA, torch.bfloat16, [64, 85]) is None
-    assert tuned(torch.device("cpu"), torch.float16, [64, 85]) is None
+    assert tuned(CUDA, torch.float16, [64, 85], 28_351) is None
+    assert remember(CUDA, torch.float16, [64, 85], 28_351, times) == SPACE[2]
+    assert remember(CUDA, torch.float16, [128, 85], 28_351, times | {SPACE[1]: 0.1}) == SPACE[1]
+    assert tuned(CUDA, torch.float16, [64, 85], 28_351) == SPACE[2]
+    assert tuned(CUDA, torch.float16, [128, 85], 28_351) == SPACE[1]
+    assert tuned(CUDA, torch.bfloat16, [64, 85], 28_351) is None
+    assert tuned(torch.device("cpu"), torch.float16, [64, 85], 28_351) is None
+    assert tuned(CUDA, torch.float16, [64, 85], 20_000) == SPACE[2], "about as many points"
+    assert tuned(CUDA, torch.float16, [64, 85], 230_475) is None
+    assert remember(CUDA, torch.float16, [64, 85], 230_475, times | {SPACE[1]: 0.1}) == SPACE[1]
+    assert tuned(CUDA, torch.float16, [64, 85], 28_351) == SPACE[2]
     assert [path.name for path in autotuning.CACHE.parent.iterdir()] == ["tilings.json"]
 
 
 def test_keeps_the_default_within_noise() -> None:
     assert (
-        remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.99, 1.2), strict=True))) == SPACE[0]
+        remember(CUDA, torch.float16, [64, 85], 28_351, dict(zip(SPACE, (1.0, 0.99, 1.2), strict=True)))
+        == SPACE[0]
     )
 
 
 def test_ignores_tilings_of_another_device_compiler_or_kernel(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
-    assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[1]
+    remember(CUDA, torch.float16, [64, 85], 28_351, dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
+    assert tuned(CUDA, torch.float16, [64, 85], 28_351) == SPACE[1]
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_name", lambda device: "Another GPU")
-        assert tuned(CUDA, torch.float16, [64, 85]) is None
+        assert tuned(CUDA, torch.float16, [64, 85], 28_351) is None
     with monkeypatch.context() as patch:
         patch.setattr(autotuning.triton, "__version__", "0.1")
-        assert tuned(CUDA, torch.float16, [64, 85]) is None
+        assert tuned(CUDA, torch.float16, [64, 85], 28_351) is None
     with monkeypatch.context() as patch:  # its capability has other tilings
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-        assert tuned(CUDA, torch.float16, [64, 85]) is None
+        assert tuned(CUDA, torch.float16, [64, 85], 28_351) is None
     changed = tmp_path / "changed.py"
     changed.write_text("# another kernel")
     monkeypatch.setattr(autotuning.kernel, "__file__", str(changed))
-    assert tuned(CUDA, torch.float16, [64, 85]) is None
+    assert tuned(CUDA, torch.float16, [64, 85], 28_351) is None
 
 
 def test_ignores_tilings_of_another_length() -> None:
-    remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
+    remember(CUDA, torch.float16, [64, 85], 28_351, dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
     known = json.loads(autotuning.CACHE.read_text())
     autotuning.CACHE.write_text(json.dumps({key: numbers[:4] for key, numbers in known.items()}))
-    assert tuned(CUDA, torch.float16, [64, 85]) is None
+    assert tuned(CUDA, torch.float16, [64, 85], 28_351) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 5}', '{"a": ["x", 1, 1, 1, 1]}'])
@@ -76,11 +86,11 @@ def test_replaces_a_damaged_file_with_a_warning(text: str, caplog: pytest.LogCap
     autotuning.CACHE.parent.mkdir()
     autotuning.CACHE.write_text(text)
     with caplog.at_level(logging.WARNING, "nvf_fast"):
-        assert tuned(CUDA, torch.float16, [64, 85]) is None
+        assert tuned(CUDA, torch.float16, [64, 85], 28_351) is None
     assert "is damaged" in caplog.text
-    remember(CUDA, torch.float16, [64, 85], dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
+    remember(CUDA, torch.float16, [64, 85], 28_351, dict(zip(SPACE, (1.0, 0.5, 0.8), strict=True)))
     caplog.clear()
-    assert tuned(CUDA, torch.float16, [64, 85]) == SPACE[1] and not caplog.text
+    assert tuned(CUDA, torch.float16, [64, 85], 28_351) == SPACE[1] and not caplog.text
 
 
 def test_interleaves_timed_calls_after_a_warm_up() -> None:
@@ -89,3 +99,49 @@ def test_interleaves_timed_calls_after_a_warm_up() -> None:
     medians = in_turn(calls, 3)
     assert order == list(SPACE) * 5
     assert list(medians.values()) == [9.0, 10.0, 11.0]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")  # interpreter
+def test_times_replays_of_several_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tiling's queries are recorded once and only replayed afterwards, on a stand-in for a device."""
+    log: list[str] = []
+
+    class Recorder:
+        def __init__(self, device: torch.device) -> None:
+            pass
+
+        def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+            return lambda: log.append("replay"), run()
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, end: Event) -> float:
+            return 20.0
+
+    sampled: list[Tiling] = []
+
+    def sample(maps: Tensor, places: Any, layers: Any) -> Any:
+        sampled.append(layers.tiling)
+        return SimpleNamespace(sdf=maps)
+
+    monkeypatch.setattr(autotuning, "CudaRecorder", Recorder)
+    monkeypatch.setattr(autotuning, "ROUNDS", 1)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(autotuning.kernel, "sample", sample)
+    monkeypatch.setattr(autotuning.kernel, "device_tilings", lambda device, dtype: SPACE)
+    inputs = field_inputs(FieldCase(1, 5, 8, (9, 7), (40, 24)), torch.float16)
+    milliseconds = autotuning.tune(
+        inputs.features, inputs.points[0], inputs.intrinsics, inputs.weights, inputs.biases, 224
+    )
+    assert milliseconds == dict.fromkeys(SPACE, 20.0 / autotuning.REPEATS)
+    assert sampled == [tiling for tiling in SPACE for _ in range(autotuning.REPEATS)]
+    assert log == ["event", "replay", "event"] * len(SPACE) * 3
+    assert next(iter(json.loads(autotuning.CACHE.read_text()))).endswith("up to 8 points")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+import nvf_fast.pipeline
 from nvf_fast.config import NVFConfig
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.kernels.cast_votes import triton as cast_votes
@@ -89,6 +90,24 @@ def test_dense_and_guided_runs_do_not_synchronise(search: Any, step: float, befo
         scale, previous = torch.full((2,), 30.0), torch.zeros(2, 21, 3) if before else None
         packed = pipeline(Views(images, scale, previous)).packed()
         assert packed.shape == (2, 110)
+
+
+def test_kept_places_are_complete_for_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream that locates points ends its launches before any other reads them, and once only."""
+    log: list[str] = []
+
+    class Located(ShapesOnly):
+        def locate(self, *given: Any) -> Any:
+            log.append("locate")
+            return super().locate(*given)
+
+    monkeypatch.setattr(nvf_fast.pipeline, "finish_launches", lambda device: log.append("finish"))
+    query: Any = Located()
+    model, profiler = NVF(SMALL).eval(), Profiler(torch.device("cpu"))
+    pipeline = FieldPipeline(model, FrustumVolume(), QueryOptions(32.0), profiler, query)
+    for _ in range(3):
+        assert len(list(pipeline.every(1, MAP_SIZE))) == 1
+    assert log == ["locate", "finish"]
 
 
 @pytest.mark.parametrize("side_known", [True, False])

@@ -14,6 +14,8 @@ from nvf_fast.cli import UserError, load_estimator
 class Tune:
     """Time the block shapes of the field kernel on this CUDA device, and store the fastest for later runs.
 
+    Later runs use it at about as many points.
+
     Attributes:
         checkpoint: a checkpoint folder or a hub id of a network of the reference view or of root-relative
             cubes; "released" is the paper's network with random weights, which do not affect times. Networks

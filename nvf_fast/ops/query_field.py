@@ -161,6 +161,7 @@ class FieldQuery:
         dtype: torch.float32, float16 or bfloat16, of the features and of the matrix products.
         surface_mm: mm; `votes` is called for points nearer to the surface than this only, whose votes the
             kernel of small networks writes while it samples.
+        point_count: usual number of points of `sample`, for which tuned block shapes are looked up.
         backend: None, "triton" or "torch".
 
     Raises:
@@ -178,6 +179,7 @@ class FieldQuery:
         image_size: int = 224,
         dtype: torch.dtype = torch.float32,
         surface_mm: float = math.inf,
+        point_count: int = 0,
         backend: Backend | None = None,
     ) -> None:
         _check_layers("FieldQuery", weights, biases, 1)
@@ -203,7 +205,8 @@ class FieldQuery:
                 self._form, options["surface_mm"] = resident, surface_mm
             else:
                 widths = [len(bias) for bias in biases]
-                self._form, options["tiling"] = triton, autotuning.tuned(self._device, dtype, widths)
+                tiling = autotuning.tuned(self._device, dtype, widths, point_count)
+                self._form, options["tiling"] = triton, tiling
         self._layers = self._form.pack_layers(weights, biases, channels, dtype, **options)
 
     def locate(

@@ -16,19 +16,23 @@ from torch import Tensor
 
 from nvf_fast.kernels.query_field import triton as kernel
 from nvf_fast.kernels.query_field.triton import Tiling
+from nvf_fast.runtime.cuda_graph import CudaRecorder
 from nvf_fast.runtime.files import read_json, whole_file
 
 CACHE = Path(os.path.expanduser("~")) / ".cache" / "nvf_fast" / "tilings.json"
 GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is taken for noise
 ROUNDS = 30
+REPEATS = 10  # queries in a graph, so that launching it weighs little
 LOG = logging.getLogger("nvf_fast")
 
 
-def tuned(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> Tiling | None:
-    """The tiling found on such a device for layers of these channels, or None."""
+def tuned(
+    device: torch.device, dtype: torch.dtype, channels: Sequence[int], point_count: int
+) -> Tiling | None:
+    """The tiling found on such a device for layers of these channels and about as many points, or None."""
     if device.type != "cuda":
         return None
-    found = _read().get(_key(device, dtype, channels))
+    found = _read().get(_key(device, dtype, channels, point_count))
     tiling = None if found is None else Tiling(*found)
     return tiling if tiling in kernel.device_tilings(device, dtype) else None
 
@@ -42,6 +46,8 @@ def tune(
     image_size: int,
 ) -> dict[Tiling, float]:
     """Time all tilings in turn on a CUDA device and store the fastest in the cache file.
+
+    CUDA graphs are timed, as the estimator replays them: single launches would measure Python.
 
     Args:
         features: (B, C, H, W), in the compute dtype.
@@ -58,9 +64,10 @@ def tune(
         layers = kernel.pack_layers(weights, biases, features.shape[1], features.dtype, tiling)
         places = kernel.locate(points, intrinsics, image_size, features.shape[2:], layers)
         maps = kernel.project_maps(features, None, layers)
-        calls[tiling] = _timed(maps, places, layers)
+        calls[tiling] = _timed(CudaRecorder(features.device), maps, places, layers)
     milliseconds = in_turn(calls, ROUNDS)
-    remember(features.device, features.dtype, [len(bias) for bias in biases], milliseconds)
+    channels = [len(bias) for bias in biases]
+    remember(features.device, features.dtype, channels, len(points), milliseconds)
     return milliseconds
 
 
@@ -71,39 +78,52 @@ def in_turn(calls: dict[Tiling, Callable[[], float]], rounds: int) -> dict[Tilin
 
 
 def remember(
-    device: torch.device, dtype: torch.dtype, channels: Sequence[int], milliseconds: dict[Tiling, float]
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: Sequence[int],
+    point_count: int,
+    milliseconds: dict[Tiling, float],
 ) -> Tiling:
     """Store and return the fastest tiling, or the first unless another is faster by `GAIN`."""
     untuned = next(iter(milliseconds))
     fastest = min(milliseconds, key=milliseconds.__getitem__)
     if milliseconds[untuned] < GAIN * milliseconds[fastest]:
         fastest = untuned
-    known = _read() | {_key(device, dtype, channels): list(fastest)}
+    known = _read() | {_key(device, dtype, channels, point_count): list(fastest)}
     with whole_file(CACHE) as file:
         file.write(f"{json.dumps(known, indent=1)}\n".encode())
     return fastest
 
 
-def _timed(maps: Tensor, places: kernel.Tiles, layers: kernel.Layers) -> Callable[[], float]:
+def _timed(
+    recorder: CudaRecorder, maps: Tensor, places: kernel.Tiles, layers: kernel.Layers
+) -> Callable[[], float]:
+    def query() -> Tensor:
+        return [kernel.sample(maps, places, layers).sdf for _ in range(REPEATS)][-1]
+
+    launch, _ = recorder.record(query)
+
     def call() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        kernel.sample(maps, places, layers)
+        launch()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end)
+        return start.elapsed_time(end) / REPEATS
 
     return call
 
 
-def _key(device: torch.device, dtype: torch.dtype, channels: Sequence[int]) -> str:
-    """Key of the times: the device, the compiler, the kernel's source and the network."""
+def _key(device: torch.device, dtype: torch.dtype, channels: Sequence[int], point_count: int) -> str:
+    """Key of the times: the device, the compiler, the kernel's source, the network and the size.
+
+    Sizes up to the same power of two share a key.
+    """
     source = hashlib.sha256(Path(kernel.__file__).read_bytes()).hexdigest()[:12]
     name = torch.cuda.get_device_name(device)
     layers = "-".join(map(str, channels))
-    return (
-        f"{name}, Triton {triton.__version__}, kernel {source}, {str(dtype).removeprefix('torch.')}, {layers}"
-    )
+    network = f"{str(dtype).removeprefix('torch.')}, {layers}, up to {1 << point_count.bit_length()} points"
+    return f"{name}, Triton {triton.__version__}, kernel {source}, {network}"
 
 
 def _read() -> dict[str, list[int]]:

@@ -200,6 +200,12 @@ class CudaRecorder:
             self._last.record(stream)
 
 
+def finish_launches(device: torch.device) -> None:
+    """Wait for the current stream, so that other streams may read the tensors made on it."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def interrupted(error: BaseException | None) -> bool:
     """Whether a capture's error, with the errors that it followed, came from another thread alone.
 
