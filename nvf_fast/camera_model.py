@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nvf_fast.camera import Array, project
 from nvf_fast.lens import FISHEYE, PLUMB_BOB, Lens, LensModel, distort
+from nvf_fast.runtime.arguments import read_numbers
 
 # In lengths of the image's longer side. The shortest spans 157 degrees; with the longest a hand of 0.2 m
 # fills the image from 2 km away. A hundredth of the width of a photograph of 800 mm has 2200.
@@ -55,11 +56,7 @@ class Camera:
     model: LensModel = "plumb_bob"
 
     def __post_init__(self) -> None:
-        try:
-            given = self.K.detach().cpu().numpy() if isinstance(self.K, Tensor) else self.K
-            K = np.array(given, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"K must be numbers of px, got {self.K!r}") from error
+        K = read_numbers("K", self.K, "numbers of px")
         if K.shape != (3, 3):
             raise ValueError(f"K must be (3, 3) px, got shape {K.shape}")
         try:
@@ -287,10 +284,7 @@ def _coefficients(given: Any, model: Any) -> tuple[float, ...]:
     if model not in get_args(LensModel):
         raise ValueError(f"model must be one of {get_args(LensModel)}, got {model!r}")
     counts = (FISHEYE,) if model == "fisheye" else (0, 4, 5, 8, PLUMB_BOB, PLUMB_BOB + 2)
-    try:
-        values = np.array(given if given is not None else (), dtype=np.float64).ravel()
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"distortion must be numbers, got {given!r}") from error
+    values = read_numbers("distortion", () if given is None else given, "numbers").ravel()
     if len(values) not in counts:
         allowed = " or ".join(map(str, counts))
         raise ValueError(f"distortion of a {model!r} camera must be {allowed} numbers, got {len(values)}")

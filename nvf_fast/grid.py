@@ -13,6 +13,7 @@ from nvf_fast.runtime.ambient import unaffected
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # lowest and highest x, y and z
 BOX_MM: Box = ((-250.0, 250.0), (-250.0, 250.0), (150.0, 1200.0))
 FAR_MM = 1e6  # beyond the box
+MOST_NODES = 2**28  # of a lattice; a search takes 6 bytes of memory for each
 RIM, RIM_MM = 4, 16.0  # nodes about the box, at least, and their reach
 
 
@@ -38,7 +39,8 @@ class Lattice:
         device: of all tensors.
 
     Raises:
-        ValueError: the step is not a positive number, or no node is visible.
+        ValueError: the step is not a positive number, is so small that there are more than `MOST_NODES`, or
+            so large that no node is visible.
     """
 
     nowhere = 0  # a node of the rim, for the unused slots of a list of nodes
@@ -55,6 +57,12 @@ class Lattice:
             raise ValueError(f"step_mm must be a positive number of mm, got {step_mm}")
         self.step_mm = step_mm
         lengths = [high - low for low, high in box]
+        # Before the numbers along the axes, which overflow for the smallest steps.
+        if math.prod(length / step_mm for length in lengths) > MOST_NODES:
+            raise ValueError(
+                f"step_mm = {step_mm} makes more than {MOST_NODES} points; the smallest steps are some "
+                f"{(math.prod(lengths) / MOST_NODES) ** (1 / 3):.2g} mm"
+            )
         self.shape = tuple(int(length / step_mm) for length in lengths)
         if min(self.shape) == 0:
             raise _no_point(step_mm)

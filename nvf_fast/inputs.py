@@ -15,12 +15,12 @@ from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.camera_model import Camera, Cameras, check_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.pose import HandPose
+from nvf_fast.runtime.arguments import read_numbers
 from nvf_fast.volumes import Placement
 
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 SMALLEST_BOX_PX = 2
-MOST_NUMBERS = 2**20  # of an argument other than images
 SIGHT_SAMPLES = 33  # along each axis of a view, to tell whether a lens shows it in an image
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
 # Corners of a unit square in order, as homogeneous pixels.
@@ -164,7 +164,7 @@ def read_boxes(box: Any, count: int, single: bool) -> tuple[Tensor, list[int]]:
 def check_middles(boxes: Tensor, sizes: Sequence[Sequence[int]]) -> None:
     """Refuse boxes (B, 4) px whose middles lie outside their images of (height, width) px."""
     middles = (boxes[:, 2:] + boxes[:, :2]) / 2
-    shapes = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64)
+    shapes = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64).view(-1, 2)
     if not ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
         raise ValueError(
             f"the middle of a box must lie in its image, got {boxes.tolist()} px in images of "
@@ -231,8 +231,8 @@ def check_sight(
         low, high = pixels.min(0).round().tolist(), pixels.max(0).round().tolist()
         if min(high) < -0.5 or low[0] > width - 0.5 or low[1] > height - 0.5:
             raise ValueError(
-                f"the view touches no pixel of image {i}, {width} x {height} px: it shows x from {low[0]:.0f} "
-                f"to {high[0]:.0f} px and y from {low[1]:.0f} to {high[1]:.0f} px"
+                f"the view touches no pixel of image {i}, {width} x {height} px: it shows x from "
+                f"{low[0]:.0f} to {high[0]:.0f} px and y from {low[1]:.0f} to {high[1]:.0f} px"
             )
 
 
@@ -364,19 +364,5 @@ def _expanded(name: str, values: Tensor, count: int, shape: tuple[int, ...], of:
 
 
 def _numbers(name: str, value: Any, expected: str) -> Tensor:
-    """float64 on the CPU, of integers or floats; NumPy would also read strings and drop imaginary parts."""
-    try:
-        given = value if isinstance(value, Tensor) else np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be {expected}, got {value!r}") from error
-    if isinstance(given, Tensor):
-        numbers, count = given.dtype != torch.bool and not given.is_complex(), given.numel()
-    else:
-        numbers, count = given.dtype.kind in "iuf", given.size
-    if not numbers:
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
-    if count > MOST_NUMBERS:  # before a copy: the array may be a small one, broadcast
-        raise ValueError(f"{name} must be {expected}, got shape {tuple(given.shape)}")
-    if isinstance(given, Tensor):
-        return given.detach().to("cpu", torch.float64)
-    return torch.from_numpy(np.array(given, dtype=np.float64))
+    """float64 on the CPU."""
+    return torch.from_numpy(read_numbers(name, value, expected))

@@ -363,7 +363,7 @@ def test_cuda_defaults_to_half_precision_and_returns_poses_on_the_image_device(t
 
 @pytest.mark.parametrize(("search", "step"), [("dense", 16), ("octree", 8), ("guided", 16)])
 def test_deterministic(tiny: NVF, search: str, step: float) -> None:
-    images = np.random.default_rng(1).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (2, 240, 320, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step, 3.0, search=search)
     first, second = (estimator(images, K, return_votes=True) for _ in range(2))
     assert first.valid.any()
@@ -399,7 +399,7 @@ def test_reference_network_on_cuda(tiny: NVF, search: str, step: float, dtype: t
 def test_out_of_memory_halves_the_batch(
     tiny: NVF, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, search: str
 ) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (7, 60, 80, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (7, 240, 320, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1, search=search)
     expected = estimator(images, K)
     encode = type(tiny).encode
@@ -424,7 +424,7 @@ def test_out_of_memory_halves_the_batch(
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_large_grid_is_queried_in_chunks(tiny: NVF, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 240, 320, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, fraction=1)
     expected = estimator(images, K, return_votes=True)
     monkeypatch.setattr(nvf_fast.pipeline, "LOCATED", 1000)

@@ -9,10 +9,14 @@ Sources: FreiHAND's and HO-3D's public `eval.py` and `utils/eval_util.py`; the p
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from nvf_fast.runtime.arguments import read_numbers
 
 Floats = NDArray[np.float64]
 Poses = ArrayLike
@@ -206,6 +210,8 @@ def scale_translation_align(predicted: Poses, truth: Poses, bone: tuple[int, int
         (..., K, 3) mm.
     """
     predicted, truth = _pair(predicted, truth)
+    for index in bone:
+        _check_root(index, truth)
     root, end = bone
     length = np.linalg.norm(predicted[..., end, :] - predicted[..., root, :], axis=-1)
     expected = np.linalg.norm(truth[..., end, :] - truth[..., root, :], axis=-1)
@@ -224,6 +230,7 @@ def root_align(predicted: Poses, truth: Poses, root: int = 0) -> Floats:
         (..., K, 3) mm.
     """
     predicted, truth = _pair(predicted, truth)
+    _check_root(root, truth)
     moved: Floats = predicted - predicted[..., root : root + 1, :] + truth[..., root : root + 1, :]
     return moved
 
@@ -411,6 +418,8 @@ def _procrustes(predicted: Floats, truth: Floats) -> tuple[Floats, Floats, Float
 
 
 def _f_scores(predicted: Floats, truth: Floats, thresholds_mm: tuple[float, ...]) -> list[float]:
+    if not all(isinstance(each, Real) and each > 0 for each in thresholds_mm):
+        raise ValueError(f"threshold_mm must be a positive number of mm, got {thresholds_mm}")
     to_predicted, to_truth = _nearest(truth, predicted), _nearest(predicted, truth)
     result = []
     for threshold in thresholds_mm:
@@ -439,7 +448,7 @@ def _flat(errors: Floats) -> Floats:
 
 
 def _points(points: ArrayLike, name: str) -> Floats:
-    array = np.asarray(points, dtype=np.float64)
+    array = read_numbers(name, points, "numbers (..., K, 3) in mm", most=sys.maxsize)
     if array.ndim < 2 or array.shape[-1] != 3 or array.size == 0:
         raise ValueError(f"{name} must be (..., K, 3) in mm and not empty, got shape {array.shape}")
     if not np.isfinite(array).all():
@@ -454,6 +463,11 @@ def _pair(predicted: Poses, truth: Poses) -> tuple[Floats, Floats]:
             f"predicted and truth must have one shape (..., K, 3), got {first.shape} and {second.shape}"
         )
     return first, second
+
+
+def _check_root(root: int, poses: Floats) -> None:
+    if not isinstance(root, int) or not 0 <= root < poses.shape[-2]:
+        raise ValueError(f"root must be a keypoint, 0 to {poses.shape[-2] - 1}, got {root!r}")
 
 
 def _hands(predicted: Poses, truth: Poses) -> tuple[Floats, Floats]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -145,11 +145,13 @@ def check_tensor(
         raise TypeError(f"{operation}: {name} must be {expected}, got {tensor.dtype}")
 
 
-def check_positive(operation: str, name: str, value: Any, unit: str = "") -> None:
-    """Check a finite number above 0."""
+def check_positive(
+    operation: str, name: str, value: Any, unit: str = "", most: float = sys.float_info.max
+) -> None:
+    """Check a number above 0, by default a finite one."""
     if not isinstance(value, Real):
         raise TypeError(f"{operation}: {name} must be a number, got {value!r}")
-    if not 0 < value < math.inf:
+    if not 0 < value <= most:
         raise ValueError(f"{operation}: {name} must be a positive number {unit}".rstrip() + f", got {value}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def select_voters(
 
     Args:
         sdf: (B, N) float32 mm; NaN and infinity are never near.
-        surface_mm: positive, mm, half the thickness of the shell that votes.
+        surface_mm: positive or infinite, mm, half the thickness of the shell that votes.
         capacity: slots per image, at least 1; None as in `compact`.
         backend: None, "triton" or "torch".
 
@@ -67,7 +68,7 @@ def select_voters(
         tensor([[1, 2]])
     """
     check_tensor("select_voters", "sdf", sdf, [("B", "N")], torch.float32, unit="mm")
-    check_positive("select_voters", "surface_mm", surface_mm, "of mm")
+    check_positive("select_voters", "surface_mm", surface_mm, "of mm", most=math.inf)
     if capacity is None:
         return _exact(sdf.abs() < surface_mm)
     check_count("select_voters", "capacity", capacity, "slot")
