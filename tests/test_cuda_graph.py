@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import nvf_fast.runtime.cuda_graph
+from nvf_fast.estimator import PoseEstimator
 from nvf_fast.runtime.cuda_graph import (
     ATTEMPTS,
     CaptureInterruptedError,
@@ -21,6 +23,8 @@ from nvf_fast.runtime.cuda_graph import (
     Recorder,
     interrupted,
 )
+from tests.hand_cases import hand_network
+from tests.reference_cases import reference_network
 
 
 class FakeRecorder:
@@ -288,3 +292,61 @@ def test_evicted_graphs_keep_their_memory_until_they_end(monkeypatch: pytest.Mon
             torch.full((1 << 22,), -1.0, device=device)
     torch.cuda.synchronize()
     assert [value.unique().tolist() for value in found] == [[11.0 * (i // 2)] for i in range(12)]
+
+
+@pytest.mark.cuda
+def test_estimators_capture_in_two_threads() -> None:
+    """Each finds what it finds alone, with graphs of its own, on a stream of its own."""
+    model = reference_network(nearness=1.0)
+    images = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+    camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
+    batches = [images[:count] for count in (1, 2, 3)]
+
+    def joints(estimator: PoseEstimator) -> list[np.ndarray]:
+        return [estimator(list(batch), camera, np.full(len(batch), 25.0)).joints for batch in batches]
+
+    estimators = [PoseEstimator(model, step, device="cuda") for step in (16.0, 20.0)]
+    expected = [joints(PoseEstimator(model, step, device="cuda")) for step in (16.0, 20.0)]
+    found: dict[int, list[np.ndarray]] = {}
+    start = threading.Barrier(2)
+
+    def work(thread: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            start.wait(60)
+            found[thread] = joints(estimators[thread])
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for thread, estimator in enumerate(estimators):
+        for got, wanted in zip(found[thread], expected[thread], strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        graphed = estimator.runner.graphed
+        assert graphed is not None and graphed.captures == len(batches) and not graphed.failed
+
+
+@pytest.mark.cuda
+def test_boxes_of_many_sizes_take_one_capture() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    estimator = PoseEstimator(hand_network(), device="cuda")
+    camera = np.array([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]])
+    for size in range(40, 460, 30):
+        box = (320 - size / 2, 240 - size / 2, 320 + size / 2, 240 + size / 3)
+        estimator(image, camera, box=box, side="right")
+    graphed = estimator.runner.graphed
+    assert graphed is not None and graphed.captures == 1 and not graphed.failed
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_an_estimator_computes_on_its_device_whichever_is_current() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    camera = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
+    poses = [
+        PoseEstimator(reference_network(nearness=1.0), device=f"cuda:{index}")(image, camera, 25.0)
+        for index in range(2)
+    ]
+    assert torch.cuda.current_device() == 0 and poses[0].valid
+    np.testing.assert_array_equal(poses[0].joints, poses[1].joints)
