@@ -378,7 +378,7 @@ def test_predict_continues_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr("nvf_fast.cli.predict.read_image", stop)
         status, _, err = run("predict", *images, third, *options)
-        assert status == 130 and err.endswith("nvf-fast predict: interrupted\n")
+        assert status == 130 and err.endswith("nvf-fast: interrupted\n")
         lines = out if name == "poses.jsonl" else tmp_path / "poses.json.lines"
         assert len(records(lines.read_text())) == 1
         with lines.open("ab") as file:

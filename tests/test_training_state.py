@@ -13,7 +13,7 @@ import torch
 from nvf_fast.runtime.store import ResumeError
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.loop import train
-from tests.training_cases import Dots, assert_same_state, log_of, output_of, saved_training, state_of, tiny
+from tests.training_cases import Dots, assert_same_state, log_of, saved_training, state_of, tiny
 
 
 def steps_of(directory: Path) -> list[int]:
@@ -131,74 +131,3 @@ def test_resuming_drops_later_lines_of_the_log(trained: tuple[TrainingConfig, Pa
     max(directory.glob("state-*.pt")).unlink()
     assert train(config, Dots(), directory, progress=False).step == 4
     assert [{**entry, "minutes": 0, "images_per_second": 0} for entry in log_of(directory)] == expected
-
-
-# A saving process is killed before each file operation of a save, and at random moments. After every kill the
-# state and the checkpoint are read, and the next process continues.
-KILLED_WHILE_SAVING = """
-config, directory = tiny(steps=10**6), Path(sys.argv[1])
-config = replace(config, model=replace(config.model, stacks=1, depth=1))
-saved = saved_training(config, directory)
-trainer = saved.trainer
-
-def save():
-    trainer.step += 1
-    with torch.no_grad():
-        for parameter in [*trainer.parameters, *trainer.averaged.parameters()]:
-            parameter += 1e-4
-    saved.save()
-
-def killed_child(operation=None, seconds=None):
-    # Returns whether the child was killed; it ends by itself when a save has fewer operations.
-    child = os.fork()
-    if child == 0:
-        count = 0
-        def strike(event, arguments=()):
-            nonlocal count
-            if event in ("open", "os.rename", "os.remove", "fsync"):
-                count += 1
-                if count == operation:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(strike)
-        fsync = os.fsync
-        os.fsync = lambda handle: (strike("fsync"), fsync(handle))
-        for _ in range(1) if operation else iter(int, 1):
-            save()
-        os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1] == signal.SIGKILL
-
-def check():
-    before = trainer.step
-    assert saved.resume() and trainer.step >= before
-    steps = load_checkpoint(directory / "checkpoint")[1]["training"]["steps"]
-    assert steps in (trainer.step, trainer.step + 1), (steps, trainer.step)
-
-save()
-began = time.monotonic()
-save()
-lasts = time.monotonic() - began
-operations = 0
-while killed_child(operation=operations + 1):
-    operations += 1
-    check()
-check()
-number, kills = random.Random(0), 0
-for _ in range(25):
-    assert killed_child(seconds=number.uniform(0, 3 * lasts))
-    check()
-    kills += 1
-save()
-unfinished = [path.name for path in directory.rglob("*.part")]
-print(json.dumps([operations, kills, unfinished, sorted(os.listdir(directory / "checkpoint"))]))
-"""
-
-
-def test_killed_while_saving_at_any_moment(tmp_path: Path) -> None:
-    operations, kills, unfinished, checkpoint = json.loads(output_of(KILLED_WHILE_SAVING, tmp_path))
-    assert operations >= 20  # 26 counted
-    assert kills == 25
-    assert unfinished == []
-    assert checkpoint == ["config.json", "weights.safetensors"]

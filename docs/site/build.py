@@ -38,6 +38,7 @@ PAGES = {  # in the order of the navigation: title, source
     "reproduce": ("Reproduction", "docs/reproduce.md"),
     "speed": ("Speed", "docs/speed.md"),
     "field_variants": ("Variants of the field", "docs/field_variants.md"),
+    "promises": ("Promises", "docs/promises.md"),
     "contents": ("All pages", "docs/index.md"),
     "changes": ("Changes", "CHANGELOG.md"),
     "contributing": ("Contributing", "CONTRIBUTING.md"),

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _run(*(sys.argv[1:] if arguments is None else arguments))
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        _end("", "interrupted", 130)
     except BrokenPipeError:
         _discard_output()
         raise SystemExit(141) from None
@@ -88,8 +90,6 @@ def _run(name: str = "--help", *rest: str) -> None:
     except OSError as error:
         named = error.filename is not None and error.strerror
         _end(f" {name}", f"{error.filename}: {error.strerror}" if named else str(error))
-    except KeyboardInterrupt:
-        _end(f" {name}", "interrupted", 130)
 
 
 class _WrappedOutput:
