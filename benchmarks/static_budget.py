@@ -43,7 +43,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nvf_fast.kernels.cast_votes import triton as cast_votes
 from nvf_fast.kernels.group_norm_relu import triton as group_norm_relu
+from nvf_fast.kernels.join_branches import triton as join_branches
 from nvf_fast.kernels.mesh_distance import triton as mesh_distance
+from nvf_fast.kernels.network_views import triton as network_views
+from nvf_fast.kernels.query_field import resident
 from nvf_fast.kernels.query_field import triton as query_field
 from nvf_fast.kernels.ray_mesh import triton as ray_mesh
 from nvf_fast.kernels.select_voters import triton as select_voters
@@ -126,23 +129,31 @@ def variants() -> list[Variant]:
             name = f"store_geometry{' centred' if centred else ''}"
             kernel = query_field.store_geometry
             found.append(Variant(name, target, kernel, {"order_ptr": "i64"}, constants, 4, False))
-        for kernel in (select_voters.count_marked, select_voters.write_indices):
+        for kernel in (select_voters.count_marked, select_voters.write_indices, select_voters.select_rows):
             for threshold in (True, False):
                 pointers = {"block_counts_ptr": "i32", "block_ends_ptr": "i32", "indices_ptr": "i64"}
+                pointers |= {"counts_ptr": "i32", "overflow_ptr": "u8"}
                 pointers |= {} if threshold else {"values_ptr": "u8"}
                 constants = {"THRESHOLD": threshold, "BLOCK": select_voters._BLOCK}
                 name = f"{kernel.__name__}{' near' if threshold else ''}"
                 found.append(Variant(name, target, kernel, pointers, constants, 4, False, ("surface_mm",)))
-        pointers = {"voters_ptr": "i32", "selected_ptr": "i32"}
         constants = {"BLOCK": cast_votes._BLOCK, "DIGIT_BITS": cast_votes._DIGIT_BITS}
-        found.append(
-            Variant(
-                "vote", target, cast_votes.vote, pointers, constants, cast_votes._WARPS, False, ("ball_mm",)
+        for indexed in (False, True):
+            pointers = {"counts_ptr": "i32", "indices_ptr": "i64" if indexed else "i32"}
+            kernel, name = cast_votes.vote, f"vote{' indexed' if indexed else ''}"
+            flags = constants | {"INDEXED": indexed}
+            found.append(
+                Variant(name, target, kernel, pointers, flags, cast_votes._WARPS, False, ("ball_mm",))
             )
-        )
         constants = {"POINTS": mesh_distance._POINTS, "FACES": mesh_distance._FACES}
         kernel, warps = mesh_distance.measure_distance, mesh_distance._WARPS
         found.append(Variant(kernel.__name__, target, kernel, {}, constants, warps, False))
+        for dtype_name in ("fp16", "fp32"):
+            pointers = {"rows_ptr": "fp64", "pixels_ptr": "u8", "views_ptr": dtype_name}
+            constants = {"SIZE": 128, "CHANNELS": 3, "PADDED": 4}
+            constants |= {"ROW": network_views.ROW, "BLOCK": network_views._BLOCK}
+            kernel, name = network_views.sample_views, f"sample_views {dtype_name}"
+            found.append(Variant(name, target, kernel, pointers, constants, network_views._WARPS, False))
         pointers = {"face_ptr": "i64"}
         constants = {"RAYS": ray_mesh._RAYS, "FACES": ray_mesh._FACES}
         kernel, warps = ray_mesh.find_hits, ray_mesh._WARPS
@@ -155,6 +166,47 @@ def variants() -> list[Variant]:
             for kernel in (group_norm_relu.measure_blocks, group_norm_relu.normalise_blocks):
                 name = f"{kernel.__name__} {channels} {dtype_name}"
                 found.append(Variant(name, target, kernel, pointers, constants, warps, False, ("eps",)))
+            # The widest block, of which alone the upsampled map is added.
+            names = ("x_ptr", "first_ptr", "second_ptr", "third_ptr", "bias_ptr", "lower_ptr", "y_ptr")
+            pointers = dict.fromkeys((*names, "upsampling_ptr"), dtype_name)
+            measured = channels == 256  # the other one is that of small maps
+            constants = group_norm_relu.tiling(channels, groups if measured else 1)
+            parts = {"FIRST": channels // 2, "SECOND": channels // 4, "BIASED": True, "MEASURED": measured}
+            for upsampled in (False, True):
+                kernel, flags = join_branches.join_blocks, {"UPSAMPLED": upsampled}
+                name = f"join_blocks {'upsampled ' if upsampled else ''}{channels} {dtype_name}"
+                warps = join_branches._UPSAMPLING_WARPS if upsampled else join_branches._WARPS
+                found.append(Variant(name, target, kernel, pointers, constants | parts | flags, warps, False))
+        # Its small maps, one image and many.
+        for batch, channels, side, dtype_name in (
+            (1, 256, 56, "fp16"),
+            (1, 256, 56, "fp32"),
+            (1, 64, 28, "fp16"),
+            (64, 64, 28, "fp16"),
+        ):
+            small = group_norm_relu.small_tiling(batch, channels, 32, side**2)
+            assert small is not None
+            kernel, warps = group_norm_relu.normalise_groups, group_norm_relu.small_warps(small)
+            pointers = dict.fromkeys(("x_ptr", "y_ptr", "weight_ptr", "bias_ptr"), dtype_name)
+            name = f"normalise_groups {batch}x{channels}x{side} {dtype_name}"
+            found.append(Variant(name, target, kernel, pointers, small, warps, False, ("eps",)))
+    # The only target that `resident.supports`.
+    names = (
+        "features_ptr",
+        "columns_ptr",
+        "position_ptr",
+        "second_ptr",
+        "third_ptr",
+        "fourth_ptr",
+        "fifth_ptr",
+    )
+    for dtype_name in ("fp16", "bf16"):
+        pointers = dict.fromkeys(names, dtype_name)
+        constants = {"POINTS": resident.POINTS, "PRECISION": "ieee"}
+        kernel, name = resident.evaluate_resident, f"evaluate_resident {dtype_name}"
+        found.append(
+            Variant(name, "sm_90", kernel, pointers, constants, resident.WARPS, True, ("surface_mm",))
+        )
     # Both dtypes make tiles of the same number of points.
     return list({(variant.name, variant.target): variant for variant in found}.values())
 
@@ -238,7 +290,7 @@ def cost(variant: Variant) -> Cost:
         elif name.endswith("_ptr"):
             signature[name] = "*" + variant.pointers.get(name, "fp32")
         else:
-            signature[name] = "fp32" if name in variant.floats else "i32"
+            signature[name] = "fp32" if name in variant.floats else "i64" if name.endswith("_bits") else "i32"
         # As the launcher passes them: every tensor, and the maps' columns, in multiples of 16.
         if name.endswith("_ptr") or name in ("channels", "first_channel", "first_tile"):
             aligned[(position,)] = [["tt.divisibility", 16]]

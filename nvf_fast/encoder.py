@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvf_fast import ops
+from nvf_fast import encoder_inference, ops
 from nvf_fast.config import NVFConfig
 from nvf_fast.unet import GLOBAL_WIDTH, pooled_inputs
 
@@ -54,6 +54,8 @@ class HourglassEncoder(nn.Module):
         Returns:
             (B, width, S/4, S/4).
         """
+        if _infers(images):
+            return encoder_inference.last_features(self, images)
         x = self._stem(images)
         *stacks, last = cast(Iterable[Stack], self.stacks)
         for stack in stacks:
@@ -118,6 +120,11 @@ class Stack(nn.Module):
 
     def onward(self, x: Tensor) -> Tensor:
         """Compute the next stack's input alone, x + Wm m + Wf F m = x + (Wm + Wf F) m: one convolution."""
+        weight, bias = self.onward_matrix()
+        return F.conv2d(self.mixed(x), weight, bias).add_(x)
+
+    def onward_matrix(self) -> tuple[Tensor, Tensor]:
+        """Weight (width, width, 1, 1) and bias (width,) of the convolution to the next stack's input."""
         # Multiplied in every call, since a cached product would be stale after a weight changes; it costs as
         # much as the convolution on `width` texels.
         features, features_bias = _matrix(self.features)
@@ -125,7 +132,7 @@ class Stack(nn.Module):
         direct, direct_bias = _matrix(self.mixed_onward)
         weight = torch.addmm(direct, onward, features)
         bias = torch.addmv(direct_bias + onward_bias, onward, features_bias)
-        return F.conv2d(self.mixed(x), weight[..., None, None], bias).add_(x)
+        return weight[..., None, None], bias
 
 
 class Hourglass(nn.Module):
@@ -189,8 +196,8 @@ class NormReLU(nn.GroupNorm):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(next(n for n in range(min(groups, channels), 0, -1) if channels % n == 0), channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.group_norm_relu(x, self.weight, self.bias, self.num_groups, self.eps)
+    def forward(self, x: Tensor, moments: Tensor | None = None) -> Tensor:
+        return ops.group_norm_relu(x, self.weight, self.bias, self.num_groups, self.eps, moments)
 
 
 class BicubicUpsample(nn.Module):
@@ -221,6 +228,17 @@ class BicubicUpsample(nn.Module):
         rows = matrix @ x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
         texels = matrix @ rows.reshape(batch * 2 * height, width, channels)
         return texels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+
+
+def _infers(images: Tensor) -> bool:
+    """Whether a call is inference on a device of its own: no gradients, autocast, compilation."""
+    kind = images.device.type
+    return (
+        kind != "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(kind)
+    )
 
 
 def _matrix(conv: nn.Conv2d | None) -> tuple[Tensor, Tensor]:

@@ -297,7 +297,14 @@ def voted_joints(points: Tensor, values: FieldValues, options: QueryOptions) -> 
     return joints, joint_scores(total / counted[..., 0], spread), voters
 
 
-def _group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
+def _group_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    moments: Tensor | None = None,
+) -> Tensor:
     """The reference of `ops.group_norm_relu` without operations in place, which a trace must not contain."""
     return torch.group_norm(x, groups, weight, bias, eps).relu()
 

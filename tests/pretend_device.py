@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -26,9 +27,11 @@ from torch.utils import backend_registration
 from nvf_fast.baselines import build
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.encoder import HourglassEncoder
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.run import predict
+from nvf_fast.kernels.group_norm_relu import triton as group_norm_relu
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
@@ -40,6 +43,8 @@ from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
 
 THERE = "pretend:0"
+CALLS: list[tuple[Any, tuple[Any, ...]]] = []  # of operations on the device, and their arguments
+ALLOCATIONS = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided"}
 FROM_ANYWHERE = {"aten::_to_copy", "aten::copy_", "aten::_copy_from"}
 CPU_INDICES = {"aten::index", "aten::_unsafe_index", "aten::index_put_", "aten::_index_put_impl_"}
 
@@ -84,6 +89,8 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for value in [args[0], *args[2:3]] if indexing else flat:
             if isinstance(value, Tensor) and not isinstance(value, There) and value.dim():
                 raise RuntimeError(f"{op}: a tensor {tuple(value.shape)} of the CPU among the device's")
+    if there or torch.device(kwargs.get("device") or "cpu").type == "pretend":
+        CALLS.append((op, args))
     values = [value.here if isinstance(value, There) else value for value in flat]
     args, kwargs = pytree.tree_unflatten(values, structure)
     if name == "aten::_copy_from":
@@ -147,8 +154,48 @@ def rehearsals() -> dict[str, Callable[[], None]]:
             found[f"evaluation {method} {task}"] = lambda method=method, task=task: _evaluate(method, task)
         for preset in ("camera_space", "relative_freihand", "small")[: 3 if method == "nvf" else 2]:
             found[f"training {method} {preset}"] = lambda method=method, preset=preset: _train(method, preset)
+    found["launches of the released encoder"] = _launches_of_the_released_encoder
     found["refusal"] = _refusal
     return found
+
+
+def launches() -> Counter[str]:
+    """Launches of the calls so far, by name, if they ran on a GPU.
+
+    Views take none, norms of large maps two, and convolutions one more for their bias.
+    """
+    found: Counter[str] = Counter()
+    for op, args in CALLS:
+        name = op.name().split(".")[0]
+        view = any(
+            argument.alias_info is not None and not argument.alias_info.is_write
+            for argument in op._schema.arguments
+        )
+        if name == "nvf_fast::group_norm_relu":
+            batch, channels, height, width = args[0].shape
+            measured = len(args) > 5 and args[5] is not None
+            small = group_norm_relu.small_tiling(batch, channels, args[3], height * width) is not None
+            found[name] += 1 if measured or small else 2
+        elif name == "aten::convolution":
+            found[name] += 1
+            found["bias"] += args[2] is not None
+        elif not view and name not in ALLOCATIONS:
+            found[name] += 1
+    return found
+
+
+def _launches_of_the_released_encoder() -> None:
+    encoder = HourglassEncoder(NVFConfig()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = encoder.last_features(images)
+        encoder, images = encoder.to(THERE), images.to(THERE)
+        CALLS.clear()
+        features = encoder.last_features(images)
+        found = launches()
+    torch.testing.assert_close(features.cpu(), expected, rtol=0, atol=1e-4)
+    assert found["aten::convolution"] == 116 and found["nvf_fast::join_branches"] == 38, found
+    assert found.total() <= 295, found
 
 
 def _refusal() -> None:

@@ -1,6 +1,6 @@
 """Run every kernel at small awkward sizes under NVIDIA's compute-sanitizer (part of the CUDA toolkit).
 
-    python tests/sanitize.py                      memcheck, racecheck and synccheck of the six operations
+    python tests/sanitize.py                      memcheck, racecheck and synccheck of all operations
     python tests/sanitize.py --tool memcheck --operation cast_votes
     TRITON_INTERPRET=1 python tests/sanitize.py --inside    the operations alone, on a CPU
 
@@ -33,15 +33,16 @@ TIME_LIMIT = 900  # seconds per run
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def launched_kernels(operation: str) -> list[str]:
-    """Return the kernels that kernels/OPERATION/triton.py launches, as name[grid](...)."""
-    calls = ast.walk(ast.parse((ROOT / f"kernels/{operation}/triton.py").read_text()))
-    launches = (call.func.value for call in calls if _is_launch(call))
-    return list(dict.fromkeys(name.id for name in launches if isinstance(name, ast.Name)))
-
-
-def _is_launch(node: Any) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+def launched_kernels(operation: str) -> dict[str, str]:
+    """Return the kernels that files of kernels/OPERATION/ launch, as name[grid](...), and the files' names."""
+    return {
+        node.func.value.id: path.stem
+        for path in sorted((ROOT / "kernels" / operation).glob("*.py"))
+        if "@triton.jit" in path.read_text()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+        if isinstance(node.func.value, ast.Name)
+    }
 
 
 class Launches:
@@ -129,10 +130,11 @@ def inside(operations: Sequence[str]) -> int:
     torch.manual_seed(0)
     never = []
     for name in operations:
-        module = import_module(f"nvf_fast.kernels.{name}.triton")
-        kernels = {kernel: Launches(getattr(module, kernel)) for kernel in launched_kernels(name)}
-        for kernel, launches in kernels.items():
-            setattr(module, kernel, launches)
+        kernels = {}
+        for kernel, file in launched_kernels(name).items():
+            module = import_module(f"nvf_fast.kernels.{name}.{file}")
+            kernels[kernel] = Launches(getattr(module, kernel))
+            setattr(module, kernel, kernels[kernel])
         with torch.no_grad():
             OPERATIONS[name]()
         if torch.cuda.is_available():
@@ -146,11 +148,19 @@ def inside(operations: Sequence[str]) -> int:
 
 
 def run_query_field() -> None:
+    from nvf_fast.kernels.query_field import resident
     from nvf_fast.kernels.query_field import triton as kernel
-    from tests.kernel_cases import FIELD_CASES, field_inputs
+    from tests.kernel_cases import DEFAULT_NETWORK, FIELD_CASES, field_inputs
     from tests.test_query_field import DEVICE, SHORT
 
     for dtype in DTYPES:
+        one_layer = field_inputs(SHORT._replace(hidden=(32,)), dtype, DEVICE)
+        for tiling in kernel.device_tilings(torch.device(DEVICE), dtype):
+            layers = kernel.pack_layers(one_layer.weights, one_layer.biases, SHORT.channels, dtype, tiling)
+            tiles = kernel.locate(one_layer.points, one_layer.intrinsics, 224, SHORT.map_size, layers)
+            maps = kernel.project_maps(one_layer.features, one_layer.hand_scale, layers)
+            kernel.sample(maps, tiles, layers)
+            kernel.evaluate(maps, tiles, layers)
         deep = SHORT._replace(hidden=(40, 48, 32))
         for case in (*list(FIELD_CASES.values())[:2], deep, deep._replace(hand_scale=False, centred=True)):
             inputs = field_inputs(case, dtype, DEVICE)
@@ -166,6 +176,15 @@ def run_query_field() -> None:
                 samples = kernel.sample(maps, tiles, layers)
                 voters = torch.arange(-1, min(9, case.count), device=DEVICE).expand(case.batch, -1)
                 kernel.votes(samples, voters, layers)
+    inputs = field_inputs(DEFAULT_NETWORK, torch.float16, DEVICE)
+    if resident.supports(inputs.weights, 64, torch.float16, torch.device(DEVICE)):
+        vectors = [bias[0] for bias in inputs.biases]
+        packed = resident.pack_layers(inputs.weights, vectors, 64, torch.float16, 5.0)
+        places = resident.locate(
+            inputs.points, inputs.intrinsics, inputs.image_size, (32, 32), packed, inputs.centres
+        )
+        laid_out = resident.project_maps(inputs.features, None, packed, inputs.biases)
+        resident.votes(resident.sample(laid_out, places, packed), voters, packed)
 
 
 def run_select_voters() -> None:
@@ -190,11 +209,33 @@ def run_cast_votes() -> None:
 
 def run_group_norm_relu() -> None:
     from nvf_fast.kernels.group_norm_relu.triton import group_norm_relu
-    from tests.test_group_norm_relu import CASES, inputs
+    from tests.test_group_norm_relu import CASES, Case, inputs
+
+    for dtype in DTYPES:
+        for case in (*CASES.values(), Case((1, 28, 65, 67), 7)):  # the last one is not small
+            group_norm_relu(*inputs(case, dtype))
+
+
+def run_network_views() -> None:
+    from nvf_fast.kernels.network_views.triton import network_views
+    from tests.test_network_views import PLANS, SIZE, batch
+
+    for dtype, channels in zip(DTYPES, (3, 1, 5), strict=True):
+        rows, pixels, _ = batch(list(PLANS), channels)
+        network_views(rows, [pixels], SIZE, channels, True, dtype)
+
+
+def run_join_branches() -> None:
+    from nvf_fast.kernels.group_norm_relu.triton import group_norm_relu
+    from nvf_fast.kernels.join_branches.triton import join_branches
+    from tests.test_join_branches import CASES, inputs
 
     for dtype in DTYPES:
         for case in CASES.values():
-            group_norm_relu(*inputs(case, dtype))
+            y, moments = join_branches(**inputs(case, dtype))
+            if case.groups:
+                parameters = torch.ones(2, y.shape[1], dtype=dtype, device=y.device)
+                group_norm_relu(y, *parameters, case.groups, moments=moments)
 
 
 def run_mesh_distance() -> None:
@@ -225,6 +266,8 @@ OPERATIONS: dict[str, Callable[[], None]] = {
     "select_voters": run_select_voters,
     "cast_votes": run_cast_votes,
     "group_norm_relu": run_group_norm_relu,
+    "join_branches": run_join_branches,
+    "network_views": run_network_views,
     "mesh_distance": run_mesh_distance,
     "ray_mesh": run_ray_mesh,
 }

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvf_fast import encoder_inference, ops
 from nvf_fast.config import NVFConfig
-from nvf_fast.encoder import BicubicUpsample, HourglassEncoder, NormReLU
+from nvf_fast.encoder import BicubicUpsample, Hourglass, HourglassEncoder, NormReLU
 from nvf_fast.field import FieldMLP
 
 SHAPES = {
@@ -17,7 +23,17 @@ SHAPES = {
     "as wide as groups": NVFConfig(input_size=64, stem=16, width=32, stacks=1, depth=1, groups=32),
     "odd map": NVFConfig(input_size=88, stem=20, width=40, widen=4, stacks=2, depth=1, groups=7),
 }
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+
+
+def drawn(config: NVFConfig) -> HourglassEncoder:
+    """An encoder with biases, which are 0 at first and would hide one left out."""
+    encoder = HourglassEncoder(config)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    return encoder
 
 
 def parameters(module: nn.Module) -> int:
@@ -56,12 +72,106 @@ def test_one_map_per_stack_of_a_quarter_of_the_side(config: NVFConfig) -> None:
 @CASES
 @torch.no_grad()
 def test_last_features_are_the_last_map(config: NVFConfig) -> None:
-    encoder, images = HourglassEncoder(config), torch.randn(2, 3, config.input_size, config.input_size)
-    for name, parameter in encoder.named_parameters():
-        if name.endswith("bias"):
-            parameter.normal_(std=0.1)  # 0 at first, which would hide a bias left out
+    encoder, images = drawn(config), torch.randn(2, 3, config.input_size, config.input_size)
     expected = encoder(images)[-1]
     torch.testing.assert_close(encoder.last_features(images), expected, rtol=0, atol=1e-5)  # measured: 3e-6
+
+
+@CASES
+@torch.no_grad()
+def test_inference_on_a_gpu_computes_the_last_map(config: NVFConfig) -> None:
+    encoder, images = drawn(config), torch.randn(2, 3, config.input_size, config.input_size)
+    found = encoder_inference.last_features(encoder, images)
+    torch.testing.assert_close(found, encoder(images)[-1], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_inference_by_kernels_computes_the_last_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter, with the moments that only large maps need."""
+    config = replace(SHAPES["as wide as groups"], stacks=2)
+    encoder, images = drawn(config).to(DEVICE), torch.randn(2, 3, 64, 64, device=DEVICE)
+    expected = encoder(images)[-1]
+    given = []
+
+    def norm(*arguments: object) -> Tensor:
+        given.append(arguments[-1] is not None)
+        return ops.group_norm_relu(*arguments, backend="triton")  # type: ignore[arg-type]
+
+    kernels = SimpleNamespace(
+        group_norm_relu=norm, join_branches=partial(ops.join_branches, backend="triton")
+    )
+    monkeypatch.setattr("nvf_fast.encoder.ops", kernels)
+    monkeypatch.setattr(encoder_inference, "ops", kernels)
+    monkeypatch.setattr(encoder_inference, "LARGE", 0)
+    found = encoder_inference.last_features(encoder, images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert sum(given) == 6  # of the norms after `middle`, `deep`, a stack, and each of two hourglasses
+
+
+def test_lower_branches_are_ordered_before_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As captured: a stream per level, begun after the map it reads, awaited before the sum."""
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            events.append(f"{self.name} after {other.name}")
+
+    streams = [Stream("main")]
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    def joined(x: Tensor, *_: object, lower: Tensor | None = None, **__: object) -> encoder_inference.Map:
+        events.append(f"{'sum' if lower is not None else 'block'} on {streams[-1].name}")
+        return encoder_inference.Map(x)
+
+    monkeypatch.setattr(encoder_inference, "_capturing", lambda device: True)
+    monkeypatch.setattr(
+        encoder_inference, "_side_stream", cache(lambda device, level: Stream(f"side {level}"))
+    )
+    monkeypatch.setattr(encoder_inference, "_joined", joined)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    hourglass = Hourglass(16, 2, 8, 0, 4)
+    with torch.no_grad():
+        encoder_inference._hourglass(hourglass, encoder_inference.Map(torch.randn(1, 8, 16, 16)))
+    assert events == [
+        "side 0 after main",
+        "block on side 0",
+        "side 1 after side 0",
+        *["block on side 1"] * 3,
+        "side 0 after side 1",
+        "sum on side 0",
+        "block on side 0",
+        "main after side 0",
+        "sum on main",
+    ]
+
+
+@pytest.mark.cuda
+@torch.no_grad()
+def test_captured_features_equal_eager_ones() -> None:
+    encoder = drawn(NVFConfig()).to("cuda", torch.float16).to(memory_format=torch.channels_last)
+    images = torch.randn(1, 3, 224, 224, device="cuda", dtype=torch.float16)
+    images = images.contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        expected = encoder.last_features(images)
+    exact = encoder.float()(images.float())[-1]
+    assert (expected - exact).norm() < 0.02 * exact.norm()
+    encoder.half()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        features = encoder.last_features(images)
+    for _ in range(50):
+        features.fill_(torch.nan)
+        graph.replay()
+        torch.testing.assert_close(features, expected, rtol=0, atol=0.02 * expected.std().item())
 
 
 def test_last_features_use_current_weights() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -32,6 +33,18 @@ def test_kernels_stay_within_their_budget() -> None:
     expected = rf"{len(variants())} kernels, (\d+) compiled, 0 at fault\n$"
     found = re.search(expected, run.stdout)
     assert found and int(found[1]) >= 10, run.stdout
+
+
+def test_launches_state_whether_products_and_sums_fuse() -> None:
+    """Triton's default differs between versions."""
+    launches = 0
+    for path in (ROOT / "kernels").glob("*/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                stated = [keyword.arg for keyword in node.keywords]
+                assert "enable_fp_fusion" in stated, f"{path}:{node.lineno}"
+                launches += 1
+    assert launches > 10
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,18 @@ import torch
 from torch import Tensor
 
 
-def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
-    """max(0, (x - mean) / sqrt(variance + eps) * weight + bias), Wu and He 2018; see `nvf_fast.ops`."""
+def group_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    moments: Tensor | None = None,
+) -> Tensor:
+    """max(0, (x - mean) / sqrt(variance + eps) * weight + bias), Wu and He 2018; see `nvf_fast.ops`.
+
+    `moments`, those of `x`, are computed anew.
+    """
     # The checks of `F.group_norm` would double the time of a small map's norm. The norm's backward needs its
     # input, not its output, so that ReLU may run in place.
     return torch.group_norm(x, groups, weight, bias, eps).relu_()

@@ -153,6 +153,7 @@ def mesh_distance(vertices: Tensor, faces: Tensor, points: Tensor) -> Tensor:
             POINTS=_POINTS,
             FACES=_FACES,
             num_warps=_WARPS,
+            enable_fp_fusion=True,
         )
     return distance
 

@@ -126,5 +126,6 @@ def ray_mesh(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tenso
             RAYS=_RAYS,
             FACES=_FACES,
             num_warps=_WARPS,
+            enable_fp_fusion=True,
         )
     return t, face

@@ -9,6 +9,7 @@ defines each operation.
 
 from nvf_fast.ops.cast_votes import cast_votes
 from nvf_fast.ops.group_norm_relu import group_norm_relu
+from nvf_fast.ops.join_branches import join_branches
 from nvf_fast.ops.mesh_distance import mesh_distance
 from nvf_fast.ops.network_views import network_views
 from nvf_fast.ops.operation import Backend
@@ -23,6 +24,7 @@ __all__ = [
     "cast_votes",
     "compact",
     "group_norm_relu",
+    "join_branches",
     "mesh_distance",
     "network_views",
     "query_field",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.group_norm_relu import reference
-from nvf_fast.ops.operation import Backend, Operation, check_devices
+from nvf_fast.kernels.join_branches.reference import block_moments_shape
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
 
 
 def group_norm_relu(
@@ -17,6 +18,7 @@ def group_norm_relu(
     bias: Tensor,
     groups: int,
     eps: float = 1e-5,
+    moments: Tensor | None = None,
     *,
     backend: Backend | None = None,
 ) -> Tensor:
@@ -31,6 +33,8 @@ def group_norm_relu(
         bias: (C,) in the dtype of `weight`.
         groups: a divisor of C.
         eps: added to the variance.
+        moments: (B, blocks, 2, groups) float32 of `x`, from `join_branches`, which spare the kernel a pass
+            over `x`; None measures them.
         backend: None, "triton" or "torch".
 
     Returns:
@@ -42,10 +46,16 @@ def group_norm_relu(
         RuntimeError: the requested backend cannot run here.
     """
     _check(x, weight, bias, groups, eps)
-    return _run(backend, x, weight, bias, groups, eps)
+    if moments is None:
+        return _run(backend, x, weight, bias, groups, eps)
+    shape = (len(x), *block_moments_shape(*x.shape[1:], groups))
+    check_tensor("group_norm_relu", "moments", moments, [shape], torch.float32)
+    return _run(backend, x, weight, bias, groups, eps, moments)
 
 
-def _torch_form(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+def _torch_form(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, moments: Tensor | None = None
+) -> Tensor:
     """The reference in the dtype and memory format of `x`; on CUDA or under autocast it changes them."""
     y = reference.group_norm_relu(x, weight, bias, groups, eps)
     if y.dtype == x.dtype and y.stride() == x.stride():

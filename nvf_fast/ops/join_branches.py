@@ -1,0 +1,122 @@
+"""The end of an encoder's block: branches side by side, plus the block's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nvf_fast.kernels.join_branches import reference
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+
+
+def join_branches(
+    x: Tensor,
+    branches: Sequence[Tensor],
+    bias: Tensor | None = None,
+    lower: Tensor | None = None,
+    upsampling: Tensor | None = None,
+    groups: int = 0,
+    *,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Concatenate branches and add the other maps: y = x + [branches] + bias + U lower U^T, per channel.
+
+    With gradients the PyTorch backend runs, on any device.
+
+    Args:
+        x: (B, C, H, W) float32, float16 or bfloat16; or float64, for which PyTorch computes.
+        branches: one to three maps (B, Ck, H, W) in the dtype of `x`, of C channels together.
+        bias: (C,) in the dtype of `x`.
+        lower: (B, C, S, S) in the dtype of `x`, where H = W = 2 S.
+        upsampling: (2 S, S) float32 or in the dtype of `x`, U: the matrix of bicubic interpolation with
+            align_corners=True along an axis. Given if and only if `lower` is.
+        groups: of channels, whose moments a following `group_norm_relu` needs; 0 measures none.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        y (B, C, H, W) in the dtype of `x`, channels-last if `x` is that, else contiguous; its moments
+        (B, blocks, 2, groups) float32: in blocks of texels, the means of the groups and the sums of squared
+        deviations from them.
+
+    Raises:
+        ValueError: a shape does not fit, or `groups` does not divide C.
+        TypeError: a dtype does not fit.
+        RuntimeError: the requested backend cannot run here.
+    """
+    _check(x, branches, bias, lower, upsampling, groups)
+    return _run(backend, x, list(branches), bias, lower, upsampling, groups)
+
+
+def _empty_results(
+    x: Tensor,
+    branches: Sequence[Tensor],
+    bias: Tensor | None,
+    lower: Tensor | None,
+    upsampling: Tensor | None,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    shape = reference.block_moments_shape(x.shape[1], x.shape[2], x.shape[3], groups)
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.empty_like(x, memory_format=_memory_format(x)), x.new_empty(len(x), *shape, dtype=exact)
+
+
+def _torch_form(
+    x: Tensor,
+    branches: Sequence[Tensor],
+    bias: Tensor | None = None,
+    lower: Tensor | None = None,
+    upsampling: Tensor | None = None,
+    groups: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The reference in the memory format of `x`."""
+    y, moments = reference.join_branches(x, branches, bias, lower, upsampling, groups)
+    return y.contiguous(memory_format=_memory_format(x)), moments
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+_run = Operation("join_branches", _torch_form, _empty_results, gradients="torch")
+
+
+def _check(
+    x: Tensor,
+    branches: Sequence[Tensor],
+    bias: Tensor | None,
+    lower: Tensor | None,
+    upsampling: Tensor | None,
+    groups: int,
+) -> None:
+    dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
+    check_tensor("join_branches", "x", x, [("B", "C", "H", "W")], *dtypes)
+    batch, channels, height, width = x.shape
+    for branch in branches:
+        check_tensor("join_branches", "a branch", branch, [(batch, "Ck", height, width)], x.dtype)
+    found = [branch.shape[1] for branch in branches]
+    if not 1 <= len(found) <= 3 or sum(found) != channels:
+        raise ValueError(
+            f"join_branches: one to three branches must have {channels} channels together, as x, got {found}"
+        )
+    given = {"x": x} | {f"branch {k}": branch for k, branch in enumerate(branches)}
+    if bias is not None:
+        check_tensor("join_branches", "bias", bias, [(channels,)], x.dtype)
+        given["bias"] = bias
+    if (lower is None) != (upsampling is None):
+        raise ValueError("join_branches: lower and upsampling must be given together, got one of them")
+    if lower is not None and upsampling is not None:
+        size = lower.shape[-1]
+        check_tensor("join_branches", "lower", lower, [(batch, channels, size, size)], x.dtype)
+        check_tensor("join_branches", "upsampling", upsampling, [(2 * size, size)], torch.float32, x.dtype)
+        if not height == width == 2 * size:
+            raise ValueError(
+                f"join_branches: x must have twice the sides of lower, {2 * size} x {2 * size}, got "
+                f"{height} x {width}"
+            )
+        given |= {"lower": lower, "upsampling": upsampling}
+    if groups < 0 or (groups and channels % groups):
+        raise ValueError(f"join_branches: groups must be 0 or divide the {channels} channels, got {groups}")
+    check_devices("join_branches", **given)
