@@ -5,15 +5,22 @@ python tests/check_wheel.py dist/nvf_fast-VERSION-py3-none-any.whl
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import venv
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# A file that lies in the package's folders by accident is not of these.
+LISTED = re.compile(
+    r"nvf_fast/(\w+/)*\w+\.py|nvf_fast/py\.typed|nvf_fast/synthetic/synthetic_v2\.json|"
+    r"nvf_fast/assets/demo\.(jpg|json)|nvf_fast/weights/default/(config\.json|weights\.safetensors)"
+)
 WEIGHTS, MOST_BYTES = "nvf_fast/weights/default/", 12_000_000
 
 IMPORT_ALL = """
@@ -44,12 +51,19 @@ def expected_files() -> set[str]:
     }
 
 
+def unlisted(files: Iterable[str]) -> list[str]:
+    """Files that a wheel must not hold."""
+    return sorted(name for name in files if not LISTED.fullmatch(name))
+
+
 def check_contents(wheel: Path) -> None:
     files = [file for file in zipfile.ZipFile(wheel).infolist() if ".dist-info/" not in file.filename]
     packed = {file.filename for file in files}
     expected = expected_files()
     if packed != expected:
         sys.exit(f"the wheel lacks {sorted(expected - packed)} and adds {sorted(packed - expected)}")
+    if unlisted(packed):
+        sys.exit(f"the wheel holds files of other kinds: {unlisted(packed)}")
     weights = sum(file.compress_size for file in files if file.filename.startswith(WEIGHTS))
     if not 0 < weights <= MOST_BYTES:
         sys.exit(f"{WEIGHTS} must take up to {MOST_BYTES} bytes of the wheel, it takes {weights}")

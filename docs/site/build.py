@@ -39,6 +39,7 @@ PAGES = {  # in the order of the navigation: title, source
     "speed": ("Speed", "docs/speed.md"),
     "field_variants": ("Variants of the field", "docs/field_variants.md"),
     "promises": ("Promises", "docs/promises.md"),
+    "security": ("Security", "docs/security.md"),
     "contents": ("All pages", "docs/index.md"),
     "changes": ("Changes", "CHANGELOG.md"),
     "contributing": ("Contributing", "CONTRIBUTING.md"),
