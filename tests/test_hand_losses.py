@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.model import NVF, FieldValues
@@ -289,6 +290,85 @@ def test_hand_maps_by_hand() -> None:
     batch.boxes[:] = torch.nan
     encoding.hands[:] = -30.0
     assert losses_of(encoding, batch)["hands"].item() == pytest.approx(0, abs=1e-9)
+
+
+def test_mixed_views_by_a_plain_reference(model: NVF) -> None:
+    """Losses of hands in the maps hand by hand, and of poses on the posed views alone."""
+    model.eval()
+    drawn = views(6)
+    for name in ("joints", "points", "distances"):
+        getattr(drawn, name)[1::3] = np.nan
+    drawn.trust[1::3] = 0
+    drawn.boxes[2, 1], drawn.left[2, 1] = (30, 30, 44, 60), True
+    drawn.boxes[3, 0] = (-40, 5, -4, 30)  # its centre is out of view
+    drawn.boxes[4] = np.nan
+    batch, config = HandBatch.of(drawn), HandLossConfig()
+    losses = hand_losses(model, batch, config)
+
+    maps = model.encode_hands(batch.images, batch.slopes).hands
+    logs, lefts = [], []
+    peaks = torch.zeros(6, SIZE // 4, SIZE // 4, dtype=torch.bool)
+    labels = torch.zeros(6, SIZE // 4, SIZE // 4)
+    place = 4 * torch.arange(SIZE // 4) + 1.5
+    for view, hand in ((0, 0), (1, 0), (2, 0), (2, 1), (5, 0)):
+        x0, y0, x1, y1 = drawn.boxes[view, hand].tolist()
+        x, y, side = (x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0)
+        row, column = round((y - 1.5) / 4), round((x - 1.5) / 4)
+        spread = 2 * max(side / 10, 2.5) ** 2
+        bell = (-((place - x) ** 2) / spread - ((place - y) ** 2)[:, None] / spread).exp()
+        labels[view] = torch.maximum(labels[view], bell)
+        peaks[view, row, column] = True
+        _, log, left = maps[view, :, row, column]
+        logs.append((log - math.log(side / SIZE)).abs())
+        lefts.append(-(left if hand else -left).sigmoid().log())
+    shown = maps[:, 0].sigmoid()
+    focal = torch.where(
+        peaks, -shown.log() * (1 - shown) ** 2, -(1 - shown).log() * shown**2 * (1 - labels) ** 4
+    )
+    expected = focal.sum() / 5 + torch.stack(logs).mean() + 0.5 * torch.stack(lefts).mean()
+    torch.testing.assert_close(losses["hands"], expected)
+
+    alone = hand_losses(model, HandBatch.of(drawn[[0, 2, 3, 5]]), config)
+    for name in (
+        "places",
+        "heat",
+        "depths",
+        "middle",
+        "error",
+        "steady",
+        "sdf",
+        "wide",
+        "weight",
+        "direction",
+    ):
+        torch.testing.assert_close(losses[name], alone[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_shapes_depend_on_no_value(model: NVF) -> None:
+    """Neither the losses nor their gradients read a tensor's values, as in a CUDA graph."""
+
+    class Operators(TorchDispatchMode):
+        names: set[str] = set()  # noqa: RUF012
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    batch = HandBatch.of(views())
+    with Operators():
+        hand_losses(model, batch, HandLossConfig())["loss"].backward()
+    reading = {"nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "equal"}
+    assert "convolution" in Operators.names and not Operators.names & reading
+
+
+def test_parts_of_a_batch_join_with_their_posed_rows() -> None:
+    first, second = views(3), views(2, seed=1)
+    first.trust[1] = second.trust[0] = 0
+    joined = HandBatch.join([HandBatch.of(first), HandBatch.of(second)])
+    whole = HandBatch.of(HandViews.concatenate([first, second]))
+    assert whole.posed.tolist() == [0, 2, 4]
+    for name, one, other in zip(HandBatch._fields, joined, whole, strict=True):
+        torch.testing.assert_close(one, other, msg=name, equal_nan=True)
 
 
 def test_predicted_joints_place_the_field_without_a_gradient(model: NVF) -> None:

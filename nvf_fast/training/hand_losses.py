@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -68,7 +70,7 @@ class HandBatch(NamedTuple):
     """Labelled hand views as tensors; see `HandViews`.
 
     images (B, 3, S, S) normalised; slopes (B,); moves (B, 3) in [-1, 1], shift and zoom of a moved view in
-    units of the largest.
+    units of the largest; posed (P,) int64, the rows with trust above 0.
     """
 
     images: Tensor
@@ -80,25 +82,64 @@ class HandBatch(NamedTuple):
     left: Tensor
     trust: Tensor
     moves: Tensor
+    posed: Tensor
 
     @classmethod
-    def of(cls, views: HandViews, device: torch.device | str = "cpu") -> HandBatch:
-        """Move labelled views to a device and normalise their images."""
-        to = {name: torch.from_numpy(value).to(device) for name, value in vars(views).items()}
+    def of(
+        cls,
+        views: HandViews | Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
+        posed: Tensor | None = None,
+    ) -> HandBatch:
+        """Move labelled views, or their arrays as tensors, to a device and normalise their images.
+
+        Args:
+            views: the views.
+            device: where to.
+            posed: the rows with trust above 0, where known: finding them waits for the views' device.
+        """
+        arrays = vars(views) if isinstance(views, HandViews) else views
+        to = {name: torch.as_tensor(value) for name, value in arrays.items()}
+        if posed is None:
+            posed = (to["trust"] > 0).nonzero()[:, 0]
+        to = {name: value.to(device, non_blocking=True) for name, value in to.items()}
         images = to["images"].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         size = images.shape[-1]
         return cls(
             images=normalised(images.float()),
             slopes=size / 2 / to["focal"],
             moves=torch.zeros(len(images), 3, device=device),
+            posed=posed.to(device),
             **{name: to[name] for name in ("joints", "points", "distances", "boxes", "left", "trust")},
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[HandBatch]) -> HandBatch:
+        """Join parts of a batch."""
+        joined = cls(*map(torch.cat, zip(*parts, strict=True)))
+        rows = accumulate((len(part.images) for part in parts), initial=0)
+        posed = torch.cat([part.posed + first for part, first in zip(parts, rows, strict=False)])
+        return joined._replace(posed=posed)
+
+    def varied(self, noise: Tensor, uniform: Tensor) -> HandBatch:
+        """Change the colours of the views, and choose their moves.
+
+        Args:
+            noise: (B, 4), the logs of gains of the channels, and an offset in halves of the range.
+            uniform: (B, 3) in [0, 1).
+        """
+        noise = noise[..., None, None]
+        images = (self.images * noise[:, :3].exp() + noise[:, 3:]).clamp_(-1, 1)
+        # Cubed: most moves are small, by a pixel or less.
+        return self._replace(images=images, moves=(2 * uniform - 1) ** 3)
+
 
 def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[str, Tensor]:
-    """Losses by name, () tensors without their weights, and "loss", their weighted sum."""
-    posed = (batch.trust > 0).nonzero()[:, 0]
-    moved = posed[: math.ceil(config.moved * len(posed))] if config.steady else posed[:0]
+    """Losses by name, () tensors without their weights, and "loss", their weighted sum.
+
+    Shapes depend on those of the batch alone, so that a CUDA graph can hold the computation.
+    """
+    moved = batch.posed[: math.ceil(config.moved * len(batch.posed))] if config.steady else batch.posed[:0]
     views = moved_views(batch, moved, config)
     # One batch for both, so that the batch norms' statistics cover both.
     both = model.encode_hands(
@@ -111,7 +152,7 @@ def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[st
     terms = _place_losses(encoding, batch, config)
     terms |= _hand_map_losses(encoding, batch)
     terms |= steady_losses(HandEncoding(*(each[moved] for each in encoding)), again, views, config)
-    terms |= _field_losses(model, encoding, batch, posed, config)
+    terms |= _field_losses(model, encoding, batch, config)
     weights = {
         name: getattr(config, name)
         for name in ("places", "heat", "depths", "middle", "error", "presence", "side", "hands", "steady")
@@ -216,28 +257,28 @@ def _hand_map_losses(encoding: HandEncoding, batch: HandBatch) -> dict[str, Tens
     down = torch.exp(-((places - centres[..., 1:]) ** 2) / (2 * spread**2))
     target = ((across[:, :, None] * down[..., None]) * inside[..., None, None]).amax(1)  # (B, H, W)
     row, column = ((centres - 1.5) / 4).round().long().clamp(0, size - 1).flip(-1).unbind(-1)
-    image, which = inside.nonzero(as_tuple=True)
-    peaks = torch.zeros_like(target, dtype=torch.bool)
-    peaks[image, row[image, which], column[image, which]] = True
+    # Hands that do not count mark one texel more.
+    texels = torch.where(inside, row * size + column, size**2)
+    marks = target.new_zeros(len(target), size**2 + 1).scatter_(1, texels, 1.0)
+    peaks = marks[:, :-1].unflatten(1, (size, size)) > 0
     logits = encoding.hands[:, 0]
     probability = logits.sigmoid()
     positive = -F.logsigmoid(logits) * (1 - probability) ** 2
     negative = -F.logsigmoid(-logits) * probability**2 * (1 - target) ** 4
-    count = peaks.sum().clamp_min(1)
-    loss = torch.where(peaks, positive, negative).sum() / count
-    at = encoding.hands[image, 1:, row[image, which], column[image, which]]  # (M, 2)
-    if len(image):
-        logs = (at[:, 0] - (sides[image, which] / view).log()).abs().mean()
-        left = F.binary_cross_entropy_with_logits(at[:, 1], batch.left[image, which].float())
-        loss = loss + logs + 0.5 * left
+    loss = torch.where(peaks, positive, negative).sum() / peaks.sum().clamp_min(1)
+    images = torch.arange(len(target), device=target.device)[:, None]
+    logs, left = encoding.hands[images, 1:, row, column].unbind(-1)  # (B, 2) each
+    logs = (logs - (sides / view).log()).abs()
+    left = F.binary_cross_entropy_with_logits(left, batch.left.float(), reduction="none")
+    loss = loss + ((logs + 0.5 * left) * inside).sum() / inside.sum().clamp_min(1)
     return {"hands": loss}
 
 
 def _field_losses(
-    model: NVF, encoding: HandEncoding, batch: HandBatch, posed: Tensor, config: HandLossConfig
+    model: NVF, encoding: HandEncoding, batch: HandBatch, config: HandLossConfig
 ) -> dict[str, Tensor]:
     """Losses of signed distances and votes (Eqs. 5-7) at the labelled points of the views that are posed."""
-    zero = encoding.features.new_zeros(())
+    zero, posed = encoding.features.new_zeros(()), batch.posed
     if not len(posed):
         return {"sdf": zero, "wide": zero, "weight": zero, "direction": zero}
     slopes, points, distances = batch.slopes[posed], batch.points[posed], batch.distances[posed]

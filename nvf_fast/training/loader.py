@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
+from nvf_fast.data.hand_views import HandViews
 from nvf_fast.runtime.processes import TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def load_batches(
     loader: DataLoader[Any] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_sampler=order,
-        collate_fn=_identity,
+        collate_fn=_tensors,
         num_workers=workers,
         worker_init_fn=_stop_for_the_parent_alone,
         pin_memory=trainer.device.type == "cuda",
@@ -90,8 +91,13 @@ def _permutation(seed: int, epoch: int, images: int) -> list[int]:
     return order
 
 
-def _identity(batch: Any) -> Any:
-    return batch
+def _tensors(batch: Any) -> Any:
+    """Arrays of views as tensors, which a worker passes on in shared memory."""
+    return (
+        {name: torch.from_numpy(value) for name, value in vars(batch).items()}
+        if isinstance(batch, HandViews)
+        else batch
+    )
 
 
 def _stop_for_the_parent_alone(worker: int) -> None:

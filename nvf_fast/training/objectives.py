@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline, Network
-from nvf_fast.data.hand_views import HandViews
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.model import NVF
 from nvf_fast.training.augmentation import augment
@@ -196,18 +195,15 @@ class HandObjective:
         self.config, self.device, self.layout = config, device, layout
 
     @torch.no_grad()
-    def batch(self, parts: Iterable[tuple[HandViews, torch.Generator]]) -> HandBatch:
+    def batch(self, parts: Iterable[tuple[Mapping[str, Tensor], torch.Generator]]) -> HandBatch:
         """Join parts of a batch, with random changes of colour and random moves of each view."""
         made = []
         for views, generator in parts:
             batch = HandBatch.of(views, self.device)
-            count, jitter = len(batch.images), self.config.views.colour
-            noise = torch.randn(count, 4, 1, 1, generator=generator, device=self.device) * jitter
-            images = (batch.images * noise[:, :3].exp() + noise[:, 3:]).clamp_(-1, 1)
-            # Cubed: most moves are small, by a pixel or less.
-            moves = (2 * torch.rand(count, 3, generator=generator, device=self.device) - 1) ** 3
-            made.append(batch._replace(images=images, moves=moves))
-        joined = HandBatch(*map(torch.cat, zip(*made, strict=True)))
+            count = len(batch.images)
+            noise = torch.randn(count, 4, generator=generator, device=self.device) * self.config.views.colour
+            made.append(batch.varied(noise, torch.rand(count, 3, generator=generator, device=self.device)))
+        joined = HandBatch.join(made)
         return joined._replace(images=joined.images.contiguous(memory_format=self.layout))
 
     def losses(self, model: NVF, auxiliary: None, batch: HandBatch) -> dict[str, Tensor]:
