@@ -140,19 +140,12 @@ def load_checkpoint(
     folder = resolve(path)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"no checkpoint at {folder}: {CONFIG_FILE} is missing")
-    info = _read_config(folder / CONFIG_FILE)
-    file = _weights_file(folder, info["sha256"])
-    if (size := file.stat().st_size) > LARGEST_WEIGHTS:
-        raise ValueError(f"{file}: {size} bytes, expected up to {LARGEST_WEIGHTS}")
-    weights = file.read_bytes()
-    digest = hashlib.sha256(weights).hexdigest()
-    if digest != info["sha256"]:
-        raise ValueError(f"{file}: sha256 is {digest}, config.json has {info['sha256']}")
+    info, file, weights = _read_files(folder)
     try:
         state = tensors_from_bytes(weights)
     except SafetensorError as error:
         raise ValueError(f"{file}: not a safetensors file ({error})") from error
-    model = _network(info["model"], folder / CONFIG_FILE, size)
+    model = _network(info["model"], folder / CONFIG_FILE, len(weights))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     check_entries(shapes, state, str(file))
     for name, tensor in state.items():
@@ -336,6 +329,27 @@ def _network(entries: Any, path: Path, size: int) -> Network:
             return build(NVFConfig.from_dict(entries))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _read_files(folder: Path) -> tuple[dict[str, Any], Path, bytes]:
+    """config.json, the weights that it belongs to, and their file, while another process may save."""
+    tried = set[str]()
+    while True:
+        info = _read_config(folder / CONFIG_FILE)
+        try:
+            file = _weights_file(folder, info["sha256"])
+            if (size := file.stat().st_size) > LARGEST_WEIGHTS:
+                raise ValueError(f"{file}: {size} bytes, expected up to {LARGEST_WEIGHTS}")
+            weights = file.read_bytes()
+            digest = hashlib.sha256(weights).hexdigest()
+            if digest != info["sha256"]:
+                raise ValueError(f"{file}: sha256 is {digest}, config.json has {info['sha256']}")
+        except (FileNotFoundError, ValueError):
+            if str(info["sha256"]) in tried:
+                raise
+            tried.add(str(info["sha256"]))  # a save may have come between the two files
+        else:
+            return info, file, weights
 
 
 def _read_config(path: Path) -> dict[str, Any]:

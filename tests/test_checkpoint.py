@@ -113,6 +113,20 @@ def test_interrupted_save_keeps_the_older_checkpoint(
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
 
 
+def test_loads_while_another_process_saves(folder: Path, model: NVF, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = checkpoint._weights_file
+
+    def late(*arguments: Any) -> Path:
+        monkeypatch.setattr(checkpoint, "_weights_file", find)
+        with torch.no_grad():
+            model.encoder.conv.bias.fill_(3)  # type: ignore[union-attr]
+        save_checkpoint(model, folder, {"steps": 8})  # after config.json was read
+        return find(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_weights_file", late)
+    assert load_checkpoint(folder)[1]["training"] == {"steps": 8}
+
+
 def test_newer_checkpoint_replaces_an_older(folder: Path, model: NVF) -> None:
     save_checkpoint(model, folder, {"steps": 8})
     assert load_checkpoint(folder)[1]["training"] == {"steps": 8}
