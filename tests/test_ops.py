@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nvf_fast import ops
 from tests.kernel_cases import FieldCase, FieldInputs, field_inputs
 from tests.sanitize import OPERATIONS
+from tests.test_network_views import batch as view_arguments
 
 CASE = FieldCase(2, 40, 12, (6, 8), (48, 32))
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +107,9 @@ def test_opcheck(device: str) -> None:
     torch.library.opcheck(torch.ops.nvf_fast.cast_votes, tuple(votes), options)
     torch.library.opcheck(torch.ops.nvf_fast.mesh_distance, distance_arguments(device))
     torch.library.opcheck(torch.ops.nvf_fast.ray_mesh, ray_arguments(device))
+    rows, pixels, _ = view_arguments(["averaged", "fisheye"], 3)
+    for mirrored, dtype in ((True, torch.float16), (False, torch.float32)):
+        torch.library.opcheck(torch.ops.nvf_fast.network_views, (rows, [pixels], 30, 3, mirrored, dtype))
 
 
 def test_compiles_into_one_graph() -> None:
@@ -253,6 +257,8 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.Monke
         ops.cast_votes(*there(vote_arguments()), backend="triton")
         ops.mesh_distance(*there(distance_arguments()), backend="triton")
         ops.ray_mesh(*there(ray_arguments()), backend="triton")
+        rows, pixels = torch.empty(2, 33, dtype=torch.float64), torch.empty(9, dtype=torch.uint8)
+        ops.network_views(there(rows), [there(pixels)], size=30, backend="triton")
     assert current[-1] == 0
     assert sorted(launched) == sorted((name, 1) for names in launchers.values() for name in names)
 
