@@ -22,16 +22,21 @@ class Buffers:
         device: of the lists.
         exact: whether to size every list exactly and ignore the requested capacities.
         backend: of the operations; None chooses by device.
-
-    Attributes:
-        needs_retry: (B,) bool, images that must run again with exact lists.
     """
 
     def __init__(
         self, batch: int, device: torch.device, exact: bool, backend: ops.Backend | None = None
     ) -> None:
         self.exact, self._backend = exact, backend
-        self.needs_retry = torch.zeros(batch, dtype=torch.bool, device=device)
+        self._batch, self._device = batch, device
+        self._marks: Tensor | None = None  # a launch less than an empty mask and its union with the first one
+
+    @property
+    def needs_retry(self) -> Tensor:
+        """(B,) bool, images that must run again with exact lists."""
+        if self._marks is None:
+            return torch.zeros(self._batch, dtype=torch.bool, device=self._device)
+        return self._marks
 
     def compact(self, mask: Tensor, capacity: int) -> Selection:
         """The positions where a mask (B, N) bool is true; see `ops.compact`."""
@@ -47,7 +52,7 @@ class Buffers:
 
     def reject(self, images: Tensor) -> None:
         """Mark further images, (B,) bool."""
-        self.needs_retry = self.needs_retry | images
+        self._marks = images if self._marks is None else self._marks | images
 
     def _capacity(self, values: Tensor, capacity: int) -> int | None:
         return None if self.exact else max(1, min(capacity, values.shape[1]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,6 @@ from nvf_fast.pipeline import (
     Estimates,
     QueryOptions,
     Views,
-    cast_votes,
     images_per_run,
 )
 from nvf_fast.pose import error_scores
@@ -24,13 +25,39 @@ from nvf_fast.unet import HandEncoding
 from nvf_fast.volumes import HandVolume
 
 
-class Voters(NamedTuple):
-    """The near-surface points of B views, V of each at most."""
+class Voters(Sequence[tuple[Tensor, Tensor]]):
+    """The near-surface points of B views, V of each at most; a sequence of each view's points and votes.
 
-    points: Tensor  # (B, V, 3) float32 mm
-    votes: Tensor  # (B, V, 21, 4) float32 raw (weight, direction xyz)
-    counts: Tensor  # (B,) int32, number of valid points
-    needs_retry: Tensor  # (B,) bool, images with more than V points
+    Args:
+        counts: (B,) int32, number of valid points.
+        needs_retry: (B,) bool, images with more than V points.
+        gather: computes `points` and `votes`, when they are first read.
+    """
+
+    def __init__(
+        self, counts: Tensor, needs_retry: Tensor, gather: Callable[[], tuple[Tensor, Tensor]]
+    ) -> None:
+        self.counts, self.needs_retry, self._gather = counts, needs_retry, gather
+
+    @cached_property
+    def _gathered(self) -> tuple[Tensor, Tensor]:
+        return self._gather()
+
+    @property
+    def points(self) -> Tensor:
+        """(B, V, 3) float32 mm."""
+        return self._gathered[0]
+
+    @property
+    def votes(self) -> Tensor:
+        """(B, V, 21, 4) float32 raw (weight, direction xyz)."""
+        return self._gathered[1]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, image: Any) -> Any:
+        return self.points[image], self.votes[image]
 
 
 class HandPipeline:
@@ -87,7 +114,7 @@ class HandPipeline:
             encoding.presence.sigmoid(),
             left,
             voters.needs_retry,
-            list(zip(voters.points, voters.votes, strict=True)),
+            voters,
         )
 
     def vote(
@@ -117,11 +144,28 @@ class HandPipeline:
         with self._profiler.stage("select"):
             buffers = Buffers(len(points), points.device, exact, self._options.backend)
             voters = buffers.select_voters(samples.sdf, self._options.surface_mm, self._capacity)
-            points = points.gather(1, voters.indices.clamp(min=0)[..., None].expand(-1, -1, 3))
+            indices, counts = voters.indices, voters.counts
+
+        def gather(points: Tensor = points) -> tuple[Tensor, Tensor]:
+            rows = indices.clamp(min=0)[..., None].expand(-1, -1, 3)
+            return points.gather(1, rows), self._query.votes(samples, indices)
+
+        found = Voters(counts, buffers.needs_retry, gather)
         with self._profiler.stage("vote"):
-            votes = self._query.votes(samples, voters.indices)
-            voted, _ = cast_votes(points, votes, voters.counts, self._options)
-        return coarse, voted, Voters(points, votes, voters.counts, buffers.needs_retry)
+            written, chosen = self._query.written_votes(samples), None
+            if written is None:
+                points, written = found.points, found.votes
+            else:
+                chosen = indices
+            voted, _, _ = ops.cast_votes(
+                points,
+                written,
+                counts,
+                chosen,
+                fraction=self._options.fraction,
+                backend=self._options.backend,
+            )
+        return coarse, voted, found
 
     def _encode_likelier_side(self, views: Views) -> tuple[HandEncoding, Tensor]:
         """Choose the likelier right hand of each view and its mirror image; (B,) bool marks mirror images."""

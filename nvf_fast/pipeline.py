@@ -8,7 +8,7 @@ rejects, is marked in `Estimates.needs_retry`; the estimator then runs it again,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple, Protocol, get_args
@@ -104,7 +104,7 @@ class Estimates(NamedTuple):
     left: Tensor  # (B,) bool, whether the mirrored view was chosen
     needs_retry: Tensor  # (B,) bool
     # Per image points (V, 3) mm and votes (V, J, 4), V at least `voters`; empty without a field.
-    votes: list[tuple[Tensor, Tensor]]
+    votes: Sequence[tuple[Tensor, Tensor]]
 
     def packed(self) -> Tensor:
         """Pack everything except the votes into (B, 5 J + 5) float32, for one transfer; exact up to 2^24."""

@@ -70,6 +70,9 @@ class ShapesOnly:
     def votes(self, samples: Any, indices: Tensor) -> Tensor:
         return samples.sdf.new_empty(*indices.shape, 21, 4)
 
+    def written_votes(self, samples: Any) -> None:
+        return None
+
     def every_vote(self, features: Tensor, points: Tensor) -> Tensor:
         return points.new_empty(len(features), points.shape[-2], 21, 4)
 

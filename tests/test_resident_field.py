@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+import nvf_fast
 from nvf_fast import ops
 from nvf_fast.kernels.query_field import resident
 from nvf_fast.kernels.query_field.reference import query_field as reference
@@ -146,6 +151,28 @@ def test_field_query_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(query.sample(query.image_maps(maps, 1), second).sdf, expected.sdf[1:])
     monkeypatch.setattr(resident, "supports", lambda *_: False)
     assert isinstance(prepared().project(inputs.features, None), Tensor), "maps of the general kernel"
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="float32 exceeds shared memory")
+def test_pose_of_the_default_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same voters and, to 1e-3 mm in float32, the same joints and votes as with PyTorch."""
+    folder = Path(__file__).parent.parent / "benchmarks/images"
+    labels, image = json.loads((folder / "one_hand.json").read_text()), Image.open(folder / "one_hand.jpg")
+    hand, K = labels["hands"][0], np.array(labels["K"])
+    pixels = np.array(hand["joints"]) @ K.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    box = [*(pixels.min(0) - 15), *(pixels.max(0) + 15)]
+    monkeypatch.setattr(resident, "supports", lambda *_: True)
+    poses = [
+        nvf_fast.load(device="cpu", backend=backend, step_mm=32.0, surface_mm=20.0)(
+            np.array(image), K, box=box, side=hand["side"], return_votes=True
+        )
+        for backend in ("torch", "triton")
+    ]
+    assert poses[0].valid and poses[0].voters == poses[1].voters > 5
+    np.testing.assert_array_equal(poses[0].votes.points, poses[1].votes.points)
+    np.testing.assert_allclose(poses[0].joints, poses[1].joints, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(poses[0].votes.directions, poses[1].votes.directions, rtol=0, atol=1e-4)
 
 
 def test_rule(monkeypatch: pytest.MonkeyPatch) -> None:

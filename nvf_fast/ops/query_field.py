@@ -295,6 +295,11 @@ class FieldQuery:
         with launching_on(self._device):
             return self._form.votes(samples, indices, self._layers)
 
+    def written_votes(self, samples: Samples) -> Tensor | None:
+        """Votes (B, N, J, 4) that sampling wrote, undefined for points farther than `surface_mm`; or None."""
+        written: Tensor | None = getattr(samples, "votes", None)
+        return written
+
     def every_vote(self, maps: Maps, places: Places) -> Tensor:
         """Votes (B, N, J, 4) of all located points, as `votes`."""
         with launching_on(self._device):
