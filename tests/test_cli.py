@@ -38,6 +38,7 @@ from nvf_fast.image_files import exif_focal, read_image
 from nvf_fast.model import NVF
 from nvf_fast.overlay import description, draw_poses
 from nvf_fast.pose import HandPose
+from nvf_fast.runtime.files import locked
 from tests import dataset_trees
 from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
@@ -756,6 +757,15 @@ def test_eval_measures_complement(evaluate: Run, trees: Path, tmp_path: Path) ->
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"report.json", "report.md", "predictions.safetensors", "shards"} <= names
     assert not names & {"with_hand_scale", "without_hand_scale"}, "no server, no submission"
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_evaluations_do_not_share_a_folder(evaluate: Run, run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photographs = ["--data", tmp_path, "--out", tmp_path / "out", "--checkpoint", checkpoint]
+    with locked(tmp_path / "out" / ".lock"):
+        for status, _, err in (evaluate("freihand"), run("eval", "photographs", *photographs)):
+            assert status == 2 and "out is in use by this process, which holds .lock" in err
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
