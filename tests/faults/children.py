@@ -17,6 +17,7 @@ from nvf_fast.cli.main import main
 
 MINUTE = 60.0
 DAC_OVERRIDE = 1  # the capability by which root writes into folders without permission
+INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "fsync")
 
 
@@ -30,10 +31,15 @@ class Child:
 
     def __init__(self, work: Callable[[], int], prepare: Callable[[], None] = lambda: None) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115, it is read after the end
+        # A child must not be interrupted outside of `try`, where it would go on as the parent does.
+        signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         self.process = os.fork()
-        if self.process == 0:
+        if self.process > 0:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+        else:
             status = 99
             try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
                 os.dup2(self._output.fileno(), 1)
                 os.dup2(self._output.fileno(), 2)
                 sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115
