@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -176,6 +177,8 @@ def resolve(source: str | Path | None = None) -> Path:
         ImportError: a hub id needs huggingface_hub, which is not installed.
     """
     names = embedded_names()
+    if source is not None and not isinstance(source, str | Path):
+        raise TypeError(f"a checkpoint must be a name, a folder or None, got {source!r}")
     if source is None:
         only = names[0] if len(names) == 1 else None
         source = next((name for name in DEFAULTS if name in names), only)
@@ -183,8 +186,9 @@ def resolve(source: str | Path | None = None) -> Path:
             raise FileNotFoundError(f"name a checkpoint: the library includes {names}")
     if source in names:
         return EMBEDDED / source
-    if Path(source).is_dir():
-        return Path(source)
+    with suppress(OSError):  # a longer name than files may have
+        if Path(source).is_dir():
+            return Path(source)
     repository, _, revision = str(source).partition("@")
     if isinstance(source, Path) or len(repository.split("/")) != 2 or not all(repository.split("/")):
         raise FileNotFoundError(
@@ -299,7 +303,7 @@ def _download(repository: str, revision: str | None) -> Path:
     patterns = [CONFIG_FILE, WEIGHTS_FILE]
     try:
         return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except OSError as error:  # no such repository, no access, no network
+    except (OSError, ValueError) as error:  # no such repository, no access, no network, no name of one
         raise FileNotFoundError(f"no checkpoint {repository!r} from the hub: {error}") from error
 
 

@@ -42,6 +42,7 @@ from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOp
 from nvf_fast.pose import A, HandPose
 from nvf_fast.requests import Request, RequestReader
 from nvf_fast.runtime.ambient import unaffected
+from nvf_fast.runtime.arguments import check_number
 from nvf_fast.runtime.cuda_graph import CudaRecorder
 from nvf_fast.runtime.devices import check_precision, read_device
 from nvf_fast.runtime.profiling import Profiler
@@ -310,6 +311,8 @@ class PoseEstimator:
         (image, *_), single = read_images(image, self.model.config.image_channels)
         if not single:
             raise ValueError("find takes one image, got several: call it on each")
+        check_number("score", score)
+        check_number("smallest", smallest)
         if not 0 <= score <= 1:
             raise ValueError(f"score must be in [0, 1], got {score}")
         if not LEAST <= smallest <= 1:

@@ -17,6 +17,7 @@ from nvf_fast.estimator import PoseEstimator
 from nvf_fast.finding import SAME_HAND, overlap, pixel_boxes, squared, viewable
 from nvf_fast.inputs import read_cameras
 from nvf_fast.pose import HandPose
+from nvf_fast.runtime.arguments import check_number
 from nvf_fast.volumes import HandVolume
 
 SIDE_VOTES = 15  # last predictions of a hand's side, of which the majority counts
@@ -189,7 +190,16 @@ class Tracker:
     ) -> None:
         if not isinstance(estimator.volume, HandVolume):
             raise ValueError("tracking requires a network of hand views, which finds hands")
-        if most_hands < 1:
+        if not isinstance(smoothing, Smoothing | None):
+            raise TypeError(f"smoothing must be a Smoothing or None, got {smoothing!r}")
+        for name, value in (
+            ("most_hands", most_hands),
+            ("search_interval", search_interval),
+            ("patience", patience),
+            ("memory", memory),
+        ):
+            check_number(name, value)
+        if not most_hands >= 1:
             raise ValueError(f"most_hands must be at least 1, got {most_hands}")
         for name, value in (("search_interval", search_interval), ("patience", patience), ("memory", memory)):
             if not value >= 0:
@@ -214,6 +224,10 @@ class Tracker:
             ValueError: the time is not later, or a shape or a value is invalid.
             TypeError: an argument has the wrong type or dtype.
         """
+        if getattr(image, "ndim", 0) != 3:
+            found = getattr(image, "shape", type(image).__name__)
+            raise TypeError(f"image must be one (H, W, 3) numpy array or torch tensor, got {found}")
+        check_number("time", time)
         if not (math.isfinite(time) and time > self._time):
             raise ValueError(f"time must be later than {self._time:g} s of the frame before, got {time}")
         camera = read_cameras(K, [image.shape[:2]])

@@ -151,7 +151,7 @@ def check_positive(
     """Check a number above 0, by default a finite one."""
     if not isinstance(value, Real):
         raise TypeError(f"{operation}: {name} must be a number, got {value!r}")
-    if not 0 < value <= most:
+    if not 0 < value <= most:  # type: ignore[operator]
         raise ValueError(f"{operation}: {name} must be a positive number {unit}".rstrip() + f", got {value}")
 
 

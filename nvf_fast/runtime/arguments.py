@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,12 @@ import torch
 from torch import Tensor
 
 MOST_NUMBERS = 2**20  # of an argument other than images, meshes and batches of poses
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse all but a real number, with a `TypeError`."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def read_numbers(name: str, value: Any, expected: str, most: int = MOST_NUMBERS) -> np.ndarray:

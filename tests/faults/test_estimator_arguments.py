@@ -22,6 +22,7 @@ from nvf_fast.evaluation import metrics
 from nvf_fast.grid import MOST_NODES, Lattice
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
+from nvf_fast.tracking import Tracker
 from tests.hand_cases import hand_network
 from tests.reference_cases import SHAPE, reference_network
 
@@ -149,6 +150,22 @@ def test_options_must_be_positive_numbers(name: str) -> None:
     for value in (NAN, 0, -1.0):
         with pytest.raises(ValueError, match=f"{name} must be"):
             PoseEstimator(hand_network(), **{name: value})
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [1], 1j])
+def test_options_of_finding_and_tracking_must_be_numbers(value: Any) -> None:
+    for name in ("score", "smallest"):
+        with pytest.raises(TypeError, match=f"{name} must be a number, got"):
+            hands().find(IMAGE, K, **{name: value})
+    for name in ("most_hands", "search_interval", "patience", "memory"):
+        with pytest.raises(TypeError, match=f"{name} must be a number, got"):
+            Tracker(hands(), **{name: value})
+    with pytest.raises(TypeError, match="time must be a number, got"):
+        Tracker(hands())(IMAGE, K, value)
+    with pytest.raises(TypeError, match="smoothing must be a Smoothing or None, got -1"):
+        Tracker(hands(), smoothing=-1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="image must be one"):
+        Tracker(hands())(value, K, 0.0)
 
 
 FLOATS = st.floats(width=32)

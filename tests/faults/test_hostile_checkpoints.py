@@ -199,3 +199,15 @@ def test_refuses_devices_that_the_library_does_not_compute_on(folder: Path, devi
 def test_refuses_precisions(folder: Path, dtype: Any) -> None:
     with pytest.raises(TypeError, match=r"dtype must be torch\.float32, float16 or bfloat16, got"):
         load_checkpoint(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", [5, b"default", ["default"], 1.5])
+def test_names_of_other_types_are_refused(name: Any) -> None:
+    with pytest.raises(TypeError, match="a checkpoint must be a name, a folder or None, got"):
+        load_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "/dev/null", "../..", Path("x" * 5000)])
+def test_names_of_nothing_are_not_found(name: Any) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_checkpoint(name)
