@@ -217,8 +217,9 @@ def test_forced_backends_agree() -> None:
 
 
 def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors on the second GPU, while the first one is the current device; the launchers are replaced."""
-    current, launched = [0], []
+    """Fake tensors on one GPU, while another is the current device; the launchers are replaced."""
+    own = 0 if torch.cuda.is_available() else 1  # fake tensors of a GPU need it where there are GPUs
+    current, launched = [1 - own], []
 
     def exchange(index: int) -> int:
         current.append(index)
@@ -241,7 +242,7 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.Monke
             return [there(each) for each in value]
         if not isinstance(value, Tensor):
             return value
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda:1")
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=f"cuda:{own}")
 
     with FakeTensorMode(), torch.no_grad():
         given: Any = there(field_arguments())
@@ -259,8 +260,10 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.Monke
         ops.ray_mesh(*there(ray_arguments()), backend="triton")
         rows, pixels = torch.empty(2, 33, dtype=torch.float64), torch.empty(9, dtype=torch.uint8)
         ops.network_views(there(rows), [there(pixels)], size=30, backend="triton")
-    assert current[-1] == 0
-    assert sorted(launched) == sorted((name, 1) for names in launchers.values() for name in names)
+        x = torch.empty(2, 8, 4, 4)
+        ops.join_branches(there(x), there([x]), backend="triton")
+    assert current[-1] == 1 - own
+    assert sorted(launched) == sorted((name, own) for names in launchers.values() for name in names)
 
 
 def test_triton_refuses_cpu_tensors() -> None:
