@@ -45,7 +45,7 @@ def bench_join_branches(
 
     # Check the result before timing it.
     wide = [None if given is None else given.double() for given in (lower, matrix)]
-    exact = reference(x.double(), [branch.double() for branch in branches], None, *wide)[0]
+    exact = reference(x.double(), [branch.double() for branch in branches], None, wide[0], wide[1])[0]
     found = ops.join_branches(x, branches, None, lower, matrix, backend=form)[0]
     assert rms(found - exact) <= 2 * rms(definition() - exact)
 

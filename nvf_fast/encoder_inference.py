@@ -42,15 +42,19 @@ def last_features(encoder: HourglassEncoder, images: Tensor) -> Tensor:
         weight, bias = stack.onward_matrix()
         onward = F.conv2d(_mixed(stack, x), weight)
         x = _joined(x.values, [onward], following.hourglass.upper.first.norm, bias=bias)
-    features: Tensor = last.features(_mixed(last, x))
-    return features
+    return _pointwise(last.features, _mixed(last, x))
 
 
 def _mixed(stack: Stack, x: Map) -> Tensor:
     """`Stack.mixed`."""
     x = _hourglass(stack.hourglass, x, stack.block.first.norm)
-    mixed: Tensor = stack.norm(stack.mix(_block(stack.block, x).values))
+    mixed: Tensor = stack.norm(_pointwise(stack.mix, _block(stack.block, x).values))
     return mixed
+
+
+def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1 x 1 convolution as a product with its bias: one launch."""
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def _hourglass(module: Hourglass, x: Map, following: NormReLU | None = None, level: int = 0) -> Map:
