@@ -69,7 +69,7 @@ def measured() -> dict[str, float]:
     estimator: Any = nvf_fast.load(device="cpu")
     found = {}
     for side in ("right", None):
-        seconds = fastest(lambda i, side=side: estimator(image, K, box=BOX, side=side), 3)  # type: ignore[misc]
+        seconds = fastest(lambda i, side=side: estimator(image, K, box=BOX, side=side), 3)
         found[f"whole, side {'unknown' if side is None else 'given'}"] = seconds
 
     pipeline, kept = estimator.runner.pipeline, []

@@ -14,7 +14,7 @@ from torch import Tensor
 from nvf_fast import ops
 from nvf_fast.config import NVFConfig
 from nvf_fast.kernels.network_views.reference import OFFSET, PITCH, ROW
-from nvf_fast.pipeline import Pipeline, Results, Views
+from nvf_fast.pipeline import Pipeline, QueryOptions, Results, Views
 from nvf_fast.requests import Request
 from nvf_fast.runtime.cuda_graph import GraphedFunction, Recorder
 from nvf_fast.runtime.profiling import Profiler
@@ -33,7 +33,7 @@ class BatchRunner:
         pipeline: the pipeline.
         config: of its network.
         device: of the pipeline.
-        dtype: of the network's images.
+        options: the dtype of the network's images, and the backend that samples them.
         profiler: measures the stages.
         recorder: records and replays runs, whose lists of points then have fixed sizes; an image that does
             not fit runs again. None sizes every list exactly, which synchronises with the device.
@@ -44,12 +44,12 @@ class BatchRunner:
         pipeline: Pipeline,
         config: NVFConfig,
         device: torch.device,
-        dtype: torch.dtype,
+        options: QueryOptions,
         profiler: Profiler,
         recorder: Recorder | None = None,
     ) -> None:
         self.pipeline, self.retried = pipeline, 0
-        self._config, self._device, self._dtype, self._profiler = config, device, dtype, profiler
+        self._config, self._device, self._options, self._profiler = config, device, options, profiler
         self._exact = recorder is None
         self.graphed = None if recorder is None else GraphedFunction(self._launch, recorder)
         self._lock = threading.Lock()
@@ -115,7 +115,7 @@ class BatchRunner:
         estimates = self.pipeline(views, exact or self._exact)
         packed = estimates.packed()
         votes = dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
-        return _Part(members, lambda: packed.numpy(force=True), votes)
+        return _Part(members, lambda: packed.cpu().numpy(), votes)
 
     def _replay(
         self, graphed: GraphedFunction, request: Request, members: list[int]
@@ -165,8 +165,14 @@ class BatchRunner:
         return self._views_in(there, layout)
 
     def _layout(self, request: Request, count: int, mirrored: bool) -> _Layout:
-        given = (request.network_scale, request.previous, request.slopes)
-        return _Layout(count, mirrored, *(each is not None for each in given), self._config.joints)
+        return _Layout(
+            count,
+            mirrored,
+            request.network_scale is not None,
+            request.previous is not None,
+            request.slopes is not None,
+            self._config.joints,
+        )
 
     def _views_in(self, memory: Tensor, layout: _Layout) -> Views:
         """The pipeline's input from staged memory, without synchronisation."""
@@ -188,7 +194,8 @@ class BatchRunner:
             size=self._config.input_size,
             channels=self._config.image_channels,
             mirrored=mirrored,
-            dtype=self._dtype,
+            dtype=self._options.dtype,
+            backend=self._options.backend,
         )
 
 

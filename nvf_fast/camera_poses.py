@@ -58,6 +58,6 @@ def _votes(results: Results, frames: np.ndarray, origins: np.ndarray) -> tuple[V
     for (points, cast), frame, origin, count in zip(
         results.votes, frames, origins, results.voters.tolist(), strict=True
     ):
-        at, given = points[:count].numpy(force=True), cast[:count].numpy(force=True)
+        at, given = points[:count].cpu().numpy(), cast[:count].cpu().numpy()
         votes.append(Votes(at @ frame + origin, given[..., 0].copy(), given[..., 1:] @ frame))
     return tuple(votes)

@@ -109,7 +109,7 @@ class PoseEstimator:
         # The PyTorch path synchronises anyway, so lists are sized exactly.
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and backend != "torch" else None
         self.runner = BatchRunner(
-            self._make_pipeline(), model.config, self.device, self.dtype, self._profiler, recorder
+            self._make_pipeline(), model.config, self.device, self.options, self._profiler, recorder
         )
         self._finder = (
             HandFinder(self.model, self.dtype, self._profiler) if isinstance(self.model, NVF) else None
@@ -253,11 +253,11 @@ class PoseEstimator:
             with self._profiler.stage("prepare"):
                 request = self._read(image, K, hand_scale, box, side, False, previous, root)
             launched = self.runner.submit(request) if request.images else None
-        given = image if hasattr(image, "ndim") else image[0]
+        given: Any = image if hasattr(image, "ndim") else image[0]
         return PendingPose(partial(self._awaited, request, launched, given))
 
     @unaffected()
-    def _awaited(self, request: Request, launched: Callable[[], Results] | None, image: A) -> HandPose[A]:
+    def _awaited(self, request: Request, launched: Callable[[], Results] | None, image: Any) -> HandPose[Any]:
         """The poses of a submitted request."""
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             pose = self._posed(request, False, launched)

@@ -40,7 +40,7 @@ def with_fixed_sizes(estimator: PoseEstimator) -> PoseEstimator:
         estimator.runner.pipeline,
         estimator.model.config,
         estimator.device,
-        estimator.dtype,
+        estimator.options,
         Profiler(estimator.device),
         LaunchByLaunch(),
     )

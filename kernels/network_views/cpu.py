@@ -35,8 +35,8 @@ def network_views(
     for image, row in enumerate(rows.tolist()):
         factor, offset, pitch, height, width = (int(each) for each in row[FACTOR : WIDTH + 1])
         given = pixels[image % len(pixels)]
-        offset += given.storage_offset()
-        crop = given.as_strided((height, width, channels), (pitch, channels, 1), offset)
+        begin = given.storage_offset() + offset
+        crop = given.as_strided((height, width, channels), (pitch, channels, 1), begin)
         crop = averaged(crop, factor) if factor > 1 else crop.permute(2, 0, 1)[None].float()
         grid = _grid(rows[image], row, size, size + mirrored, crop.shape[3], crop.shape[2])
         sampled = F.grid_sample(crop, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]

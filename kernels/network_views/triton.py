@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvf_fast.kernels.network_views.reference import ROW
+from nvf_fast.kernels.network_views.reference import ROW as ROW
 
 _BLOCK = 128
 _WARPS = 4
