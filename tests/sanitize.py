@@ -34,7 +34,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def launched_kernels(operation: str) -> dict[str, str]:
-    """Return the kernels that files of kernels/OPERATION/ launch, as name[grid](...), and the files' names."""
+    """Return the kernels that files of kernels/OPERATION/ launch, as name[grid](...), and those files."""
     return {
         node.func.value.id: path.stem
         for path in sorted((ROOT / "kernels" / operation).glob("*.py"))
@@ -154,13 +154,6 @@ def run_query_field() -> None:
     from tests.test_query_field import DEVICE, SHORT
 
     for dtype in DTYPES:
-        one_layer = field_inputs(SHORT._replace(hidden=(32,)), dtype, DEVICE)
-        for tiling in kernel.device_tilings(torch.device(DEVICE), dtype):
-            layers = kernel.pack_layers(one_layer.weights, one_layer.biases, SHORT.channels, dtype, tiling)
-            tiles = kernel.locate(one_layer.points, one_layer.intrinsics, 224, SHORT.map_size, layers)
-            maps = kernel.project_maps(one_layer.features, one_layer.hand_scale, layers)
-            kernel.sample(maps, tiles, layers)
-            kernel.evaluate(maps, tiles, layers)
         deep = SHORT._replace(hidden=(40, 48, 32))
         for case in (*list(FIELD_CASES.values())[:2], deep, deep._replace(hand_scale=False, centred=True)):
             inputs = field_inputs(case, dtype, DEVICE)
@@ -176,7 +169,14 @@ def run_query_field() -> None:
                 samples = kernel.sample(maps, tiles, layers)
                 voters = torch.arange(-1, min(9, case.count), device=DEVICE).expand(case.batch, -1)
                 kernel.votes(samples, voters, layers)
-    inputs = field_inputs(DEFAULT_NETWORK, torch.float16, DEVICE)
+    one_layer = field_inputs(SHORT._replace(batch=1, hidden=(32,)), torch.float16, DEVICE)
+    for tiling in kernel.device_tilings(torch.device(DEVICE), torch.float16):
+        layers = kernel.pack_layers(
+            one_layer.weights, one_layer.biases, SHORT.channels, torch.float16, tiling
+        )
+        tiles = kernel.locate(one_layer.points, one_layer.intrinsics, 224, SHORT.map_size, layers)
+        kernel.sample(kernel.project_maps(one_layer.features, one_layer.hand_scale, layers), tiles, layers)
+    inputs = field_inputs(DEFAULT_NETWORK._replace(batch=1, count=9), torch.float16, DEVICE)
     if resident.supports(inputs.weights, 64, torch.float16, torch.device(DEVICE)):
         vectors = [bias[0] for bias in inputs.biases]
         packed = resident.pack_layers(inputs.weights, vectors, 64, torch.float16, 5.0)
@@ -184,7 +184,7 @@ def run_query_field() -> None:
             inputs.points, inputs.intrinsics, inputs.image_size, (32, 32), packed, inputs.centres
         )
         laid_out = resident.project_maps(inputs.features, None, packed, inputs.biases)
-        resident.votes(resident.sample(laid_out, places, packed), voters, packed)
+        resident.votes(resident.sample(laid_out, places, packed), voters[:1], packed)
 
 
 def run_select_voters() -> None:

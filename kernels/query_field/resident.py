@@ -67,7 +67,9 @@ def _project(x, y, z, intrinsics_ptr, half):
     down = tl.load(intrinsics_ptr + 3) * x + tl.load(intrinsics_ptr + 4) * y + tl.load(intrinsics_ptr + 5) * z
     along = tl.load(intrinsics_ptr + 6) * x + tl.load(intrinsics_ptr + 7) * y
     along += tl.load(intrinsics_ptr + 8) * z
-    u, v = across / along / half - 1, down / along / half - 1
+    # Rounded as in PyTorch, unlike quotients by default, so that a point on the view's border stays in view.
+    u = tl.div_rn(tl.div_rn(across, along), half) - 1
+    v = tl.div_rn(tl.div_rn(down, along), half) - 1
     inside = (z > 0) & (tl.abs(u) <= 1) & (tl.abs(v) <= 1)
     return tl.where(inside, u, 0.0), tl.where(inside, v, 0.0), inside
 
