@@ -46,6 +46,7 @@ from nvf_fast.kernels.group_norm_relu import triton as group_norm_relu
 from nvf_fast.kernels.join_branches import triton as join_branches
 from nvf_fast.kernels.mesh_distance import triton as mesh_distance
 from nvf_fast.kernels.network_views import triton as network_views
+from nvf_fast.kernels.pack_poses import triton as pack_poses
 from nvf_fast.kernels.query_field import resident
 from nvf_fast.kernels.query_field import triton as query_field
 from nvf_fast.kernels.ray_mesh import triton as ray_mesh
@@ -172,7 +173,7 @@ def variants() -> list[Variant]:
             measured = channels == 256  # the other one is that of small maps
             constants = group_norm_relu.tiling(channels, groups if measured else 1)
             parts = {"FIRST": channels // 2, "SECOND": channels // 4, "BIASED": True, "MEASURED": measured}
-            for upsampled in (False, True):
+            for upsampled in (False,) if target.startswith("gfx") else (False, True):
                 kernel, flags = join_branches.join_blocks, {"UPSAMPLED": upsampled}
                 name = f"join_blocks {'upsampled ' if upsampled else ''}{channels} {dtype_name}"
                 warps = join_branches._UPSAMPLING_WARPS if upsampled else join_branches._WARPS
@@ -180,16 +181,21 @@ def variants() -> list[Variant]:
         # Its small maps, one image and many.
         for batch, channels, side, dtype_name in (
             (1, 256, 56, "fp16"),
-            (1, 256, 56, "fp32"),
+            (1, 128, 56, "fp32"),
             (1, 64, 28, "fp16"),
             (64, 64, 28, "fp16"),
         ):
-            small = group_norm_relu.small_tiling(batch, channels, 32, side**2)
+            element_size = DTYPES[dtype_name].itemsize
+            small = group_norm_relu.small_tiling(batch, channels, 32, side**2, element_size)
             assert small is not None
             kernel, warps = group_norm_relu.normalise_groups, group_norm_relu.small_warps(small)
             pointers = dict.fromkeys(("x_ptr", "y_ptr", "weight_ptr", "bias_ptr"), dtype_name)
             name = f"normalise_groups {batch}x{channels}x{side} {dtype_name}"
             found.append(Variant(name, target, kernel, pointers, small, warps, False, ("eps",)))
+    for target in TARGETS:
+        pointers = {"voters_ptr": "i32", "left_ptr": "u8", "retry_ptr": "u8"}
+        kernel, floats = pack_poses.pack_rows, ("spread_mm",)
+        found.append(Variant(kernel.__name__, target, kernel, pointers, {"JOINTS": 32}, 1, False, floats))
     # The only target that `resident.supports`.
     names = (
         "features_ptr",

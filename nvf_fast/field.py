@@ -78,8 +78,8 @@ class FieldMLP(nn.Module):
         if self.code is None:
             return biases
         relative = (joints - joints.mean(1, keepdim=True)) / POSITION_MM
-        codes = self.code(relative.flatten(1)).split([len(bias) for bias in biases], 1)
-        return [bias + code for bias, code in zip(biases, codes, strict=True)]
+        every_bias = self.code(relative.flatten(1)) + torch.cat(biases)
+        return list(every_bias.split([len(bias) for bias in biases], 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's raw output (..., out) of inputs x (..., X), layer by layer as in the paper."""

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.buffers import Buffers
-from nvf_fast.camera import view_intrinsics
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import (
-    Estimates,
+    PackedEstimates,
     QueryOptions,
     Views,
     images_per_run,
 )
-from nvf_fast.pose import error_scores
+from nvf_fast.pose import SPREAD_MM
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.unet import HandEncoding
 from nvf_fast.volumes import HandVolume
@@ -92,30 +91,36 @@ class HandPipeline:
         self.lattice = volume.lattice(options.step_mm, model.device)
         self._capacity = min(options.voter_capacity, len(self.lattice))
         self._query = query or options.query(model)
+        half = model.config.input_size / 2
+        centre, focal = (
+            torch.tensor([[0, 0, half], [0, 0, half], [0, 0, 1.0]]),
+            torch.diag(torch.tensor([half, half, 0])),
+        )
+        self._centre, self._focal = centre.to(model.device), focal.to(model.device)
 
     def batch_size(self, exact: bool) -> int:
         return images_per_run(len(self.lattice) if exact else self._capacity, self._model.config.joints)
 
-    def __call__(self, views: Views, exact: bool = False) -> Estimates:
+    def __call__(self, views: Views, exact: bool = False) -> PackedEstimates:
         slopes = views.slopes
         assert slopes is not None
         encoding, left = self._encode_likelier_side(views)
         coarse, voted, voters = self.vote(encoding, slopes, exact)
         with self._profiler.stage("vote"):
-            combined = self._heads.combine(coarse, voted)
-            valid = voted.isfinite().all(-1).all(-1)
-            joints = torch.where(valid[:, None, None], combined, coarse)
-        return Estimates(
-            joints,
-            error_scores(encoding.error),
-            encoding.error,
-            voters.counts,
-            torch.full_like(voters.counts, len(self.lattice)),
-            encoding.presence.sigmoid(),
-            left,
-            voters.needs_retry,
-            voters,
-        )
+            rows = ops.pack_poses(
+                coarse,
+                voted,
+                self._heads.vote_weight,
+                encoding.error,
+                encoding.presence,
+                voters.counts,
+                left,
+                voters.needs_retry,
+                len(self.lattice),
+                SPREAD_MM,
+                backend=self._options.backend,
+            )
+        return PackedEstimates(rows, voters)
 
     def vote(
         self, encoding: HandEncoding, slopes: Tensor, exact: bool = True
@@ -135,7 +140,8 @@ class HandPipeline:
             coarse = encoding.joints(slopes)
             centres = coarse.mean(1)
             points = self.lattice.points(centres[:, 2], slopes)
-            intrinsics = view_intrinsics(slopes, self._model.config.input_size)
+            # As `view_intrinsics`, in one launch.
+            intrinsics = torch.addcdiv(self._centre, self._focal, slopes.view(-1, 1, 1))
             map_size = (encoding.features.shape[2], encoding.features.shape[3])
             biases = self._model.field_biases(coarse) if self._model.config.pose_code else None
             maps = self._query.project(encoding.features, None, biases)

@@ -128,6 +128,17 @@ class Estimates(NamedTuple):
         return cls(joints, scores, errors, voters, points_evaluated, presence, left, needs_retry, votes)
 
 
+class PackedEstimates(NamedTuple):
+    """`Estimates` that an operation has packed."""
+
+    rows: Tensor
+    votes: Sequence[tuple[Tensor, Tensor]]  # as `Estimates.votes`
+
+    def packed(self) -> Tensor:
+        """As `Estimates.packed`."""
+        return self.rows
+
+
 class Results(NamedTuple):
     """`Estimates` on the host, as `Estimates.packed` transfers them."""
 
@@ -166,7 +177,7 @@ class Pipeline(Protocol):
         """Largest number of images of one run."""
         ...
 
-    def __call__(self, views: Views, exact: bool = False) -> Estimates:
+    def __call__(self, views: Views, exact: bool = False) -> Estimates | PackedEstimates:
         """Estimate the pose in each image.
 
         Args:

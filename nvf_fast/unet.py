@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nvf_fast.config import HAND_JOINTS, NVFConfig
+from nvf_fast.kernels.pack_poses.reference import combine
 
 GLOBAL_WIDTH = 256  # channels of the pooled description of a view
 DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
@@ -133,9 +134,7 @@ class HandHeads(nn.Module):
         The middle and the joints relative to it have separate weights: votes place a hand better than the
         heads, but contract its fingertips.
         """
-        coarse_middle, voted_middle = coarse.mean(1, keepdim=True), voted.mean(1, keepdim=True)
-        middle = coarse_middle.lerp(voted_middle, self.vote_weight[0])
-        return middle + (coarse - coarse_middle).lerp(voted - voted_middle, self.vote_weight[1:, None])
+        return combine(coarse, voted, self.vote_weight)
 
     def forward(self, features: Tensor, maps: Tensor, pooled: Tensor, slopes: Tensor) -> HandEncoding:
         """Evaluate the heads on the encoder's outputs."""
@@ -273,8 +272,8 @@ def fold_norms(module: nn.Module) -> None:
 
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1 x 1 convolution; on CUDA a product with its bias, in one launch."""
-    if not x.is_cuda:
+    """A 1 x 1 convolution; on CUDA without gradients a product with its bias, in one launch."""
+    if not _fuses(x, conv.weight):
         return cast(Tensor, conv(x))
     return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 

@@ -13,6 +13,7 @@ from nvf_fast.ops.join_branches import join_branches
 from nvf_fast.ops.mesh_distance import mesh_distance
 from nvf_fast.ops.network_views import network_views
 from nvf_fast.ops.operation import Backend
+from nvf_fast.ops.pack_poses import pack_poses
 from nvf_fast.ops.query_field import FieldQuery, query_field
 from nvf_fast.ops.ray_mesh import ray_mesh
 from nvf_fast.ops.select_voters import Selection, compact, select_voters
@@ -27,6 +28,7 @@ __all__ = [
     "join_branches",
     "mesh_distance",
     "network_views",
+    "pack_poses",
     "query_field",
     "ray_mesh",
     "select_voters",
