@@ -6,6 +6,9 @@ DEVICE ?= cuda
 BENCHMARKS ?= benchmarks
 PHOTOGRAPHS ?= $(SHARED)/photographs
 RUN ?= runs/default
+LOADERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) - 1)
+REPLAY ?= --replay.uses 32 --optimisation.batch 256 --optimisation.parts 16 --optimisation.steps 36000 \
+	--optimisation.learning-rate 1e-3 --optimisation.warmup-steps 300 --log-every 200 --save-every 6000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +31,8 @@ help:
 	@echo "make gpu     on a CUDA device, with $(PYTHON) as it is: gpu-tests, gpu-sanitize and gpu-bench; make -k gpu"
 	@echo "             goes on after a failure, DEVICE=cpu rehearses, BENCHMARKS=FILE runs some"
 	@echo "make gpu-train  train the default network there from its committed weights, or go on where RUN=DIR stopped;"
-	@echo "             TRAIN=... and EVAL=... are further options of nvf-fast train and nvf-fast eval synthetic-v2"
+	@echo "             LOADERS=N processes draw views, REPLAY=... reuses them; TRAIN=... and EVAL=... are further"
+	@echo "             options of nvf-fast train and nvf-fast eval synthetic-v2"
 	@echo "make clean   remove everything made here"
 
 demo: $(VENV)/run
@@ -88,8 +92,8 @@ gpu-bench: gpu-there
 	$(PYTHON) benchmarks/readme.py
 
 gpu-train: gpu-there
-	$(PYTHON) -m nvf_fast train default --device $(DEVICE) --out $(RUN) \
-		--initial nvf_fast/weights/default $(TRAIN)
+	$(PYTHON) -m nvf_fast train default --device $(DEVICE) --workers $(LOADERS) --out $(RUN) \
+		--initial nvf_fast/weights/default $(REPLAY) $(TRAIN)
 	$(PYTHON) benchmarks/curves.py $(RUN) --out $(RUN)/curves.png
 	$(PYTHON) -m nvf_fast eval synthetic-v2 --device $(DEVICE) --checkpoint $(RUN)/checkpoint \
 		--out $(RUN)/report $(EVAL)

@@ -14,6 +14,7 @@ from nvf_fast.training.augmentation import Augmentation
 from nvf_fast.training.hand_losses import HandLossConfig
 from nvf_fast.training.losses import LossConfig
 from nvf_fast.training.points import PointSampling
+from nvf_fast.training.replay import ReplayConfig
 from nvf_fast.training.view_mixture import ViewMixtureConfig
 
 
@@ -123,6 +124,7 @@ class TrainingConfig:
         augmentation: of the images.
         views: for hand views, their mixture, which may include `data`; instead of `augmentation`.
         hand_losses: for hand views, the losses; instead of `sampling` and `losses`.
+        replay: for hand views, their reuse from a store on the device.
         optimisation: optimiser and schedule.
         log_every: steps between two lines of the log.
         save_every: steps between two saved states.
@@ -139,6 +141,7 @@ class TrainingConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     views: ViewMixtureConfig = field(default_factory=ViewMixtureConfig)
     hand_losses: HandLossConfig = field(default_factory=HandLossConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     optimisation: Optimisation = field(default_factory=Optimisation)
     log_every: int = 50
     save_every: int = 1000
@@ -161,6 +164,13 @@ class TrainingConfig:
             raise ValueError("size_range is camera-space: about a root, a larger hand looks larger")
         if self.losses.auxiliary_weight and (relative or self.model.method != "nvf"):
             raise ValueError("the auxiliary regression (auxiliary_weight) is the camera-space field's")
+        if self.replay.uses > 1 and self.model.view != "hand":
+            raise ValueError(f"only hand views are reused, got replay.uses = {self.replay.uses}")
+        part = self.optimisation.batch // self.optimisation.parts
+        if self.replay.uses > 1 and self.replay.size < 2 * part:
+            raise ValueError(
+                f"replay.size must be at least {2 * part}, twice a part of the batch, got {self.replay.size}"
+            )
         if min(self.log_every, self.save_every, self.evaluation_images) < 1 or self.evaluate_every < 0:
             raise ValueError(
                 "log_every, save_every and evaluation_images must be at least 1, evaluate_every at least 0"

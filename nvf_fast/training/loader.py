@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,8 +38,11 @@ class TrainingData(Protocol):
 
 def load_batches(
     trainer: Trainer, data: TrainingData, workers: int = 0, timeout_s: float = TIMEOUT_S
-) -> Generator[list[Any]]:
+) -> Generator[Iterable[Any]]:
     """The trainer's own parts of every remaining step, the same for any number of workers.
+
+    With a store of views, the parts that each step adds to it, loaded while they are iterated; the first step
+    here also adds the latest `config.replay.first` views before them.
 
     Args:
         trainer: at the step before the first of these.
@@ -50,8 +53,18 @@ def load_batches(
     Raises:
         RuntimeError: a worker died or timed out.
     """
-    steps = range(trainer.step, trainer.total)
-    order = (part_of(trainer.config, len(data), step, part) for step in steps for part in trainer.own)
+    steps, count = range(trainer.step, trainer.total), trainer.options.parts
+    replay = trainer.config.replay
+    ahead = -(-replay.first * count // trainer.options.batch)  # parts stored before the first step
+
+    def due(step: int) -> Sequence[int]:
+        """The parts that a step takes, counted over all steps."""
+        if replay.uses == 1:
+            return [step * count + part for part in trainer.own]
+        taken, after = (at * count // replay.uses for at in (step, step + 1))
+        return range(taken + ahead * (step > steps.start), after + ahead)
+
+    order = (part_of(trainer.config, len(data), *divmod(part, count)) for step in steps for part in due(step))
     loader: DataLoader[Any] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_sampler=order,
@@ -63,8 +76,9 @@ def load_batches(
         generator=torch.Generator(),  # without one the loader draws from the global generator
     )
     parts = iter(loader)
-    for _ in steps:
-        yield list(islice(parts, len(trainer.own)))
+    for step in steps:
+        of_step = islice(parts, len(due(step)))
+        yield of_step if replay.uses > 1 else list(of_step)
 
 
 def part_of(config: TrainingConfig, images: int, step: int, part: int) -> list[int]:

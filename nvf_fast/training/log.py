@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,7 @@ class DamagedImages:
     def __post_init__(self) -> None:
         self._logged, self._named = self.total, len(self.names)
 
-    def add(self, parts: list[Any]) -> None:
+    def add(self, parts: Iterable[Any]) -> None:
         """Note the damaged images of this process's parts of a batch."""
         self._own += [name for part in parts for name in getattr(part, "damaged", ())]
 

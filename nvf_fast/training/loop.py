@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -96,7 +97,13 @@ def train(
         if trainer.processes.rank == 0:
             stack.enter_context(locked(Path(directory) / ".lock"))
         saved = SavedTraining(Path(directory), trainer, getattr(data, "fingerprint", None), credits)
-        if not saved.resume(inexact) and start is not None:
+        resumed = saved.resume(inexact)
+        if resumed and trainer.store is not None and not trainer.finished:
+            warnings.warn(
+                f"{directory}: the store is filled anew with {config.replay.first} views, so that the next "
+                "steps differ from those of a training that was not stopped"
+            )
+        if not resumed and start is not None:
             saved.start_from(start)
         log = TrainingLog(
             Path(directory), trainer.step, trainer.total,
@@ -107,7 +114,7 @@ def train(
             if saved.damaged_states:
                 log.write(trainer.step, saved.seconds / 60, {"damaged_states": saved.damaged_states})
             began, earlier = time.perf_counter(), saved.seconds
-            stopping = trainer.finished
+            stopping, first = trainer.finished, trainer.step + 1
             while not stopping:
                 before = time.perf_counter()
                 late = minutes is not None and before - began >= 60 * minutes
@@ -123,6 +130,9 @@ def train(
                     saved.damaged.gather(trainer.processes)
                 log.seconds += time.perf_counter() - before
                 saved.seconds = earlier + time.perf_counter() - began
+                if trainer.store is not None and trainer.step == first:
+                    entry = {"stored_views": sum(trainer.store.added), "cuda_graph": trainer.graphed}
+                    log.write(trainer.step, saved.seconds / 60, entry)
                 if logging:
                     log.write_losses(trainer, saved.seconds / 60, means, saved.damaged)
                 if saving:

@@ -16,6 +16,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.model import check_entries
 from nvf_fast.runtime.store import DamagedRecordError, ResumeError, Store, differences
 from nvf_fast.training.log import DamagedImages
+from nvf_fast.training.replay import ReplayConfig
 from nvf_fast.training.trainer import Trainer
 from nvf_fast.training.transfer import transfer
 
@@ -188,4 +189,5 @@ def _with_new_names(identity: str) -> dict[str, Any]:
     ):
         if old in entries:
             entries[new] = entries.pop(old)
+    found["config"].setdefault("replay", asdict(ReplayConfig()))
     return found
