@@ -238,6 +238,14 @@ def run_join_branches() -> None:
                 group_norm_relu(y, *parameters, case.groups, moments=moments)
 
 
+def run_pack_poses() -> None:
+    from nvf_fast.kernels.pack_poses.triton import pack_poses
+    from tests.test_pack_poses import arguments
+
+    for batch, joints in ((1, 21), (7, 5), (2, 64)):
+        pack_poses(*arguments(batch, joints))
+
+
 def run_mesh_distance() -> None:
     from nvf_fast.kernels.mesh_distance.triton import mesh_distance
     from tests.kernel_cases import mesh_tensors
@@ -268,6 +276,7 @@ OPERATIONS: dict[str, Callable[[], None]] = {
     "group_norm_relu": run_group_norm_relu,
     "join_branches": run_join_branches,
     "network_views": run_network_views,
+    "pack_poses": run_pack_poses,
     "mesh_distance": run_mesh_distance,
     "ray_mesh": run_ray_mesh,
 }

@@ -19,6 +19,7 @@ from nvf_fast import ops
 from tests.kernel_cases import FieldCase, FieldInputs, field_inputs
 from tests.sanitize import OPERATIONS
 from tests.test_network_views import batch as view_arguments
+from tests.test_pack_poses import arguments as pose_arguments
 
 CASE = FieldCase(2, 40, 12, (6, 8), (48, 32))
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +111,7 @@ def test_opcheck(device: str) -> None:
     rows, pixels, _ = view_arguments(["averaged", "fisheye"], 3)
     for mirrored, dtype in ((True, torch.float16), (False, torch.float32)):
         torch.library.opcheck(torch.ops.nvf_fast.network_views, (rows, [pixels], 30, 3, mirrored, dtype))
+    torch.library.opcheck(torch.ops.nvf_fast.pack_poses, pose_arguments(2))
 
 
 def test_compiles_into_one_graph() -> None:
@@ -262,6 +264,7 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.Monke
         ops.network_views(there(rows), [there(pixels)], size=30, backend="triton")
         x = torch.empty(2, 8, 4, 4)
         ops.join_branches(there(x), there([x]), backend="triton")
+        ops.pack_poses(*there(list(pose_arguments(2))), backend="triton")
     assert current[-1] == 1 - own
     assert sorted(launched) == sorted((name, own) for names in launchers.values() for name in names)
 
