@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 _TILE = 8192  # values per program, of a larger map
-_SMALL_TILE = 32768  # and of a small one, at most
+_SMALL_BYTES = 65536  # and of a small one, at most
 _SMALL_TEXELS = 4096
 _FEW_PROGRAMS = 256  # with fewer, a program has a single group
 _ROW = 16  # channels per program, or more, where images are many: whole sectors of memory
@@ -248,7 +248,7 @@ def group_norm_relu(
     x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = weight.contiguous(), bias.contiguous()
     y = torch.empty_like(x)
-    constants = small_tiling(batch, channels, groups, texels)
+    constants = small_tiling(batch, channels, groups, texels, x.element_size())
     if x.numel() > 0 and constants is not None and moments is None:
         programs = batch * triton.cdiv(groups, constants["GROUP_LANES"])
         normalise_groups[(programs,)](
@@ -299,13 +299,15 @@ def tiling(channels: int, groups: int) -> dict[str, int]:
     }
 
 
-def small_tiling(batch: int, channels: int, groups: int, texels: int) -> dict[str, int] | None:
+def small_tiling(
+    batch: int, channels: int, groups: int, texels: int, element_size: int
+) -> dict[str, int] | None:
     """The compile-time choices of `normalise_groups`; None for a map that is not small."""
     lanes = triton.next_power_of_2(channels // groups)
     rows = triton.next_power_of_2(texels)
     together = 1 if batch * groups < _FEW_PROGRAMS else max(1, _ROW // lanes)
     together = min(together, triton.next_power_of_2(groups))
-    if texels > _SMALL_TEXELS or rows * lanes * together > _SMALL_TILE:
+    if texels > _SMALL_TEXELS or rows * lanes * together * element_size > _SMALL_BYTES:
         return None
     return {
         "CHANNELS": channels,
@@ -313,7 +315,7 @@ def small_tiling(batch: int, channels: int, groups: int, texels: int) -> dict[st
         "TEXELS": rows,
         "GROUP_LANES": together,
         "CHANNEL_LANES": lanes,
-        "REREAD": rows * lanes * together > _SMALL_TILE // 2,
+        "REREAD": rows * lanes * together > 2 * _TILE,
     }
 
 
