@@ -208,11 +208,9 @@ def variants() -> list[Variant]:
     )
     for dtype_name in ("fp16", "bf16"):
         pointers = dict.fromkeys(names, dtype_name)
-        constants = {"POINTS": resident.POINTS, "PRECISION": "ieee"}
         kernel, name = resident.evaluate_resident, f"evaluate_resident {dtype_name}"
-        found.append(
-            Variant(name, "sm_90", kernel, pointers, constants, resident.WARPS, True, ("surface_mm",))
-        )
+        choices = {"POINTS": resident.POINTS, "PRECISION": "ieee"}
+        found.append(Variant(name, "sm_90", kernel, pointers, choices, resident.WARPS, True, ("surface_mm",)))
     # Both dtypes make tiles of the same number of points.
     return list({(variant.name, variant.target): variant for variant in found}.values())
 

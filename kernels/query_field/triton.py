@@ -706,8 +706,7 @@ def _evaluate(maps: Tensor, tiles: Tiles, layers: Layers, with_votes: bool) -> t
             if last:  # in one program, of the column of the distances and its neighbours, or of all
                 columns = size_out if with_votes else _DISTANCE_COLUMNS
             destination = unused if last else workspaces[layer - 1]
-            parts = 1 if last else size_out // columns
-            most_work = min(tiles_per_pass, tile_capacity - first_tile) * parts
+            most_work = min(tiles_per_pass, tile_capacity - first_tile) * (1 if last else size_out // columns)
             evaluate_layer[(min(most_work, triton.cdiv(most_programs, images)), images)](
                 maps,
                 layers.matrices[layer - 1],
