@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -291,7 +291,7 @@ def _fused(conv: nn.Conv2d, x: Tensor, other: Tensor | None) -> Tensor | None:
     key = (x.shape, x.dtype, x.device, conv.weight.shape, conv.stride, other is None)
     if key in _UNFUSED:
         return None
-    options = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    options: Any = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     try:
         if other is None:
             return torch.cudnn_convolution_relu(x, conv.weight, *options)

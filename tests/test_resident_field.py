@@ -184,20 +184,20 @@ def test_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     def supports(
         major: int, shared: int, *, weights: list[Tensor] = weights, dtype: torch.dtype = half
     ) -> bool:
-        properties = SimpleNamespace(major=major, shared_memory_per_block_optin=shared)
+        properties = SimpleNamespace(major=major, shared_memory_per_multiprocessor=shared)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
         return resident.supports(weights, 64, dtype, cuda)
 
-    # Bytes of shared memory for a program: H100, A100, B200, RTX 4090 and RTX 5090.
-    assert supports(9, 232_448) and supports(9, 232_448, dtype=torch.bfloat16)
-    for major, shared in ((8, 166_912), (10, 232_448), (8, 101_376), (12, 101_376), (9, 200_000)):
+    # Bytes of shared memory of a multiprocessor: H100, A100, B200, RTX 4090 and RTX 5090.
+    assert supports(9, 233_472) and supports(9, 233_472, dtype=torch.bfloat16)
+    for major, shared in ((8, 167_936), (10, 233_472), (8, 102_400), (12, 102_400), (9, 200_000)):
         assert not supports(major, shared)
-    assert not supports(9, 232_448, dtype=torch.float32)
-    assert not supports(9, 232_448, weights=others) and not supports(9, 232_448, weights=about_depth)
+    assert not supports(9, 233_472, dtype=torch.float32)
+    assert not supports(9, 233_472, weights=others) and not supports(9, 233_472, weights=about_depth)
     assert not resident.supports(weights, 63, half, torch.device("cpu"))
     assert resident.supports(weights, 64, half, torch.device("cpu")), "the interpreter runs the kernel"
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert not supports(9, 232_448)
+    assert not supports(9, 233_472)
 
 
 @pytest.mark.cuda

@@ -33,6 +33,7 @@ WARPS = 8
 # Bytes of shared memory that the compiled kernel takes, weights and operands in transit;
 # benchmarks/static_budget.py compiles it.
 SHARED_BYTES = 220_160
+RESERVED_BYTES = 1024  # of shared memory that a program does not get
 
 
 def supports(weights: Sequence[Tensor], channels: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -56,7 +57,7 @@ def supports(weights: Sequence[Tensor], channels: int, dtype: torch.dtype, devic
     return (
         torch.version.hip is None
         and properties.major == 9
-        and properties.shared_memory_per_block_optin >= SHARED_BYTES
+        and properties.shared_memory_per_multiprocessor - RESERVED_BYTES >= SHARED_BYTES
     )
 
 
@@ -311,7 +312,7 @@ def locate(
     image_size: int,
     map_size: Sequence[int],
     layers: Layers,
-    centres: Tensor,
+    centres: Tensor | None,
     per_ray: int = 1,
 ) -> Places:
     """Keep the points for `sample`, which projects them; `map_size`, `layers` and `per_ray` have no effect.
@@ -319,6 +320,7 @@ def locate(
     Raises:
         ValueError: the number of tiles exceeds 32-bit positions.
     """
+    assert centres is not None
     points = (points if points.ndim == 3 else points[None]).contiguous()
     intrinsics = (intrinsics if intrinsics.ndim == 3 else intrinsics[None]).contiguous()
     if len(centres) * triton.cdiv(points.shape[1], POINTS) >= 2**31 - 2**16:
