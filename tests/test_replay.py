@@ -227,10 +227,11 @@ def test_refuses_stores_that_cannot_work() -> None:
 
 
 @pytest.mark.cuda
-def test_graphed_steps_equal_eager_ones_on_the_gpu() -> None:
+def test_graphed_steps_equal_eager_ones_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On equal batches; cuDNN may choose other algorithms, and atomic sums differ in their order."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = torch.device("cuda")
-    config = reusing(steps=20, first=40)
+    config = reusing(steps=8, first=40)
     eager, graphed = trainer_of(config, device), trainer_of(config, device)
     eager._graph = None
     losses: tuple[list[float], list[float]] = ([], [])
@@ -239,5 +240,5 @@ def test_graphed_steps_equal_eager_ones_on_the_gpu() -> None:
             found.append(float(trainer.update(parts)[0]["loss"]))
     assert graphed.graphed and not eager.graphed
     first, *rest = (abs(one - other) / one for one, other in zip(*losses, strict=True))
-    assert first < 1e-3 and max(rest) < 0.05, losses
+    assert first < 1e-4 and max(rest) < 0.05, losses
     assert all(one != other for one, other in pairwise(losses[1])), "each step has its own numbers"
