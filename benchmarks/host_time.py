@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,8 +69,12 @@ def measured() -> dict[str, float]:
     image = read_image(Path(nvf_fast.__file__).parent / "assets/demo.jpg")
     estimator: Any = nvf_fast.load(device="cpu")
     found = {}
+
+    def whole(side: str | None, _: int) -> Any:
+        return estimator(image, K, box=BOX, side=side)
+
     for side in ("right", None):
-        seconds = fastest(lambda i, side=side: estimator(image, K, box=BOX, side=side), 3)
+        seconds = fastest(partial(whole, side), 3)
         found[f"whole, side {'unknown' if side is None else 'given'}"] = seconds
 
     pipeline, kept = estimator.runner.pipeline, []
@@ -89,7 +94,7 @@ def measured() -> dict[str, float]:
     estimator(image, K, box=BOX, side="right")
     estimator.runner.pipeline = Replaced(pipeline, stored)
     view = torch.zeros(1)
-    ops.network_views = lambda *_, **__: view  # type: ignore[assignment]
+    ops.network_views = lambda *_, **__: view
     images, boxes = [image] * 64, BOX + 0.5 * np.arange(64)[:, None]
     calls: dict[str, tuple[Callable[[int], Any], int, int]] = {
         "host, 1 kept": (lambda i: estimator(image, K, box=BOX, side="right"), 100, 1),

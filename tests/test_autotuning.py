@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nvf_fast.kernels.query_field.triton import Tiling, tilings
 from nvf_fast.runtime import autotuning
-from nvf_fast.runtime.autotuning import in_turn, remember, tuned
+from nvf_fast.runtime.autotuning import remember, tuned
 from tests.kernel_cases import FieldCase, field_inputs
 
 CUDA = torch.device("cuda")
@@ -93,12 +93,35 @@ def test_replaces_a_damaged_file_with_a_warning(text: str, caplog: pytest.LogCap
     assert tuned(CUDA, torch.float16, [64, 85], 28_351) == SPACE[1] and not caplog.text
 
 
-def test_interleaves_timed_calls_after_a_warm_up() -> None:
-    clock, order = count(), []
-    calls = {tiling: (lambda tiling=tiling: order.append(tiling) or float(next(clock))) for tiling in SPACE}
-    medians = in_turn(calls, 3)
-    assert order == list(SPACE) * 5
-    assert list(medians.values()) == [9.0, 10.0, 11.0]
+def field_query() -> tuple[Any, ...]:
+    """Arguments of `tune`, with 5 points."""
+    inputs = field_inputs(FieldCase(1, 5, 8, (9, 7), (40, 24)), torch.float16)
+    points, size = inputs.points[0], inputs.image_size
+    return inputs.features, points, inputs.intrinsics, inputs.weights, inputs.biases, size
+
+
+def run_or_fail(query: autotuning.Query, tiling: Tiling, device: torch.device) -> float:
+    """One tiling ends its process, one raises, one runs."""
+    assert query.features.device.type == "cpu"
+    if tiling == SPACE[0]:
+        os._exit(1)
+    if tiling == SPACE[1]:
+        raise RuntimeError("an illegal memory access was encountered")
+    return float(tiling.points)
+
+
+@pytest.mark.slow
+def test_leaves_out_tilings_that_fail(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(autotuning, "median_ms", run_or_fail)
+    monkeypatch.setattr(autotuning.kernel, "device_tilings", lambda device, dtype: SPACE)
+    assert autotuning.tune(*field_query()) == {SPACE[2]: SPACE[2].points}
+    assert next(iter(json.loads(autotuning.CACHE.read_text()))).endswith("up to 8 points")
+    assert caplog.text.count("is left out") == 2 and "illegal memory access" in caplog.text
+    monkeypatch.setattr(autotuning.kernel, "device_tilings", lambda device, dtype: SPACE[1:2])
+    with pytest.raises(RuntimeError, match="no tiling of the field's kernel runs on cpu"):
+        autotuning.tune(*field_query())
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")  # interpreter
@@ -136,12 +159,8 @@ def test_times_replays_of_several_queries(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(autotuning, "ROUNDS", 1)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(autotuning.kernel, "sample", sample)
-    monkeypatch.setattr(autotuning.kernel, "device_tilings", lambda device, dtype: SPACE)
-    inputs = field_inputs(FieldCase(1, 5, 8, (9, 7), (40, 24)), torch.float16)
-    milliseconds = autotuning.tune(
-        inputs.features, inputs.points[0], inputs.intrinsics, inputs.weights, inputs.biases, 224
-    )
-    assert milliseconds == dict.fromkeys(SPACE, 20.0 / autotuning.REPEATS)
+    query = autotuning.Query(*field_query())
+    found = [autotuning.median_ms(query, tiling, torch.device("cpu")) for tiling in SPACE]
+    assert found == [20.0 / autotuning.REPEATS] * len(SPACE)
     assert sampled == [tiling for tiling in SPACE for _ in range(autotuning.REPEATS)]
     assert log == ["event", "replay", "event"] * len(SPACE) * 3
-    assert next(iter(json.loads(autotuning.CACHE.read_text()))).endswith("up to 8 points")

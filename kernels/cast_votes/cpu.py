@@ -26,8 +26,8 @@ def cast_votes(
     Where gradients are enabled it is differentiable in points and votes, any number of times.
     """
     if indices is not None:
-        image = torch.arange(len(indices), device=indices.device)[:, None]
-        points, votes = (each[image, indices.clamp(min=0)] for each in (points, votes))
+        images = torch.arange(len(indices), device=indices.device)[:, None]
+        points, votes = (each[images, indices.clamp(min=0)] for each in (points, votes))
     if torch.is_grad_enabled():
         return _differentiable(points, votes, counts, ball_mm, fraction)
     batch, capacity, joint_count, _ = votes.shape

@@ -19,8 +19,8 @@ def cast_votes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints, weight and spread, as in `nvf_fast.ops.cast_votes`, in the dtype of `votes`."""
     if indices is not None:
-        image = torch.arange(len(indices), device=indices.device)[:, None]
-        points, votes = (each[image, indices.clamp(min=0)] for each in (points, votes))
+        images = torch.arange(len(indices), device=indices.device)[:, None]
+        points, votes = (each[images, indices.clamp(min=0)] for each in (points, votes))
     batch, _, joint_count, _ = votes.shape
     points = points.to(votes.dtype)
     joints = votes.new_full((batch, joint_count, 3), math.nan)

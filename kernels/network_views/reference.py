@@ -37,8 +37,8 @@ def network_views(
 def averaged(pixels: Tensor, row: Tensor, channels: int) -> Tensor:
     """Means (h, w, C) over squares of the crop's pixels; zeros surround the crop."""
     factor, offset, pitch, height, width = (int(row[each]) for each in range(FACTOR, WIDTH + 1))
-    offset += pixels.storage_offset()
-    crop = pixels.as_strided((height, width, channels), (pitch, channels, 1), offset).double()
+    first = offset + pixels.storage_offset()
+    crop = pixels.as_strided((height, width, channels), (pitch, channels, 1), first).double()
     down, across = -(-height // factor), -(-width // factor)
     filled = crop.new_zeros(down * factor, across * factor, channels)
     filled[:height, :width] = crop

@@ -479,7 +479,10 @@ def _as_written(
     rows = features.to(position.dtype).flatten(2).mT.reshape(-1, channels)
     first = torch.arange(batch, device=texels.device)[:, None, None] * (height * width)
     texels, tap_weights = (texels + first).flatten(0, 1), tap_weights.flatten(0, 1)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if rows.is_cuda:  # where the gradient of `embedding_bag` sorts
+        each = rows.index_select(0, texels.flatten()).unflatten(0, texels.shape)
+        sampled = (each * tap_weights[..., None]).sum(1)
+    elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
         sampled = _WeightedSums.apply(rows, texels, tap_weights)  # type: ignore[no-untyped-call]
     else:
         sampled = _weighted_sums(rows, texels, tap_weights)
@@ -522,7 +525,8 @@ def _bilinear_taps(u: Tensor, v: Tensor, height: int, width: int) -> tuple[Tenso
         -1,
     )
     first = (top * width + left).long()
-    return first[..., None] + torch.tensor([0, 1, width, width + 1], device=u.device), tap_weights
+    pair = torch.arange(2, device=u.device)  # made there: a CUDA graph records no copy from the host
+    return first[..., None] + (width * pair[:, None] + pair).flatten(), tap_weights
 
 
 def _cell(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:

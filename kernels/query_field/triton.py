@@ -69,7 +69,7 @@ def tilings(dtype: torch.dtype, backend: str, arch: int | str) -> tuple[Tiling, 
         arch: compute capability such as 90, or the name of an AMD architecture.
     """
     if dtype == torch.float32:
-        shapes = [(64, 64, 16, 8, 2), (64, 64, 32, 8, 2)]
+        shapes = [(32, 64, 16, 8, 2), (32, 64, 32, 8, 2)]
     elif backend == "cuda" and 90 <= int(arch) < 120:  # 12.x has 99 KB of shared memory, as 8.6 and 8.9
         shapes = [(128, 256, 64, 8, 3), (128, 256, 32, 8, 4), (64, 256, 64, 4, 3)]
         if omits_fence(backend, arch) and int(arch) >= 100:

@@ -48,7 +48,8 @@ def group_norm_relu(
     _check(x, weight, bias, groups, eps)
     if moments is None:
         return _run(backend, x, weight, bias, groups, eps)
-    shape = (len(x), *block_moments_shape(*x.shape[1:], groups))
+    batch, channels, height, width = x.shape
+    shape = (batch, *block_moments_shape(channels, height, width, groups))
     check_tensor("group_norm_relu", "moments", moments, [shape], torch.float32)
     return _run(backend, x, weight, bias, groups, eps, moments)
 

@@ -8,7 +8,10 @@ import logging
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
@@ -45,9 +48,11 @@ def tune(
     biases: Sequence[Tensor],
     image_size: int,
 ) -> dict[Tiling, float]:
-    """Time all tilings in turn on a CUDA device and store the fastest in the cache file.
+    """Time all tilings on a CUDA device and store the fastest in the cache file.
 
-    CUDA graphs are timed, as the estimator replays them: single launches would measure Python.
+    CUDA graphs are timed, as the estimator replays them: single launches would measure Python. Each tiling
+    has a process of its own, since a kernel that fails on the device ends every later launch of its process;
+    a warning reports such a tiling.
 
     Args:
         features: (B, C, H, W), in the compute dtype.
@@ -57,24 +62,49 @@ def tune(
         image_size: px.
 
     Returns:
-        Median milliseconds of each tiling, the untuned one first.
+        Median milliseconds of each tiling that runs, the untuned one first.
+
+    Raises:
+        RuntimeError: none does.
     """
-    calls: dict[Tiling, Callable[[], float]] = {}
-    for tiling in kernel.device_tilings(features.device, features.dtype):
-        layers = kernel.pack_layers(weights, biases, features.shape[1], features.dtype, tiling)
-        places = kernel.locate(points, intrinsics, image_size, features.shape[2:], layers)
-        maps = kernel.project_maps(features, None, layers)
-        calls[tiling] = _timed(CudaRecorder(features.device), maps, places, layers)
-    milliseconds = in_turn(calls, ROUNDS)
+    device, query = features.device, Query(features, points, intrinsics, weights, biases, image_size)
+    milliseconds: dict[Tiling, float] = {}
+    for tiling in kernel.device_tilings(device, features.dtype):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            try:
+                milliseconds[tiling] = process.submit(median_ms, query.to("cpu"), tiling, device).result()
+            except RuntimeError as error:
+                LOG.warning("%s fails on %s and is left out: %s", tiling, device, error)
+    if not milliseconds:
+        raise RuntimeError(f"no tiling of the field's kernel runs on {device}; warnings give the reasons")
     channels = [len(bias) for bias in biases]
-    remember(features.device, features.dtype, channels, len(points), milliseconds)
+    remember(device, features.dtype, channels, len(points), milliseconds)
     return milliseconds
 
 
-def in_turn(calls: dict[Tiling, Callable[[], float]], rounds: int) -> dict[Tiling, float]:
-    """Median of the times returned by each call, over interleaved rounds after two warm-up rounds."""
-    every_round = [[call() for call in calls.values()] for _ in range(2 + rounds)][2:]
-    return dict(zip(calls, map(statistics.median, zip(*every_round, strict=True)), strict=True))
+class Query(NamedTuple):
+    """A query of the field, as in `tune`."""
+
+    features: Tensor
+    points: Tensor
+    intrinsics: Tensor
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    image_size: int
+
+    def to(self, device: torch.device | str) -> Query:
+        features, points, intrinsics = (each.to(device) for each in self[:3])
+        weights, biases = ([each.detach().to(device) for each in several] for several in self[3:5])
+        return Query(features, points, intrinsics, weights, biases, self.image_size)
+
+
+def median_ms(query: Query, tiling: Tiling, device: torch.device) -> float:
+    """Median milliseconds of a query, over replays after two warm-up rounds."""
+    features, points, intrinsics, weights, biases, image_size = query.to(device)
+    layers = kernel.pack_layers(weights, biases, features.shape[1], features.dtype, tiling)
+    places = kernel.locate(points, intrinsics, image_size, features.shape[2:], layers)
+    call = _timed(CudaRecorder(device), kernel.project_maps(features, None, layers), places, layers)
+    return statistics.median([call() for _ in range(2 + ROUNDS)][2:])
 
 
 def remember(
