@@ -6,6 +6,7 @@ DEVICE ?= cuda
 BENCHMARKS ?= benchmarks
 PHOTOGRAPHS ?= $(SHARED)/photographs
 RUN ?= runs/default
+EVALUATED ?= synthetic-v2 --out $(RUN)/report
 LOADERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) - 1)
 REPLAY ?= --replay.uses 32 --optimisation.batch 256 --optimisation.parts 16 --optimisation.steps 36000 \
 	--optimisation.learning-rate 1e-3 --optimisation.warmup-steps 300 --log-every 200 --save-every 6000
@@ -95,8 +96,7 @@ gpu-train: gpu-there
 	$(PYTHON) -m nvf_fast train default --device $(DEVICE) --workers $(LOADERS) --out $(RUN) \
 		--initial nvf_fast/weights/default $(REPLAY) $(TRAIN)
 	$(PYTHON) benchmarks/curves.py $(RUN) --out $(RUN)/curves.png
-	$(PYTHON) -m nvf_fast eval synthetic-v2 --device $(DEVICE) --checkpoint $(RUN)/checkpoint \
-		--out $(RUN)/report $(EVAL)
+	$(PYTHON) -m nvf_fast eval $(EVALUATED) --device $(DEVICE) --checkpoint $(RUN)/checkpoint $(EVAL)
 
 gpu-there:
 	@[ $(DEVICE) = cpu ] || $(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA device')"

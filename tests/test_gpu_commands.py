@@ -1,0 +1,59 @@
+"""`make gpu` and `make gpu-train`, rehearsed on the CPU at the smallest sizes in a copy of the checkout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow  # two minutes
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALLEST = (
+    "--replay.uses 2 --replay.first 8 --replay.size 32 --optimisation.batch 4 --optimisation.parts 2 "
+    "--optimisation.steps 2 --log-every 1"
+)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the checkout, whose results the commands change."""
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "runs", "__pycache__", "*.egg-info")
+    return Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out))
+
+
+def make(checkout: Path, *arguments: str) -> str:
+    """Run make there with this interpreter; return its output."""
+    command = ["make", *arguments, "DEVICE=cpu", f"PYTHON={sys.executable}"]
+    run = subprocess.run(
+        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    return run.stdout
+
+
+def test_measurements(checkout: Path) -> None:
+    results = checkout / "benchmarks" / "results"
+    before = (results / "ceilings_cpu.json").read_text()
+    output = make(
+        checkout, "gpu", "WORKERS=1", "TESTS=tests/test_points.py", "SHARED=nowhere",
+        "BENCHMARKS=benchmarks/bench_cast_votes.py -k 95",
+    )  # fmt: skip
+    assert "compute-sanitizer" in output and "skipped" in output
+    assert (results / "ceilings_cpu.json").read_text() != before
+    rows = json.loads((results / "operations_cpu.json").read_text())["rows"]
+    assert {row[0] for row in rows} == {"cast_votes"}
+    assert f"{rows[0][5]:.4g}"[:3] in (checkout / "docs" / "speed.md").read_text()
+
+
+def test_training(checkout: Path) -> None:
+    arguments = [f"REPLAY={SMALLEST}", "LOADERS=1", "RUN=runs/smallest"]
+    make(checkout, "gpu-train", *arguments, "EVALUATED=synthetic --count 2 --out runs/smallest/report.json")
+    run = checkout / "runs" / "smallest"
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 2 and any(line.get("cuda_graph") is False for line in lines)
+    assert (run / "curves.png").exists() and (run / "report.json").exists()
