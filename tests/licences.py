@@ -13,7 +13,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Permissive licences, and MPL-2.0 and LGPL, which ask nothing of programs that import a package.
+# Permissive licences, and MPL-2.0 and LGPL, which require nothing of programs that import a package.
 ALLOWED = re.compile(
     r"\b(Apache|BSD|MIT|ISC|PSF|Python Software Foundation|MPL|Mozilla|LGPL|Lesser|HPND|Zlib|0BSD|CC0)"
 )

@@ -321,8 +321,8 @@ def test_estimators_capture_in_two_threads() -> None:
     for thread in threads:
         thread.join()
     for thread, estimator in enumerate(estimators):
-        for got, wanted in zip(found[thread], expected[thread], strict=True):
-            np.testing.assert_array_equal(got, wanted)
+        for got, result in zip(found[thread], expected[thread], strict=True):
+            np.testing.assert_array_equal(got, result)
         graphed = estimator.runner.graphed
         assert graphed is not None and graphed.captures == len(batches) and not graphed.failed
 

@@ -565,9 +565,9 @@ def test_submitted_poses_are_those_of_calls(model: NVF, image: np.ndarray, recor
     estimator = with_fixed_sizes(estimator) if recorded else estimator
     pending = [estimator.submit(each, K, box=box, side=side) for each, box, side in calls]
     for index in (4, 0, 2, 1, 3, 0):
-        pose, wanted = pending[index].result(), expected[index]
-        np.testing.assert_array_equal(pose.numpy().joints, wanted.numpy().joints)
-        assert pose.side == wanted.side and type(pose.joints) is type(wanted.joints)
+        pose, alone = pending[index].result(), expected[index]
+        np.testing.assert_array_equal(pose.numpy().joints, alone.numpy().joints)
+        assert pose.side == alone.side and type(pose.joints) is type(alone.joints)
     assert not np.array_equal(expected[0].joints, expected[3].joints), "the calls differ"
     with pytest.raises(ValueError, match="submit needs a box or a previous pose"):
         estimator.submit(image, K)
@@ -586,8 +586,8 @@ def test_graphs_are_keyed_by_the_number_of_images(model: NVF, image: np.ndarray)
     fine = image.repeat(10, 0).repeat(10, 1)  # needs more memory than the first
     scale = np.diag([10, 10, 1.0])
     found = estimator(fine, scale @ K, box=np.array(BOX) * 10, side="right")
-    wanted = usual(fine, scale @ K, box=np.array(BOX) * 10, side="right")
-    np.testing.assert_array_equal(found.joints, wanted.joints)
+    other = usual(fine, scale @ K, box=np.array(BOX) * 10, side="right")
+    np.testing.assert_array_equal(found.joints, other.joints)
     assert graphed.captures == 2
 
 

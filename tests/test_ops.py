@@ -220,7 +220,7 @@ def test_forced_backends_agree() -> None:
 
 def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors on one GPU, while another is the current device; the launchers are replaced."""
-    own = 0 if torch.cuda.is_available() else 1  # fake tensors of a GPU need it where there are GPUs
+    own = 0 if torch.cuda.is_available() else 1  # fake tensors of a GPU need it on machines with GPUs
     current, launched = [1 - own], []
 
     def exchange(index: int) -> int:

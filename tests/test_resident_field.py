@@ -42,7 +42,7 @@ needs_capability_9 = pytest.mark.skipif(
 
 
 def case(batch: int, count: int) -> FieldCase:
-    """A case of the default network with some points out of view, unless there is one alone."""
+    """A case of the default network with some points out of view, unless it has one alone."""
     return DEFAULT_NETWORK._replace(batch=batch, count=count, spread=0.9 if count == 1 else 1.1)
 
 

@@ -42,7 +42,7 @@ def supports(weights: Sequence[Tensor], channels: int, dtype: torch.dtype, devic
     The network has 64 features, positions about a centre, hidden layers of 256, 128, 64 and 64 channels and
     at most 23 joints, in a dtype of 16 bits: in float32 its weights exceed shared memory. The device has
     compute capability 9.x, whose matrix unit reads shared memory and registers, and `SHARED_BYTES` for a
-    program; on 10.x operands in transit take more than there is. The interpreter counts as such a device.
+    program; on 10.x operands in transit exceed it. The interpreter counts as such a device.
     """
     fits = (
         channels == CHANNELS.value
@@ -176,7 +176,7 @@ def evaluate_resident(
     fifth2 = _matrix(fifth_ptr, 64, 32, 64, LAST)
 
     per_image = tl.cdiv(point_count, POINTS)
-    # A pipelined loop would take more shared memory than there is.
+    # A pipelined loop would exceed the shared memory.
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
         image = (tile // per_image).to(tl.int64)
         point = tile % per_image * POINTS + tl.arange(0, POINTS)

@@ -192,7 +192,7 @@ def _next_entry(text: str, position: int) -> tuple[object, re.Match[str] | None]
 
 
 def _kept(store: Store) -> bytes | None:
-    """The content of a cache, or None where there is none or a damaged one."""
+    """The content of a cache, or None where it is missing or damaged."""
     try:
         record = store.newest()
     except DamagedRecordError as error:

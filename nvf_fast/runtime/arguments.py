@@ -29,7 +29,7 @@ def read_numbers(name: str, value: Any, expected: str, most: int = MOST_NUMBERS)
 
     Raises:
         TypeError: it holds something else.
-        ValueError: there are too many.
+        ValueError: they are too many.
     """
     try:
         given = value.detach() if isinstance(value, Tensor) else np.asarray(value)

@@ -123,7 +123,7 @@ class Trainer:
         return self._graph is not None and self._graph.captures > 0 and not self._graph.failed
 
     def _reusing_step(self) -> dict[str, Tensor]:
-        """Make a step on stored views, from the graph if there is one."""
+        """Make a step on stored views, from the graph if one was captured."""
         if self._graph is None:
             values = self._stacked_step("")
         else:

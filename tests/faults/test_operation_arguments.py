@@ -157,7 +157,7 @@ def test_any_argument_yields_a_result_or_a_documented_error(data: st.DataObject)
     name = data.draw(st.sampled_from(CALLS[call]))
     value = data.draw(VALUES | TENSORS)
     if name == "capacity" and isinstance(value, int) and value > 2**20:
-        return  # as much memory as was asked for
+        return  # as much memory as requested
     try:
         call(**{name: value})
     except (ValueError, TypeError) as error:
