@@ -397,7 +397,8 @@ def main() -> int:
     changed = {name for name, source in sources.items() if known.get(name) != source}
     # One variant of every kernel is always compiled, for the targets in turn.
     turns = dict(zip(sources, itertools.cycle(TARGETS), strict=False))
-    samples = {v.kernel.__name__: v for v in everything if v.target == turns[v.kernel.__name__]}
+    samples = {v.kernel.__name__: v for v in everything}  # a kernel may have one target alone
+    samples |= {v.kernel.__name__: v for v in everything if v.target == turns[v.kernel.__name__]}
     chosen = [v for v in everything if v.kernel.__name__ in changed or samples[v.kernel.__name__] is v]
     measured: dict[str, dict[str, int]] = {}
     failed = 0

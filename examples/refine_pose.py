@@ -56,9 +56,11 @@ def main() -> None:
     for _ in range(STEPS):
         joints = moved(start, turn, shift)
         field = model.query(encoding.features, joints[None], intrinsics, coarse=coarse)
-        distances = BALL_MM * (1 - field.weight[0].diagonal())  # from each joint to where the field sees it
+        # Each joint votes for all those within the ball about it; the votes should meet them.
+        votes = joints[:, None] + BALL_MM * (1 - field.weight[0])[..., None] * field.direction[0]
+        missed = (votes - joints).norm(dim=-1)[torch.cdist(joints, joints) < BALL_MM]
         optimiser.zero_grad()
-        distances.square().mean().backward()
+        missed.mean().backward()
         optimiser.step()
         errors.append(float((joints.detach() - coarse[0]).norm(dim=-1).mean()))
     print(f"mean distance of the joints from the undisturbed ones, mm: {errors[0]:.1f} -> {errors[-1]:.1f}")

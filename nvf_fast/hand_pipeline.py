@@ -96,7 +96,7 @@ class HandPipeline:
             torch.tensor([[0, 0, half], [0, 0, half], [0, 0, 1.0]]),
             torch.diag(torch.tensor([half, half, 0])),
         )
-        self._centre, self._focal = centre.to(model.device), focal.to(model.device)
+        self._centre, self._focal = centre.float().to(model.device), focal.float().to(model.device)
 
     def batch_size(self, exact: bool) -> int:
         return images_per_run(len(self.lattice) if exact else self._capacity, self._model.config.joints)

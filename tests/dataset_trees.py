@@ -146,7 +146,7 @@ def ho3d_sequences(count: int = HANDS) -> tuple[dict[str, list[HandSample]], dic
             joints, vertices = (((part + translation) * FLIP).float() for part in (joints, vertices[0]))
             camera = np.array([[617.343, 0, 312.42], [0, 617.343, 241.42], [0, 0, 1]])
             box = torch.tensor([100.5, 120.25, 300.0, 330.0])
-            image = make_image(frame + 50, 96, 64)
+            image = make_image(frame + 50, 640, 480)
             sequences[name].append(
                 HandSample(f"{name} {frame}", image, camera, joints[0], joints, vertices=vertices, box=box)
             )

@@ -24,7 +24,7 @@ from nvf_fast.video import VideoWriter
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_EXAMPLES = {  # modules, and how many of their docstrings have examples
-    "adapters": 1, "camera_model": 1, "conventions": 1, "depth": 1, "estimator": 2, "evaluation.metrics": 1,
+    "adapters": 1, "camera_model": 1, "conventions": 1, "depth": 1, "estimator": 3, "evaluation.metrics": 1,
     "ops.cast_votes": 1, "ops.select_voters": 1, "pose": 1, "tracking": 1,
 }  # fmt: skip
 NOT_RUN = "<!-- not run: "  # on the line before a block, with the reason
@@ -99,7 +99,13 @@ def test_command_lines_run(folder: Path) -> None:
     if importlib.util.find_spec("av"):
         with VideoWriter(folder / "clip.mp4", 30) as writer:
             writer.write(read_image(folder / "photo.jpg"))
-    lines = [line for page in PAGES for _, text, runs in blocks(page) if runs for line in text.splitlines()]
+    lines = [
+        line
+        for page in PAGES
+        for _, text, runs in blocks(page)
+        if runs
+        for line in text.replace("\\\n", " ").splitlines()
+    ]
     done = set()
     for line in dict.fromkeys(lines):
         program, command, *arguments = [*shlex.split(line, comments=True), "", ""]

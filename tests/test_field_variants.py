@@ -95,7 +95,7 @@ def test_votes_are_weighted_by_their_precision() -> None:
     points = torch.randn(2, 10, 3, generator=generator) * 30
     raw = 0.7 * torch.randn(2, 10, 21, 4, generator=generator)  # within the limit of precisions
     counts = torch.tensor([10, 6], dtype=torch.int32)
-    votes = field_variants.votes_by_precision(Voters(points, raw, counts, counts > 99))
+    votes = field_variants.votes_by_precision(Voters(counts, counts > 99, lambda: (points, raw)))
     joints, _, _ = ops.cast_votes(points, votes, counts, fraction=0.5)
     for image, count in enumerate(counts.tolist()):
         for joint in range(21):

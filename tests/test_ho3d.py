@@ -123,7 +123,7 @@ def test_names_damaged_image(tmp_path: Path) -> None:
     path.write_bytes(b"\0" * 100)
     with pytest.raises(DamagedImageError, match=r"SM1/rgb/0001\.png cannot be read"):
         data[1]
-    assert data[0].image.shape == (64, 96, 3)
+    assert data[0].image.shape == (480, 640, 3)
 
 
 def test_refuses_other_splits(trees: Path) -> None:

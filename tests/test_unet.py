@@ -57,8 +57,8 @@ def test_coarse_joint_lies_at_the_peak_of_heat() -> None:
     relative = torch.zeros_like(heat)
     relative[0, :, 4, 9] = 0.5
     with torch.no_grad():
-        heads.joints = nn.Identity()  # type: ignore[assignment]
-        heads.hands = nn.Identity()  # type: ignore[assignment]
+        heads.joints = heads.hands = nn.Conv2d(42, 42, 1, bias=False)  # the identity
+        nn.init.dirac_(heads.joints.weight)
         encoding = heads(
             torch.empty(0), torch.cat([heat, relative], 1), torch.zeros(1, 256), torch.tensor([0.25])
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -167,7 +168,7 @@ def test_unused_slots_lie_outside_the_view(step: float) -> None:
 
 
 def test_warns_of_hands_at_the_ends_of_the_queried_depths() -> None:
-    joints = torch.full((3, 21, 3), 600.0)
+    joints = np.full((3, 21, 3), 600.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FrustumVolume().warn_at_ends(joints)
