@@ -70,7 +70,7 @@ class QueryOptions:
         return math.ceil(VOTERS_AT_16_MM * max(1.0, 16 / self.step_mm) ** 2)
 
     def query(self, model: NVF, point_count: int = 0) -> ops.FieldQuery:
-        """The prepared query of a network's field, usually at so many points."""
+        """The prepared query of a network's field, tuned for a number of points."""
         return ops.FieldQuery(
             list(model.field.weights),
             list(model.field.biases),
