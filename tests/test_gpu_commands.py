@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,11 +28,18 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(checkout: Path, *arguments: str) -> str:
-    """Run make there with this interpreter; return its output."""
+    """Run make there with this interpreter, as from a shell; return its output.
+
+    In the environment of a pytest-xdist worker, pytest-benchmark would measure nothing.
+    """
     command = ["make", *arguments, "DEVICE=cpu", f"PYTHON={sys.executable}"]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "MAKE"))
+    }
     run = subprocess.run(
-        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+        command, cwd=checkout, env=environment, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
     return run.stdout
 

@@ -109,25 +109,25 @@ def test_public_names() -> None:
 
 def test_import_is_quick_and_touches_no_device_and_no_training() -> None:
     script = f"""
-import json, sys, time, torch
+import json, sys, time
 start = time.process_time()
+import torch
+before = time.process_time()
 import nvf_fast
 nvf_fast.load, nvf_fast.PoseEstimator
-seconds = time.process_time() - start
+ratio = (time.process_time() - before) / (before - start)
 unwanted = [name for name in sys.modules if name.startswith({NOT_FOR_INFERENCE!r})]
-print(json.dumps([seconds, torch.cuda.is_initialized(), unwanted]))
+print(json.dumps([ratio, torch.cuda.is_initialized(), unwanted]))
 """
     least = math.inf
     for _ in range(3):  # the first run may compile to bytecode
-        seconds, cuda, unwanted = json.loads(
-            subprocess.check_output([sys.executable, "-c", script], cwd=ROOT)
-        )
+        ratio, cuda, unwanted = json.loads(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT))
         assert not cuda
         assert unwanted == []
-        least = min(least, seconds)  # CPU time, independent of other processes
-        if least <= 0.3:
+        least = min(least, ratio)  # CPU time beside that of torch: a slow machine slows both
+        if least <= 0.15:  # 0.03 to 0.05 measured
             return
-    pytest.fail(f"import nvf_fast takes {least:.2f} s")
+    pytest.fail(f"import nvf_fast takes {least:.2f} of the time of import torch")
 
 
 def test_cpu_inference_works_without_triton() -> None:
