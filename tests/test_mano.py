@@ -14,9 +14,12 @@ import torch
 import trimesh
 
 from nvf_fast.data.faults import DatasetError
-from nvf_fast.data.mano import Mano, close_surface, place_freihand
+from nvf_fast.data.mano import Mano, bends_left, close_surface, place_freihand
 from nvf_fast.data.pickles import dense, load_pickle
+from nvf_fast.synthetic.reference_images import sample_hands
+from nvf_fast.synthetic.rig import built_in_surface
 from tests.dataset_trees import PARENTS, mano, mano_arrays, posed, write_mano
+from tests.training_cases import COARSE_MM
 
 FINGERS = {"index": 1, "middle": 4, "little": 7, "ring": 10, "thumb": 13}
 """First joint of each finger in MANO's order."""
@@ -260,6 +263,32 @@ def test_reports_all_faults_of_a_file(tmp_path: Path, change: dict, faults: list
     for found, expected in zip(caught.value.faults, faults, strict=True):
         assert expected in found
     assert "mano.is.tue.mpg.de" in str(caught.value)
+
+
+def test_refuses_a_left_hand(tmp_path: Path) -> None:
+    arrays = mano_arrays()
+    mirrored = {name: arrays[name].copy() for name in arrays}
+    for name in ("v_template", "shapedirs", "posedirs"):
+        mirrored[name][:, 0] *= -1
+    rotations = np.array([[1.0, -1, -1], [-1, 1, 1], [-1, 1, 1]]).ravel()  # of a mirrored rotation matrix
+    mirrored["posedirs"] *= np.tile(rotations, 15)
+    mirrored["hands_mean"] = (arrays["hands_mean"].reshape(15, 3) * [1, -1, -1]).ravel()
+    path = write_mano(tmp_path / "MANO_LEFT.pkl", mirrored)
+    with pytest.raises(DatasetError, match=r"MANO_LEFT.pkl.* holds a left hand, by its mean pose; expected"):
+        Mano.load(path)
+    assert not Mano.load(write_mano(tmp_path / "MANO_RIGHT.pkl", arrays)).is_left
+
+
+def test_rule_of_sides_holds_for_rendered_hands() -> None:
+    hands = sample_hands(200, torch.Generator().manual_seed(0), surface=built_in_surface(COARSE_MM)).joints
+    ahead, aside = hands[:, 9] - hands[:, 0], hands[:, 5] - hands[:, 17]
+    bend = (hands[:, [8, 12, 16, 20]] - hands[:, [5, 9, 13, 17]]).mean(1)
+    down = (torch.linalg.cross(ahead, aside) / (ahead.norm(dim=1) * aside.norm(dim=1))[:, None] * bend).sum(1)
+    bent = down.abs() > 15  # mm; straighter fingers may bend back a little
+    assert bent.sum() > 100
+    for mirror, left in (([1.0, 1, 1], False), ([-1.0, 1, 1], True)):
+        parts = (torch.tensor(mirror) * part[bent] for part in (ahead, aside, bend))
+        assert {bends_left(*hand) for hand in zip(*parts, strict=True)} == {left}
 
 
 @pytest.mark.parametrize(

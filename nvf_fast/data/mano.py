@@ -111,6 +111,8 @@ class Mano:
             _ = model.closed_faces
         except ValueError as error:
             faults.add(path, f"f cannot be closed ({error})", "MANO's faces, open at the wrist")
+        if model.is_left:
+            faults.add(path, "holds a left hand, by its mean pose", "a right hand")
         faults.check()
         return model
 
@@ -157,10 +159,30 @@ class Mano:
         tips = vertices[:, FINGERTIPS[fingertips]]
         return convert_joints(torch.cat([joints, tips], 1), "mano21", inverse=True)
 
+    @property
+    def is_left(self) -> bool:
+        """Whether the mean pose bends the fingers as a left hand's."""
+        poses = torch.zeros(2, 48, dtype=torch.float64)
+        poses[1, 3:] = self.mean_pose
+        flat, bent = self(poses, torch.zeros(2, 10), flat_hand_mean=True)[1]
+        last = [3, 6, 9, 12]  # joints of index, middle, little and ring finger
+        return bends_left(flat[4] - flat[0], flat[1] - flat[7], (bent - flat)[last].mean(0))
+
     @cached_property
     def closed_faces(self) -> Tensor:
         """(1552, 3) int64: the faces and a cap over the wrist, outward, see `close_surface`."""
         return close_surface(self.faces, self.template)
+
+
+def bends_left(ahead: Tensor, aside: Tensor, bend: Tensor) -> bool:
+    """Whether a hand is a left one.
+
+    Args:
+        ahead: (3,) from the wrist to the fingers.
+        aside: (3,) from the little to the index finger.
+        bend: (3,) from the knuckles to the tips of bent fingers, or their movement.
+    """
+    return bool(torch.linalg.cross(ahead, aside) @ bend > 0)
 
 
 def open_mano(mano: Mano | Path | str | None, faults: Faults) -> Mano | None:
