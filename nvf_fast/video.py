@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -26,13 +26,20 @@ class Frame(NamedTuple):
     image: np.ndarray
 
 
-def read_frames(source: Path | str, frame_rate: float = FRAME_RATE) -> Iterator[Frame]:
+Damaged = Callable[[float, Exception], None]
+
+
+def read_frames(
+    source: Path | str, frame_rate: float = FRAME_RATE, damaged: Damaged | None = None
+) -> Iterator[Frame]:
     """Read frames one by one.
 
     Args:
         source: a video file; a folder of images, in the order of their names; or "camera:0", the first
             camera.
         frame_rate: Hz, of a folder.
+        damaged: called with the time in s and the error of each unreadable frame of a file or a folder, which
+            is left out; None raises the error.
 
     Raises:
         OSError: the source is missing, or is or becomes unreadable.
@@ -46,9 +53,16 @@ def read_frames(source: Path | str, frame_rate: float = FRAME_RATE) -> Iterator[
         if not paths:
             raise ValueError(f"{source}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
         for index, path in enumerate(paths):
-            yield Frame(index / frame_rate, read_image(path))
+            try:
+                image = read_image(path)
+            except (OSError, ValueError) as error:
+                if damaged is None:
+                    raise
+                damaged(index / frame_rate, error)
+                continue
+            yield Frame(index / frame_rate, image)
     else:
-        yield from _video_frames(Path(source))
+        yield from _video_frames(Path(source), damaged)
 
 
 def video_rate(source: Path | str) -> Fraction | None:
@@ -60,17 +74,27 @@ def video_rate(source: Path | str) -> Fraction | None:
         return rate
 
 
-def _video_frames(path: Path) -> Iterator[Frame]:
+def _video_frames(path: Path, damaged: Damaged | None) -> Iterator[Frame]:
     with _open(path) as container, _damages(path):
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        before = -1.0
-        for index, frame in enumerate(container.decode(stream)):
-            when = frame.time
-            if when is None or when <= before:  # some files have no times, or repeat them
-                when = before + 1 / float(stream.average_rate or FRAME_RATE) if index else 0.0
-            before = when
-            yield Frame(when, _upright(frame))
+        step = 1 / float(stream.average_rate or FRAME_RATE)
+        before = -step
+        for packet in container.demux(stream):
+            try:
+                with _damages(path):
+                    frames = [(frame.time, _upright(frame)) for frame in packet.decode()]
+            except OSError as error:
+                if damaged is None:
+                    raise
+                before += step
+                damaged(before, error)
+                continue
+            for when, image in frames:
+                if when is None or when <= before:  # some files have no times, or repeat them
+                    when = before + step
+                before = when
+                yield Frame(when, image)
 
 
 def _camera_frames(number: str) -> Iterator[Frame]:

@@ -65,6 +65,49 @@ def test_reads_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.stack([frame.image for frame in frames]), np.stack(colours(3)))
 
 
+def test_damaged_frames_are_reported_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av")
+    save_checkpoint(hand_network(), tmp_path / "hand", {})
+    options = ["--fov", 60, "--checkpoint", tmp_path / "hand", "--device", "cpu"]
+    (tmp_path / "frames").mkdir()
+    for index, image in enumerate(colours(4, (120, 160))):
+        Image.fromarray(image).save(tmp_path / f"frames/{index}.png")
+    (tmp_path / "frames/1.png").write_bytes((tmp_path / "frames/1.png").read_bytes()[:60])
+    for source in (tmp_path / "frames", damaged_video(tmp_path / "clip.mkv", colours(4, (120, 160)))):
+        out = tmp_path / f"{source.stem}.jsonl"
+        with pytest.raises(OSError, match=r"1\.png: damaged|clip\.mkv: not a readable video, or a damaged"):
+            list(read_frames(source))
+        assert track(source, *options, "--frame-rate", 25, "--out", out) == 2
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [line["frame"] for line in lines] == [0, 1, 2, 3]
+        assert [line["time"] for line in lines] == pytest.approx([0, 0.04, 0.08, 0.12], abs=1e-3)
+        assert ["error" in line for line in lines] == [False, True, False, False]
+        errors = capsys.readouterr().err
+        assert "frame 1: " in errors and "1 of 4 frames failed" in errors
+
+
+def damaged_video(path: Path, images: list[np.ndarray]) -> Path:
+    """A video of independent JPEG images, the second of which is cut off."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], "yuvj420p"
+        packets = [
+            packet
+            for image in images
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))
+        ]
+        for index, packet in enumerate(packets):
+            if index == 1:
+                cut = av.Packet(bytes(packet)[:40])
+                cut.stream, cut.pts, cut.dts = stream, packet.pts, packet.dts
+                cut.time_base = packet.time_base
+                packet = cut
+            container.mux(packet)
+    return path
+
+
 def test_unreadable_sources_are_errors(tmp_path: Path) -> None:
     pytest.importorskip("av")
     (tmp_path / "text.mp4").write_text("no video")

@@ -26,6 +26,17 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
+def error_line(error: Exception) -> str:
+    """One line about an error, with its type where it is not one of the documented ones."""
+    try:
+        with user_errors():
+            raise error
+    except UserError as known:
+        return " ".join(str(known).split())
+    except Exception:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def load_estimator(checkpoint: str | None, device: str | None, **options: Any) -> PoseEstimator:
     """Call `nvf_fast.load` and raise its errors as `UserError`."""
     from nvf_fast.estimator import load

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nvf_fast.cli import UserError, load_estimator, user_errors
+from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
 from nvf_fast.cli.options import Optional, Several
 from nvf_fast.cli.records import RecordWriter
@@ -126,7 +126,7 @@ class Predict:
                         line = records.line(record)
                 except Exception as error:  # whatever an image causes must not stop the others
                     failed += 1
-                    message = _message(error)
+                    message = error_line(error)
                     records.write(records.line({"image": str(path), "error": message}))
                     _warn(message if str(path) in message else f"{path}: {message}")
                     continue
@@ -279,17 +279,6 @@ def write_figure(
         sample = HandSample(path.stem, image, camera.K, joints=torch.from_numpy(pose.joints))
         rows.append(pose_row(sample, pose, Mesh(mesh.vertices, mesh.faces), str(pose.side)))
     qualitative_figure(rows, path)
-
-
-def _message(error: Exception) -> str:
-    """One line about an error, with its type where it is not one of the documented ones."""
-    try:
-        with user_errors():
-            raise error
-    except UserError as known:
-        return " ".join(str(known).split())
-    except Exception:
-        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _warn(message: str) -> None:

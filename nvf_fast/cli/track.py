@@ -7,13 +7,13 @@ import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nvf_fast.cli import UserError, load_estimator, user_errors
+from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
 from nvf_fast.cli.options import Flag, Optional
 from nvf_fast.overlay import draw_poses
@@ -25,8 +25,9 @@ class Track:
     """Follow the hands of a video, a folder of frames, or a camera.
 
     Writes a line of JSON per frame as it runs: {"frame", "time", "camera": {"K", "source"}, "hands": [{"id",
-    ...}]}; lengths are mm and pixels, times are s. A hand keeps its id while it is followed, and where it
-    reappears soon near its last place. Ctrl-C ends the tracking of a camera.
+    ...}]}, or {"frame", "time", "error"} of a damaged one; lengths are mm and pixels, times are s. A hand
+    keeps its id while it is followed, and where it reappears soon near its last place. Ctrl-C ends the
+    tracking of a camera. The status is 2 if a frame failed.
 
     Attributes:
         source: video file, folder of images in the order of their names, or camera:0 for the first camera.
@@ -72,27 +73,38 @@ class Track:
             smoothing = None if self.raw else Smoothing()
             tracker = Tracker(estimator, self.most_hands, smoothing=smoothing, hand_scale=self.hand_scale)
             video = None if self.overlay is None else stack.enter_context(VideoWriter(self.overlay, rate))
-            lines = self._open_lines(stack)
-            for index, frame in enumerate(tqdm(read_frames(self.source, self.frame_rate), unit="frame")):
-                height, width = frame.image.shape[:2]
-                camera, source = self.camera.of(Path(self.source), height, width, exif=False)
-                if index == 0 and source == "default":
-                    tqdm.write(
-                        f"nvf-fast track: no focal length given: assuming {DEFAULT_FOV:g} degrees across the "
-                        "longer side",
-                        file=sys.stderr,
-                    )
-                hands = tracker(frame.image, camera, frame.time)
-                record = {
-                    "frame": index,
-                    "time": round(frame.time, 6),
-                    "camera": camera_record(camera, source),
-                    "hands": [{"id": id, **pose.to_dict()} for id, pose in zip(*hands, strict=True)],
-                }
+            lines, index, failed, assumed = self._open_lines(stack), 0, 0, False
+
+            def write(time: float, entries: dict[str, Any]) -> None:
+                nonlocal index
+                record = {"frame": index, "time": round(time, 6), **entries}
                 lines.write(json.dumps(record, allow_nan=False) + "\n")
                 lines.flush()
+                index += 1
+
+            def damaged(time: float, error: Exception) -> None:
+                nonlocal failed
+                failed += 1
+                _warn(f"frame {index}: {error_line(error)}")
+                write(time, {"error": error_line(error)})
+
+            frames = read_frames(self.source, self.frame_rate, damaged)
+            for time, image in tqdm(frames, unit="frame"):
+                try:
+                    camera, source = self.camera.of(Path(self.source), *image.shape[:2], exif=False)
+                    hands = tracker(image, camera, time)
+                    poses = [{"id": id, **pose.to_dict()} for id, pose in zip(*hands, strict=True)]
+                except Exception as error:  # whatever a frame causes must not stop the others
+                    damaged(time, error)
+                    continue
+                if source == "default" and not assumed:
+                    assumed = True
+                    _warn(f"no focal length given: assuming {DEFAULT_FOV:g} degrees across the longer side")
+                write(time, {"camera": camera_record(camera, source), "hands": poses})
                 if video is not None:
-                    video.write(np.asarray(draw_poses(frame.image, hands.poses, hands.ids)))
+                    video.write(np.asarray(draw_poses(image, hands.poses, hands.ids)))
+        if failed:
+            raise UserError(f"{failed} of {index} frames failed")
 
     def _open_lines(self, stack: ExitStack) -> IO[str]:
         if self.out is None:
@@ -100,3 +112,7 @@ class Track:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         special = self.out.exists() and not self.out.is_file()
         return stack.enter_context(self.out.open("w" if special else "x"))
+
+
+def _warn(message: str) -> None:
+    tqdm.write(f"nvf-fast track: {message}", file=sys.stderr)
