@@ -13,7 +13,9 @@ hand's. Quantities that no source shows, such as the depth of a joint in a strai
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Literal
 
 import numpy as np
@@ -60,15 +62,13 @@ OFFSET_WEIGHT, TIP_WEIGHT = 0.15, 1.0  # penalties; fingertips lie on the skin i
 
 def bone_lengths(joints: np.ndarray) -> np.ndarray:
     """Lengths of the bones of joints (..., 21, 3), as (..., 20); bone j ends at joint j + 1."""
-    lengths: np.ndarray = np.linalg.norm(joints[..., 1:, :] - joints[..., PARENTS[1:], :], axis=-1)
-    return lengths
+    return np.linalg.norm(joints[..., 1:, :] - joints[..., PARENTS[1:], :], axis=-1)
 
 
 def scale_to_unit(joints: np.ndarray) -> np.ndarray:
     """Scale hands (..., 21, 3) about the camera's centre until their bones are as long together as the unit
     hand's. The image does not change."""
-    scaled: np.ndarray = joints * (UNIT_LENGTH_MM / bone_lengths(joints).sum(-1))[..., None, None]
-    return scaled
+    return joints * (UNIT_LENGTH_MM / bone_lengths(joints).sum(-1))[..., None, None]
 
 
 def palm_frame(joints: np.ndarray) -> np.ndarray:
@@ -170,8 +170,7 @@ class JointConversion:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
-    return unit
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
 def _aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -179,84 +178,13 @@ def _aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     centre, target_centre = points.mean(1, keepdims=True), target.mean(0)
     left, _, right = np.linalg.svd((points - centre).transpose(0, 2, 1) @ (target - target_centre))
     left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
-    aligned: np.ndarray = (points - centre) @ (left @ right) + target_centre
-    return aligned
-
-
-def _conversion(along: list[float], palm: list[tuple[float, float, float]]) -> JointConversion:
-    return JointConversion(np.array([0.0, 0.0, *along]), np.array(palm))
+    return (points - centre) @ (left @ right) + target_centre
 
 
 # `JointConversion.fit` on 1 000 drawn capsule hands; on 500 poses of the CC0 hand of Godot XR Tools; on every
 # third of 3 127 labelled photographs whose palm or back faces the camera within 26 degrees, where the image
 # decides about the palm; on six photographs of Ge et al.
-CONVERSIONS: dict[str, JointConversion] = {
-    "anatomical": _conversion(
-        [
-            *(-3.5, -8.1, 0.3),
-            *(-0.3, -6.2, -5.2, -0.2),
-            *(10.7, -2.6, -5.3, 0.4),
-            *(9.3, -2.8, -3.2, 0.4),
-            *(7.4, -3.0, -0.9, -0.4),
-        ],
-        [
-            (-3.3, 4.8, -1.8),
-            (8.2, 6.4, 6.5),
-            (6.4, 0.0, 2.8),
-            (1.5, 0.0, 0.5),
-            (-5.0, 0.0, 2.2),
-            (-7.3, 0.0, 3.6),
-        ],
-    ),
-    "openxr": _conversion(
-        [
-            *(-0.1, -8.2, 0.2),
-            *(-0.9, 2.0, -1.5, -0.3),
-            *(8.5, 2.5, -1.4, 0.2),
-            *(4.3, 0.5, 3.0, -0.2),
-            *(1.2, -5.0, 0.1, -0.0),
-        ],
-        [
-            (-5.6, 1.8, -0.2),
-            (6.7, 2.4, 3.4),
-            (6.1, 0.0, 1.4),
-            (2.9, 0.0, -0.3),
-            (-3.4, 0.0, 0.4),
-            (-6.3, 0.0, 1.7),
-        ],
-    ),
-    "mediapipe": _conversion(
-        [
-            *(-3.4, -9.6, 0.4),
-            *(-2.2, 0.3, 1.5, -0.0),
-            *(6.6, 1.1, -3.1, -0.1),
-            *(0.2, -2.9, -2.8, 0.1),
-            *(2.4, 0.5, -1.4, 0.1),
-        ],
-        [
-            (-0.6, -0.6, -1.7),
-            (2.6, -1.1, -0.2),
-            (3.1, 0.0, 0.8),
-            (1.0, 0.0, 1.5),
-            (-3.3, 0.0, 1.2),
-            (-4.0, 0.0, 1.6),
-        ],
-    ),
-    "ge2019": _conversion(
-        [
-            *(-5.6, -8.9, 0.1),
-            *(4.7, -2.4, -1.8, 0.1),
-            *(18.9, -1.9, -4.3, 0.2),
-            *(14.8, -2.0, -3.1, 0.4),
-            *(5.2, -2.4, -1.6, -0.6),
-        ],
-        [
-            (-3.6, -7.5, 1.8),
-            (1.2, -3.0, 5.2),
-            (0.0, 0.0, 2.6),
-            (2.3, 0.0, -0.6),
-            (-0.7, 0.0, 2.2),
-            (-0.7, 0.0, 6.3),
-        ],
-    ),
+CONVERSIONS = {
+    source: JointConversion(np.array(offsets["along"]), np.array(offsets["palm"]))
+    for source, offsets in json.loads((files("nvf_fast") / "assets/joint_offsets.json").read_text()).items()
 }

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A file that lies in the package's folders by accident is not of these.
 LISTED = re.compile(
     r"nvf_fast/(\w+/)*\w+\.py|nvf_fast/py\.typed|nvf_fast/synthetic/synthetic_v2\.json|"
-    r"nvf_fast/assets/demo\.(jpg|json)|nvf_fast/weights/default/(config\.json|weights\.safetensors)"
+    r"nvf_fast/reproduce/published\.json|nvf_fast/assets/(demo\.(jpg|json)|joint_offsets\.json)|"
+    r"nvf_fast/weights/default/(config\.json|weights\.safetensors)"
 )
 WEIGHTS, MOST_BYTES = "nvf_fast/weights/default/", 12_000_000
 

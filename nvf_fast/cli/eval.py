@@ -329,7 +329,6 @@ class LabelledPhotographs:
                 others,
                 batch=self.batch,
                 predicts_sides=predictor.estimator.model.config.view == "hand",
-                progress=True,
             )
             options = {"split": self.split, "leave out": ", ".join(self.leave_out) or "nothing"}
             files = write_photograph_report(self.out, scores, {**conditions, **options, **surroundings()})
@@ -401,7 +400,7 @@ class HandViews:
         from nvf_fast.evaluation import hand_views
         from nvf_fast.evaluation.finding import score_finding
         from nvf_fast.evaluation.mean_pose import other_hands
-        from nvf_fast.evaluation.photographs import predict_with
+        from nvf_fast.evaluation.photographs import predict_with, predicted
         from nvf_fast.model import NVF
         from nvf_fast.synthetic.rendered_views import SyntheticViews
         from nvf_fast.synthetic.wide_images import WideImages
@@ -415,7 +414,7 @@ class HandViews:
             render_ahead(data, count=self.count)
             samples = [data[index] for index in range(min(self.count, len(data)))]
             parts = hand_views.part_joints(heads, samples)
-            poses = hand_views.predicted(predict, samples)
+            poses = predicted(predict, samples)
             report["poses"] = hand_views.score_poses(poses, parts, samples, other_hands(UNIFORM))
             few = samples[: self.stable]
             report["stability"] = hand_views.score_stability(predict, few) | {"hands": len(few)}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nvf_fast.evaluation.scores import rate
 from nvf_fast.finding import SAME_HAND, overlap
 from nvf_fast.pose import HandPose
 from nvf_fast.synthetic.wide_images import WideImage
@@ -62,9 +63,7 @@ def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
     by_size = {}
     for low, high in pairwise(SIZES_PX):
         # Hands are a few px larger or smaller than requested.
-        rows = (longer >= (low if low > SIZES_PX[0] else 0)) & (
-            longer < (high if high < SIZES_PX[-1] else np.inf)
-        )
+        rows = ((longer >= low) | (low == SIZES_PX[0])) & ((longer < high) | (high == SIZES_PX[-1]))
         by_size[f"{low} to {high}"] = {"recall": rate(recalled[rows]), "hands": int(rows.sum())}
     return {
         "images": count,
@@ -74,8 +73,3 @@ def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
         "false_hands": false / max(count, 1),
         "sizes": by_size,
     }
-
-
-def rate(hits: np.ndarray) -> float:
-    """Per cent of (N,) bool that are true; NaN of none."""
-    return 100 * float(hits.mean()) if len(hits) else float("nan")

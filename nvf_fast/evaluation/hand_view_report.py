@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nvf_fast.evaluation.hand_views import plot_calibration
-from nvf_fast.evaluation.report import json_text, markdown_table
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.evaluation.report import json_text, markdown_table, write_texts
 
 ERRORS = {
     "error_2d": "2D error %",
@@ -41,19 +39,14 @@ def write_hand_view_report(folder: Path, report: Mapping[str, Any], context: Map
     Returns:
         The files. Without matplotlib the plot is left out.
     """
-    tables = report_tables(report)
-    texts = {"report.json": json_text({"context": dict(context), **report})}
     lines = ["# Checks of a network of hand views"]
-    for name, (columns, rows) in tables.items():
+    for name, (columns, rows) in report_tables(report).items():
         lines += ["", f"## {TITLES[name]}", *markdown_table(columns, rows)]
     if report["skipped"]:
         lines += ["", "## Skipped", "", *(f"- {part}: {why}" for part, why in report["skipped"].items())]
     lines += ["", "## Context", "", *(f"- {name}: {value}" for name, value in context.items())]
-    texts["report.md"] = "\n".join(lines) + "\n"
-    for name, text in texts.items():
-        with whole_file(folder / name) as file:
-            file.write(text.encode())
-    written = [folder / name for name in texts]
+    whole = json_text({"context": dict(context), **report})
+    written = write_texts(folder, {"report.json": whole, "report.md": "\n".join(lines) + "\n"})
     if "poses" in report and find_spec("matplotlib") is not None:
         plot_calibration(report["poses"]["calibration"], folder / "calibration.png")
         written.append(folder / "calibration.png")
@@ -62,36 +55,41 @@ def write_hand_view_report(folder: Path, report: Mapping[str, Any], context: Map
 
 def report_tables(report: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Columns and rows by name, in the order of `TITLES`."""
+
+    def rows(found: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
+        return [[name, *values.values()] for name, values in found.items()]
+
     tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
     if poses := report.get("poses"):
-        tables["rendered"] = (
-            ["joints", *ERRORS.values()],
-            [[name, *(found[key] for key in ERRORS)] for name, found in poses["methods"].items()],
-        )
-        tables["depth"] = (
-            ["distance", "error mm", "hands"],
-            [[name, found["error"], found["hands"]] for name, found in poses["depth"].items()],
-        )
-        tables["facing"] = (
-            ["facing", "aligned mm", "relative mm", "hands"],
-            [[name, *found.values()] for name, found in poses["facing"].items()],
-        )
+        aligned = ["aligned mm", "relative mm"]
+        tables["rendered"] = ["joints", *ERRORS.values()], rows(poses["methods"])
+        tables["depth"] = ["distance", "error mm", "hands"], rows(poses["depth"])
+        tables["facing"] = ["facing", *aligned, "hands"], rows(poses["facing"])
         if poses["visibility"]:
-            tables["visibility"] = (
-                ["joints", "aligned mm", "relative mm", "number"],
-                [[name, *found.values()] for name, found in poses["visibility"].items()],
-            )
-        tables["calibration"] = (
-            ["expected mm", "true mm", "joints"],
-            [list(row.values()) for row in poses["calibration"]],
-        )
+            tables["visibility"] = ["joints", *aligned, "number"], rows(poses["visibility"])
+        tenths = [list(row.values()) for row in poses["calibration"]]
+        tables["calibration"] = ["expected mm", "true mm", "joints"], tenths
     if finding := report.get("finding"):
-        tables["sizes"] = (
-            ["longer side px", "recall %", "hands"],
-            [[name, found["recall"], found["hands"]] for name, found in finding["sizes"].items()],
-        )
-    tables["checks"] = (["check", "measured", "over"], _checks(report))
+        tables["sizes"] = ["longer side px", "recall %", "hands"], rows(finding["sizes"])
+    tables["checks"] = ["check", "measured", "over"], _checks(report)
     return tables
+
+
+def plot_calibration(table: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw true against expected errors, of `calibration_table`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from nvf_fast.reproduce.plots.style import figure_file
+
+    expected, true = ([row[name] for row in table] for name in ("expected", "true"))
+    limit = 1.05 * max([*expected, *true, 1e-3])
+    with figure_file(path, 4, 4, dpi=120) as figure:
+        axes = figure.subplots()
+        axes.plot([0, limit], [0, limit], color="0.7", linewidth=1)
+        axes.plot(expected, true, "o-")
+        axes.set(xlabel="expected error, mm", ylabel="true error, mm", xlim=(0, limit), ylim=(0, limit))
 
 
 def _checks(report: Mapping[str, Any]) -> list[list[Any]]:

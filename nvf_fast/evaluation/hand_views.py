@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +18,15 @@ from nvf_fast.data.image_warp import warp_perspective
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.sample_views import views_of_boxes
 from nvf_fast.evaluation import metrics
-from nvf_fast.evaluation.finding import rate
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
-from nvf_fast.evaluation.photographs import Predict
-from nvf_fast.evaluation.scores import rank_correlation
+from nvf_fast.evaluation.photographs import BATCH, Poses, Predict, predicted
+from nvf_fast.evaluation.scores import rank_correlation, rate
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
-from nvf_fast.runtime.files import whole_file
 from nvf_fast.training.calibration import ViewPredictions
 from nvf_fast.volumes import HandVolume
 
 PredictViews = Callable[[HandViews], ViewPredictions]
 
-BATCH = 32
 DISTANCES_MM = (300, 400, 500, 600, 700, 800, 1000)  # edges of the bins of depth errors
 FACING = {"palm": (0.5, 1.01), "edge": (-0.5, 0.5), "back": (-1.01, -0.5)}  # cosine to the camera's direction
 VISIBILITY = ("visible", "behind another part of the hand", "outside the image")
@@ -38,31 +34,6 @@ DECILES = 10
 BEHIND_MM = 25.0  # farther behind the surface along its ray, a joint is hidden by another part of the hand
 MOVED_PX = 0.5  # of the hand view
 REPEATS = 15
-
-
-class Poses(NamedTuple):
-    """Poses of N hands by one method, mm of the unit hand in the images' cameras; NaN where none is found."""
-
-    joints: np.ndarray
-    expected: np.ndarray
-
-
-def predicted(predict: Predict, samples: Sequence[HandSample], batch: int = BATCH) -> Poses:
-    """Predict the poses of samples of known side.
-
-    Args:
-        predict: the method.
-        samples: N samples with boxes.
-        batch: samples predicted at once.
-    """
-    joints, expected = [], []
-    for first in tqdm(range(0, len(samples), batch), desc="poses", disable=None):
-        part = samples[first : first + batch]
-        pose = predict(part, [sample.side for sample in part])
-        none = np.full((len(part), 21), np.nan)
-        joints.append(pose.joints)
-        expected.append(none if pose.expected_error is None else pose.expected_error)
-    return Poses(np.concatenate(joints).astype(np.float64), np.concatenate(expected).astype(np.float64))
 
 
 def exact_views(samples: Sequence[HandSample]) -> tuple[HandViews, np.ndarray]:
@@ -108,25 +79,22 @@ def score_poses(
     lost = ~np.isfinite(poses.joints).all((1, 2))
     unit = np.where(lost[:, None, None], constant / scales[:, None, None], poses.joints)
 
-    def scores(joints: np.ndarray) -> dict[str, float]:
-        """Errors of joints (N, 21, 3) mm of the unit hand."""
-        sized = joints * scales[:, None, None]
+    def scores(
+        joints: np.ndarray, unit: np.ndarray, shape: np.ndarray, from_wrist: np.ndarray
+    ) -> dict[str, float]:
         return {
-            "error_2d": float(_errors_2d(sized, truth, intrinsics).mean()),
-            "aligned": metrics.pa_mpjpe(sized, truth),
-            "relative": metrics.mpjpe(metrics.root_align(sized, truth), truth),
-            "camera": metrics.mpjpe(sized, truth),
-            "camera_without_scale": metrics.mpjpe(joints, truth),
+            "error_2d": float(_errors_2d(joints, truth, intrinsics).mean()),
+            "aligned": metrics.pa_mpjpe(shape, truth),
+            "relative": metrics.mpjpe(metrics.root_align(from_wrist, truth), truth),
+            "camera": metrics.mpjpe(joints, truth),
+            "camera_without_scale": metrics.mpjpe(unit, truth),
         }
 
-    methods = {"final": scores(unit)} | {name: scores(joints) for name, joints in parts.items()}
-    methods["constant pose"] = {
-        "error_2d": float(_errors_2d(constant, truth, intrinsics).mean()),
-        "aligned": metrics.pa_mpjpe(shape, truth),
-        "relative": metrics.mpjpe(metrics.root_align(from_wrist, truth), truth),
-        "camera": metrics.mpjpe(constant, truth),
-        "camera_without_scale": metrics.mpjpe(constant, truth),
-    }
+    methods = {}
+    for name, joints in {"final": unit, **parts}.items():
+        sized = joints * scales[:, None, None]
+        methods[name] = scores(sized, joints, sized, sized)
+    methods["constant pose"] = scores(constant, constant, shape, from_wrist)
     final = unit * scales[:, None, None]
     errors = metrics.joint_errors(final, truth) / scales[:, None]
     known = ~lost & np.isfinite(poses.expected).all(1)
@@ -165,11 +133,7 @@ def score_presence(predict_views: PredictViews, hands: HandViews, threshold: flo
         hands, a count; in per cent lost, undetected hands, and side, correct sides.
     """
     present, left = _presence_and_side(predict_views, hands, threshold)
-    return {
-        "hands": len(hands),
-        "lost": rate(~present),
-        "side": rate(left == hands.left[:, 0]),
-    }
+    return {"hands": len(hands), "lost": rate(~present), "side": rate(left == hands.left[:, 0])}
 
 
 def score_empty(predict_views: PredictViews, empty: HandViews, threshold: float) -> dict[str, float]:
@@ -213,28 +177,8 @@ def measure_times(pose: Callable[[], object], find: Callable[[], object]) -> dic
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * float(np.median(values)) for name, values in seconds.items()} | {
-        "threads": torch.get_num_threads()
-    }
-
-
-def plot_calibration(table: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw true against expected errors.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4, 4), layout="constrained")
-    axes = figure.subplots()
-    expected, true = ([row[name] for row in table] for name in ("expected", "true"))
-    limit = 1.05 * max([*expected, *true, 1e-3])
-    axes.plot([0, limit], [0, limit], color="0.7", linewidth=1)
-    axes.plot(expected, true, "o-")
-    axes.set(xlabel="expected error, mm", ylabel="true error, mm", xlim=(0, limit), ylim=(0, limit))
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=120, format="png")
+    medians = {name: 1000 * float(np.median(values)) for name, values in seconds.items()}
+    return medians | {"threads": torch.get_num_threads()}
 
 
 def _truth(samples: Sequence[HandSample]) -> np.ndarray:
@@ -248,8 +192,7 @@ def _scales(samples: Sequence[HandSample]) -> np.ndarray:
 
 def _errors_2d(joints: np.ndarray, truth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     """(N, 21) distances in the image, per cent of the longer side of the joints' box."""
-    seen, true = (points @ intrinsics.transpose(0, 2, 1) for points in (joints, truth))
-    seen, true = seen[..., :2] / seen[..., 2:], true[..., :2] / true[..., 2:]
+    seen, true = project(joints, intrinsics), project(truth, intrinsics)
     sizes = np.ptp(true, axis=1).max(1)
     return 100 * np.linalg.norm(seen - true, axis=-1) / sizes[:, None]
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from trimesh.transformations import quaternion_from_matrix
+from trimesh.transformations import quaternion_from_matrix, superimposition_matrix
 
 from nvf_fast.conventions import convert_joints
 from nvf_fast.data.mano import FINGERTIPS, Mano
@@ -24,7 +24,6 @@ STEP = 1e-6  # of parameters, for differences
 BATCH = 32  # hands at once, which bounds memory
 PALM = [0, 5, 9, 13, 17]  # joints that the first rotation aligns
 _POSE, _SHAPE = slice(0, 48), slice(48, 58)
-_MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def fit_mano(
     joints = np.asarray(joints_mm, np.float64)
     if joints.ndim != 3 or joints.shape[1:] != (21, 3) or not np.isfinite(joints).all():
         raise ValueError(f"joints_mm must be (B, 21, 3) finite mm, got shape {joints.shape}")
-    mirror = _MIRROR if side == "left" else np.ones(3)
+    mirror = np.array([-1.0 if side == "left" else 1.0, 1.0, 1.0])
     targets = torch.from_numpy(joints * mirror)
     small, tips = _joints_only(mano, FINGERTIPS[fingertips])
     with torch.no_grad():
@@ -143,12 +142,8 @@ def _start(mano: Mano, tips: list[int], targets: Tensor) -> Tensor:
     mean = _joints(mano, tips, torch.zeros(1, 61, dtype=torch.float64))[0]
     start = torch.zeros(len(targets), 61, dtype=torch.float64)
     from_, to = (points[..., PALM, :] for points in (mean, targets))
-    left, _, right = torch.linalg.svd((from_ - from_.mean(0)).mT @ (to - to.mean(1, keepdim=True)))
-    right[:, 2] *= torch.det(left @ right)[:, None].sign()
-    for row, rotation in enumerate((left @ right).mT.numpy()):
-        matrix = np.eye(4)
-        matrix[:3, :3] = rotation
-        w, *vector = quaternion_from_matrix(matrix)
+    for row, palm in enumerate(to.numpy()):
+        w, *vector = quaternion_from_matrix(superimposition_matrix(from_.numpy().T, palm.T))
         length = max(float(np.linalg.norm(vector)), 1e-12)
         start[row, :3] = torch.tensor(vector) * (2 * np.arctan2(length, w) / length)
     turned = _joints(mano, tips, start)

@@ -34,16 +34,14 @@ def mean_shape(truth: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def other_hands(
-    distribution: HandDistribution | None = None, count: int = FITTED_ON, seed: int = SEED
-) -> np.ndarray:
+def other_hands(distribution: HandDistribution | None = None, count: int = FITTED_ON) -> np.ndarray:
     """Joints (count, 21, 3) float64 mm of synthetic hands of no data set, to fit mean poses on.
 
     The array is cached and must not be changed.
     """
     from nvf_fast.synthetic.reference_images import draw_joints
 
-    return draw_joints(seed, range(count), distribution or HandDistribution())
+    return draw_joints(SEED, range(count), distribution or HandDistribution())
 
 
 @lru_cache(maxsize=8)

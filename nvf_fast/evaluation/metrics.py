@@ -59,8 +59,7 @@ class KeypointScores:
 def joint_errors(predicted: Poses, truth: Poses) -> Floats:
     """Euclidean distance of each keypoint to its truth, (..., K) mm."""
     predicted, truth = _pair(predicted, truth)
-    errors: Floats = np.linalg.norm(predicted - truth, axis=-1)
-    return errors
+    return np.linalg.norm(predicted - truth, axis=-1)
 
 
 def keypoint_scores(
@@ -102,13 +101,12 @@ def keypoint_scores(
     keypoints, slots = errors.shape[1], len(thresholds) + 1
     flat = bins + slots * np.arange(keypoints)
     histogram = np.bincount(flat[counted], minlength=keypoints * slots).reshape(keypoints, slots)
-    pck_per_keypoint = histogram.cumsum(axis=1)[:, :-1] / counted.sum(axis=0)[:, None]
-    pck = pck_per_keypoint.mean(axis=0)
+    pck = (histogram.cumsum(axis=1)[:, :-1] / counted.sum(axis=0)[:, None]).mean(axis=0)
 
     return KeypointScores(
         mean=float(np.nanmean(valid, axis=0).mean()),
         median=float(np.nanmedian(valid, axis=0).mean()),
-        auc=_area(pck, thresholds) / float(thresholds[-1] - thresholds[0]),
+        auc=float(np.trapezoid(pck, thresholds) / (thresholds[-1] - thresholds[0])),
         pck=pck,
         thresholds=thresholds,
     )
@@ -137,7 +135,7 @@ def auc(predicted: Poses, truth: Poses, thresholds: ArrayLike = THRESHOLDS_MM) -
     Returns:
         In [0, 1].
     """
-    return keypoint_scores(_flat(joint_errors(predicted, truth)), thresholds=thresholds).auc
+    return _scores(predicted, truth, thresholds).auc
 
 
 def pa_mpjpe(predicted: Poses, truth: Poses, *, reflection: bool = False) -> float:
@@ -231,8 +229,7 @@ def root_align(predicted: Poses, truth: Poses, root: int = 0) -> Floats:
     """
     predicted, truth = _pair(predicted, truth)
     _check_root(root, truth)
-    moved: Floats = predicted - predicted[..., root : root + 1, :] + truth[..., root : root + 1, :]
-    return moved
+    return predicted - predicted[..., root : root + 1, :] + truth[..., root : root + 1, :]
 
 
 def align_vertices_by_joints(vertices: ArrayLike, predicted: Poses, truth: Poses) -> Floats:
@@ -253,7 +250,7 @@ def align_vertices_by_joints(vertices: ArrayLike, predicted: Poses, truth: Poses
     points = _points(vertices, "vertices")
     rotation, scale, truth_norm, _ = _procrustes(predicted, truth)
     centre = _centroid(points)
-    moved: Floats = (points - centre) @ rotation * scale * (truth_norm / _METRE_MM)
+    moved = (points - centre) @ rotation * scale * (truth_norm / _METRE_MM)
     return moved + _centroid(truth) - _centroid(predicted) + centre
 
 
@@ -309,11 +306,8 @@ def root_relative_scores(
     """
     predicted, truth = _hands(predicted, truth)
     scaled = _scores(scale_translation_align(predicted, truth, bone), truth)
-    return {
-        "mje": scaled.mean,
-        "auc": scaled.auc,
-        "rs_mje": mpjpe(root_align(predicted, truth, bone[0]), truth),
-    }
+    relative = mpjpe(root_align(predicted, truth, bone[0]), truth)
+    return {"mje": scaled.mean, "auc": scaled.auc, "rs_mje": relative}
 
 
 def freihand_scores(
@@ -404,8 +398,9 @@ def _server_scores(
     return result
 
 
-def _scores(predicted: Floats, truth: Floats) -> KeypointScores:
-    return keypoint_scores(_flat(joint_errors(predicted, truth)))
+def _scores(predicted: Poses, truth: Poses, thresholds: ArrayLike = THRESHOLDS_MM) -> KeypointScores:
+    errors = joint_errors(predicted, truth)
+    return keypoint_scores(errors.reshape(-1, errors.shape[-1]), thresholds=thresholds)
 
 
 def _procrustes(predicted: Floats, truth: Floats) -> tuple[Floats, Floats, Floats, Floats]:
@@ -435,16 +430,8 @@ def _nearest(points: Floats, others: Floats) -> Floats:
     return np.concatenate([np.linalg.norm(b[:, None] - others[None], axis=-1).min(axis=1) for b in blocks])
 
 
-def _area(values: Floats, positions: Floats) -> float:
-    return float(((values[1:] + values[:-1]) / 2 * np.diff(positions)).sum())
-
-
 def _centroid(points: Floats) -> Floats:
     return points.mean(axis=-2, keepdims=True)
-
-
-def _flat(errors: Floats) -> Floats:
-    return errors.reshape(-1, errors.shape[-1])
 
 
 def _points(points: ArrayLike, name: str) -> Floats:

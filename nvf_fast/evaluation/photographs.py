@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from nvf_fast.camera import project
 from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
-from nvf_fast.evaluation.report import json_text, markdown_table
-from nvf_fast.evaluation.scores import rank_correlation
+from nvf_fast.evaluation.report import json_text, markdown_table, write_texts
+from nvf_fast.evaluation.scores import rank_correlation, rate
 from nvf_fast.joint_definitions import scale_to_unit
 from nvf_fast.pose import HandPose
-from nvf_fast.runtime.files import whole_file
 
 Predict = Callable[[Sequence[HandSample], Sequence[str | None]], HandPose]
 """Predictor of hands from samples and the side or None of each: a batch of numpy arrays, unit hand's mm."""
 
+BATCH = 32  # samples predicted at once
 # Apparent skin tones by least individual typology angle in degrees (Chardon, Cretois and Hourseau 1991).
 TONES = {"light": 41.0, "intermediate": 28.0, "tan": 10.0, "brown": -30.0, "dark": -90.0}
 FIRST_GROUPS = ("gestures", "xeng5220")  # many people and rooms; a person that training does not show
@@ -41,6 +43,20 @@ COLUMNS = {
 }
 
 
+class Poses(NamedTuple):
+    """Poses of N hands by one method, float64 in the images' cameras; NaN where none is found.
+
+    joints (N, 21, 3) mm of the unit hand; joints_2d (N, 21, 2) px; expected errors (N, 21) mm, NaN without;
+    valid (N,) bool; and the N sides.
+    """
+
+    joints: np.ndarray
+    joints_2d: np.ndarray
+    expected: np.ndarray
+    valid: np.ndarray
+    sides: tuple[str, ...]
+
+
 def predict_with(estimator: PoseEstimator) -> Predict:
     """Predict with an estimator from each sample's box, without hand scale."""
 
@@ -56,14 +72,41 @@ def predict_with(estimator: PoseEstimator) -> Predict:
     return predict
 
 
+def predicted(
+    predict: Predict,
+    samples: Sequence[HandSample] | Photographs,
+    batch: int = BATCH,
+    *,
+    indices: Sequence[int] | None = None,
+    sides_given: bool = True,
+) -> Poses:
+    """Predict the poses of samples with boxes.
+
+    Args:
+        predict: the method.
+        samples: N samples.
+        batch: samples predicted at once.
+        indices: of those to predict, all when None.
+        sides_given: whether the method is given their sides.
+    """
+    rows, parts = range(len(samples)) if indices is None else indices, []
+    for first in tqdm(range(0, len(rows), batch), desc="poses", disable=None):
+        part = [samples[row] for row in rows[first : first + batch]]
+        pose = predict(part, [sample.side if sides_given else None for sample in part])
+        errors = np.full((len(part), 21), np.nan) if pose.expected_error is None else pose.expected_error
+        parts.append((pose.joints, pose.joints_2d, errors, pose.valid, pose.side or ()))
+    *arrays, valid, sides = zip(*parts, strict=True)
+    joints, joints_2d, expected = (np.concatenate(each).astype(np.float64) for each in arrays)
+    return Poses(joints, joints_2d, expected, np.concatenate(valid).astype(bool), tuple(chain(*sides)))
+
+
 def evaluate_photographs(
     predict: Predict,
     data: Photographs,
     others: Photographs,
     *,
-    batch: int = 32,
+    batch: int = BATCH,
     predicts_sides: bool = True,
-    progress: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Score predictions against the labels, each hand scaled to the unit hand.
 
@@ -76,7 +119,6 @@ def evaluate_photographs(
         others: photographs that determine the mean pose.
         batch: photographs predicted at once.
         predicts_sides: whether to predict again without a side, for the rate of correct sides.
-        progress: whether to show a bar.
 
     Returns:
         By group, `FIRST_GROUPS` first, then the largest, "all", and the hands of either side and of each
@@ -87,17 +129,17 @@ def evaluate_photographs(
         relative of the mean pose, as constant_2d, constant_aligned and constant_relative.
     """
     labels = data.labels
-    joints, joints_2d, expected, present = _predicted(predict, data, batch, progress)
+    poses = predicted(predict, data, batch)
+    expected, present = poses.expected, poses.valid
     truth = scale_to_unit(np.stack([label.joints for label in labels]).astype(np.float64))
     intrinsics = np.stack([label.intrinsics for label in labels])
-    truth_2d = truth @ intrinsics.transpose(0, 2, 1)
-    truth_2d = truth_2d[..., :2] / truth_2d[..., 2:]
+    truth_2d = project(truth, intrinsics)
     boxes = np.stack([label.box for label in labels]).astype(np.float64)
     sizes = (boxes[:, 2:] - boxes[:, :2]).max(1)
     left = np.array([label.side == "left" for label in labels])
     always, always_2d, shape = _constants(others, boxes, left)
-    joints = np.where(present[:, None, None], joints, always)
-    joints_2d = np.where(present[:, None, None], joints_2d, always_2d)
+    joints = np.where(present[:, None, None], poses.joints, always)
+    joints_2d = np.where(present[:, None, None], poses.joints_2d, always_2d)
 
     def errors(joints: np.ndarray, joints_2d: np.ndarray, shape: np.ndarray) -> dict[str, np.ndarray]:
         """Errors of each photograph and joint, (N, 21)."""
@@ -112,22 +154,19 @@ def evaluate_photographs(
     right = np.full(len(labels), np.nan)
     if predicts_sides:
         reliable = [index for index, label in enumerate(labels) if label.side_score >= RELIABLE_SIDE]
-        right[reliable] = _sides_predicted(predict, data, reliable, batch, progress)
+        sides = predicted(predict, data, batch, indices=reliable, sides_given=False).sides
+        right[reliable] = [labels[row].side == side for row, side in zip(reliable, sides, strict=True)]
     groups = np.array([label.group for label in labels])
 
     def scores(rows: np.ndarray) -> dict[str, float]:
         with_error = rows & present & np.isfinite(expected).all(1)
-        known = right[rows][np.isfinite(right[rows])]
+        relative = found["relative"][with_error]
         return {
             "photographs": int(rows.sum()),
             **{name: float(values[rows].mean()) for name, values in found.items()},
-            "present": 100 * float(present[rows].mean()),
-            "side": 100 * float(known.mean()) if len(known) else float("nan"),
-            "correlation": rank_correlation(
-                expected[with_error].ravel(), found["relative"][with_error].ravel()
-            )
-            if with_error.any()
-            else float("nan"),
+            "present": rate(present[rows]),
+            "side": rate(right[rows & np.isfinite(right)]),
+            "correlation": rank_correlation(expected[with_error].ravel(), relative.ravel()),
             "constant_2d": float(constant["error_2d"][rows].mean()),
             "constant_aligned": float(constant["aligned"][rows].mean()),
             "constant_relative": float(constant["relative"][rows].mean()),
@@ -136,9 +175,7 @@ def evaluate_photographs(
     names = sorted(set(groups.tolist()), key=lambda name: (-int((groups == name).sum()), name))
     ordered = [name for name in FIRST_GROUPS if name in names]
     ordered += [name for name in names if name not in ordered]
-    tones = np.array(
-        [_tone(typology_angle(data[index].image, truth_2d[index])) for index in range(len(data))]
-    )
+    tones = np.array([_tone(typology_angle(data.image(row), each)) for row, each in enumerate(truth_2d)])
     strata = {"right hands": ~left, "left hands": left} | {f"{name} skin": tones == name for name in TONES}
     return (
         {name: scores(groups == name) for name in ordered}
@@ -160,21 +197,14 @@ def write_photograph_report(
     Returns:
         The files.
     """
-    columns, rows = score_rows(scores)
     explanation = (
         "Errors against the labels, each hand scaled to the unit hand. The 2D error is in per cent of the "
         "longer side of the joints' box; the mean pose is fitted on other photographs."
     )
-    lines = ["# Labelled photographs", "", explanation, *markdown_table(columns, rows), "", "## Context", ""]
-    lines += [f"- {name}: {value}" for name, value in context.items()]
-    texts = {
-        "report.json": json_text({"context": dict(context), "scores": scores}),
-        "report.md": "\n".join(lines) + "\n",
-    }
-    for name, text in texts.items():
-        with whole_file(folder / name) as file:
-            file.write(text.encode())
-    return [folder / name for name in texts]
+    lines = ["# Labelled photographs", "", explanation, *markdown_table(*score_rows(scores))]
+    lines += ["", "## Context", "", *(f"- {name}: {value}" for name, value in context.items())]
+    whole = json_text({"context": dict(context), "scores": scores})
+    return write_texts(folder, {"report.json": whole, "report.md": "\n".join(lines) + "\n"})
 
 
 def typology_angle(image: np.ndarray, joints_2d: np.ndarray) -> float:
@@ -212,35 +242,6 @@ def score_rows(scores: Mapping[str, Mapping[str, float]]) -> tuple[list[str], li
     return ["group", *COLUMNS.values()], [
         [name, *(found[column] for column in COLUMNS)] for name, found in scores.items()
     ]
-
-
-def _predicted(
-    predict: Predict, data: Photographs, batch: int, progress: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Joints (N, 21, 3) mm and (N, 21, 2) px, expected errors (N, 21) mm or NaN, whether a hand was found."""
-    joints, joints_2d, expected, present = [], [], [], []
-    for first in tqdm(range(0, len(data), batch), desc="poses", disable=not progress):
-        samples = [data[index] for index in range(first, min(first + batch, len(data)))]
-        pose = predict(samples, [sample.side for sample in samples])
-        joints.append(pose.joints)
-        joints_2d.append(pose.joints_2d)
-        none = np.full((len(samples), 21), np.nan)
-        expected.append(none if pose.expected_error is None else pose.expected_error)
-        present.append(pose.valid)
-    whole = [np.concatenate(part).astype(np.float64) for part in (joints, joints_2d, expected)]
-    return whole[0], whole[1], whole[2], np.concatenate(present).astype(bool)
-
-
-def _sides_predicted(
-    predict: Predict, data: Photographs, indices: Sequence[int], batch: int, progress: bool
-) -> np.ndarray:
-    """Whether the side of each photograph is predicted correctly, as 0 or 1."""
-    right = []
-    for first in tqdm(range(0, len(indices), batch), desc="sides", disable=not progress):
-        samples = [data[index] for index in indices[first : first + batch]]
-        pose = predict(samples, [None] * len(samples))
-        right += [side == sample.side for side, sample in zip(pose.side or (), samples, strict=True)]
-    return np.array(right, np.float64)
 
 
 def _constants(

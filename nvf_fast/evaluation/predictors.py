@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,29 +35,19 @@ class Predictions:
     valid: np.ndarray
     voters: np.ndarray
 
-
-class Predictor(Protocol):
-    """A method with its network; `scale_choices` are the values of `use_scale` that it accepts."""
-
-    method: str
-    task: Task
-    scale_choices: tuple[bool, ...]
-
-    def __call__(self, samples: Sequence[HandSample], use_scale: bool) -> Predictions:
-        """Predict samples; with `use_scale` each is given its true hand scale.
-
-        Raises:
-            ValueError: a sample lacks an input that the method needs; the message names it.
-        """
-        ...
-
-    def timed(self) -> AbstractContextManager[dict[str, float]]:
-        """Predict and time each stage, as `PoseEstimator.timed`."""
-        ...
+    @classmethod
+    def none(cls, count: int) -> Predictions:
+        """Invalid predictions, to be filled in."""
+        joints, valid = np.full((count, 21, 3), np.nan, np.float32), np.zeros(count, bool)
+        return cls(joints, np.zeros((count, 21), np.float32), valid, np.zeros(count, np.int64))
 
 
 class NetworkPredictor:
     """An estimator given each sample's side, and its box or its true root.
+
+    Attributes:
+        method, task: of the network.
+        scale_choices: the values of `use_scale` that it accepts.
 
     Raises:
         ValueError: the network's joints are not a hand's.
@@ -75,22 +65,22 @@ class NetworkPredictor:
         self.scale_choices = scale_choices(config)
 
     def __call__(self, samples: Sequence[HandSample], use_scale: bool) -> Predictions:
-        count = len(samples)
-        predictions = Predictions(
-            np.empty((count, 21, 3), np.float32),
-            np.empty((count, 21), np.float32),
-            np.empty(count, bool),
-            np.empty(count, np.int64),
-        )
+        """Predict samples; with `use_scale` each is given its true hand scale.
+
+        Raises:
+            ValueError: a sample lacks an input that the method needs; the message names it.
+        """
+        predictions = Predictions.none(len(samples))
         for boxed in (False, True):
             rows = [row for row, sample in enumerate(samples) if self._takes_box(sample) == boxed]
             if rows:
                 pose = self._estimate([samples[row] for row in rows], use_scale, boxed)
-                for name in ("joints", "scores", "valid", "voters"):
-                    getattr(predictions, name)[rows] = getattr(pose, name)
+                for name, array in vars(predictions).items():
+                    array[rows] = getattr(pose, name)
         return predictions
 
     def timed(self) -> AbstractContextManager[dict[str, float]]:
+        """Predict and time each stage, as `PoseEstimator.timed`."""
         return self.estimator.timed()
 
     def _takes_box(self, sample: HandSample) -> bool:

@@ -24,13 +24,7 @@ from nvf_fast.evaluation.dataset_predictions import DatasetPredictions, Times, s
 from nvf_fast.evaluation.mano_fit import fitted_vertices
 from nvf_fast.evaluation.metrics import KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
-from nvf_fast.evaluation.scores import (
-    completed,
-    curves,
-    joint_statistics,
-    score_predictions,
-    server_scores,
-)
+from nvf_fast.evaluation.scores import completed, curves, joint_statistics, score_predictions, server_scores
 from nvf_fast.evaluation.submission import FORMATS, Server, write_submission
 from nvf_fast.runtime.files import whole_file
 
@@ -165,11 +159,15 @@ def write_report(
             pck_figure(_drawn(report["settings"]), files[-1])
         else:
             report["notes"].append("No pck.png: it needs matplotlib (pip install 'nvf-fast[viz]').")
-    for name, text in {"report.json": json_text(report), "report.md": markdown(report)}.items():
-        files.append(folder / name)
-        with whole_file(files[-1]) as file:
+    return files + write_texts(folder, {"report.json": json_text(report), "report.md": markdown(report)})
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write texts into a folder, made when missing, by the names of their files; returns the files."""
+    for name, text in texts.items():
+        with whole_file(folder / name) as file:
             file.write(text.encode())
-    return files
+    return [folder / name for name in texts]
 
 
 def score_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -256,13 +254,12 @@ def _times(times: Times) -> dict[str, Any]:
 
 def _drawn(settings: Mapping[str, Any]) -> dict[str, KeypointScores]:
     """The first curve of each setting, and the others of the first."""
-    chosen = {}
-    for number, (setting, found) in enumerate(settings.items()):
-        for place, (name, curve) in enumerate(found["curves"].items()):
-            if number == 0 or place == 0:
-                label = f"{name}, {_words(setting)}" if len(settings) > 1 else name
-                chosen[label] = curve
-    return chosen
+    return {
+        f"{name}, {_words(setting)}" if len(settings) > 1 else name: curve
+        for number, (setting, found) in enumerate(settings.items())
+        for place, (name, curve) in enumerate(found["curves"].items())
+        if number == 0 or place == 0
+    }
 
 
 def _commit() -> str | None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
 from nvf_fast.evaluation.dataset_predictions import SETTINGS, DatasetPredictions, Times
-from nvf_fast.evaluation.predictors import Predictions, Predictor
+from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.runtime.processes import TIMEOUT_S, Processes
 from nvf_fast.runtime.store import DamagedRecordError, ResumeError, Store, differences
 
@@ -29,7 +29,7 @@ LOG = logging.getLogger("nvf_fast")
 
 
 def predict(
-    predictor: Predictor,
+    predictor: NetworkPredictor,
     dataset: HandDataset,
     folder: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -91,17 +91,13 @@ def predict(
     }
     stores = {}
     if folder is not None:
-        stores = {
-            index: Store(folder, f"shard-{index:05d}-of-{count:05d}", ".safetensors") for index in spans
-        }
+        names = {index: f"shard-{index:05d}-of-{count:05d}" for index in spans}
+        stores = {index: Store(folder, name, ".safetensors") for index, name in names.items()}
     found = {index: _stored(store, known) for index, store in stores.items()}
     done = {index: stored for index, stored in found.items() if stored is not None}
     missing = {index: span for index, span in spans.items() if index not in done}
-    bar = tqdm(
-        total=sum(map(len, missing.values())), unit="img", desc="evaluating", dynamic_ncols=True,
-        disable=not (progress and processes.rank == 0),
-    )  # fmt: skip
-    with bar:
+    hidden, total = not (progress and processes.rank == 0), sum(map(len, missing.values()))
+    with tqdm(total=total, unit="img", desc="evaluating", dynamic_ncols=True, disable=hidden) as bar:
         for index, predicted in _predicted_shards(predictor, dataset, missing, settings, batch, workers):
             done[index] = replace(predicted, metadata=known)
             if stores:
@@ -112,7 +108,7 @@ def predict(
     return DatasetPredictions.joined([done[index] for index in range(count)])
 
 
-def settings_for(predictor: Predictor, dataset: HandDataset) -> tuple[bool, ...]:
+def settings_for(predictor: NetworkPredictor, dataset: HandDataset) -> tuple[bool, ...]:
     """The values of `use_scale` that both the predictor and the data set's hand scales allow.
 
     Raises:
@@ -129,9 +125,8 @@ def settings_for(predictor: Predictor, dataset: HandDataset) -> tuple[bool, ...]
             f"{dataset.name}, {dataset.split} has no hand scales, and this network was trained with the hand "
             "scale always given"
         )
-    LOG.warning(
-        "%s, %s has no hand scales: evaluating without the hand scale only", dataset.name, dataset.split
-    )
+    name = f"{dataset.name}, {dataset.split}"
+    LOG.warning("%s has no hand scales: evaluating without the hand scale only", name)
     return (False,)
 
 
@@ -174,7 +169,7 @@ def _read(dataset: HandDataset, index: int) -> HandSample | str:
 
 
 def _predicted_shards(
-    predictor: Predictor,
+    predictor: NetworkPredictor,
     dataset: HandDataset,
     spans: Mapping[int, range],
     settings: Sequence[bool],
@@ -182,16 +177,12 @@ def _predicted_shards(
     workers: int,
 ) -> Iterator[tuple[int, DatasetPredictions]]:
     """Spans of samples by the index of their shard."""
-    batches = [
-        list(span[start : start + batch]) for span in spans.values() for start in range(0, len(span), batch)
-    ]
+    batches = [span[start : start + batch] for span in spans.values() for start in range(0, len(span), batch)]
     if not batches:
         return
     readable: Any = _Readable(dataset)
-    timeout_s = TIMEOUT_S if workers else 0
-    loader = iter(
-        DataLoader(readable, batch_sampler=batches, collate_fn=list, num_workers=workers, timeout=timeout_s)
-    )
+    waiting = {"num_workers": workers, "timeout": TIMEOUT_S if workers else 0}
+    loader = iter(DataLoader(readable, batch_sampler=batches, collate_fn=list, **waiting))
     warm = False  # the first call also sets up libraries
     for index, span in spans.items():
         yield index, _predicted_shard(predictor, loader, span, settings, warm)
@@ -199,7 +190,7 @@ def _predicted_shards(
 
 
 def _predicted_shard(
-    predictor: Predictor,
+    predictor: NetworkPredictor,
     loader: Iterator[list[HandSample | str]],
     span: range,
     settings: Sequence[bool],
@@ -207,7 +198,7 @@ def _predicted_shard(
 ) -> DatasetPredictions:
     """Predict and time one shard, of its last batch the stages."""
     rows: list[HandSample | str] = []
-    predictions = {SETTINGS[use_scale]: _invalid(len(span)) for use_scale in settings}
+    predictions = {SETTINGS[use_scale]: Predictions.none(len(span)) for use_scale in settings}
     images, staged = 0, 0
     seconds: Counter[str] = Counter()
     milliseconds: Counter[str] = Counter()
@@ -246,15 +237,6 @@ def _predicted_shard(
         roots=_rows(rows, "root", (3,)),
         predictions=predictions,
         times=Times(images, dict(seconds), staged, dict(milliseconds)),
-    )
-
-
-def _invalid(count: int) -> Predictions:
-    return Predictions(
-        np.full((count, 21, 3), np.nan, np.float32),
-        np.zeros((count, 21), np.float32),
-        np.zeros(count, bool),
-        np.zeros(count, np.int64),
     )
 
 

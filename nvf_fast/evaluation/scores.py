@@ -91,9 +91,13 @@ def curves(joints: np.ndarray, truth: np.ndarray, task: Task) -> dict[str, Keypo
     }
     if task == "root-relative":
         del aligned["camera space"]
-    return {
-        name: metrics.keypoint_scores(metrics.joint_errors(moved, truth)) for name, moved in aligned.items()
-    }
+    errors = {name: metrics.joint_errors(moved, truth) for name, moved in aligned.items()}
+    return {name: metrics.keypoint_scores(each) for name, each in errors.items()}
+
+
+def rate(hits: np.ndarray) -> float:
+    """Per cent of (N,) bool that are true; NaN of none."""
+    return 100 * float(hits.mean()) if len(hits) else float("nan")
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

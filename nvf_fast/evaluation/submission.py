@@ -28,9 +28,7 @@ from nvf_fast.runtime.files import whole_file
 Server = Literal["freihand", "ho3d-v2", "ho3d-v3"]
 MEMBER = "pred.json"
 MOST_BYTES = 4 << 30  # of pred.json, which for HO3D v3 with vertices has about 1 GB
-DAMAGES = (
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError,
-)  # fmt: skip
+DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 """Exceptions of `zipfile` for damaged files: RuntimeError for a password, ValueError for negative offsets."""
 
 _METRE_MM = 1000.0
@@ -83,11 +81,12 @@ def write_submission(
         raise ValueError(f"a submission is a .zip file, got {path}")
     form = FORMATS[server]
     joints = _checked_joints(joints_mm, form.images if official else None)
+    entry = zipfile.ZipInfo(MEMBER)  # without a date, so that equal predictions give equal files
+    entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
     with (
         whole_file(path) as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
-        # Without a date, equal predictions give equal files.
-        archive.open(_member(), "w", force_zip64=True) as member,
+        zipfile.ZipFile(file, "w") as archive,
+        archive.open(entry, "w", force_zip64=True) as member,
     ):
         member.write(b"[")
         _write_list(member, map(_text, joints[:, form.order] * form.axes / _METRE_MM))
@@ -128,10 +127,8 @@ def read_submission(path: Path | str, server: Server) -> tuple[Floats, Floats]:
     except DAMAGES as error:
         raise ValueError(f"{path}: not a zip file, or a damaged one ({error})") from error
     if not sound:
-        raise ValueError(
-            f"{path}: must hold {MEMBER} of at most {MOST_BYTES} bytes at its top and nothing else, holds "
-            f"{sizes}"
-        )
+        expected = f"{MEMBER} of at most {MOST_BYTES} bytes at its top and nothing else"
+        raise ValueError(f"{path}: must hold {expected}, holds {sizes}")
     try:
         joints, vertices = (np.array(part, np.float64) for part in json.loads(text))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -178,13 +175,6 @@ def _checked_meshes(vertices_mm: Iterable[ArrayLike], count: int) -> Iterator[Fl
         yield vertices
     if number != count:
         raise ValueError(f"{count} poses need as many meshes, got {number}")
-
-
-def _member() -> zipfile.ZipInfo:
-    member = zipfile.ZipInfo(MEMBER)
-    member.compress_type = zipfile.ZIP_DEFLATED
-    member.external_attr = 0o644 << 16
-    return member
 
 
 def _text(points: Floats) -> bytes:

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_pose_scores, mean_shape, other_hands
-from nvf_fast.evaluation.predictors import Predictor
+from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.run import predict
 from nvf_fast.evaluation.scores import score_predictions
 from nvf_fast.synthetic.dataset import SyntheticHands
 
 
-def evaluate(predictor: Predictor, data: SyntheticHands, progress: bool = False) -> dict[str, Any]:
+def evaluate(predictor: NetworkPredictor, data: SyntheticHands, progress: bool = False) -> dict[str, Any]:
     """Score a predictor with and without hand scale, ready for JSON.
 
     Args:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nvf_fast.evaluation.report import finite, surroundings
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.evaluation.report import json_text, surroundings, write_texts
 
 SMALLER = (
     "**A {size}: networks far smaller and trainings far shorter than the paper's. It shows that every step "
@@ -64,15 +62,9 @@ def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[
         "context": context,
         "details": result.details,
     }
-    texts = {
-        ".md": _markdown(result, notes, context),
-        ".json": json.dumps(finite(document), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
-    }
-    files = [folder / (file_stem(result.name, context["size"]) + suffix) for suffix in texts]
-    for path, text in zip(files, texts.values(), strict=True):
-        with whole_file(path) as file:
-            file.write(text.encode())
-    return files
+    stem = file_stem(result.name, context["size"])
+    texts = {f"{stem}.md": _markdown(result, notes, context), f"{stem}.json": json_text(document)}
+    return write_texts(folder, texts)
 
 
 def file_stem(name: str, size: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -48,33 +49,23 @@ def table3(workshop: Workshop) -> Result:
 def table4(workshop: Workshop) -> Result:
     """Table 4: root-relative pose on HO-3D."""
     scores = workshop.report(Variant(task="root-relative"))["scores"]
+    measured = [scores[name] for name in ("mje", "auc", "rs_mje", "invalid")]
     rows = [
-        [name, *paper, *(
-            [scores["mje"], scores["auc"], scores["rs_mje"], scores["invalid"]]
-            if name == "RS-NVF" else [None] * 4
-        )]
+        [name, *paper, *(measured if name == "RS-NVF" else [None] * 4)]
         for name, paper in published.ROOT_RELATIVE.items()
-    ]  # fmt: skip
-    columns = [
-        *("method", "MJE mm, paper", "AUC, paper", "RS-MJE mm, paper"),
-        *("MJE mm", "AUC", "RS-MJE mm", "no prediction"),
     ]
+    columns = ["method", "MJE mm, paper", "AUC, paper", "RS-MJE mm, paper"]
+    columns += ["MJE mm", "AUC", "RS-MJE mm", "no prediction"]
     return Result("table4", "Table 4: relative 3D hand pose on HO-3D", columns, rows, [ABSENT])
 
 
 def table5(workshop: Workshop) -> Result:
     """Table 5: voting fraction, clamping distance and neighbours, of CS-NVF and RS-NVF."""
     rows = []
-    for what, values in published.ABLATIONS.items():
-        for value, paper in values.items():
-            camera, root = (
-                workshop.report(variant, **options)["scores"]
-                for variant, options in (
-                    _ablated(task, what, value) for task in ("camera-space", "root-relative")
-                )
-            )
-            measured = [camera["cs_mje"], camera["cs_auc"], root["mje"], root["auc"]]
-            rows.append([what, value, *paper, *measured])
+    for what, value, *paper in published.ABLATIONS:
+        options = [_ablated(task, what, value) for task in ("camera-space", "root-relative")]
+        camera, root = (workshop.report(variant, **chosen)["scores"] for variant, chosen in options)
+        rows.append([what, value, *paper, camera["cs_mje"], camera["cs_auc"], root["mje"], root["auc"]])
     names = ["CS-MJE mm", "CS-AUC", "RS-NVF MJE mm", "RS-NVF AUC"]
     columns = ["what", "value", *(f"{name}, paper" for name in names), *names]
     notes = [
@@ -91,13 +82,12 @@ def table6(workshop: Workshop) -> Result:
     assert isinstance(network, NVF)
     result = step_sizes(network, workshop.dataset("freihand", "evaluation"), use_scale=True)
     rows = list(result.rows)
-    for step, (mje, auc) in published.ROOT_RELATIVE_STEPS.items():
+    for step, paper in published.ROOT_RELATIVE_STEPS.items():
         scores = workshop.report(root, step_mm=float(step))["scores"]
-        rows.append(
-            ["RS-NVF", step, None, mje, auc, None, int(340 / step) ** 3, scores["mje"], scores["auc"], None]
-        )
+        points = int(340 / step) ** 3
+        rows.append(["RS-NVF", step, None, *paper, None, points, scores["mje"], scores["auc"], None])
     notes = [*result.notes, "RS-NVF's errors are MJE and AUC, of Section 4.7."]
-    return Result(result.name, result.title, result.columns, rows, notes, details=result.details)
+    return replace(result, rows=rows, notes=notes)
 
 
 def table7(workshop: Workshop) -> Result:
@@ -132,10 +122,8 @@ def step_sizes(network: NVF, dataset: HandDataset, use_scale: bool) -> Result:
         details[str(step)] = {"scores": report["scores"], "milliseconds": times}
         scores, points = report["scores"], len(frustum_grid(step))
         rows.append(["CS-NVF", step, *paper, points, scores["cs_mje"], scores["cs_auc"], 1000 / median])
-    columns = [
-        *("method", "step (mm)", "points, paper", "error mm, paper", "AUC, paper", "FPS, paper"),
-        *("points", "error mm", "AUC", "FPS"),
-    ]
+    columns = ["method", "step (mm)", "points, paper", "error mm, paper", "AUC, paper", "FPS, paper"]
+    columns += ["points", "error mm", "AUC", "FPS"]
     notes = [f"{len(dataset)} images; FPS from the median of {min(TIMED, len(dataset))} single images."]
     return Result("table6", "Table 6: sampling step size", columns, rows, notes, details=details)
 
@@ -159,17 +147,9 @@ def _absolute_pose(name: str, found: dict[Variant, dict[str, float]]) -> Result:
     ]
     for variant, scores in found.items():
         paper = published.CAMERA_SPACE[variant.method, variant.extra, variant.hand_scale][0]
-        measured = [scores["cs_mje"], scores["cs_auc"], scores["invalid"]]
-        rows.append([*_named(variant), paper, *measured])
-    columns = [
-        "method",
-        "extra data",
-        "hand scale",
-        "CS-MJE mm, paper",
-        "CS-MJE mm",
-        "CS-AUC",
-        "no prediction",
-    ]
+        rows.append([*_named(variant), paper, scores["cs_mje"], scores["cs_auc"], scores["invalid"]])
+    columns = ["method", "extra data", "hand scale", "CS-MJE mm, paper"]
+    columns += ["CS-MJE mm", "CS-AUC", "no prediction"]
     title = f"Table {name[-1]}: absolute 3D hand pose on FreiHAND"
     return Result(name, title, columns, rows, [ABSENT, _order(found)])
 
@@ -190,10 +170,8 @@ def _translation(name: str, workshop: Workshop) -> Result:
         scores = workshop.report(variant)["scores"]
         _, te, de = published.CAMERA_SPACE[variant.method, variant.extra, variant.hand_scale]
         rows.append([*_named(variant), te, de, scores["te"], scores["de"], scores["cs_mje"]])
-    columns = [
-        *("method", "extra data", "hand scale", "TE mm, paper", "DE mm, paper"),
-        *("TE mm", "DE mm", "CS-MJE mm"),
-    ]
+    columns = ["method", "extra data", "hand scale", "TE mm, paper", "DE mm, paper"]
+    columns += ["TE mm", "DE mm", "CS-MJE mm"]
     return Result(name, f"Table {name[-1]}: translational and depth error on FreiHAND", columns, rows)
 
 

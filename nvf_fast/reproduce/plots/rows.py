@@ -75,10 +75,9 @@ def nvf_row(
 
 def pose_row(sample: HandSample, pose: HandPose, surface: Mesh, method: str = "") -> PredictionRow:
     """Make the row of one pose with its votes."""
-    assert isinstance(pose.votes, Votes)
-    return PredictionRow(
-        sample, method, surface, pose.votes.points, pose.votes.weights, pose.joints, bool(pose.valid)
-    )
+    votes = pose.votes
+    assert isinstance(votes, Votes)
+    return PredictionRow(sample, method, surface, votes.points, votes.weights, pose.joints, bool(pose.valid))
 
 
 def _placing(estimator: PoseEstimator, sample: HandSample) -> tuple[Tensor | None, Tensor | None]:
