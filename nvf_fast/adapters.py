@@ -169,7 +169,7 @@ def to_hamer(
         - `scaled_focal_length` px of K, a number; `focal_length` (N, 2) px of a crop of 256 px, HaMeR's 5000.
     """
     width, height = size
-    K = read_cameras(K, [(height, width)]).intrinsics[0].numpy()
+    K = read_cameras(K, [(height, width)]).intrinsics[0]
     focal = float(K[0, 0] + K[1, 1]) / 2
     arrays = pose.numpy()
     joints = arrays.joints.astype(np.float64).reshape(-1, 21, 3) / MM_PER_M

@@ -51,6 +51,7 @@ class BatchRunner:
         self.pipeline, self.retried = pipeline, 0
         self._config, self._device, self._options, self._profiler = config, device, options, profiler
         self._exact = recorder is None
+        self._batch_size = pipeline.batch_size(self._exact)
         self.graphed = None if recorder is None else GraphedFunction(self._launch, recorder)
         self._lock = threading.Lock()
         self._slots = [_Slot(device) for _ in range(SLOTS)]
@@ -67,15 +68,15 @@ class BatchRunner:
             return self._views(request, range(len(request.images)), mirrored=False).images
 
     def _finished(self, request: Request, return_votes: bool, parts: list[_Part]) -> Results:
-        votes: _Votes = {}
-        for part in parts:
-            votes |= part.votes
         with self._profiler.stage("read"):
             rows = parts[0].read()  # the only synchronisation
             if len(parts) > 1:
                 order = np.argsort([image for part in parts for image in part.members])
                 rows = np.concatenate([rows, *(part.read() for part in parts[1:])])[order]
-            results = Results.unpacked(rows)
+        results = Results.unpacked(rows)
+        votes: _Votes = {}
+        for part in parts:
+            votes |= part.votes
         if results.needs_retry.any():
             rows = rows.copy()
             for image in results.needs_retry.nonzero()[0].tolist():
@@ -84,12 +85,13 @@ class BatchRunner:
                 rows[image] = again.read()[0]
                 votes |= again.votes
             results = Results.unpacked(rows)
-        return results._replace(votes=[votes[image] for image in sorted(votes)])
+        results.votes.extend(votes[image] for image in sorted(votes))
+        return results
 
     def _in_parts(self, request: Request, return_votes: bool) -> Iterator[_Part]:
         """Launch images of known and of unknown side, as many as fit into memory together."""
-        batch_size = self.pipeline.batch_size(self._exact)
-        groups = [[i for i, both in enumerate(request.both_sides) if both is each] for each in (False, True)]
+        batch_size, both_sides = self._batch_size, request.both_sides
+        groups = [[i for i, both in enumerate(both_sides) if both is each] for each in {*both_sides}]
         for rest in groups:
             while rest:
                 members = rest[:batch_size]
@@ -152,9 +154,8 @@ class BatchRunner:
                 for image, row in zip(members, rows, strict=True)
             ]
             images = self._sampled(torch.from_numpy(rows), pixels, mirrored)
-            known = [request.network_scale, request.previous, request.slopes]
-            if len(members) < len(request.images):
-                known = [None if each is None else each[list(members)] for each in known]
+            given = request.network_scale, request.previous, request.slopes
+            known = [None if each is None else torch.from_numpy(each[list(members)]) for each in given]
             return Views(images, *known)
         layout = self._layout(request, len(members), mirrored)
         staged = _Staged.of(request, members, layout.pixels)
@@ -260,7 +261,7 @@ class _Staged(NamedTuple):
         )
         for values, place in given:
             if values is not None:
-                place[:] = values.numpy()[list(members)]
+                place[:] = values[list(members)]
         for row, (begin, crop) in zip(rows, self.crops, strict=True):
             row[OFFSET], row[PITCH] = begin, crop.shape[1] * crop.shape[2]
             if not isinstance(crop, Tensor) or crop.device.type == "cpu":

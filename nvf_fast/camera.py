@@ -217,7 +217,7 @@ def plan_view(
     height: int,
     width: int,
     margin: float = 0.0,
-    lens: tuple[Tensor, Lens | None] | None = None,
+    lens: tuple[np.ndarray, Lens | None] | None = None,
 ) -> ViewPlan:
     """Plan the sampling of an image, the part of `remap` on the host that needs no pixels.
 
@@ -234,7 +234,7 @@ def plan_view(
         The plan. Its rows and columns hold the visible part of the image, and at least one pixel.
     """
     if lens is not None and lens[1] is not None:
-        return _plan_lens(matrix, size, height, width, margin, lens[0].numpy(), lens[1])
+        return _plan_lens(matrix, size, height, width, margin, lens[0], lens[1])
     # For nine values, Python numbers are faster than tensors.
     a, b, c, d, e, f, g, h, i = matrix
     determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)

@@ -129,7 +129,7 @@ class Camera:
             (..., 2) px in their dtype, with torch's gradients; NaN behind the camera or out of sight.
         """
         given = torch.as_tensor(points)
-        camera = Cameras(self._intrinsics.to(given.device), (self._lens,))
+        camera = Cameras(self.K[None], (self._lens,))
         pixels = camera.project(given.double().reshape(1, -1, 3)).reshape(*given.shape[:-1], 2)
         pixels = pixels.where(given[..., 2:] > 0, math.nan).to(given.dtype)
         return pixels if isinstance(points, Tensor) else pixels.numpy()
@@ -164,10 +164,6 @@ class Camera:
         return hash((self.K.tobytes(), self.size, self.distortion, self.model))
 
     @cached_property
-    def _intrinsics(self) -> Tensor:
-        return torch.tensor(self.K)[None]
-
-    @cached_property
     def _lens(self) -> Lens | None:
         """None for a pinhole camera."""
         return Lens(self.distortion) if self.distortion else None
@@ -182,18 +178,18 @@ class Cameras:
         lenses: B, None for pinhole cameras.
     """
 
-    intrinsics: Tensor
+    intrinsics: np.ndarray
     lenses: tuple[Lens | None, ...]
 
     @classmethod
     def of(cls, cameras: Sequence[Camera]) -> Self:
         """Join cameras."""
-        return cls(torch.cat([each._intrinsics for each in cameras]), tuple(each._lens for each in cameras))
+        return cls(np.stack([each.K for each in cameras]), tuple(each._lens for each in cameras))
 
     def __len__(self) -> int:
         return len(self.lenses)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Lens | None]]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Lens | None]]:
         return zip(self.intrinsics, self.lenses, strict=True)
 
     def chosen(self, rows: Sequence[int]) -> Cameras:
@@ -203,16 +199,16 @@ class Cameras:
     @property
     def distorted(self) -> bool:
         """Whether one of the cameras has a lens with distortion."""
-        return any(lens is not None for lens in self.lenses)
+        return self.lenses.count(None) < len(self.lenses)
 
     def project(self, points: Array) -> Array:
         """Project points (B, N, 3) float64 of each camera's frame to pixels (B, N, 2); NaN out of sight.
 
-        torch or numpy; numpy's operations on few numbers cost a fifth of torch's.
+        torch, with gradients, or numpy.
         """
         if self.distorted:
             return self._bent(points)
-        return project(points, self.intrinsics if isinstance(points, Tensor) else self.intrinsics.numpy())
+        return project(points, self._intrinsics_like(points))
 
     def _bent(self, points: Any) -> Any:
         """`project` through lenses."""
@@ -225,7 +221,10 @@ class Cameras:
                 slopes = torch.stack(distort(slopes[:, 0], slopes[:, 1], lens.row), -1)
                 slopes = slopes.where(each[:, 2:] > 0, math.nan)
             bent.append(torch.cat([slopes, torch.ones_like(slopes[:, :1])], -1))
-        return project(torch.stack(bent), self.intrinsics)
+        return project(torch.stack(bent), self._intrinsics_like(points))
+
+    def _intrinsics_like(self, points: Array) -> Array:
+        return torch.tensor(self.intrinsics).to(points) if isinstance(points, Tensor) else self.intrinsics
 
     def straight(self, pixels: np.ndarray) -> np.ndarray:
         """The pixels (B, N, 2) at which pinhole cameras of the same K see the points of these pixels.
@@ -233,7 +232,7 @@ class Cameras:
         A pixel without a ray takes the outermost ray in its direction.
         """
         straight = pixels.copy()
-        for place, lens, K in zip(straight, self.lenses, self.intrinsics.numpy(), strict=True):
+        for place, lens, K in zip(straight, self.lenses, self.intrinsics, strict=True):
             if lens is not None:
                 slopes = lens.undistort(_slopes(place, K), nearest=True)
                 place[:] = slopes @ K[:2, :2].T + K[:2, 2]

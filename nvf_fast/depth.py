@@ -200,7 +200,7 @@ def fit_depth(joints: np.ndarray, depth: Any, camera: Cameras, hand_scale: float
     if not np.isfinite(joints).all() or joints[:, 2].min() <= 0:
         return DepthFit(1.0, "it is not valid")
     rays, surface = surface_depths(joints)
-    columns, rows = np.rint(camera.project(torch.from_numpy(rays)[None])[0].numpy()).T
+    columns, rows = np.rint(camera.project(rays[None])[0]).T
     inside = (columns >= 0) & (columns < depth.shape[1]) & (rows >= 0) & (rows < depth.shape[0])
     rows, columns = rows[inside].astype(np.int64), columns[inside].astype(np.int64)
     measured = _numpy(depth[rows, columns]).astype(np.float64)

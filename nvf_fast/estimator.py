@@ -407,11 +407,11 @@ class PoseEstimator:
             request = self._read(image, camera, None, found.boxes, side or "right")
         images = self.runner.network_images(request)
         with self._profiler.stage("encode"):
-            slopes = request.slopes.to(self.device)  # type: ignore[union-attr]
+            slopes = torch.from_numpy(request.slopes).to(self.device)
             encoding = self.model.encode_hands(images, slopes)
         with self._profiler.stage("read"):
             present = encoding.presence.sigmoid() >= self.model.config.presence_threshold
-            joints = encoding.joints(slopes).double().cpu() @ request.placement.frames
+            joints = encoding.joints(slopes).double().cpu() @ torch.from_numpy(request.placement.frames)
             boxes = squared(pixel_boxes(request.cameras.project(joints))).float()
             verified = present.cpu() & viewable(boxes, camera, *size)
             return found._replace(boxes=boxes).chosen(verified)

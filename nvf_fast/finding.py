@@ -100,7 +100,7 @@ def detected(detector: Detector, image: Any) -> Candidates:
     left = torch.tensor(
         [math.nan if side is None else float(side == "left") for side in sides], dtype=torch.float32
     )
-    return Candidates(squared(boxes).float(), scores, left)
+    return Candidates(squared(torch.from_numpy(boxes)).float(), torch.from_numpy(scores), left)
 
 
 class SizedView(NamedTuple):
@@ -229,7 +229,8 @@ def viewable(boxes: Tensor, camera: Cameras, height: int, width: int) -> Tensor:
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = ((middles >= -0.5) & (middles <= middles.new_tensor([width, height]) - 0.5)).all(1)
     cameras = camera.chosen([0] * len(boxes))
-    slopes = HandVolume().place(cameras.intrinsics, 1, boxes=boxes, cameras=cameras).slopes
+    intrinsics = torch.from_numpy(cameras.intrinsics)
+    slopes = HandVolume().place(intrinsics, 1, boxes=boxes, cameras=cameras).slopes
     assert slopes is not None
     return inside & (slopes <= WIDEST_SLOPE) & (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX_PX).all(1)
 

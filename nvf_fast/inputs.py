@@ -1,4 +1,4 @@
-"""Validation of the estimator's arguments, and their conversion to tensors."""
+"""Validation of the estimator's arguments, and their conversion to arrays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, uint8
 
 from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.camera_model import Camera, Cameras, check_intrinsics
@@ -34,10 +33,14 @@ def read_images(image: Any, channels: int = 3) -> tuple[list[Any], bool]:
     if not groups:
         raise ValueError("image must be an image or a list of images, got an empty list")
     for i, group in enumerate(groups):
-        _check_image(group, f"image {i}" if several else "image", (3,) if several else (3, 4), channels)
-    kinds = {str(group.device) if isinstance(group, Tensor) else "numpy" for group in groups}
-    if len(kinds) > 1:
-        raise TypeError(f"images must be all numpy, or all torch on one device, got {sorted(kinds)}")
+        _check_image(group, i if several else None, channels)
+    if (
+        several
+        and len(kinds := {group.device if isinstance(group, Tensor) else "numpy" for group in groups}) > 1
+    ):
+        raise TypeError(
+            f"images must be all numpy, or all torch on one device, got {sorted(map(str, kinds))}"
+        )
     single = not several and image.ndim == 3
     return groups if several or single else list(image), single
 
@@ -64,7 +67,7 @@ def read_cameras(K: Any, sizes: Sequence[Sequence[int]]) -> Cameras:
                     "for a crop, or camera.rotated(quarters)"
                 )
         return Cameras.of(given)
-    values = _numbers("K", K, "a Camera, or (3, 3) or (B, 3, 3) intrinsics in px")
+    values = read_numbers("K", K, "a Camera, or (3, 3) or (B, 3, 3) intrinsics in px")
     intrinsics = _expanded("K", values, count, (3, 3), "image")
     if values.ndim == 2:
         matrix = values.tolist()
@@ -86,8 +89,8 @@ def read_sides(side: Any, count: int) -> list[str | None]:
     return sides
 
 
-def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | None:
-    """(count,) float32 mm on the CPU, or None for a model without this input.
+def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> np.ndarray | None:
+    """(count,) float32 mm, or None for a model without this input.
 
     It multiplies the results of a network of hand views, which has no such input.
     """
@@ -107,27 +110,27 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> Tensor | 
             f"hand_scale must be the length in mm of the middle finger's proximal phalanx, {low:g} to "
             f"{high:g} mm, got {hand_scale}"
         )
-    return scale.float()
+    return scale.astype(np.float32)
 
 
-def read_scores(scores: Any, count: int) -> Tensor:
-    """(count,) float32 in [0, 1] on the CPU."""
+def read_scores(scores: Any, count: int) -> np.ndarray:
+    """(count,) float32 in [0, 1]."""
     values = _per_image("scores", scores, "numbers in [0, 1]", count, of="box")
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"scores must be in [0, 1], got {values.tolist()}")
-    return values.float()
+    return values.astype(np.float32)
 
 
-def read_roots(root: Any, count: int) -> Tensor:
-    """Wrists (count, 3) float64 mm on the CPU, in front of their cameras."""
+def read_roots(root: Any, count: int) -> np.ndarray:
+    """Wrists (count, 3) float64 mm, in front of their cameras."""
     roots = _per_image("root", root, "(3,) or (B, 3) mm, the wrist in the camera's frame", count, 3)
-    if not (roots.isfinite().all() and (roots[..., 2] > 0).all()):
+    if not (np.isfinite(roots).all() and (roots[..., 2] > 0).all()):
         raise ValueError(f"root must be finite and in front of the camera (z > 0 mm), got {roots.tolist()}")
     return roots
 
 
-def read_boxes(box: Any, count: int, single: bool) -> tuple[Tensor, list[int]]:
-    """Boxes (N, 4) float64 px on the CPU, and the image of each.
+def read_boxes(box: Any, count: int, single: bool) -> tuple[np.ndarray, list[int]]:
+    """Boxes (N, 4) float64 px, and the image of each.
 
     Args:
         box: px; for a single image (4,) or (N, 4), for several (B, 4) one each, (B, N, 4), or a list with
@@ -141,14 +144,22 @@ def read_boxes(box: Any, count: int, single: bool) -> tuple[Tensor, list[int]]:
     several = getattr(box, "ndim", 0) > 1 or (
         isinstance(box, list | tuple) and not all(isinstance(each, numbers.Real) for each in box)
     )
-    groups = list(box) if several and not single else [box] * count
-    boxes = [_numbers("box", group, expected) for group in groups]
-    boxes = [each.view(0, 4) if each.shape == (0,) else each for each in boxes]
+    if several and not single:
+        array = isinstance(box, np.ndarray | Tensor)
+        boxes = (
+            [*read_numbers("box", box, expected)]
+            if array
+            else [read_numbers("box", group, expected) for group in box]
+        )
+    else:
+        boxes = [read_numbers("box", box, expected)] * count
+    boxes = [each.reshape(0, 4) if each.shape == (0,) else each for each in boxes]
     if len(boxes) != count or any(each.ndim not in (1, 2) or each.shape[-1] != 4 for each in boxes):
         got = [tuple(each.shape) for each in boxes]
         raise ValueError(f"box must be {expected}, got shape {got[0] if single else got}")
-    image_index = [i for i, each in enumerate(boxes) for _ in range(each.numel() // 4)]
-    flat = boxes[0].view(-1, 4) if count == 1 else torch.cat([each.reshape(-1, 4) for each in boxes])
+    image_index = [i for i, each in enumerate(boxes) for _ in range(each.size // 4)]
+    flat = boxes[0] if count == 1 else np.concatenate(boxes, None)
+    flat = flat.reshape(-1, 4)
     # Infinite and NaN extents are not less than infinity.
     if not all(
         SMALLEST_BOX_PX <= x1 - x0 < math.inf and SMALLEST_BOX_PX <= y1 - y0 < math.inf
@@ -161,19 +172,29 @@ def read_boxes(box: Any, count: int, single: bool) -> tuple[Tensor, list[int]]:
     return flat, image_index
 
 
-def check_middles(boxes: Tensor, sizes: Sequence[Sequence[int]]) -> None:
+def check_middles(boxes: np.ndarray, sizes: Sequence[Sequence[int]]) -> None:
     """Refuse boxes (B, 4) px whose middles lie outside their images of (height, width) px."""
-    middles = (boxes[:, 2:] + boxes[:, :2]) / 2
-    shapes = torch.tensor([(width, height) for height, width in sizes], dtype=torch.float64).view(-1, 2)
-    if not ((middles >= -0.5) & (middles <= shapes - 0.5)).all():
+    if not _meet(boxes, sizes):
         raise ValueError(
             f"the middle of a box must lie in its image, got {boxes.tolist()} px in images of "
-            f"(width, height) {shapes.int().tolist()} px"
+            f"(width, height) {[[width, height] for height, width in sizes]} px"
         )
 
 
+def _meet(boxes: np.ndarray, sizes: Sequence[Sequence[int]]) -> bool:
+    """Whether the middles of boxes (B, 4) px lie in their images of (height, width) px."""
+    return all(
+        -0.5 <= (x0 + x1) / 2 <= width - 0.5 and -0.5 <= (y0 + y1) / 2 <= height - 0.5
+        for (x0, y0, x1, y1), (height, width) in zip(boxes.tolist(), sizes, strict=True)
+    )
+
+
 def check_hand_views(
-    placement: Placement, boxes: Tensor, cameras: Cameras, sizes: Sequence[Any], image_index: Sequence[int]
+    placement: Placement[np.ndarray],
+    boxes: np.ndarray,
+    cameras: Cameras,
+    sizes: Sequence[Any],
+    image_index: Sequence[int],
 ) -> None:
     """Refuse boxes (N, 4) px whose hand views are too wide or show no pixel of their images.
 
@@ -193,18 +214,15 @@ def check_hand_views(
                 f"degrees or more, the widest is {2 * math.degrees(math.atan(WIDEST_SLOPE)):.0f} degrees: it "
                 "must be smaller"
             )
-    if all(
-        -0.5 <= (x0 + x1) / 2 <= width - 0.5 and -0.5 <= (y0 + y1) / 2 <= height - 0.5
-        for (x0, y0, x1, y1), (height, width) in zip(boxes.tolist(), sizes, strict=True)
-    ):
-        return  # the axes of the views meet the images
+    if _meet(boxes, sizes):  # as do the axes of the views
+        return
     shapes = np.array([(width, height) for height, width in sizes], dtype=np.float64).reshape(-1, 2)
-    slopes = placement.slopes.numpy()[:, None, None]
+    slopes = placement.slopes[:, None, None]
     # Rays of both pyramids' edges in the cameras' frames.
     image = _CORNERS * np.append(shapes, np.ones((len(shapes), 1)), 1)[:, None] - [0.5, 0.5, 0]
-    image = image @ np.linalg.inv(cameras.intrinsics.numpy()).swapaxes(1, 2)
+    image = image @ np.linalg.inv(cameras.intrinsics).swapaxes(1, 2)
     view = np.concatenate([(2 * _CORNERS[:, :2] - 1) * slopes, np.ones((len(shapes), 4, 1))], 2)
-    view = view @ placement.frames.numpy()
+    view = view @ placement.frames
     for i, lens in enumerate(cameras.lenses):
         if lens is not None:
             unseen = _out_of_sight(view[i], cameras.chosen([i]), shapes[i])
@@ -218,13 +236,17 @@ def check_hand_views(
 
 
 def check_sight(
-    placement: Placement, cameras: Cameras, size: int, sizes: Sequence[Any], image_index: Sequence[int]
+    placement: Placement[np.ndarray],
+    cameras: Cameras,
+    size: int,
+    sizes: Sequence[Any],
+    image_index: Sequence[int],
 ) -> None:
     """Refuse views of `size` px, without a box, that show no pixel of their images of (height, width) px."""
     if cameras.distorted:
         return  # the matrices end before the lens
     for matrix, (height, width), i in zip(placement.matrices, sizes, image_index, strict=True):
-        corners = (_CORNERS * [size, size, 1] - [0.5, 0.5, 0]) @ np.asarray(matrix).T
+        corners = (_CORNERS * [size, size, 1] - [0.5, 0.5, 0]) @ matrix.T
         if (corners[:, 2] <= 0).any():
             continue
         pixels = corners[:, :2] / corners[:, 2:]
@@ -252,20 +274,21 @@ def _out_of_sight(view: np.ndarray, camera: Cameras, shape: np.ndarray) -> bool:
     weights = np.linspace(0, 1, SIGHT_SAMPLES)[:, None]
     left, right = (view[a] + weights * (view[b] - view[a]) for a, b in ((0, 3), (1, 2)))
     rays = left[:, None] + weights * (right - left)[:, None]
-    pixels = camera.project(torch.from_numpy(rays.reshape(1, -1, 3)))[0].numpy()
+    pixels = camera.project(rays.reshape(1, -1, 3))[0]
     return not ((pixels >= -0.5) & (pixels <= shape - 0.5)).all(1).any()
 
 
-def wide_boxes(boxes: Tensor, cameras: Cameras, image_index: Sequence[int]) -> tuple[str, ...]:
+def wide_boxes(boxes: np.ndarray, cameras: Cameras, image_index: Sequence[int]) -> tuple[str, ...]:
     """Warnings of boxes (N, 4) px wider than the reference camera's view, for N cameras."""
     middles, extents = (boxes[:, 2:] + boxes[:, :2]) / 2, boxes[:, 2:] - boxes[:, :2]
     # Angles between the rays through the midpoints of opposite sides.
-    half = torch.diag_embed(extents / 2)
-    ends = torch.stack([middles[:, None] - half, middles[:, None] + half])
+    half = extents[:, None] / 2 * np.eye(2)
+    ends = np.stack([middles[:, None] - half, middles[:, None] + half])
     if cameras.distorted:
-        ends = torch.from_numpy(np.stack([cameras.straight(each) for each in ends.numpy()]))
-    rays = torch.cat([ends, torch.ones_like(ends[..., :1])], -1) @ torch.linalg.inv(cameras.intrinsics).mT
-    spans = torch.cosine_similarity(rays[0], rays[1], dim=-1).clamp(-1, 1).acos().rad2deg()
+        ends = np.stack([cameras.straight(each) for each in ends])
+    rays = np.concatenate([ends, np.ones_like(ends[..., :1])], -1) @ np.linalg.inv(cameras.intrinsics).mT
+    first, second = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+    spans = np.degrees(np.arccos((first * second).sum(-1).clip(-1, 1)))
     return tuple(
         f"the box {boxes[i].tolist()} px of image {image_index[i]} spans {across:.1f} x {down:.1f} "
         f"degrees, the view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}; the view does not include all of the box"
@@ -274,14 +297,14 @@ def wide_boxes(boxes: Tensor, cameras: Cameras, image_index: Sequence[int]) -> t
     )
 
 
-def read_previous(previous: HandPose[Any] | None, placement: Placement) -> Tensor | None:
-    """Joints (B, 21, 3) float32 mm on the CPU, in the volume's frames; NaN where a pose is not valid."""
+def read_previous(previous: HandPose[Any] | None, placement: Placement[np.ndarray]) -> np.ndarray | None:
+    """Joints (B, 21, 3) float32 mm in the volume's frames; NaN where a pose is not valid."""
     if previous is None:
         return None
     joints, count = _previous_joints(previous), len(placement.frames)
     if len(joints) != count:
         raise ValueError(f"previous must hold one pose for each of {count} hand(s), got {len(joints)}")
-    return ((joints - placement.origins[:, None]) @ placement.frames.mT).float()
+    return ((joints - placement.origins[:, None]) @ placement.frames.mT).astype(np.float32)
 
 
 def previous_images(previous: HandPose[Any], count: int) -> list[int]:
@@ -300,42 +323,46 @@ def previous_images(previous: HandPose[Any], count: int) -> list[int]:
     return image_index
 
 
-def previous_boxes(previous: HandPose[Any], cameras: Cameras) -> Tensor:
+def previous_boxes(previous: HandPose[Any], cameras: Cameras) -> np.ndarray:
     """Boxes (N, 4) float64 px of the joints of poses in the frames before, for N cameras."""
     joints = _previous_joints(previous)
-    if not (joints.isfinite().all() and (joints[..., 2] > 0).all()):
-        lost = [i for i, each in enumerate(joints) if not (each.isfinite().all() and (each[:, 2] > 0).all())]
+    placed = np.isfinite(joints).all((1, 2)) & (joints[..., 2] > 0).all(1)
+    if not placed.all():
+        lost = np.flatnonzero(~placed).tolist()
         raise ValueError(
             f"previous must be valid and in front of the camera, to place the view: pose(s) {lost} are not; "
             "give a box instead, or neither, to find the hands again"
         )
     pixels = cameras.project(joints)
-    if pixels.isnan().any():
+    if np.isnan(pixels).any():
         raise ValueError("previous must hold joints that the camera's lens sees: give a box instead")
-    return torch.cat([pixels.amin(1), pixels.amax(1)], 1)
+    return np.concatenate([pixels.min(1), pixels.max(1)], 1)
 
 
-def _previous_joints(previous: HandPose[Any]) -> Tensor:
-    """(N, 21, 3) float64 mm on the CPU, in the frames of the cameras."""
+def _previous_joints(previous: HandPose[Any]) -> np.ndarray:
+    """(N, 21, 3) float64 mm, in the frames of the cameras."""
     if not isinstance(previous, HandPose):
         raise TypeError(
             f"previous must be a HandPose, as the estimator returns it, got {type(previous).__name__}"
         )
-    joints = _numbers("previous.joints", previous.joints, "(21, 3) or (B, 21, 3) mm")
+    joints = read_numbers("previous.joints", previous.joints, "(21, 3) or (B, 21, 3) mm")
     joints = joints if joints.ndim == 3 else joints[None]
     if joints.shape[1:] != (21, 3):
         raise ValueError(f"previous.joints must be (21, 3) or (N, 21, 3) mm, got {tuple(joints.shape)}")
     return joints
 
 
-def _check_image(image: Any, name: str, dimensions: tuple[int, ...], channels: int) -> None:
+def _check_image(image: Any, index: int | None, channels: int) -> None:
+    """Check an image of a list, or, of index None, an image or a batch of them."""
+    name = "image" if index is None else f"image {index}"
     if not isinstance(image, np.ndarray | Tensor):
         hint = "; np.asarray(image.convert('RGB')) makes one of it" if hasattr(image, "convert") else ""
         raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(image).__name__}{hint}")
-    shape = tuple(image.shape)
-    if len(shape) not in dimensions or shape[-1] != channels or 0 in shape:
+    shape = image.shape
+    if not (len(shape) == 3 or (len(shape) == 4 and index is None)) or shape[-1] != channels or 0 in shape:
+        shape = tuple(shape)
         expected, hint = f"(H, W, {channels})", ""
-        if 4 in dimensions:
+        if index is None:
             expected += f", or (B, H, W, {channels}) for a batch"
         if channels != 3:
             raise ValueError(f"{name} must be {expected}, as the network takes it, got shape {shape}")
@@ -346,23 +373,22 @@ def _check_image(image: Any, name: str, dimensions: tuple[int, ...], channels: i
         elif len(shape) > 2 and shape[-3] == 3:
             hint = "; channels come last"
         raise ValueError(f"{name} must be {expected}, RGB, got shape {shape}{hint}")
-    if image.dtype not in (np.uint8, torch.uint8):
+    if image.dtype != (uint8 if isinstance(image, Tensor) else np.uint8):
         raise TypeError(f"{name} must be uint8, values 0 to 255, got {image.dtype}")
 
 
-def _per_image(name: str, value: Any, expected: str, count: int, *shape: int, of: str = "image") -> Tensor:
-    """(count, *shape) float64 on the CPU, from one value for all images or one for each."""
-    return _expanded(name, _numbers(name, value, expected), count, shape, of)
+def _per_image(
+    name: str, value: Any, expected: str, count: int, *shape: int, of: str = "image"
+) -> np.ndarray:
+    """(count, *shape) float64, from one value for all images or one for each."""
+    return _expanded(name, read_numbers(name, value, expected), count, shape, of)
 
 
-def _expanded(name: str, values: Tensor, count: int, shape: tuple[int, ...], of: str) -> Tensor:
+def _expanded(name: str, values: np.ndarray, count: int, shape: tuple[int, ...], of: str) -> np.ndarray:
     """(count, *shape) from (*shape) or (count, *shape)."""
     if values.shape not in (shape, (count, *shape)):
         allowed = f"{shape or 'a number'}, or {(count, *shape)} for {count} {of}(s)"
         raise ValueError(f"{name} must be {allowed}, got shape {tuple(values.shape)}")
-    return values.expand(count, *shape)
-
-
-def _numbers(name: str, value: Any, expected: str) -> Tensor:
-    """float64 on the CPU."""
-    return torch.from_numpy(read_numbers(name, value, expected))
+    if values.ndim > len(shape):
+        return values
+    return values[None] if count == 1 else np.repeat(values[None], count, 0)

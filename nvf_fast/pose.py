@@ -112,12 +112,19 @@ class HandPose(Generic[A]):
         if self.joints.ndim < 3:
             raise TypeError("this is one pose, not a batch of them")
 
-        def taken(value: Any) -> Any:
-            if isinstance(value, tuple) and isinstance(index, list):
-                return tuple(value[each] for each in index)
-            return None if value is None else value[index]
-
-        return HandPose(**{name: taken(value) for name, value in _items(self)})
+        values: list[Any] = [*vars(self).values()]  # in the order of the fields
+        if isinstance(index, list):
+            values = [
+                tuple(each[row] for row in index)
+                if isinstance(each, tuple)
+                else None
+                if each is None
+                else each[index]
+                for each in values
+            ]
+        else:
+            values = [None if each is None else each[index] for each in values]
+        return HandPose(*values)
 
     @staticmethod
     def none(votes: bool = False) -> HandPose[Tensor]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nvf_fast.camera import ViewPlan, plan_view
@@ -45,23 +44,23 @@ class Request(NamedTuple):
     image_index: list[int]  # of each hand's image among the given ones
     plans: list[ViewPlan]  # of each view's sampling
     rows: np.ndarray  # (B, 33) float64, the plans for `ops.network_views`, of images without padding
-    placement: Placement  # of the volume before each camera
+    placement: Placement[np.ndarray]  # of the volume before each camera
     cameras: Cameras  # of each hand
-    left: Tensor  # (B,) bool, hands given as left ones
+    left: np.ndarray  # (B,) bool, hands given as left ones
     both_sides: list[bool]  # whether to evaluate each mirrored hand view as well
-    boxes: Tensor | None  # (B, 4) float64 px
-    scale: Tensor | None  # (B,) float32 mm, hand scales
-    previous: Tensor | None  # (B, 21, 3) float32 mm in the volume's frame, where a guided search begins
+    boxes: np.ndarray | None  # (B, 4) float64 px
+    scale: np.ndarray | None  # (B,) float32 mm, hand scales
+    previous: np.ndarray | None  # (B, 21, 3) float32 mm in the volume's frame, where a guided search begins
     single: bool  # whether one image and at most one box was given
     wide: tuple[str, ...]  # warnings of boxes wider than the view
 
     @property
-    def slopes(self) -> Tensor | None:
+    def slopes(self) -> np.ndarray | None:
         """(B,) float32, tangents of half the angles of hand views, or None."""
-        return None if self.placement.slopes is None else self.placement.slopes.float()
+        return None if self.placement.slopes is None else self.placement.slopes.astype(np.float32)
 
     @property
-    def network_scale(self) -> Tensor | None:
+    def network_scale(self) -> np.ndarray | None:
         """The hand scales as the network's input, which a network of hand views does not take."""
         return self.scale if self.placement.slopes is None else None
 
@@ -79,7 +78,7 @@ class RequestReader:
         self, config: NVFConfig, volume: FrustumVolume | RootCube | HandVolume, search: Search
     ) -> None:
         self._config, self._volume, self._search = config, volume, search
-        self._known: dict[Any, Request] = {}  # without images, by the arguments
+        self._known: dict[Any, tuple[Any, ...]] = {}  # requests without images, by the arguments
 
     def __call__(
         self,
@@ -99,21 +98,21 @@ class RequestReader:
             TypeError: an argument has the wrong type or dtype.
         """
         images, single = read_images(image, self._config.image_channels)
-        sizes = [tuple(each.shape[:2]) for each in images]
+        sizes = [each.shape[:2] for each in images]
+        arguments = K, hand_scale, box, side, return_votes, previous, root
         try:
-            given = (sizes, single, K, hand_scale, box, side, return_votes, root)
-            key = None if previous is not None else _fingerprint(given)
+            key = tuple(sizes), single, _fingerprint(arguments)
         except (TypeError, RecursionError):
             key = None
-        request = self._known.get(key)
-        if request is None:
-            request = self._checked(images, single, K, hand_scale, box, side, return_votes, previous, root)
+        known = self._known.get(key)
+        if known is None:
+            request = self._checked(images, sizes, single, *arguments)
             if key is not None:
                 if len(self._known) >= KNOWN_REQUESTS:
                     self._known.clear()
-                self._known[key] = request._replace(images=[])
+                self._known[key] = request[1:]
         else:
-            request = request._replace(images=[images[i] for i in request.image_index])
+            request = Request([images[i] for i in known[0]], *known)
         for warning in request.wide:
             warnings.warn(warning, stacklevel=4)  # of the caller of the estimator, past its decorator
         return request
@@ -121,6 +120,7 @@ class RequestReader:
     def _checked(
         self,
         images: list[Any],
+        sizes: list[tuple[int, ...]],
         single: bool,
         K: Any,
         hand_scale: Any,
@@ -131,25 +131,26 @@ class RequestReader:
         root: Any,
     ) -> Request:
         """Validate the arguments other than images, and place the views."""
-        cameras = read_cameras(K, [each.shape[:2] for each in images])
+        cameras = read_cameras(K, sizes)
         hand = isinstance(self._volume, HandVolume)
         self._check_combination(return_votes, box, root, previous)
         boxes, image_index = None, list(range(len(images)))
         if box is not None:
             boxes, image_index = read_boxes(box, len(images), single)
-            single = single and len(box) > 0 and getattr(box, "ndim", np.ndim(box)) == 1
+            single = single and len(box) > 0 and (box.ndim if hasattr(box, "ndim") else np.ndim(box)) == 1
         elif previous is not None:
             image_index = previous_images(previous, len(images))
             single = single and previous.joints.ndim == 2
         if image_index != list(range(len(images))):
-            images, cameras = [images[i] for i in image_index], cameras.chosen(image_index)
-        count, sizes = len(image_index), [each.shape[:2] for each in images]
+            images, sizes = [images[i] for i in image_index], [sizes[i] for i in image_index]
+            cameras = cameras.chosen(image_index)
+        count = len(image_index)
         if previous is not None and hand:
             boxes, previous = previous_boxes(previous, cameras), None
         roots = read_roots(root, count) if self._volume.needs_root else None
         scale = read_hand_scale(hand_scale, count, self._config)
         sides = read_sides(side, count)
-        left = torch.from_numpy(np.array([each == "left" for each in sides], dtype=np.bool_))
+        left = np.array([each == "left" for each in sides], dtype=np.bool_)
         size = self._config.input_size
         placement = self._volume.place(
             cameras.intrinsics, size, left, boxes=boxes, roots=roots, cameras=cameras
@@ -167,7 +168,11 @@ class RequestReader:
             # The mirrored view, about pixel size / 2, reaches one pixel farther.
             plan_view(matrix, size, height, width, float(both), camera)
             for matrix, (height, width), both, camera in zip(
-                placement.matrices.flatten(1).tolist(), sizes, both_sides, _lenses(cameras), strict=True
+                placement.matrices.reshape(count, 9).tolist(),
+                sizes,
+                both_sides,
+                _lenses(cameras),
+                strict=True,
             )
         ]
         channels = self._config.image_channels
@@ -214,7 +219,7 @@ class RequestReader:
             raise ValueError(f'previous is for search="guided" only, this is {self._search!r}')
 
 
-def _lenses(cameras: Cameras) -> Sequence[tuple[Tensor, Lens | None] | None]:
+def _lenses(cameras: Cameras) -> Sequence[tuple[np.ndarray, Lens | None] | None]:
     """The cameras for `plan_view`."""
     return list(cameras) if cameras.distorted else [None] * len(cameras)
 
@@ -225,14 +230,13 @@ def _fingerprint(value: Any) -> Any:
     Raises:
         TypeError: the argument is of a type whose values might change.
     """
-    if value is None or isinstance(value, str | int | float):
-        return type(value), value
-    if isinstance(value, Tensor) and value.numel() <= KNOWN_NUMBERS:
+    kind = type(value)
+    if kind is Tensor and value.numel() <= KNOWN_NUMBERS:
         value = value.numpy(force=True)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject and value.size <= KNOWN_NUMBERS:
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, tuple | list):
-        return type(value), *map(_fingerprint, value)
-    if isinstance(value, np.number | Camera):
-        return type(value), value
-    raise TypeError(type(value).__name__)
+        return value.dtype, value.shape, value.tobytes()
+    if kind is tuple or kind is list:
+        return kind, *map(_fingerprint, value)
+    if value is None or isinstance(value, str | int | float | np.number | Camera):
+        return kind, value
+    raise TypeError(kind.__name__)

@@ -121,12 +121,15 @@ def field_distance(
         view: (1, 3, S, S), the network's view.
         request: of the hand.
     """
-    placement, scale, coarse = request.placement, request.network_scale, None
-    frame, origin = (each[0].to(model.device) for each in (placement.frames, placement.origins))
+    placement, coarse = request.placement, None
+    scale: Any = request.network_scale
+    frame, origin = (
+        torch.from_numpy(each[0]).to(model.device) for each in (placement.frames, placement.origins)
+    )
     unit = 1.0  # mm of the field in a mm
     if isinstance(volume, HandVolume):
         assert request.slopes is not None
-        slopes = request.slopes.to(model.device)
+        slopes = torch.from_numpy(request.slopes).to(model.device)
         encoding = model.encode_hands(view, slopes)
         features, coarse = encoding.features, encoding.joints(slopes)
         intrinsics = view_intrinsics(slopes, model.config.input_size)
@@ -134,7 +137,7 @@ def field_distance(
             unit = UNIT_SCALE_MM / float(request.scale[0])
     else:
         features, intrinsics = model.encode(view), model.reference_intrinsics
-        scale = None if scale is None else scale.to(model.device)
+        scale = None if scale is None else torch.from_numpy(scale).to(model.device)
 
     @torch.no_grad()
     def distance(points: Tensor) -> Tensor:

@@ -12,14 +12,15 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SLOPE, turn
+from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SLOPE, Array, turn
 from nvf_fast.camera_model import Cameras
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import BOX_MM, Lattice
@@ -32,23 +33,23 @@ HAND_REACH_MM = 112.0  # of the query points before and behind the middle of a u
 FINEST_CELLS = 128  # along each axis of a hand view's lattice
 
 
-class Placement(NamedTuple):
-    """A volume before each of B cameras.
+class Placement(NamedTuple, Generic[Array]):
+    """A volume before each of B cameras, torch or numpy.
 
     A point p of a camera's frame is frame @ (p - origin) in the volume's frame.
     """
 
-    matrices: Tensor  # (B, 3, 3) float64, from homogeneous px of the network's view to px of the image
-    frames: Tensor  # (B, 3, 3) float64, orthogonal; a left hand's mirrors x
-    origins: Tensor  # (B, 3) float64 mm, origin of the volume's frame in the camera's
+    matrices: Array  # (B, 3, 3) float64, from homogeneous px of the network's view to px of the image
+    frames: Array  # (B, 3, 3) float64, orthogonal; a left hand's mirrors x
+    origins: Array  # (B, 3) float64 mm, origin of the volume's frame in the camera's
     # (B,) float64, tangents of half the angles that hand views span, infinite for a box that no view holds;
     # None for the other volumes, whose views span one angle.
-    slopes: Tensor | None = None
+    slopes: Array | None = None
 
     @property
     def homographies(self) -> Tensor:
         """(B, 3, 3) float64, from image px to px of the network's view."""
-        inverse: Tensor = torch.linalg.inv(self.matrices)
+        inverse: Tensor = torch.linalg.inv(torch.as_tensor(self.matrices))
         return inverse
 
 
@@ -59,18 +60,19 @@ class PlacedVolume(ABC):
 
     def place(
         self,
-        intrinsics: Tensor,
+        intrinsics: Array,
         size: int,
-        left: Tensor | None = None,
+        left: Array | None = None,
         *,
-        boxes: Tensor | None = None,
-        roots: Tensor | None = None,
+        boxes: Array | None = None,
+        roots: Array | None = None,
         cameras: Cameras | None = None,
-    ) -> Placement:
+    ) -> Placement[Array]:
         """Place the volume before each camera.
 
         Args:
-            intrinsics: (B, 3, 3) float64 px of the images.
+            intrinsics: (B, 3, 3) float64 px of the images, numpy or torch, as the result will be. On few
+                numbers numpy's operations cost a fifth of torch's.
             size: px, side of the network's view.
             left: (B,) bool, left hands; None where all hands are right ones.
             boxes: (B, 4) float64 px, (x0, y0, x1, y1) around the hands; None looks along the optical axis. A
@@ -84,20 +86,25 @@ class PlacedVolume(ABC):
         """
         lenses = cameras if cameras is not None and cameras.distorted else None
         sign: Any = 1.0
-        if left is not None and left.any():
-            sign = np.where(left.numpy(), -1.0, 1.0) if len(left) > 1 else -1.0
-        return self._placement(intrinsics, size, sign, boxes, roots, lenses)
+        if left is not None:
+            sign = np.where(left, -1.0, 1.0) if len(left) != 1 else -1.0 if left[0] else 1.0
+        at, wrists = (None if each is None else np.asarray(each) for each in (boxes, roots))
+        found = self._placement(np.asarray(intrinsics), size, sign, at, wrists, lenses)
+        if isinstance(intrinsics, Tensor):
+            parts = (None if each is None else torch.from_numpy(each) for each in found)
+            return cast("Placement[Array]", Placement(*parts))
+        return found
 
     @abstractmethod
     def _placement(
         self,
-        intrinsics: Tensor,
+        intrinsics: np.ndarray,
         size: int,
         sign: Any,  # -1 for left hands, else 1; a number or (B,)
-        boxes: Tensor | None,
-        roots: Tensor | None,
+        boxes: np.ndarray | None,
+        roots: np.ndarray | None,
         lenses: Cameras | None,
-    ) -> Placement: ...
+    ) -> Placement[np.ndarray]: ...
 
 
 class Volume(PlacedVolume):
@@ -156,13 +163,13 @@ class FrustumVolume(Volume):
 
     def _placement(
         self,
-        intrinsics: Tensor,
+        intrinsics: np.ndarray,
         size: int,
         sign: Any,  # -1 for left hands, else 1; a number or (B,)
-        boxes: Tensor | None,
-        roots: Tensor | None,
+        boxes: np.ndarray | None,
+        roots: np.ndarray | None,
         lenses: Cameras | None,
-    ) -> Placement:
+    ) -> Placement[np.ndarray]:
         K = _Intrinsics(*_columns(intrinsics)[:6])
         x0, y0, x1, y1 = (K.cx, K.cy, K.cx, K.cy) if boxes is None else _columns(boxes)
         (middle,) = _straight([((x0 + x1) / 2, (y0 + y1) / 2)], lenses)
@@ -237,13 +244,13 @@ class RootCube(Volume):
 
     def _placement(
         self,
-        intrinsics: Tensor,
+        intrinsics: np.ndarray,
         size: int,
         sign: Any,  # -1 for left hands, else 1; a number or (B,)
-        boxes: Tensor | None,
-        roots: Tensor | None,
+        boxes: np.ndarray | None,
+        roots: np.ndarray | None,
         lenses: Cameras | None,
-    ) -> Placement:
+    ) -> Placement[np.ndarray]:
         assert roots is not None
         K, (x, y, z) = _Intrinsics(*_columns(intrinsics)[:6]), _columns(roots)
         u, v, _ = K.pixel(x / z, y / z, 1.0)
@@ -298,13 +305,13 @@ class HandVolume(PlacedVolume):
 
     def _placement(
         self,
-        intrinsics: Tensor,
+        intrinsics: np.ndarray,
         size: int,
         sign: Any,  # -1 for left hands, else 1; a number or (B,)
-        boxes: Tensor | None,
-        roots: Tensor | None,
+        boxes: np.ndarray | None,
+        roots: np.ndarray | None,
         lenses: Cameras | None,
-    ) -> Placement:
+    ) -> Placement[np.ndarray]:
         assert boxes is not None
         K, (x0, y0, x1, y1) = _Intrinsics(*_columns(intrinsics)[:6]), _columns(boxes)
         u, v = (x0 + x1) / 2, (y0 + y1) / 2
@@ -314,22 +321,23 @@ class HandVolume(PlacedVolume):
         a, b, c, d, e, f, g, h, i = rotation
         places: list[tuple[Any, Any]] = []
         ahead: Any = True
-        with np.errstate(divide="ignore", invalid="ignore"):
+        one = isinstance(x0, float)
+        with nullcontext() if one else np.errstate(divide="ignore", invalid="ignore"):
             for end in ends:
                 x, y = K.slopes(*end)
                 depth = g * x + h * y + i
                 ahead = ahead & (depth > 0)
-                if isinstance(depth, float):
+                if one:
                     depth = depth or math.inf  # Python raises where numpy divides by zero
                 places.append(((a * x + b * y + c) / depth, (d * x + e * y + f) / depth))
-            (left, right, top, bottom), longer = places, max if isinstance(x0, float) else np.maximum
+            left, right, top, bottom = places
             across = (right[0] - left[0]) ** 2 + (right[1] - left[1]) ** 2
             down = (bottom[0] - top[0]) ** 2 + (bottom[1] - top[1]) ** 2
-            slope = longer(across, down) ** 0.5 / (2 * self.fill)
-            if isinstance(ahead, np.ndarray):
+            slope = (max if one else np.maximum)(across, down) ** 0.5 / (2 * self.fill)
+            if one:
+                slope = slope if ahead else math.inf
+            else:
                 slope = np.where(ahead, slope, math.inf)
-            elif not ahead:
-                slope = math.inf
             return _turned(K, rotation, slope, sign, size, len(intrinsics), sized=True)
 
     def lattice(self, step_mm: float, device: torch.device | str | None = None) -> HandLattice:
@@ -400,22 +408,22 @@ class _Intrinsics(NamedTuple):
         return self.fx * x + self.skew * y + self.cx * z, self.fy * y + self.cy * z, z
 
 
-def _columns(tensor: Tensor) -> list[Any]:
+def _columns(array: np.ndarray) -> list[Any]:
     """The entries of a batch of one as numbers, those of a larger batch as arrays (B,)."""
-    if len(tensor) == 1:
-        numbers: list[Any] = tensor.flatten().tolist()
+    if len(array) == 1:
+        numbers: list[Any] = array.ravel().tolist()
         return numbers
-    return list(tensor.flatten(1).numpy().T)
+    return list(array.reshape(len(array), math.prod(array.shape[1:])).T)
 
 
-def _matrices(entries: Sequence[Any], count: int) -> Tensor:
+def _matrices(entries: Sequence[Any], count: int) -> np.ndarray:
     """(B, 3, 3) float64 of nine numbers or arrays."""
     if count == 1:
-        return torch.from_numpy(np.array(entries, dtype=np.float64).reshape(1, 3, 3))
+        return np.array(entries, dtype=np.float64).reshape(1, 3, 3)
     matrices = np.empty((count, 9))
     for column, values in enumerate(entries):
         matrices[:, column] = values
-    return torch.from_numpy(matrices).view(count, 3, 3)
+    return matrices.reshape(count, 3, 3)
 
 
 def _straight(pixels: list[tuple[Any, Any]], lenses: Cameras | None) -> Sequence[tuple[Any, Any]]:
@@ -429,7 +437,7 @@ def _straight(pixels: list[tuple[Any, Any]], lenses: Cameras | None) -> Sequence
 
 def _turned(
     K: _Intrinsics, rotation: list[Any], slope: Any, sign: Any, size: int, count: int, sized: bool = False
-) -> Placement:
+) -> Placement[np.ndarray]:
     """The placement of a turned camera whose square view reaches `slope` from its axis.
 
     Args:
@@ -448,12 +456,8 @@ def _turned(
     )
     matrix = [column[row] for row in range(3) for column in columns]
     frames = _matrices([a, b, c, d, e, f, g, h, i], count)
-    slopes = _numbers(slope, count) if sized else None
-    return Placement(_matrices(matrix, count), frames, torch.zeros(count, 3, dtype=torch.float64), slopes)
-
-
-def _numbers(values: Any, count: int) -> Tensor:
-    return torch.from_numpy(np.array([values]) if count == 1 else values)
+    slopes = None if not sized else np.array([slope]) if count == 1 else slope
+    return Placement(_matrices(matrix, count), frames, np.zeros((count, 3)), slopes)
 
 
 def _texels(side: int, device: torch.device | str | None) -> Tensor:

@@ -169,7 +169,8 @@ def test_views_sample_the_distorted_image(name: str, scale: int, factor: int, mi
     cameras = Cameras.of([seeing])
     box = torch.tensor([[380.0, 190.0, 500.0, 330.0]], dtype=torch.float64) * scale
     left = torch.tensor([mirrored])
-    placement = HandVolume().place(cameras.intrinsics, size, left, boxes=box, cameras=cameras)
+    intrinsics = torch.from_numpy(cameras.intrinsics)
+    placement = HandVolume().place(intrinsics, size, left, boxes=box, cameras=cameras)
     plan = plan_view(placement.matrices.flatten().tolist(), size, height, width, 1.0, next(iter(cameras)))
     assert factor - 1 <= plan.factor <= factor
     assert plan.lens is not None and placement.slopes is not None
@@ -200,7 +201,9 @@ def test_crops_reach_all_that_a_view_samples() -> None:
             for half in (20, 150):
                 box = torch.tensor([[*np.subtract(middle, half), *np.add(middle, half)]], dtype=torch.float64)
                 cameras = Cameras.of([seeing])
-                place = HandVolume().place(intrinsics[None], size, boxes=box, cameras=cameras)
+                place = HandVolume().place(
+                    torch.from_numpy(intrinsics[None]), size, boxes=box, cameras=cameras
+                )
                 plan = plan_view(place.matrices.flatten().tolist(), size, 480, 640, 0.0, (intrinsics, lens))
                 assert plan.lens is not None and place.slopes is not None and place.slopes.isfinite().all()
                 crop = image[..., plan.rows, plan.columns]
@@ -216,10 +219,11 @@ def test_crops_reach_all_that_a_view_samples() -> None:
 def test_reference_views_look_along_undistorted_rays() -> None:
     cameras = Cameras.of([camera("rational")])
     box = torch.tensor([[400.0, 100.0, 460.0, 160.0]], dtype=torch.float64)
-    place = FrustumVolume().place(cameras.intrinsics, 224, boxes=box, cameras=cameras)
+    intrinsics = torch.from_numpy(cameras.intrinsics)
+    place = FrustumVolume().place(intrinsics, 224, boxes=box, cameras=cameras)
     turned = place.frames[0].numpy() @ camera("rational").rays(np.array([430.0, 130.0]))
     np.testing.assert_allclose(turned[:2], 0, atol=1e-9)
-    expected = reference_homography(cameras.intrinsics, 224, place.frames)
+    expected = reference_homography(intrinsics, 224, place.frames)
     torch.testing.assert_close(place.homographies, expected)
 
 

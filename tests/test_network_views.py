@@ -43,7 +43,7 @@ def camera(kind: str, focal: float) -> Camera:
 def planned(kind: str, focal: float, box: tuple[float, ...]) -> ViewPlan:
     cameras = Cameras.of([camera(kind, focal)])
     boxes = torch.tensor([box], dtype=torch.float64)
-    placement = HandVolume().place(cameras.intrinsics, SIZE, boxes=boxes, cameras=cameras)
+    placement = HandVolume().place(torch.from_numpy(cameras.intrinsics), SIZE, boxes=boxes, cameras=cameras)
     matrix = placement.matrices.flatten().tolist()
     return plan_view(matrix, SIZE, 131, 173, 1.0, next(iter(cameras)))
 

@@ -33,18 +33,22 @@ def autocast_off(device: str) -> AbstractContextManager[object]:
 class unaffected(ContextDecorator):
     """A context, or a decorator, without the caller's autocast and default device."""
 
-    def __init__(self) -> None:
-        self._changed = ExitStack()
+    _changed: ExitStack | None = None
 
     def __enter__(self) -> None:
-        for device in DEVICES:
-            if torch.is_autocast_enabled(device):
-                self._changed.enter_context(torch.autocast(device, enabled=False))
-        if torch.empty(0).device.type != "cpu":
+        autocast = [device for device in DEVICES if torch.is_autocast_enabled(device)]
+        elsewhere = not torch.empty(0).is_cpu
+        if not (autocast or elsewhere):
+            return
+        self._changed = ExitStack()
+        for device in autocast:
+            self._changed.enter_context(torch.autocast(device, enabled=False))
+        if elsewhere:
             self._changed.enter_context(torch.device("cpu"))
 
     def __exit__(self, *error: object) -> None:
-        self._changed.close()
+        if self._changed is not None:
+            self._changed.close()
 
     def _recreate_cm(self) -> unaffected:
         return unaffected()
