@@ -159,7 +159,8 @@ def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> l
             raise ValueError(f"depth must be {size}, got shape {shape}")
         if str(each.dtype).removeprefix("torch.") in ("bool", "uint8", "int8", "complex64", "complex128"):
             raise TypeError(f"depth must be mm as uint16, another integer or a float, got {each.dtype}")
-        coarse = each[::4, ::4]
+        step = max(4, max(shape) // 1024)
+        coarse = each[::step, ::step]
         values = coarse.cpu().numpy() if isinstance(coarse, Tensor) else coarse
         values = values[np.isfinite(values)]
         if (values < 0).any():
@@ -169,7 +170,7 @@ def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> l
                 f"depth must be in mm, the largest value is {values.max():.3g}: multiply metres by 1000"
             )
     # Few operations of torch take uint16.
-    return [each.int() if each.dtype == torch.uint16 else each for each in depths]
+    return [each.cpu().numpy() if each.dtype == torch.uint16 else each for each in depths]
 
 
 def _fits(pose: HandPose[Any], depths: list[Any], K: Any) -> list[DepthFit]:

@@ -32,6 +32,7 @@ from nvf_fast.finding import (
     distinct,
     pixel_boxes,
     squared,
+    thinning,
     viewable,
 )
 from nvf_fast.grid import Lattice
@@ -328,7 +329,11 @@ class PoseEstimator:
         if self._finder is None or not isinstance(self.volume, HandVolume):
             raise ValueError("finding hands requires a network of hand views: this one needs a box")
         focal = float(camera.intrinsics[0, :2, :2].diagonal().mean())
-        return self._finder(as_tensor(image).to(self.device), focal, score, smallest)
+        step = thinning(*image.shape[:2])
+        top, left = (min(step, extent) // 2 for extent in image.shape[:2])
+        thinned = as_tensor(image[top::step, left::step]).to(self.device)
+        found = self._finder(thinned, focal / step, score, smallest)
+        return found._replace(boxes=found.boxes * step + torch.tensor([left, top, left, top]))
 
     def _every_hand(
         self,

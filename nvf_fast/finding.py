@@ -24,6 +24,7 @@ SMALLEST_PX = 14.0  # of a hand's box in the finest view; training shows 10 px a
 COARSEST = 2 / 3  # of a view of the network's size that the image spans at most, for hands that fill it
 LEVEL_RATIO = 7 / 3  # of the sizes of successive views
 STRIDE_PX = 32  # of the encoder: the sides of a view are multiples of it
+MOST_PX = 4096  # of an image's longer side that views are resized from
 FOUND_SCORE = 0.12  # least probability of a hand's centre
 MOST_CANDIDATES = 32  # that are seen closer
 SAME_HAND = 0.3  # boxes that overlap by more are one hand's: intersection over union
@@ -150,6 +151,14 @@ class HandFinder:
             with self._profiler.stage("read"):
                 found.append(read_peaks(maps[0].cpu(), view, size, score))
         return Candidates(*map(torch.cat, zip(*found, strict=True)))
+
+
+def thinning(height: int, width: int) -> int:
+    """Step between the rows and columns of a large image that views are resized from.
+
+    The finest view of the default `smallest` has 448 px, so that most of more pixels would be averaged away.
+    """
+    return max(1, max(height, width) // MOST_PX)
 
 
 def view_sizes(smallest: float, size: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import nvf_fast
+from nvf_fast.estimator import PoseEstimator
 from nvf_fast.finding import (
     COARSEST,
     SMALLEST,
@@ -22,8 +25,10 @@ from nvf_fast.finding import (
     view_sizes,
     viewable,
 )
+from nvf_fast.image_files import read_image
 from nvf_fast.inputs import read_cameras
 from nvf_fast.runtime.profiling import Profiler
+from tests.hand_cases import hand_network
 
 SIZE = 128
 
@@ -35,6 +40,27 @@ def test_every_hand_lies_whole_in_some_view(smallest: float) -> None:
         shown = hand * sides
         assert ((shown >= 0.999 * SMALLEST_PX) & (shown <= SIZE)).any(), hand
     assert sides[-1] <= COARSEST * SIZE and (sides[:-1] > COARSEST * SIZE).all()
+
+
+def test_boxes_in_a_large_image_are_those_of_a_smaller_one() -> None:
+    estimator = nvf_fast.load(device="cpu")
+    image = read_image(files("nvf_fast") / "assets/demo.jpg")
+    K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+    expected = estimator.find(image, K)
+    larger = np.array([[9.0, 0, 4], [0, 9, 4], [0, 0, 1]])  # 8640 px, of which every second is read
+    found = estimator.find(image.repeat(9, 0).repeat(9, 1), larger @ K)
+    assert found.sides[:2] == expected.sides[:2] == ("right", "left")
+    # px; 0.25 measured.
+    np.testing.assert_allclose((found.boxes[:2] - 4) / 9, expected.boxes[:2], atol=0.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 16384), (3, 40_000), (4096, 4096), (8191, 1), (8192, 2)])
+def test_thinned_images_have_pixels(shape: tuple[int, int]) -> None:
+    image = np.broadcast_to(np.uint8(90), (*shape, 3))
+    K = np.array([[8e3, 0, shape[1] / 2], [0, 8e3, shape[0] / 2], [0, 0, 1]])
+    found = PoseEstimator(hand_network(), step_mm=56).find(image, K, score=0.0)
+    middles = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    assert len(found) and np.isfinite(middles).all()
 
 
 def test_views_cost_less_than_ten_close_views() -> None:

@@ -95,6 +95,12 @@ def test_broadcast_and_read_only_images_are_cropped_first(estimator: Any) -> Non
     ):
         pose = estimator()(image, wide, box=box)
         assert pose.joints.shape == (21, 3)
+        if estimator is hands:
+            assert len(hands().find(image, wide, score=0.0)) > 0
+            assert hands()(image, wide).joints.ndim == 3
+    for depth in (broadcast(100_000, 100_000, dtype=np.float32), torch.ones(1).expand(100_000, 100_000)):
+        with pytest.raises(ValueError, match="depth must be in mm, the largest value is 1"):
+            estimator()(image, wide, box=box, depth=depth)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KB; the image has 3 10^7
 
 
