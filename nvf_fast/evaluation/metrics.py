@@ -454,7 +454,7 @@ def _pair(predicted: Poses, truth: Poses) -> tuple[Floats, Floats]:
 
 def _check_root(root: int, poses: Floats) -> None:
     if not isinstance(root, int) or not 0 <= root < poses.shape[-2]:
-        raise ValueError(f"root must be a keypoint, 0 to {poses.shape[-2] - 1}, got {root!r}")
+        raise ValueError(f"root must be a keypoint, 0 to {poses.shape[-2] - 1} of the poses, got {root!r}")
 
 
 def _hands(predicted: Poses, truth: Poses) -> tuple[Floats, Floats]:

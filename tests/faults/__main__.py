@@ -23,12 +23,12 @@ import torch
 
 from nvf_fast import __version__
 from nvf_fast.runtime.files import whole_file
-from tests.faults import border, readers, runs
+from tests.faults import border, readers, runs, together
 from tests.faults.promises import Outcome, Promise
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "promises.json"
 COLUMNS = ["promise", "cases tried", "failures", "measured"]
-PROMISES = [*runs.PROMISES, *readers.PROMISES, *border.PROMISES]
+PROMISES = [*runs.PROMISES, *together.PROMISES, *readers.PROMISES, *border.PROMISES]
 
 
 def main() -> None:

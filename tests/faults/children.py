@@ -30,6 +30,7 @@ class Child:
     """
 
     def __init__(self, work: Callable[[], int], prepare: Callable[[], None] = lambda: None) -> None:
+        self._status: int | None = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115, it is read after the end
         # A child must not be interrupted outside of `try`, where it would go on as the parent does.
         signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
@@ -58,18 +59,23 @@ class Child:
     def kill(self, after: float, by: signal.Signals) -> None:
         """Send a signal after some seconds."""
         time.sleep(after)
-        os.kill(self.process, by)
+        if self._status is None:
+            os.kill(self.process, by)
 
     def wait(self, limit: float = 10 * MINUTE) -> int:
         """The exit status, negative for a signal; a child that does not end in time counts as SIGALRM."""
         until = time.monotonic() + limit
-        while (ended := os.waitpid(self.process, os.WNOHANG))[0] == 0:
-            if time.monotonic() > until:
+        while self._status is None:
+            process, status = os.waitpid(self.process, os.WNOHANG)
+            if process:
+                self._status = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
                 os.kill(self.process, signal.SIGKILL)
                 os.waitpid(self.process, 0)
-                return -signal.SIGALRM
-            time.sleep(0.005)
-        return os.waitstatus_to_exitcode(ended[1])
+                self._status = -signal.SIGALRM
+            else:
+                time.sleep(0.005)
+        return self._status
 
     def output(self) -> str:
         self._output.seek(0)

@@ -21,11 +21,9 @@ from PIL import Image
 from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
 from nvf_fast.evaluation.dataset_predictions import save_predictions
 from nvf_fast.evaluation.run import predict
-from nvf_fast.training.loop import train
 from nvf_fast.training.state import SavedTraining
 from tests.evaluation_cases import Fixed, Images
 from tests.faults.children import (
-    MINUTE,
     Child,
     command,
     count_operations,
@@ -35,7 +33,7 @@ from tests.faults.children import (
 )
 from tests.faults.promises import Outcome, Promise
 from tests.reference_cases import reference_network
-from tests.training_cases import Dots, saved_training, tiny
+from tests.training_cases import saved_training, tiny
 
 KILLS_OF_A_RUN = 5
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -282,35 +280,6 @@ def read_only_folders(count: int) -> Outcome:
     return outcome
 
 
-def two_at_once(count: int) -> Outcome:
-    """Start a second run in the folder of a first one, which must be refused and must not disturb it."""
-    outcome = Outcome()
-    with tempfile.TemporaryDirectory() as place:
-        for case in range(count):
-            folder, run = Path(place) / f"run{case}", _train_dots
-            first = Child(partial(run, folder, 10**6))
-            until = time.monotonic() + 10 * MINUTE
-            while not (folder / ".lock").exists() and time.monotonic() < until:
-                time.sleep(0.01)
-            second = Child(partial(run, folder, 10**6))
-            status, printed = second.wait(), second.output()
-            outcome.check(status != 0 and "is in use by process" in printed, f"{status}: {printed[-300:]}")
-            first.kill(0, signal.SIGTERM)
-            status = first.wait()
-            outcome.check(status == 0, f"the first ended with {status}: {first.output()[-300:]}")
-            outcome.check(Child(partial(run, folder, 0)).wait() == 0, "the folder stays locked")
-    return outcome
-
-
-def _train_dots(folder: Path, steps: int) -> int:
-    try:
-        train(tiny(steps=steps or 10**6), Dots(), folder, progress=False, minutes=None if steps else 0)
-    except OSError as error:
-        print(error)
-        return 1
-    return 0
-
-
 def long_prediction(count: int) -> Outcome:
     """Predict many images, one in 100 damaged, killed twice; its memory must not grow."""
     outcome = Outcome()
@@ -363,10 +332,6 @@ PROMISES = [
     ),
     Promise(
         "A folder without permission to write is an error that names it", read_only_folders, long=7, short=3
-    ),
-    Promise(
-        "A second training in the folder of a running one is refused, and the first goes on", two_at_once,
-        long=10, short=1,
     ),
     Promise(
         "A long prediction with 1 % damaged images, killed twice, loses none and does not grow",
