@@ -58,7 +58,7 @@ class _TaughtQuery:
         self._query.sample(maps, places)
         return SimpleNamespace(sdf=self._sdf[rows][None])
 
-    def every_vote(self, maps: Any, places: Any) -> Tensor:
+    def evaluate(self, maps: Any, places: Any) -> tuple[Tensor, Tensor]:
         places, rows = places
-        self._query.every_vote(maps, places)
-        return self._votes[rows][None]
+        self._query.evaluate(maps, places)
+        return self._sdf[rows][None], self._votes[rows][None]

@@ -201,7 +201,7 @@ class BatchRunner:
 
 
 class _Part(NamedTuple):
-    """A launched group of images: their indices, their `Estimates.packed`, and their votes if requested."""
+    """A launched group of images: their indices, their packed rows, and their votes if requested."""
 
     members: list[int]
     read: Callable[[], np.ndarray]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -60,3 +64,38 @@ class Buffers:
     def _marked(self, selection: Selection) -> Selection:
         self.reject(selection.overflow)
         return selection
+
+
+class Voters(Sequence[tuple[Tensor, Tensor]]):
+    """The near-surface points of B views, V of each at most; a sequence of each view's points and votes.
+
+    Args:
+        counts: (B,) int32, number of valid points.
+        needs_retry: (B,) bool, images with more than V points.
+        gather: computes `points` and `votes`, when they are first read.
+    """
+
+    def __init__(
+        self, counts: Tensor, needs_retry: Tensor, gather: Callable[[], tuple[Tensor, Tensor]]
+    ) -> None:
+        self.counts, self.needs_retry, self._gather = counts, needs_retry, gather
+
+    @cached_property
+    def _gathered(self) -> tuple[Tensor, Tensor]:
+        return self._gather()
+
+    @property
+    def points(self) -> Tensor:
+        """(B, V, 3) float32 mm."""
+        return self._gathered[0]
+
+    @property
+    def votes(self) -> Tensor:
+        """(B, V, 21, 4) float32 raw (weight, direction xyz)."""
+        return self._gathered[1]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, image: Any) -> Any:
+        return self.points[image], self.votes[image]

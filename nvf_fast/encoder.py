@@ -109,8 +109,10 @@ class Stack(nn.Module):
         """Compute the features and the next stack's input; the last stack returns its own input."""
         mixed = self.mixed(x)
         features = self.features(mixed)
-        if self.mixed_onward is not None and self.features_onward is not None:
-            x = self.mixed_onward(mixed).add_(x).add_(self.features_onward(features))
+        if self.mixed_onward is not None:
+            x = self.mixed_onward(mixed).add_(x)
+        if self.features_onward is not None:
+            x.add_(self.features_onward(features))
         return features, x
 
     def mixed(self, x: Tensor) -> Tensor:
@@ -125,14 +127,22 @@ class Stack(nn.Module):
 
     def onward_matrix(self) -> tuple[Tensor, Tensor]:
         """Weight (width, width, 1, 1) and bias (width,) of the convolution to the next stack's input."""
-        # Multiplied in every call, since a cached product would be stale after a weight changes; it costs as
-        # much as the convolution on `width` texels.
+        # Multiplied in every call unless folded, since a cached product would be stale after a weight
+        # changes; it costs as much as the convolution on `width` texels.
+        direct, direct_bias = _matrix(self.mixed_onward)
+        if self.features_onward is None:
+            return direct[..., None, None], direct_bias
         features, features_bias = _matrix(self.features)
         onward, onward_bias = _matrix(self.features_onward)
-        direct, direct_bias = _matrix(self.mixed_onward)
         weight = torch.addmm(direct, onward, features)
         bias = torch.addmv(direct_bias + onward_bias, onward, features_bias)
         return weight[..., None, None], bias
+
+    def fold_onward(self) -> None:
+        """Keep the convolution of `onward_matrix` in place of its parts, for inference; irreversible."""
+        if self.mixed_onward is not None and self.features_onward is not None:
+            weight, bias = (nn.Parameter(each.detach(), False) for each in self.onward_matrix())
+            self.mixed_onward.weight, self.mixed_onward.bias, self.features_onward = weight, bias, None
 
 
 class Hourglass(nn.Module):

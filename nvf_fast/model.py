@@ -163,9 +163,12 @@ class NVF(nn.Module):
             return self.field.biases_for(coarse)
 
     def for_inference(self) -> NVF:
-        """Copy the model in evaluation mode, without gradients, with batch norms folded into convolutions."""
+        """Copy the model in evaluation mode, without gradients, with linear maps in a row folded into one."""
         model = copy.deepcopy(self).eval().requires_grad_(False)
         fold_norms(model.encoder)
+        for module in model.encoder.modules():
+            if isinstance(module, Stack):
+                module.fold_onward()
         return model
 
     def query(

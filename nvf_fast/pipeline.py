@@ -2,7 +2,7 @@
 
 Unless a run is exact, its lists of points have fixed capacities and it never synchronises, so that a CUDA
 graph can record it (`nvf_fast.buffers`). An image whose voters exceed the capacity, or whose search the guard
-rejects, is marked in `Estimates.needs_retry`; the estimator then runs it again, exactly.
+rejects, is marked in `Results.needs_retry`; the estimator then runs it again, exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline
-from nvf_fast.buffers import Buffers
+from nvf_fast.buffers import Buffers, Voters
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import HAND_JOINTS
 from nvf_fast.model import NVF
@@ -34,6 +34,7 @@ VOTERS_AT_16_MM = 4096  # capacity of an image; a hand takes some 100, a poor fi
 QUERIED, ACTIVE = 2**17, 2**14  # nodes in one query of a search, and those whose neighbours are searched
 IMAGES = 64  # at a time; larger batches go in parts
 VOTE_BYTES = 2**30  # for votes, at a time
+VOTING = 2**16  # points of a grid on a GPU, the most whose votes are all evaluated: 22 MB an image
 LOCATED = 2**21  # points of a dense grid that are located once and kept; finer grids go in parts of this size
 
 
@@ -92,69 +93,67 @@ class Views(NamedTuple):
     slopes: Tensor | None = None  # (B,) float32, tangents of half the angles of hand views
 
 
-class Estimates(NamedTuple):
+class PackedEstimates(NamedTuple):
     """Poses of B images in their volumes' frames, of J joints: 21 of a hand."""
 
-    joints: Tensor  # (B, J, 3) float32 mm
-    scores: Tensor  # (B, J) float32
-    errors: Tensor  # (B, J) float32 mm, expected ones; NaN from a network that predicts none
-    voters: Tensor  # (B,) int32
-    points_evaluated: Tensor  # (B,) int32
-    presence: Tensor  # (B,) float32, probability of a hand; 1 from a network that predicts none
-    left: Tensor  # (B,) bool, whether the mirrored view was chosen
-    needs_retry: Tensor  # (B,) bool
-    # Per image points (V, 3) mm and votes (V, J, 4), V at least `voters`; empty without a field.
+    # (B, 5 J + 5) float32, all but the votes, for one transfer: the fields of `Results` in the order joints,
+    # scores, errors, presence, and four integers, exact up to 2^24.
+    rows: Tensor
+    # Per image points (V, 3) mm and votes (V, J, 4), V at least the number of voters; empty without a field.
     votes: Sequence[tuple[Tensor, Tensor]]
 
     def packed(self) -> Tensor:
-        """Pack everything except the votes into (B, 5 J + 5) float32, for one transfer; exact up to 2^24."""
-        integers = torch.stack([self.voters, self.points_evaluated, self.left, self.needs_retry], 1)
-        columns = [self.joints.flatten(1), self.scores, self.errors, self.presence[:, None], integers.float()]
-        return torch.cat(columns, 1)
+        return self.rows
 
     @classmethod
-    def without_heads(
+    def of(
         cls,
+        blank: Tensor,
         joints: Tensor,
         scores: Tensor,
         voters: Tensor,
-        points_evaluated: Tensor,
         needs_retry: Tensor,
-        votes: list[tuple[Tensor, Tensor]],
-    ) -> Estimates:
-        """Make the estimates of a network that predicts neither errors nor sides."""
-        errors, left = torch.full_like(scores, math.nan), torch.zeros_like(needs_retry)
-        presence = torch.ones_like(scores[:, 0])
-        return cls(joints, scores, errors, voters, points_evaluated, presence, left, needs_retry, votes)
+        votes: Sequence[tuple[Tensor, Tensor]],
+        evaluated: Tensor | None = None,
+    ) -> PackedEstimates:
+        """Estimates of a network that predicts neither errors nor sides.
+
+        Args:
+            blank: of `blank_row`, with the number of evaluated points unless `evaluated` is given.
+        """
+        count = joints.shape[1]
+        rows = blank.repeat(len(joints), 1)
+        rows[:, : 3 * count] = joints.flatten(1)
+        rows[:, 3 * count : 4 * count] = scores
+        rows[:, -4] = voters
+        if evaluated is not None:
+            rows[:, -3] = evaluated
+        rows[:, -1] = needs_retry
+        return cls(rows, votes)
 
 
-class PackedEstimates(NamedTuple):
-    """`Estimates` that an operation has packed."""
-
-    rows: Tensor
-    votes: Sequence[tuple[Tensor, Tensor]]  # as `Estimates.votes`
-
-    def packed(self) -> Tensor:
-        """As `Estimates.packed`."""
-        return self.rows
+def blank_row(joints: int, evaluated: int = 0, device: torch.device | None = None) -> Tensor:
+    """A row (1, 5 J + 5) of `PackedEstimates` with everything that no image changes."""
+    unknown = [math.nan] * (5 * joints)
+    return torch.tensor([[*unknown, 1, 0, evaluated, 0, 0]], dtype=torch.float32, device=device)
 
 
 class Results(NamedTuple):
-    """`Estimates` on the host, as `Estimates.packed` transfers them."""
+    """Poses of B images on the host."""
 
-    joints: np.ndarray
-    scores: np.ndarray
-    errors: np.ndarray
-    voters: np.ndarray
-    points_evaluated: np.ndarray
-    presence: np.ndarray
-    left: np.ndarray
-    needs_retry: np.ndarray
+    joints: np.ndarray  # (B, J, 3) float32 mm
+    scores: np.ndarray  # (B, J) float32
+    errors: np.ndarray  # (B, J) float32 mm, expected ones; NaN from a network that predicts none
+    voters: np.ndarray  # (B,) int32
+    points_evaluated: np.ndarray  # (B,) int32
+    presence: np.ndarray  # (B,) float32, probability of a hand; 1 from a network that predicts none
+    left: np.ndarray  # (B,) bool, whether the mirrored view was chosen
+    needs_retry: np.ndarray  # (B,) bool
     votes: list[tuple[Tensor, Tensor]]  # on the device
 
     @classmethod
     def unpacked(cls, packed: np.ndarray) -> Results:
-        """The inverse of `Estimates.packed`, without votes."""
+        """The inverse of `PackedEstimates.packed`, without votes."""
         count = packed.shape[1] // 5 - 1
         voters, evaluated, left, needs_retry = packed[:, 5 * count + 1 :].T.astype(np.int32)
         return cls(
@@ -177,7 +176,7 @@ class Pipeline(Protocol):
         """Largest number of images of one run."""
         ...
 
-    def __call__(self, views: Views, exact: bool = False) -> Estimates | PackedEstimates:
+    def __call__(self, views: Views, exact: bool = False) -> PackedEstimates:
         """Estimate the pose in each image.
 
         Args:
@@ -221,14 +220,19 @@ class FieldPipeline:
         self.query = query or options.query(model, len(self.lattice))
         self._capacities = Capacities(min(options.voter_capacity, len(self.lattice)), QUERIED, ACTIVE)
         self._places: dict[int, list[Places]] = {}
+        # On a GPU the votes of all points of a coarse grid cost less than some 40 launches that locate and
+        # evaluate the voters apart.
+        self._at_once = device.type != "cpu" and len(self.lattice) <= VOTING
+        self._points = self.lattice.points(self.lattice.every(1)) if self._at_once else None
+        self._blank = blank_row(model.config.joints, len(self.lattice), device)
 
     def batch_size(self, exact: bool) -> int:
         if self._options.search != "dense":
             return IMAGES  # searched one after the other
-        rows = len(self.lattice) if exact else self._capacities.voters
+        rows = len(self.lattice) if exact or self._at_once else self._capacities.voters
         return images_per_run(rows, self._model.config.joints)
 
-    def __call__(self, views: Views, exact: bool = False) -> Estimates:
+    def __call__(self, views: Views, exact: bool = False) -> PackedEstimates:
         with self._profiler.stage("encode"):
             features = self._model.encode(views.images)
         with self._profiler.stage("query"):
@@ -237,19 +241,26 @@ class FieldPipeline:
         if self._options.search != "dense":
             return self._searched(field, len(views.images), views.previous, exact)
         with self._profiler.stage("query"):
-            sdf = field.every(1)
+            sdf, votes = field.evaluated() if self._at_once else (field.every(1), None)
         with self._profiler.stage("select"):
             buffers = Buffers(len(views.images), sdf.device, exact, self._options.backend)
-            voters = buffers.select_voters(sdf, self._options.surface_mm, self._capacities.voters)
-            nodes = self.lattice.filled(voters.indices, self.lattice.every(1))
+            indices, counts, _ = buffers.select_voters(sdf, self._options.surface_mm, self._capacities.voters)
         with self._profiler.stage("vote"):
-            points, votes = self.lattice.points(nodes), field.votes(nodes)
-            joints, scores = cast_votes(points, votes, voters.counts, self._options)
-        evaluated = torch.full_like(voters.counts, len(self.lattice))
-        kept = list(zip(points, votes, strict=True))
-        return Estimates.without_heads(joints, scores, voters.counts, evaluated, buffers.needs_retry, kept)
+            kept: Sequence[tuple[Tensor, Tensor]]
+            if votes is not None and self._points is not None:
+                points = self._points.expand(len(votes), -1, -1)
+                chosen = indices
+                kept = Voters(counts, buffers.needs_retry, lambda: _gathered(points, votes, chosen))
+            else:
+                nodes, chosen = self.lattice.filled(indices, self.lattice.every(1)), None
+                points, votes = self.lattice.points(nodes), field.votes(nodes)
+                kept = list(zip(points, votes, strict=True))
+            joints, scores = cast_votes(points, votes, counts, self._options, chosen)
+        return PackedEstimates.of(self._blank, joints, scores, counts, buffers.needs_retry, kept)
 
-    def _searched(self, field: _BatchField, count: int, previous: Tensor | None, exact: bool) -> Estimates:
+    def _searched(
+        self, field: _BatchField, count: int, previous: Tensor | None, exact: bool
+    ) -> PackedEstimates:
         """Search and query each image's field, and cast the votes."""
         estimates, kept = [], []
         for image in range(count):
@@ -275,7 +286,7 @@ class FieldPipeline:
             estimates.append((joints[None], scores[None], result.voters, result.evaluated, flags))
             kept.append((result.points, result.votes))
         joints, scores, voters, evaluated, needs_retry = map(torch.cat, zip(*estimates, strict=True))
-        return Estimates.without_heads(joints, scores, voters, evaluated, needs_retry, kept)
+        return PackedEstimates.of(self._blank, joints, scores, voters, needs_retry, kept, evaluated)
 
     def _cast_some(self, points: Tensor, votes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         joints, scores = cast_votes(points[None], votes[None], count, self._options)
@@ -319,7 +330,12 @@ class _BatchField(NamedTuple):
 
     def votes(self, nodes: Tensor) -> Tensor:
         """Raw votes (B, N, J, 4) at nodes (N,) or (B, N)."""
-        return self.pipeline.query.every_vote(self.maps, self.pipeline.located(nodes, self.map_size))
+        return self.pipeline.query.evaluate(self.maps, self.pipeline.located(nodes, self.map_size))[1]
+
+    def evaluated(self) -> tuple[Tensor, Tensor]:
+        """Signed distances and raw votes at all nodes of a lattice that is kept."""
+        (places,) = self.pipeline.every(1, self.map_size)
+        return self.pipeline.query.evaluate(self.maps, places)
 
 
 class BaselinePipeline:
@@ -333,21 +349,20 @@ class BaselinePipeline:
     def __init__(self, model: HolisticBaseline | DenseBaseline, profiler: Profiler) -> None:
         self._model, self._profiler = model, profiler
         dense = isinstance(model, DenseBaseline)
-        self._evaluated = model.config.feature_size**2 if dense else 1
+        evaluated = model.config.feature_size**2 if dense else 1
+        device = next(model.parameters()).device
+        self._blank = blank_row(model.config.joints, evaluated, device)
 
     def batch_size(self, exact: bool) -> int:
         return IMAGES
 
-    def __call__(self, views: Views, exact: bool = False) -> Estimates:
+    def __call__(self, views: Views, exact: bool = False) -> PackedEstimates:
         with self._profiler.stage("encode"):
             features = self._model.encode(views.images)
         with self._profiler.stage("regress"):
             joints, voters = self._model.predict(features, views.scale)
-        voters = voters.int()
-        scores = joints.isfinite().all(-1).float()
-        evaluated = torch.full_like(voters, self._evaluated)
-        fits = torch.zeros_like(voters, dtype=torch.bool)
-        return Estimates.without_heads(joints, scores, voters, evaluated, fits, [])
+        scores, fits = joints.isfinite().all(-1), torch.zeros_like(voters, dtype=torch.bool)
+        return PackedEstimates.of(self._blank, joints, scores, voters, fits, [])
 
 
 def images_per_run(rows: int, joints: int) -> int:
@@ -355,9 +370,19 @@ def images_per_run(rows: int, joints: int) -> int:
     return max(1, min(IMAGES, VOTE_BYTES // (rows * joints * 4 * 4)))
 
 
-def cast_votes(points: Tensor, votes: Tensor, counts: Tensor, options: QueryOptions) -> tuple[Tensor, Tensor]:
-    """Joints (B, J, 3) mm and scores (B, J) from voters (B, V, 3) and their votes (B, V, J, 4)."""
+def cast_votes(
+    points: Tensor, votes: Tensor, counts: Tensor, options: QueryOptions, indices: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Joints (B, J, 3) mm and scores (B, J) from points (B, V, 3) and their votes (B, V, J, 4)."""
     joints, weight, spread = ops.cast_votes(
-        points, votes, counts, fraction=options.fraction, backend=options.backend
+        points, votes, counts, indices, fraction=options.fraction, backend=options.backend
     )
     return joints, joint_scores(weight, spread)
+
+
+def _gathered(points: Tensor, votes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The points (B, V, 3) and votes (B, V, J, 4) at indices (B, V); those at -1 are the first ones."""
+    rows = indices.clamp(min=0)[..., None]
+    return points.gather(1, rows.expand(-1, -1, 3)), votes.flatten(2).gather(
+        1, rows.expand(-1, -1, votes[0, 0].numel())
+    ).unflatten(2, votes.shape[2:])

@@ -13,7 +13,7 @@ import copy
 import json
 import math
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -28,23 +28,24 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
-from nvf_fast import unet
+from nvf_fast import ops, unet
 from nvf_fast.baselines import build
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.encoder import HourglassEncoder
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.run import predict
 from nvf_fast.field import FieldMLP
+from nvf_fast.grid import frustum_grid
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.kernels.group_norm_relu import triton as group_norm_relu
 from nvf_fast.kernels.query_field import resident
+from nvf_fast.kernels.query_field import triton as general
 from nvf_fast.kernels.query_field.reference import query_field
 from nvf_fast.kernels.select_voters import triton as select_voters
 from nvf_fast.model import NVF
-from nvf_fast.pipeline import QueryOptions, Views
+from nvf_fast.pipeline import FieldPipeline, QueryOptions, Views
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.reference_images import sample_hands
@@ -53,7 +54,7 @@ from nvf_fast.training.config import PRESETS
 from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.losses import AuxiliaryHead
 from nvf_fast.training.objectives import objective_of
-from nvf_fast.volumes import HandVolume
+from nvf_fast.volumes import FrustumVolume, HandVolume
 from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
 
@@ -186,7 +187,7 @@ def rehearsals() -> dict[str, Callable[[], None]]:
             found[f"evaluation {method} {task}"] = lambda method=method, task=task: _evaluate(method, task)
         for preset in ("camera_space", "relative_freihand", "small")[: 3 if method == "nvf" else 2]:
             found[f"training {method} {preset}"] = lambda method=method, preset=preset: _train(method, preset)
-    found["launches of the released encoder"] = _launches_of_the_released_encoder
+    found["launches of the released network"] = _launches_of_the_released_network
     found["launches of the default network"] = _launches_of_the_default_network
     found["refusal"] = _refusal
     return found
@@ -195,7 +196,8 @@ def rehearsals() -> dict[str, Callable[[], None]]:
 def launches() -> Counter[str]:
     """Launches of the calls so far, by name, if they ran on a GPU.
 
-    Views take none, norms of large maps two, and convolutions one more for their bias.
+    Views take none, norms of large maps two, selections from long rows six, and convolutions one more for
+    their bias.
     """
     found: Counter[str] = Counter()
     for op, args in CALLS:
@@ -209,6 +211,8 @@ def launches() -> Counter[str]:
             measured = len(args) > 5 and args[5] is not None
             small = group_norm_relu.small_tiling(batch, channels, args[3], height * width, HALF)
             found[name] += 1 if measured or small is not None else 2
+        elif name == "nvf_fast::select_voters":
+            found[name] += 1 if args[0].shape[1] <= select_voters._SHORT else 6
         elif name == "aten::convolution":
             found[name] += 1
             found["bias"] += args[2] is not None
@@ -217,18 +221,72 @@ def launches() -> Counter[str]:
     return found
 
 
-def _launches_of_the_released_encoder() -> None:
-    encoder = HourglassEncoder(NVFConfig()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+class _LayerKernel:
+    """Stand-in for `evaluate_layer`, as an operation in CALLS, whose last layer gives stored results."""
+
+    _schema = SimpleNamespace(arguments=())
+
+    def __init__(self, sdf: Tensor, votes: Tensor) -> None:
+        self._results = sdf, votes
+
+    def name(self) -> str:
+        return "evaluate_layer"
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *given: Any, LAST: bool, **_: Any) -> None:
+        CALLS.append((self, ()))
+        if LAST:
+            for place, values in zip(given[4:6], self._results, strict=True):
+                place.here.copy_(values)
+
+
+@torch.no_grad()
+def _launches_of_the_released_network() -> None:
+    """From the normalised view to the packed estimate, with a sphere for the field."""
+    torch.manual_seed(0)
+    model = NVF(NVFConfig()).for_inference()
+    model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        expected = encoder.last_features(images)
-        encoder, images = encoder.to(THERE), images.to(THERE)
+    scale, expected = torch.tensor([30.0]), model.encode(images)
+    points = frustum_grid(16.0)
+    sdf = (points - torch.tensor([20.0, -10.0, 600.0])).norm(dim=1) - 60
+    votes = torch.randn(1, len(points), 21, 4)
+    near = sdf.abs() < 5
+    count = near.sum(0, keepdim=True).int()
+    voted, *_ = ops.cast_votes(points[None, near], votes[:, near], count)
+    encoder: list[tuple[Tensor, Counter[str]]] = []
+
+    def project_maps(features: There, *given: Any) -> Tensor:
+        encoder.append((features.here, launches()))
+        return projected(features, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        projected = general.project_maps
+        patch.setattr(general, "project_maps", project_maps)
+        patch.setattr(general, "evaluate_layer", _LayerKernel(sdf, votes.flatten(2)))
+        for name in ("locate_points", "store_geometry", "make_tiles"):
+            patch.setattr(general, name, defaultdict(lambda: lambda *_, **__: None))
+        options, profiler = QueryOptions(), Profiler(torch.device("cpu"))
+        query = replace(options, backend="triton").query(model.to(THERE))
+        pipeline = FieldPipeline(model, FrustumVolume(), options, profiler, query)
+        views = Views(images.to(THERE), scale.to(THERE))
+        pipeline(views)  # locates the grid
+        encoder.clear()
         CALLS.clear()
-        features = encoder.last_features(images)
-        found = launches()
-    torch.testing.assert_close(features.cpu(), expected, rtol=0, atol=1e-4)
-    assert found["aten::convolution"] == 111 and found["nvf_fast::join_branches"] == 38, found
-    assert found.total() <= 290, found
+        estimates = pipeline(views)
+        found, packed = launches(), estimates.packed().cpu()
+    ((features, of_encoder),) = encoder
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-4)
+    assert of_encoder["aten::convolution"] == 111 and of_encoder["nvf_fast::join_branches"] == 38, of_encoder
+    assert of_encoder.total() <= 281, of_encoder
+    torch.testing.assert_close(packed[:, :63], voted.flatten(1), rtol=0, atol=1e-2)
+    assert packed[0, -4] == count > 100 and packed[0, -3] == len(points) == 28_351, packed
+    kept, raw = estimates.votes[0]
+    assert torch.equal(kept[:count].cpu(), points[near]) and torch.equal(raw[:count].cpu(), votes[0, near])
+    assert found["evaluate_layer"] == 4 and found["nvf_fast::cast_votes"] == 1, found
+    assert found.total() <= 313, found
 
 
 class _FieldKernel:

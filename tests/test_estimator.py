@@ -105,8 +105,8 @@ class SpotQuery:
     def sample(self, maps: Any, places: Any) -> Any:
         return SimpleNamespace(sdf=self.model.query_field(*maps, *places)[0])
 
-    def every_vote(self, maps: Any, places: Any) -> Tensor:
-        return self.model.query_field(*maps, *places)[1]
+    def evaluate(self, maps: Any, places: Any) -> tuple[Tensor, Tensor]:
+        return self.model.query_field(*maps, *places)
 
 
 def hand_at(centre: tuple[float, float, float], side: str = "right") -> Tensor:

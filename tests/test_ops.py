@@ -253,7 +253,7 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.Monke
         places = query.locate(given[1], given[2], CASE.map_size)
         maps = query.project(given[0], given[3])
         query.votes(query.sample(maps, places), given[1])
-        query.every_vote(maps, places)
+        query.evaluate(maps, places)
         ops.group_norm_relu(*there(norm_arguments()), backend="triton")
         ops.select_voters(there(torch.empty(2, 70)), 0.4, 20, backend="triton")
         ops.compact(there(torch.empty(2, 70, dtype=torch.bool)), 20, backend="triton")

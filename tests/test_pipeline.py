@@ -20,7 +20,7 @@ from nvf_fast.kernels.cast_votes import triton as cast_votes
 from nvf_fast.kernels.query_field import triton as query_field
 from nvf_fast.kernels.select_voters import triton as select_voters
 from nvf_fast.model import NVF
-from nvf_fast.pipeline import Estimates, FieldPipeline, QueryOptions, Results, Views
+from nvf_fast.pipeline import FieldPipeline, PackedEstimates, QueryOptions, Results, Views, blank_row
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.volumes import FrustumVolume, HandVolume
 
@@ -73,8 +73,9 @@ class ShapesOnly:
     def written_votes(self, samples: Any) -> None:
         return None
 
-    def every_vote(self, features: Tensor, points: Tensor) -> Tensor:
-        return points.new_empty(len(features), points.shape[-2], 21, 4)
+    def evaluate(self, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        sdf = points.new_empty(len(features), points.shape[-2])
+        return sdf, sdf.new_empty(*sdf.shape, 21, 4)
 
 
 @pytest.mark.parametrize(
@@ -182,16 +183,20 @@ def test_kernel_launchers_do_not_synchronise(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_estimates_survive_their_transfer() -> None:
     torch.manual_seed(0)
-    estimates = Estimates(
-        torch.randn(2, 21, 3),
-        torch.rand(2, 21),
-        torch.rand(2, 21),
-        torch.tensor([0, 2**24 - 1], dtype=torch.int32),
-        torch.tensor([1_882_292, 7], dtype=torch.int32),
-        torch.rand(2),
-        torch.tensor([False, True]),
-        torch.tensor([True, False]),
-        [],
-    )
-    for got, expected in zip(Results.unpacked(estimates.packed().numpy())[:-1], estimates[:-1], strict=True):
-        assert torch.equal(torch.from_numpy(got), expected) and torch.from_numpy(got).dtype == expected.dtype
+    joints, scores = torch.randn(2, 21, 3), torch.rand(2, 21)
+    voters = torch.tensor([0, 2**24 - 1], dtype=torch.int32)
+    evaluated = torch.tensor([1_882_292, 7], dtype=torch.int32)
+    needs_retry = torch.tensor([True, False])
+    estimates = PackedEstimates.of(blank_row(21), joints, scores, voters, needs_retry, [], evaluated)
+    results = Results.unpacked(estimates.packed().numpy())
+    for got, expected in (
+        (results.joints, joints),
+        (results.scores, scores),
+        (results.errors, torch.full((2, 21), torch.nan)),
+        (results.voters, voters),
+        (results.points_evaluated, evaluated),
+        (results.presence, torch.ones(2)),
+        (results.left, torch.tensor([False, False])),
+        (results.needs_retry, needs_retry),
+    ):
+        torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=0, equal_nan=True)

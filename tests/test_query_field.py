@@ -283,7 +283,7 @@ def test_prepared_query_of_shared_points(backend: ops.Backend) -> None:
     samples = query.sample(maps, places)
     # 1e-5: equal on a CPU and in the interpreter; a GPU library may sum in another order.
     torch.testing.assert_close(samples.sdf, sdf, rtol=0, atol=1e-5)
-    torch.testing.assert_close(query.every_vote(maps, places), votes, rtol=0, atol=1e-5)
+    torch.testing.assert_close(query.evaluate(maps, places)[1], votes, rtol=0, atol=1e-5)
     outside = int(sdf[1].isinf().nonzero()[0, 0])
     assert_votes_at(query, samples, votes, [[3, 0, 150, -1], [199, outside, -1, 7]])
     second = query.image_maps(maps, 1)

@@ -448,9 +448,9 @@ class Layers(NamedTuple):
 
     widths: list[int]  # channels of each layer
     columns: Tensor  # (sum of widths, C) columns for the feature, compute dtype
-    position: (
-        Tensor  # (P, sum of widths) columns for the depth (P = 1) or the position (P = 3), compute dtype
-    )
+    # (P + 2, sum of widths) or (B, P + 2, sum of widths) compute dtype, of the maps, after the texels: the
+    # columns for the depth (P = 1) or the position (P = 3), and the bias in two parts
+    rows: Tensor
     scale: Tensor | None  # (sum of widths,) column for the normalised hand scale, float32
     bias: Tensor  # (sum of widths,) or (B, sum of widths) float32
     matrices: list[Tensor]  # per later layer (in, out), its columns for the hidden activations
@@ -538,12 +538,16 @@ def pack_layers(
         matrix = torch.zeros(size_in, size_out, dtype=dtype, device=weight.device)
         matrix[: len(before), : len(weight)] = weight[:, : len(before)].T
         matrices.append(matrix)
+    bias = _pack_biases(biases, widths)
+    high = bias.to(dtype)[..., None, :]
+    position = columns[:, channels : channels + positions].T.to(dtype).expand(*bias.shape[:-1], -1, -1)
+    rows = torch.cat([position, high, (bias[..., None, :] - high).to(dtype)], -2)
     return Layers(
         widths,
         columns[:, :channels].to(dtype),
-        columns[:, channels : channels + positions].T.to(dtype),
+        rows,
         columns[:, channels + 1].float() if inputs == channels + 2 else None,
-        _pack_biases(biases, widths),
+        bias,
         matrices,
         outputs,
         tiling or tilings(dtype, backend, arch)[0],
@@ -640,18 +644,20 @@ def project_maps(
         number of the dtype: a tile multiplies all texels of its window, most of them by 0.
     """
     batch, _, height, width = features.shape
-    constant = layers.bias if biases is None else _pack_biases(biases, layers.widths)
+    constant = None if biases is None else _pack_biases(biases, layers.widths)
     if hand_scale is not None and layers.scale is not None:
-        constant = constant + (hand_scale[:, None] - 15) / 25 * layers.scale
-    texels, (positions, channels) = height * width, layers.position.shape
-    maps = features.new_empty(batch, texels + positions + 2, channels)
+        constant = layers.bias if constant is None else constant
+        constant = torch.addcmul(constant, (hand_scale[:, None] - 15) / 25, layers.scale)
+    texels, (extra, channels) = height * width, layers.rows.shape[-2:]
+    maps = features.new_empty(batch, texels + extra, channels)
     projection = layers.columns.T.expand(batch, -1, -1)
     largest = torch.finfo(maps.dtype).max
     torch.bmm(features.flatten(2).mT, projection, out=maps[:, :texels])
     maps[:, :texels].nan_to_num_(largest, largest, -largest)
-    maps[:, texels:-2] = layers.position
-    maps[:, -2] = constant
-    maps[:, -1] = constant - maps[:, -2].float()
+    maps[:, texels:] = layers.rows
+    if constant is not None:
+        maps[:, -2] = constant
+        torch.sub(constant, maps[:, -2], out=maps[:, -1])
     return maps
 
 

@@ -300,10 +300,10 @@ class FieldQuery:
         written: Tensor | None = getattr(samples, "votes", None)
         return written
 
-    def every_vote(self, maps: Maps, places: Places) -> Tensor:
-        """Votes (B, N, J, 4) of all located points, as `votes`."""
+    def evaluate(self, maps: Maps, places: Places) -> tuple[Tensor, Tensor]:
+        """Signed distances, as `sample`, and votes (B, N, J, 4), as `votes`, of all located points."""
         with launching_on(self._device):
-            return self._form.evaluate(maps, places, self._layers)[1]
+            return self._form.evaluate(maps, places, self._layers)
 
 
 def _check_layers(name: str, weights: Sequence[Tensor], biases: Sequence[Tensor], batch: int) -> None:
