@@ -12,7 +12,7 @@ from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.grid import Lattice
 from nvf_fast.ops import FieldQuery
-from nvf_fast.training.labels import voting_labels
+from nvf_fast.training.losses import voting_labels
 
 CLAMP_MM = 5.0  # of the distances in training
 

@@ -202,7 +202,6 @@ def to_hamer(
     }
     converted: dict[str, Any] = {name: values.astype(np.float32) for name, values in fields.items()}
     if isinstance(pose.joints, Tensor):
-        converted = {
-            name: torch.from_numpy(values).to(pose.joints.device) for name, values in converted.items()
-        }
+        device = pose.joints.device
+        converted = {name: torch.from_numpy(values).to(device) for name, values in converted.items()}
     return converted | {"scaled_focal_length": focal}

@@ -369,11 +369,9 @@ def _check_packages() -> None:
 def _write_onnx(program: ExportedProgram, function: Function, path: Path, interface: dict[str, Any]) -> None:
     import onnx
 
-    inputs, outputs = list(function.inputs), list(function.outputs)
+    names: dict[str, Any] = {"input_names": [*function.inputs], "output_names": [*function.outputs]}
     with _quiet():
-        converted = torch.onnx.export(
-            program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False
-        )
+        converted = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
     assert converted is not None
     for key, value in interface.items():
         converted.model.metadata_props[key] = value if isinstance(value, str) else _text(value)

@@ -143,8 +143,7 @@ def blend(distances: Tensor) -> Tensor:
 
     The palm's cones are blended widely, the fingers narrowly with each other and with the palm.
     """
-    palm = -PALM_BLEND_MM * torch.logsumexp(
-        distances[:, FINGER_CONES:] * (-1 / PALM_BLEND_MM), -1, keepdim=True
-    )
-    parts = torch.cat([palm + 0.5 * PALM_BLEND_MM, distances[:, :FINGER_CONES]], 1)
+    fingers, palm = distances[:, :FINGER_CONES], distances[:, FINGER_CONES:]
+    palm = -PALM_BLEND_MM * torch.logsumexp(palm * (-1 / PALM_BLEND_MM), -1, keepdim=True)
+    parts = torch.cat([palm + 0.5 * PALM_BLEND_MM, fingers], 1)
     return -FINGER_BLEND_MM * torch.logsumexp(parts * (-1 / FINGER_BLEND_MM), -1)

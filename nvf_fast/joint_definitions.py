@@ -44,14 +44,7 @@ UNIT_BONES_MM = np.array(
 UNIT_LENGTH_MM = float(UNIT_BONES_MM.sum())
 
 UNIT_PALM_MM = np.array(
-    [
-        (0.0, 0.0, 0.0),
-        (25.4, 23.4, 17.2),
-        (23.4, 87.4, 5.7),
-        (0.0, 94.7, 0.0),
-        (-23.9, 82.7, 0.8),
-        (-41.3, 70.4, 5.7),
-    ]
+    [(0, 0, 0), (25.4, 23.4, 17.2), (23.4, 87.4, 5.7), (0, 94.7, 0), (-23.9, 82.7, 0.8), (-41.3, 70.4, 5.7)]
 )
 """(6, 3) joints `PALM` of the unit hand in the palm's frame (`palm_frame`), origin at the wrist."""
 
@@ -126,7 +119,7 @@ class JointConversion:
         ends[..., 1:, :] = _unit(precise[..., 1:, :] - precise[..., PARENTS[1:], :])
         starts = np.concatenate([ends[..., 1:, :], ends[..., -1:, :]], axis=-2)
         starts[..., TIPS, :] = ends[..., TIPS, :]
-        moved: np.ndarray = precise + size * self.along[:, None] * 0.5 * (ends + starts)
+        moved = precise + size * self.along[:, None] * 0.5 * (ends + starts)
         moved[..., PALM, :] += size * (self.palm @ palm_frame(precise))
         return moved.astype(joints.dtype)
 

@@ -153,7 +153,7 @@ class HandPose(Generic[A]):
     def numpy(self) -> HandPose[np.ndarray]:
         """Convert a pose to numpy arrays; one of numpy arrays stays as it is."""
         return _mapped(
-            self, lambda value: value.numpy(force=True)[()] if isinstance(value, Tensor) else value
+            self, lambda array: array.numpy(force=True)[()] if isinstance(array, Tensor) else array
         )
 
     def tensors(self, device: torch.device | str) -> HandPose[Tensor]:
@@ -291,13 +291,9 @@ def _times(array: Any, factor: Any) -> Any:
     return product.to(array.dtype) if isinstance(product, Tensor) else product.astype(array.dtype)
 
 
-def _items(record: Any) -> list[tuple[str, Any]]:
-    return list(vars(record).items())
-
-
 def _mapped(value: Any, change: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_mapped(part, change) for part in value)
     if isinstance(value, Votes | HandPose):
-        return type(value)(**{name: _mapped(part, change) for name, part in _items(value)})
+        return type(value)(**{name: _mapped(part, change) for name, part in vars(value).items()})
     return value if value is None or isinstance(value, str) else change(value)

@@ -17,13 +17,14 @@ from nvf_fast.estimator import PoseEstimator
 from nvf_fast.finding import SAME_HAND, overlap, pixel_boxes, squared, viewable
 from nvf_fast.inputs import read_cameras
 from nvf_fast.pose import HandPose
-from nvf_fast.runtime.arguments import check_number
+from nvf_fast.runtime.arguments import check_number, check_ranges
 from nvf_fast.volumes import HandVolume
 
 SIDE_VOTES = 15  # last predictions of a hand's side, of which the majority counts
 UNDECIDED = 8  # votes until the side is given instead of predicted
 DUPLICATE = 0.2  # mean distance of the joints of two poses of one hand, relative to its box
 NEAR = 1.5  # a lost hand is found again within this distance, in box sides
+SPEED_CUTOFF = 1.0  # Hz, of the filter of speeds
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,8 @@ class Smoothing:
     shape_gain: float = 2.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            least = 0 if name.endswith("gain") else 1e-6
-            if not (math.isfinite(value) and value >= least):
-                raise ValueError(f"{name} must be a {'positive ' if least else ''}number, got {value}")
+        intervals = {name: "[0, inf)" if name.endswith("gain") else "(0, inf)" for name in vars(self)}
+        check_ranges(self, **intervals)
 
 
 SMOOTHING = Smoothing()
@@ -69,11 +68,10 @@ class OneEuroFilter:
     Args:
         cutoff: Hz, at rest.
         gain: Hz per unit of speed.
-        speed_cutoff: Hz, of the speed's own filter.
     """
 
-    def __init__(self, cutoff: float, gain: float, speed_cutoff: float = 1.0) -> None:
-        self._cutoff, self._gain, self._speed_cutoff = cutoff, gain, speed_cutoff
+    def __init__(self, cutoff: float, gain: float) -> None:
+        self._cutoff, self._gain = cutoff, gain
         self._time, self._last = math.nan, np.empty(0)
         self._value, self._speed = np.empty(0), np.empty(0)
 
@@ -84,7 +82,7 @@ class OneEuroFilter:
         else:
             elapsed = time - self._time
             speed = (values - self._last) / elapsed
-            self._speed = self._speed + _weight(self._speed_cutoff, elapsed) * (speed - self._speed)
+            self._speed = self._speed + _weight(SPEED_CUTOFF, elapsed) * (speed - self._speed)
             cutoff = self._cutoff + self._gain * np.abs(self._speed)
             self._value = self._value + _weight(cutoff, elapsed) * (values - self._value)
         self._time, self._last = time, values
@@ -192,16 +190,12 @@ class Tracker:
             raise ValueError("tracking requires a network of hand views, which finds hands")
         if not isinstance(smoothing, Smoothing | None):
             raise TypeError(f"smoothing must be a Smoothing or None, got {smoothing!r}")
-        for name, value in (
-            ("most_hands", most_hands),
-            ("search_interval", search_interval),
-            ("patience", patience),
-            ("memory", memory),
-        ):
+        times = {"search_interval": search_interval, "patience": patience, "memory": memory}
+        for name, value in {"most_hands": most_hands, **times}.items():
             check_number(name, value)
         if not most_hands >= 1:
             raise ValueError(f"most_hands must be at least 1, got {most_hands}")
-        for name, value in (("search_interval", search_interval), ("patience", patience), ("memory", memory)):
+        for name, value in times.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be a number of s, 0 or more, got {value}")
         self.estimator, self.most_hands, self.hand_scale = estimator, most_hands, hand_scale
@@ -246,7 +240,8 @@ class Tracker:
         poses = self._posed(image, K, boxes[shown], predict_sides=due)
         rows = self._updated(poses, time)
         seen = [self._tracks[row] for row in rows]
-        self._give_up([track for track in self._tracks if track not in seen and self._overdue(track, time)])
+        missed = [track for track in self._tracks if track not in seen]
+        self._give_up([track for track in missed if time - track.seen > self.patience])
         poses = poses[rows]
         if depths is not None:
             poses = _at_depth(poses, seen, depths, camera)
@@ -287,18 +282,15 @@ class Tracker:
         """The poses of all tracks, each with the side of most votes."""
         undecided = [predict_sides or len(track.sides) < UNDECIDED for track in self._tracks]
         sides = [None if each else track.side for each, track in zip(undecided, self._tracks, strict=True)]
-        poses = self._estimates(image, K, boxes, sides)
+        poses = self.estimator(image, K, self.hand_scale, boxes, sides).numpy()
         for track, side, given in zip(self._tracks, poses.side or (), sides, strict=True):
             if given is None:
                 track.sides.append(side)
         decided = [track.side for track in self._tracks]
+        if tuple(decided) == poses.side:
+            return poses
         # A prediction against the majority yields a mirrored hand: predict again with the majority's side.
-        return poses if tuple(decided) == poses.side else self._estimates(image, K, boxes, decided)
-
-    def _estimates(
-        self, image: np.ndarray, K: Any, boxes: np.ndarray, sides: Sequence[str | None]
-    ) -> HandPose[np.ndarray]:
-        return self.estimator(image, K, self.hand_scale, boxes, list(sides)).numpy()
+        return self.estimator(image, K, self.hand_scale, boxes, decided).numpy()
 
     def _updated(self, poses: HandPose[np.ndarray], time: float) -> list[int]:
         """Update the tracks of valid poses and return their rows.
@@ -319,9 +311,6 @@ class Tracker:
             track.box, track.seen = boxes[row], time
             rows.append(row)
         return sorted(rows)
-
-    def _overdue(self, track: _Track, time: float) -> bool:
-        return time - track.seen > self.patience
 
     def _give_up(self, tracks: Sequence[_Track]) -> None:
         ids = {track.id for track in tracks}

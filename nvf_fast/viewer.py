@@ -126,7 +126,7 @@ class HandScene:
                 )  # fmt: skip
 
 
-def open_server(port: int, host: str = "127.0.0.1") -> viser.ViserServer:
+def open_server(port: int) -> viser.ViserServer:
     """Start a viser server on a port of this machine, or on the next free one.
 
     Raises:
@@ -136,7 +136,7 @@ def open_server(port: int, host: str = "127.0.0.1") -> viser.ViserServer:
         import viser
     except ImportError as error:
         raise ImportError("the page needs viser: pip install 'nvf-fast[viz]'") from error
-    return viser.ViserServer(host, port, label="nvf-fast", verbose=False)
+    return viser.ViserServer("127.0.0.1", port, label="nvf-fast", verbose=False)
 
 
 def make_page(image: np.ndarray, K: np.ndarray, poses: Sequence[HandPose]) -> str:

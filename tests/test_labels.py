@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nvf_fast.training.labels import voting_labels
+from nvf_fast.training.losses import voting_labels
 
 
 def test_known_points_get_the_labels_of_the_paper() -> None:

@@ -216,7 +216,7 @@ MESSAGE = "no CUDA graph for the training step, it runs launch by launch: no gra
 
 def test_refuses_stores_that_cannot_work() -> None:
     for wrong in ({"uses": 0}, {"first": 0}, {"first": 41}, {"reframed": 1.5}):
-        with pytest.raises(ValueError, match="uses must be at least 1"):
+        with pytest.raises(ValueError, match="must lie in"):
             reusing(**wrong)
     with pytest.raises(ValueError, match=r"replay\.size must be at least 4"):
         reusing(size=3, first=1)

@@ -21,7 +21,7 @@ from nvf_fast.pose import BONES
 from nvf_fast.search import Capacities, CastVotes, SearchResult, guided, octree
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.reference_images import sample_hands
-from nvf_fast.training.labels import voting_labels
+from nvf_fast.training.losses import voting_labels
 from tests.reference_cases import reference_network
 
 SURFACE_MM = 5.0

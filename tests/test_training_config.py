@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,9 @@ import tyro
 
 from nvf_fast.cli.train import Train
 from nvf_fast.training.augmentation import Augmentation
-from nvf_fast.training.config import PRESETS, small
+from nvf_fast.training.config import PRESETS, Optimisation, small
+from nvf_fast.training.losses import LossConfig
+from nvf_fast.training.points import PointSampling
 from tests.training_cases import tiny
 
 
@@ -54,3 +59,24 @@ def test_schedules_of_presets() -> None:
 def test_refuses_inconsistent_configurations(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"scale|log_every"):
         tiny(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Augmentation(size_range=1.0), "size_range must lie in [0, 1), got 1.0"),
+        (lambda: Augmentation(roll_deg=-1.0), "roll_deg must lie in [0, 180], got -1.0"),
+        (lambda: Optimisation(ema=0.0), "ema must lie in (0, 1), got 0.0"),
+        (lambda: Optimisation(learning_rate=math.inf), "learning_rate must lie in (0, inf), got inf"),
+        (lambda: PointSampling(inside=-1, outside=5), "inside must lie in [0, inf), got -1"),
+        (lambda: LossConfig(vote_beta=math.nan), "vote_beta must lie in (0, inf), got nan"),
+    ],
+)
+def test_names_the_option_out_of_range(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_ends_of_closed_ranges_are_allowed() -> None:
+    Augmentation(roll_deg=180.0, blur=1.0, scale_dropout=0.0)
+    Optimisation(final_ratio=0.0, ema=None, clip_norm=None)

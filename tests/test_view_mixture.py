@@ -60,11 +60,11 @@ def test_refuses_mismatched_sources() -> None:
         ViewMixture(ViewMixtureConfig(), {"drawings": source(1)}, 0, "")  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="no source with a positive proportion"):
         ViewMixture(ViewMixtureConfig(), {}, 0, "")
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match=r"must lie in \[0, inf\), got -"):
         ViewMixtureConfig(empty=-1)
     with pytest.raises(ValueError, match="must be positive"):
         ViewMixtureConfig(rendered=0, photographs=0, dataset=0)
-    with pytest.raises(ValueError, match="at most 1"):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         ViewMixtureConfig(left=1.5)
 
 

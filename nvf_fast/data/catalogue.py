@@ -16,35 +16,25 @@ NEEDS_FOLDER = ("freihand", "ho3d", "complement")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The choice of a data set.
+    """The choice of a data set."""
 
-    Attributes:
-        dataset: "synthetic", any seeded set of rendered hands; "synthetic-v2", the fixed one; or a real set,
-            opened from a folder.
-        synthetic: which set, where `dataset` is "synthetic".
-        ho3d_version: of HO-3D, "v2" or "v3".
-    """
-
+    # "synthetic", any seeded set of rendered hands; "synthetic-v2", the fixed one; or a real set, opened from
+    # a folder
     dataset: Name = "synthetic"
+    # which set, where `dataset` is "synthetic"
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    ho3d_version: Literal["v2", "v3"] = "v2"
+    ho3d_version: Literal["v2", "v3"] = "v2"  # of HO-3D, "v2" or "v3"
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders of data.
+    """Folders of data."""
 
-    Attributes:
-        data: the real data set's folder.
-        evaluation: FreiHAND's evaluation annotations, released separately.
-        mano: the user's MANO_RIGHT.pkl, for faces, and for HO-3D's and Complement's meshes and joints.
-        cache: for rendered images, and long annotation files as arrays.
-    """
-
-    data: Path | None = None
-    evaluation: Path | None = None
+    data: Path | None = None  # the real data set's folder
+    evaluation: Path | None = None  # FreiHAND's evaluation annotations, released separately
+    # the user's MANO_RIGHT.pkl, for faces, and for HO-3D's and Complement's meshes and joints
     mano: Path | None = None
-    cache: Path | None = None
+    cache: Path | None = None  # for rendered images, and long annotation files as arrays
 
 
 def open_dataset(config: DataConfig, split: Split, folders: Folders) -> HandDataset:

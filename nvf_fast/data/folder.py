@@ -16,24 +16,16 @@ from nvf_fast.data.surfaces import MeshHands
 
 
 class FolderDataset:
-    """A data set in a folder, checked on opening.
+    """A data set in a folder, checked on opening."""
 
-    Attributes:
-        name, split: which data set.
-        folder: where it is.
-        ids: of its samples, in order.
-        expected: number of samples of the official release.
-        why_no_surfaces: reason for missing closed surfaces, or None.
-        faces: of the closed surfaces, (F, 3) int64, or None.
-    """
-
+    # which data set
     name: str
     split: str
-    folder: Path
-    ids: Sequence[str]
-    expected: int
-    why_no_surfaces: str | None = None
-    faces: Tensor | None = None
+    folder: Path  # where it is
+    ids: Sequence[str]  # of its samples, in order
+    expected: int  # number of samples of the official release
+    why_no_surfaces: str | None = None  # reason for missing closed surfaces, or None
+    faces: Tensor | None = None  # of the closed surfaces, (F, 3) int64, or None
 
     def __len__(self) -> int:
         return len(self.ids)

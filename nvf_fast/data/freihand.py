@@ -12,19 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvf_fast.data import tables
 from nvf_fast.data.faults import Faults
 from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, open_mano, place_freihand
 from nvf_fast.data.sample import HandSample
-from nvf_fast.data.tables import (
-    check_intrinsics,
-    check_points,
-    listed,
-    read_image,
-    read_table,
-    write_image,
-    write_table,
-)
 
 PAGE = "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html"
 VERSIONS = ("gs", "hom", "sample", "auto")
@@ -87,7 +79,7 @@ class FreiHAND(FolderDataset):
     def __getitem__(self, index: int) -> HandSample:
         """Return one sample; a `DamagedImageError` names an image that cannot be read."""
         hand = self._checked(index) % len(self._intrinsics)
-        image = read_image(self.folder / self.split / "rgb" / f"{self.ids[index].split('/')[1]}.jpg")
+        image = tables.read_image(self.folder / self.split / "rgb" / f"{self.ids[index].split('/')[1]}.jpg")
         joints, vertices = row_of(self._joints, hand), self._vertices_of(hand)
         scale = None if self._scale is None else float(self._scale[hand])
         return self._sample(index, image, self._intrinsics[hand].numpy(), joints, vertices, hand_scale=scale)
@@ -95,31 +87,29 @@ class FreiHAND(FolderDataset):
     def _read_annotations(self, other: Path | str | None, faults: Faults, cache: Path | None) -> None:
         """Set intrinsics, and joints, vertices, MANO's parameters and scale where the files exist."""
         truth = self.folder if other is None else Path(other)
-        paths = {
-            name: (self.folder if name in ("K", "scale") else truth) / f"{self.split}_{name}.json"
-            for name in FORMS
-        }
+        places = dict.fromkeys(FORMS, truth) | {"K": self.folder, "scale": self.folder}
+        paths = {name: place / f"{self.split}_{name}.json" for name, place in places.items()}
         have_joints = self.split == "training" or other is not None or paths["xyz"].exists()
         needed = {"K", "xyz" if have_joints else "scale"}
         found: dict[str, np.ndarray] = {}
         for name, path in paths.items():
             superseded = name == "mano" and paths["verts"].exists()
             if name in needed or (path.exists() and not superseded):
-                table = read_table(path, faults, *FORMS[name], cache)
+                table = tables.read_table(path, faults, *FORMS[name], cache)
                 if table is not None:
                     found[name] = table
         faults.add_lengths({paths[name]: len(table) for name, table in found.items()}, paths["K"])
         if "K" in found:
-            check_intrinsics(paths["K"], found["K"], faults)
+            tables.check_intrinsics(paths["K"], found["K"], faults)
             again = truth / paths["K"].name
             if again != paths["K"] and again.exists():
-                theirs = read_table(again, faults, *FORMS["K"])
+                theirs = tables.read_table(again, faults, *FORMS["K"])
                 if theirs is not None and not _same(theirs, found["K"]):
                     own = "those of the data set's own folder: the two must be of one release"
                     faults.add(again, "other cameras", own)
         for name in ("xyz", "verts"):
             if name in found:
-                check_points(paths[name], found[name], faults)
+                tables.check_points(paths[name], found[name], faults)
         if "scale" in found:
             short = [f"entry {i}" for i in np.flatnonzero(found["scale"] <= 0)]
             faults.add_many(paths["scale"], "lengths that are not positive", short, "metres above 0")
@@ -135,7 +125,7 @@ class FreiHAND(FolderDataset):
         numbers = [VERSIONS.index(version) * count + i for version in self.versions for i in range(count)]
         self.ids = [f"{self.split}/{number:08d}" for number in numbers]
         images = self.folder / self.split / "rgb"
-        present = listed(images)
+        present = tables.listed(images)
         if not count:
             return
         missing = [name for number in numbers if (name := f"{number:08d}.jpg") not in present]
@@ -196,13 +186,13 @@ def write_freihand(
         if not np.array_equal(joints[index], joints[hand]):
             raise ValueError(f"{sample.id} must show the hand of sample {hand}, its joints differ")
         number = VERSIONS.index(versions[version]) * count + hand
-        write_image(folder / split / "rgb" / f"{number:08d}.jpg", sample.image)
+        tables.write_image(folder / split / "rgb" / f"{number:08d}.jpg", sample.image)
     bones = joints[:count]
-    write_table(folder / f"{split}_K.json", [sample.intrinsics for sample in samples[:count]])
-    write_table(folder / f"{split}_scale.json", np.linalg.norm(bones[:, 10] - bones[:, 9], axis=-1))
-    write_table(truth / f"{split}_xyz.json", bones)
+    tables.write_table(folder / f"{split}_K.json", [sample.intrinsics for sample in samples[:count]])
+    tables.write_table(folder / f"{split}_scale.json", np.linalg.norm(bones[:, 10] - bones[:, 9], axis=-1))
+    tables.write_table(truth / f"{split}_xyz.json", bones)
     if vertices:
-        write_table(truth / f"{split}_verts.json", vertices)
+        tables.write_table(truth / f"{split}_verts.json", vertices)
 
 
 def _read_versions(versions: Sequence[str], split: str) -> tuple[str, ...]:

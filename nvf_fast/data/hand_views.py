@@ -19,25 +19,18 @@ class HandViews:
 
     A view of S px has intrinsics [[f, 0, S/2], [0, f, S/2], [0, 0, 1]]. Millimetres are those of the unit
     hand, in the view's camera frame. Pose labels describe the first hand.
-
-    Attributes:
-        images: (B, S, S, 3) uint8 RGB.
-        focal: (B,) float32 px.
-        joints: (B, 21, 3) float32 mm, FreiHAND's order and definition; NaN where no hand is labelled in 3D.
-        points: (B, P, 3) float32 mm, query points; NaN where `joints` is.
-        distances: (B, P) float32 mm, signed distance of the points to the surface, negative inside.
-        boxes: (B, 2, 4) float32 px, (x0, y0, x1, y1) around the joints of each hand; NaN beyond the hands.
-        left: (B, 2) bool, whether a hand is a left one.
-        trust: (B,) float32, weight of the pose losses: 0 for left hands and for hands too small to pose.
     """
 
-    images: np.ndarray
-    focal: np.ndarray
+    images: np.ndarray  # (B, S, S, 3) uint8 RGB
+    focal: np.ndarray  # (B,) float32 px
+    # (B, 21, 3) float32 mm, FreiHAND's order and definition; NaN where no hand is labelled in 3D
     joints: np.ndarray
-    points: np.ndarray
-    distances: np.ndarray
+    points: np.ndarray  # (B, P, 3) float32 mm, query points; NaN where `joints` is
+    distances: np.ndarray  # (B, P) float32 mm, signed distance of the points to the surface, negative inside
+    # (B, 2, 4) float32 px, (x0, y0, x1, y1) around the joints of each hand; NaN beyond the hands
     boxes: np.ndarray
-    left: np.ndarray
+    left: np.ndarray  # (B, 2) bool, whether a hand is a left one
+    # (B,) float32, weight of the pose losses: 0 for left hands and for hands too small to pose
     trust: np.ndarray
 
     @classmethod

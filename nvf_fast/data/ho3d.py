@@ -18,21 +18,12 @@ import torch
 from torch import Tensor
 
 from nvf_fast.conventions import FRAMES, convert_joints
+from nvf_fast.data import tables
 from nvf_fast.data.faults import Faults
 from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, open_mano
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.sample import HandSample
-from nvf_fast.data.tables import (
-    check_intrinsics,
-    check_points,
-    finite_array,
-    listed,
-    read_image,
-    read_table,
-    write_image,
-    write_table,
-)
 from nvf_fast.runtime.files import whole_file
 
 PAGE = "https://github.com/shreyashampali/ho3d"
@@ -97,12 +88,8 @@ class HO3D(FolderDataset):
         sequence, frame = self.ids[self._checked(index)].split("/")[1:]
         place = self.folder / self.split / sequence / "rgb" / f"{frame}{SUFFIX[self.version]}"
         intrinsics, root = self._intrinsics[index].numpy(), row_of(self._root, index)
-        joints, vertices, box = (
-            row_of(self._joints, index),
-            self._vertices_of(index),
-            row_of(self._boxes, index),
-        )
-        return self._sample(index, read_image(place), intrinsics, joints, vertices, root=root, box=box)
+        image, joints, box = tables.read_image(place), row_of(self._joints, index), row_of(self._boxes, index)
+        return self._sample(index, image, intrinsics, joints, self._vertices_of(index), root=root, box=box)
 
     def _check_files(self, frames: Sequence[str], faults: Faults) -> list[str]:
         """Check images and annotations; return the frames with an annotation."""
@@ -111,7 +98,7 @@ class HO3D(FolderDataset):
         sequences = dict.fromkeys(frame.split("/")[0] for frame in frames)
         unknown = [sequence for sequence in sequences if not (root / sequence).is_dir()]
         images, annotations = (
-            {f"{sequence}/{name}" for sequence in sequences for name in listed(root / sequence / kind)}
+            {f"{sequence}/{name}" for sequence in sequences for name in tables.listed(root / sequence / kind)}
             for kind in ("rgb", "meta")
         )
         known = [frame for frame in frames if frame.split("/")[0] not in unknown]
@@ -119,11 +106,9 @@ class HO3D(FolderDataset):
         other_image = [frame for frame in no_image if frame + SUFFIX[other] in images]
         no_image = [frame for frame in no_image if frame + SUFFIX[other] not in images]
         no_annotation = [frame for frame in known if f"{frame}.pkl" not in annotations]
-        in_folder, as_version = (
-            f"folders of {self.split}/",
-            f'{suffix}, as {self.version} has them, or version="{other}"',
-        )
-        faults.add_many(self.folder / f"{self.split}.txt", "sequences unknown", unknown, in_folder)
+        as_version = f'{suffix}, as {self.version} has them, or version="{other}"'
+        listing, folders = self.folder / f"{self.split}.txt", f"folders of {self.split}/"
+        faults.add_many(listing, "sequences unknown", unknown, folders)
         faults.add_many(root, "images missing", no_image, f"rgb/NUMBER{suffix}")
         faults.add_many(root, f"images of {other} ({SUFFIX[other]})", other_image, as_version)
         faults.add_many(root, "annotations missing", no_annotation, "meta/NUMBER.pkl")
@@ -150,30 +135,30 @@ class HO3D(FolderDataset):
                 cases.setdefault("annotations cannot be read", []).append(f"{frame} ({error})")
                 continue
             for name, shape in shapes.items():
-                array, fault = finite_array(meta.get(name), shape)
+                array, fault = tables.finite_array(meta.get(name), shape)
                 rows[name].append(array)
                 if fault is not None:
                     cases.setdefault(f"annotations whose {name} is {fault}", []).append(frame)
         expected = "pickles with " + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         for kind, named in cases.items():
             faults.add_many(root, kind, named, expected)
-        tables = {name: np.array(rows[name]).reshape(-1, *shape) for name, shape in shapes.items()}
-        points = tables["handJoints3D"].reshape(-1, 21 if self.split == "train" else 1, 3) * FLIP * 1000
+        found = {name: np.array(rows[name]).reshape(-1, *shape) for name, shape in shapes.items()}
+        points = found["handJoints3D"].reshape(-1, 21 if self.split == "train" else 1, 3) * FLIP * 1000
         if not cases:
-            check_intrinsics(root, tables["camMat"], faults, frames)
-            check_points(root, points, faults, frames)
-        self._intrinsics = torch.from_numpy(tables["camMat"])
+            tables.check_intrinsics(root, found["camMat"], faults, frames)
+            tables.check_points(root, points, faults, frames)
+        self._intrinsics = torch.from_numpy(found["camMat"])
         self._root = torch.from_numpy(points[:, 0].astype(np.float32))
         self._joints: Tensor | None = None
         self._vertices: Tensor | None = None
         self._boxes: Tensor | None = None
         self._parameters: list[Tensor] | None = None
         if self.split == "evaluation":
-            self._boxes = torch.from_numpy(tables["handBoundingBox"].astype(np.float32))
+            self._boxes = torch.from_numpy(found["handBoundingBox"].astype(np.float32))
             return
         self._joints = torch.from_numpy(convert_joints(points, "ho3d", inverse=True).astype(np.float32))
         if with_mano:
-            self._parameters = [torch.from_numpy(tables[name]) for name in parameters]
+            self._parameters = [torch.from_numpy(found[name]) for name in parameters]
 
     def _read_released(self, whole: bool, faults: Faults, cache: Path | None) -> None:
         """Set joints and vertices of the evaluation split where the files exist."""
@@ -182,10 +167,12 @@ class HO3D(FolderDataset):
         found: dict[str, Tensor] = {}
         for name, count in (("xyz", 21), ("verts", VERTICES)):
             path = self.folder / f"evaluation_{name}.json"
-            table = read_table(path, faults, (count, 3), 1000.0, cache=cache) if path.exists() else None
+            if not path.exists():
+                continue
+            table = tables.read_table(path, faults, (count, 3), 1000.0, cache=cache)
             if table is not None:
                 lengths[path], table = len(table), table * FLIP.astype(np.float32)
-                check_points(path, table, faults)
+                tables.check_points(path, table, faults)
                 found[name] = torch.from_numpy(table)
         faults.add_lengths(lengths, frames)
         self._vertices = found.get("verts")
@@ -254,16 +241,15 @@ def write_ho3d(
     _check_arguments(split, version)
     if wrong := [name for name in sequences if not re.fullmatch(r"[\w-]+", name)]:
         raise ValueError(f"sequences must be named with letters, digits, - and _, got {wrong}")
-    if poses is not None and {n: len(p) for n, p in poses.items()} != {
-        n: len(s) for n, s in sequences.items()
-    }:
+    lengths = {name: len(samples) for name, samples in sequences.items()}
+    if poses is not None and {name: len(each) for name, each in poses.items()} != lengths:
         raise ValueError("poses must be given for the same frames as sequences")
     folder, frames = Path(folder), []
     for name, samples in sequences.items():
         for number, sample in enumerate(samples):
             place = folder / split / name
             meta = _meta(sample, split, None if poses is None else poses[name][number])
-            write_image(place / "rgb" / f"{number:04d}{SUFFIX[version]}", sample.image)
+            tables.write_image(place / "rgb" / f"{number:04d}{SUFFIX[version]}", sample.image)
             with whole_file(place / "meta" / f"{number:04d}.pkl") as file:
                 pickle.dump(meta, file, protocol=2)
             frames.append(f"{name}/{number:04d}")
@@ -271,11 +257,11 @@ def write_ho3d(
         file.write("\n".join([*frames, ""]).encode())
     every = [sample for samples in sequences.values() for sample in samples]
     if split == "evaluation" and released:
-        write_table(
-            folder / "evaluation_xyz.json", [convert_joints(joints_m(s), "ho3d", "opengl") for s in every]
-        )
+        joints = [convert_joints(joints_m(sample), "ho3d", "opengl") for sample in every]
+        tables.write_table(folder / "evaluation_xyz.json", joints)
         if all(sample.vertices is not None for sample in every):
-            write_table(folder / "evaluation_verts.json", [vertices_m(sample) * FLIP for sample in every])
+            vertices = [vertices_m(sample) * FLIP for sample in every]
+            tables.write_table(folder / "evaluation_verts.json", vertices)
 
 
 def _meta(sample: HandSample, split: str, pose: HO3DPose | None) -> dict[str, np.ndarray]:

@@ -66,9 +66,8 @@ def panorama_view(
     height, width = (size, size) if isinstance(size, int) else size
     samples = min(MOST_SAMPLES, max(1, math.ceil(source.shape[1] / (2 * math.pi * focal) - 0.25)))
     output = np.empty((height, width, source.shape[2]), source.dtype)
-    _look(
-        source, np.ascontiguousarray(rotation, np.float64), float(focal), samples, _rounding(source), output
-    )
+    turn = np.ascontiguousarray(rotation, np.float64)
+    _look(source, turn, float(focal), samples, _rounding(source), output)
     return output.reshape(height, width, *panorama.shape[2:])
 
 
@@ -151,11 +150,8 @@ def _warp(source, inverse, samples, zero_outside, rounding, output):
                     w00 = one - across - w10
                     # Unsigned, to avoid checks for negative indices.
                     p00 = np.uint64((j * width + i) * channels)
-                    p01, p10, p11 = (
-                        p00 + np.uint64(right),
-                        p00 + np.uint64(down),
-                        p00 + np.uint64(right + down),
-                    )
+                    p01, p10 = p00 + np.uint64(right), p00 + np.uint64(down)
+                    p11 = p10 + np.uint64(right)
                     if channels == 3:
                         red += w00 * flat[p00] + w01 * flat[p01] + w10 * flat[p10] + w11 * flat[p11]
                         k = np.uint64(1)

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from trimesh.geometry import faces_to_edges
 
 from nvf_fast.conventions import convert_joints
 from nvf_fast.data.faults import DatasetError, Faults
-from nvf_fast.data.mesh import directed_edges, openings
+from nvf_fast.data.mesh import openings
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.rotations import rotation_about
 from nvf_fast.data.tables import finite_array, form
@@ -46,27 +47,16 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Mano:
-    """MANO's right hand, lengths in mm, all float64 but the faces.
+    """MANO's right hand, lengths in mm, all float64 but the faces."""
 
-    Attributes:
-        template: (778, 3) the mean hand.
-        shape_blend: (778, 3, 10) per unit of shape.
-        pose_blend: (778, 3, 135) per entry of the 15 joints' rotation matrices less the identity.
-        joint_regressor: (16, 778).
-        weights: (778, 16) of each joint on each vertex.
-        parents: (16,) int64, each joint's parent; a parent comes before its children.
-        faces: (1538, 3) int64, open at the wrist.
-        mean_pose: (45,) axis-angle of the mean hand's 15 joints.
-    """
-
-    template: Tensor
-    shape_blend: Tensor
-    pose_blend: Tensor
-    joint_regressor: Tensor
-    weights: Tensor
-    parents: Tensor
-    faces: Tensor
-    mean_pose: Tensor
+    template: Tensor  # (778, 3) the mean hand
+    shape_blend: Tensor  # (778, 3, 10) per unit of shape
+    pose_blend: Tensor  # (778, 3, 135) per entry of the 15 joints' rotation matrices less the identity
+    joint_regressor: Tensor  # (16, 778)
+    weights: Tensor  # (778, 16) of each joint on each vertex
+    parents: Tensor  # (16,) int64, each joint's parent; a parent comes before its children
+    faces: Tensor  # (1538, 3) int64, open at the wrist
+    mean_pose: Tensor  # (45,) axis-angle of the mean hand's 15 joints
 
     @classmethod
     def load(cls, path: Path | str) -> Mano:
@@ -232,7 +222,7 @@ def close_surface(faces: Tensor, vertices: Tensor) -> Tensor:
         ValueError: the surface is not one sheet with one opening.
     """
     loops = openings(faces.numpy())
-    if len(torch.from_numpy(directed_edges(faces.numpy())).unique(dim=0)) != 3 * len(faces):
+    if len(np.unique(faces_to_edges(faces.numpy()), axis=0)) != 3 * len(faces):
         raise ValueError("two faces pass an edge in the same direction: no surface with one outside")
     if len(loops) != 1:
         raise ValueError(f"the surface must be open at the wrist alone, it has {len(loops)} openings")

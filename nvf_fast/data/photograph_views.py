@@ -97,7 +97,6 @@ class PhotographViews:
         dataset: the photographs.
         backgrounds: a folder of images and panoramas; None for procedural surroundings.
         weights: relative frequencies of groups' photographs, overriding `WEIGHTS`; 0 excludes a group.
-        seed: of the backgrounds.
     """
 
     def __init__(
@@ -106,18 +105,16 @@ class PhotographViews:
         *,
         backgrounds: Path | str | None = None,
         weights: Mapping[str, float] | None = None,
-        seed: int = 0,
     ) -> None:
         self.dataset = dataset
-        self.indices = np.array(
-            [i for i, label in enumerate(dataset.labels) if label.side_score >= RELIABLE_SIDE], np.int64
-        )
+        reliable = [label.side_score >= RELIABLE_SIDE for label in dataset.labels]
+        self.indices: np.ndarray = np.flatnonzero(reliable)
         chosen = {**WEIGHTS, **(weights or {})}
         of_each = np.array([chosen.get(dataset.labels[i].group, OTHER_WEIGHT) for i in self.indices])
         if (of_each < 0).any() or not of_each.sum() > 0:
             raise ValueError(f"weights must not be negative, and some must be positive, got {weights}")
         self._cumulated = np.cumsum(of_each / of_each.sum())
-        self._backgrounds = _BackgroundStock(Backgrounds(backgrounds), seed)
+        self._backgrounds = _BackgroundStock(Backgrounds(backgrounds))
 
     def draw(self, count: int, random: np.random.Generator) -> HandViews:
         """Draw training views of right hands: jittered cameras, colours and backgrounds.
@@ -328,15 +325,14 @@ def _noise() -> np.ndarray:
 class _BackgroundStock:
     """A fixed set of backgrounds slightly larger than a view, to sample parts from."""
 
-    def __init__(self, backgrounds: Backgrounds, seed: int) -> None:
-        self._source, self._seed = backgrounds, seed
-        self._drawn: dict[int, np.ndarray] = {}
+    def __init__(self, backgrounds: Backgrounds) -> None:
+        self._source, self._drawn = backgrounds, dict[int, np.ndarray]()
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         """Take a part of one background, (S, S, 3) uint8, mirrored half of the times."""
         index = int(random.integers(STOCK))
         if index not in self._drawn:
-            stream = Stream(self._seed, "photograph background", index)
+            stream = Stream(0, "photograph background", index)
             self._drawn[index] = (255 * self._source.draw(stream, STOCK_SIZE) + 0.5).astype(np.uint8)
         row, column = random.integers(0, STOCK_SIZE - VIEW_SIZE + 1, 2)
         part = self._drawn[index][row : row + VIEW_SIZE, column : column + VIEW_SIZE]
@@ -358,9 +354,8 @@ def _add_points(views: HandViews, random: np.random.Generator) -> HandViews:
     if len(posed):
         left, right = views.left[posed, 0], views.joints[posed]
         right[left] = mirrored(right[left])
-        points, views.distances[posed] = sample_field_points(
-            right, VIEW_SIZE / 2 / views.focal[posed], random
-        )
+        slope = VIEW_SIZE / 2 / views.focal[posed]
+        points, views.distances[posed] = sample_field_points(right, slope, random)
         points[left] = mirrored(points[left])
         views.points[posed] = points
     return views
@@ -419,16 +414,10 @@ def _hand_probability(image: np.ndarray, distance: np.ndarray, grow: float, feat
     return probability
 
 
-def _distance_map(starts: np.ndarray, ends: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Distance (S, S) float32 px of each pixel from the outline of cones, negative inside."""
-    distance = np.empty((VIEW_SIZE, VIEW_SIZE), np.float32)
-    _fill_distance(starts, ends, radii, distance)
-    return distance
-
-
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _fill_distance(starts, ends, radii, distance):
-    distance[:] = np.float32(1e6)
+def _distance_map(starts, ends, radii):
+    """Distance (S, S) float32 px of each pixel from the outline of cones, negative inside."""
+    distance = np.full((VIEW_SIZE, VIEW_SIZE), np.float32(1e6))
     zero, one = np.float32(0), np.float32(1)
     for cone in range(len(starts)):
         ax = np.float32(ends[cone, 0] - starts[cone, 0])
@@ -443,6 +432,7 @@ def _fill_distance(starts, ends, radii, distance):
                 along = min(max((px * ax + py * ay) * inverse, zero), one)
                 dx, dy = px - along * ax, py - along * ay
                 line[column] = min(line[column], np.sqrt(dx * dx + dy * dy) - first - along * change)
+    return distance
 
 
 @numba.njit(cache=True, nogil=True)
@@ -464,6 +454,5 @@ def _quantise(image, noise, strength, output):
         for column in range(image.shape[1]):
             for channel in range(3):
                 value = image[row, column, channel] + strength * noise[row, column, channel]
-                output[row, column, channel] = min(max(value, np.float32(0)), np.float32(1)) * np.float32(
-                    255
-                ) + np.float32(0.5)
+                value = min(max(value, np.float32(0)), np.float32(1))
+                output[row, column, channel] = value * np.float32(255) + np.float32(0.5)

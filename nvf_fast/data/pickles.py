@@ -308,9 +308,8 @@ class _Interpreter:
         """The value of a call, which may copy no more than the whole data in all calls."""
         if not isinstance(given, tuple):
             raise pickle.UnpicklingError(f"arguments of type {type(given).__name__}")
-        self._budget -= sum(
-            len(each) for each in given if isinstance(each, str | bytes | list | tuple | dict)
-        )
+        sized = (each for each in given if isinstance(each, str | bytes | list | tuple | dict))
+        self._budget -= sum(map(len, sized))
         if self._budget < 0:
             raise pickle.UnpicklingError("calls that copy data again and again")
         if function in (set, frozenset):
@@ -342,9 +341,8 @@ class _Interpreter:
 def _keys(values: Sequence[Any]) -> Sequence[Any]:
     for each in values:
         if type(each) not in _KEYS and type(each) is not bool:
-            raise pickle.UnpicklingError(
-                f"a key of type {type(each).__name__}, expected a string or a number"
-            )
+            kind = type(each).__name__
+            raise pickle.UnpicklingError(f"a key of type {kind}, expected a string or a number")
     return values
 
 

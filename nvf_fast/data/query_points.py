@@ -34,9 +34,8 @@ def points_about(
     depth = np.maximum(surface[..., 2:] + random.normal(0, RAY_MM, (batch, ON_RAYS, 1)), NEAREST_MM)
     on_rays = surface * (depth / surface[..., 2:])
     centre = joints.mean(1, keepdims=True).astype(np.float64)
-    ball = centre + BALL_MM * unit_vectors(random, batch, IN_BALL) * random.random((batch, IN_BALL, 1)) ** (
-        1 / 3
-    )
+    towards = BALL_MM * unit_vectors(random, batch, IN_BALL)
+    ball = centre + towards * random.random((batch, IN_BALL, 1)) ** (1 / 3)
     rest = VIEW_POINTS - NEAR - ON_RAYS - IN_BALL
     depth = np.maximum(centre[..., 2:] + random.uniform(-SLAB_MM, SLAB_MM, (batch, rest, 1)), NEAREST_MM)
     slab = random.uniform(-1, 1, (batch, rest, 2)) * slope[:, None, None] * depth

@@ -24,17 +24,6 @@ def rotation_about(axis: Tensor | tuple[float, float, float], angle: Tensor) -> 
     return torch.eye(3, device=axis.device, dtype=sine.dtype) + sine * cross + (1 - cosine) * (cross @ cross)
 
 
-def quaternion_matrix(w: float, x: float, y: float, z: float) -> np.ndarray:
-    """Rotation matrix (3, 3) of a unit quaternion."""
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-
-
 def about_axis(angle: float) -> np.ndarray:
     """Rotation matrix (3, 3) about the optical axis by an angle in radians."""
     cosine, sine = np.cos(angle), np.sin(angle)

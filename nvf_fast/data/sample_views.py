@@ -14,6 +14,7 @@ from nvf_fast.data.hand_views import VIEW_SIZE, HandViews, joints_box
 from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about
 from nvf_fast.data.sample import HandDataset, HandSample
 from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.finding import pixel_boxes
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.volumes import HandVolume
 
@@ -36,9 +37,8 @@ class SampleViews:
 
     def __init__(self, dataset: HandDataset) -> None:
         if dataset.why_no_surfaces:
-            raise ValueError(
-                f"{dataset.name}: {dataset.why_no_surfaces}; hand views are labelled with surfaces"
-            )
+            reason = f"{dataset.why_no_surfaces}; hand views are labelled with surfaces"
+            raise ValueError(f"{dataset.name}: {reason}")
         self.dataset = dataset
 
     def __call__(self, count: int, random: np.random.Generator) -> HandViews:
@@ -65,7 +65,7 @@ def view_samples(samples: list[HandSample], random: np.random.Generator) -> Hand
         joints.append(sample.joints)
         surfaces.append(sample.surface)
     intrinsics = torch.from_numpy(np.stack([sample.intrinsics for sample in samples]))
-    exact = _boxes(torch.stack(joints).double(), intrinsics)
+    exact = pixel_boxes(project(torch.stack(joints).double(), intrinsics))
     views, rotations = views_of_boxes(samples, _within_horizon(_jittered(exact, random), exact, intrinsics))
     hands = MeshHands.stack(surfaces)
     hands = hands.scaled(UNIT_SCALE_MM / hands.hand_scale).rotated(torch.from_numpy(rotations).float())
@@ -99,12 +99,6 @@ def views_of_boxes(samples: Sequence[HandSample], boxes: Tensor) -> tuple[HandVi
     views.focal[:], views.joints[:], views.trust[:] = focal, joints, 1
     views.boxes[:, 0] = joints_box(joints, focal[:, None, None])
     return views, rotations
-
-
-def _boxes(joints: Tensor, intrinsics: Tensor) -> Tensor:
-    """Boxes (B, 4) px around joints (B, 21, 3) mm."""
-    pixels = project(joints, intrinsics)
-    return torch.cat([pixels.amin(1), pixels.amax(1)], 1)
 
 
 def _within_horizon(boxes: Tensor, exact: Tensor, intrinsics: Tensor) -> Tensor:

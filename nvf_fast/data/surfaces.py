@@ -13,16 +13,11 @@ from nvf_fast import ops
 
 @dataclass(frozen=True)
 class MeshHands:
-    """A batch of B right hands in one frame, as closed triangle meshes of one topology.
+    """A batch of B right hands in one frame, as closed triangle meshes of one topology."""
 
-    vertices: (B, V, 3) float32 mm.
-    faces: (F, 3) int64, outward by the right-hand rule, every edge in two faces.
-    joints: (B, 21, 3) float32 mm, FreiHAND's order.
-    """
-
-    vertices: Tensor
-    faces: Tensor
-    joints: Tensor
+    vertices: Tensor  # (B, V, 3) float32 mm
+    faces: Tensor  # (F, 3) int64, outward by the right-hand rule, every edge in two faces
+    joints: Tensor  # (B, 21, 3) float32 mm, FreiHAND's order
 
     def __len__(self) -> int:
         return len(self.vertices)
@@ -69,9 +64,8 @@ class MeshHands:
         face = torch.multinomial(area, count, replacement=True, generator=generator)
         shape = (len(self), count, 2)
         weights = torch.rand(shape, generator=generator, device=area.device, dtype=area.dtype)
-        weights = torch.where(
-            weights.sum(-1, keepdim=True) > 1, 1 - weights, weights
-        )  # folded into the triangle
+        # Folded into the triangle.
+        weights = torch.where(weights.sum(-1, keepdim=True) > 1, 1 - weights, weights)
         index = face[..., None, None].expand(-1, -1, 2, 3)
         start = corners[:, :, 0].gather(1, face[..., None].expand(-1, -1, 3))
         return start + (weights[..., None] * edges.gather(1, index)).sum(2)

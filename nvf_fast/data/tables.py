@@ -117,12 +117,9 @@ def check_intrinsics(
     """Check that cameras (N, 3, 3) px are [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive fx and fy."""
     focal = (intrinsics[:, 0, 0] > 0) & (intrinsics[:, 1, 1] > 0)
     form = (intrinsics[:, 2] == [0, 0, 1]).all(-1) & (intrinsics[:, 1, 0] == 0)
-    faults.add_many(
-        path, "cameras without a positive focal length", _named(~focal, names), "fx > 0 and fy > 0 px"
-    )
-    faults.add_many(
-        path, "cameras of another form", _named(~form, names), "[[fx, s, cx], [0, fy, cy], [0, 0, 1]]"
-    )
+    flat, other = _named(~focal, names), _named(~form, names)
+    faults.add_many(path, "cameras without a positive focal length", flat, "fx > 0 and fy > 0 px")
+    faults.add_many(path, "cameras of another form", other, "[[fx, s, cx], [0, fy, cy], [0, 0, 1]]")
 
 
 def check_points(path: Path, points: np.ndarray, faults: Faults, names: Sequence[str] | None = None) -> None:

@@ -24,42 +24,29 @@ ENTRY = "nvf_fast"  # one entry of metadata: safetensors writes several in no fi
 
 @dataclass(frozen=True)
 class Times:
-    """Durations measured during a run.
+    """Durations measured during a run."""
 
-    Attributes:
-        images: over which `seconds` were summed: all but each process's first batch and the staged ones.
-        seconds: by activity: "read", and predicting in each setting.
-        staged: images over which `milliseconds` were summed: the last batch of each shard.
-        milliseconds: by setting and stage, "SETTING/STAGE"; each stage waits for the device.
-    """
-
+    # over which `seconds` were summed: all but each process's first batch and the staged ones
     images: int = 0
+    # by activity: "read", and predicting in each setting
     seconds: dict[str, float] = field(default_factory=dict)
-    staged: int = 0
+    staged: int = 0  # images over which `milliseconds` were summed: the last batch of each shard
+    # by setting and stage, "SETTING/STAGE"; each stage waits for the device
     milliseconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DatasetPredictions:
-    """Predictions on N samples, in the data set's order.
+    """Predictions on N samples, in the data set's order."""
 
-    Attributes:
-        metadata: JSON values that determine the predictions, including `task`.
-        ids: of the samples.
-        faults: the reason an image could not be read, "" where it could; a damaged one has no other entries.
-        truth: (N, 21, 3) float32 mm, camera frame; NaN where it is not released.
-        roots: (N, 3) float32 mm, the true wrist; NaN where unknown.
-        predictions: by setting (`SETTINGS`); not valid where the image is damaged.
-        times: measured on the way.
-    """
-
-    metadata: dict[str, Any]
-    ids: tuple[str, ...]
+    metadata: dict[str, Any]  # JSON values that determine the predictions, including `task`
+    ids: tuple[str, ...]  # of the samples
+    # the reason an image could not be read, "" where it could; a damaged one has no other entries
     faults: tuple[str, ...]
-    truth: np.ndarray
-    roots: np.ndarray
-    predictions: dict[str, Predictions]
-    times: Times
+    truth: np.ndarray  # (N, 21, 3) float32 mm, camera frame; NaN where it is not released
+    roots: np.ndarray  # (N, 3) float32 mm, the true wrist; NaN where unknown
+    predictions: dict[str, Predictions]  # by setting (`SETTINGS`); not valid where the image is damaged
+    times: Times  # measured on the way
 
     def __len__(self) -> int:
         return len(self.ids)

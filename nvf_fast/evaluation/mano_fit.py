@@ -28,23 +28,15 @@ _POSE, _SHAPE = slice(0, 48), slice(48, 58)
 
 @dataclass(frozen=True)
 class ManoFit:
-    """MANO's right hand fitted to B hands; left hands are fitted as their mirror images.
+    """MANO's right hand fitted to B hands; left hands are fitted as their mirror images."""
 
-    Attributes:
-        vertices: (B, 778, 3) float64 mm, in the frame of the joints, of left hands mirrored back.
-        joints: (B, 21, 3) float64 mm, of these vertices.
-        pose: (B, 48) float64 rad, axis-angle from MANO's mean pose, the whole hand's first, as in FreiHAND.
-        shape: (B, 10) float64.
-        translation: (B, 3) float64 mm, added to the posed vertices.
-        error_mm: (B,) float64, mean distance of `joints` from the given ones.
-    """
-
-    vertices: np.ndarray
-    joints: np.ndarray
+    vertices: np.ndarray  # (B, 778, 3) float64 mm, in the frame of the joints, of left hands mirrored back
+    joints: np.ndarray  # (B, 21, 3) float64 mm, of these vertices
+    # (B, 48) float64 rad, axis-angle from MANO's mean pose, the whole hand's first, as in FreiHAND
     pose: np.ndarray
-    shape: np.ndarray
-    translation: np.ndarray
-    error_mm: np.ndarray
+    shape: np.ndarray  # (B, 10) float64
+    translation: np.ndarray  # (B, 3) float64 mm, added to the posed vertices
+    error_mm: np.ndarray  # (B,) float64, mean distance of `joints` from the given ones
 
 
 def fit_mano(

@@ -239,9 +239,8 @@ def _tone(angle: float) -> str:
 
 def score_rows(scores: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of the table, a row for each group."""
-    return ["group", *COLUMNS.values()], [
-        [name, *(found[column] for column in COLUMNS)] for name, found in scores.items()
-    ]
+    rows = [[name, *(found[column] for column in COLUMNS)] for name, found in scores.items()]
+    return ["group", *COLUMNS.values()], rows
 
 
 def _constants(

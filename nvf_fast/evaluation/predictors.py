@@ -20,20 +20,14 @@ NEEDED = {"root": "true wrist", "hand_scale": "hand scale"}
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for B samples.
+    """Predictions for B samples."""
 
-    Attributes:
-        joints: (B, 21, 3) float32 mm in the camera's frame; a root-relative prediction is moved to the true
-            root. NaN where not valid.
-        scores: (B, 21) float32, see `HandPose`.
-        valid: (B,) bool.
-        voters: (B,) int, 0 for a method without voting.
-    """
-
+    # (B, 21, 3) float32 mm in the camera's frame; a root-relative prediction is moved to the true root. NaN
+    # where not valid.
     joints: np.ndarray
-    scores: np.ndarray
-    valid: np.ndarray
-    voters: np.ndarray
+    scores: np.ndarray  # (B, 21) float32, see `HandPose`
+    valid: np.ndarray  # (B,) bool
+    voters: np.ndarray  # (B,) int, 0 for a method without voting
 
     @classmethod
     def none(cls, count: int) -> Predictions:

@@ -77,14 +77,10 @@ def report_on(
         for setting, count in invalid.items()
         if count
     ]
+    counts = {"images": len(results), "damaged": len(damaged), "scored": int(scored.sum())}
     result: dict[str, Any] = {
         "context": {**results.metadata, **context},
-        "counts": {
-            "images": len(results),
-            "damaged": len(damaged),
-            "scored": int(scored.sum()),
-            "invalid": invalid,
-        },
+        "counts": counts,
         "damaged": dict(list(damaged.items())[:SHOWN_FAULTS]),
         "times": _times(results.times),
         "notes": notes,
@@ -239,10 +235,9 @@ def _always(poses: np.ndarray) -> Predictions:
 
 
 def _times(times: Times) -> dict[str, Any]:
-    rates = {
-        name: times.images / seconds for name, seconds in times.seconds.items() if times.images and seconds
-    }
-    per_image = {name: value / times.staged for name, value in times.milliseconds.items() if times.staged}
+    images, staged = times.images, times.staged
+    rates = {name: images / seconds for name, seconds in times.seconds.items() if images and seconds}
+    per_image = {name: value / staged for name, value in times.milliseconds.items() if staged}
     return {
         "images_per_second": rates,
         "ms_per_image": per_image,

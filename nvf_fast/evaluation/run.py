@@ -177,11 +177,13 @@ def _predicted_shards(
     workers: int,
 ) -> Iterator[tuple[int, DatasetPredictions]]:
     """Spans of samples by the index of their shard."""
-    batches = [span[start : start + batch] for span in spans.values() for start in range(0, len(span), batch)]
+    batches = list[list[int]]()
+    for span in spans.values():
+        batches += [list(span[start : start + batch]) for start in range(0, len(span), batch)]
     if not batches:
         return
     readable: Any = _Readable(dataset)
-    waiting = {"num_workers": workers, "timeout": TIMEOUT_S if workers else 0}
+    waiting: dict[str, Any] = {"num_workers": workers, "timeout": TIMEOUT_S if workers else 0}
     loader = iter(DataLoader(readable, batch_sampler=batches, collate_fn=list, **waiting))
     warm = False  # the first call also sets up libraries
     for index, span in spans.items():

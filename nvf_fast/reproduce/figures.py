@@ -111,9 +111,8 @@ def figure8(estimator: PoseEstimator, folder: Path, path: Path) -> Result:
             pairs.append([(sample, None), (sample, np.full((21, 3), np.nan))])
             found.append([name, 0, None, 0.0])
     columns = math.ceil(len(pairs) / math.ceil(len(pairs) / PHOTOGRAPHS))  # rows as equal as can be
-    rows = [
-        list(chain.from_iterable(pairs[start : start + columns])) for start in range(0, len(pairs), columns)
-    ]
+    starts = range(0, len(pairs), columns)
+    rows = [list(chain.from_iterable(pairs[start : start + columns])) for start in starts]
     pose_figure(rows, ["RGB input", "3D hand pose"] * columns, path)
     names = ["photograph", "voters", "mean depth mm", "mean score"]
     return Result("figure8", "Figure 8: photographs", names, found, images=[path.name])

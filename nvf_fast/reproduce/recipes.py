@@ -9,14 +9,7 @@ from typing import Literal, cast
 from nvf_fast.config import Method, NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.synthetic.dataset import SyntheticConfig
-from nvf_fast.training.config import (
-    TrainingConfig,
-    camera_space,
-    camera_space_finetune,
-    relative_complement,
-    relative_freihand,
-    relative_ho3d_finetune,
-)
+from nvf_fast.training.config import PRESETS, TrainingConfig
 from nvf_fast.training.points import PointSampling
 
 Role = Literal["freihand", "complement", "ho3d"]
@@ -26,23 +19,14 @@ EXTRA_SEED = 77  # of the synthetic images that stand for Complement
 
 @dataclass(frozen=True)
 class Variant:
-    """One trained network of the tables.
+    """One trained network of the tables."""
 
-    Attributes:
-        method: NVF or a baseline.
-        task: camera-space, on FreiHAND; or root-relative, on HO-3D.
-        hand_scale: whether it takes the hand scale.
-        extra: whether it was pre-trained on Complement.
-        surface_mm: the clamping distance δ, in training and inference.
-        nearest: K, the neighbours per joint that carry votes in training.
-    """
-
-    method: Method = "nvf"
-    task: Task = "camera-space"
-    hand_scale: bool = False
-    extra: bool = False
-    surface_mm: float = 5.0
-    nearest: int = 1024
+    method: Method = "nvf"  # NVF or a baseline
+    task: Task = "camera-space"  # camera-space, on FreiHAND; or root-relative, on HO-3D
+    hand_scale: bool = False  # whether it takes the hand scale
+    extra: bool = False  # whether it was pre-trained on Complement
+    surface_mm: float = 5.0  # the clamping distance δ, in training and inference
+    nearest: int = 1024  # K, the neighbours per joint that carry votes in training
 
     @property
     def name(self) -> str:
@@ -56,59 +40,35 @@ class Variant:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training.
+    """One training."""
 
-    Attributes:
-        name: of its folder.
-        role: of its data set.
-        config: its numbers.
-        after: the stage whose checkpoint it begins from, if any.
-    """
-
-    name: str
-    role: Role
-    config: TrainingConfig
-    after: str | None = None
+    name: str  # of its folder
+    role: Role  # of its data set
+    config: TrainingConfig  # its numbers
+    after: str | None = None  # the stage whose checkpoint it begins from, if any
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """Sizes of short trainings of small networks; their losses have the additions for short trainings.
+    """Sizes of short trainings of small networks; their losses have the additions for short trainings."""
 
-    Attributes:
-        steps: of a training from scratch, of which fine-tuning takes a third.
-        batch: images of a step.
-        network: network's sizes; both tasks use its size of images.
-        sampling: query points.
-        learning_rate: peak of a cosine schedule of AdamW.
-    """
-
-    steps: int
-    batch: int
-    network: NVFConfig
-    sampling: PointSampling
-    learning_rate: float
+    steps: int  # of a training from scratch, of which fine-tuning takes a third
+    batch: int  # images of a step
+    network: NVFConfig  # network's sizes; both tasks use its size of images
+    sampling: PointSampling  # query points
+    learning_rate: float  # peak of a cosine schedule of AdamW
 
 
 @dataclass(frozen=True)
 class Size:
-    """Size of trainings and evaluations.
+    """Size of trainings and evaluations."""
 
-    Attributes:
-        name: "paper", or the label of a smaller one.
-        reduced: sizes of smaller trainings; None for the paper's.
-        images: for training, of each set; None is all.
-        evaluated: images; None is all.
-        precision: of the trainings.
-        compile: whether torch.compile makes the steps.
-    """
-
-    name: str
-    reduced: Reduced | None = None
-    images: int | None = None
-    evaluated: int | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
+    name: str  # "paper", or the label of a smaller one
+    reduced: Reduced | None = None  # sizes of smaller trainings; None for the paper's
+    images: int | None = None  # for training, of each set; None is all
+    evaluated: int | None = None  # images; None is all
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the trainings
+    compile: bool = False  # whether torch.compile makes the steps
 
 
 PAPER = Size("paper")
@@ -139,11 +99,12 @@ def stages(variant: Variant, size: Size, real: frozenset[Role], seed: int = 0) -
         real: available data sets; synthetic images replace the others.
         seed: of all trainings.
     """
-    presets = [camera_space()]
+    chosen = ["camera_space"]
     if variant.task == "root-relative":
-        presets = [relative_freihand(), relative_ho3d_finetune()]
+        chosen = ["relative_freihand", "relative_ho3d_finetune"]
     elif variant.extra:
-        presets = [relative_complement(), camera_space_finetune()]
+        chosen = ["relative_complement", "camera_space_finetune"]
+    presets = [PRESETS[name]() for name in chosen]
     names = [f"{variant.name}-pretrained", variant.name][-len(presets) :]
     return [
         Stage(name, role, _trained(preset, role, variant, size, real, seed), after)
@@ -165,21 +126,15 @@ def _trained(
     preset: TrainingConfig, role: Role, variant: Variant, size: Size, real: frozenset[Role], seed: int
 ) -> TrainingConfig:
     """A preset with a variant's network and losses at a size."""
-    config = replace(
-        preset,
-        seed=seed,
-        data=data_for(role, size, real),
-        losses=replace(
-            preset.losses, clamp_mm=variant.surface_mm, surface_mm=variant.surface_mm, nearest=variant.nearest
-        ),
-        optimisation=replace(preset.optimisation, precision=size.precision, compile=size.compile),
-    )
+    clamp = variant.surface_mm
+    losses = replace(preset.losses, clamp_mm=clamp, surface_mm=clamp, nearest=variant.nearest)
+    options = replace(preset.optimisation, precision=size.precision, compile=size.compile)
+    data = data_for(role, size, real)
+    config = replace(preset, seed=seed, data=data, losses=losses, optimisation=options)
     if size.reduced is not None:
         config = _reduced(config, variant, size.reduced)
-    network = replace(
-        config.model, method=variant.method, hand_scale=variant.hand_scale, scale_optional=False
-    )
-    return replace(config, model=network)
+    network = replace(config.model, method=variant.method, scale_optional=False)
+    return replace(config, model=replace(network, hand_scale=variant.hand_scale))
 
 
 def _reduced(config: TrainingConfig, variant: Variant, size: Reduced) -> TrainingConfig:

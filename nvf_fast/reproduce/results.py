@@ -17,25 +17,15 @@ SMALLER = (
 
 @dataclass(frozen=True)
 class Result:
-    """A reproduced table, or a figure's numbers.
+    """A reproduced table, or a figure's numbers."""
 
-    Attributes:
-        name: such as "table2".
-        title: one line.
-        columns: their names with units; those that end in "paper" hold printed figures.
-        rows: a value for each column, or None.
-        notes: sentences for the reader.
-        images: files that belong to it, in the folder of the results.
-        details: further entries of the JSON file.
-    """
-
-    name: str
-    title: str
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
-    notes: Sequence[str] = ()
-    images: Sequence[str] = ()
-    details: dict[str, Any] = field(default_factory=dict)
+    name: str  # such as "table2"
+    title: str  # one line
+    columns: Sequence[str] = ()  # their names with units; those that end in "paper" hold printed figures
+    rows: Sequence[Sequence[Any]] = ()  # a value for each column, or None
+    notes: Sequence[str] = ()  # sentences for the reader
+    images: Sequence[str] = ()  # files that belong to it, in the folder of the results
+    details: dict[str, Any] = field(default_factory=dict)  # further entries of the JSON file
 
 
 def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[Path]:

@@ -27,6 +27,7 @@ from nvf_fast.reproduce.results import Result
 from nvf_fast.reproduce.workshop import Workshop
 
 METHODS: dict[Method, str] = {"holistic": "Baseline-Holistic", "dense": "Baseline-2D-Dense", "nvf": "CS-NVF"}
+BEST = Variant(hand_scale=True, extra=True)  # of CS-NVF, in tables 5 and 6
 TIMED = 20  # images over which a step's time is the median
 ABSENT = "No other method was run here: their figures are the paper's."
 
@@ -77,7 +78,7 @@ def table5(workshop: Workshop) -> Result:
 
 def table6(workshop: Workshop) -> Result:
     """Table 6 with networks trained here, and RS-NVF's steps of Section 4.7."""
-    camera, root = _best(), Variant(task="root-relative")
+    camera, root = BEST, Variant(task="root-relative")
     network, _ = workshop.network(camera)
     assert isinstance(network, NVF)
     result = step_sizes(network, workshop.dataset("freihand", "evaluation"), use_scale=True)
@@ -136,11 +137,6 @@ def _camera_space_variants() -> list[Variant]:
     ]
 
 
-def _best() -> Variant:
-    """CS-NVF with hand scale and extra data, of tables 5 and 6."""
-    return Variant(hand_scale=True, extra=True)
-
-
 def _absolute_pose(name: str, found: dict[Variant, dict[str, float]]) -> Result:
     rows: list[list[Any]] = [
         [other, "–", "no", error, None, None, None] for other, error in published.OTHERS_CAMERA_SPACE.items()
@@ -181,7 +177,7 @@ def _named(variant: Variant) -> tuple[str, str, str]:
 
 def _ablated(task: Any, what: str, value: float) -> tuple[Variant, dict[str, float]]:
     """The variant and the estimator's options of one column of table 5."""
-    base = _best() if task == "camera-space" else Variant(task="root-relative")
+    base = BEST if task == "camera-space" else Variant(task="root-relative")
     if what == "voting fraction (%)":
         return base, {"fraction": value / 100}
     changed = {"surface_mm": float(value)} if what == "clamping distance (mm)" else {"nearest": int(value)}

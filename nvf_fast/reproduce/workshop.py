@@ -36,27 +36,17 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Workshop:
-    """Environment of the trainings and evaluations.
+    """Environment of the trainings and evaluations."""
 
-    Attributes:
-        runs: folder for trainings, predictions and rendered images; existing ones are reused.
-        size: of trainings and evaluations.
-        data: folders of the available real data sets, by role; synthetic images replace the others.
-        evaluation_data: FreiHAND's released evaluation annotations.
-        mano: the user's MANO_RIGHT.pkl.
-        seed: of all trainings.
-        device: where to compute.
-        workers: processes that read images ahead.
-    """
-
-    runs: Path
-    size: Size
+    runs: Path  # folder for trainings, predictions and rendered images; existing ones are reused
+    size: Size  # of trainings and evaluations
+    # folders of the available real data sets, by role; synthetic images replace the others
     data: Mapping[Role, Path] = field(default_factory=dict)
-    evaluation_data: Path | None = None
-    mano: Path | None = None
-    seed: int = 0
-    device: str = "cpu"
-    workers: int = 0
+    evaluation_data: Path | None = None  # FreiHAND's released evaluation annotations
+    mano: Path | None = None  # the user's MANO_RIGHT.pkl
+    seed: int = 0  # of all trainings
+    device: str = "cpu"  # where to compute
+    workers: int = 0  # processes that read images ahead
 
     def dataset(self, role: Role, split: Split) -> HandDataset:
         """Open the images of a role for trainings or evaluations of this size."""

@@ -18,6 +18,20 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
+def check_ranges(config: object, **intervals: str) -> None:
+    """Check numbers of a configuration by name against intervals such as "[0, 1)"; None is in each.
+
+    Raises:
+        ValueError: a number lies outside.
+    """
+    for name, interval in intervals.items():
+        value = getattr(config, name)
+        low, high = map(float, interval[1:-1].split(","))
+        open_ends = (interval[0] == "(" and value == low) or (interval[-1] == ")" and value == high)
+        if value is not None and (open_ends or not low <= value <= high):
+            raise ValueError(f"{name} must lie in {interval}, got {value}")
+
+
 def read_numbers(name: str, value: Any, expected: str, most: int = MOST_NUMBERS) -> np.ndarray:
     """A new float64 array of integers or floats. NumPy would also read strings and drop imaginary parts.
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 from PIL import Image
+from trimesh.transformations import euler_matrix
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
-from nvf_fast.data.rotations import about_axis
 from nvf_fast.image_files import read_image
 from nvf_fast.synthetic.shading import noise_at, noise_volume
 from nvf_fast.synthetic.skin import draw_tone
@@ -28,18 +28,13 @@ FIELD_OF_VIEW = (40.0, 90.0)  # degrees, of a crop of a panorama
 
 
 class Surroundings(NamedTuple):
-    """Light of the surroundings, linear RGB with a mean of about one.
+    """Light of the surroundings, linear RGB with a mean of about one."""
 
-    Attributes:
-        sky, ground: (3,) from above and from below.
-        direction: (3,) unit, towards the brightest part; x right, y down, z forward.
-        colour: (3,) of that part.
-    """
-
+    # (3,) from above and from below
     sky: np.ndarray
     ground: np.ndarray
-    direction: np.ndarray
-    colour: np.ndarray
+    direction: np.ndarray  # (3,) unit, towards the brightest part; x right, y down, z forward
+    colour: np.ndarray  # (3,) of that part
 
 
 class Backgrounds:
@@ -91,8 +86,8 @@ class Backgrounds:
             return image[top : top + height, left : left + width].astype(np.float32) / 255
         image, *_ = _load(stream.choose(self._paths))
         if _is_panorama(image):
-            camera = _camera(stream.uniform(0, 2 * np.pi), stream.normal(0.2), stream.normal(0.05))
-            return panorama_view(image, camera, focal, shape).astype(np.float32) / 255
+            turn = _draw_turn(stream, 0.2, 0.05)
+            return panorama_view(image, turn, focal, shape).astype(np.float32) / 255
         scale = max(height / image.shape[0], width / image.shape[1])
         middle = (np.array(image.shape[1::-1]) - 1) / 2
         shift = np.array([width - 1, height - 1]) / 2 - scale * middle
@@ -117,9 +112,7 @@ def paint_image(index: int, size: int) -> np.ndarray:
     """Paint coloured, textured shapes before two textured planes, (size, size, 3) uint8."""
     stream, noise = Stream(0, "procedural background", index), noise_volume()
     image = np.empty((size, size, 3))
-    slopes = np.array(
-        [stream.uniform(-0.7, 0.7), stream.normal(0.15), stream.normal(0.25), stream.normal(0.25)]
-    )
+    slopes = np.array([stream.uniform(-0.7, 0.7), *map(stream.normal, (0.15, 0.25, 0.25))])
     _paint_planes(image, _colour(stream), _colour(stream), slopes)
     for _ in range(stream.below(24)):
         skin = stream.chance(0.25)
@@ -243,9 +236,8 @@ def _surroundings(path: Path) -> Surroundings:
     mean = max((weight * light).sum() / (3 * columns * weight.sum()), 1e-3)
     row, column = divmod(int(light.mean(-1).argmax()), columns)
     latitude, longitude = (row + 0.5) / rows * np.pi - np.pi / 2, ((column + 0.5) / columns - 0.5) * 2 * np.pi
-    direction = np.array(
-        [np.cos(latitude) * np.sin(longitude), np.sin(latitude), np.cos(latitude) * np.cos(longitude)]
-    )
+    level = np.cos(latitude)
+    direction = np.array([level * np.sin(longitude), np.sin(latitude), level * np.cos(longitude)])
     half = rows // 2
     return Surroundings(
         sky=(weight[:half] * light[:half]).sum((0, 1)) / (columns * weight[:half].sum()) / mean,
@@ -255,10 +247,10 @@ def _surroundings(path: Path) -> Surroundings:
     )
 
 
-def _camera(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
-    return about_y @ about_x @ about_axis(roll)
+def _draw_turn(stream: Stream, pitch: float, roll: float) -> np.ndarray:
+    """(3, 3) from a camera's frame to a panorama's, by any yaw and normal pitch and roll, radians."""
+    yaw = stream.uniform(0, 2 * np.pi)
+    return euler_matrix(yaw, stream.normal(pitch), stream.normal(roll), "ryxz")[:3, :3]
 
 
 def _crop(sizes: list[np.ndarray], stream: Stream, size: int) -> np.ndarray:
@@ -266,10 +258,9 @@ def _crop(sizes: list[np.ndarray], stream: Stream, size: int) -> np.ndarray:
     if not _is_panorama(sizes[0]):
         return _turned(sizes[0], stream, size)
     half = np.tan(np.radians(stream.uniform(*FIELD_OF_VIEW)) / 2)
-    yaw, pitch, roll = stream.uniform(0, 2 * np.pi), stream.normal(0.35), stream.normal(0.12)
-    focal = size / 2 / half
+    turn, focal = _draw_turn(stream, 0.35, 0.12), size / 2 / half
     fine = (smaller for smaller in sizes if smaller.shape[1] / (2 * np.pi * focal) <= 1.25)
-    return panorama_view(next(fine, sizes[-1]), _camera(yaw, pitch, roll), focal, size)
+    return panorama_view(next(fine, sizes[-1]), turn, focal, size)
 
 
 def _turned(image: np.ndarray, stream: Stream, size: int) -> np.ndarray:

@@ -142,9 +142,8 @@ class SyntheticHands:
             raise ValueError("rendering ahead needs a cache folder: SyntheticHands(config, cache=FOLDER)")
         chunks = range(share[0], -(-min(count or len(self), len(self)) // CHUNK), share[1])
         missing = [chunk for chunk in chunks if not self._path(chunk).exists()]
-        bar = tqdm(
-            total=len(missing) * CHUNK, unit="img", desc="rendering", disable=not progress or not missing
-        )
+        hidden, total = not progress or not missing, len(missing) * CHUNK
+        bar = tqdm(total=total, unit="img", desc="rendering", disable=hidden)
         with bar, ExitStack() as stack:
             done: Iterable[None] = map(self._store_chunk, missing)
             processes = min(processes, len(missing))

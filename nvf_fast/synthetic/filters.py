@@ -13,17 +13,14 @@ def soften(layer: np.ndarray) -> np.ndarray:
     out, line = np.zeros_like(layer), np.zeros((width, 4), np.float32)
     quarter, half = np.float32(0.25), np.float32(0.5)
     for row in range(1, height - 1):
+        above, here, below = layer[row - 1], layer[row], layer[row + 1]
         for column in range(width):
             for k in range(4):
-                line[column, k] = (
-                    quarter * (layer[row - 1, column, k] + layer[row + 1, column, k])
-                    + half * layer[row, column, k]
-                )
+                line[column, k] = quarter * (above[column, k] + below[column, k]) + half * here[column, k]
         for column in range(1, width - 1):
             for k in range(4):
-                out[row, column, k] = (
-                    quarter * (line[column - 1, k] + line[column + 1, k]) + half * line[column, k]
-                )
+                beside = line[column - 1, k] + line[column + 1, k]
+                out[row, column, k] = quarter * beside + half * line[column, k]
     return out
 
 

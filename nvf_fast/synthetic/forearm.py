@@ -15,19 +15,12 @@ SKIN, SLEEVE, BAND = 0, 1, 2  # materials
 
 
 class Forearm(NamedTuple):
-    """One forearm's shape.
+    """One forearm's shape."""
 
-    Attributes:
-        distances: (12,) mm of its rings behind the wrist.
-        girths: (12,) widths against the wrist's own.
-        materials: (12,) of the surface that ends at each ring.
-        bend: (2,) radians, towards the palm and towards the thumb.
-    """
-
-    distances: np.ndarray
-    girths: np.ndarray
-    materials: np.ndarray
-    bend: np.ndarray
+    distances: np.ndarray  # (12,) mm of its rings behind the wrist
+    girths: np.ndarray  # (12,) widths against the wrist's own
+    materials: np.ndarray  # (12,) of the surface that ends at each ring
+    bend: np.ndarray  # (2,) radians, towards the palm and towards the thumb
 
 
 def draw_forearm(stream: Stream, sleeve_chance: float) -> Forearm:

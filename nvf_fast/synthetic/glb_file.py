@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
+from trimesh.transformations import quaternion_matrix
 
 from nvf_fast.data.faults import counted
-from nvf_fast.data.rotations import quaternion_matrix
 from nvf_fast.synthetic.hand_skeleton import BONES, CHAINS, JOINTS
 
 FINGER_WORDS = {"thumb": "thumb", "little": "pinky-finger"} | {
@@ -127,11 +127,10 @@ class GLBFile:
         mode = primitive.get("mode", TRIANGLES)
         require(mode == TRIANGLES, f"{name} has no triangles but glTF's mode {mode}", f"mode {TRIANGLES}")
         kinds, arrays = {"POSITION": "VEC3", "JOINTS_0": "VEC4", "WEIGHTS_0": "VEC4"}, []
+        given = primitive["attributes"]
         for attribute, kind in kinds.items():
-            require(
-                attribute in primitive["attributes"], f"{name} has no {attribute}", f"{attribute}, {kind}"
-            )
-            arrays.append(self._array(primitive["attributes"][attribute], kind, f"{attribute} of {name}"))
+            require(attribute in given, f"{name} has no {attribute}", f"{attribute}, {kind}")
+            arrays.append(self._array(given[attribute], kind, f"{attribute} of {name}"))
         positions, joints, weights = arrays
         indices = np.arange(len(positions))
         if "indices" in primitive:
@@ -153,8 +152,8 @@ class GLBFile:
         dense = np.zeros((len(positions), joint_count))
         np.add.at(dense, (np.arange(len(joints))[:, None], joints), weights / sums[:, None])
         uv = None
-        if "TEXCOORD_0" in primitive["attributes"]:
-            uv = self._array(primitive["attributes"]["TEXCOORD_0"], "VEC2", f"TEXCOORD_0 of {name}")
+        if "TEXCOORD_0" in given:
+            uv = self._array(given["TEXCOORD_0"], "VEC2", f"TEXCOORD_0 of {name}")
             got = f"{name} has {len(uv)} texture coordinates"
             require(len(uv) == len(positions), got, f"{len(positions)}, one a vertex")
             uv = uv.astype(np.float64)
@@ -261,7 +260,7 @@ def _local(node: dict[str, Any]) -> np.ndarray:
     if "matrix" in node:
         return np.array(node["matrix"], float).reshape(4, 4).T
     x, y, z, w = node.get("rotation", (0.0, 0.0, 0.0, 1.0))
-    local = np.eye(4)
-    local[:3, :3] = quaternion_matrix(w, x, y, z) * np.array(node.get("scale", (1.0, 1.0, 1.0)))
+    local: np.ndarray = quaternion_matrix((w, x, y, z))
+    local[:3, :3] *= np.array(node.get("scale", (1.0, 1.0, 1.0)))
     local[:3, 3] = node.get("translation", (0.0, 0.0, 0.0))
     return local

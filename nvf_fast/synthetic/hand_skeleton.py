@@ -24,12 +24,8 @@ JOINTS = (
 METACARPALS = (5, 10, 15, 20)
 CHAINS = torch.tensor([[first, first + 1, first + 2, first + 3] for first in (1, 6, 11, 16, 21)])
 """Thumb, index, middle, ring and little finger, from base to tip."""
-BONES = torch.cat(
-    [
-        torch.stack([CHAINS[:, :-1], CHAINS[:, 1:]], -1).flatten(0, 1),
-        torch.tensor([[base, base + 1] for base in METACARPALS]),
-    ]
-)
+_FINGER_BONES = torch.stack([CHAINS[:, :-1], CHAINS[:, 1:]], -1).flatten(0, 1)
+BONES = torch.cat([_FINGER_BONES, torch.tensor([[base, base + 1] for base in METACARPALS])])
 """Both joints of each bone: three bones of each finger, thumb first, then the palm's."""
 PARENTS = [0 if joint in (0, 1, *METACARPALS) else joint - 1 for joint in range(25)]
 OURS = [joint for joint in range(25) if joint not in METACARPALS]
@@ -47,16 +43,11 @@ class HandSkeleton:
 
     Hand frame (mm): origin at the wrist, y towards the middle knuckle, x towards the thumb's side, z out of
     the palm.
-
-    Attributes:
-        vertices: (V, 3) mm.
-        weights: (V, 25) of each joint on each vertex.
-        rest: (25, 3) mm.
     """
 
-    vertices: Tensor
-    weights: Tensor
-    rest: Tensor
+    vertices: Tensor  # (V, 3) mm
+    weights: Tensor  # (V, 25) of each joint on each vertex
+    rest: Tensor  # (25, 3) mm
 
     @cached_property
     def angles(self) -> dict[str, Tensor]:

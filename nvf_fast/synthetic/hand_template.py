@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from trimesh.geometry import faces_to_edges
 
-from nvf_fast.data.mesh import directed_edges
 from nvf_fast.hand_surface import blend
 from nvf_fast.surface import level_mesh
 from nvf_fast.synthetic.capsule_hand import BASES, CAPSULES, capsule_distances, mean_nodes
@@ -23,19 +23,12 @@ THENAR = CAPSULES.index((1, 5))
 
 
 class Template(NamedTuple):
-    """A right hand in the hand frame, mm.
+    """A right hand in the hand frame, mm."""
 
-    Attributes:
-        vertices: (V, 3) float64.
-        faces: (F, 3) int64, outward, open at the wrist.
-        weights: (V, 25) float64 of WebXR's joints.
-        joints: (25, 3) float64.
-    """
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    weights: np.ndarray
-    joints: np.ndarray
+    vertices: np.ndarray  # (V, 3) float64
+    faces: np.ndarray  # (F, 3) int64, outward, open at the wrist
+    weights: np.ndarray  # (V, 25) float64 of WebXR's joints
+    joints: np.ndarray  # (25, 3) float64
 
 
 def build_template(spacing_mm: float = SPACING_MM) -> Template:
@@ -47,9 +40,11 @@ def build_template(spacing_mm: float = SPACING_MM) -> Template:
     nodes = mean_nodes()
     low, high = nodes.amin(0).float() - 22, nodes.amax(0).float() + 22
     low[1] = WRIST_MM  # marching cubes leaves the surface open where its box ends
-    mesh = level_mesh(
-        lambda points: blend(capsule_distances(nodes, points.double())).float(), low, high, spacing_mm
-    )
+
+    def distance(points: Tensor) -> Tensor:
+        return blend(capsule_distances(nodes, points.double())).float()
+
+    mesh = level_mesh(distance, low, high, spacing_mm)
     neighbours = _neighbours(mesh.faces, len(mesh.vertices))
     vertices, rim = mesh.vertices, mesh.vertices[:, 1] < WRIST_MM + 1e-3
     for _ in range(SMOOTHING):
@@ -85,7 +80,7 @@ def _weights(
 
 def _neighbours(faces: np.ndarray, count: int) -> Callable[[np.ndarray], np.ndarray]:
     """The mean of values (V, ...) over each vertex and its neighbours on a mesh, as a function."""
-    pairs = directed_edges(faces)
+    pairs = faces_to_edges(faces)
     first, second = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0).T
     members = 1 + np.bincount(first, minlength=count)[:, None]
 

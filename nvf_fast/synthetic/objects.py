@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from trimesh.transformations import quaternion_matrix, rotation_matrix
 
 from nvf_fast.data.draws import Stream
-from nvf_fast.data.rotations import about_axis, quaternion_matrix
+from nvf_fast.data.rotations import about_axis
 from nvf_fast.synthetic import forearm
 from nvf_fast.synthetic.forearm import SKIN, SLEEVE
 from nvf_fast.synthetic.posed_hands import PosedHand
@@ -170,11 +171,8 @@ def draw_looks(stream: Stream, count: int) -> np.ndarray:
 def draw_orientation(stream: Stream, any_chance: float) -> np.ndarray:
     """(3, 3) from the hand frame to the camera's: any, or fingers up with a spread, palm or back ahead."""
     if stream.chance(any_chance):
-        quaternion = stream.normals(4)
-        return quaternion_matrix(*quaternion / np.linalg.norm(quaternion))
+        return quaternion_matrix(stream.normals(4))[:3, :3]
     facing = 1.0 if stream.chance(0.55) else -1.0
     towards, tilt = stream.uniform(0, 2 * np.pi), stream.normal(np.radians(35))
-    axis = np.array([np.cos(towards), np.sin(towards), 0.0])
-    cross = np.array([[0, 0, axis[1]], [0, 0, -axis[0]], [-axis[1], axis[0], 0]])
-    tilted = np.eye(3) + np.sin(tilt) * cross + (1 - np.cos(tilt)) * cross @ cross
+    tilted = rotation_matrix(tilt, [np.cos(towards), np.sin(towards), 0])[:3, :3]
     return about_axis(stream.normal(np.radians(50))) @ tilted @ np.diag([facing, -1, -facing])

@@ -10,43 +10,33 @@ from torch import Tensor
 
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.rotations import rotation_about
+from nvf_fast.runtime.arguments import check_ranges
 
 PLACES = 40  # tries of each hand
 
 
 @dataclass(frozen=True)
 class HandDistribution:
-    """Orientations and distances of hands. Angles in degrees, distances in mm.
+    """Orientations and distances of hands."""
 
-    facing: "palm", "back" (turned to the camera, within `tilt_deg`) or "any" (uniform over the sphere).
-    tilt_deg: largest angle between the palm's normal and the optical axis.
-    roll_deg: largest rotation about the optical axis from fingers-up.
-    nearest_mm, farthest_mm: range of the depth of the joints' mean.
-    visible_joints: smallest number of the 21 joints inside the image.
-    """
-
+    # "palm", "back" (turned to the camera, within `tilt_deg`) or "any" (uniform over the sphere).
     facing: str = "palm"
-    tilt_deg: float = 60.0
-    roll_deg: float = 60.0
+    tilt_deg: float = 60.0  # largest angle between the palm's normal and the optical axis
+    roll_deg: float = 60.0  # largest rotation about the optical axis from fingers-up
+    # Range of the depth of the joints' mean.
     nearest_mm: float = 350.0
     farthest_mm: float = 1000.0
-    visible_joints: int = 15
+    visible_joints: int = 15  # smallest number of the 21 joints inside the image
 
     def __post_init__(self) -> None:
         if self.facing not in ("palm", "back", "any"):
             raise ValueError(f"facing must be 'palm', 'back' or 'any', got {self.facing!r}")
-        if not 0 < self.tilt_deg <= 180 or not 0 <= self.roll_deg <= 180:
-            raise ValueError(
-                "tilt_deg must lie in (0, 180] and roll_deg in [0, 180], "
-                f"got {self.tilt_deg} and {self.roll_deg}"
-            )
+        check_ranges(self, tilt_deg="(0, 180]", roll_deg="[0, 180]", visible_joints="[0, 21]")
         if not 150 < self.nearest_mm < self.farthest_mm < 1200:
             raise ValueError(
                 "depths must lie inside the frustum, 150 < nearest_mm < farthest_mm < 1200 mm, "
                 f"got {self.nearest_mm} and {self.farthest_mm}"
             )
-        if not 0 <= self.visible_joints <= 21:
-            raise ValueError(f"visible_joints must lie in [0, 21], got {self.visible_joints}")
 
 
 UNIFORM = HandDistribution(facing="any", tilt_deg=180.0, roll_deg=180.0)
@@ -72,10 +62,8 @@ def draw_places(
         towards_camera = torch.full((count,), distribution.facing == "palm")
     facing = torch.where(towards_camera, 1.0, -1.0).double()
     upright = torch.diag_embed(torch.stack([facing, -torch.ones_like(facing), -facing], -1))
-    tilt_limit = math.radians(
-        min(distribution.tilt_deg, 90.0) if distribution.facing == "any" else distribution.tilt_deg
-    )
-    tilt = torch.acos(draws.uniform(math.cos(tilt_limit), 1.0))
+    most = min(distribution.tilt_deg, 90.0 if distribution.facing == "any" else 180.0)
+    tilt = torch.acos(draws.uniform(math.cos(math.radians(most)), 1.0))
     towards = draws.uniform(0, 2 * math.pi)
     axis = torch.stack([torch.cos(towards), torch.sin(towards), torch.zeros_like(towards)], -1)
     roll = math.radians(distribution.roll_deg) * draws.uniform(-1, 1)
@@ -90,8 +78,7 @@ def draw_places(
     depths[:, -1] = distribution.farthest_mm  # near the camera a spread hand may not fit: then farther off
     places = torch.cat([pixels * depths[..., None] / 480, depths[..., None]], -1)
     seen = (joints - middle[:, None])[:, None] + places[:, :, None]
-    inside = ((480 * seen[..., :2] / seen[..., 2:]).abs() <= 112).all(-1).sum(
-        -1
-    ) >= distribution.visible_joints
+    shown = ((480 * seen[..., :2] / seen[..., 2:]).abs() <= 112).all(-1)
+    inside = shown.sum(-1) >= distribution.visible_joints
     first = torch.where(inside, torch.arange(PLACES), PLACES - 1).amin(1)
     return rotation, places[torch.arange(count), first] - middle, first

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import trimesh
 from numba import njit
 
-from nvf_fast.data.mesh import directed_edges
 from nvf_fast.synthetic.rasteriser import mesh_normals
 
 CELLS = 48  # along each axis of the grid that finds the points below a triangle
@@ -15,23 +15,14 @@ GROUP = 32  # vertices that are looked through or left out together
 
 
 class SearchableMesh(NamedTuple):
-    """A closed mesh of small triangles, indexed for nearest-vertex search in any pose.
+    """A closed mesh of small triangles, indexed for nearest-vertex search in any pose."""
 
-    Attributes:
-        faces: (F, 3) int32, outward.
-        starts: (V + 1,) int32.
-        around: (3 F,) int32; the faces around vertex v are around[starts[v] : starts[v + 1]].
-        wide: (W,) int32, faces much wider than the others, which are always tested.
-        groups: (G, 32) int32, vertices that lie together; the last ones may repeat.
-        watertight: whether the mesh has an inside even where it intersects itself.
-    """
-
-    faces: np.ndarray
-    starts: np.ndarray
-    around: np.ndarray
-    wide: np.ndarray
-    groups: np.ndarray
-    watertight: bool
+    faces: np.ndarray  # (F, 3) int32, outward
+    starts: np.ndarray  # (V + 1,) int32
+    around: np.ndarray  # (3 F,) int32; the faces around vertex v are around[starts[v] : starts[v + 1]]
+    wide: np.ndarray  # (W,) int32, faces much wider than the others, which are always tested
+    groups: np.ndarray  # (G, 32) int32, vertices that lie together; the last ones may repeat
+    watertight: bool  # whether the mesh has an inside even where it intersects itself
 
     @classmethod
     def build(cls, vertices: np.ndarray, faces: np.ndarray, wide: np.ndarray) -> SearchableMesh:
@@ -44,14 +35,11 @@ class SearchableMesh(NamedTuple):
         while max(map(len, parts)) > GROUP:
             parts = [half for part in parts for half in _halves(vertices, part)]
         groups = np.stack([np.resize(part, GROUP) for part in parts])
-        return cls(
-            np.ascontiguousarray(faces, np.int32),
-            starts,
-            around.astype(np.int32),
-            wide.astype(np.int32),
-            groups.astype(np.int32),
-            _is_watertight(faces),
-        )
+        mesh = trimesh.Trimesh(vertices, faces, process=False)
+        watertight = bool(mesh.is_watertight and mesh.is_winding_consistent)
+        indices = (faces, starts, around, wide, groups)
+        faces, starts, around, wide, groups = (np.ascontiguousarray(each, np.int32) for each in indices)
+        return cls(faces, starts, around, wide, groups, watertight)
 
     def distance(self, points: np.ndarray, vertices: np.ndarray) -> np.ndarray:
         """Measure signed distances (N,) mm of points (N, 3) to the mesh in some pose, negative inside.
@@ -61,7 +49,7 @@ class SearchableMesh(NamedTuple):
         watertight has no such number; the normal at the nearest place then determines the sign.
         """
         vertices = np.ascontiguousarray(vertices)
-        squared, closest = _closest_faces(points, vertices, *self[:-1])
+        squared, closest = _closest_faces(points, vertices, self)
         if self.watertight:
             inside = _winding_numbers(points, vertices, self.faces) > 0
         else:
@@ -75,12 +63,6 @@ def _halves(vertices: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
     axis = np.ptp(vertices[part], axis=0).argmax()
     order = part[np.argsort(vertices[part, axis], kind="stable")]
     return [order[: len(part) // 2], order[len(part) // 2 :]]
-
-
-def _is_watertight(faces: np.ndarray) -> bool:
-    edges = directed_edges(faces)
-    pairs = np.unique(edges, axis=0)
-    return len(pairs) == len(edges) and len(np.unique(np.sort(pairs, 1), axis=0)) * 2 == len(edges)
 
 
 @njit(cache=True)
@@ -126,27 +108,20 @@ def _winding_numbers(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray
 
 @njit(cache=True)
 def _closest_faces(
-    points: np.ndarray,
-    vertices: np.ndarray,
-    faces: np.ndarray,
-    starts: np.ndarray,
-    around: np.ndarray,
-    wide: np.ndarray,
-    groups: np.ndarray,
+    points: np.ndarray, vertices: np.ndarray, mesh: SearchableMesh
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared distances (N,) of points to their closest faces (N,)."""
+    faces, starts, around, wide, groups = mesh.faces, mesh.starts, mesh.around, mesh.wide, mesh.groups
     centres, radii = np.zeros((len(groups), 3)), np.zeros(len(groups))
     for g in range(len(groups)):
         for i in groups[g]:
             for k in range(3):
                 centres[g, k] += vertices[i, k] / GROUP
         for i in groups[g]:
-            a, b, c = (
-                vertices[i, 0] - centres[g, 0],
-                vertices[i, 1] - centres[g, 1],
-                vertices[i, 2] - centres[g, 2],
-            )
-            radii[g] = max(radii[g], np.sqrt(a * a + b * b + c * c))
+            squared = 0.0
+            for k in range(3):
+                squared += (vertices[i, k] - centres[g, k]) ** 2
+            radii[g] = max(radii[g], np.sqrt(squared))
     middle, reach = np.zeros(3), 0.0  # a ball around the wide faces
     for at in range(len(wide)):
         for i in faces[wide[at]]:
@@ -226,11 +201,8 @@ def _triangle(
     abx, aby, abz = vertices[b, 0] - ax, vertices[b, 1] - ay, vertices[b, 2] - az
     acx, acy, acz = vertices[c, 0] - ax, vertices[c, 1] - ay, vertices[c, 2] - az
     apx, apy, apz = x - ax, y - ay, z - az
-    aa, bb, ab = (
-        abx * abx + aby * aby + abz * abz,
-        acx * acx + acy * acy + acz * acz,
-        abx * acx + aby * acy + abz * acz,
-    )
+    aa, ab = abx * abx + aby * aby + abz * abz, abx * acx + aby * acy + abz * acz
+    bb = acx * acx + acy * acy + acz * acz
     d1, d2 = abx * apx + aby * apy + abz * apz, acx * apx + acy * apy + acz * apz
     d3, d4 = d1 - aa, d2 - ab
     d5, d6 = d1 - ab, d2 - bb

@@ -19,50 +19,28 @@ BONE_SPREAD = 0.04  # of each bone on its own, beside the size of the whole hand
 
 @dataclass(frozen=True)
 class HandShapes:
-    """Shapes and poses of B hands, float64, the arguments of `Rig.posed`.
+    """Shapes and poses of B hands, float64, the arguments of `Rig.posed`."""
 
-    Attributes:
-        angles: (B, 4) and (B,) radians of the joints.
-        stretch: (B, 25), factors of the bones.
-        girth: (B, 6), thickness factors.
-        breadth: (B,), factors across the palm.
-        tries: (B,) int64, index of each hand's accepted pose.
-    """
-
-    angles: dict[str, Tensor]
-    stretch: Tensor
-    girth: Tensor
-    breadth: Tensor
-    tries: Tensor
+    angles: dict[str, Tensor]  # (B, 4) and (B,) radians of the joints
+    stretch: Tensor  # (B, 25), factors of the bones
+    girth: Tensor  # (B, 6), thickness factors
+    breadth: Tensor  # (B,), factors across the palm
+    tries: Tensor  # (B,) int64, index of each hand's accepted pose
 
 
 @dataclass(frozen=True)
 class PosedHand:
-    """One right hand with its forearm, mm of the unit hand, in the hand frame or the camera's.
+    """One right hand with its forearm, mm of the unit hand, in the hand frame or the camera's."""
 
-    Attributes:
-        vertices: (V + R, 3), those of the forearm last.
-        joints: (21, 3) in FreiHAND's definition.
-        forearm: its shape.
-        palm: (3,) unit, out of the palm.
-        places: (R, 3), where the forearm's vertices lie in the hand frame.
-    """
-
-    vertices: np.ndarray
-    joints: np.ndarray
-    forearm: Forearm
-    palm: np.ndarray
-    places: np.ndarray
+    vertices: np.ndarray  # (V + R, 3), those of the forearm last
+    joints: np.ndarray  # (21, 3) in FreiHAND's definition
+    forearm: Forearm  # its shape
+    palm: np.ndarray  # (3,) unit, out of the palm
+    places: np.ndarray  # (R, 3), where the forearm's vertices lie in the hand frame
 
     def turned(self, rotation: np.ndarray) -> PosedHand:
-        """Move the joints' mean to the origin."""
-        middle = self.joints.mean(0)
-        return replace(
-            self,
-            vertices=(self.vertices - middle) @ rotation.T,
-            joints=(self.joints - middle) @ rotation.T,
-            palm=rotation @ self.palm,
-        )
+        """Move the joints' mean to the origin, then rotate."""
+        return self.moved(-self.joints.mean(0)).placed(rotation, np.zeros(3))
 
     def placed(self, rotation: np.ndarray, offset: np.ndarray) -> PosedHand:
         """Rotate about the origin, then translate."""
@@ -115,9 +93,7 @@ def draw_unit_hands(rig: Rig, draws: Draws, sleeves: float) -> list[PosedHand]:
     vertices, joints = posed_vertices(rig, draw_shapes(rig, draws))
     scale = (UNIT_SCALE_MM / np.linalg.norm(joints[:, 10] - joints[:, 9], axis=1))[:, None, None]
     hands = zip(scale * vertices, scale * joints, draws.below(2**40).tolist(), strict=True)
-    return [
-        with_forearm(rig, skin, bones, Stream(seed, "forearm", 0), sleeves) for skin, bones, seed in hands
-    ]
+    return [with_forearm(rig, skin, bones, Stream(key, "forearm", 0), sleeves) for skin, bones, key in hands]
 
 
 def with_forearm(

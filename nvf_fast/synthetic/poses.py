@@ -72,11 +72,10 @@ def draw_poses(draws: Draws) -> dict[str, Tensor]:
     curls = curls + 0.5 * loose * draws.normal(POSES, 4)
     thumbs = thumbs + 7 * draws.normal(POSES, 4)
     noise = draws.normal(3, POSES, 4)
+    bends = {"mcp": (*MCP, 6.0), "pip": (*PIP, 5.0), "dip": (*DIP, 6.0)}
     degrees = {
         name: low + (high - low) * curls + deviation * noise[:, row]
-        for row, (name, (low, high), deviation) in enumerate(
-            (("mcp", MCP, 6.0), ("pip", PIP, 5.0), ("dip", DIP, 6.0))
-        )
+        for row, (name, (low, high, deviation)) in enumerate(bends.items())
     }
     fan = torch.tensor(FINGER_SPLAY, dtype=torch.float64)
     limits = {"mcp": (-22, 88), "pip": (0, 108), "dip": (-6, 78)}
@@ -87,12 +86,9 @@ def draw_poses(draws: Draws) -> dict[str, Tensor]:
     for column, (name, low, high) in enumerate(ranges):
         gesture[f"thumb_{name}"] = thumbs[..., column].clamp(low, high)
     chosen = draws.chance(GESTURE_CHANCE, 1)
-    return {
-        name: torch.where(
-            chosen if value.ndim == 2 else chosen[..., None], torch.deg2rad(gesture[name]), value
-        )
-        for name, value in random.items()
-    }
+    by_ndim = {2: chosen, 3: chosen[..., None]}
+    radians = {name: torch.deg2rad(gesture[name]) for name in random}
+    return {name: torch.where(by_ndim[value.ndim], radians[name], value) for name, value in random.items()}
 
 
 def draw_angles(draws: Draws) -> dict[str, Tensor]:

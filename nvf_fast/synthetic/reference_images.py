@@ -29,23 +29,17 @@ CHECKED_WORDS = 64  # of each image's stream
 
 
 class DrawnHands(NamedTuple):
-    """B hands and their places.
+    """B hands and their places."""
 
-    Attributes:
-        skins, surfaces: (B, V, 3) float64 mm, hand frame: the mesh that is rendered and the coarser one.
-        joints: (B, 21, 3) float64 mm, hand frame.
-        rotations, offsets: (B, 3, 3) and (B, 3) mm, into the camera frame.
-        streams: random numbers of each image.
-        checksum: SHA-256 of the hands' words, the first words of each image, and the accepted candidates.
-    """
-
+    # (B, V, 3) float64 mm, hand frame: the mesh that is rendered and the coarser one
     skins: np.ndarray
     surfaces: np.ndarray
-    joints: np.ndarray
+    joints: np.ndarray  # (B, 21, 3) float64 mm, hand frame
+    # (B, 3, 3) and (B, 3) mm, into the camera frame
     rotations: np.ndarray
     offsets: np.ndarray
-    streams: list[Stream]
-    checksum: str
+    streams: list[Stream]  # random numbers of each image
+    checksum: str  # SHA-256 of the hands' words, the first words of each image, and the accepted candidates
 
 
 def draw_hands(seed: int, indices: Sequence[int], distribution: HandDistribution) -> DrawnHands:

@@ -14,16 +14,8 @@ from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.hand_views import VIEW_POINTS, VIEW_SIZE, HandViews, joints_box
 from nvf_fast.data.query_points import BALL_MM, NEAR, NEAR_MM, NEAREST_MM, ON_RAYS, RAY_MM, SLAB_MM
 from nvf_fast.data.rotations import about_axis
+from nvf_fast.synthetic import objects
 from nvf_fast.synthetic.backgrounds import Backgrounds
-from nvf_fast.synthetic.objects import (
-    draw_orientation,
-    elbow,
-    face_solids,
-    forearm_alone,
-    like_fingers,
-    lying_about,
-    skin_lump,
-)
 from nvf_fast.synthetic.posed_hands import PosedHand, draw_unit_hands
 from nvf_fast.synthetic.renderer import HandRenderer, SceneChances
 from nvf_fast.synthetic.rig import Rig, open_rig
@@ -102,9 +94,8 @@ class SyntheticViews:
         self.options = options or ViewOptions()
         self.rig = open_rig(rig)
         chances = SceneChances(self.options.held, self.options.in_front, self.options.clutter)
-        self.renderer = HandRenderer(
-            self.rig, textures, Backgrounds(backgrounds), chances, VIEW_SIZE, turnable=True
-        )
+        scenery = Backgrounds(backgrounds)
+        self.renderer = HandRenderer(self.rig, textures, scenery, chances, VIEW_SIZE, turnable=True)
         self.restart(seed)
 
     def restart(self, seed: int, batch: int = BATCH) -> None:
@@ -140,7 +131,7 @@ class SyntheticViews:
         posed, fill = self._next_hand(), _triangular(stream, options.smallest, 0.78, options.largest)
         shift = (1.25 - fill) * 0.33 * stream.uniforms(-1, 1, 2)
         for _ in range(TRIES):
-            turned = posed.turned(draw_orientation(stream, options.any_orientation))
+            turned = posed.turned(objects.draw_orientation(stream, options.any_orientation))
             hand, focal = _placed(turned, stream, options, fill, shift)
             if self._covered([hand], [False], focal)[0] < MOST_COVERED:
                 break
@@ -188,16 +179,15 @@ class SyntheticViews:
     def _wide_hands(self, stream: Stream, fill: float) -> tuple[list[PosedHand], list[bool], float]:
         """Place one or two hands of a wide view: right hands, the mask of left ones, and the focal length."""
         options, hands, left = self.options, [], []
-        first = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
+        first = self._next_hand().turned(objects.draw_orientation(stream, options.any_orientation))
         first, focal = _placed(first, stream, options, fill, _anywhere(stream, fill))
         hands.append(first)
         left.append(stream.chance(0.5))
         if stream.chance(0.5) and fill <= options.wide_usual:
-            other = self._next_hand().turned(draw_orientation(stream, options.any_orientation))
+            other = self._next_hand().turned(objects.draw_orientation(stream, options.any_orientation))
             depth = first.joints[:, 2].mean() * np.exp(stream.normal(0.15))
-            size = np.clip(
-                fill * first.joints[:, 2].mean() / depth, options.wide_smallest, options.wide_usual
-            )
+            nearer = first.joints[:, 2].mean() / depth
+            size = np.clip(fill * nearer, options.wide_smallest, options.wide_usual)
             places = [_anywhere(stream, size) for _ in range(6)]
             here = np.mean(first.joints[:, :2] / first.joints[:, 2:], 0) * focal / (VIEW_SIZE / 2)
             place = max(places, key=lambda at: float(np.linalg.norm(at - here)))
@@ -212,16 +202,17 @@ class SyntheticViews:
     def _empty(self, stream: Stream) -> list[HandViews]:
         focal, depth = VIEW_SIZE * 2 ** stream.uniform(-0.6, 1.6), stream.uniform(300, 1200)
         half = VIEW_SIZE / 2 / focal * depth
-        objects: list[tuple[Solid, int]] = []
+        solids: list[tuple[Solid, int]] = []
         if stream.chance(0.35):
-            objects += forearm_alone(stream, self.rig, half, depth)
+            solids += objects.forearm_alone(stream, self.rig, half, depth)
         if stream.chance(0.25):
-            objects += face_solids(stream, half, depth)
+            solids += objects.face_solids(stream, half, depth)
         if stream.chance(0.5):
-            objects += stream.choose((like_fingers, elbow, skin_lump))(stream, half, depth)
+            distractor = stream.choose((objects.like_fingers, objects.elbow, objects.skin_lump))
+            solids += distractor(stream, half, depth)
         for _ in range(stream.below(5)):
-            objects.append(lying_about(stream, half, depth, skin_chance=0.4))
-        canvas = self.renderer.render(stream, [], [], focal, objects)
+            solids.append(objects.lying_about(stream, half, depth, skin_chance=0.4))
+        canvas = self.renderer.render(stream, [], [], focal, solids)
         views = []
         for composition in range(self.options.compositions):
             turn = _turn(stream, composition, 0.3)
@@ -288,9 +279,8 @@ def _draw_points(stream: Stream, hand: PosedHand, rig: Rig, focal: float) -> np.
     rays = rays * depth / rays[:, 2:]
     middle = hand.joints.mean(0)
     towards = stream.normals(ball, 3)
-    towards *= (
-        BALL_MM * stream.uniforms(0, 1, ball, 1) ** (1 / 3) / np.linalg.norm(towards, axis=1, keepdims=True)
-    )
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    towards *= BALL_MM * stream.uniforms(0, 1, ball, 1) ** (1 / 3)
     rest = VIEW_POINTS - on_surface - ball
     depth = np.maximum(middle[2] + stream.uniforms(-SLAB_MM, SLAB_MM, rest, 1), NEAREST_MM)
     slab = np.concatenate([stream.uniforms(-0.5, 0.5, rest, 2) * VIEW_SIZE / focal * depth, depth], 1)

@@ -13,6 +13,7 @@ from PIL import Image
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.data.rotations import about_axis
+from nvf_fast.synthetic import shading
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.filters import develop, mean_colour, motion_blur, over, sample_layer, soften
 from nvf_fast.synthetic.objects import FIRST_OBJECT, any_solid, draw_looks, held_solid, lying_about
@@ -20,16 +21,6 @@ from nvf_fast.synthetic.posed_hands import PosedHand
 from nvf_fast.synthetic.rasteriser import mesh_normals, rasterise, shown_vertices
 from nvf_fast.synthetic.rig import Rig
 from nvf_fast.synthetic.scene import Scene
-from nvf_fast.synthetic.shading import (
-    SHADOW_MAP,
-    Lighting,
-    light_vertices,
-    noise_volume,
-    openness,
-    reflectances,
-    shade,
-    visibility,
-)
 from nvf_fast.synthetic.skin import PALM, draw_skin, load_texture
 from nvf_fast.synthetic.solids import Solid
 
@@ -78,7 +69,7 @@ class HandRenderer:
         if rig.uv is not None:
             palm = rig.masks[rig.faces, PALM].mean(1)
             self._textures = [load_texture(path, rig.uv, palm) for path in textures]
-        self._backgrounds, self._noise = backgrounds, noise_volume()
+        self._backgrounds, self._noise = backgrounds, shading.noise_volume()
 
     def render(
         self,
@@ -115,20 +106,21 @@ class HandRenderer:
         spread /= np.linalg.norm(spread, axis=1, keepdims=True)
         shown, corners, _ = rasterise(vertices, faces, focal * OVERSAMPLING, canvas)
         rows = shown_vertices(shown, faces, len(vertices))  # others need no light
-        seen = openness(vertices, normals, rows, spread) ** stream.uniform(0.7, 1.5)
+        seen = shading.openness(vertices, normals, rows, spread) ** stream.uniform(0.7, 1.5)
         lit = np.zeros((2, len(vertices)))
         for which in range(2):
             if lighting.colours[which].any():
-                reached = visibility(vertices, normals, rows, lighting.directions[which], SHADOW_MAP)
+                towards = lighting.directions[which]
+                reached = shading.visibility(vertices, normals, rows, towards, shading.SHADOW_MAP)
                 floor = stream.uniform(0.06, 0.5)  # large lights leave no full shadow
                 lit[which] = floor + (1 - floor) * reached
         texture = stream.choose(self._textures) if self._textures else None
         skin, looks = draw_skin(stream, texture), draw_looks(stream, 1 + int(scene.materials.max()))
         looks[0, 3:7] = skin.grain, 1 / 1.3, 0.0, 0.0
-        reflecting = reflectances(scene, rows, looks, skin, texture is not None, self._noise)
-        light = light_vertices(scene, normals, rows, seen, lit, reflecting, lighting)
+        reflecting = shading.reflectances(scene, rows, looks, skin, texture is not None, self._noise)
+        light = shading.light_vertices(scene, normals, rows, seen, lit, reflecting, lighting)
         details = np.zeros((0, 0, 3), np.float32) if texture is None else texture.details
-        return soften(shade(scene, shown, corners, light, looks, details, self._noise))
+        return soften(shading.shade(scene, shown, corners, light, looks, details, self._noise))
 
     def compose(
         self, stream: Stream, canvas: np.ndarray, turn: float, zoom: float, mirrored: bool
@@ -183,7 +175,7 @@ class HandRenderer:
                 objects.append(lying_about(stream, half, middle[2], skin_chance=0.15, behind=True))
         return objects
 
-    def _lighting(self, stream: Stream) -> Lighting:
+    def _lighting(self, stream: Stream) -> shading.Lighting:
         up = np.array([stream.normal(0.25), -1.0, stream.normal(0.4)])
         if stream.chance(0.25):
             up = stream.normals(3)
@@ -206,7 +198,7 @@ class HandRenderer:
         ambient = stream.uniform(0.4, 1.2)
         sky, ground = ambient * sky, ambient * ground
         total = (0.5 * (sky + ground) + 0.55 * colours.sum(0)).mean()
-        return Lighting(
+        return shading.Lighting(
             up / np.linalg.norm(up),
             sky,
             ground,

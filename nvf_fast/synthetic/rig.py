@@ -10,11 +10,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+import trimesh
 from torch import Tensor
 from torch.nn.functional import normalize
+from trimesh.geometry import faces_to_edges
 
 from nvf_fast.data.faults import DatasetError, counted
-from nvf_fast.data.mesh import directed_edges, openings
+from nvf_fast.data.mesh import openings
 from nvf_fast.synthetic.glb_file import GLBFile, require
 from nvf_fast.synthetic.hand_skeleton import BONES, CHAINS, JOINTS, METACARPALS, OURS, HandSkeleton
 from nvf_fast.synthetic.hand_template import build_template
@@ -38,30 +40,18 @@ Definition = Literal["anatomical", "openxr"]
 class Rig:
     """A right hand in the hand frame: mm, origin at the wrist, x to the thumb, y to the fingers, z out of the
     palm.
-
-    Attributes:
-        skeleton: its joints and their motions.
-        vertices: (V, 3) float64, at rest.
-        faces: (F, 3) int32, outward, open at the wrist.
-        cap: (C, 3) int32, closes the wrist.
-        rim: (L,) int32, the vertices around the wrist, in order.
-        indices: (V, 4) int32, the joints that move each vertex, the strongest first.
-        weights: (V, 4) float64, with sums of one.
-        uv: (F, 3, 2) float32, texture coordinates of the corners; None without a texture.
-        masks: (V, 5) float32 in [0, 1]: palm, crease, knuckle, nail, tip, from `skin_masks`.
-        definition: of its joints, as in `to_freihand`.
     """
 
-    skeleton: HandSkeleton
-    vertices: np.ndarray
-    faces: np.ndarray
-    cap: np.ndarray
-    rim: np.ndarray
-    indices: np.ndarray
-    weights: np.ndarray
-    uv: np.ndarray | None
-    masks: np.ndarray
-    definition: Definition
+    skeleton: HandSkeleton  # its joints and their motions
+    vertices: np.ndarray  # (V, 3) float64, at rest
+    faces: np.ndarray  # (F, 3) int32, outward, open at the wrist
+    cap: np.ndarray  # (C, 3) int32, closes the wrist
+    rim: np.ndarray  # (L,) int32, the vertices around the wrist, in order
+    indices: np.ndarray  # (V, 4) int32, the joints that move each vertex, the strongest first
+    weights: np.ndarray  # (V, 4) float64, with sums of one
+    uv: np.ndarray | None  # (F, 3, 2) float32, texture coordinates of the corners; None without a texture
+    masks: np.ndarray  # (V, 5) float32 in [0, 1]: palm, crease, knuckle, nail, tip, from `skin_masks`
+    definition: Definition  # of its joints, as in `to_freihand`
 
     @property
     def closed_faces(self) -> np.ndarray:
@@ -112,13 +102,9 @@ class Rig:
         offset = rest - (linear @ skeleton.rest[..., None])[..., 0]
         shift = joints - (turns @ rest[..., None])[..., 0]
         vertices = []
-        for row in range(len(turns)):
-            shaped = blend_maps(
-                self.vertices, self.indices, self.weights, linear[row].numpy(), offset[row].numpy()
-            )
-            vertices.append(
-                blend_motions(shaped, self.indices, self.weights, turns[row].numpy(), shift[row].numpy())
-            )
+        for maps in zip(*(each.numpy() for each in (linear, offset, turns, shift)), strict=True):
+            shaped = blend_maps(self.vertices, self.indices, self.weights, *maps[:2])
+            vertices.append(blend_motions(shaped, self.indices, self.weights, *maps[2:]))
         across = torch.stack([breadth, torch.ones_like(breadth), torch.ones_like(breadth)], -1).numpy()
         return np.stack(vertices) * across[:, None], self.posed_joints(angles, stretch, breadth)
 
@@ -175,9 +161,8 @@ def _read_rig(file: GLBFile) -> Rig:
     order = [skeleton.names.index(name) for name in JOINTS]
     moved = mesh.weights.sum(0)
     others = [name for at, name in enumerate(skeleton.names) if at not in order and moved[at] > 0]
-    require(
-        not others, counted("further joints move vertices", others), "the 25 of WebXR's generic hand alone"
-    )
+    got = counted("further joints move vertices", others)
+    require(not others, got, "the 25 of WebXR's generic hand alone")
     still = [JOINTS[joint] for joint in CHAINS[:, :3].flatten().tolist() if moved[order[joint]] == 0]
     require(not still, counted("joints move no vertex", still), "skin on every bone of the fingers")
     key = np.round(mesh.positions / ALIKE_M)
@@ -266,22 +251,11 @@ def _without_lid(
     first, second, third = vertices[faces].transpose(1, 0, 2)
     normal = np.cross(second - first, third - first)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    pairs, owner = np.sort(directed_edges(faces), 1), np.tile(np.arange(len(faces)), 3)
-    order = np.lexsort(pairs.T)
-    pairs, owner = pairs[order], owner[order]
-    shared = (pairs[1:] == pairs[:-1]).all(1)
-    one, other, edge = owner[:-1][shared], owner[1:][shared], pairs[:-1][shared]
-    low = vertices[edge][..., 1].max(1) < vertices[:, 1].min() + LID_MM
-    sharp = (normal[one] * normal[other]).sum(1) < LID_COSINE
-    one, other = one[~(low & sharp)], other[~(low & sharp)]
-    label = np.arange(len(faces))
-    while True:  # the smallest label of each connected part spreads over it
-        before = label.copy()
-        np.minimum.at(label, one, label[other])
-        np.minimum.at(label, other, label[one])
-        label = label[label]
-        if (label == before).all():
-            break
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    pairs, edges = mesh.face_adjacency, mesh.face_adjacency_edges
+    low = vertices[edges][..., 1].max(1) < vertices[:, 1].min() + LID_MM
+    sharp = normal[pairs].prod(1).sum(1) < LID_COSINE
+    label = trimesh.graph.connected_component_labels(pairs[~(low & sharp)], len(faces))
     kept = label == label[vertices[faces][..., 1].max(1).argmax()]
     kept |= vertices[faces][..., 1].min(1) > vertices[:, 1].min() + LID_MM  # loose nails stay
     return faces[kept], None if uv is None else uv[kept]
@@ -293,13 +267,13 @@ def _subdivided(
     """Split each triangle in four; new vertices follow the curvature (Phong tessellation, T. Boubekeur and
     M. Alexa, "Phong tessellation", SIGGRAPH Asia 2008)."""
     normal = mesh_normals(vertices, faces)
-    edges, which = np.unique(np.sort(directed_edges(faces), 1), axis=0, return_inverse=True)
+    edges, which = np.unique(np.sort(faces_to_edges(faces), 1), axis=0, return_inverse=True)
     start, end = vertices[edges].transpose(1, 0, 2)
     middle = (start + end) / 2
     lift = np.zeros_like(middle)
     for corner, at in ((edges[:, 0], start), (edges[:, 1], end)):
         lift -= 0.5 * ((middle - at) * normal[corner]).sum(1, keepdims=True) * normal[corner]
-    split = _quarters(faces, which.reshape(3, -1).T + len(vertices))
+    split = _quarters(faces, which.reshape(-1, 3) + len(vertices))
     if uv is not None:
         uv = _quarters(uv, (uv + np.roll(uv, -1, 1)) / 2)
     weights = np.concatenate([weights, weights[edges].mean(1)])

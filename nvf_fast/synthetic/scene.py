@@ -19,25 +19,15 @@ ARM_PALM = 0.35  # weight of the palm on forearms
 
 
 class Scene(NamedTuple):
-    """Meshes gathered for one image; the hands' faces come first, as in their texture coordinates.
+    """Meshes gathered for one image; the hands' faces come first, as in their texture coordinates."""
 
-    Attributes:
-        vertices: (V, 3) mm, camera frame.
-        faces: (F, 3) int32, outward.
-        places: (V, 3) mm, where the vertices lie in the noise.
-        masks: (H, 5), from `skin_masks`, of the hands' vertices, which come first.
-        materials: (F,) int64 of the faces.
-        vertex_materials: (V,) int64, of the last face around each vertex of a hand.
-        uv: (T, 3, 2) float32, texture coordinates of the first T faces.
-    """
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    places: np.ndarray
-    masks: np.ndarray
-    materials: np.ndarray
-    vertex_materials: np.ndarray
-    uv: np.ndarray
+    vertices: np.ndarray  # (V, 3) mm, camera frame
+    faces: np.ndarray  # (F, 3) int32, outward
+    places: np.ndarray  # (V, 3) mm, where the vertices lie in the noise
+    masks: np.ndarray  # (H, 5), from `skin_masks`, of the hands' vertices, which come first
+    materials: np.ndarray  # (F,) int64 of the faces
+    vertex_materials: np.ndarray  # (V,) int64, of the last face around each vertex of a hand
+    uv: np.ndarray  # (T, 3, 2) float32, texture coordinates of the first T faces
 
     @classmethod
     def of(
@@ -71,6 +61,7 @@ class Scene(NamedTuple):
         of_vertices = [np.zeros(len(hand.vertices), np.int64) for hand in hands]
         for of_hand, turn, arm in zip(of_vertices, turns, arms, strict=True):
             of_hand[forearm[:, turn]] = arm[:, None]
+        of_vertices += [np.full(len(solid.vertices), kind) for solid, kind in objects]
         of_faces = [np.zeros(len(rig.faces), np.int64)] * len(hands) + arms
         return cls(
             vertices=_joined(meshes, 3),
@@ -78,9 +69,7 @@ class Scene(NamedTuple):
             places=_joined(places + [solid.vertices - solid.vertices.mean(0) for solid in solids], 3),
             masks=_joined([rig.masks, on_forearm] * len(hands), 5),
             materials=_joined(of_faces + [np.full(len(s.faces), kind) for s, kind in objects], kind=np.int64),
-            vertex_materials=_joined(
-                of_vertices + [np.full(len(s.vertices), kind) for s, kind in objects], kind=np.int64
-            ),
+            vertex_materials=_joined(of_vertices, kind=np.int64),
             uv=_joined([rig.uv[:, turn] for turn in turns if rig.uv is not None], 3, 2, kind=np.float32),
         )
 

@@ -18,24 +18,16 @@ NOISE = 32  # cells along each axis of the noise
 
 
 class Lighting(NamedTuple):
-    """Light from all around and from two directions, linear RGB.
+    """Light from all around and from two directions, linear RGB."""
 
-    Attributes:
-        up: (3,) unit, towards the sky.
-        sky, ground: (3,) irradiance from above and from below.
-        directions: (2, 3) unit, towards the lights.
-        colours: (2, 3), zero for a light that is off.
-        wrap: how far light reaches around the terminator.
-        exposure: factor of all light.
-    """
-
-    up: np.ndarray
+    up: np.ndarray  # (3,) unit, towards the sky
+    # (3,) irradiance from above and from below
     sky: np.ndarray
     ground: np.ndarray
-    directions: np.ndarray
-    colours: np.ndarray
-    wrap: float
-    exposure: float
+    directions: np.ndarray  # (2, 3) unit, towards the lights
+    colours: np.ndarray  # (2, 3), zero for a light that is off
+    wrap: float  # how far light reaches around the terminator
+    exposure: float  # factor of all light
 
 
 @njit(cache=True)

@@ -35,44 +35,32 @@ NAIL_LENGTHS = (12.0, 10.5, 11.0, 10.5, 8.5)  # mm
 
 
 class SkinTexture(NamedTuple):
-    """A texture's detail without its tone.
+    """A texture's detail without its tone."""
 
-    Attributes:
-        details: (512, 512, 3) float32, reflectance against the mean of the back of the hand.
-        palm: (3,) log reflectance of the palm against the back.
-    """
-
-    details: np.ndarray
-    palm: np.ndarray
+    details: np.ndarray  # (512, 512, 3) float32, reflectance against the mean of the back of the hand
+    palm: np.ndarray  # (3,) log reflectance of the palm against the back
 
 
 class SkinLook(NamedTuple):
-    """One person's skin; reflectances are linear RGB.
+    """One person's skin; reflectances are linear RGB."""
 
-    Attributes:
-        back, palm, nail: (3,) float64, reflectances.
-        mottling, grain: amplitudes of coarse and fine noise in log reflectance.
-        redness: of knuckles and fingertips.
-        crease, knuckle: depth of lines and of the knuckles' darker skin.
-        nail_cover: opacity of the nails' own colour.
-        texture_palm: (3,), log reflectance of the texture's palm relative to its back.
-        gloss, shine: strength and exponent of the highlight.
-        offset: (3,) mm, place of this skin in the noise.
-    """
-
+    # (3,) float64, reflectances
     back: np.ndarray
     palm: np.ndarray
     nail: np.ndarray
+    # amplitudes of coarse and fine noise in log reflectance
     mottling: float
     grain: float
-    redness: float
+    redness: float  # of knuckles and fingertips
+    # depth of lines and of the knuckles' darker skin
     crease: float
     knuckle: float
-    nail_cover: float
-    texture_palm: np.ndarray
+    nail_cover: float  # opacity of the nails' own colour
+    texture_palm: np.ndarray  # (3,), log reflectance of the texture's palm relative to its back
+    # strength and exponent of the highlight
     gloss: float
     shine: float
-    offset: np.ndarray
+    offset: np.ndarray  # (3,) mm, place of this skin in the noise
 
 
 def draw_tone(stream: Stream) -> np.ndarray:
@@ -80,10 +68,8 @@ def draw_tone(stream: Stream) -> np.ndarray:
     at = stream.random() * (len(TONES) - 1)
     low = min(int(at), len(TONES) - 2)
     tone = np.exp((1 - at + low) * np.log(TONES[low]) + (at - low) * np.log(TONES[low + 1]))
-    tone = tone * np.exp(
-        stream.normal(0.08) + stream.normal(0.25) * REDNESS + stream.normal(0.04) * np.array([0, 0, 1])
-    )
-    return np.clip(tone, 0.01, 0.85)
+    change = stream.normal(0.08) + stream.normal(0.25) * REDNESS + stream.normal(0.04) * np.array([0, 0, 1])
+    return np.clip(tone * np.exp(change), 0.01, 0.85)
 
 
 def draw_skin(stream: Stream, texture: SkinTexture | None) -> SkinLook:
@@ -91,9 +77,8 @@ def draw_skin(stream: Stream, texture: SkinTexture | None) -> SkinLook:
     back, textured = draw_tone(stream), texture is not None
     # Palms hold little pigment: the darker the back, the lighter they are beside it.
     palm = back ** stream.uniform(0.62, 0.9) * np.array([0.98, 0.86, 0.82]) * stream.uniform(0.82, 1.0)
-    nail = np.clip(
-        back * stream.uniform(1.0, 1.25) * np.array([1.06, 0.98, 1.0]) + stream.uniform(0, 0.025), 0, 0.9
-    )
+    nail = back * stream.uniform(1.0, 1.25) * np.array([1.06, 0.98, 1.0]) + stream.uniform(0, 0.025)
+    nail = np.clip(nail, 0, 0.9)
     if stream.chance(0.1):  # varnish
         nail = stream.uniforms(0.01, 0.7, 3)
     return SkinLook(
@@ -125,9 +110,8 @@ def load_texture(path: Path | str, uv: np.ndarray, palm: np.ndarray) -> SkinText
     small = image.resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
     log = np.log(np.maximum(np.asarray(small, np.float64) / 255, 0.02) ** 2.2)
     at = (uv.mean(1) % 1 * TEXTURE_SIZE).astype(int).clip(0, TEXTURE_SIZE - 1)
-    back, slope = np.linalg.lstsq(
-        np.stack([np.ones(len(palm)), palm], 1), log[at[:, 1], at[:, 0]], rcond=None
-    )[0]
+    weights = np.stack([np.ones(len(palm)), palm], 1)
+    back, slope = np.linalg.lstsq(weights, log[at[:, 1], at[:, 0]], rcond=None)[0]
     # The detail includes the palm's mean, which `skin_colours` removes on the palm.
     low, high = -DETAIL + np.minimum(slope, 0), DETAIL + np.maximum(slope, 0)
     return SkinTexture(np.exp((log - back).clip(low, high)).astype(np.float32), slope)
@@ -160,9 +144,8 @@ def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: HandSkeleton
             if joint or finger:
                 place = 20.0 if finger and not joint else 0.0  # fingers leave the palm ahead of their knuckle
                 line = np.exp(-(((along - place) / 1.6) ** 2)) * np.clip(2 * side, 0, 1)
-                masks[:, CREASE] = np.maximum(
-                    masks[:, CREASE], line * (own & (np.linalg.norm(gap, axis=1) < 32))
-                )
+                line *= own & (np.linalg.norm(gap, axis=1) < 32)
+                masks[:, CREASE] = np.maximum(masks[:, CREASE], line)
                 back = np.exp(-((along / 5.5) ** 2)) * np.clip(-1.6 * side, 0, 1) * near
                 masks[:, KNUCKLE] = np.maximum(masks[:, KNUCKLE], back)
         gap = vertices - rest[chain[3]]
@@ -171,17 +154,13 @@ def skin_masks(vertices: np.ndarray, normals: np.ndarray, skeleton: HandSkeleton
         shape = np.clip(1.6 - (2 * (along + 0.55 * length) / length) ** 4 - (across / width) ** 4, 0, 1)
         masks[:, NAIL] = np.maximum(masks[:, NAIL], shape * own * np.clip(-4 * side - 0.6, 0, 1))
         masks[:, TIP] = np.maximum(masks[:, TIP], own * np.clip(1 + along / 18, 0, 1))
+    on_palm = (normals[:, 2] > 0.3) * np.isin(mover, (0, 1, 5, 10, 15, 20))
     for line in PALM_LINES:
         for first, second in pairwise(line):
             start, axis = np.array(first), np.subtract(second, first)
             along = np.clip((vertices[:, :2] - start) @ axis / (axis @ axis), 0, 1)
             gap = np.linalg.norm(vertices[:, :2] - start - along[:, None] * axis, axis=1)
-            crease = (
-                0.8
-                * np.exp(-((gap / 1.7) ** 2))
-                * (normals[:, 2] > 0.3)
-                * np.isin(mover, (0, 1, 5, 10, 15, 20))
-            )
+            crease = 0.8 * np.exp(-((gap / 1.7) ** 2)) * on_palm
             masks[:, CREASE] = np.maximum(masks[:, CREASE], crease)
     masks[:, PALM] = 1 / (1 + np.exp(-6 * facing))
     return masks.astype(np.float32)

@@ -23,9 +23,8 @@ def blend_maps(
         for k in range(indices.shape[1]):
             w, j = weights[i, k], indices[i, k]
             for d in range(3):
-                out[i, d] += w * (
-                    linear[j, d, 0] * x + linear[j, d, 1] * y + linear[j, d, 2] * z + offset[j, d]
-                )
+                moved = linear[j, d, 0] * x + linear[j, d, 1] * y + linear[j, d, 2] * z + offset[j, d]
+                out[i, d] += w * moved
     return out
 
 

@@ -37,32 +37,20 @@ MOST_COVERED = 3  # joints of one hand that lie behind another hand or its forea
 
 @dataclass(frozen=True)
 class WideHand:
-    """One hand of a wide image.
+    """One hand of a wide image."""
 
-    Attributes:
-        side: "right" or "left".
-        joints: (21, 3) float32 mm of the unit hand, in the frame of the image's camera.
-        box: (4,) float32 px, (x0, y0, x1, y1) around the projected joints.
-    """
-
-    side: Side
-    joints: np.ndarray
-    box: np.ndarray
+    side: Side  # "right" or "left"
+    joints: np.ndarray  # (21, 3) float32 mm of the unit hand, in the frame of the image's camera
+    box: np.ndarray  # (4,) float32 px, (x0, y0, x1, y1) around the projected joints
 
 
 @dataclass(frozen=True)
 class WideImage:
-    """An image and its hands.
+    """An image and its hands."""
 
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        intrinsics: (3, 3) float64 px.
-        hands: of either side, none or several.
-    """
-
-    image: np.ndarray
-    intrinsics: np.ndarray
-    hands: tuple[WideHand, ...]
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    intrinsics: np.ndarray  # (3, 3) float64 px
+    hands: tuple[WideHand, ...]  # of either side, none or several
 
 
 class WideImages:
@@ -77,7 +65,6 @@ class WideImages:
         textures: images of skin for the file's texture coordinates.
         backgrounds: a folder of images and panoramas; None for procedural surroundings.
         shape: height and width in px.
-        field_of_view: degrees, across the width.
         sizes: px, least and largest longer side of the joints' boxes.
         options: of the hands; objects behind them are omitted.
     """
@@ -90,7 +77,6 @@ class WideImages:
         textures: Sequence[Path | str] = (),
         backgrounds: Path | str | None = None,
         shape: tuple[int, int] = SHAPE,
-        field_of_view: float = FIELD_OF_VIEW,
         sizes: tuple[float, float] = SIZES,
         options: ViewOptions | None = None,
     ) -> None:
@@ -101,11 +87,10 @@ class WideImages:
         self._rig = open_rig(rig)
         self._backgrounds = Backgrounds(backgrounds)
         chances = SceneChances(self.options.held, self.options.in_front, clutter=0.0)
-        self._renderer = HandRenderer(
-            self._rig, textures, self._backgrounds, chances, VIEW_SIZE, turnable=True
-        )
+        scenery = self._backgrounds
+        self._renderer = HandRenderer(self._rig, textures, scenery, chances, VIEW_SIZE, turnable=True)
         height, width = shape
-        focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
+        focal = width / 2 / np.tan(np.radians(FIELD_OF_VIEW) / 2)
         self.intrinsics = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
     def draw(self, index: int, sides: Sequence[Side] | None = None) -> WideImage:

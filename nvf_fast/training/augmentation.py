@@ -11,6 +11,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from nvf_fast.data.rotations import rotation_about
 from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.volumes import Volume
 
 ABSENT_SCALE_MM = 15.0  # input of the network for an unknown hand scale: 0 after normalisation
@@ -18,42 +19,25 @@ ABSENT_SCALE_MM = 15.0  # input of the network for an unknown hand scale: 0 afte
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random changes, each uniform and drawn per image; 0 is off.
+    """Ranges of the random changes, each uniform and drawn per image; 0 is off."""
 
-    Attributes:
-        roll_deg: rotation of image and hand about the optical axis, degrees either way. An image is not
-            rotated where that would move another joint out of it.
-        size_range: hand and distance scale together by a factor 1 plus or minus this; the image stays.
-            Camera-space only.
-        brightness: gain of the image, 1 plus or minus this.
-        contrast: gain about its mean, 1 plus or minus this.
-        colour: gain per channel, 1 plus or minus this.
-        noise: largest standard deviation of Gaussian noise, in units of full brightness.
-        blur: largest weight of a 3 x 3 mean mixed in.
-        scale_dropout: probability that the network does not receive the hand scale.
-    """
-
+    # rotation of image and hand about the optical axis, degrees either way. An image is not rotated where
+    # that would move another joint out of it.
     roll_deg: float = 0.0
+    # hand and distance scale together by a factor 1 plus or minus this; the image stays. Camera-space only.
     size_range: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    colour: float = 0.0
-    noise: float = 0.0
-    blur: float = 0.0
-    scale_dropout: float = 0.0
+    brightness: float = 0.0  # gain of the image, 1 plus or minus this
+    contrast: float = 0.0  # gain about its mean, 1 plus or minus this
+    colour: float = 0.0  # gain per channel, 1 plus or minus this
+    noise: float = 0.0  # largest standard deviation of Gaussian noise, in units of full brightness
+    blur: float = 0.0  # largest weight of a 3 x 3 mean mixed in
+    scale_dropout: float = 0.0  # probability that the network does not receive the hand scale
 
     def __post_init__(self) -> None:
-        if not 0 <= self.roll_deg <= 180 or self.noise < 0:
-            raise ValueError(
-                "roll_deg must lie in [0, 180] and noise not be negative, "
-                f"got {self.roll_deg} and {self.noise}"
-            )
-        if not all(0 <= size < 1 for size in (self.size_range, self.brightness, self.contrast, self.colour)):
-            raise ValueError(f"size_range, brightness, contrast and colour must lie in [0, 1), got {self}")
-        if not (0 <= self.blur <= 1 and 0 <= self.scale_dropout <= 1):
-            raise ValueError(
-                f"blur and scale_dropout must lie in [0, 1], got {self.blur} and {self.scale_dropout}"
-            )
+        gains = dict.fromkeys(("size_range", "brightness", "contrast", "colour"), "[0, 1)")
+        check_ranges(
+            self, roll_deg="[0, 180]", noise="[0, inf)", blur="[0, 1]", scale_dropout="[0, 1]", **gains
+        )
 
 
 def augment(
@@ -80,7 +64,7 @@ def augment(
     if augmentation.roll_deg:
         angle = _roll_angles(hands, volume, math.radians(augmentation.roll_deg), generator)
         images = _roll_images(images, angle)
-        hands = hands.rotated(_about_optical_axis(angle))
+        hands = hands.rotated(rotation_about((0, 0, 1), angle))
     if augmentation.size_range:
         hands = hands.scaled(1 + _range(augmentation.size_range, (len(images),), images, generator))
     images = _photometric(images, augmentation, generator)
@@ -96,11 +80,6 @@ def _range(size: float, shape: tuple[int, ...], like: Tensor, generator: torch.G
     return size * (2 * torch.rand(shape, generator=generator, device=like.device) - 1)
 
 
-def _about_optical_axis(angle: Tensor) -> Tensor:
-    axis = torch.tensor([0.0, 0.0, 1.0], device=angle.device)
-    return rotation_about(axis, angle)
-
-
 def _roll_angles(
     hands: MeshHands, volume: Volume, limit: float, generator: torch.Generator, tries: int = 4
 ) -> Tensor:
@@ -109,7 +88,7 @@ def _roll_angles(
     result = torch.zeros_like(angles[0])
     before = volume.contains(hands.joints).sum(-1)
     for angle in angles.flip(0):
-        rotated = hands.joints @ _about_optical_axis(angle).transpose(1, 2)
+        rotated = hands.joints @ rotation_about((0, 0, 1), angle).mT
         result = torch.where(volume.contains(rotated).sum(-1) >= before, angle, result)
     return result
 
@@ -117,7 +96,7 @@ def _roll_angles(
 def _roll_images(images: Tensor, angle: Tensor) -> Tensor:
     """Rotate images (B, 3, S, S) about the principal point, pixel (S / 2, S / 2); edges smear outwards."""
     size = images.shape[-1]
-    backwards = _about_optical_axis(-angle)[:, :2, :2]
+    backwards = rotation_about((0, 0, 1), -angle)[:, :2, :2]
     centre = torch.full((2, 1), 1 / size, device=images.device)  # principal point as grid_sample counts
     transform = torch.cat([backwards, centre - backwards @ centre], 2)
     grid = affine_grid(transform, list(images.shape), align_corners=False)

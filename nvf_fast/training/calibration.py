@@ -17,13 +17,14 @@ from nvf_fast.data.hand_views import HandViews
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.finding import Find, match_hands
 from nvf_fast.hand_pipeline import HandPipeline
+from nvf_fast.kernels.place_hands.reference import LEFT, PRESENCE
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import QueryOptions
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.synthetic.wide_images import WideImage
 from nvf_fast.training.hand_losses import HandBatch
 from nvf_fast.training.view_augmentation import with_blank_views
-from nvf_fast.unet import LEFT, PRESENCE, HandEncoding
+from nvf_fast.unet import HandEncoding
 from nvf_fast.volumes import HandVolume
 
 BATCH = 32
@@ -56,11 +57,8 @@ def predict_views(model: NVF, views: HandViews) -> ViewPredictions:
         encoding: HandEncoding = model.encode_hands(batch.images, batch.slopes)
         coarse, voted, _ = pipeline.vote(encoding, batch.slopes)
         voted = torch.where(voted.isfinite(), voted, coarse)
-        parts.append(
-            ViewPredictions(
-                coarse, voted, encoding.presence.sigmoid(), encoding.left.sigmoid(), encoding.error
-            )
-        )
+        presence, left = encoding.presence.sigmoid(), encoding.left.sigmoid()
+        parts.append(ViewPredictions(coarse, voted, presence, left, encoding.error))
     return ViewPredictions(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
 
 
@@ -125,11 +123,8 @@ def calibrate(
 def fit_logits(model: NVF, hands: HandViews, empty: HandViews) -> None:
     """Refit the heads' logits of presence and side on views with one right hand and on empty views."""
     assert model.heads is not None
-    right, left, none = (
-        _pooled(model, hands),
-        _pooled(model, hands, mirrored=True),
-        torch.cat([_pooled(model, empty), _pooled(model, empty, mirrored=True)]),
-    )
+    right, left = _pooled(model, hands), _pooled(model, hands, mirrored=True)
+    none = torch.cat([_pooled(model, empty), _pooled(model, empty, mirrored=True)])
     shown = torch.cat([right, left])
     for row, features, positive in (
         (PRESENCE, torch.cat([shown, none]), len(shown)),
@@ -165,9 +160,8 @@ def fit_finding_threshold(find: Find, wide: Iterable[WideImage]) -> tuple[float,
     true, false, hands, images = list[float](), list[float](), 0, 0
     for each in tqdm(wide, desc="finding", disable=None):
         poses = find(each.image, each.intrinsics)
-        for presence, hand in zip(
-            poses.presence, match_hands(poses.joints_2d, [hand.box for hand in each.hands]), strict=True
-        ):
+        matches = match_hands(poses.joints_2d, [hand.box for hand in each.hands])
+        for presence, hand in zip(poses.presence, matches, strict=True):
             (false if hand is None else true).append(float(presence))
         hands, images = hands + len(each.hands), images + 1
     false.sort(reverse=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from nvf_fast.config import HAND_JOINTS, NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.synthetic.dataset import SyntheticConfig
 from nvf_fast.synthetic.placement import HandDistribution
 from nvf_fast.training.augmentation import Augmentation
@@ -20,43 +21,31 @@ from nvf_fast.training.view_mixture import ViewMixtureConfig
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Optimiser and schedule.
+    """Optimiser and schedule."""
 
-    Attributes:
-        optimiser: "rmsprop" (the paper's) or "adamw" (weight decay on matrices only).
-        learning_rate: its peak.
-        weight_decay: AdamW's; ignored by RMSprop.
-        batch: images per step, over all processes.
-        parts: equal parts of a batch, each with separate random numbers; the number of processes divides
-            it, and the training is the same for every such number of processes.
-        epochs: length in passes over the data; or None.
-        steps: length in steps; or None. Exactly one of the two is given.
-        schedule: "milestones" multiplies the rate by 0.1 at each of `milestones` (epochs); "cosine" falls to
-            `final_ratio` of the peak at the end.
-        milestones: epochs.
-        warmup_steps: steps over which the rate rises linearly.
-        final_ratio: end of the cosine, as a ratio to the peak.
-        clip_norm: gradients are scaled down to this norm; None leaves them.
-        ema: decay per step of the averaged weights that are evaluated and exported; None: the last are.
-        precision: arithmetic of the encoder and the field; weights and losses stay float32. On a CPU,
-            "bfloat16" pays where the processor has it, and is many times slower where it does not.
-        compile: whether to compile the encoder and the losses by torch.compile, which takes minutes.
-    """
-
+    # "rmsprop" (the paper's) or "adamw" (weight decay on matrices only)
     optimiser: Literal["rmsprop", "adamw"] = "rmsprop"
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0
-    batch: int = 24
+    learning_rate: float = 1e-4  # its peak
+    weight_decay: float = 0.0  # AdamW's; ignored by RMSprop
+    batch: int = 24  # images per step, over all processes
+    # equal parts of a batch, each with separate random numbers; the number of processes divides it, and the
+    # training is the same for every such number of processes
     parts: int = 4
-    epochs: int | None = 650
-    steps: int | None = None
+    epochs: int | None = 650  # length in passes over the data; or None
+    steps: int | None = None  # length in steps; or None. Exactly one of the two is given.
+    # "milestones" multiplies the rate by 0.1 at each of `milestones` (epochs); "cosine" falls to
+    # `final_ratio` of the peak at the end
     schedule: Literal["milestones", "cosine"] = "milestones"
-    milestones: tuple[int, ...] = (400, 500, 600)
-    warmup_steps: int = 0
-    final_ratio: float = 0.02
-    clip_norm: float | None = None
+    milestones: tuple[int, ...] = (400, 500, 600)  # epochs
+    warmup_steps: int = 0  # steps over which the rate rises linearly
+    final_ratio: float = 0.02  # end of the cosine, as a ratio to the peak
+    clip_norm: float | None = None  # gradients are scaled down to this norm; None leaves them
+    # decay per step of the averaged weights that are evaluated and exported; None: the last are
     ema: float | None = None
+    # arithmetic of the encoder and the field; weights and losses stay float32. On a CPU, "bfloat16" pays
+    # where the processor has it, and is many times slower where it does not.
     precision: Literal["float32", "bfloat16"] = "float32"
+    # whether to compile the encoder and the losses by torch.compile, which takes minutes
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -71,21 +60,8 @@ class Optimisation:
             raise ValueError(
                 f"give epochs or steps, one of them and positive; got {self.epochs} and {self.steps}"
             )
-        if (
-            self.learning_rate <= 0
-            or self.weight_decay < 0
-            or self.warmup_steps < 0
-            or not 0 <= self.final_ratio <= 1
-        ):
-            raise ValueError(
-                f"learning_rate, weight_decay, warmup_steps or final_ratio is out of range in {self}"
-            )
-        if (self.ema is not None and not 0 < self.ema < 1) or (
-            self.clip_norm is not None and self.clip_norm <= 0
-        ):
-            raise ValueError(
-                f"ema must lie in (0, 1) and clip_norm be positive, got {self.ema} and {self.clip_norm}"
-            )
+        check_ranges(self, learning_rate="(0, inf)", clip_norm="(0, inf)", ema="(0, 1)")
+        check_ranges(self, weight_decay="[0, inf)", warmup_steps="[0, inf)", final_ratio="[0, 1]")
 
     def total_steps(self, images: int) -> int:
         """Steps of the whole training on a data set of this size."""
@@ -112,41 +88,26 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Configuration of a training, which determines every step.
+    """Configuration of a training, which determines every step."""
 
-    Attributes:
-        preset: name of the preset it derives from, kept in the checkpoint's metadata.
-        seed: of weights, order, augmentation and points.
-        model: the network.
-        data: the data set.
-        sampling: numbers and ranges of query points.
-        losses: weights and ranges of the losses.
-        augmentation: of the images.
-        views: for hand views, their mixture, which may include `data`; instead of `augmentation`.
-        hand_losses: for hand views, the losses; instead of `sampling` and `losses`.
-        replay: for hand views, their reuse from a store on the device.
-        optimisation: optimiser and schedule.
-        log_every: steps between two lines of the log.
-        save_every: steps between two saved states.
-        evaluate_every: steps between two evaluations; 0 is never.
-        evaluation_images: images of each evaluation.
-    """
-
-    preset: str
-    seed: int = 0
-    model: NVFConfig = field(default_factory=NVFConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    sampling: PointSampling = field(default_factory=PointSampling)
-    losses: LossConfig = field(default_factory=LossConfig)
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    preset: str  # name of the preset it derives from, kept in the checkpoint's metadata
+    seed: int = 0  # of weights, order, augmentation and points
+    model: NVFConfig = field(default_factory=NVFConfig)  # the network
+    data: DataConfig = field(default_factory=DataConfig)  # the data set
+    sampling: PointSampling = field(default_factory=PointSampling)  # numbers and ranges of query points
+    losses: LossConfig = field(default_factory=LossConfig)  # weights and ranges of the losses
+    augmentation: Augmentation = field(default_factory=Augmentation)  # of the images
+    # for hand views, their mixture, which may include `data`; instead of `augmentation`
     views: ViewMixtureConfig = field(default_factory=ViewMixtureConfig)
+    # for hand views, the losses; instead of `sampling` and `losses`
     hand_losses: HandLossConfig = field(default_factory=HandLossConfig)
+    # for hand views, their reuse from a store on the device
     replay: ReplayConfig = field(default_factory=ReplayConfig)
-    optimisation: Optimisation = field(default_factory=Optimisation)
-    log_every: int = 50
-    save_every: int = 1000
-    evaluate_every: int = 0
-    evaluation_images: int = 64
+    optimisation: Optimisation = field(default_factory=Optimisation)  # optimiser and schedule
+    log_every: int = 50  # steps between two lines of the log
+    save_every: int = 1000  # steps between two saved states
+    evaluate_every: int = 0  # steps between two evaluations; 0 is never
+    evaluation_images: int = 64  # images of each evaluation
 
     def __post_init__(self) -> None:
         relative = self.model.task == "root-relative"
@@ -171,10 +132,8 @@ class TrainingConfig:
             raise ValueError(
                 f"replay.size must be at least {2 * part}, twice a part of the batch, got {self.replay.size}"
             )
-        if min(self.log_every, self.save_every, self.evaluation_images) < 1 or self.evaluate_every < 0:
-            raise ValueError(
-                "log_every, save_every and evaluation_images must be at least 1, evaluate_every at least 0"
-            )
+        counts = dict.fromkeys(("log_every", "save_every", "evaluation_images"), "[1, inf)")
+        check_ranges(self, evaluate_every="[0, inf)", **counts)
 
 
 def camera_space() -> TrainingConfig:

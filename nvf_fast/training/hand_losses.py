@@ -14,54 +14,40 @@ from torch import Tensor
 
 from nvf_fast.camera import normalised, view_intrinsics
 from nvf_fast.data.hand_views import HandViews
+from nvf_fast.kernels.place_hands.reference import DEPTH_MM
 from nvf_fast.model import NVF, FieldValues
 from nvf_fast.training.losses import sdf_loss
-from nvf_fast.unet import DEPTH_MM, HandEncoding
+from nvf_fast.unet import HandEncoding
 
 
 @dataclass(frozen=True)
 class HandLossConfig:
-    """Weights and ranges of the losses on hand views.
+    """Weights and ranges of the losses on hand views."""
 
-    Attributes:
-        places: weight of the L1 distance of coarse joints in the view, in halves of the view.
-        heat: weight of the cross-entropy of their heat maps against Gaussians.
-        heat_sigma: standard deviation of those, in halves of the view.
-        depths: weight of the L1 distance of depths relative to the middle, in 60 mm.
-        middle: weight of the L1 distance of the log of the middle's depth.
-        error: weight of the negative log-likelihood of the expected errors.
-        presence: weight of the cross-entropy of a hand's presence.
-        side: weight of that of its side.
-        hands: weight of the focal loss of hands' centres and of the losses of their sizes and sides.
-        steady: weight of the disagreement between the coarse poses of a view and of the same view moved, its
-            terms weighted as those of the coarse pose.
-        moved: ratio of the posed views that are encoded a second time for it.
-        move_px, move_zoom: largest shift and change of the log of the focal length of a moved view.
-        clamp_mm, wide_mm, wide: signed distances are compared after clamping at the first, and with weight
-            `wide` at the second.
-        near_mm: points carry votes where their true distance to the surface is below this.
-        ball_mm: radius of the ball about a joint inside which points vote for it (Eq. 2).
-        weights, directions: weights of the votes' Huber losses.
-    """
-
-    places: float = 0.5
-    heat: float = 0.08
-    heat_sigma: float = 0.08
-    depths: float = 0.3
-    middle: float = 0.4
-    error: float = 0.02
-    presence: float = 0.2
-    side: float = 0.6
+    places: float = 0.5  # weight of the L1 distance of coarse joints in the view, in halves of the view
+    heat: float = 0.08  # weight of the cross-entropy of their heat maps against Gaussians
+    heat_sigma: float = 0.08  # standard deviation of those, in halves of the view
+    depths: float = 0.3  # weight of the L1 distance of depths relative to the middle, in 60 mm
+    middle: float = 0.4  # weight of the L1 distance of the log of the middle's depth
+    error: float = 0.02  # weight of the negative log-likelihood of the expected errors
+    presence: float = 0.2  # weight of the cross-entropy of a hand's presence
+    side: float = 0.6  # weight of that of its side
+    # weight of the focal loss of hands' centres and of the losses of their sizes and sides
     hands: float = 0.1
+    # weight of the disagreement between the coarse poses of a view and of the same view moved, its terms
+    # weighted as those of the coarse pose
     steady: float = 1.0
-    moved: float = 0.3
+    moved: float = 0.3  # ratio of the posed views that are encoded a second time for it
+    # largest shift and change of the log of the focal length of a moved view
     move_px: float = 8.0
     move_zoom: float = 0.1
+    # signed distances are compared after clamping at the first, and with weight `wide` at the second
     clamp_mm: float = 5.0
     wide_mm: float = 50.0
     wide: float = 0.2
-    near_mm: float = 20.0
-    ball_mm: float = 80.0
+    near_mm: float = 20.0  # points carry votes where their true distance to the surface is below this
+    ball_mm: float = 80.0  # radius of the ball about a joint inside which points vote for it (Eq. 2)
+    # weights of the votes' Huber losses
     weights: float = 0.2
     directions: float = 0.1
 
@@ -142,13 +128,10 @@ def hand_losses(model: NVF, batch: HandBatch, config: HandLossConfig) -> dict[st
     moved = batch.posed[: math.ceil(config.moved * len(batch.posed))] if config.steady else batch.posed[:0]
     views = moved_views(batch, moved, config)
     # One batch for both, so that the batch norms' statistics cover both.
-    both = model.encode_hands(
-        torch.cat([batch.images, views.images]), torch.cat([batch.slopes, views.slopes])
-    )
-    encoding, again = (
-        HandEncoding(*part)
-        for part in zip(*(each.split([len(batch.images), len(moved)]) for each in both), strict=True)
-    )
+    slopes = torch.cat([batch.slopes, views.slopes])
+    both = model.encode_hands(torch.cat([batch.images, views.images]), slopes)
+    parts = zip(*(each.split([len(batch.images), len(moved)]) for each in both), strict=True)
+    encoding, again = (HandEncoding(*part) for part in parts)
     terms = _place_losses(encoding, batch, config)
     terms |= _hand_map_losses(encoding, batch)
     terms |= steady_losses(HandEncoding(*(each[moved] for each in encoding)), again, views, config)
@@ -179,10 +162,8 @@ def _place_losses(encoding: HandEncoding, batch: HandBatch, config: HandLossConf
     # A Gaussian's product form spares the (B, 21, H, W) target.
     size = encoding.heat.shape[-1]
     texels = (4 * torch.arange(size, device=uv.device) + 1.5) / (2 * size) - 1
-    across, down = (
-        torch.softmax(-((texels - uv[..., axis, None]) ** 2) / (2 * config.heat_sigma**2), -1)
-        for axis in (0, 1)
-    )
+    gaps = (texels - uv[..., None]) / config.heat_sigma  # (B, 21, 2, W)
+    across, down = torch.softmax(-0.5 * gaps**2, -1).unbind(2)
     log = encoding.heat.flatten(2).log_softmax(-1).unflatten(2, (size, size))
     heat = mean(-((log * across[:, :, None]).sum(-1) * down).sum(-1) * inside)
     relative = (encoding.depth - encoding.middle[:, None]) - (depth - middle[:, None])
@@ -286,9 +267,8 @@ def _field_losses(
     coarse = encoding.joints(batch.slopes)[posed].detach()
     intrinsics = view_intrinsics(slopes, batch.images.shape[-1])
     field = model.query(encoding.features[posed], points, intrinsics, coarse=coarse)
-    return distance_losses(field, distances, config) | vote_losses(
-        field, points, distances, batch.joints[posed], config
-    )
+    votes = vote_losses(field, points, distances, batch.joints[posed], config)
+    return distance_losses(field, distances, config) | votes
 
 
 def distance_losses(field: FieldValues, distances: Tensor, config: HandLossConfig) -> dict[str, Tensor]:
@@ -300,10 +280,8 @@ def distance_losses(field: FieldValues, distances: Tensor, config: HandLossConfi
         config: where distances are clamped.
     """
     predicted = torch.where(field.sdf.isfinite(), field.sdf, distances)
-    return {
-        "sdf": sdf_loss(predicted, distances, config.clamp_mm),
-        "wide": sdf_loss(predicted, distances, config.wide_mm),
-    }
+    clamps = {"sdf": config.clamp_mm, "wide": config.wide_mm}
+    return {name: sdf_loss(predicted, distances, clamp_mm) for name, clamp_mm in clamps.items()}
 
 
 def vote_losses(

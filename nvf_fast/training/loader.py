@@ -107,11 +107,9 @@ def _permutation(seed: int, epoch: int, images: int) -> list[int]:
 
 def _tensors(batch: Any) -> Any:
     """Arrays of views as tensors, which a worker passes on in shared memory."""
-    return (
-        {name: torch.from_numpy(value) for name, value in vars(batch).items()}
-        if isinstance(batch, HandViews)
-        else batch
-    )
+    if not isinstance(batch, HandViews):
+        return batch
+    return {name: torch.from_numpy(value) for name, value in vars(batch).items()}
 
 
 def _stop_for_the_parent_alone(worker: int) -> None:

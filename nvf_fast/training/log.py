@@ -108,13 +108,8 @@ class TrainingLog:
     ) -> None:
         """Add a line of mean losses and damaged images, and show it beside the progress bar."""
         rate = self._steps * trainer.options.batch / self.seconds
-        entry = {
-            "images_per_second": rate,
-            "learning_rate": trainer.learning_rate,
-            **damaged.entry(),
-            **means,
-        }
-        self.write(trainer.step, minutes, entry)
+        entry = {"images_per_second": rate, "learning_rate": trainer.learning_rate}
+        self.write(trainer.step, minutes, entry | damaged.entry() | means)
         shown = {"img/s": rate, **{name: means[name] for name in trainer.objective.shown}}
         self._bar.set_postfix(shown | ({"damaged": damaged.total} if damaged.total else {}), refresh=False)
         self.seconds, self._steps, self._sums = 0.0, 0, {}
@@ -129,14 +124,10 @@ class TrainingLog:
 
 @dataclass
 class DamagedImages:
-    """Unreadable images of all processes.
+    """Unreadable images of all processes."""
 
-    total: number of failed reads.
-    names: of the images, in the order of their first failure.
-    """
-
-    total: int = 0
-    names: dict[str, None] = field(default_factory=dict)
+    total: int = 0  # number of failed reads
+    names: dict[str, None] = field(default_factory=dict)  # of the images, in the order of their first failure
     _own: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The field's training losses (Eqs. 5-7), in sdf / 50 mm, and optional additions."""
+"""The field's labels (Eqs. 1-3) and training losses (Eqs. 5-7), in sdf / 50 mm, and optional additions."""
 
 from __future__ import annotations
 
@@ -11,46 +11,35 @@ from torch.nn.functional import relu, smooth_l1_loss
 
 from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.model import FieldValues
-from nvf_fast.training.labels import voting_labels
+from nvf_fast.runtime.arguments import check_ranges
 
 SDF_UNIT_MM = 50.0
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights and ranges of the losses. The defaults are the paper's.
+    """Weights and ranges of the losses. The defaults are the paper's."""
 
-    Attributes:
-        clamp_mm: signed distances are compared after clamping to plus or minus this value.
-        surface_mm: a point carries votes where its true distance to the surface is below this value.
-        ball_mm: radius of the ball about a joint inside which points vote for it.
-        nearest: points per joint that carry votes.
-        vote_weight: λ, the weight of the voting loss; 0.1 camera-space, 10 root-relative.
-        vote_beta: where the voting loss turns from quadratic to linear (Huber).
-        vote_normalisation: "elements" averages over every point, joint and channel, as the paper; "near",
-            an addition, per image over near-surface points, and directions where the label is non-zero.
-        wide_weight: addition: weight of the distance clamped at 50 mm, which has gradients farther from the
-            surface; 0 is off.
-        auxiliary_weight: addition: weight of a direct regression from the encoder's features; 0 is off.
-    """
-
-    clamp_mm: float = 5.0
+    clamp_mm: float = 5.0  # signed distances are compared after clamping to plus or minus this value
+    # a point carries votes where its true distance to the surface is below this value
     surface_mm: float = 5.0
-    ball_mm: float = 80.0
-    nearest: int = 1024
-    vote_weight: float = 0.1
-    vote_beta: float = 1.0
+    ball_mm: float = 80.0  # radius of the ball about a joint inside which points vote for it
+    nearest: int = 1024  # points per joint that carry votes
+    vote_weight: float = 0.1  # λ, the weight of the voting loss; 0.1 camera-space, 10 root-relative
+    vote_beta: float = 1.0  # where the voting loss turns from quadratic to linear (Huber)
+    # "elements" averages over every point, joint and channel, as the paper; "near", an addition, per image
+    # over near-surface points, and directions where the label is non-zero
     vote_normalisation: Literal["elements", "near"] = "elements"
+    # addition: weight of the distance clamped at 50 mm, which has gradients farther from the surface; 0 is
+    # off
     wide_weight: float = 0.0
+    # addition: weight of a direct regression from the encoder's features; 0 is off
     auxiliary_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.clamp_mm, self.surface_mm, self.ball_mm, self.vote_beta) <= 0 or self.nearest < 1:
-            raise ValueError(
-                f"clamp_mm, surface_mm, ball_mm, vote_beta and nearest must be positive, got {self}"
-            )
-        if min(self.vote_weight, self.wide_weight, self.auxiliary_weight) < 0:
-            raise ValueError(f"loss weights must not be negative, got {self}")
+        positive = dict.fromkeys(("clamp_mm", "surface_mm", "ball_mm", "nearest", "vote_beta"), "(0, inf)")
+        weights = dict.fromkeys(("vote_weight", "wide_weight", "auxiliary_weight"), "[0, inf)")
+        check_ranges(self, **positive, **weights)
         if self.vote_normalisation not in ("elements", "near"):
             raise ValueError(
                 f"vote_normalisation must be 'elements' or 'near', got {self.vote_normalisation!r}"
@@ -78,6 +67,36 @@ class Targets(NamedTuple):
         return cls(points, sdf, near, weight, direction)
 
 
+def voting_labels(
+    points: Tensor, joints: Tensor, near: Tensor, ball_mm: float = 80.0, nearest: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """Label the weight and direction of each point's vote for each joint (Eqs. 1-3).
+
+    A label is non-zero where the point is near the surface, within `ball_mm` of the joint, and among the
+    `nearest` such points of that joint.
+
+    Args:
+        points: (B, N, 3) float mm, camera frame.
+        joints: (B, J, 3) float mm, camera frame.
+        near: (B, N) bool, the points within the clamping distance of the surface.
+        ball_mm: radius r of the ball about each joint, mm.
+        nearest: K, the points per joint that keep their label; every point where N is smaller.
+
+    Returns:
+        weight (B, N, J) = 1 - distance / r, and direction (B, N, J, 3), unit vectors from point to joint;
+        both zero where the label is.
+    """
+    offset = joints[:, None] - points[:, :, None]
+    distance = offset.norm(dim=-1)
+    weight = (ball_mm - distance).clamp_min(0) / ball_mm * near[..., None]
+    if nearest < points.shape[1]:
+        kept = torch.zeros_like(weight, dtype=torch.bool)
+        kept.scatter_(1, weight.topk(nearest, dim=1).indices, True)
+        weight = weight * kept
+    scale = (weight > 0) / distance.clamp_min(1e-10)  # a point on the joint itself gets the zero vector
+    return weight, offset * scale[..., None]
+
+
 def sdf_loss(predicted: Tensor, target: Tensor, clamp_mm: float) -> Tensor:
     """Mean absolute difference of clamped signed distances (Eq. 5), in sdf / 50 mm.
 
@@ -89,9 +108,8 @@ def sdf_loss(predicted: Tensor, target: Tensor, clamp_mm: float) -> Tensor:
     Returns:
         () loss.
     """
-    return (
-        predicted.clamp(-clamp_mm, clamp_mm) - target.clamp(-clamp_mm, clamp_mm)
-    ).abs().mean() / SDF_UNIT_MM
+    predicted, target = (each.clamp(-clamp_mm, clamp_mm) for each in (predicted, target))
+    return (predicted - target).abs().mean() / SDF_UNIT_MM
 
 
 def vote_losses(
@@ -119,9 +137,8 @@ def vote_losses(
         return at_weight / elements, at_direction / elements
     labelled = (targets.weight > 0).to(weight.dtype)  # labels are non-zero only near the surface
     each_weight = smooth_l1_loss(weight, targets.weight, beta=beta, reduction="none") * near
-    each_direction = (
-        smooth_l1_loss(direction, targets.direction, beta=beta, reduction="none").mean(-1) * labelled
-    )
+    each_direction = smooth_l1_loss(direction, targets.direction, beta=beta, reduction="none")
+    each_direction = each_direction.mean(-1) * labelled
     near_count = near.sum((1, 2)).clamp_min(1) * weight.shape[2]
     return (
         (each_weight.sum((1, 2)) / near_count).mean(),
@@ -142,12 +159,9 @@ def field_losses(field: FieldValues, targets: Targets, config: LossConfig) -> di
         and "loss", their weighted sum (Eq. 7).
     """
     at_weight, at_direction = vote_losses(field.weight, field.direction, targets, config)
-    terms = {
-        "sdf": sdf_loss(field.sdf, targets.sdf, config.clamp_mm),
-        "weight": at_weight,
-        "direction": at_direction,
-    }
-    loss = terms["sdf"] + config.vote_weight * (at_weight + at_direction)
+    sdf = sdf_loss(field.sdf, targets.sdf, config.clamp_mm)
+    terms = {"sdf": sdf, "weight": at_weight, "direction": at_direction}
+    loss = sdf + config.vote_weight * (at_weight + at_direction)
     if config.wide_weight:
         terms["wide"] = sdf_loss(field.sdf, targets.sdf, SDF_UNIT_MM)
         loss = loss + config.wide_weight * terms["wide"]

@@ -17,8 +17,7 @@ from nvf_fast.training.augmentation import augment
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.hand_losses import HandBatch, hand_losses
 from nvf_fast.training.images import ImageBatch
-from nvf_fast.training.labels import voting_labels
-from nvf_fast.training.losses import AuxiliaryHead, Targets, field_losses, mean_terms
+from nvf_fast.training.losses import AuxiliaryHead, Targets, field_losses, mean_terms, voting_labels
 from nvf_fast.training.points import sample_points
 from nvf_fast.volumes import volume_of
 
@@ -71,13 +70,11 @@ class Objective(ABC):
         Args:
             parts: images on any device, and a generator on the objective's.
         """
-        made = []
+        made, ranges = [], self.config.augmentation
         for part, generator in parts:
             images = part.images.to(self.device, non_blocking=True)
             hands = part.hands.to(self.device)
-            images, hands, hand_scale = augment(
-                images, hands, self.volume, self.config.augmentation, generator
-            )
+            images, hands, hand_scale = augment(images, hands, self.volume, ranges, generator)
             labels = self.labels(hands, generator)
             made.append((images, hand_scale, labels, hands.joints, hands.hand_scale))
         every_image, every_scale, every_label, every_joint, every_true_scale = zip(*made, strict=True)
@@ -94,10 +91,8 @@ class Objective(ABC):
         bfloat16 = self.config.optimisation.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             every_features = model.encode_all(batch.images)
-        scale = batch.hand_scale if self.config.model.hand_scale else None
-        terms = mean_terms(
-            [self.stack_losses(model, features, batch.labels, scale) for features in every_features]
-        )
+        labels, scale = batch.labels, batch.hand_scale if self.config.model.hand_scale else None
+        terms = mean_terms([self.stack_losses(model, each, labels, scale) for each in every_features])
         if auxiliary is not None:
             extra = auxiliary.losses(every_features[-1], batch.joints, batch.true_scale)
             weighted = self.config.losses.auxiliary_weight * torch.stack([*extra.values()]).sum()

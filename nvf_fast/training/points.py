@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.volumes import Volume
 
 SPHERE_JOINT = 9
@@ -16,48 +17,30 @@ SPHERE_JOINT = 9
 
 @dataclass(frozen=True)
 class PointSampling:
-    """Counts and ranges of the query points of an image. The defaults are the paper's.
+    """Counts and ranges of the query points of an image. The defaults are the paper's."""
 
-    Attributes:
-        surface: points drawn on the surface, then moved by a Gaussian.
-        surface_sigma_mm: that Gaussian's standard deviation, per axis.
-        sphere: points uniform in the ball about joint 9.
-        sphere_radius_mm: that ball's radius.
-        frustum: points uniform in the task's volume, the camera frustum or the cube about the root.
-        inside: number of these points to keep inside the hand; None keeps every point.
-        outside: number to keep outside the hand; None together with `inside`.
-        ray_points: addition to the paper: further points on camera rays through the surface, in front of it
-            and behind it; without them a short training predicts the surface along whole rays.
-        ray_log_depth: half of them at the surface's depth times exp(u), u uniform in plus or minus this; on
-            the parallel rays of root-relative training, anywhere in the cube.
-        ray_sigma_mm: the other half at the surface's depth plus a Gaussian of this standard deviation.
-    """
-
-    surface: int = 12_500
-    surface_sigma_mm: float = 3.0
-    sphere: int = 1_000
-    sphere_radius_mm: float = 170.0
-    frustum: int = 1_000
-    inside: int | None = 2_500
-    outside: int | None = 2_500
+    surface: int = 12_500  # points drawn on the surface, then moved by a Gaussian
+    surface_sigma_mm: float = 3.0  # that Gaussian's standard deviation, per axis
+    sphere: int = 1_000  # points uniform in the ball about joint 9
+    sphere_radius_mm: float = 170.0  # that ball's radius
+    frustum: int = 1_000  # points uniform in the task's volume, the camera frustum or the cube about the root
+    inside: int | None = 2_500  # number of these points to keep inside the hand; None keeps every point
+    outside: int | None = 2_500  # number to keep outside the hand; None together with `inside`
+    # addition to the paper: further points on camera rays through the surface, in front of it and behind it;
+    # without them a short training predicts the surface along whole rays
     ray_points: int = 0
+    # half of them at the surface's depth times exp(u), u uniform in plus or minus this; on the parallel rays
+    # of root-relative training, anywhere in the cube
     ray_log_depth: float = 0.7
+    # the other half at the surface's depth plus a Gaussian of this standard deviation
     ray_sigma_mm: float = 40.0
 
     def __post_init__(self) -> None:
-        if self.surface < 1 or self.frustum < 1 or self.sphere < 0 or self.ray_points < 0:
-            raise ValueError(
-                "surface and frustum must be at least 1, sphere and ray_points at least 0, got "
-                f"{self.surface}, {self.frustum}, {self.sphere} and {self.ray_points}"
-            )
+        least = dict.fromkeys(vars(self), "[0, inf)")
+        check_ranges(self, **least | {"surface": "[1, inf)", "frustum": "[1, inf)"})
         if (self.inside is None) != (self.outside is None):
-            raise ValueError(
-                f"inside and outside must both be numbers or both None, got {self.inside} and {self.outside}"
-            )
-        if self.inside is not None and self.outside is not None and (self.inside < 0 or self.outside < 0):
-            raise ValueError(f"inside and outside must not be negative, got {self.inside} and {self.outside}")
-        if min(self.surface_sigma_mm, self.sphere_radius_mm, self.ray_log_depth, self.ray_sigma_mm) < 0:
-            raise ValueError(f"lengths and ranges must not be negative, got {self}")
+            given = f"{self.inside} and {self.outside}"
+            raise ValueError(f"inside and outside must both be numbers or both None, got {given}")
 
     @property
     def total(self) -> int:
@@ -95,13 +78,9 @@ def sample_points(
         distance = hands.signed_distance(points)
     else:
         distance = hands.signed_distance(drawn)
-        chosen = torch.cat(
-            [
-                _choose(visible & (distance < 0), visible, sampling.inside, generator),
-                _choose(visible & (distance >= 0), visible, sampling.outside, generator),
-            ],
-            1,
-        )
+        inside = _choose(visible & (distance < 0), visible, sampling.inside, generator)
+        outside = _choose(visible & (distance >= 0), visible, sampling.outside, generator)
+        chosen = torch.cat([inside, outside], 1)
         points, distance = _take(drawn, chosen), distance.gather(1, chosen)
     if sampling.ray_points:
         seen = torch.cat([volume.contains(surface), torch.zeros_like(visible[:, sampling.surface :])], 1)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvf_fast.data.rotations import rotation_about
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.training.hand_losses import HandBatch
 
 ROLL, ANY_ROLL = 0.2, 0.1  # standard deviation in radians; ratio of the cameras rolled by any angle
@@ -21,27 +23,20 @@ UNIFORM, NORMAL = 7, 8  # random numbers of a view in a batch
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Reuse of hand views, for devices that train faster than views are drawn.
+    """Reuse of hand views, for devices that train faster than views are drawn."""
 
-    Attributes:
-        uses: steps that use a view, on average; 1 uses each view once, without a store. A step of B views
-            adds B / uses new ones.
-        size: views that the device stores, the latest with a pose and the latest without in halves of it;
-            a view of 128 px takes 53 kB.
-        first: views stored before the first step, and again when a training resumes.
-        reframed: ratio of the views with a pose that a batch shows through another camera, turned and zoomed.
-    """
-
+    # steps that use a view, on average; 1 uses each view once, without a store. A step of B views adds B /
+    # uses new ones.
     uses: int = 1
+    # views that the device stores, the latest with a pose and the latest without in halves of it; a view of
+    # 128 px takes 53 kB
     size: int = 2**17
-    first: int = 2**13
+    first: int = 2**13  # views stored before the first step, and again when a training resumes
+    # ratio of the views with a pose that a batch shows through another camera, turned and zoomed
     reframed: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.uses < 1 or not 1 <= self.first <= self.size or not 0 <= self.reframed <= 1:
-            raise ValueError(
-                f"uses must be at least 1, first lie in 1 ... size, and reframed in [0, 1]; got {self}"
-            )
+        check_ranges(self, uses="[1, inf)", first=f"[1, {self.size}]", reframed="[0, 1]")
 
 
 class ViewStore:
@@ -97,12 +92,8 @@ class ViewStore:
     def batch(self) -> HandBatch:
         """Draw a batch, its views with a pose first, without synchronising."""
         uniform, normal, posed = self._uniform, self._normal, self._posed_in_batch()
-        rows = torch.cat(
-            [
-                (uniform[:posed, 0] * self._stored[0]).long(),
-                (uniform[posed:, 0] * self._stored[1]).long() + self._half,
-            ]
-        )
+        with_pose, others = uniform[:posed, 0] * self._stored[0], uniform[posed:, 0] * self._stored[1]
+        rows = torch.cat([with_pose.long(), others.long() + self._half])
         views = {name: value[rows] for name, value in self._views.items()}
         # In random order: the losses move the first of them.
         drawn = HandBatch.of(views, self._device, uniform[:posed, 1].argsort())
@@ -170,21 +161,11 @@ def reframed(batch: HandBatch, cameras: Cameras) -> HandBatch:
         "points": points,
         "boxes": torch.stack([first, boxes[:, 1]], 1),
     }
-    return batch._replace(
-        **{name: torch.cat([value, getattr(batch, name)[count:]]) for name, value in changed.items()}
-    )
+    rest = {name: getattr(batch, name)[count:] for name in changed}
+    return batch._replace(**{name: torch.cat([value, rest[name]]) for name, value in changed.items()})
 
 
 def _rotations(roll: Tensor, tilt: Tensor) -> Tensor:
     """Rotations (N, 3, 3) about y, x and then z, from the frames of the old cameras to the new ones."""
-    zero, one = torch.zeros_like(roll), torch.ones_like(roll)
-    (cz, cy, cx), (sz, sy, sx) = ((f(roll), f(tilt[:, 0]), f(tilt[:, 1])) for f in (torch.cos, torch.sin))
-    about_z, about_x, about_y = (
-        torch.stack(entries, -1).unflatten(1, (3, 3))
-        for entries in (
-            [cz, -sz, zero, sz, cz, zero, zero, zero, one],
-            [one, zero, zero, zero, cx, -sx, zero, sx, cx],
-            [cy, zero, sy, zero, one, zero, -sy, zero, cy],
-        )
-    )
-    return about_z @ about_x @ about_y
+    x, y, z = torch.eye(3, dtype=roll.dtype, device=roll.device)  # made there: a CUDA graph holds no copy
+    return rotation_about(z, roll) @ rotation_about(x, tilt[:, 1]) @ rotation_about(y, tilt[:, 0])

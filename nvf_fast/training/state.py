@@ -141,18 +141,13 @@ class SavedTraining:
 
     def _environment(self) -> str:
         """The environment that determines the last bits, as JSON."""
-        device = self.trainer.device
-        cpu = device.type == "cpu"
-        return json.dumps(
-            {
-                "torch": torch.__version__,
-                "device": torch.backends.cpu.get_cpu_capability()
-                if cpu
-                else torch.cuda.get_device_name(device),
-                "threads": torch.get_num_threads() if cpu else None,
-                "processes": self.trainer.processes.count,
-            }
-        )
+        device, threads = self.trainer.device, None
+        if device.type == "cpu":
+            name, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+        else:
+            name = torch.cuda.get_device_name(device)
+        environment = {"torch": torch.__version__, "device": name, "threads": threads}
+        return json.dumps(environment | {"processes": self.trainer.processes.count})
 
     def _check(self, state: dict[str, Any], inexact: bool) -> None:
         """Refuse a state that the training cannot resume exactly."""
@@ -183,10 +178,8 @@ def _with_new_names(identity: str) -> dict[str, Any]:
     """The identity of a state, with the present names and the later entries of configurations."""
     found: dict[str, Any] = json.loads(identity)
     found["config"]["model"] = NVFConfig.from_dict(found["config"]["model"]).to_dict()
-    for entries, old, new in (
-        (found, "pictures", "images"),
-        (found["config"]["optimisation"], "final_share", "final_ratio"),
-    ):
+    options = found["config"]["optimisation"]
+    for entries, old, new in ((found, "pictures", "images"), (options, "final_share", "final_ratio")):
         if old in entries:
             entries[new] = entries.pop(old)
     found["config"].setdefault("replay", asdict(ReplayConfig()))

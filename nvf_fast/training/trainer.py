@@ -64,9 +64,9 @@ class Trainer:
         torch.manual_seed(mixed_seed(config.seed, "weights"))
         model = build(config.model)
         averaged = copy.deepcopy(model)
-        self.auxiliary = (
-            AuxiliaryHead(config.model.width).to(device) if config.losses.auxiliary_weight else None
-        )
+        self.auxiliary: AuxiliaryHead | None = None
+        if config.losses.auxiliary_weight:
+            self.auxiliary = AuxiliaryHead(config.model.width).to(device)
         # GroupNorm's backward on a CPU is 4 to 12 times as slow with channels last as without, in bfloat16.
         grouped = config.model.encoder == "hourglass"
         layout = torch.contiguous_format if grouped and device.type == "cpu" else torch.channels_last
@@ -147,12 +147,12 @@ class Trainer:
 
     def _average_gradients(self, terms: dict[str, Tensor], stop: bool) -> bool:
         """Average gradients and losses over the processes; whether any of them requests a stop."""
-        if self.processes.count > 1:
-            stopping = terms["loss"].new_tensor(float(stop))
-            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-            self.processes.average([*gradients, *terms.values(), stopping])
-            stop = bool(stopping > 0)
-        return stop
+        if self.processes.count == 1:
+            return stop
+        stopping = terms["loss"].new_tensor(float(stop))
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.processes.average([*gradients, *terms.values(), stopping])
+        return bool(stopping > 0)
 
     def _descend(self, terms: dict[str, Tensor]) -> None:
         """Clip the gradients, whose norm joins the losses, and update the weights."""
@@ -255,19 +255,17 @@ def _optimiser(
 ) -> torch.optim.Optimizer:
     """The configured optimiser; `graphed` for use in a CUDA graph, with the rate in a tensor."""
     options = config.optimisation
-    rate = (
-        torch.tensor(options.learning_rate, device=parameters[0].device) if graphed else options.learning_rate
-    )
+    rate: Any = options.learning_rate
+    if graphed:
+        rate = torch.tensor(rate, device=parameters[0].device)
     if options.optimiser == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=rate, capturable=graphed)
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     fused = {"fused": True, "capturable": True} if graphed else {}
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), **fused)
+    decay = options.weight_decay
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, betas=(0.9, 0.98), **fused)
 
 
 def _has_bfloat16() -> bool:

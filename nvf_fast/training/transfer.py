@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from nvf_fast.baselines import Network
-from nvf_fast.config import NVFConfig
 
 MAY_DIFFER = ("task", "input_size", "hand_scale", "scale_optional", "presence_threshold", "finding_threshold")
 
@@ -21,19 +20,9 @@ def transfer(source: Network, target: Network) -> None:
     Raises:
         ValueError: they differ otherwise, or only the source takes a hand scale.
     """
-    _check(source.config, target.config)
-    weights = dict(source.state_dict())
-    if target.config.hand_scale and not source.config.hand_scale:
-        for name in weights:
-            if name.startswith("field.weights."):  # the hand scale is a layer's last input
-                weights[name] = F.pad(weights[name], (0, 1))
-    target.load_state_dict(weights)
-
-
-def _check(source: NVFConfig, target: NVFConfig) -> None:
-    if source.hand_scale and not target.hand_scale:
+    if source.config.hand_scale and not target.config.hand_scale:
         raise ValueError("the starting network takes a hand scale and the training's does not")
-    before, after = source.to_dict(), target.to_dict()
+    before, after = source.config.to_dict(), target.config.to_dict()
     changed = [
         f"{name} is {before[name]!r}, expected {after[name]!r}"
         for name in before
@@ -41,3 +30,9 @@ def _check(source: NVFConfig, target: NVFConfig) -> None:
     ]
     if changed:
         raise ValueError("the starting network is another: " + "; ".join(changed))
+    weights = dict(source.state_dict())
+    if target.config.hand_scale and not source.config.hand_scale:
+        for name in weights:
+            if name.startswith("field.weights."):  # the hand scale is a layer's last input
+                weights[name] = F.pad(weights[name], (0, 1))
+    target.load_state_dict(weights)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from nvf_fast.data.hand_views import HandViews
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.training.loader import mixed_seed
 from nvf_fast.training.view_augmentation import with_blank_views, with_cropped_hands, with_left_hands
 
@@ -22,39 +23,26 @@ class ViewMixtureConfig:
     """Composition of the hand views of a training.
 
     Proportions are relative to each other; those of missing sources are ignored.
-
-    Attributes:
-        rendered: proportion of close views of rendered hands.
-        rendered_wide: of wide views with one or two of them.
-        empty: of views without a hand.
-        photographs: of close views of labelled photographs.
-        photographs_wide: of wide views of them.
-        dataset: of views of a data set's boxes.
-        left: ratio of the posed views that are mirrored to left hands, to learn sides from.
-        cut: ratio of the posed views in which a straight line crops the hand, as an image border does.
-        blank: ratio of the empty views that are featureless.
-        colour: standard deviation of each view's log gain per channel, and of its offset, as a fraction of
-            half the range.
-        epoch: views after which the log counts another epoch; none is drawn twice.
     """
 
-    rendered: float = 0.17
-    rendered_wide: float = 0.11
-    empty: float = 0.09
-    photographs: float = 0.28
-    photographs_wide: float = 0.05
-    dataset: float = 0.3
-    left: float = 0.28
+    rendered: float = 0.17  # proportion of close views of rendered hands
+    rendered_wide: float = 0.11  # of wide views with one or two of them
+    empty: float = 0.09  # of views without a hand
+    photographs: float = 0.28  # of close views of labelled photographs
+    photographs_wide: float = 0.05  # of wide views of them
+    dataset: float = 0.3  # of views of a data set's boxes
+    left: float = 0.28  # ratio of the posed views that are mirrored to left hands, to learn sides from
+    # ratio of the posed views in which a straight line crops the hand, as an image border does
     cut: float = 0.1
-    blank: float = 0.12
+    blank: float = 0.12  # ratio of the empty views that are featureless
+    # standard deviation of each view's log gain per channel, and of its offset, as a fraction of half the
+    # range
     colour: float = 0.06
-    epoch: int = 2**18
+    epoch: int = 2**18  # views after which the log counts another epoch; none is drawn twice
 
     def __post_init__(self) -> None:
-        if any(getattr(self, field.name) < 0 for field in fields(self)) or self.epoch < 1:
-            raise ValueError(f"proportions and colour must not be negative, and epoch at least 1, got {self}")
-        if max(self.left, self.cut, self.blank) > 1:
-            raise ValueError(f"left, cut and blank are ratios, at most 1, got {self}")
+        ratios = dict.fromkeys(("left", "cut", "blank"), "[0, 1]")
+        check_ranges(self, **dict.fromkeys(vars(self), "[0, inf)") | ratios | {"epoch": "[1, inf)"})
         if self.rendered + self.photographs + self.dataset == 0:
             raise ValueError("rendered, photographs or dataset must be positive: no other view shows a pose")
 
@@ -95,11 +83,8 @@ class ViewMixture:
         """Draw the views of these indices, deterministically for a list of them."""
         random = np.random.default_rng(mixed_seed(self.seed, *indices))
         counts = random.multinomial(len(indices), self._proportions)
-        drawn = [
-            self.sources[name](int(count), random)
-            for name, count in zip(self._names, counts, strict=True)
-            if count
-        ]
+        due = [(name, int(count)) for name, count in zip(self._names, counts, strict=True) if count]
+        drawn = [self.sources[name](count, random) for name, count in due]
         views = with_left_hands(HandViews.concatenate(drawn), self.config.left, random)
         views = with_cropped_hands(views, self.config.cut, random)
         return with_blank_views(views, self.config.blank, random)

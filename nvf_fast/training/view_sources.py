@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +24,14 @@ SEEDS = 2**62
 
 @dataclass(frozen=True)
 class ViewFolders:
-    """Folders and files with the material of training views, all optional.
+    """Folders and files with the material of training views, all optional."""
 
-    Attributes:
-        photographs: labelled photographs, as docs/datasets.md describes them.
-        backgrounds: a folder of images and panoramas.
-        rigs: rigged right hands, glTF files; the built-in hand is rendered in turn with them.
-        textures: images of skin, for every rig with texture coordinates.
-        leave_out: groups of photographs to exclude.
-    """
-
-    photographs: Path | None = None
-    backgrounds: Path | None = None
+    photographs: Path | None = None  # labelled photographs, as docs/datasets.md describes them
+    backgrounds: Path | None = None  # a folder of images and panoramas
+    # rigged right hands, glTF files; the built-in hand is rendered in turn with them
     rigs: tuple[Path, ...] = ()
-    textures: tuple[Path, ...] = ()
-    leave_out: tuple[str, ...] = ()
+    textures: tuple[Path, ...] = ()  # images of skin, for every rig with texture coordinates
+    leave_out: tuple[str, ...] = ()  # groups of photographs to exclude
 
 
 class RenderedViews:
@@ -68,11 +62,11 @@ def open_views(
         ValueError: textures are given without a rig with texture coordinates, or the data set has no
             surfaces.
     """
-    makers = [SyntheticViews(seed, backgrounds=folders.backgrounds)]
-    for rig in folders.rigs:
-        makers.append(
-            SyntheticViews(seed, rig=rig, textures=folders.textures, backgrounds=folders.backgrounds)
-        )
+    textures, backgrounds = folders.textures, folders.backgrounds
+    makers = [SyntheticViews(seed, backgrounds=backgrounds)]
+    makers += [
+        SyntheticViews(seed, rig=rig, textures=textures, backgrounds=backgrounds) for rig in folders.rigs
+    ]
     sources: dict[str, Source] = {
         "rendered": RenderedViews(makers, "close"),
         "rendered_wide": RenderedViews(makers, "wide"),
@@ -101,10 +95,8 @@ def view_credits(folders: ViewFolders, dataset: HandDataset | None = None) -> di
     if dataset is not None:
         found["dataset"] = f"{dataset.name} {dataset.split}"
     if folders.photographs is not None:
-        counts: dict[tuple[str, str], int] = {}
-        for label in Photographs(folders.photographs, "train", folders.leave_out).labels:
-            key = (label.source, label.licence)
-            counts[key] = counts.get(key, 0) + 1
+        labels = Photographs(folders.photographs, "train", folders.leave_out).labels
+        counts = Counter((label.source, label.licence) for label in labels)
         found["photographs"] = [
             {"source": source, "licence": licence, "photographs": count}
             for (source, licence), count in sorted(counts.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import trimesh
@@ -27,15 +27,10 @@ COLOURS = [tuple(value / 255 for value in colour) for colour in FINGER_COLOURS]
 
 
 class Mask(NamedTuple):
-    """A mask of the hand, where values at points of the image are positive.
+    """A mask of the hand, where values at points of the image are positive."""
 
-    Attributes:
-        pixels: (S, S, 2) px of the image, a lattice.
-        values: (S, S), interpolated between the points.
-    """
-
-    pixels: np.ndarray
-    values: np.ndarray
+    pixels: np.ndarray  # (S, S, 2) px of the image, a lattice
+    values: np.ndarray  # (S, S), interpolated between the points
 
 
 def draw_image(axes: Axes, sample: HandSample, brightness: float = 1.0) -> None:
@@ -67,9 +62,8 @@ def draw_pose(axes: Axes, sample: HandSample, joints: np.ndarray) -> None:
     for parent, child in sorted(BONES, key=lambda bone: -joints[list(bone), 2].mean()):
         ends = pixels[[parent, child]]
         axes.plot(*ends.T, color=COLOURS[(child - 1) // 4], marker="o", markersize=2.5, linewidth=1.5)
-    axes.plot(
-        *pixels[0], color="white", marker="o", markersize=4, markeredgecolor="black", markeredgewidth=0.5
-    )
+    edge: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.5}
+    axes.plot(*pixels[0], color="white", marker="o", markersize=4, **edge)
 
 
 def draw_hand(axes: Axes, sample: HandSample, hand: Mesh | Mask) -> None:
@@ -107,10 +101,8 @@ def draw_votes(
     pixels = project(points, sample.intrinsics)
     axes.scatter(pixels[1:, 0], pixels[1:, 1], s=3, color="white", linewidths=0)
     lines = [(start, pixels[0]) for start in pixels[1:]]
-    opacity = np.clip(weights[order], 0, 1)
-    axes.add_collection(
-        LineCollection(lines, colors=vote_colour(joint), alpha=opacity, linewidths=0.6, zorder=2)
-    )
+    look = {"colors": vote_colour(joint), "alpha": np.clip(weights[order], 0, 1)}
+    axes.add_collection(LineCollection(lines, linewidths=0.6, zorder=2, **look))
 
 
 def vote_colour(joint: int) -> tuple[float, ...]:

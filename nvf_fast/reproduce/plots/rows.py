@@ -20,25 +20,15 @@ from nvf_fast.volumes import FrustumVolume
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """One method's prediction for one image, in the camera's frame.
+    """One method's prediction for one image, in the camera's frame."""
 
-    Attributes:
-        sample: the image and its labels.
-        method: label of the row, or "".
-        hand: the surface of signed distance zero, or the pixels of the hand.
-        voters: (V, 3) mm; for voting pixels, any point on their rays.
-        weights: (V, 21) of the votes for each joint.
-        joints: (21, 3) mm; root-relative ones are moved to the true root.
-        valid: whether the pose is valid; an invalid one is drawn without pose and votes.
-    """
-
-    sample: HandSample
-    method: str
-    hand: Mesh | Mask
-    voters: np.ndarray
-    weights: np.ndarray
-    joints: np.ndarray
-    valid: bool
+    sample: HandSample  # the image and its labels
+    method: str  # label of the row, or ""
+    hand: Mesh | Mask  # the surface of signed distance zero, or the pixels of the hand
+    voters: np.ndarray  # (V, 3) mm; for voting pixels, any point on their rays
+    weights: np.ndarray  # (V, 21) of the votes for each joint
+    joints: np.ndarray  # (21, 3) mm; root-relative ones are moved to the true root
+    valid: bool  # whether the pose is valid; an invalid one is drawn without pose and votes
 
 
 def nvf_row(
