@@ -17,23 +17,15 @@ SEED = 3_000_017  # its views do not occur in trainings with smaller seeds
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Fit vote weights, the scale of expected errors, and the thresholds of presence and finding.
+    """Fit vote weights, the scale of expected errors, and the thresholds of presence and finding."""
 
-    Attributes:
-        checkpoint: folder of a network of hand views.
-        out: folder of the calibrated checkpoint; it may be the same.
-        material: images and hands of the views.
-        views: number of views with a hand, half of them photographs if given, and of views without.
-        wide: number of wide images of each hand, built-in or rigged.
-        seed: seed of the views.
-    """
-
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    out: Path
+    checkpoint: Annotated[Path, tyro.conf.Positional]  # folder of a network of hand views
+    out: Path  # folder of the calibrated checkpoint; it may be the same
+    # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
-    views: int = 2000
-    wide: int = 100
-    seed: int = SEED
+    views: int = 2000  # number of views with a hand, half of them photographs if given, and of views without
+    wide: int = 100  # number of wide images of each hand, built-in or rigged
+    seed: int = SEED  # seed of the views
 
     def run(self) -> None:
         from nvf_fast.checkpoint import load_checkpoint, save_checkpoint

@@ -22,24 +22,17 @@ CALIBRATION = ("K", "size", "distortion", "model")  # keys of a camera in a file
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """The camera: --fx, --fov or --intrinsics, else the photograph's EXIF data, else 60 degrees.
+    """The camera: --fx, --fov or --intrinsics, else the photograph's EXIF data, else 60 degrees."""
 
-    Attributes:
-        fx: px, focal length.
-        fy: px, vertical focal length; fx when absent.
-        cx: px, principal point, with 0 at the centre of the first pixel; the middle of the image when absent.
-        cy: px, principal point; the middle of the image when absent.
-        fov: degrees, horizontal field of view of the whole image, instead of --fx.
-        intrinsics: JSON file instead of --fx: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, or a calibration
-            {"K": ..., "size": [WIDTH, HEIGHT], "distortion": [...], "model": "plumb_bob" or "fisheye"} with
-            OpenCV's coefficients, all but K optional, or {"NAME.jpg": ...} with one of both per image.
-    """
-
-    fx: Optional[float] = None
-    fy: Optional[float] = None
+    fx: Optional[float] = None  # px, focal length
+    fy: Optional[float] = None  # px, vertical focal length; fx when absent
+    # px, principal point, with 0 at the centre of the first pixel; the middle of the image when absent
     cx: Optional[float] = None
-    cy: Optional[float] = None
-    fov: Optional[float] = None
+    cy: Optional[float] = None  # px, principal point; the middle of the image when absent
+    fov: Optional[float] = None  # degrees, horizontal field of view of the whole image, instead of --fx
+    # JSON file instead of --fx: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, or a calibration {"K": ...,
+    # "size": [WIDTH, HEIGHT], "distortion": [...], "model": "plumb_bob" or "fisheye"} with OpenCV's
+    # coefficients, all but K optional, or {"NAME.jpg": ...} with one of both per image
     intrinsics: Optional[Path] = None
 
     def check(self) -> None:

@@ -28,19 +28,15 @@ class Demo:
     The table lists each joint in mm, its score and its expected error in mm, its true error in the image in
     px, and its true error in mm after the hand is aligned to the truth. A network that cannot find hands is
     given the true boxes and sides.
-
-    Attributes:
-        overlay: PNG file for the image with the predicted joints.
-        step: mm, spacing of the query points.
-        search: points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them.
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
-        device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
     """
 
-    overlay: Path = Path("nvf_demo.png")
-    step: float = 16.0
+    overlay: Path = Path("nvf_demo.png")  # PNG file for the image with the predicted joints
+    step: float = 16.0  # mm, spacing of the query points
+    # points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them
     search: Search = "dense"
+    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
+    # device to compute on, for example cpu or cuda:1; a GPU if present when absent
     device: Optional[str] = None
 
     def run(self) -> None:

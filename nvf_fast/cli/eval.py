@@ -42,24 +42,19 @@ SETTINGS = {"mean_pose": "mean pose", "with_hand_scale": "given", "without_hand_
 
 @dataclass(frozen=True)
 class Prediction:
-    """The checkpoint, and the options of its predictions.
+    """The checkpoint, and the options of its predictions."""
 
-    Attributes:
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
-        step: mm, spacing of the query points.
-        search: points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them.
-        precision: precision of the network; float16 on a GPU and float32 on a CPU when absent.
-        device: device to compute on, for example cpu or cuda:1; when absent a GPU if present, under torchrun
-            that of the process's local rank.
-        threads: CPU threads of each process; PyTorch's choice when absent.
-    """
-
+    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
-    step: float = 16.0
+    step: float = 16.0  # mm, spacing of the query points
+    # points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them
     search: Search = "dense"
+    # precision of the network; float16 on a GPU and float32 on a CPU when absent
     precision: Optional[Literal["float32", "float16", "bfloat16"]] = None
+    # device to compute on, for example cpu or cuda:1; when absent a GPU if present, under torchrun that of
+    # the process's local rank
     device: Optional[str] = None
-    threads: Optional[int] = None
+    threads: Optional[int] = None  # CPU threads of each process; PyTorch's choice when absent
 
     def load(self) -> tuple[NetworkPredictor, dict[str, Any]]:
         """Load the predictor, and the metadata that determine its predictions."""
@@ -94,20 +89,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Output:
-    """The report's folder, and the reading of the data set.
+    """The report's folder, and the reading of the data set."""
 
-    Attributes:
-        out: folder for report.md, report.json, pck.png, predictions.safetensors and submissions. Finished
-            parts are stored in its shards/, so that the same command resumes.
-        batch: images per batch.
-        workers: processes that load images ahead.
-        wait_minutes: minutes that each of several processes waits for the shards of the others.
-    """
-
+    # folder for report.md, report.json, pck.png, predictions.safetensors and submissions. Finished parts are
+    # stored in its shards/, so that the same command resumes.
     out: Path
-    batch: int = 16
-    workers: int = 0
-    wait_minutes: float = 30.0
+    batch: int = 16  # images per batch
+    workers: int = 0  # processes that load images ahead
+    wait_minutes: float = 30.0  # minutes that each of several processes waits for the shards of the others
 
 
 @dataclass(frozen=True)
@@ -117,24 +106,16 @@ class Synthetic:
     Two sets: palms towards the camera within 60 degrees and fingers up within 60, and hands turned uniformly
     over the sphere. "score vs error" is Spearman's rank correlation of a joint's score with its error. Images
     without a prediction count with the mean pose.
-
-    Attributes:
-        prediction: the checkpoint and its options.
-        count: images per set.
-        seed: seed of the images; trainings use others.
-        size: px, side of the images.
-        data_cache: folder for rendered images.
-        out: JSON file for the table and the whole report.
-        record: store the scores in the checkpoint, for `nvf-fast info --all`.
     """
 
+    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
-    count: int = 500
-    seed: int = 9_000_001
-    size: int = 224
-    data_cache: Optional[Path] = None
-    out: Optional[Path] = None
-    record: Flag = False
+    count: int = 500  # images per set
+    seed: int = 9_000_001  # seed of the images; trainings use others
+    size: int = 224  # px, side of the images
+    data_cache: Optional[Path] = None  # folder for rendered images
+    out: Optional[Path] = None  # JSON file for the table and the whole report
+    record: Flag = False  # store the scores in the checkpoint, for `nvf-fast info --all`
 
     def run(self) -> None:
         from nvf_fast.checkpoint import record_scores
@@ -185,19 +166,13 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class SyntheticV2:
-    """Measure on synthetic-v2, the fixed set, with the mean pose of such hands as baseline.
+    """Measure on synthetic-v2, the fixed set, with the mean pose of such hands as baseline."""
 
-    Attributes:
-        output: the report's folder, and the reading of the data set.
-        prediction: the checkpoint and its options.
-        split: part of the data set.
-        data_cache: folder for rendered images.
-    """
-
-    output: Annotated[Output, tyro.conf.arg(name="")]
+    output: Annotated[Output, tyro.conf.arg(name="")]  # the report's folder, and the reading of the data set
+    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
-    split: Split = "evaluation"
-    data_cache: Optional[Path] = None
+    split: Split = "evaluation"  # part of the data set
+    data_cache: Optional[Path] = None  # folder for rendered images
 
     def run(self) -> None:
         folders = Folders(cache=self.data_cache)
@@ -206,27 +181,20 @@ class SyntheticV2:
 
 @dataclass(frozen=True)
 class FreiHAND:
-    """Measure on FreiHAND, and write the submission of its evaluation split.
+    """Measure on FreiHAND, and write the submission of its evaluation split."""
 
-    Attributes:
-        output: the report's folder, and the reading of the data set.
-        data: folder of FreiHAND_pub_v2.
-        prediction: the checkpoint and its options.
-        split: part of the data set.
-        evaluation_data: folder of FreiHAND_pub_v2_eval, the released joints; when absent only the submission
-            of the evaluation split is written.
-        mano: the user's MANO_RIGHT.pkl, which is fitted to the poses for the submission's vertices; they are
-            zeros when absent.
-        cache: folder for long annotation files as arrays.
-    """
-
-    output: Annotated[Output, tyro.conf.arg(name="")]
-    data: Path
+    output: Annotated[Output, tyro.conf.arg(name="")]  # the report's folder, and the reading of the data set
+    data: Path  # folder of FreiHAND_pub_v2
+    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
-    split: Split = "evaluation"
+    split: Split = "evaluation"  # part of the data set
+    # folder of FreiHAND_pub_v2_eval, the released joints; when absent only the submission of the evaluation
+    # split is written
     evaluation_data: Optional[Path] = None
+    # the user's MANO_RIGHT.pkl, which is fitted to the poses for the submission's vertices; they are zeros
+    # when absent
     mano: Optional[Path] = None
-    cache: Optional[Path] = None
+    cache: Optional[Path] = None  # folder for long annotation files as arrays
 
     def run(self) -> None:
         folders = Folders(data=self.data, evaluation=self.evaluation_data, cache=self.cache)
@@ -236,23 +204,16 @@ class FreiHAND:
 
 @dataclass(frozen=True)
 class HO3D:
-    """Measure on HO-3D, and write the submission of its evaluation split.
+    """Measure on HO-3D, and write the submission of its evaluation split."""
 
-    Attributes:
-        output: the report's folder, and the reading of the data set.
-        data: folder of HO-3D with evaluation.txt and, if available, evaluation_xyz.json.
-        prediction: the checkpoint and its options.
-        version: version of the data set.
-        split: part of the data set.
-        mano: the user's MANO_RIGHT.pkl, which is fitted to the poses for the submission's vertices; they are
-            zeros when absent.
-    """
-
-    output: Annotated[Output, tyro.conf.arg(name="")]
-    data: Path
+    output: Annotated[Output, tyro.conf.arg(name="")]  # the report's folder, and the reading of the data set
+    data: Path  # folder of HO-3D with evaluation.txt and, if available, evaluation_xyz.json
+    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
-    version: Literal["v2", "v3"] = "v2"
-    split: Split = "evaluation"
+    version: Literal["v2", "v3"] = "v2"  # version of the data set
+    split: Split = "evaluation"  # part of the data set
+    # the user's MANO_RIGHT.pkl, which is fitted to the poses for the submission's vertices; they are zeros
+    # when absent
     mano: Optional[Path] = None
 
     def run(self) -> None:
@@ -264,18 +225,12 @@ class HO3D:
 
 @dataclass(frozen=True)
 class Complement:
-    """Measure on the whole Complement set; joints are regressed from its meshes with MANO.
+    """Measure on the whole Complement set; joints are regressed from its meshes with MANO."""
 
-    Attributes:
-        output: the report's folder, and the reading of the data set.
-        data: folder of the set.
-        mano: the user's MANO_RIGHT.pkl.
-        prediction: the checkpoint and its options.
-    """
-
-    output: Annotated[Output, tyro.conf.arg(name="")]
-    data: Path
-    mano: Path
+    output: Annotated[Output, tyro.conf.arg(name="")]  # the report's folder, and the reading of the data set
+    data: Path  # folder of the set
+    mano: Path  # the user's MANO_RIGHT.pkl
+    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
 
     def run(self) -> None:
@@ -289,22 +244,15 @@ class LabelledPhotographs:
 
     Hands are scaled to the unit hand, since labels from a teacher network have no scale: the measured network
     must work without hand scale. The mean pose is fitted on the training split of the same folder.
-
-    Attributes:
-        data: folder with labels.json and crops (docs/datasets.md).
-        out: folder for report.json and report.md.
-        prediction: the checkpoint and its options.
-        split: part of the photographs.
-        leave_out: groups to exclude, such as xmore_gestures.
-        batch: photographs per batch.
     """
 
-    data: Path
-    out: Path
+    data: Path  # folder with labels.json and crops (docs/datasets.md)
+    out: Path  # folder for report.json and report.md
+    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
-    split: Literal["train", "val", "all"] = "val"
-    leave_out: Several[str] = ()
-    batch: int = 32
+    split: Literal["train", "val", "all"] = "val"  # part of the photographs
+    leave_out: Several[str] = ()  # groups to exclude, such as xmore_gestures
+    batch: int = 32  # photographs per batch
 
     def run(self) -> None:
         from nvf_fast.data.photographs import Photographs
@@ -343,33 +291,24 @@ class HandViews:
     The checks are: poses of synthetic-v2's hands by the final joints, the coarse joints and the votes alone,
     with the mean pose as baseline; expected against true errors; presence and side on photographs; presence
     in empty views; stability under rotation, moved boxes and batches; finding in wide images; and time.
-
-    Attributes:
-        out: folder for report.json, report.md and calibration.png.
-        prediction: the checkpoint and its options.
-        photographs: folder of labelled photographs (docs/datasets.md), whose validation split is used.
-        backgrounds: folder of held-out images and panoramas, for empty views and wide images; procedural
-            surroundings when absent.
-        rig: glTF file of a rigged right hand, for wide images; the built-in hand when absent.
-        data_cache: folder for synthetic-v2.
-        count: number of synthetic-v2's hands.
-        stable: number of these used for stability.
-        empty: number of views without a hand.
-        wide: number of wide images.
-        seed: seed of empty views and wide images; trainings use others.
     """
 
-    out: Path
+    out: Path  # folder for report.json, report.md and calibration.png
+    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
+    # folder of labelled photographs (docs/datasets.md), whose validation split is used
     photographs: Optional[Path] = None
+    # folder of held-out images and panoramas, for empty views and wide images; procedural surroundings when
+    # absent
     backgrounds: Optional[Path] = None
+    # glTF file of a rigged right hand, for wide images; the built-in hand when absent
     rig: Optional[Path] = None
-    data_cache: Optional[Path] = None
-    count: int = 2000
-    stable: int = 200
-    empty: int = 2000
-    wide: int = 200
-    seed: int = 9_000_002
+    data_cache: Optional[Path] = None  # folder for synthetic-v2
+    count: int = 2000  # number of synthetic-v2's hands
+    stable: int = 200  # number of these used for stability
+    empty: int = 2000  # number of views without a hand
+    wide: int = 200  # number of wide images
+    seed: int = 9_000_002  # seed of empty views and wide images; trainings use others
 
     def run(self) -> None:
         from nvf_fast.evaluation.hand_view_report import report_tables, write_hand_view_report

@@ -18,22 +18,16 @@ class Export:
 
     The folder holds the functions `encoder` and `voting`, for any batch size and number of query points, the
     query points in lattice.npy, and interface.json with all inputs, outputs and constants.
-
-    Attributes:
-        out: new folder of the export.
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
-        format: "onnx" for ONNX files (extra `export`), "torch" for files of torch.export.
-        step: mm, spacing of the query points.
-        surface: mm; a point votes where its distance from the surface is smaller.
-        fraction: ratio of the voters that count for each joint, in (0, 1].
     """
 
-    out: Path
+    out: Path  # new folder of the export
+    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Annotated[Optional[str], tyro.conf.Positional] = None
+    # "onnx" for ONNX files (extra `export`), "torch" for files of torch.export
     format: Literal["onnx", "torch"] = "onnx"
-    step: float = 16.0
-    surface: float = 5.0
-    fraction: float = 0.5
+    step: float = 16.0  # mm, spacing of the query points
+    surface: float = 5.0  # mm; a point votes where its distance from the surface is smaller
+    fraction: float = 0.5  # ratio of the voters that count for each joint, in (0, 1]
 
     def run(self) -> None:
         from nvf_fast.export import export_checkpoint

@@ -19,15 +19,11 @@ ENCODERS = {"hourglass": "stacked hourglass", "unet": "U-Net"}
 
 @dataclass(frozen=True)
 class Info:
-    """Describe a checkpoint in ten lines, after checking its weights.
+    """Describe a checkpoint in ten lines, after checking its weights."""
 
-    Attributes:
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
-        all: print every entry of config.json instead: configuration, training, sources and scores.
-    """
-
+    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Annotated[Optional[str], tyro.conf.Positional] = None
-    all: Flag = False
+    all: Flag = False  # print every entry of config.json instead: configuration, training, sources and scores
 
     def run(self) -> None:
         from nvf_fast.checkpoint import load_checkpoint, resolve

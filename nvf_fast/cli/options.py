@@ -27,19 +27,11 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 
 @dataclass(frozen=True)
 class ViewMaterial:
-    """Images and hands for the views of a default network.
+    """Images and hands for the views of a default network."""
 
-    Attributes:
-        photographs: for hand views, folder of labelled photographs (docs/datasets.md), whose training split
-            is used.
-        leave_out: groups of photographs to exclude.
-        backgrounds: for hand views, folder of images and panoramas behind hands.
-        rigs: for hand views, rigged right hands (glTF) in addition to the built-in one.
-        textures: images of skin for the rigs' texture coordinates.
-    """
-
+    # for hand views, folder of labelled photographs (docs/datasets.md), whose training split is used
     photographs: Optional[Path] = None
-    leave_out: Several[str] = ()
-    backgrounds: Optional[Path] = None
-    rigs: Several[Path] = ()
-    textures: Several[Path] = ()
+    leave_out: Several[str] = ()  # groups of photographs to exclude
+    backgrounds: Optional[Path] = None  # for hand views, folder of images and panoramas behind hands
+    rigs: Several[Path] = ()  # for hand views, rigged right hands (glTF) in addition to the built-in one
+    textures: Several[Path] = ()  # images of skin for the rigs' texture coordinates

@@ -47,50 +47,42 @@ class Predict:
     {"image", "error"}; lengths are mm and pixels. The same command continues where it was stopped, and tries
     images with an error again. Images are rotated upright by their EXIF data; boxes and intrinsics refer to
     the upright image. The status is 2 if an image failed.
-
-    Attributes:
-        images: image files.
-        camera: the camera.
-        box: px, X0 Y0 X1 Y1 around one hand. When absent, a network of hand views finds every hand of the
-            image, and one of the reference view, which spans 26.3 degrees, looks along the optical axis.
-        side: side of the hand. When absent, a network of hand views predicts it, and others assume a right
-            hand.
-        boxes: JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1],
-            "side": "left"}, ...]}; where a side is absent, --side counts.
-        hand_scale: mm, length of the middle finger's proximal phalanx, if known.
-        depth: depth image of one image, or folder with NAME.png or NAME.tiff of each: one channel of 16 or 32
-            bits, mm along the optical axis, aligned with the upright image; 0 where nothing was measured. It
-            decides the distances of the hands that it shows.
-        step: mm, spacing of the query points.
-        search: points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part; hand views
-            support "dense" only.
-        out: file for the lines; with a name ending in .json, for one document {"joint_names", "images":
-            [...]} when all are done; standard output when absent.
-        overlay: file for the drawn joints of one image (.png or .jpg), or folder for NAME.png of each.
-        figure: .png file for the paper's row of panels of each hand in one image (mesh, voters, votes, pose),
-            or folder for NAME.png of each image.
-        mesh: folder for the surface of each hand, NAME-0.glb for the first one of "hands"; mm, in the
-            camera's frame.
-        mesh_format: of those files.
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
-        device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
     """
 
-    images: Annotated[Several[Path], tyro.conf.Positional]
+    images: Annotated[Several[Path], tyro.conf.Positional]  # image files
+    # the camera
     camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
+    # px, X0 Y0 X1 Y1 around one hand. When absent, a network of hand views finds every hand of the image, and
+    # one of the reference view, which spans 26.3 degrees, looks along the optical axis.
     box: Optional[tuple[float, float, float, float]] = None
+    # side of the hand. When absent, a network of hand views predicts it, and others assume a right hand.
     side: Optional[Literal["right", "left"]] = None
+    # JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1], "side":
+    # "left"}, ...]}; where a side is absent, --side counts
     boxes: Optional[Path] = None
-    hand_scale: Optional[float] = None
+    hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
+    # depth image of one image, or folder with NAME.png or NAME.tiff of each: one channel of 16 or 32 bits, mm
+    # along the optical axis, aligned with the upright image; 0 where nothing was measured. It decides the
+    # distances of the hands that it shows.
     depth: Optional[Path] = None
-    step: float = 16.0
+    step: float = 16.0  # mm, spacing of the query points
+    # points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part; hand views support
+    # "dense" only
     search: Search = "dense"
+    # file for the lines; with a name ending in .json, for one document {"joint_names", "images": [...]} when
+    # all are done; standard output when absent
     out: Optional[Path] = None
+    # file for the drawn joints of one image (.png or .jpg), or folder for NAME.png of each
     overlay: Optional[Path] = None
+    # .png file for the paper's row of panels of each hand in one image (mesh, voters, votes, pose), or folder
+    # for NAME.png of each image
     figure: Optional[Path] = None
+    # folder for the surface of each hand, NAME-0.glb for the first one of "hands"; mm, in the camera's frame
     mesh: Optional[Path] = None
-    mesh_format: MeshFormat = "glb"
+    mesh_format: MeshFormat = "glb"  # of those files
+    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
+    # device to compute on, for example cpu or cuda:1; a GPU if present when absent
     device: Optional[str] = None
 
     def run(self) -> None:

@@ -28,29 +28,22 @@ class Track:
     ...}]}, or {"frame", "time", "error"} of a damaged one; lengths are mm and pixels, times are s. A hand
     keeps its id while it is followed, and where it reappears soon near its last place. Ctrl-C ends the
     tracking of a camera. The status is 2 if a frame failed.
-
-    Attributes:
-        source: video file, folder of images in the order of their names, or camera:0 for the first camera.
-        camera: the camera; its options hold for all frames.
-        most_hands: largest number of hands to follow.
-        hand_scale: mm, length of the middle finger's proximal phalanx, if known.
-        raw: leave the joints as estimated; they are smoothed otherwise.
-        frame_rate: Hz, of a folder of images, and of the annotated video of a folder or a camera.
-        out: file for the lines, which must not exist; standard output when absent.
-        overlay: annotated video to write, such as hands.mp4.
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
-        device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
     """
 
+    # video file, folder of images in the order of their names, or camera:0 for the first camera
     source: Annotated[str, tyro.conf.Positional]
+    # the camera; its options hold for all frames
     camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
-    most_hands: int = 2
-    hand_scale: Optional[float] = None
-    raw: Flag = False
+    most_hands: int = 2  # largest number of hands to follow
+    hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
+    raw: Flag = False  # leave the joints as estimated; they are smoothed otherwise
+    # Hz, of a folder of images, and of the annotated video of a folder or a camera
     frame_rate: float = FRAME_RATE
-    out: Optional[Path] = None
-    overlay: Optional[Path] = None
+    out: Optional[Path] = None  # file for the lines, which must not exist; standard output when absent
+    overlay: Optional[Path] = None  # annotated video to write, such as hands.mp4
+    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
+    # device to compute on, for example cpu or cuda:1; a GPU if present when absent
     device: Optional[str] = None
 
     def run(self) -> None:

@@ -20,42 +20,31 @@ from nvf_fast.training.loader import TrainingData
 
 @dataclass(frozen=True)
 class Run:
-    """Train, or resume the folder's training. Ctrl-C saves and stops.
+    """Train, or resume the folder's training. Ctrl-C saves and stops."""
 
-    Attributes:
-        config: every number of the training.
-        out: folder for the states, the log and the checkpoint.
-        data: folder of FreiHAND, HO-3D or Complement; synthetic images are rendered on demand.
-        evaluation_data: FreiHAND's released evaluation annotations, for evaluate_every.
-        mano: the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement.
-        data_cache: folder for rendered images; when absent they stay in memory. The default network trains on
-            a data set's images only with `data` or `data_cache`.
-        material: images and hands of the views.
-        initial: checkpoint folder with the initial weights, of either task.
-        minutes: minutes of wall time after which to save and stop; the same command resumes later.
-        device: device to train on, for example cpu or cuda:1; a GPU if present when absent.
-        threads: CPU threads of each process.
-        workers: additional processes per process that load images ahead.
-        tensorboard: also write TensorBoard files (extra `train`).
-        timeout_s: longest wait for another process, in seconds.
-        inexact: resume even if PyTorch, the device, or the number of processes or threads has changed, with
-            results that are equal only up to rounding.
-    """
-
-    config: Annotated[TrainingConfig, tyro.conf.arg(name="")]
-    out: Path
+    config: Annotated[TrainingConfig, tyro.conf.arg(name="")]  # every number of the training
+    out: Path  # folder for the states, the log and the checkpoint
+    # folder of FreiHAND, HO-3D or Complement; synthetic images are rendered on demand
     data: Optional[Path] = None
-    evaluation_data: Optional[Path] = None
+    evaluation_data: Optional[Path] = None  # FreiHAND's released evaluation annotations, for evaluate_every
+    # the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement
     mano: Optional[Path] = None
+    # folder for rendered images; when absent they stay in memory. The default network trains on a data set's
+    # images only with `data` or `data_cache`.
     data_cache: Optional[Path] = None
+    # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
-    initial: Optional[Path] = None
+    initial: Optional[Path] = None  # checkpoint folder with the initial weights, of either task
+    # minutes of wall time after which to save and stop; the same command resumes later
     minutes: Optional[float] = None
+    # device to train on, for example cpu or cuda:1; a GPU if present when absent
     device: Optional[str] = None
-    threads: int = 1
-    workers: int = 0
-    tensorboard: Flag = False
-    timeout_s: float = 600.0
+    threads: int = 1  # CPU threads of each process
+    workers: int = 0  # additional processes per process that load images ahead
+    tensorboard: Flag = False  # also write TensorBoard files (extra `train`)
+    timeout_s: float = 600.0  # longest wait for another process, in seconds
+    # resume even if PyTorch, the device, or the number of processes or threads has changed, with results that
+    # are equal only up to rounding
     inexact: Flag = False
 
     def run(self) -> None:

@@ -15,18 +15,14 @@ class Tune:
     """Time the block shapes of the field kernel on this CUDA device, and store the fastest for later runs.
 
     Later runs use it at about as many points.
-
-    Attributes:
-        checkpoint: a checkpoint folder or a hub id of a network of the reference view or of root-relative
-            cubes; "released" is the paper's network with random weights, which do not affect times. Networks
-            of hand views, such as the embedded one, keep the untuned block shapes.
-        step: mm, spacing of the query points.
-        dtype: precision of the field's matrix products.
     """
 
+    # a checkpoint folder or a hub id of a network of the reference view or of root-relative cubes; "released"
+    # is the paper's network with random weights, which do not affect times. Networks of hand views, such as
+    # the embedded one, keep the untuned block shapes.
     checkpoint: Annotated[str, tyro.conf.Positional] = "released"
-    step: float = 16.0
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    step: float = 16.0  # mm, spacing of the query points
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"  # precision of the field's matrix products
 
     def run(self) -> None:
         import torch

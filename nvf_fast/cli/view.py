@@ -23,27 +23,20 @@ class View:
     """Show the hands of an image in a browser: the camera's frustum, meshes, joints, voters and their votes.
 
     Serves the page on this machine until Ctrl-C, or writes it into a file.
-
-    Attributes:
-        image: image file.
-        camera: the camera.
-        box: px, X0 Y0 X1 Y1 around one hand; when absent, every hand is found.
-        side: side of the hand, predicted when absent.
-        hand_scale: mm, length of the middle finger's proximal phalanx, if known.
-        port: of the page; the next free one is used if it is not free.
-        out: .html file for a self-contained page without controls, instead of serving.
-        checkpoint: an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent.
-        device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
     """
 
-    image: Annotated[Path, tyro.conf.Positional]
+    image: Annotated[Path, tyro.conf.Positional]  # image file
+    # the camera
     camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
+    # px, X0 Y0 X1 Y1 around one hand; when absent, every hand is found
     box: Optional[tuple[float, float, float, float]] = None
-    side: Optional[Literal["right", "left"]] = None
-    hand_scale: Optional[float] = None
-    port: int = 8080
-    out: Optional[Path] = None
+    side: Optional[Literal["right", "left"]] = None  # side of the hand, predicted when absent
+    hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
+    port: int = 8080  # of the page; the next free one is used if it is not free
+    out: Optional[Path] = None  # .html file for a self-contained page without controls, instead of serving
+    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
+    # device to compute on, for example cpu or cuda:1; a GPU if present when absent
     device: Optional[str] = None
 
     def run(self) -> None:
