@@ -685,6 +685,11 @@ def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path
     assert float(found[name]) == measured["cs_mje"] and found["training.data.images"] == "12"
 
 
+def test_eval_does_not_record_in_the_cache_of_the_hub(run: Run) -> None:
+    status, _, err = run("eval", "synthetic", "--checkpoint", "owner/hand", "--record")
+    assert status == 2 and "recorded in the folder of a checkpoint, 'owner/hand' is none" in err
+
+
 def test_eval_synthetic_refuses_several_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, _, err = run("eval", "synthetic")

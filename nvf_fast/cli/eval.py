@@ -118,11 +118,14 @@ class Synthetic:
     record: Flag = False  # store the scores in the checkpoint, for `nvf-fast info --all`
 
     def run(self) -> None:
-        from nvf_fast.checkpoint import record_scores
+        from nvf_fast.checkpoint import record_scores, recordable
         from nvf_fast.evaluation.report import finite, surroundings
         from nvf_fast.evaluation.synthetic import evaluate
 
         _refuse_several_processes("synthetic")
+        if self.record:
+            with user_errors():
+                recordable(self.prediction.checkpoint)
         predictor, conditions = self.prediction.load()
         if predictor.task != "camera-space":
             raise UserError(f"eval synthetic needs a camera-space network, this one is {predictor.task}")
