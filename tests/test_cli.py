@@ -359,6 +359,18 @@ def test_predict_continues_after_bad_images(
     assert lines[6].endswith("6 of 8 images failed")
 
 
+def test_predict_continues_after_impossible_intrinsics(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "cameras.json"
+    impossible = [[1e200, 0, 60], [0, 1e200, 50], [0, 0, 1]]
+    path.write_text(json.dumps({images[0].name: impossible, images[1].name: K}))
+    options = ["--intrinsics", path, "--checkpoint", checkpoint, "--step", 64]
+    status, out, err = run("predict", *images[:2], *options)
+    assert status == 2 and ["error" in record for record in records(out)] == [True, False]
+    assert "cameras.json" in records(out)[0]["error"] and "Traceback" not in err
+
+
 @pytest.mark.parametrize("name", ["poses.jsonl", "poses.json"])
 def test_predict_continues_where_it_stopped(
     run: Run, images: list[Path], checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

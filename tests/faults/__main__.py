@@ -22,12 +22,13 @@ from typing import Any
 import torch
 
 from nvf_fast import __version__
+from nvf_fast.evaluation.report import surroundings
 from nvf_fast.runtime.files import whole_file
 from tests.faults import border, readers, runs, together
 from tests.faults.promises import Outcome, Promise
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "promises.json"
-COLUMNS = ["promise", "cases tried", "failures", "measured"]
+COLUMNS = ["promise", "cases tried", "failures", "measured", "commit"]
 PROMISES = [*runs.PROMISES, *together.PROMISES, *readers.PROMISES, *border.PROMISES]
 
 
@@ -61,7 +62,8 @@ def _write(promise: Promise, outcome: Outcome, notes: str) -> None:
     """Replace the row of a promise, in the order of the promises."""
     found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
     rows = {row[0]: row for row in found["rows"]}
-    rows[promise.sentence] = [promise.sentence, outcome.cases, len(outcome.failures), notes or None]
+    failures, commit = len(outcome.failures), surroundings()["commit"]
+    rows[promise.sentence] = [promise.sentence, outcome.cases, failures, notes or None, commit]
     order = [promise.sentence for promise in PROMISES]
     context = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "torch": torch.__version__}
     table = {
