@@ -195,16 +195,11 @@ def traced(function: Function) -> ExportedProgram:
 
 
 class _Part(nn.Module):
-    """A function of some parts of a network, whose other parameters a program would store unused.
-
-    Args:
-        model: the network, which is not registered as a submodule.
-        parts: the used ones.
-    """
+    """A function of some parts of a network, whose other parameters a program would store unused."""
 
     def __init__(self, model: NVF, *parts: nn.Module) -> None:
         super().__init__()
-        self.parts, self._unregistered = nn.ModuleList(parts), (model,)
+        self.parts, self._unregistered = nn.ModuleList(parts), (model,)  # the tuple hides it from torch
 
     @property
     def model(self) -> NVF:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -177,7 +177,8 @@ def _aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
 # `JointConversion.fit` on 1 000 drawn capsule hands; on 500 poses of the CC0 hand of Godot XR Tools; on every
 # third of 3 127 labelled photographs whose palm or back faces the camera within 26 degrees, where the image
 # decides about the palm; on six photographs of Ge et al.
+_OFFSETS = Path(__file__).parent / "assets/joint_offsets.json"
 CONVERSIONS = {
     source: JointConversion(np.array(offsets["along"]), np.array(offsets["palm"]))
-    for source, offsets in json.loads((files("nvf_fast") / "assets/joint_offsets.json").read_text()).items()
+    for source, offsets in json.loads(_OFFSETS.read_text()).items()
 }

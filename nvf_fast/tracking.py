@@ -35,24 +35,16 @@ class Smoothing:
     Directions from the camera are filtered apart from depths, of which one image tells less. The defaults
     delay a moving hand by less than a frame at 30 Hz (`benchmarks/tracking.py`).
 
-    Args:
-        direction_cutoff: Hz, of x / z and y / z.
-        direction_gain: Hz per 1/s.
-        depth_cutoff: Hz, of the logarithm of the joints' mean depth.
-        depth_gain: Hz per 1/s.
-        shape_cutoff: Hz, of the joints' depths relative to their mean.
-        shape_gain: Hz per 1/s.
-
     Raises:
         ValueError: a number is negative or not finite, or a cutoff is 0.
     """
 
-    direction_cutoff: float = 1.5
-    direction_gain: float = 40.0
-    depth_cutoff: float = 0.6
-    depth_gain: float = 6.0
-    shape_cutoff: float = 0.8
-    shape_gain: float = 2.0
+    direction_cutoff: float = 1.5  # Hz, of x / z and y / z
+    direction_gain: float = 40.0  # Hz per 1/s
+    depth_cutoff: float = 0.6  # Hz, of the logarithm of the joints' mean depth
+    depth_gain: float = 6.0  # Hz per 1/s
+    shape_cutoff: float = 0.8  # Hz, of the joints' depths relative to their mean
+    shape_gain: float = 2.0  # Hz per 1/s
 
     def __post_init__(self) -> None:
         intervals = {name: "[0, inf)" if name.endswith("gain") else "(0, inf)" for name in vars(self)}
@@ -107,15 +99,10 @@ class JointFilter:
 
 
 class TrackedHands(NamedTuple):
-    """The hands of one frame.
+    """The hands of one frame."""
 
-    Attributes:
-        ids: of each hand, the same through the video.
-        poses: a batch of N poses as numpy arrays, in the order of `ids`; their joints are smoothed.
-    """
-
-    ids: tuple[int, ...]
-    poses: HandPose[np.ndarray]
+    ids: tuple[int, ...]  # of each hand, the same through the video
+    poses: HandPose[np.ndarray]  # a batch of N, in the order of `ids`; their joints are smoothed
 
 
 @dataclass(eq=False)
@@ -293,10 +280,7 @@ class Tracker:
         return self.estimator(image, K, self.hand_scale, boxes, decided).numpy()
 
     def _updated(self, poses: HandPose[np.ndarray], time: float) -> list[int]:
-        """Update the tracks of valid poses and return their rows.
-
-        Of two tracks of one hand the older one stays.
-        """
+        """Update the tracks of valid poses, of two of one hand the older one, and return their rows."""
         boxes, rows = _boxes(poses), list[int]()
         for row in sorted(range(len(boxes)), key=lambda row: self._tracks[row].born):
             track = self._tracks[row]

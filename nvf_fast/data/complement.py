@@ -152,11 +152,7 @@ def write_complement(
 
 
 def _mesh_of(identity: str) -> Path:
-    """Path of the mesh of the image BATCH/.../pic256/FOLDER/NAME.NUMBER.
-
-    Raises:
-        ValueError: the path has another form.
-    """
+    """Path of the mesh of the image BATCH/.../pic256/FOLDER/NAME.NUMBER; a ValueError for another form."""
     *parts, _, name = Path(identity).parts
     last = len(parts) - 1 - parts[::-1].index("pic256")
     number = int(name.partition(".")[2].partition(".")[0])

@@ -283,11 +283,8 @@ def composite(
 def _paste(
     image: np.ndarray, crop: _Crop, left: bool, others: np.ndarray, random: np.random.Generator
 ) -> np.ndarray | None:
-    """Composite a small hand into a view, mirrored for a left hand.
-
-    Returns:
-        The box (4,) px of its joints, or None where it would meet one of the other boxes (N, 4).
-    """
+    """Composite a small hand into a view, mirrored for a left hand, and return the box (4,) px of its joints;
+    None where it would meet one of the other boxes (N, 4)."""
     any_roll = random.random() < ANY_ROLL
     roll = random.uniform(-np.pi, np.pi) if any_roll else random.normal(0, ROLL)
     rotation, focal = aim(crop.joints, roll, CROP_FILL)

@@ -212,11 +212,7 @@ _LITERALS = frozenset(
 
 
 class _Interpreter:
-    """The opcodes of pickles that standard picklers write for data, without those that pop or copy.
-
-    Args:
-        data: the whole pickle.
-    """
+    """The opcodes of pickles that standard picklers write for data, without those that pop or copy."""
 
     def __init__(self, data: bytes) -> None:
         self._file, self._budget = io.BytesIO(data), len(data)

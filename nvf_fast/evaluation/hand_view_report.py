@@ -27,6 +27,24 @@ TITLES = {
 }
 
 
+CHECKS = (
+    ("poses", "correlation", "expected against true error, Spearman", "{hands} hands"),
+    ("poses", "lost", "rendered hands lost, %", "{hands} hands"),
+    ("presence", "lost", "photographs lost, %", "{hands} photographs"),
+    ("presence", "side", "side right, %", "{hands} photographs"),
+    ("empty", "accepted", "empty views accepted, %", "{empty} views"),
+    ("stability", "turned", "aligned error upside down over upright", "{hands} hands"),
+    ("stability", "moved", "joints move when the box moves by half a pixel, mm", "{hands} hands"),
+    ("stability", "batch", "largest difference between single and batched predictions, mm", "{hands} hands"),
+    ("finding", "recall", "hands found in wide images, %", "{hands} hands in {images} images"),
+    ("finding", "side", "side right of those, %", "{images} images"),
+    ("finding", "false_hands", "false hands per image", "{images} images"),
+    ("time", "pose", "pose with box, ms", "{threads} threads, {device}"),
+    ("time", "find", "all hands of 1280 x 720, ms", "{threads} threads, {device}"),
+)
+"""Rows of the table of checks: part and entry of the report, name, and number of cases."""
+
+
 def write_hand_view_report(folder: Path, report: Mapping[str, Any], context: Mapping[str, Any]) -> list[Path]:
     """Write report.json, report.md and calibration.png.
 
@@ -93,38 +111,11 @@ def plot_calibration(table: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def _checks(report: Mapping[str, Any]) -> list[list[Any]]:
-    rows: list[list[Any]] = []
+    parts = dict(report)
     if poses := report.get("poses"):
-        rows += [
-            ["expected against true error, Spearman", poses["correlation"], f"{poses['hands']} hands"],
-            ["rendered hands lost, %", 100 * poses["lost"] / poses["hands"], f"{poses['hands']} hands"],
-        ]
-    if presence := report.get("presence"):
-        photographs = f"{presence['hands']} photographs"
-        rows += [
-            ["photographs lost, %", presence["lost"], photographs],
-            ["side right, %", presence["side"], photographs],
-        ]
-    if empty := report.get("empty"):
-        rows.append(["empty views accepted, %", empty["accepted"], f"{empty['empty']} views"])
-    if stability := report.get("stability"):
-        hands = f"{stability['hands']} hands"
-        rows += [
-            ["aligned error upside down over upright", stability["turned"], hands],
-            ["joints move when the box moves by half a pixel, mm", stability["moved"], hands],
-            ["largest difference between single and batched predictions, mm", stability["batch"], hands],
-        ]
-    if finding := report.get("finding"):
-        images = f"{finding['images']} images"
-        rows += [
-            ["hands found in wide images, %", finding["recall"], f"{finding['hands']} hands in {images}"],
-            ["side right of those, %", finding["side"], images],
-            ["false hands per image", finding["false_hands"], images],
-        ]
-    if measured := report.get("time"):
-        threads = f"{measured['threads']} threads, {measured['device']}"
-        rows += [
-            ["pose with box, ms", measured["pose"], threads],
-            ["all hands of 1280 x 720, ms", measured["find"], threads],
-        ]
-    return rows
+        parts["poses"] = poses | {"lost": 100 * poses["lost"] / poses["hands"]}
+    return [
+        [check, parts[part][key], over.format(**parts[part])]
+        for part, key, check, over in CHECKS
+        if parts.get(part)
+    ]

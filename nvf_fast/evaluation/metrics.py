@@ -342,14 +342,11 @@ def ho3d_scores(
     """Every score of HO-3D's server, under the server's names, in millimetres (it prints centimetres).
 
     Args:
-        predicted: (N, 21, 3) mm, camera space, HO-3D's joint order.
-        truth: (N, 21, 3) mm.
-        predicted_vertices: (N, V, 3) mm, or None to score joints alone.
-        true_vertices: (N, 778, 3) mm; needed with predicted_vertices.
+        predicted, truth: (N, 21, 3) mm, camera space, HO-3D's joint order.
+        predicted_vertices, true_vertices: as for `freihand_scores`.
 
     Returns:
-        xyz_*, xyz_procrustes_al_*, xyz_scale_trans_al_*; with vertices also f_score_* and f_al_score_*, and
-        where V is 778 mesh_* and mesh_al_*.
+        xyz_*, xyz_procrustes_al_*, xyz_scale_trans_al_*; with vertices also those of `freihand_scores`.
     """
     predicted, truth = _hands(predicted, truth)
     alignments = {

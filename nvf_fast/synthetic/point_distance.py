@@ -30,7 +30,7 @@ class SearchableMesh(NamedTuple):
         corners = faces.reshape(-1)
         starts = np.zeros(len(vertices) + 1, np.int32)
         starts[1:] = np.cumsum(np.bincount(corners, minlength=len(vertices)))
-        around = np.argsort(corners, kind="stable") // 3
+        around: np.ndarray = np.argsort(corners, kind="stable") // 3
         parts = [np.arange(len(vertices))]
         while max(map(len, parts)) > GROUP:
             parts = [half for part in parts for half in _halves(vertices, part)]

@@ -239,13 +239,8 @@ def wide_fill(stream: Stream, options: ViewOptions) -> float:
 def _placed(
     hand: PosedHand, stream: Stream, options: ViewOptions, fill: float, shift: np.ndarray
 ) -> tuple[PosedHand, float]:
-    """Move a turned hand before the camera, and find the focal length (px) for the given fill.
-
-    Args:
-        hand: about the origin.
-        fill: longer side of the joints' box against the view.
-        shift: (2,) of that box's middle against half the view.
-    """
+    """Move a turned hand before the camera, its joints' box off the axis by `shift` (2,) halves of the view,
+    and find the focal length px at which the box's longer side is `fill` of the view."""
     depth = options.nearest_mm * (options.farthest_mm / options.nearest_mm) ** stream.random()
     offset, focal = np.array([0.0, 0.0, depth]), 1.0
     for _ in range(4):

@@ -154,19 +154,9 @@ class WideImages:
     def _rendered(
         self, stream: Stream, left: bool, slope: float, size: float
     ) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """Render a hand alone, with its forearm and a held object, at `OVERSAMPLING` times its final size.
-
-        Args:
-            stream: of the hand and its light.
-            left: whether it is a left hand.
-            slope: longer side of the joints' box at depth 1, which places the hand; the box lies about the
-                optical axis, but for the difference between a hand and its mirror image.
-            size: px, this side in the final image.
-
-        Returns:
-            The layer (C, C, 4); the joints (21, 3) mm and the focal length px of its camera, whose principal
-            point is pixel (C/2, C/2). None where the forearm hides the hand.
-        """
+        """The layer (C, C, 4) of a hand alone, with its forearm and a held object, its joints (21, 3) mm, and
+        the focal length px; None where the forearm hides the hand. The joints' box about the optical axis
+        spans `slope` at depth 1, `OVERSAMPLING` times `size` px in the layer."""
         draws = Draws(stream.below(2**50), "posed hand", [0])
         (hand,) = draw_unit_hands(self._rig, draws, self.options.sleeves)
         hand = _at_slope(hand.turned(draw_orientation(stream, self.options.any_orientation)), slope)

@@ -120,10 +120,8 @@ def _along_rays(
 
 
 def _choose(preferred: Tensor, otherwise: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Random indices (B, count) into the set columns of `preferred` (B, M), if possible without replacement.
-
-    A row without any draws from `otherwise`.
-    """
+    """Random indices (B, count) into the set columns of `preferred` (B, M), of a row without any into those
+    of `otherwise`, if possible without replacement."""
     mask = torch.where(preferred.any(1, keepdim=True), preferred, otherwise)
     key = torch.rand(mask.shape, generator=generator, device=mask.device) + ~mask
     order = key.topk(min(count, mask.shape[1]), largest=False).indices
