@@ -97,7 +97,7 @@ def bench_query_field(
             surface_mm=surface_mm,
             backend=backend,
         )
-        biases, per_ray = (inputs.biases, HAND_POINTS) if case.centred else (None, 1)
+        biases, per_ray = (torch.cat(inputs.biases, 1), HAND_POINTS) if case.centred else (None, 1)
         locate = partial(
             query.locate, points, inputs.intrinsics, case.map_size, inputs.centres, per_ray=per_ray
         )

@@ -44,9 +44,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nvf_fast.kernels.cast_votes import triton as cast_votes
 from nvf_fast.kernels.group_norm_relu import triton as group_norm_relu
 from nvf_fast.kernels.join_branches import triton as join_branches
+from nvf_fast.kernels.merge_maps import triton as merge_maps
 from nvf_fast.kernels.mesh_distance import triton as mesh_distance
 from nvf_fast.kernels.network_views import triton as network_views
 from nvf_fast.kernels.pack_poses import triton as pack_poses
+from nvf_fast.kernels.place_hands import triton as place_hands
+from nvf_fast.kernels.pool_maps import triton as pool_maps
 from nvf_fast.kernels.query_field import resident
 from nvf_fast.kernels.query_field import triton as query_field
 from nvf_fast.kernels.ray_mesh import triton as ray_mesh
@@ -196,6 +199,8 @@ def variants() -> list[Variant]:
         pointers = {"voters_ptr": "i32", "left_ptr": "u8", "retry_ptr": "u8"}
         kernel, floats = pack_poses.pack_rows, ("spread_mm",)
         found.append(Variant(kernel.__name__, target, kernel, pointers, {"JOINTS": 32}, 1, False, floats))
+        for dtype_name in DTYPES:
+            found += _hand_views(target, dtype_name)
     # The only target that `resident.supports`.
     names = (
         "features_ptr",
@@ -213,6 +218,53 @@ def variants() -> list[Variant]:
         found.append(Variant(name, "sm_90", kernel, pointers, choices, resident.WARPS, True, ("surface_mm",)))
     # Both dtypes make tiles of the same number of points.
     return list({(variant.name, variant.target): variant for variant in found}.values())
+
+
+def _hand_views(target: str, dtype_name: str) -> list[Variant]:
+    """The kernels around the default network's convolutions and field."""
+    matrix, found = dtype_name != "fp32" or target.startswith("gfx"), []
+    names = ("below_ptr", "beside_ptr", "below_weight_ptr", "beside_weight_ptr", "bias_ptr", "y_ptr")
+    tile = {
+        "TEXELS": merge_maps._TEXELS,
+        "COLUMNS": merge_maps._COLUMNS,
+        "BLOCK": merge_maps.block_channels(DTYPES[dtype_name]),
+    }
+    for below, beside, out in ((192, 128, 128), (128, 64, 64), (64, 32, 64)):
+        kernel, constants = merge_maps.merge_texels, {"BELOW": below, "BESIDE": beside, "OUT": out} | tile
+        name, pointers = f"{kernel.__name__} {below}+{beside} {dtype_name}", dict.fromkeys(names, dtype_name)
+        found.append(Variant(name, target, kernel, pointers, constants, merge_maps._WARPS, matrix))
+    pointers = dict.fromkeys(
+        (
+            "maps_ptr",
+            "pooled_weight_ptr",
+            "pooled_bias_ptr",
+            "unpooled_weight_ptr",
+            "unpooled_bias_ptr",
+            "y_ptr",
+        ),
+        dtype_name,
+    )
+    constants = {"CHANNELS": 192, "WIDTH": 256, "LANES": 256, "ALL_TEXELS": 16, "OUTPUTS": 32}
+    constants |= {"TEXELS": pool_maps._TEXELS, "BLOCK": pool_maps._BLOCK}
+    kernel, name = pool_maps.pool_view, f"pool_view {dtype_name}"
+    found.append(Variant(name, target, kernel, pointers, constants, pool_maps._WARPS, False))
+    names = ("maps_ptr", "feature_weight_ptr", "feature_bias_ptr", "features_ptr")
+    constants = {"CHANNELS": 64, "OUT": 64, "MAPPED": True, "PAIRED": True, "JOINTS": 32}
+    constants |= {"TEXELS": place_hands._TEXELS, "COLUMNS": place_hands._COLUMNS, "BLOCK": tile["BLOCK"]}
+    kernel, name = place_hands.read_maps, f"read_maps {dtype_name}"
+    pointers = dict.fromkeys(names, dtype_name)
+    found.append(Variant(name, target, kernel, pointers, constants, place_hands._WARPS, matrix))
+    constants = {"ALL_TILES": 8, "HIDDEN": 128, "PAIRED": True, "JOINTS": 32, "TILES": place_hands._TILES}
+    constants |= {
+        "COLUMNS": place_hands._COLUMNS,
+        "UNITS": place_hands._HIDDEN,
+        "POINTS": place_hands._POINTS,
+    }
+    kernel, pointers = place_hands.place_views, {"left_ptr": "u8"}
+    found.append(
+        Variant(kernel.__name__, target, kernel, pointers, constants, place_hands._PLACING_WARPS, False)
+    )
+    return found
 
 
 def _make_tiles(target: str, points: int, centred: bool) -> Variant:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nvf_fast import encoder_inference, ops
 from nvf_fast.config import NVFConfig
-from nvf_fast.unet import GLOBAL_WIDTH, pooled_inputs
+from nvf_fast.kernels.pool_maps.reference import pooled_inputs
+from nvf_fast.unet import GLOBAL_WIDTH
 
 
 class HourglassEncoder(nn.Module):
@@ -89,6 +90,15 @@ class HandHourglassEncoder(HourglassEncoder):
         """
         x = self.last_features(images)
         return x, x, F.relu(self.pooled(pooled_inputs(x, slopes)))
+
+    def views(self, images: Tensor, slopes: Tensor, outputs: nn.Linear) -> tuple[Tensor, Tensor]:
+        """The features, and the outputs of a layer for the pooled description, as `NVF.encode_views`."""
+        _, x, pooled = self(images, slopes.repeat(len(images) // len(slopes)))
+        return x, F.linear(pooled.to(outputs.weight.dtype), outputs.weight, outputs.bias)
+
+    def feature_layer(self) -> list[Tensor]:
+        """None: the heads read the features."""
+        return []
 
 
 class Stack(nn.Module):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear
 
 from nvf_fast.config import NVFConfig
+from nvf_fast.kernels.place_hands.reference import field_biases
 
 # Depth is one input among width + 2, and the distance must follow it closest: 50 mm are a tenth of its unit.
 # Its weights therefore start larger than He's, with their kinks spread over the grid's range of Z / 480.
@@ -19,7 +20,6 @@ DEPTH_RANGE = (0.3, 2.5)
 LAST_STD = 0.01
 SDF_BIAS = 0.3
 CODE_STD = 0.05  # of the pose code's last layer, so that the field begins nearly without it
-POSITION_MM = 60.0  # unit of positions relative to the coarse pose
 
 
 def check_hand_scale(config: NVFConfig, hand_scale: Tensor | None) -> None:
@@ -77,9 +77,15 @@ class FieldMLP(nn.Module):
         biases = list(self.biases)
         if self.code is None:
             return biases
-        relative = (joints - joints.mean(1, keepdim=True)) / POSITION_MM
-        every_bias = self.code(relative.flatten(1)) + torch.cat(biases)
-        return list(every_bias.split([len(bias) for bias in biases], 1))
+        return list(field_biases(joints, *self.pose_code()).split([len(bias) for bias in biases], 1))
+
+    def pose_code(self) -> tuple[list[Tensor], Tensor]:
+        """The code's first weight and bias and last weight, if any, and all biases (sum of out,) together."""
+        biases = torch.cat(list(self.biases))
+        if self.code is None:
+            return [], biases
+        first, _, last = self.code
+        return [first.weight, first.bias, last.weight], biases + last.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's raw output (..., out) of inputs x (..., X), layer by layer as in the paper."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nvf_fast import ops
 from nvf_fast.buffers import Buffers
+from nvf_fast.kernels.place_hands.reference import field_biases, place_lattice
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import (
     PackedEstimates,
@@ -91,12 +91,10 @@ class HandPipeline:
         self.lattice = volume.lattice(options.step_mm, model.device)
         self._capacity = min(options.voter_capacity, len(self.lattice))
         self._query = query or options.query(model)
-        half = model.config.input_size / 2
-        centre, focal = (
-            torch.tensor([[0, 0, half], [0, 0, half], [0, 0, 1.0]]),
-            torch.diag(torch.tensor([half, half, 0])),
-        )
-        self._centre, self._focal = centre.float().to(model.device), focal.float().to(model.device)
+        joints = self._heads.joints
+        assert joints.bias is not None
+        self._features, self._joints = model.encoder.feature_layer(), [joints.weight.flatten(1), joints.bias]  # type: ignore[operator]
+        self._code, self._biases = model.field.pose_code()
 
     def batch_size(self, exact: bool) -> int:
         return images_per_run(len(self.lattice) if exact else self._capacity, self._model.config.joints)
@@ -104,17 +102,34 @@ class HandPipeline:
     def __call__(self, views: Views, exact: bool = False) -> PackedEstimates:
         slopes = views.slopes
         assert slopes is not None
-        encoding, left = self._encode_likelier_side(views)
-        coarse, voted, voters = self.vote(encoding, slopes, exact)
+        with self._profiler.stage("encode"):
+            maps, outputs = self._model.encode_views(views.images, slopes)
+        with self._profiler.stage("query"):
+            placed = ops.place_hands(
+                maps,
+                outputs,
+                slopes,
+                self._features,
+                self._joints,
+                self._heads.places,
+                self.lattice.uv,
+                self.lattice.depths,
+                self._code,
+                self._biases,
+                self._model.config.input_size,
+                backend=self._options.backend,
+            )
+        field = placed.features, placed.centres, placed.points, placed.intrinsics, placed.biases
+        voted, voters = self._vote(*field, exact)
         with self._profiler.stage("vote"):
             rows = ops.pack_poses(
-                coarse,
+                placed.coarse,
                 voted,
                 self._heads.vote_weight,
-                encoding.error,
-                encoding.presence,
+                placed.errors,
+                placed.presence,
                 voters.counts,
-                left,
+                placed.left,
                 voters.needs_retry,
                 len(self.lattice),
                 SPREAD_MM,
@@ -136,15 +151,26 @@ class HandPipeline:
             Coarse and voted joints, (B, 21, 3) float32 mm each, the voted ones NaN without voters; and the
             voters.
         """
+        size, lattice = self._model.config.input_size, self.lattice
         with self._profiler.stage("query"):
             coarse = encoding.joints(slopes)
-            centres = coarse.mean(1)
-            points = self.lattice.points(centres[:, 2], slopes)
-            # As `view_intrinsics`, in one launch.
-            intrinsics = torch.addcdiv(self._centre, self._focal, slopes.view(-1, 1, 1))
-            map_size = (encoding.features.shape[2], encoding.features.shape[3])
-            biases = self._model.field_biases(coarse) if self._model.config.pose_code else None
-            maps = self._query.project(encoding.features, None, biases)
+            places = place_lattice(coarse, slopes, lattice.uv, lattice.depths, size)
+            biases = field_biases(coarse, self._code, self._biases)
+        return coarse, *self._vote(encoding.features, *places, biases, exact)
+
+    def _vote(
+        self,
+        features: Tensor,
+        centres: Tensor,
+        points: Tensor,
+        intrinsics: Tensor,
+        biases: Tensor,
+        exact: bool,
+    ) -> tuple[Tensor, Voters]:
+        """Voted joints and voters; the arguments are those of `ops.PlacedHands`."""
+        with self._profiler.stage("query"):
+            map_size = (features.shape[2], features.shape[3])
+            maps = self._query.project(features, None, biases)
             places = self._query.locate(points, intrinsics, map_size, centres, self.lattice.per_ray)
             samples = self._query.sample(maps, places)
         with self._profiler.stage("select"):
@@ -171,23 +197,4 @@ class HandPipeline:
                 fraction=self._options.fraction,
                 backend=self._options.backend,
             )
-        return coarse, voted, found
-
-    def _encode_likelier_side(self, views: Views) -> tuple[HandEncoding, Tensor]:
-        """Choose the likelier right hand of each view and its mirror image; (B,) bool marks mirror images."""
-        images, slopes = views.images, views.slopes
-        assert slopes is not None
-        with self._profiler.stage("encode"):
-            if len(images) == len(slopes):
-                left = torch.zeros_like(slopes, dtype=torch.bool)
-                return self._model.encode_hands(images, slopes), left
-            both = self._model.encode_hands(images, slopes.repeat(2))
-        plain, mirrored = (
-            HandEncoding(*half) for half in zip(*(each.chunk(2) for each in both), strict=True)
-        )
-        left = plain.left > mirrored.left
-        chosen = (
-            torch.where(left.view(-1, *[1] * (each.ndim - 1)), other, each)
-            for each, other in zip(plain, mirrored, strict=True)
-        )
-        return HandEncoding(*chosen), left
+        return voted, found

@@ -11,16 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from nvf_fast import ops
 from nvf_fast.config import HAND_JOINTS, NVFConfig
 from nvf_fast.kernels.pack_poses.reference import combine
+from nvf_fast.kernels.place_hands.reference import coarse_joints, coarse_pose, expected_errors
+from nvf_fast.kernels.pool_maps.reference import pooled_inputs
 
 GLOBAL_WIDTH = 256  # channels of the pooled description of a view
-DEPTH_MM = 60.0  # unit of the depth maps: half the depth of a hand
-TYPICAL_MM_PER_PX = 1.7  # at the middle of a hand that spans 75 % of 128 px
-TYPICAL_ERROR_MM = 30.0
-LOG_RANGE = 4.0  # bound of abs(log(value / typical value)), which no loss bounds in empty views
 MOMENTUM, EPSILON = 0.03, 1e-5  # of batch norms
-PRESENCE, LEFT = 1, 2  # outputs of `HandHeads.view`
 LOG = logging.getLogger("nvf_fast")
 HAND_MAPS = 3  # centre logit, log of the box's side over the view's, left-hand logit
 
@@ -42,7 +40,7 @@ class HandEncoding(NamedTuple):
 
     def joints(self, slopes: Tensor) -> Tensor:
         """Coarse joints (B, 21, 3) mm in frames of views whose half angles have tangents `slopes` (B,)."""
-        return torch.cat([self.uv * (slopes[:, None] * self.depth)[..., None], self.depth[..., None]], -1)
+        return coarse_joints(self.uv, self.depth, slopes)
 
 
 class UNetEncoder(nn.Module):
@@ -91,16 +89,36 @@ class UNetEncoder(nn.Module):
             features (B, width, S/4, S/4); the heads' input map, of the same shape; the pooled description
             (B, 256).
         """
-        x = self.stem(images)
-        maps = []
-        for down in self.down:
-            x = down(x)
-            maps.append(x)
+        *maps, x = self._descend(images)
         pooled = F.relu(self.pooled(pooled_inputs(x, slopes)))
-        x = x + self.unpooled(pooled)[:, :, None, None]
-        for up, merged, beside in zip(self.up, self.merged, maps[-2::-1], strict=True):
-            x = merged(up(x, beside))
+        x = self._ascend(x + self.unpooled(pooled)[:, :, None, None], maps)
         return _pointwise(self.features, x), x, pooled
+
+    def views(self, images: Tensor, slopes: Tensor, outputs: nn.Linear) -> tuple[Tensor, Tensor]:
+        """The heads' input map, and outputs of a layer for the pooled description, as `NVF.encode_views`."""
+        *maps, x = self._descend(images)
+        layers = self.pooled, self.unpooled, outputs
+        x, views = ops.pool_maps(
+            x, slopes, *(each for layer in layers for each in (layer.weight, layer.bias))
+        )
+        return self._ascend(x, maps), views
+
+    def feature_layer(self) -> list[Tensor]:
+        """Weight (width, width) and bias of the layer that maps the heads' input map to the features."""
+        assert self.features.bias is not None
+        return [self.features.weight.flatten(1), self.features.bias]
+
+    def _descend(self, images: Tensor) -> list[Tensor]:
+        """Maps of decreasing size."""
+        maps = [self.stem(images)]
+        for down in self.down:
+            maps.append(down(maps[-1]))
+        return maps[1:]
+
+    def _ascend(self, x: Tensor, maps: list[Tensor]) -> Tensor:
+        for up, merged, beside in zip(self.up, self.merged, maps[::-1], strict=True):
+            x = merged(up(x, beside))
+        return x
 
 
 class HandHeads(nn.Module):
@@ -141,22 +159,16 @@ class HandHeads(nn.Module):
         dtype = self.view.weight.dtype  # also of results, where an autocast has another
         maps, pooled = maps.to(dtype), pooled.to(dtype)
         heat, relative = _pointwise(self.joints, maps).to(dtype).chunk(2, 1)
-        size = heat.shape[-1]
-        weight = heat.flatten(2).softmax(-1)
-        rows = weight.unflatten(2, (size, size))
-        uv = torch.stack([rows.sum(2) @ self.places, rows.sum(3) @ self.places], -1)
-        relative = (weight * relative.flatten(2)).sum(-1)
-        scale, presence, left, error = self.view(pooled).to(dtype).split([1, 1, 1, HAND_JOINTS], 1)
-        scale, error = (each.clamp(-LOG_RANGE, LOG_RANGE).exp() for each in (scale, error))
-        middle = scale[:, 0] * (TYPICAL_MM_PER_PX * self.size / 2) / slopes
+        scale, presence, left, errors = self.view(pooled).to(dtype).split([1, 1, 1, HAND_JOINTS], 1)
+        uv, depth, middle = coarse_pose(heat, relative, scale[:, 0], slopes, self.places, self.size)
         return HandEncoding(
             features,
             uv,
-            middle[:, None] + DEPTH_MM * relative,
+            depth,
             middle,
             presence[:, 0],
             left[:, 0],
-            TYPICAL_ERROR_MM * error,
+            expected_errors(errors),
             heat,
             _pointwise(self.hands, maps).to(dtype),
         )
@@ -240,7 +252,7 @@ class Residual(nn.Module):
 
 
 class Merge(nn.Module):
-    """The sum of a map and one of half its size, mapped to the same channels."""
+    """The sum of a map and one of half its size, mapped to the same channels; folded, one launch on CUDA."""
 
     def __init__(self, below: int, beside: int, out_channels: int) -> None:
         super().__init__()
@@ -248,15 +260,12 @@ class Merge(nn.Module):
         self.beside = ConvNorm(beside, out_channels, 1)
 
     def forward(self, below: Tensor, beside: Tensor) -> Tensor:
+        weight, bias = self.beside.conv.weight, self.beside.conv.bias
+        if bias is not None and _fuses(beside, weight):
+            return ops.merge_maps(below, beside, self.below.conv.weight, weight, bias)
         upsampled = F.interpolate(self.below(below), scale_factor=2, mode="nearest")
         y: Tensor = self.beside(beside, upsampled)
         return y
-
-
-def pooled_inputs(maps: Tensor, slopes: Tensor) -> Tensor:
-    """Means and maxima of maps (B, C, H, W) and the views' angles, concatenated as (B, 2 C + 1)."""
-    angle = ((slopes - 0.2) * 5)[:, None].to(maps.dtype)
-    return torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), angle], 1)
 
 
 def fold_norms(module: nn.Module) -> None:
@@ -279,7 +288,7 @@ def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _fuses(x: Tensor, weight: Tensor) -> bool:
-    """Whether cuDNN may convolve, add and rectify at once: it has no gradient for that."""
+    """Whether the launch without a gradient may run, which convolves, adds and rectifies at once."""
     return x.is_cuda and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from nvf_fast.config import NVFConfig
+from nvf_fast.kernels.place_hands.reference import LEFT, PRESENCE
 from nvf_fast.model import NVF
-from nvf_fast.unet import LEFT, PRESENCE, BatchNorm
+from nvf_fast.unet import BatchNorm
 
 CONFIG = NVFConfig(
     input_size=128, width=16, hidden=(32, 16), hand_scale=False, encoder="unet", view="hand",

@@ -183,7 +183,7 @@ def run_query_field() -> None:
         places = resident.locate(
             inputs.points, inputs.intrinsics, inputs.image_size, (32, 32), packed, inputs.centres
         )
-        laid_out = resident.project_maps(inputs.features, None, packed, inputs.biases)
+        laid_out = resident.project_maps(inputs.features, None, packed, torch.cat(inputs.biases, 1))
         resident.votes(resident.sample(laid_out, places, packed), voters[:1], packed)
 
 
@@ -246,6 +246,33 @@ def run_pack_poses() -> None:
         pack_poses(*arguments(batch, joints))
 
 
+def run_merge_maps() -> None:
+    from nvf_fast.kernels.merge_maps.triton import merge_maps
+    from tests.test_merge_maps import CASES, arguments
+
+    for dtype in DTYPES:
+        for case in CASES.values():
+            merge_maps(*arguments(case, dtype))
+
+
+def run_pool_maps() -> None:
+    from nvf_fast.kernels.pool_maps.triton import pool_maps
+    from tests.test_pool_maps import CASES, arguments
+
+    for dtype in DTYPES:
+        for case in CASES.values():
+            pool_maps(*arguments(case, dtype))
+
+
+def run_place_hands() -> None:
+    from nvf_fast.kernels.place_hands.triton import place_hands
+    from tests.test_place_hands import CASES, arguments
+
+    for dtype in DTYPES:
+        for case in CASES.values():
+            place_hands(**arguments(case, dtype))
+
+
 def run_mesh_distance() -> None:
     from nvf_fast.kernels.mesh_distance.triton import mesh_distance
     from tests.kernel_cases import mesh_tensors
@@ -277,6 +304,9 @@ OPERATIONS: dict[str, Callable[[], None]] = {
     "join_branches": run_join_branches,
     "network_views": run_network_views,
     "pack_poses": run_pack_poses,
+    "merge_maps": run_merge_maps,
+    "pool_maps": run_pool_maps,
+    "place_hands": run_place_hands,
     "mesh_distance": run_mesh_distance,
     "ray_mesh": run_ray_mesh,
 }

@@ -18,8 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nvf_fast import ops
 from tests.kernel_cases import FieldCase, FieldInputs, field_inputs
 from tests.sanitize import OPERATIONS
+from tests.test_merge_maps import CASES as MERGES
+from tests.test_merge_maps import arguments as merge_arguments
 from tests.test_network_views import batch as view_arguments
 from tests.test_pack_poses import arguments as pose_arguments
+from tests.test_place_hands import CASES as PLACED
+from tests.test_place_hands import arguments as place_arguments
+from tests.test_pool_maps import CASES as POOLED
+from tests.test_pool_maps import arguments as pool_arguments
 
 CASE = FieldCase(2, 40, 12, (6, 8), (48, 32))
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +118,10 @@ def test_opcheck(device: str) -> None:
     for mirrored, dtype in ((True, torch.float16), (False, torch.float32)):
         torch.library.opcheck(torch.ops.nvf_fast.network_views, (rows, [pixels], 30, 3, mirrored, dtype))
     torch.library.opcheck(torch.ops.nvf_fast.pack_poses, pose_arguments(2))
+    torch.library.opcheck(torch.ops.nvf_fast.merge_maps, tuple(merge_arguments(MERGES["odd"])))
+    torch.library.opcheck(torch.ops.nvf_fast.pool_maps, tuple(pool_arguments(POOLED["odd"])))
+    for case in PLACED.values():
+        torch.library.opcheck(torch.ops.nvf_fast.place_hands, tuple(place_arguments(case).values()))
 
 
 def test_compiles_into_one_graph() -> None:
@@ -235,7 +245,12 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.Monke
     launchers["select_voters"] += ["compact"]
     for folder, names in launchers.items():
         for name in names:
-            record = partial(lambda name, *_, **__: launched.append((name, current[-1])) or [None] * 3, name)
+            record = partial(
+                lambda name, *_, **__: (
+                    launched.append((name, current[-1])) or [None] * (9 if name == "place_hands" else 3)
+                ),
+                name,
+            )
             monkeypatch.setattr(f"nvf_fast.kernels.{folder}.triton.{name}", record)
     monkeypatch.setattr("nvf_fast.kernels.query_field.triton.pack_layers", lambda *_, **__: None)
 
@@ -265,6 +280,9 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.Monke
         x = torch.empty(2, 8, 4, 4)
         ops.join_branches(there(x), there([x]), backend="triton")
         ops.pack_poses(*there(list(pose_arguments(2))), backend="triton")
+        ops.merge_maps(*there(merge_arguments(MERGES["odd"])), backend="triton")
+        ops.pool_maps(*there(pool_arguments(POOLED["odd"])), backend="triton")
+        ops.place_hands(*there(list(place_arguments(PLACED["odd"]).values())), backend="triton")
     assert current[-1] == 1 - own
     assert sorted(launched) == sorted((name, own) for names in launchers.values() for name in names)
 

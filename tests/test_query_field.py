@@ -298,7 +298,7 @@ def test_prepared_query_about_centres(backend: ops.Backend, dtype: torch.dtype) 
     zeros = [torch.zeros(len(weight), device=DEVICE) for weight in inputs.weights]
     query = prepared(inputs, zeros, dtype=dtype, backend=backend)
     places = query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres)
-    samples = query.sample(query.project(inputs.features, None, inputs.biases), places)
+    samples = query.sample(query.project(inputs.features, None, torch.cat(inputs.biases, 1)), places)
     with torch.no_grad():
         sdf, votes = ops.query_field(**inputs._asdict(), backend=backend)
     assert (sdf.isinf().sum(1) > 0).all()
@@ -319,7 +319,7 @@ def test_points_on_rays_err_at_most_twice_as_much_as_the_reference(monkeypatch: 
     inputs = inputs._replace(points=(slopes[:, :, None] * depths[..., None]).flatten(1, 2))
     query = prepared(inputs, [bias[0] for bias in inputs.biases])
     places = query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres, per_ray)
-    maps = query.project(inputs.features, None, inputs.biases)
+    maps = query.project(inputs.features, None, torch.cat(inputs.biases, 1))
     samples = query.sample(maps, places)
     sdf, every = samples.sdf, torch.arange(inputs.points.shape[1]).expand(len(maps), -1)
     votes = query.votes(samples, every)
@@ -507,7 +507,7 @@ def test_runs_are_equal_bit_by_bit(network: str, dtype: torch.dtype) -> None:
     options: dict[str, Any] = {"channels": channels, "image_size": inputs.image_size, "dtype": dtype}
     query = ops.FieldQuery(inputs.weights, vectors if biases else inputs.biases, **options)
     places = query.locate(points, inputs.intrinsics, map_size, inputs.centres)
-    maps = query.project(inputs.features, inputs.hand_scale, biases)
+    maps = query.project(inputs.features, inputs.hand_scale, None if biases is None else torch.cat(biases, 1))
     first = query.sample(maps, places).sdf
     different = torch.zeros((), dtype=torch.int64, device=DEVICE)
     for _ in range(200):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,7 +48,7 @@ def case(batch: int, count: int) -> FieldCase:
 
 
 def sampled(
-    inputs: FieldInputs, surface_mm: float, biases: list[Tensor] | None = None
+    inputs: FieldInputs, surface_mm: float, biases: Sequence[Tensor] = ()
 ) -> tuple[resident.Samples, resident.Layers]:
     """Sample with biases of the network, or of each image."""
     own = [bias[0] if bias.ndim == 2 else bias for bias in inputs.biases]
@@ -59,7 +60,9 @@ def sampled(
         inputs.points, inputs.intrinsics, inputs.image_size, map_size, layers, inputs.centres
     )
     return resident.sample(
-        resident.project_maps(inputs.features, None, layers, biases), places, layers
+        resident.project_maps(inputs.features, None, layers, torch.cat(biases, 1) if biases else None),
+        places,
+        layers,
     ), layers
 
 
@@ -143,7 +146,7 @@ def test_field_query_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
         )  # fmt: skip
 
     query = prepared()
-    maps = query.project(inputs.features, None, inputs.biases)
+    maps = query.project(inputs.features, None, torch.cat(inputs.biases, 1))
     assert inputs.centres is not None
     places = query.locate(inputs.points, inputs.intrinsics, (32, 32), inputs.centres)
     assert torch.equal(query.sample(maps, places).sdf, expected.sdf)

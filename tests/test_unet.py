@@ -129,8 +129,8 @@ def test_fused_convolutions(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", convolve_and_add)
     for found, right in zip(model.encode_hands(*inputs), expected, strict=True):
         torch.testing.assert_close(found, right)
-    # The stem, a residual's first convolution and the last merge's; each residual's second, each merge.
-    assert (calls.count("relu"), calls.count("add")) == (2 + 6 + 2 + 1, 6 + 2 + 3)
+    # The stem, a residual's first convolution and the one after the last merge; each residual's second.
+    assert (calls.count("relu"), calls.count("add")) == (2 + 6 + 2 + 1, 6 + 2)
 
     def refuse(*_):
         raise RuntimeError("no engine")

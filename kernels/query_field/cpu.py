@@ -243,14 +243,13 @@ def locate(
 
 
 def project_maps(
-    features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Sequence[Tensor] | None = None
+    features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Tensor | None = None
 ) -> Maps:
     """Prepare the features of B images."""
-    biases = [bias.float() for bias in biases or layers.bias]
-    every_row = features.flatten(2).mT
-    constants = [
-        [bias[image] if bias.ndim == 2 else bias for bias in biases] for image in range(len(features))
-    ]
+    every_row, own = features.flatten(2).mT, layers.bias
+    if biases is not None:
+        own = list(biases.float().split([len(bias) for bias in own], 1))
+    constants = [[bias[image] if bias.ndim == 2 else bias for bias in own] for image in range(len(features))]
     if layers.direct:
         return [_feature_map(*of_image) for of_image in zip(every_row, constants, strict=True)]
     if hand_scale is not None and layers.scale is not None:

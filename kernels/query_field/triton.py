@@ -454,7 +454,7 @@ class Layers(NamedTuple):
     scale: Tensor | None  # (sum of widths,) column for the normalised hand scale, float32
     bias: Tensor  # (sum of widths,) or (B, sum of widths) float32
     matrices: list[Tensor]  # per later layer (in, out), its columns for the hidden activations
-    outputs: int  # 1 + 4 J
+    outs: list[int]  # each layer's own channels, the last 1 + 4 J
     tiling: Tiling
     fence: bool  # as `needs_fence`
 
@@ -549,7 +549,7 @@ def pack_layers(
         columns[:, channels + 1].float() if inputs == channels + 2 else None,
         bias,
         matrices,
-        outputs,
+        [len(weight) for weight in weights],
         tiling or tilings(dtype, backend, arch)[0],
         needs_fence(dtype, backend, arch),
     )
@@ -575,9 +575,9 @@ def locate(
     points = (points if points.ndim == 3 else points[None]).contiguous()
     intrinsics = (intrinsics if intrinsics.ndim == 3 else intrinsics[None]).contiguous()
     batch, point_count, device = max(len(points), len(intrinsics)), points.shape[1], points.device
-    if max(batch, layers.outputs) * point_count > 2**31 - 2**16:  # programs count past the last point
+    if max(batch, layers.outs[-1]) * point_count > 2**31 - 2**16:  # programs count past the last point
         raise ValueError(
-            f"query_field: {batch} x {point_count} points x {layers.outputs} channels pass 32-bit positions"
+            f"query_field: {batch} x {point_count} points x {layers.outs[-1]} channels pass 32-bit positions"
         )
     sizes = (
         points[0].numel() if len(points) > 1 else 0,
@@ -634,7 +634,7 @@ def locate(
 
 
 def project_maps(
-    features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Sequence[Tensor] | None = None
+    features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Tensor | None = None
 ) -> Tensor:
     """Project features through every layer's columns for x.
 
@@ -644,7 +644,7 @@ def project_maps(
         number of the dtype: a tile multiplies all texels of its window, most of them by 0.
     """
     batch, _, height, width = features.shape
-    constant = None if biases is None else _pack_biases(biases, layers.widths)
+    constant = None if biases is None else _pack_biases(biases.split(layers.outs, 1), layers.widths)
     if hand_scale is not None and layers.scale is not None:
         constant = layers.bias if constant is None else constant
         constant = torch.addcmul(constant, (hand_scale[:, None] - 15) / 25, layers.scale)
@@ -694,7 +694,7 @@ def _evaluate(maps: Tensor, tiles: Tiles, layers: Layers, with_votes: bool) -> t
         return sdf, votes
     batch, tiling, point_count = len(maps), layers.tiling, tiles.points.shape[1]
     sdf = maps.new_full((batch, point_count), math.inf, dtype=torch.float32)
-    channels = layers.outputs - 1 if with_votes else 0
+    channels = layers.outs[-1] - 1 if with_votes else 0
     votes = sdf.new_zeros(batch, point_count, channels)
     images = batch if shared else 1
     tile_capacity = len(tiles.tiles) if point_count > 0 else 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nvf_fast.kernels.group_norm_relu import reference
 from nvf_fast.kernels.join_branches.reference import block_moments_shape
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor, memory_format
 
 
 def group_norm_relu(
@@ -61,18 +61,13 @@ def _torch_form(
     y = reference.group_norm_relu(x, weight, bias, groups, eps)
     if y.dtype == x.dtype and y.stride() == x.stride():
         return y
-    return y.to(dtype=x.dtype, memory_format=_memory_format(x))
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return y.to(dtype=x.dtype, memory_format=memory_format(x))
 
 
 _run = Operation(
     "group_norm_relu",
     _torch_form,
-    lambda x, *_: torch.empty_like(x, memory_format=_memory_format(x)),
+    lambda x, *_: torch.empty_like(x, memory_format=memory_format(x)),
     gradients="torch",
     autocast=True,
 )

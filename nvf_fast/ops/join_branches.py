@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.join_branches import reference
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor, memory_format
 
 
 def join_branches(
@@ -59,7 +59,7 @@ def _empty_results(
 ) -> tuple[Tensor, Tensor]:
     shape = reference.block_moments_shape(x.shape[1], x.shape[2], x.shape[3], groups)
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty_like(x, memory_format=_memory_format(x)), x.new_empty(len(x), *shape, dtype=exact)
+    return torch.empty_like(x, memory_format=memory_format(x)), x.new_empty(len(x), *shape, dtype=exact)
 
 
 def _torch_form(
@@ -72,12 +72,7 @@ def _torch_form(
 ) -> tuple[Tensor, Tensor]:
     """The reference in the memory format of `x`."""
     y, moments = reference.join_branches(x, branches, bias, lower, upsampling, groups)
-    return y.contiguous(memory_format=_memory_format(x)), moments
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return y.contiguous(memory_format=memory_format(x)), moments
 
 
 _run = Operation("join_branches", _torch_form, _empty_results, gradients="torch")

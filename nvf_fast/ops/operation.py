@@ -163,6 +163,12 @@ def check_count(operation: str, name: str, value: Any, unit: str = "") -> None:
         raise ValueError(f"{operation}: {name} must be at least 1 {unit}".rstrip() + f", got {value}")
 
 
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels-last if a map (B, C, H, W) is that, else contiguous."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether reading values costs no synchronisation and does not break a graph."""
     return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()

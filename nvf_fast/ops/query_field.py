@@ -136,7 +136,7 @@ class PreparedField(Protocol[L, P, M, S]):
     ) -> P: ...
 
     def project_maps(
-        self, features: Tensor, hand_scale: Tensor | None, layers: L, biases: Sequence[Tensor] | None, /
+        self, features: Tensor, hand_scale: Tensor | None, layers: L, biases: Tensor | None, /
     ) -> M: ...
 
     def sample(self, maps: M, places: P, layers: L, /) -> S: ...
@@ -249,15 +249,13 @@ class FieldQuery:
             )
         return Places(located)
 
-    def project(
-        self, features: Tensor, hand_scale: Tensor | None, biases: Sequence[Tensor] | None = None
-    ) -> Maps:
+    def project(self, features: Tensor, hand_scale: Tensor | None, biases: Tensor | None = None) -> Maps:
         """Project feature maps through the layers.
 
         Args:
             features: (B, C, H, W).
             hand_scale: (B,) mm or None.
-            biases: L of (B, out), which replace the network's own; None keeps those.
+            biases: (B, sum of out), side by side, which replace the network's own; None keeps those.
         """
         with launching_on(self._device):
             return Maps(self._form.project_maps(features, hand_scale, self._layers, biases))

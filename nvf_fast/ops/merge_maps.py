@@ -1,0 +1,68 @@
+"""The merge of two maps in a U-Net."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nvf_fast.kernels.merge_maps import reference
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+
+
+def merge_maps(
+    below: Tensor,
+    beside: Tensor,
+    below_weight: Tensor,
+    beside_weight: Tensor,
+    bias: Tensor,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Merge a map with one of half its size: relu(below_weight up(below) + beside_weight beside + bias).
+
+    Upsampling repeats texels. With gradients the PyTorch backend runs, on any device.
+
+    Args:
+        below: (B, C, H, W) float32, float16 or bfloat16; or float64, for which PyTorch computes.
+        beside: (B, D, 2 H, 2 W) in the dtype of `below`, as are all others.
+        below_weight: (O, C, 1, 1).
+        beside_weight: (O, D, 1, 1).
+        bias: (O,).
+        backend: None, "triton" or "torch".
+
+    Returns:
+        (B, O, 2 H, 2 W), channels-last.
+
+    Raises:
+        ValueError: a shape does not fit.
+        TypeError: a dtype does not fit.
+        RuntimeError: the requested backend cannot run here.
+    """
+    dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
+    check_tensor("merge_maps", "below", below, [("B", "C", "H", "W")], *dtypes)
+    batch, channels, height, width = below.shape
+    beside_shape = batch, "D", 2 * height, 2 * width
+    check_tensor("merge_maps", "beside", beside, [beside_shape], below.dtype)
+    check_tensor("merge_maps", "bias", bias, [("O",)], below.dtype)
+    out = len(bias)
+    check_tensor("merge_maps", "below_weight", below_weight, [(out, channels, 1, 1)], below.dtype)
+    check_tensor("merge_maps", "beside_weight", beside_weight, [(out, beside.shape[1], 1, 1)], below.dtype)
+    check_devices("merge_maps", below=below, beside=beside, below_weight=below_weight, bias=bias)
+    return _run(backend, below, beside, below_weight, beside_weight, bias)
+
+
+def _empty_results(
+    below: Tensor, beside: Tensor, below_weight: Tensor, beside_weight: Tensor, bias: Tensor
+) -> Tensor:
+    shape = beside.shape[0], bias.shape[0], *beside.shape[2:]
+    return torch.empty(shape, dtype=beside.dtype, device=beside.device, memory_format=torch.channels_last)
+
+
+def _torch_form(
+    below: Tensor, beside: Tensor, below_weight: Tensor, beside_weight: Tensor, bias: Tensor
+) -> Tensor:
+    y = reference.merge_maps(below, beside, below_weight, beside_weight, bias)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+_run = Operation("merge_maps", _torch_form, _empty_results, gradients="torch")
