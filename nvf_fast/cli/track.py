@@ -84,7 +84,8 @@ class Track:
             frames = read_frames(self.source, self.frame_rate, damaged)
             for time, image in tqdm(frames, unit="frame"):
                 try:
-                    camera, source = self.camera.of(Path(self.source), *image.shape[:2], exif=False)
+                    height, width = image.shape[:2]
+                    camera, source = self.camera.of(Path(self.source), height, width, exif=False)
                     hands = tracker(image, camera, time)
                     poses = [{"id": id, **pose.to_dict()} for id, pose in zip(*hands, strict=True)]
                 except Exception as error:  # whatever a frame causes must not stop the others
