@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvf_fast import ops
+from nvf_fast.buffers import Voters
 from nvf_fast.camera import view_intrinsics
 from nvf_fast.checkpoint import load_checkpoint, resolve
 from nvf_fast.data.hand_views import HandViews
@@ -32,7 +33,7 @@ from nvf_fast.data.photograph_views import PhotographViews
 from nvf_fast.data.photographs import Photographs
 from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.photographs import FIRST_GROUPS
-from nvf_fast.hand_pipeline import HandPipeline, Voters
+from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.model import NVF, FieldValues
 from nvf_fast.pipeline import QueryOptions
 from nvf_fast.runtime.profiling import Profiler

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any
-
 from torch import Tensor
 
 from nvf_fast import ops
-from nvf_fast.buffers import Buffers
+from nvf_fast.buffers import Buffers, Voters
 from nvf_fast.kernels.place_hands.reference import field_biases, place_lattice
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import (
@@ -22,41 +18,6 @@ from nvf_fast.pose import SPREAD_MM
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.unet import HandEncoding
 from nvf_fast.volumes import HandVolume
-
-
-class Voters(Sequence[tuple[Tensor, Tensor]]):
-    """The near-surface points of B views, V of each at most; a sequence of each view's points and votes.
-
-    Args:
-        counts: (B,) int32, number of valid points.
-        needs_retry: (B,) bool, images with more than V points.
-        gather: computes `points` and `votes`, when they are first read.
-    """
-
-    def __init__(
-        self, counts: Tensor, needs_retry: Tensor, gather: Callable[[], tuple[Tensor, Tensor]]
-    ) -> None:
-        self.counts, self.needs_retry, self._gather = counts, needs_retry, gather
-
-    @cached_property
-    def _gathered(self) -> tuple[Tensor, Tensor]:
-        return self._gather()
-
-    @property
-    def points(self) -> Tensor:
-        """(B, V, 3) float32 mm."""
-        return self._gathered[0]
-
-    @property
-    def votes(self) -> Tensor:
-        """(B, V, 21, 4) float32 raw (weight, direction xyz)."""
-        return self._gathered[1]
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def __getitem__(self, image: Any) -> Any:
-        return self.points[image], self.votes[image]
 
 
 class HandPipeline:

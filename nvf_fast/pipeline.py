@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import NamedTuple, Protocol, get_args
 
@@ -249,8 +250,8 @@ class FieldPipeline:
             kept: Sequence[tuple[Tensor, Tensor]]
             if votes is not None and self._points is not None:
                 points = self._points.expand(len(votes), -1, -1)
-                chosen = indices
-                kept = Voters(counts, buffers.needs_retry, lambda: _gathered(points, votes, chosen))
+                chosen: Tensor | None = indices
+                kept = Voters(counts, buffers.needs_retry, partial(_gathered, points, votes, indices))
             else:
                 nodes, chosen = self.lattice.filled(indices, self.lattice.every(1)), None
                 points, votes = self.lattice.points(nodes), field.votes(nodes)

@@ -12,8 +12,8 @@ import torch
 from benchmarks import field_variants
 from benchmarks.field_variants import VARIANTS, Compare, EncodedViews, Variant, Votes
 from nvf_fast import ops
+from nvf_fast.buffers import Voters
 from nvf_fast.data.hand_views import HandViews
-from nvf_fast.hand_pipeline import Voters
 from nvf_fast.model import NVF, FieldValues
 from nvf_fast.training.hand_losses import HandLossConfig
 from tests.test_hand_losses import views

@@ -87,19 +87,24 @@ def _cast(
     points: Tensor, votes: Tensor, ball_mm: float, selected_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joints (J, 3), weight (J,) and spread (J,) of one image's voters (V, 3) and their votes (V, J, 4)."""
-    # One contiguous row per joint and coordinate.
-    w, *direction = votes.permute(2, 1, 0).contiguous()
-    key = w.masked_fill(w.isnan(), -math.inf)
+    # One contiguous row per joint and coordinate, all coordinates in one operation: on few voters each
+    # operation costs more than its numbers.
+    rows = votes.permute(2, 1, 0).contiguous()
+    w, direction = rows[0], rows[1:]
+    key = w.nan_to_num(-math.inf, math.inf, -math.inf)
     threshold = key.kthvalue(key.shape[1] - selected_count + 1, dim=1, keepdim=True).values
-    above, tie = key > threshold, key == threshold
-    # Among weights equal to the threshold the first ones count.
-    selected = above | (tie & (tie.cumsum(1) <= selected_count - above.sum(1, keepdim=True)))
+    selected = key >= threshold
+    if int(selected.sum()) > len(w) * selected_count:
+        # Among weights equal to the threshold the first ones count.
+        above, tie = key > threshold, key == threshold
+        selected = above | (tie & (tie.cumsum(1) <= selected_count - above.sum(1, keepdim=True)))
 
-    total = torch.where(selected, w, 0.0).sum(1)
-    reach = ball_mm * (1 - w)
-    targets = [axis + reach * part for axis, part in zip(points.T, direction, strict=True)]
-    joints = torch.stack([torch.where(selected, w * target, 0.0).sum(1) / total for target in targets], 1)
-    clamped = torch.where(selected, w.clamp(min=0), 0.0)
-    squared = sum((target - joint[:, None]) ** 2 for target, joint in zip(targets, joints.T, strict=True))
-    spread = (torch.where(selected, clamped * squared, 0.0).sum(1) / clamped.sum(1)).sqrt()
-    return joints, total / selected_count, spread
+    w = torch.where(selected, w, 0.0)
+    total = w.sum(1)
+    targets = torch.addcmul(points.T[:, None], direction, 1 - w, value=ball_mm)
+    targets = torch.where(selected, targets, 0.0)
+    joints = (targets * w).sum(2) / total
+    w.clamp_(min=0)
+    squared = targets.sub_(joints[..., None]).square_().sum(0)
+    spread = (squared.mul_(w).sum(1) / w.sum(1)).sqrt_()
+    return joints.T, total / selected_count, spread

@@ -81,7 +81,7 @@ class Rays(NamedTuple):
     position: Tensor  # (R, 3) at the centre's depth
     slope: Tensor  # (R, 3) of the position, per POSITION_MM of depth
     depths: Tensor  # (D, 1) from the centre's, in POSITION_MM
-    outside: Tensor  # (R * D,) bool, the points out of view
+    outside: Tensor | None  # (R * D,) bool, the points out of view, if any
     total: int  # N = R * D
 
 
@@ -288,8 +288,13 @@ def votes(samples: Samples, indices: Tensor, layers: Layers) -> Tensor:
             hidden, middle, slope = samples.along[image]
             ray, depth = points // len(of_image.depths), points % len(of_image.depths)
             raw = torch.addcmul(middle[ray], of_image.depths[depth], slope[ray])
-            raw.addmm_(hidden[points], vote_matrix).masked_fill_(of_image.outside[points, None], 0.0)
-            found[image, rows] = raw
+            raw.addmm_(hidden[points], vote_matrix)
+            if of_image.outside is not None:
+                raw.masked_fill_(of_image.outside[points, None], 0.0)
+            if len(rows) == len(indices[image]):
+                found[image] = raw
+            else:
+                found[image, rows] = raw
             continue
         for chunk, contribution in _passes(image_map, of_image.of(points), layers):
             found[image, rows[chunk.order]] = _votes(contribution, _hidden(contribution, layers), layers)
@@ -377,7 +382,9 @@ def _sample_rays(
         of_pass = partial(contribution, chosen=slice(first, first + size))
         hidden.append(_hidden(of_pass, layers))
         distances.append(_distances(of_pass, hidden[-1], layers))
-    sdf = torch.cat(distances).masked_fill_(rays.outside, math.inf)
+    sdf = torch.cat(distances)
+    if rays.outside is not None:
+        sdf.masked_fill_(rays.outside, math.inf)
     return sdf, LastLayer(torch.cat(hidden), middles[-1], slopes[-1])
 
 
@@ -441,7 +448,7 @@ def _locate_rays(
     slope = farthest / farthest[..., 2:]
     position = (slope * centres[:, None, 2:] - centres[:, None]) / POSITION_MM
     depths = ((depths - centres[:, 2:]) / POSITION_MM)[..., None]
-    parts = texels, tap_weights, position, slope, depths, outside
+    parts = texels, tap_weights, position, slope, depths, outside if outside.any() else [None] * len(points)
     count = points.shape[1]
     return [Rays(*of_image, count) for of_image in zip(*parts, strict=True)]  # type: ignore[call-arg]
 
