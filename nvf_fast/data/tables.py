@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,11 @@ from nvf_fast.data.faults import Faults
 from nvf_fast.data.pickles import dense
 from nvf_fast.data.sample import DamagedImageError
 from nvf_fast.runtime.files import whole_file
-from nvf_fast.runtime.store import DamagedRecordError, Store
+from nvf_fast.runtime.store import Store
 
 BLOCK = 1 << 22  # characters; the longest of these files have more than 10^9
 # No hand is this far away, but in a file in mm the nearest ones, at 150 mm, appear at 150 m.
 FARTHEST_MM = 20_000.0
-LOG = logging.getLogger("nvf_fast")
 _DECODER, _CLOSING = json.JSONDecoder(), re.compile(r"\s*([,\]])\s*")
 
 
@@ -52,8 +50,8 @@ def read_table(
         faults.add(path, "no such file", "a JSON list with one entry per image")
         return None
     store = None if cache is None else Store(cache, _state_of(path, unit, dtype), ".bin")
-    if store is not None and (kept := _kept(store)) is not None:
-        return np.frombuffer(kept, dtype).reshape(-1, *shape).copy()
+    if store is not None and (kept := store.intact("it is made anew")) is not None:
+        return np.frombuffer(kept.content, dtype).reshape(-1, *shape).copy()
     rows: list[np.ndarray] = []
     wrong: list[str] = []
     try:
@@ -186,16 +184,6 @@ def _next_entry(text: str, position: int) -> tuple[object, re.Match[str] | None]
     except json.JSONDecodeError:
         return None, None
     return entry, _CLOSING.match(text, end)
-
-
-def _kept(store: Store) -> bytes | None:
-    """The content of a cache, or None where it is missing or damaged."""
-    try:
-        record = store.newest()
-    except DamagedRecordError as error:
-        LOG.warning("%s; it is made anew", error)
-        return None
-    return None if record is None else record.content
 
 
 def _named(wrong: Any, names: Sequence[str] | None) -> list[str]:

@@ -22,7 +22,7 @@ from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
 from nvf_fast.evaluation.dataset_predictions import SETTINGS, DatasetPredictions, Times
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.runtime.processes import TIMEOUT_S, Processes
-from nvf_fast.runtime.store import DamagedRecordError, ResumeError, Store, differences
+from nvf_fast.runtime.store import ResumeError, Store, differences
 
 ALONE = Processes()
 LOG = logging.getLogger("nvf_fast")
@@ -132,11 +132,7 @@ def settings_for(predictor: NetworkPredictor, dataset: HandDataset) -> tuple[boo
 
 def _stored(store: Store, metadata: dict[str, Any]) -> DatasetPredictions | None:
     """Load the shard of an earlier call; a damaged one counts as missing."""
-    try:
-        record = store.newest()
-    except DamagedRecordError as error:
-        LOG.warning("%s; the shard is done again", error)
-        return None
+    record = store.intact("the shard is done again")
     if record is None:
         return None
     try:

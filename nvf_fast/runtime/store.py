@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nvf_fast.runtime.files import remove_unfinished, whole_file
+
+LOG = logging.getLogger("nvf_fast")
 
 
 class ResumeError(ValueError):
@@ -73,6 +76,14 @@ class Store:
         if damaged:
             raise DamagedRecordError(f"{self.folder}: every {self.name} is damaged: {', '.join(damaged)}")
         return None
+
+    def intact(self, remedy: str) -> Record | None:
+        """`newest`, but None with a warning that names the remedy where every record is damaged."""
+        try:
+            return self.newest()
+        except DamagedRecordError as error:
+            LOG.warning("%s; %s", error, remedy)
+            return None
 
     def _files(self) -> list[Path]:
         return list(self.folder.glob(f"{self.name}-*{self.suffix}"))
