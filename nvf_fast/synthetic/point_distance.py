@@ -34,7 +34,7 @@ class SearchableMesh(NamedTuple):
         parts = [np.arange(len(vertices))]
         while max(map(len, parts)) > GROUP:
             parts = [half for part in parts for half in _halves(vertices, part)]
-        groups = np.stack([np.resize(part, GROUP) for part in parts])
+        groups: np.ndarray = np.stack([np.resize(part, GROUP) for part in parts])
         mesh = trimesh.Trimesh(vertices, faces, process=False)
         watertight = bool(mesh.is_watertight and mesh.is_winding_consistent)
         indices = (faces, starts, around, wide, groups)
