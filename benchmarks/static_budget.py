@@ -224,13 +224,12 @@ def _hand_views(target: str, dtype_name: str) -> list[Variant]:
     """The kernels around the default network's convolutions and field."""
     matrix, found = dtype_name != "fp32" or target.startswith("gfx"), []
     names = ("below_ptr", "beside_ptr", "below_weight_ptr", "beside_weight_ptr", "bias_ptr", "y_ptr")
-    tile = {
-        "TEXELS": merge_maps._TEXELS,
-        "COLUMNS": merge_maps._COLUMNS,
-        "BLOCK": merge_maps.block_channels(DTYPES[dtype_name]),
-    }
+    tile = {"TEXELS": merge_maps._TEXELS, "COLUMNS": merge_maps._COLUMNS}
+    dtype = DTYPES[dtype_name]
     for below, beside, out in ((192, 128, 128), (128, 64, 64), (64, 32, 64)):
         kernel, constants = merge_maps.merge_texels, {"BELOW": below, "BESIDE": beside, "OUT": out} | tile
+        constants["BELOW_BLOCK"] = merge_maps.block_channels(dtype, below)
+        constants["BESIDE_BLOCK"] = merge_maps.block_channels(dtype, beside)
         name, pointers = f"{kernel.__name__} {below}+{beside} {dtype_name}", dict.fromkeys(names, dtype_name)
         found.append(Variant(name, target, kernel, pointers, constants, merge_maps._WARPS, matrix))
     pointers = dict.fromkeys(
@@ -250,7 +249,8 @@ def _hand_views(target: str, dtype_name: str) -> list[Variant]:
     found.append(Variant(name, target, kernel, pointers, constants, pool_maps._WARPS, False))
     names = ("maps_ptr", "feature_weight_ptr", "feature_bias_ptr", "features_ptr")
     constants = {"CHANNELS": 64, "OUT": 64, "MAPPED": True, "PAIRED": True, "JOINTS": 32}
-    constants |= {"TEXELS": place_hands._TEXELS, "COLUMNS": place_hands._COLUMNS, "BLOCK": tile["BLOCK"]}
+    constants |= {"TEXELS": place_hands._TEXELS, "COLUMNS": place_hands._COLUMNS}
+    constants["BLOCK"] = merge_maps.block_channels(dtype, 64)
     kernel, name = place_hands.read_maps, f"read_maps {dtype_name}"
     pointers = dict.fromkeys(names, dtype_name)
     found.append(Variant(name, target, kernel, pointers, constants, place_hands._WARPS, matrix))

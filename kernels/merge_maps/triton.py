@@ -13,15 +13,16 @@ from torch import Tensor
 _TEXELS, _COLUMNS, _WARPS = 64, 32, 4
 
 
-def block_channels(dtype: torch.dtype) -> int:
+def block_channels(dtype: torch.dtype, channels: int) -> int:
     """Channels of a product; a float32 one, without a matrix unit, keeps its operands in registers."""
-    return 16 if dtype == torch.float32 else 64
+    return 16 if dtype == torch.float32 else max(16, min(256, triton.next_power_of_2(channels)))
 
 
 @triton.jit
 def _multiplied(x_ptr, row, valid, weight_ptr, column, sums, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """The sums plus the product of rows (texels, CHANNELS) and a matrix (columns, CHANNELS)."""
-    for first in range(0, CHANNELS, BLOCK):
+    # Triton before 3.9 omits the fence between copies of a pipelined loop and products that read them.
+    for first in tl.range(0, CHANNELS, BLOCK, num_stages=1):
         channel = first + tl.arange(0, BLOCK)
         within = channel < CHANNELS
         x = x_ptr + row[:, None] * CHANNELS + channel[None, :]
@@ -47,7 +48,8 @@ def merge_texels(
     OUT: tl.constexpr,
     TEXELS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BELOW_BLOCK: tl.constexpr,
+    BESIDE_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * TEXELS + tl.arange(0, TEXELS)
     valid = row < texels
@@ -56,12 +58,12 @@ def merge_texels(
     own = tl.minimum(column, OUT - 1)
     bias = tl.load(bias_ptr + own).to(tl.float32)
     sums = tl.broadcast_to(bias[None, :], TEXELS, COLUMNS)
-    sums = _multiplied(below_ptr, row, valid, below_weight_ptr, own, sums, BELOW, BLOCK)
+    sums = _multiplied(below_ptr, row, valid, below_weight_ptr, own, sums, BELOW, BELOW_BLOCK)
     # The first of a texel's four, in a map of twice the width.
     first = row // width * (4 * width) + row % width * 2
-    for part in range(4):
+    for part in tl.range(4, num_stages=1):
         beside = first + (part // 2) * (2 * width) + part % 2
-        y = _multiplied(beside_ptr, beside, valid, beside_weight_ptr, own, sums, BESIDE, BLOCK)
+        y = _multiplied(beside_ptr, beside, valid, beside_weight_ptr, own, sums, BESIDE, BESIDE_BLOCK)
         y = tl.where(y < 0, 0.0, y).to(y_ptr.dtype.element_ty)  # keeps NaN, as PyTorch
         tl.store(y_ptr + beside[:, None] * OUT + column[None, :], y, mask=written)
 
@@ -90,7 +92,8 @@ def merge_maps(
         OUT=out,
         TEXELS=_TEXELS,
         COLUMNS=_COLUMNS,
-        BLOCK=block_channels(beside.dtype),
+        BELOW_BLOCK=block_channels(below.dtype, channels),
+        BESIDE_BLOCK=block_channels(below.dtype, beside.shape[1]),
         num_warps=_WARPS,
         enable_fp_fusion=True,
     )

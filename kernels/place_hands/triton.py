@@ -63,7 +63,8 @@ def _multiplied(
     PARTS: tl.constexpr = 1 if SAME else 2 if tl.float16 == DTYPE else 3
     bias = tl.load(bias_ptr + row, mask=within, other=0.0).to(tl.float32)
     sums = tl.broadcast_to(bias[None, :], valid.shape[0], COLUMNS)
-    for first in range(0, CHANNELS, BLOCK):
+    # Triton before 3.9 omits the fence between copies of a pipelined loop and products that read them.
+    for first in tl.range(0, CHANNELS, BLOCK, num_stages=1):
         channel = first + tl.arange(0, BLOCK)
         known = channel < CHANNELS
         x = tl.load(rows_ptr + channel[None, :], mask=valid[:, None] & known[None, :], other=0.0)
@@ -341,7 +342,7 @@ def place_hands(
         JOINTS=lanes,
         TEXELS=_TEXELS,
         COLUMNS=_COLUMNS,
-        BLOCK=block_channels(maps.dtype),
+        BLOCK=block_channels(maps.dtype, min(channels, 64)),
         num_warps=_WARPS,
         enable_fp_fusion=True,
     )

@@ -55,7 +55,7 @@ def pool_view(
     rows = lane < WIDTH
     weight_ptr = pooled_weight_ptr + lane * (2 * CHANNELS + 1)
     sums = tl.zeros((LANES, BLOCK), tl.float32)
-    for first in tl.static_range(0, CHANNELS, BLOCK):
+    for first in range(0, CHANNELS, BLOCK):
         channel = first + tl.arange(0, BLOCK)
         within = channel < CHANNELS
         mean = tl.zeros((BLOCK,), tl.float32)
@@ -80,7 +80,7 @@ def pool_view(
     output = tl.arange(0, OUTPUTS)
     values = _products(view_weight_ptr, view_bias_ptr, 0, outputs, hidden, WIDTH, LANES, OUTPUTS)
     tl.store(views_ptr + view * outputs + output, values, mask=output < outputs)
-    for first in tl.static_range(0, CHANNELS, BLOCK):
+    for first in range(0, CHANNELS, BLOCK):
         channel = first + tl.arange(0, BLOCK)
         added = _products(
             unpooled_weight_ptr, unpooled_bias_ptr, first, CHANNELS, hidden, WIDTH, LANES, BLOCK

@@ -108,12 +108,9 @@ def _place(x, y, z, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _begun(place, own, bias_ptr, bias_columns, first: tl.constexpr, PRECISION: tl.constexpr):
+def _begun(place, own, bias_ptr, first: tl.constexpr, PRECISION: tl.constexpr):
     """Contributions of position and bias to a layer's columns, which begin with `first`."""
-    column = first + tl.arange(0, own.shape[1])
-    if first + LAST >= COLUMNS:  # columns without a bias are not used
-        column = tl.minimum(column, bias_columns - 1)
-    bias = tl.load(bias_ptr + column)
+    bias = tl.load(bias_ptr + first + tl.arange(0, own.shape[1]))
     sums = tl.broadcast_to(bias[None, :], place.shape[0], own.shape[1])
     return tl.dot(place, own, sums, input_precision=PRECISION)
 
@@ -126,7 +123,7 @@ def evaluate_resident(
     centres_ptr,  # (B, 3) mm
     columns_ptr,  # (CHANNELS, COLUMNS), of every layer for the feature
     position_ptr,  # (PLACE, COLUMNS), of every layer for the position's slots
-    bias_ptr,  # (B or 1, bias_columns) float32
+    bias_ptr,  # (B or 1, COLUMNS) float32
     second_ptr,  # (256, 128), the matrices for hidden activations
     third_ptr,  # (128, 64)
     fourth_ptr,  # (64, 64)
@@ -136,7 +133,6 @@ def evaluate_resident(
     points_stride,
     intrinsics_stride,
     bias_stride,
-    bias_columns,
     point_count,
     image_size,
     height,
@@ -200,28 +196,28 @@ def evaluate_resident(
         bias = bias_ptr + image * bias_stride
 
         # The first layer is made in four parts, each of which enters the second at once.
-        wide = _begun(place, p4, bias, bias_columns, 256, PRECISION)
+        wide = _begun(place, p4, bias, 256, PRECISION)
         wide = tl.dot(feature, x4, wide, input_precision=PRECISION)
-        sums = _begun(place, p0, bias, bias_columns, 0, PRECISION)
+        sums = _begun(place, p0, bias, 0, PRECISION)
         hidden = _leaky(tl.dot(feature, x0, sums, input_precision=PRECISION)).to(DTYPE)
         wide = tl.dot(hidden, second0, wide, input_precision=PRECISION)
-        sums = _begun(place, p1, bias, bias_columns, 64, PRECISION)
+        sums = _begun(place, p1, bias, 64, PRECISION)
         hidden = _leaky(tl.dot(feature, x1, sums, input_precision=PRECISION)).to(DTYPE)
         wide = tl.dot(hidden, second1, wide, input_precision=PRECISION)
-        sums = _begun(place, p2, bias, bias_columns, 128, PRECISION)
+        sums = _begun(place, p2, bias, 128, PRECISION)
         hidden = _leaky(tl.dot(feature, x2, sums, input_precision=PRECISION)).to(DTYPE)
         wide = tl.dot(hidden, second2, wide, input_precision=PRECISION)
-        sums = _begun(place, p3, bias, bias_columns, 192, PRECISION)
+        sums = _begun(place, p3, bias, 192, PRECISION)
         hidden = _leaky(tl.dot(feature, x3, sums, input_precision=PRECISION)).to(DTYPE)
         wide = tl.dot(hidden, second3, wide, input_precision=PRECISION)
-        sums = _begun(place, p5, bias, bias_columns, 384, PRECISION)
+        sums = _begun(place, p5, bias, 384, PRECISION)
         sums = tl.dot(feature, x5, sums, input_precision=PRECISION)
         sums = tl.dot(_leaky(wide).to(DTYPE), third, sums, input_precision=PRECISION)
         hidden = _leaky(sums).to(DTYPE)
-        sums = _begun(place, p6, bias, bias_columns, 448, PRECISION)
+        sums = _begun(place, p6, bias, 448, PRECISION)
         sums = tl.dot(feature, x6, sums, input_precision=PRECISION)
         hidden = _leaky(tl.dot(hidden, fourth, sums, input_precision=PRECISION)).to(DTYPE)
-        last = _begun(place, p7, bias, bias_columns, 512, PRECISION)
+        last = _begun(place, p7, bias, 512, PRECISION)
         last = tl.dot(feature, x7, last, input_precision=PRECISION)
         last = tl.dot(hidden, fifth0, last, input_precision=PRECISION)
 
@@ -234,11 +230,11 @@ def evaluate_resident(
             votes = votes_ptr + image * point_count * channels + (point[:, None] * channels + column - 1)
             written = near[:, None]
             tl.store(votes, last, mask=written & (column > 0) & (column <= channels))
-            last = _begun(place, p8, bias, bias_columns, 544, PRECISION)
+            last = _begun(place, p8, bias, 544, PRECISION)
             last = tl.dot(feature, x8, last, input_precision=PRECISION)
             last = tl.dot(hidden, fifth1, last, input_precision=PRECISION)
             tl.store(votes + 32, last, mask=written & (column + 32 <= channels))
-            last = _begun(place, p9, bias, bias_columns, 576, PRECISION)
+            last = _begun(place, p9, bias, 576, PRECISION)
             last = tl.dot(feature, x9, last, input_precision=PRECISION)
             last = tl.dot(hidden, fifth2, last, input_precision=PRECISION)
             tl.store(votes + 64, last, mask=written & (column + 64 <= channels))
@@ -249,7 +245,7 @@ class Layers(NamedTuple):
 
     columns: Tensor  # (CHANNELS, COLUMNS) for the feature, compute dtype
     position: Tensor  # (PLACE, COLUMNS), each coordinate's row twice, compute dtype
-    bias: Tensor  # (1, sum of out) float32
+    bias: Tensor  # (1, COLUMNS) float32
     matrices: list[Tensor]  # per later layer (in, out), for hidden activations, compute dtype
     joints: int
     surface_mm: float  # votes are written for points nearer than this
@@ -269,7 +265,7 @@ class Maps:
     """The features and biases of B images."""
 
     features: Tensor  # (B, H, W, CHANNELS)
-    bias: Tensor  # (1 or B, sum of out) float32
+    bias: Tensor  # (1 or B, COLUMNS) float32
 
     def __getitem__(self, images: slice) -> Maps:
         return Maps(self.features[images], self.bias[images] if len(self.bias) > 1 else self.bias)
@@ -300,7 +296,7 @@ def pack_layers(
     return Layers(
         own[:channels].to(dtype).contiguous(),
         position.to(dtype),
-        torch.cat(list(biases))[None].float(),
+        _padded(torch.cat(list(biases))[None].float()),
         [matrix.to(dtype).contiguous() for matrix in matrices],
         len(weights[-1]) // 4,
         surface_mm,
@@ -333,7 +329,7 @@ def project_maps(
     features: Tensor, hand_scale: Tensor | None, layers: Layers, biases: Tensor | None = None
 ) -> Maps:
     """Lay out the features of B images, without a copy where they are channels last; `hand_scale` is None."""
-    bias = layers.bias if biases is None else biases.contiguous()
+    bias = layers.bias if biases is None else _padded(biases)
     return Maps(features.permute(0, 2, 3, 1).contiguous(), bias)
 
 
@@ -383,7 +379,6 @@ def _launch(
         places.points[0].numel() if len(places.points) > 1 else 0,
         9 if len(places.intrinsics) > 1 else 0,
         maps.bias.shape[1] if len(maps.bias) > 1 else 0,
-        maps.bias.shape[1],
         count,
         places.image_size,
         *maps.features.shape[1:3],
@@ -395,3 +390,8 @@ def _launch(
         num_warps=WARPS,
         enable_fp_fusion=True,
     )
+
+
+def _padded(biases: Tensor) -> Tensor:
+    """Biases (1 or B, sum of out) of all layers with zeros to (1 or B, COLUMNS)."""
+    return torch.nn.functional.pad(biases, (0, COLUMNS.value - biases.shape[1]))
