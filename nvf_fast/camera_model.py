@@ -61,8 +61,8 @@ class Camera:
             raise ValueError(f"K must be (3, 3) px, got shape {K.shape}")
         try:
             width, height = (int(each) for each in self.size)
-            whole = (width, height) == tuple(self.size) and min(width, height) > 0
-        except (TypeError, ValueError) as error:
+            whole = (width, height) == tuple(self.size) and all(0 < each < 2**31 for each in (width, height))
+        except (TypeError, ValueError, OverflowError) as error:
             raise TypeError(f"size must be (width, height) in px, got {self.size!r}") from error
         if not whole:
             raise ValueError(f"size must be (width, height), positive whole numbers of px, got {self.size}")

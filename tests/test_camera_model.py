@@ -267,6 +267,8 @@ def test_accepts_every_crop_of_a_photograph(focal_35mm: int) -> None:
         ((K[:2], SIZE), ValueError, r"K must be \(3, 3\) px, got shape \(2, 3\)"),
         (("K", SIZE), TypeError, "K must be numbers of px"),
         ((K, 640), TypeError, r"size must be \(width, height\)"),
+        ((K, (math.inf, 480)), TypeError, r"size must be \(width, height\)"),
+        ((K, (10**400, 480)), ValueError, r"size must be \(width, height\)"),
         ((K, (640, 480.5)), ValueError, "positive whole numbers of px"),
         ((K, (640, 0)), ValueError, "positive whole numbers of px"),
         ((K, SIZE, (0.1,)), ValueError, "must be 0 or 4 or 5 or 8 or 12 or 14 numbers, got 1"),
