@@ -247,12 +247,13 @@ def _hand_views(target: str, dtype_name: str) -> list[Variant]:
     constants |= {"TEXELS": pool_maps._TEXELS, "BLOCK": pool_maps._BLOCK}
     kernel, name = pool_maps.pool_view, f"pool_view {dtype_name}"
     found.append(Variant(name, target, kernel, pointers, constants, pool_maps._WARPS, False))
-    names = ("maps_ptr", "feature_weight_ptr", "feature_bias_ptr", "features_ptr")
     constants = {"CHANNELS": 64, "OUT": 64, "MAPPED": True, "PAIRED": True, "JOINTS": 32}
     constants |= {"TEXELS": place_hands._TEXELS, "COLUMNS": place_hands._COLUMNS}
     constants["BLOCK"] = merge_maps.block_channels(dtype, 64)
     kernel, name = place_hands.read_maps, f"read_maps {dtype_name}"
-    pointers = dict.fromkeys(names, dtype_name)
+    pointers = dict.fromkeys(
+        ("maps_ptr", "feature_weight_ptr", "feature_bias_ptr", "features_ptr"), dtype_name
+    )
     found.append(Variant(name, target, kernel, pointers, constants, place_hands._WARPS, matrix))
     constants = {"ALL_TILES": 8, "HIDDEN": 128, "PAIRED": True, "JOINTS": 32, "TILES": place_hands._TILES}
     constants |= {

@@ -85,6 +85,7 @@ class FieldMLP(nn.Module):
         if self.code is None:
             return [], biases
         first, _, last = self.code
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         return [first.weight, first.bias, last.weight], biases + last.bias
 
     def forward(self, x: Tensor) -> Tensor:

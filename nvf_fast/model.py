@@ -155,7 +155,7 @@ class NVF(nn.Module):
         self._check_images(images)
         assert self.heads is not None
         with self._precision():
-            return self.encoder.views(images, slopes, self.heads.view)  # type: ignore[operator,no-any-return]
+            return self.encoder.views(images, slopes, self.heads.view)  # type: ignore[operator]
 
     def hand_maps(self, images: Tensor, slopes: Tensor) -> Tensor:
         """Maps of hands' centres in views of any size.

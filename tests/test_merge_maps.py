@@ -73,4 +73,4 @@ def test_refuses_other_shapes_and_dtypes() -> None:
     with pytest.raises(ValueError, match=r"merge_maps: beside must be \(3, D, 6, 10\), got \(3, 9, 6, 9\)"):
         ops.merge_maps(below, beside[..., :9], *rest)
     with pytest.raises(TypeError, match="merge_maps: bias must be float32"):
-        ops.merge_maps(below, beside, *rest[:2], rest[2].half())
+        ops.merge_maps(*[below, beside, *rest[:2], rest[2].half()])

@@ -76,4 +76,4 @@ def test_refuses_other_shapes_and_dtypes() -> None:
     with pytest.raises(ValueError, match=r"pool_maps: pooled_weight must be \(37, 41\), got \(37, 40\)"):
         ops.pool_maps(maps, slopes, rest[0][:, :40], *rest[1:])
     with pytest.raises(TypeError, match="pool_maps: view_bias must be float32"):
-        ops.pool_maps(maps, slopes, *rest[:5], rest[5].half())
+        ops.pool_maps(*[maps, slopes, *rest[:5], rest[5].half()])
