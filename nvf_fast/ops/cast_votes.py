@@ -66,7 +66,8 @@ def cast_votes(
         >>> joints  # (0.5 * (0 + 40) + 0.75 * (10 + 20)) / (0.5 + 0.75) = 34
         tensor([[[ 34.,   0., 500.]]])
     """
-    _check(points, votes, counts, indices, ball_mm, fraction)
+    ball_mm = check_positive("cast_votes", "ball_mm", ball_mm, "of mm")
+    _check(points, votes, counts, indices, fraction)
     return _run(backend, points, votes, counts, indices, ball_mm=ball_mm, fraction=fraction)
 
 
@@ -78,14 +79,11 @@ def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> t
 _run = Operation("cast_votes", cpu.cast_votes, _empty_results, gradients="torch")
 
 
-def _check(
-    points: Tensor, votes: Tensor, counts: Tensor, indices: Tensor | None, ball_mm: float, fraction: float
-) -> None:
+def _check(points: Tensor, votes: Tensor, counts: Tensor, indices: Tensor | None, fraction: float) -> None:
     check_tensor("cast_votes", "votes", votes, [("B", "V", "J", 4)], torch.float32, torch.float64)
     batch, capacity = votes.shape[:2]
     check_tensor("cast_votes", "points", points, [(batch, capacity, 3)], votes.dtype, unit="mm")
     check_tensor("cast_votes", "counts", counts, [(batch,)], torch.int32)
-    check_positive("cast_votes", "ball_mm", ball_mm, "of mm")
     if not isinstance(fraction, Real) or not 0 < fraction <= 1:
         raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction!r}")
     check_devices("cast_votes", points=points, votes=votes, counts=counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -147,12 +148,17 @@ def check_tensor(
 
 def check_positive(
     operation: str, name: str, value: Any, unit: str = "", most: float = sys.float_info.max
-) -> None:
-    """Check a number above 0, by default a finite one."""
+) -> float:
+    """Check a number above 0, by default a finite one, and return it as a float."""
     if not isinstance(value, Real):
         raise TypeError(f"{operation}: {name} must be a number, got {value!r}")
-    if not 0 < value <= most:  # type: ignore[operator]
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 < number <= most:
         raise ValueError(f"{operation}: {name} must be a positive number {unit}".rstrip() + f", got {value}")
+    return number
 
 
 def check_count(operation: str, name: str, value: Any, unit: str = "") -> None:

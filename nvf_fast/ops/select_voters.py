@@ -68,7 +68,7 @@ def select_voters(
         tensor([[1, 2]])
     """
     check_tensor("select_voters", "sdf", sdf, [("B", "N")], torch.float32, unit="mm")
-    check_positive("select_voters", "surface_mm", surface_mm, "of mm", most=math.inf)
+    surface_mm = check_positive("select_voters", "surface_mm", surface_mm, "of mm", most=math.inf)
     if capacity is None:
         return _exact(sdf.abs() < surface_mm)
     check_count("select_voters", "capacity", capacity, "slot")

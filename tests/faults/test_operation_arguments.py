@@ -129,6 +129,13 @@ def test_empty_batches_and_points_have_empty_results(batch: int, count: int, bac
     assert sdf.shape == indices.shape and found.shape == (batch, count, 2, 4)
 
 
+def test_huge_whole_numbers_of_mm_are_numbers() -> None:
+    assert select(surface_mm=2**64).counts.item() == select(surface_mm=10**400).counts.item() == 3
+    assert cast(ball_mm=2**64)[0].isfinite().all()
+    with pytest.raises(ValueError, match="ball_mm must be a positive number"):
+        cast(ball_mm=10**400)
+
+
 def test_prepared_query_of_no_points_has_no_votes() -> None:
     assert votes(torch.zeros(1, 0, dtype=torch.int64)).shape == (1, 0, 2, 4)
     assert votes(torch.tensor([[-1, 2]]))[0, 0].eq(0).all()
