@@ -80,7 +80,7 @@ def report_on(
     counts = {"images": len(results), "damaged": len(damaged), "scored": int(scored.sum())}
     result: dict[str, Any] = {
         "context": {**results.metadata, **context},
-        "counts": counts,
+        "counts": {**counts, "invalid": invalid},
         "damaged": dict(list(damaged.items())[:SHOWN_FAULTS]),
         "times": _times(results.times),
         "notes": notes,
