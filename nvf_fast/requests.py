@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -79,6 +79,7 @@ class RequestReader:
     ) -> None:
         self._config, self._volume, self._search = config, volume, search
         self._known: dict[Any, tuple[Any, ...]] = {}  # requests without images, by the arguments
+        self._cameras: tuple[Any, Any] = None, None  # of the last request, by images' sizes and K
 
     def __call__(
         self,
@@ -106,7 +107,8 @@ class RequestReader:
             key = None
         known = self._known.get(key)
         if known is None:
-            request = self._checked(images, sizes, single, *arguments)
+            cameras = self._read_cameras(K, sizes, None if key is None else (key[0], key[2][1]))
+            request = self._checked(images, sizes, single, cameras, *arguments[1:])
             if key is not None:
                 if len(self._known) >= KNOWN_REQUESTS:
                     self._known.clear()
@@ -117,12 +119,20 @@ class RequestReader:
             warnings.warn(warning, stacklevel=4)  # of the caller of the estimator, past its decorator
         return request
 
+    def _read_cameras(self, K: Any, sizes: Sequence[tuple[int, ...]], key: Any) -> Cameras:
+        """The camera of each image; those of the last request where the key is the same."""
+        known, cameras = self._cameras
+        if key is None or key != known:
+            cameras = read_cameras(K, sizes)
+            self._cameras = key, cameras
+        return cast(Cameras, cameras)
+
     def _checked(
         self,
         images: list[Any],
         sizes: list[tuple[int, ...]],
         single: bool,
-        K: Any,
+        cameras: Cameras,
         hand_scale: Any,
         box: Any,
         side: str | Sequence[str | None] | None,
@@ -130,8 +140,7 @@ class RequestReader:
         previous: HandPose[Any] | None,
         root: Any,
     ) -> Request:
-        """Validate the arguments other than images, and place the views."""
-        cameras = read_cameras(K, sizes)
+        """Validate the arguments other than images and cameras, and place the views."""
         hand = isinstance(self._volume, HandVolume)
         self._check_combination(return_votes, box, root, previous)
         boxes, image_index = None, list(range(len(images)))

@@ -607,3 +607,19 @@ def test_requests_are_kept_where_camera_and_box_stay(model: NVF, image: np.ndarr
     moved = estimator(image, intrinsics, box=box, side="right")
     np.testing.assert_array_equal(moved.joints, PoseEstimator(model)(image, K, box=box, side="right").joints)
     assert not np.array_equal(moved.joints, first.joints)
+
+
+def test_cameras_are_kept_between_boxes_until_they_change(model: NVF, image: np.ndarray) -> None:
+    estimator = PoseEstimator(model)
+    intrinsics = np.array(K, dtype=np.float64)
+    estimator(image, intrinsics, box=BOX, side="right")
+    moved, larger = (np.array(BOX) + shift for shift in (3.0, 6.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nvf_fast.requests.read_cameras", lambda *_: pytest.fail("read again"))
+        estimator(image, intrinsics.copy(), box=moved, side="right")
+    intrinsics[0, 0] *= 1.2  # the caller's array changes
+    changed = estimator(image, intrinsics, box=larger, side="right")
+    fresh = PoseEstimator(model)(image, intrinsics, box=larger, side="right")
+    np.testing.assert_array_equal(changed.joints, fresh.joints)
+    with pytest.raises(ValueError, match="K must"):  # the same matrix of another image
+        estimator(image.repeat(30, 0).repeat(30, 1), intrinsics, box=larger, side="right")
