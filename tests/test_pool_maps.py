@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CASES = {
     "odd": (6, 3, 20, 37, 5, 3, 7),
     "default network": (2, 2, 192, 256, 24, 4, 4),
-    "one texel": (1, 1, 70, 16, 1, 1, 1),
+    "one texel": (3, 1, 70, 16, 24, 1, 1),
 }
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TEXELS, _BLOCK, _WARPS = 16, 64, 16
+_TEXELS, _BLOCK, _WARPS = 16, 32, 16
 
 
 @triton.jit
