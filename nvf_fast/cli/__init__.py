@@ -27,7 +27,7 @@ def user_errors() -> Iterator[None]:
 
 
 def error_line(error: Exception) -> str:
-    """One line about an error, with its type where it is not one of the documented ones."""
+    """An error as one line, with its type where it is not one of the documented ones."""
     try:
         with user_errors():
             raise error

@@ -1,5 +1,5 @@
 """The accelerated operations: sample a network's views, normalise, merge and pool feature maps, place the
-field about coarse poses, query it, select the voters, cast their votes; and for training and evaluation,
+field around coarse poses, query it, select the voters, cast their votes; and for training and evaluation,
 distances to meshes and intersections of rays with meshes.
 
 Each runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"` or

@@ -1,4 +1,4 @@
-"""Coarse poses of hand views, and the field's inputs about them."""
+"""Coarse poses of hand views, and the field's inputs around them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def place_hands(
     *,
     backend: Backend | None = None,
 ) -> PlacedHands:
-    """Evaluate the heads of hand views and place the field about the coarse poses.
+    """Evaluate the heads of hand views and place the field around the coarse poses.
 
     A joint lies at the expectation of a softmax over the map. Of a view and its mirror image, the one with
     the smaller left-hand logit is used. With gradients the PyTorch backend runs, on any device.
