@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def assert_same_state(first: object, second: object, name: str = "state", **tole
 
 
 SCRIPT = """
-import json, multiprocessing, os, random, signal, sys, time
+import faulthandler, json, multiprocessing, os, random, signal, sys, time
 import torch
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -129,6 +130,7 @@ from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.runtime.processes import Processes, process_group
 from nvf_fast.training.loop import train
 
+faulthandler.enable()  # SIGABRT, after a timeout, shows where each process waits
 torch.set_num_threads(1)
 saved_training(tiny(), Path())  # lazy imports, once for all forks
 
@@ -164,8 +166,12 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
 def output_of(code: str, *arguments: object) -> str:
     """Return the output of such a process, which must succeed within two minutes."""
     process = python(code, *arguments)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    try:
+        output, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)
+        output, errors = process.communicate()
+    assert process.returncode == 0, output + errors
     return output
 
 
