@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nvf_fast.runtime.processes import Processes
-from tests.training_cases import ROOT, SCRIPT, assert_same_state, free_port, output_of, python, state_of
+from tests.training_cases import ROOT, SCRIPT, assert_same_state, free_port, output_of, state_of, streams_of
 
 # Eight steps, a state after every third. One process calls `once` while loading a step.
 TRAINING = """
@@ -79,9 +79,7 @@ print(json.dumps([launch(alone, ports[1]), time.monotonic()]))
 
 
 def test_every_wait_has_a_timeout(tmp_path: Path) -> None:
-    process = python(TRAINING + HANGS, tmp_path, free_port(), free_port(), free_port())
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    output, errors = streams_of(TRAINING + HANGS, tmp_path, free_port(), free_port(), free_port())
     hung, (hanging, stopped, between), (alone, end) = (json.loads(line) for line in output.splitlines())
     assert hanging["0"][0] == 1
     assert hanging["0"][1] - hung < 7.5  # timeout of 3 s; the other process hangs for 8 s

@@ -163,8 +163,8 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def output_of(code: str, *arguments: object) -> str:
-    """Return the output of such a process, which must succeed within two minutes."""
+def streams_of(code: str, *arguments: object) -> tuple[str, str]:
+    """Return the output and the messages of such a process, which must succeed within two minutes."""
     process = python(code, *arguments)
     try:
         output, errors = process.communicate(timeout=120)
@@ -172,7 +172,12 @@ def output_of(code: str, *arguments: object) -> str:
         os.killpg(process.pid, signal.SIGABRT)
         output, errors = process.communicate()
     assert process.returncode == 0, output + errors
-    return output
+    return output, errors
+
+
+def output_of(code: str, *arguments: object) -> str:
+    """Return the output of such a process alone."""
+    return streams_of(code, *arguments)[0]
 
 
 def free_port() -> int:
