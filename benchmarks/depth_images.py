@@ -24,7 +24,7 @@ import nvf_fast
 from benchmarks.ceilings import RESULTS
 from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.depth import estimate_hand_scale
-from nvf_fast.evaluation.report import surroundings
+from nvf_fast.evaluation.report_files import surroundings
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, UNIT_SCALE_MM, bone_lengths
 from nvf_fast.pose import HandPose
 from nvf_fast.synthetic.backgrounds import Backgrounds

@@ -25,7 +25,7 @@ from nvf_fast import ops
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.report import surroundings
+from nvf_fast.evaluation.report_files import surroundings
 from nvf_fast.hand_surface import hand_mesh
 from nvf_fast.surface import field_mesh
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands

@@ -100,25 +100,17 @@ def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: a file of the checkpoint is missing.
-        ValueError: the checkpoint is no folder, its config.json is damaged, or a score is not finite.
+        ValueError: `path` is neither embedded nor a folder (the hub's cache keeps files as downloaded), its
+            config.json is damaged, or a score is not finite.
         OSError: the folder cannot be written to.
     """
-    file = recordable(path) / CONFIG_FILE
+    if not (path is None or path in embedded_names() or Path(path).is_dir()):
+        raise ValueError(f"scores are recorded in the folder of a checkpoint, {str(path)!r} is none")
+    file = resolve(path) / CONFIG_FILE
     with locked(file.with_name(LOCK_FILE), wait_s=WAIT_S):
         info = _read_config(file)
         info["training"] = info["training"] | {"scores": scores}
         _write(file, _document(info))
-
-
-def recordable(path: str | Path | None) -> Path:
-    """The folder of a checkpoint for `record_scores`.
-
-    Raises:
-        ValueError: `path` is neither embedded nor a folder: the cache of the hub keeps files as downloaded.
-    """
-    if path is None or path in embedded_names() or Path(path).is_dir():
-        return resolve(path)
-    raise ValueError(f"scores are recorded in the folder of a checkpoint, {str(path)!r} is none")
 
 
 @unaffected()

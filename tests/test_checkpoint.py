@@ -20,7 +20,7 @@ from torch import Tensor
 
 import nvf_fast
 from nvf_fast import checkpoint
-from nvf_fast.checkpoint import load_checkpoint, resolve, save_checkpoint
+from nvf_fast.checkpoint import load_checkpoint, record_scores, resolve, save_checkpoint
 from nvf_fast.config import NVFConfig
 from nvf_fast.model import NVF
 
@@ -257,6 +257,14 @@ def test_hash_of_the_configuration_covers_every_entry_but_not_their_order() -> N
 def test_metadata_is_optional(model: NVF, tmp_path: Path) -> None:
     nvf_fast.save_checkpoint(model, tmp_path / "new")
     assert nvf_fast.load_checkpoint(tmp_path / "new")[1]["training"] == {}
+
+
+def test_records_scores_in_folders_only(folder: Path) -> None:
+    for scores in ({"photographs": {"aligned": 9.5}}, {"aligned": 8.0}):
+        record_scores(folder, scores)
+        assert load_checkpoint(folder)[1]["training"] == {"steps": 7, "scores": scores}
+    with pytest.raises(ValueError, match="recorded in the folder of a checkpoint, 'owner/hand' is none"):
+        record_scores("owner/hand", {})
 
 
 def test_hub_folder_is_a_checkpoint_with_a_model_card(folder: Path, tmp_path: Path) -> None:

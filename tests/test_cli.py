@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -679,33 +678,14 @@ def test_help_is_wrapped_to_the_terminal(run: Run, name: str, monkeypatch: pytes
     assert "(default: 16.0)" in run("predict", "--help")[1]
 
 
-@pytest.mark.slow
-def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    copy, out = tmp_path / "copy", tmp_path / "results/accuracy.json"
-    shutil.copytree(checkpoint, copy)
-    status, table, _ = run(
-        *("eval", "synthetic", "--checkpoint", copy, "--count", 2, "--size", 64, "--step", 32),
-        *("--out", out, "--record"),
-    )
-    assert status == 0 and table.count("mean pose") == 2
-    result = json.loads(out.read_text())
-    assert len(result["rows"]) == 6 and {len(row) for row in result["rows"]} == {len(result["columns"])}
-    measured = result["report"]["any orientation"]["without_hand_scale"]
-    assert measured["images"] == 2 and result["context"]["seed"] == 9_000_001
-    found = entries(run("info", copy, "--all")[1])
-    name = "training.scores.any orientation.without_hand_scale.cs_mje"
-    assert float(found[name]) == measured["cs_mje"] and found["training.data.images"] == "12"
-
-
-def test_eval_does_not_record_in_the_cache_of_the_hub(run: Run) -> None:
-    status, _, err = run("eval", "synthetic", "--checkpoint", "owner/hand", "--record")
-    assert status == 2 and "recorded in the folder of a checkpoint, 'owner/hand' is none" in err
-
-
-def test_eval_synthetic_refuses_several_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["photographs", "hand-views"])
+def test_some_evaluations_refuse_several_processes(
+    run: Run, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    status, _, err = run("eval", "synthetic")
-    assert status == 2 and "eval synthetic runs in one process" in err
+    data = ["--data", tmp_path] if command == "photographs" else []
+    status, _, err = run("eval", command, *data, "--out", tmp_path / "out")
+    assert status == 2 and f"eval {command} runs in one process" in err
 
 
 @pytest.fixture(scope="module")

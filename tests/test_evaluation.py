@@ -19,17 +19,14 @@ from nvf_fast.evaluation.dataset_predictions import (
     save_predictions,
 )
 from nvf_fast.evaluation.mano_fit import fit_mano
-from nvf_fast.evaluation.mean_pose import mean_pose, mean_pose_scores, mean_shape, other_hands
+from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.evaluation.report import report_on, write_report
 from nvf_fast.evaluation.run import predict
 from nvf_fast.evaluation.scores import rank_correlation, score_predictions, server_scores
 from nvf_fast.evaluation.submission import read_submission
-from nvf_fast.evaluation.synthetic import evaluate
 from nvf_fast.pose import JOINT_NAMES
 from nvf_fast.runtime.store import ResumeError
-from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
-from nvf_fast.synthetic.placement import HandDistribution
 from nvf_fast.synthetic.reference_images import sample_hands
 from tests.dataset_trees import mano
 from tests.evaluation_cases import Fixed, Images, predictor
@@ -327,7 +324,7 @@ def test_report_holds_scores_counts_and_conditions(tmp_path: Path) -> None:
     assert written["mean_pose"]["cs_mje"] == pytest.approx(
         metrics.mpjpe(np.broadcast_to(FALLBACK, true.shape), true), abs=1e-4
     )
-    text = (tmp_path / "report.md").read_text()
+    text = " ".join((tmp_path / "report.md").read_text().split())
     for line in (
         "8 images, 1 damaged, 7 scored", "1 image(s) without a valid prediction count with the mean pose",
         "| CS-MJE mm |", "| xyz_procrustes_al_mean3d |", "| PINKY_TIP | ", "- from: a test", "2.png cannot",
@@ -404,13 +401,6 @@ def test_mean_shape_beats_single_poses_after_alignment(truth: np.ndarray) -> Non
         assert metrics.pa_mpjpe(np.broadcast_to(pose, truth.shape), truth) > error
 
 
-def test_mean_pose_scores_generalise(truth: np.ndarray) -> None:
-    others = other_hands(HandDistribution(), 512)
-    scores = mean_pose_scores(mean_pose(others), mean_shape(others), truth)
-    assert scores["cs_mje"] < 1.1 * metrics.mpjpe(np.broadcast_to(mean_pose(truth), truth.shape), truth)
-    assert scores["de"] <= scores["te"] <= scores["cs_mje"]
-
-
 def test_rank_correlation_is_spearmans() -> None:
     stats = pytest.importorskip("scipy.stats")
     random = np.random.default_rng(1)
@@ -421,12 +411,3 @@ def test_rank_correlation_is_spearmans() -> None:
     )
     assert rank_correlation(np.arange(5.0), -np.arange(5.0)) == pytest.approx(-1)
     assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
-
-
-def test_synthetic_images_are_scored_in_each_setting(network: NetworkPredictor) -> None:
-    data = SyntheticHands(SyntheticConfig(count=3, seed=0, size=64))
-    report = evaluate(network, data)
-    assert list(report) == ["data", "mean_pose", "with_hand_scale", "without_hand_scale"]
-    assert report["with_hand_scale"]["images"] == 3
-    json.dumps(report)
-    assert "with_hand_scale" not in evaluate(predictor(hand_scale=False, scale_optional=False), data)

@@ -154,7 +154,7 @@ def test_report_files(data: Photographs, tmp_path: Path) -> None:
     document = json.loads(files[0].read_text())
     assert document["scores"]["streets"]["correlation"] is None
     assert document["scores"]["all"]["photographs"] == COUNT and document["context"]["checkpoint"] == "abc"
-    text = files[1].read_text()
+    text = " ".join(files[1].read_text().split())
     assert "| group | photographs | 2D error % |" in text and "- checkpoint: abc" in text
     columns, rows = score_rows(scores)
     assert [row[0] for row in rows] == list(scores) and all(len(row) == len(columns) for row in rows)

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
-from nvf_fast.cli.options import Flag, Optional, Several
+from nvf_fast.cli.options import Optional, Several
 from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
-from nvf_fast.runtime.files import locked, whole_file
+from nvf_fast.evaluation.hand_view_report import (
+    check_hand_views,
+    report_lines,
+    write_hand_view_report,
+)
+from nvf_fast.evaluation.report_files import surroundings, table_lines
+from nvf_fast.runtime.files import locked
 from nvf_fast.search import Search
-from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands, render_ahead, synthetic_v2
-from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
+from nvf_fast.synthetic.dataset import render_ahead
 
 if TYPE_CHECKING:
-    from nvf_fast.estimator import PoseEstimator
     from nvf_fast.evaluation.predictors import NetworkPredictor
     from nvf_fast.evaluation.submission import Server
 
 LOCK_FILE = ".lock"  # of a report's folder
-COLUMNS = {
-    "cs_mje": "CS-MJE mm",
-    "cs_auc": "CS-AUC",
-    "te": "TE mm",
-    "de": "DE mm",
-    "pa_mpjpe": "PA-MPJPE mm",
-    "score_correlation": "score vs error",
-    "invalid": "no prediction",
-}
-SETTINGS = {"mean_pose": "mean pose", "with_hand_scale": "given", "without_hand_scale": "not given"}
 
 
 @dataclass(frozen=True)
@@ -97,74 +88,6 @@ class Output:
     batch: int = 16  # images per batch
     workers: int = 0  # processes that load images ahead
     wait_minutes: float = 30.0  # minutes that each of several processes waits for the shards of the others
-
-
-@dataclass(frozen=True)
-class Synthetic:
-    """Measure on unseen synthetic images, with the mean pose as baseline.
-
-    Two sets: palms towards the camera within 60 degrees and fingers up within 60, and hands turned uniformly
-    over the sphere. "score vs error" is Spearman's rank correlation of a joint's score with its error. Images
-    without a prediction count with the mean pose.
-    """
-
-    # the checkpoint and its options
-    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
-    count: int = 500  # images per set
-    seed: int = 9_000_001  # seed of the images; trainings use others
-    size: int = 224  # px, side of the images
-    data_cache: Optional[Path] = None  # folder for rendered images
-    out: Optional[Path] = None  # JSON file for the table and the whole report
-    record: Flag = False  # store the scores in the checkpoint, for `nvf-fast info --all`
-
-    def run(self) -> None:
-        from nvf_fast.checkpoint import record_scores, recordable
-        from nvf_fast.evaluation.report import finite, surroundings
-        from nvf_fast.evaluation.synthetic import evaluate
-
-        _refuse_several_processes("synthetic")
-        if self.record:
-            with user_errors():
-                recordable(self.prediction.checkpoint)
-        predictor, conditions = self.prediction.load()
-        if predictor.task != "camera-space":
-            raise UserError(f"eval synthetic needs a camera-space network, this one is {predictor.task}")
-        report: dict[str, Any] = {}
-        for name, distribution in (("palm within 60°", HandDistribution()), ("any orientation", UNIFORM)):
-            config = SyntheticConfig(
-                count=self.count, seed=self.seed, size=self.size, distribution=distribution
-            )
-            images = SyntheticHands(config, self.data_cache)
-            render_ahead(images)
-            report[name] = finite(evaluate(predictor, images, progress=True))
-        machine = surroundings()
-        columns = ["images", "hand scale", *COLUMNS.values()]
-        rows = [row for name, scores in report.items() for row in _rows(name, scores)]
-        result = {
-            "columns": columns,
-            "rows": rows,
-            "context": {
-                "checkpoint": self.prediction.checkpoint or "embedded default",
-                "images": self.count,
-                "seed": self.seed,
-                **{name: conditions[name] for name in ("step", "search", "device", "precision")},
-                **{name: machine[name] for name in ("machine", "nvf_fast")},
-            },
-            "report": report,
-        }
-        _print_table(columns, rows)
-        if self.out is not None:
-            with user_errors(), whole_file(self.out) as file:
-                file.write((json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-        if self.record:
-            measured = {
-                name: {setting: scores for setting, scores in settings.items() if setting != "data"}
-                for name, settings in report.items()
-            }
-            with user_errors():
-                record_scores(
-                    self.prediction.checkpoint, {"images": self.count, "seed": self.seed, **measured}
-                )
 
 
 @dataclass(frozen=True)
@@ -259,46 +182,30 @@ class LabelledPhotographs:
 
     def run(self) -> None:
         from nvf_fast.data.photographs import Photographs
-        from nvf_fast.evaluation.photographs import (
-            evaluate_photographs,
-            predict_with,
-            score_rows,
-            write_photograph_report,
-        )
-        from nvf_fast.evaluation.report import surroundings
+        from nvf_fast.evaluation import photographs
 
-        _refuse_several_processes("photographs")
-        predictor, conditions = self.prediction.load()
+        predictor, conditions = _load_alone("photographs", self.prediction)
         if predictor.task != "camera-space" or False not in predictor.scale_choices:
             raise UserError("eval photographs needs a camera-space network that works without hand scale")
-        with user_errors(), locked(self.out / LOCK_FILE):
-            data = Photographs(self.data, self.split, self.leave_out)
-            others = Photographs(self.data, "train")
-            scores = evaluate_photographs(
-                predict_with(predictor.estimator),
-                data,
-                others,
+        estimator = predictor.estimator
+        options = {"split": self.split, "leave out": ", ".join(self.leave_out) or "nothing"}
+        with _reporting(self.out):
+            scores = photographs.evaluate_photographs(
+                photographs.predict_with(estimator),
+                Photographs(self.data, self.split, self.leave_out),
+                Photographs(self.data, "train"),
                 batch=self.batch,
-                predicts_sides=predictor.estimator.model.config.view == "hand",
+                predicts_sides=estimator.model.config.view == "hand",
             )
-            options = {"split": self.split, "leave out": ", ".join(self.leave_out) or "nothing"}
-            files = write_photograph_report(self.out, scores, {**conditions, **options, **surroundings()})
-        _print_table(*score_rows(scores))
-        print("wrote " + ", ".join(map(str, files)))
+            lines = table_lines(*photographs.score_rows(scores))
+            context = {**conditions, **options, **surroundings()}
+            _print(lines, photographs.write_photograph_report(self.out, scores, context))
 
 
 @dataclass(frozen=True)
-class HandViews:
-    """Check a network of hand views, such as the embedded default, errors in mm.
+class HandViewChecks:
+    """Material and extent of the checks."""
 
-    The checks are: poses of synthetic-v2's hands by the final joints, the coarse joints and the votes alone,
-    with the mean pose as baseline; expected against true errors; presence and side on photographs; presence
-    in empty views; stability under rotation, moved boxes and batches; finding in wide images; and time.
-    """
-
-    out: Path  # folder for report.json, report.md and calibration.png
-    # the checkpoint and its options
-    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     # folder of labelled photographs (docs/datasets.md), whose validation split is used
     photographs: Optional[Path] = None
     # folder of held-out images and panoramas, for empty views and wide images; procedural surroundings when
@@ -313,73 +220,38 @@ class HandViews:
     wide: int = 200  # number of wide images
     seed: int = 9_000_002  # seed of empty views and wide images; trainings use others
 
-    def run(self) -> None:
-        from nvf_fast.evaluation.hand_view_report import report_tables, write_hand_view_report
-        from nvf_fast.evaluation.report import surroundings
+    def conditions(self) -> dict[str, Any]:
+        """Metadata for the report's context."""
+        return {
+            "backgrounds": "a folder" if self.backgrounds else "procedural",
+            "rig": self.rig.name if self.rig else "built-in",
+            "seed": self.seed,
+        }
 
-        _refuse_several_processes("hand-views")
-        predictor, conditions = self.prediction.load()
+
+@dataclass(frozen=True)
+class HandViews:
+    """Check a network of hand views, such as the embedded default, errors in mm.
+
+    The checks are: poses of synthetic-v2's hands by the final joints, the coarse joints and the votes alone,
+    with the mean pose as baseline; expected against true errors; presence and side on photographs; presence
+    in empty views; stability under rotation, moved boxes and batches; finding in wide images; and time.
+    """
+
+    out: Path  # folder for report.json, report.md and calibration.png
+    # the checkpoint and its options
+    prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
+    # material and extent of the checks
+    checks: Annotated[HandViewChecks, tyro.conf.arg(name="")] = field(default_factory=HandViewChecks)
+
+    def run(self) -> None:
+        predictor, conditions = _load_alone("hand-views", self.prediction)
         if predictor.estimator.model.config.view != "hand":
             raise UserError("eval hand-views needs a network of hand views")
-        with user_errors(), locked(self.out / LOCK_FILE):
-            report = self._measure(predictor.estimator)
-            options = {
-                "backgrounds": "a folder" if self.backgrounds else "procedural",
-                "rig": self.rig.name if self.rig else "built-in",
-                "seed": self.seed,
-            }
-            files = write_hand_view_report(self.out, report, {**conditions, **options, **surroundings()})
-        for columns, rows in report_tables(report).values():
-            _print_table(columns, rows)
-            print()
-        for part, reason in report["skipped"].items():
-            print(f"skipped {part}: {reason}")
-        print("wrote " + ", ".join(map(str, files)))
-
-    def _measure(self, estimator: PoseEstimator) -> dict[str, Any]:
-        from nvf_fast.data.photograph_views import PhotographViews
-        from nvf_fast.data.photographs import Photographs
-        from nvf_fast.evaluation import hand_views
-        from nvf_fast.evaluation.finding import score_finding
-        from nvf_fast.evaluation.mean_pose import other_hands
-        from nvf_fast.evaluation.photographs import predict_with, predicted
-        from nvf_fast.model import NVF
-        from nvf_fast.synthetic.rendered_views import SyntheticViews
-        from nvf_fast.synthetic.wide_images import WideImages
-        from nvf_fast.training.calibration import predict_views
-
-        assert isinstance(estimator.model, NVF)
-        predict, heads = predict_with(estimator), partial(predict_views, estimator.model)
-        report: dict[str, Any] = {"skipped": {}}
-        if self.count:
-            data = synthetic_v2("test", self.data_cache)
-            render_ahead(data, count=self.count)
-            samples = [data[index] for index in range(min(self.count, len(data)))]
-            parts = hand_views.part_joints(heads, samples)
-            poses = predicted(predict, samples)
-            report["poses"] = hand_views.score_poses(poses, parts, samples, other_hands(UNIFORM))
-            few = samples[: self.stable]
-            report["stability"] = hand_views.score_stability(predict, few) | {"hands": len(few)}
-        else:
-            report["skipped"]["poses and stability"] = "--count is 0"
-        empty = SyntheticViews(self.seed, backgrounds=self.backgrounds).draw(self.empty, "empty")
-        threshold = estimator.model.config.presence_threshold
-        report["empty"] = hand_views.score_empty(heads, empty, threshold)
-        if self.photographs is None:
-            report["skipped"]["lost photographs and sides"] = "--photographs is not given"
-        else:
-            views = PhotographViews(Photographs(self.photographs, "val")).exact(keep_sides=True)
-            report["presence"] = hand_views.score_presence(heads, views, threshold)
-        images = WideImages(self.seed, rig=self.rig, backgrounds=self.backgrounds)
-        wide = (images.draw(index) for index in range(self.wide))
-        report["finding"] = score_finding(estimator, wide)
-        shown = images.draw(0, ["right"])
-        box, side = shown.hands[0].box, shown.hands[0].side
-        report["time"] = hand_views.measure_times(
-            lambda: estimator(shown.image, shown.intrinsics, box=box, side=side),
-            lambda: estimator(shown.image, shown.intrinsics),
-        ) | {"device": str(estimator.device)}
-        return report
+        with _reporting(self.out):
+            report = check_hand_views(predictor.estimator, **vars(self.checks))
+            context = {**conditions, **self.checks.conditions(), **surroundings()}
+            _print(report_lines(report), write_hand_view_report(self.out, report, context))
 
 
 @tyro.conf.configure(tyro.conf.ConsolidateSubcommandArgs)
@@ -387,13 +259,12 @@ class HandViews:
 class Eval:
     """Measure a checkpoint on a data set, lengths in mm.
 
-    All but `synthetic`, `photographs` and `hand-views` divide the images between processes under torchrun:
+    All but `photographs` and `hand-views` divide the images between processes under torchrun:
     torchrun --nproc-per-node 2 --no-python nvf-fast eval ...
     """
 
     data: Annotated[
-        Annotated[Synthetic, tyro.conf.subcommand("synthetic")]
-        | Annotated[SyntheticV2, tyro.conf.subcommand("synthetic-v2")]
+        Annotated[SyntheticV2, tyro.conf.subcommand("synthetic-v2")]
         | Annotated[FreiHAND, tyro.conf.subcommand("freihand")]
         | Annotated[HO3D, tyro.conf.subcommand("ho3d")]
         | Annotated[Complement, tyro.conf.subcommand("complement")]
@@ -425,7 +296,7 @@ def _evaluate(
     """
     from nvf_fast.data.mano import Mano
     from nvf_fast.evaluation.mean_pose import fallback_pose
-    from nvf_fast.evaluation.report import report_on, score_table, surroundings, write_report
+    from nvf_fast.evaluation.report import report_on, score_table, write_report
     from nvf_fast.evaluation.run import predict
     from nvf_fast.runtime.processes import Processes, ProcessLostError, process_group
 
@@ -461,33 +332,23 @@ def _evaluate(
         with user_errors():
             submit_to = server if split == "evaluation" else None
             files = write_report(output.out, report, predictions, fallback, submit_to, mano)
-    if "settings" in report:
-        _print_table(*score_table(report))
-    for note in report["notes"]:
-        print(note)
-    print("wrote " + ", ".join(map(str, files)))
+    table = table_lines(*score_table(report)) if "settings" in report else []
+    _print([*table, *report["notes"]], files)
 
 
-def _refuse_several_processes(command: str) -> None:
+def _load_alone(command: str, prediction: Prediction) -> tuple[NetworkPredictor, dict[str, Any]]:
+    """Load the predictor of a command that runs in one process, and its metadata."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"eval {command} runs in one process")
+    return prediction.load()
 
 
-def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    for line in (columns, *rows):
-        print("  ".join(f"{_text(value):>18}" for value in line))
+@contextmanager
+def _reporting(folder: Path) -> Iterator[None]:
+    """Lock a report's folder; invalid input becomes a `UserError`."""
+    with user_errors(), locked(folder / LOCK_FILE):
+        yield
 
 
-def _rows(name: str, scores: dict[str, Any]) -> list[list[Any]]:
-    return [
-        [name, setting, *(None if scores[key].get(column) is None else round(scores[key][column], 3)
-                          for column in COLUMNS)]
-        for key, setting in SETTINGS.items()
-        if key in scores
-    ]  # fmt: skip
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}" if math.isfinite(value) else "-"
-    return "-" if value is None else str(value)
+def _print(lines: Iterable[str], files: Iterable[Path]) -> None:
+    print(*lines, "wrote " + ", ".join(map(str, files)), sep="\n")

@@ -1,13 +1,17 @@
-"""The report on a network of hand views: tables, JSON, and a plot of its expected errors."""
+"""The report on a network of hand views: its checks, tables, JSON, and a plot of its expected errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nvf_fast.evaluation.report import json_text, markdown_table, write_texts
+from nvf_fast.evaluation.report_files import table_lines, write_report_files
+
+if TYPE_CHECKING:
+    from nvf_fast.estimator import PoseEstimator
 
 ERRORS = {
     "error_2d": "2D error %",
@@ -45,30 +49,106 @@ CHECKS = (
 """Rows of the table of checks: part and entry of the report, name, and number of cases."""
 
 
+def check_hand_views(
+    estimator: PoseEstimator,
+    photographs: Path | None,
+    backgrounds: Path | None,
+    rig: Path | None,
+    data_cache: Path | None,
+    *,
+    count: int,
+    stable: int,
+    empty: int,
+    wide: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Run the checks.
+
+    Args:
+        estimator: of a network of hand views.
+        photographs: folder of labelled photographs, whose validation split is used.
+        backgrounds: folder of held-out images, for empty views and wide images; None is procedural.
+        rig: glTF file of a rigged right hand, for wide images; None is the built-in hand.
+        data_cache: folder for synthetic-v2.
+        count, stable: numbers of synthetic-v2's hands, and of those used for stability.
+        empty, wide: numbers of views without a hand, and of wide images.
+        seed: of empty views and wide images.
+
+    Returns:
+        Results of `hand_views` by part: "poses", "stability", "empty", "presence", "finding" and "time"; and
+        "skipped", the reasons by part.
+    """
+    from nvf_fast.data.photograph_views import PhotographViews
+    from nvf_fast.data.photographs import Photographs
+    from nvf_fast.evaluation import hand_views
+    from nvf_fast.evaluation.finding import score_finding
+    from nvf_fast.evaluation.mean_pose import other_hands
+    from nvf_fast.evaluation.photographs import predict_with, predicted
+    from nvf_fast.model import NVF
+    from nvf_fast.synthetic.dataset import render_ahead, synthetic_v2
+    from nvf_fast.synthetic.placement import UNIFORM
+    from nvf_fast.synthetic.rendered_views import SyntheticViews
+    from nvf_fast.synthetic.wide_images import WideImages
+    from nvf_fast.training.calibration import predict_views
+
+    assert isinstance(estimator.model, NVF)
+    predict, heads = predict_with(estimator), partial(predict_views, estimator.model)
+    report: dict[str, Any] = {"skipped": {}}
+    if count:
+        data = synthetic_v2("test", data_cache)
+        render_ahead(data, count=count)
+        samples = [data[index] for index in range(min(count, len(data)))]
+        parts = hand_views.part_joints(heads, samples)
+        poses = predicted(predict, samples)
+        report["poses"] = hand_views.score_poses(poses, parts, samples, other_hands(UNIFORM))
+        few = samples[:stable]
+        report["stability"] = hand_views.score_stability(predict, few) | {"hands": len(few)}
+    else:
+        report["skipped"]["poses and stability"] = "--count is 0"
+    threshold = estimator.model.config.presence_threshold
+    without_hand = SyntheticViews(seed, backgrounds=backgrounds).draw(empty, "empty")
+    report["empty"] = hand_views.score_empty(heads, without_hand, threshold)
+    if photographs is None:
+        report["skipped"]["lost photographs and sides"] = "--photographs is not given"
+    else:
+        views = PhotographViews(Photographs(photographs, "val")).exact(keep_sides=True)
+        report["presence"] = hand_views.score_presence(heads, views, threshold)
+    images = WideImages(seed, rig=rig, backgrounds=backgrounds)
+    report["finding"] = score_finding(estimator, (images.draw(index) for index in range(wide)))
+    shown = images.draw(0, ["right"])
+    box, side = shown.hands[0].box, shown.hands[0].side
+    report["time"] = hand_views.measure_times(
+        lambda: estimator(shown.image, shown.intrinsics, box=box, side=side),
+        lambda: estimator(shown.image, shown.intrinsics),
+    ) | {"device": str(estimator.device)}
+    return report
+
+
 def write_hand_view_report(folder: Path, report: Mapping[str, Any], context: Mapping[str, Any]) -> list[Path]:
     """Write report.json, report.md and calibration.png.
 
     Args:
         folder: made when missing.
-        report: results of `hand_views` by part, any of "poses", "stability", "empty", "presence", "finding"
-            and "time"; and "skipped", reasons by part.
+        report: of `check_hand_views`.
         context: conditions of the measurement.
 
     Returns:
         The files. Without matplotlib the plot is left out.
     """
-    lines = ["# Checks of a network of hand views"]
-    for name, (columns, rows) in report_tables(report).items():
-        lines += ["", f"## {TITLES[name]}", *markdown_table(columns, rows)]
-    if report["skipped"]:
-        lines += ["", "## Skipped", "", *(f"- {part}: {why}" for part, why in report["skipped"].items())]
-    lines += ["", "## Context", "", *(f"- {name}: {value}" for name, value in context.items())]
-    whole = json_text({"context": dict(context), **report})
-    written = write_texts(folder, {"report.json": whole, "report.md": "\n".join(lines) + "\n"})
+    title, lines = "Checks of a network of hand views", report_lines(report)
+    written = write_report_files(folder / "report", title, lines, context, report)
     if "poses" in report and find_spec("matplotlib") is not None:
         plot_calibration(report["poses"]["calibration"], folder / "calibration.png")
         written.append(folder / "calibration.png")
     return written
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """Lines of Markdown: the tables, and the checks that were skipped."""
+    sections = {TITLES[name]: table_lines(*table) for name, table in report_tables(report).items()}
+    if report["skipped"]:
+        sections["Skipped"] = [f"- {part}: {reason}" for part, reason in report["skipped"].items()]
+    return [line for title, lines in sections.items() for line in (f"## {title}", "", *lines, "")][:-1]
 
 
 def report_tables(report: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:

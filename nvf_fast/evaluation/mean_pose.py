@@ -52,9 +52,3 @@ def fallback_pose(config: DataConfig) -> np.ndarray:
     """
     distributions = {"synthetic": config.synthetic.distribution, "synthetic-v2": V2.distribution}
     return mean_pose(other_hands(distributions.get(config.dataset)))
-
-
-def mean_pose_scores(pose: np.ndarray, shape: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Score `pose`, and `shape` after alignment, as constant predictions of truth (N, 21, 3) mm."""
-    scores = metrics.camera_space_scores(np.broadcast_to(pose, truth.shape), truth)
-    return scores | {"pa_mpjpe": metrics.pa_mpjpe(np.broadcast_to(shape, truth.shape), truth)}

@@ -17,7 +17,7 @@ from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
-from nvf_fast.evaluation.report import json_text, markdown_table, write_texts
+from nvf_fast.evaluation.report_files import table_lines, write_report_files
 from nvf_fast.evaluation.scores import rank_correlation, rate
 from nvf_fast.joint_definitions import scale_to_unit
 from nvf_fast.pose import HandPose
@@ -201,10 +201,8 @@ def write_photograph_report(
         "Errors against the labels, each hand scaled to the unit hand. The 2D error is in per cent of the "
         "longer side of the joints' box; the mean pose is fitted on other photographs."
     )
-    lines = ["# Labelled photographs", "", explanation, *markdown_table(*score_rows(scores))]
-    lines += ["", "## Context", "", *(f"- {name}: {value}" for name, value in context.items())]
-    whole = json_text({"context": dict(context), "scores": scores})
-    return write_texts(folder, {"report.json": whole, "report.md": "\n".join(lines) + "\n"})
+    lines = [explanation, "", *table_lines(*score_rows(scores))]
+    return write_report_files(folder / "report", "Labelled photographs", lines, context, {"scores": scores})
 
 
 def typology_angle(image: np.ndarray, joints_2d: np.ndarray) -> float:

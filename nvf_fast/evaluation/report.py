@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import torch
 
-from nvf_fast import __version__
 from nvf_fast.config import Task
 from nvf_fast.data.mano import Mano
 from nvf_fast.evaluation.dataset_predictions import DatasetPredictions, Times, save_predictions
 from nvf_fast.evaluation.mano_fit import fitted_vertices
 from nvf_fast.evaluation.metrics import KeypointScores
 from nvf_fast.evaluation.predictors import Predictions
+from nvf_fast.evaluation.report_files import table_lines, write_report_files
 from nvf_fast.evaluation.scores import completed, curves, joint_statistics, score_predictions, server_scores
 from nvf_fast.evaluation.submission import FORMATS, Server, write_submission
-from nvf_fast.runtime.files import whole_file
 
 SHOWN_FAULTS = 20
 TABLE = {
@@ -49,7 +40,7 @@ def report_on(
     context: Mapping[str, Any],
     server: Server | None = None,
 ) -> dict[str, Any]:
-    """Score predictions and describe the run, ready for `json_text`.
+    """Score predictions and describe the run, ready for `write_report`.
 
     Args:
         results: of `run.predict`.
@@ -155,15 +146,8 @@ def write_report(
             pck_figure(_drawn(report["settings"]), files[-1])
         else:
             report["notes"].append("No pck.png: it needs matplotlib (pip install 'nvf-fast[viz]').")
-    return files + write_texts(folder, {"report.json": json_text(report), "report.md": markdown(report)})
-
-
-def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write texts into a folder, made when missing, by the names of their files; returns the files."""
-    for name, text in texts.items():
-        with whole_file(folder / name) as file:
-            file.write(text.encode())
-    return [folder / name for name in texts]
+    title = f"{report['context']['data set']}, {report['context']['split']}"
+    return files + write_report_files(folder / "report", title, _lines(report), report["context"], report)
 
 
 def score_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -176,47 +160,30 @@ def score_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     ]
 
 
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report as Markdown: scores with the mean pose as baseline, server scores, joints and times."""
-    context, counts, times = (report[name] for name in ("context", "counts", "times"))
+def _lines(report: Mapping[str, Any]) -> list[str]:
+    """Lines of report.md: scores with the mean pose as baseline, server scores, joints and times."""
+    counts, times = report["counts"], report["times"]
     numbers = f"{counts['images']} images, {counts['damaged']} damaged, {counts['scored']} scored"
-    lines = [f"# {context['data set']}, {context['split']}", "", f"{numbers}. Errors are mm.", ""]
-    lines += [f"- {note}" for note in report["notes"]]
+    lines = [f"{numbers}. Errors are mm.", "", *(f"- {note}" for note in report["notes"])]
     if "settings" in report:
-        lines += ["", "## Scores", *markdown_table(*score_table(report))]
+        lines += ["", "## Scores", "", *table_lines(*score_table(report))]
     for setting, found in report.get("settings", {}).items():
         if found["server"]:
-            rows = [list(item) for item in found["server"].items()]
-            lines += ["", f"## Scores as the data set's server names them, {_words(setting)}"]
-            lines += markdown_table(["score", "value"], rows)
+            lines += ["", f"## Scores as the data set's server names them, {_words(setting)}", ""]
+            lines += table_lines(["score", "value"], found["server"].items())
         columns = ["joint", "mean", "median", "root-relative mean", "root-relative median"]
         rows = [[name, *errors.values()] for name, errors in found["joints"].items()]
-        lines += ["", f"## Joints, {_words(setting)}", *markdown_table(columns, rows)]
+        lines += ["", f"## Joints, {_words(setting)}", "", *table_lines(columns, rows)]
     lines += ["", "## Times"]
     for columns, key in ((["activity", "images/s"], "images_per_second"), (["stage", "ms"], "ms_per_image")):
-        lines += markdown_table(columns, [list(item) for item in times[key].items()])
-    lines += ["", times["note"], "", "## Context", ""]
-    lines += [f"- {name}: {value}" for name, value in context.items()]
+        lines += ["", *table_lines(columns, times[key].items())]
+    lines += ["", times["note"]]
     if report["damaged"]:
         lines += ["", "## Damaged images", ""]
         lines += [f"- {id}: {fault}" for id, fault in report["damaged"].items()]
         more = counts["damaged"] - len(report["damaged"])
         lines += [f"- and {more} more"] * (more > 0)
-    return "\n".join(lines) + "\n"
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions, the machine, and the commit where the package lies in a git checkout."""
-    return {
-        "nvf_fast": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "safetensors": safetensors.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-    }
+    return lines
 
 
 def _fallbacks(results: DatasetPredictions, fallback: np.ndarray, task: Task) -> np.ndarray:
@@ -257,48 +224,5 @@ def _drawn(settings: Mapping[str, Any]) -> dict[str, KeypointScores]:
     }
 
 
-def _commit() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-    head = git("rev-parse", "HEAD")[:10]
-    return head + " with changes" if head and git("status", "--porcelain") else head or None
-
-
-def json_text(report: Mapping[str, Any]) -> str:
-    """The report as JSON, with null for NaN and infinities."""
-    return json.dumps(finite(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def finite(value: Any) -> Any:
-    """Prepare for JSON: arrays as lists, curves as dicts, and None for NaN and infinities."""
-    if isinstance(value, KeypointScores):
-        return finite(vars(value))
-    if isinstance(value, np.ndarray):
-        return finite(value.tolist())
-    if isinstance(value, Mapping):
-        return {name: finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _words(setting: str) -> str:
     return setting.replace("_", " ")
-
-
-def markdown_table(columns: list[str], rows: list[list[Any]]) -> list[str]:
-    """Lines of a table; numbers with three decimals, a dash for NaN."""
-    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
-    return ["", *(f"| {' | '.join(line)} |" for line in lines)]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}" if math.isfinite(value) else "–"
-    return str(value)

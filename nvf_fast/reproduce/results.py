@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nvf_fast.evaluation.report import json_text, surroundings, write_texts
+from nvf_fast.evaluation.report_files import surroundings, table_lines, write_report_files
 
 SMALLER = (
     "**A {size}: networks far smaller and trainings far shorter than the paper's. It shows that every step "
@@ -43,39 +43,22 @@ def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[
     notes = list(result.notes)
     if context["size"] != "paper":
         notes.insert(0, SMALLER.format(size=context["size"]))
-    document = {
+    lines = [line for note in notes for line in (note, "")]
+    if result.rows:
+        lines += [*table_lines(result.columns, result.rows), ""]
+    lines += [line for image in result.images for line in (f"![{result.title}]({image})", "")]
+    contents = {
         "title": result.title,
         "columns": list(result.columns),
         "rows": [list(row) for row in result.rows],
         "notes": notes,
         "images": list(result.images),
-        "context": context,
         "details": result.details,
     }
-    stem = file_stem(result.name, context["size"])
-    texts = {f"{stem}.md": _markdown(result, notes, context), f"{stem}.json": json_text(document)}
-    return write_texts(folder, texts)
+    stem = folder / file_stem(result.name, context["size"])
+    return write_report_files(stem, result.title, lines[:-1], context, contents)
 
 
 def file_stem(name: str, size: str) -> str:
     """Stem of a result's files: "table2", or "table2_smoke_run" for another size than the paper's."""
     return name if size == "paper" else f"{name}_{size.replace(' ', '_')}"
-
-
-def _markdown(result: Result, notes: list[str], context: dict[str, Any]) -> str:
-    lines = [f"# {result.title}", ""]
-    for note in notes:
-        lines += [note, ""]
-    if result.rows:
-        table = [result.columns, ["---"] * len(result.columns), *result.rows]
-        lines += [f"| {' | '.join(map(_cell, row))} |" for row in table] + [""]
-    for image in result.images:
-        lines += [f"![{result.title}]({image})", ""]
-    lines += [f"- {name}: {value}" for name, value in context.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.4g}"
-    return "–" if value is None else str(value)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from nvf_fast import __version__
-from nvf_fast.evaluation.report import surroundings
+from nvf_fast.evaluation.report_files import surroundings
 from nvf_fast.runtime.files import whole_file
 from tests.faults import border, readers, runs, together
 from tests.faults.promises import Outcome, Promise
