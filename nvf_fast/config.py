@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -15,8 +16,8 @@ HAND_JOINTS = 21  # of a hand, named in `nvf_fast.pose.JOINT_NAMES`
 MOST_CHANNELS, MOST_LAYERS, LARGEST_VIEW = 4096, 16, 1024
 # Entries missing from older configurations, which then take their defaults.
 LATER_ENTRIES = (
-    "encoder", "view", "channels", "pose_code", "presence_threshold", "finding_threshold", "joints",
-    "image_channels",
+    "encoder", "view", "channels", "pose_code", "presence_threshold", "finding_weights",
+    "finding_threshold", "joints", "image_channels",
 )  # fmt: skip
 
 
@@ -45,8 +46,10 @@ class NVFConfig:
         pose_code: channels of the hidden layer between the coarse pose and the field's biases; 0 for a field
             without this input.
         presence_threshold: lowest probability of presence at which a view counts as showing a hand.
-        finding_threshold: lowest probability at which a hand found in a whole image counts: the sigmoid of
-            the sum of the logits of its centre in the image and of its presence in a close view.
+        finding_weights: of the logit of a found hand's centre in the whole image, the logit of its presence
+            in a closer view, and the log of its mean expected error in mm of the unit hand; then a constant.
+            The sigmoid of the sum is the hand's presence.
+        finding_threshold: lowest presence at which a hand found in a whole image counts.
         joints: number of joints that the field votes for. Hand views and the hand scale need a hand's 21.
         image_channels: channels of the images, 3 for RGB.
 
@@ -72,6 +75,7 @@ class NVFConfig:
     channels: tuple[int, ...] = (16, 32, 64, 128, 192)
     pose_code: int = 0
     presence_threshold: float = 0.5
+    finding_weights: tuple[float, ...] = (1.0, 1.0, 0.0, 0.0)
     finding_threshold: float = 0.5
     joints: int = HAND_JOINTS
     image_channels: int = 3
@@ -106,8 +110,11 @@ class NVFConfig:
                 _check_count(name, channels, 1, MOST_CHANNELS)
         for name in ("presence_threshold", "finding_threshold"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            if not _is_number(value) or not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+        weights = self.finding_weights
+        if not isinstance(weights, tuple) or len(weights) != 4 or not all(map(_is_number, weights)):
+            raise ValueError(f"finding_weights must be a tuple of 4 finite numbers, got {weights!r}")
         if self.scale_optional and not self.hand_scale:
             raise ValueError("scale_optional=True requires hand_scale=True")
         if self.joints != HAND_JOINTS and (self.hand_scale or self.view == "hand"):
@@ -166,14 +173,16 @@ class NVFConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values."""
-        return asdict(self) | {"hidden": list(self.hidden), "channels": list(self.channels)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NVFConfig:
         """The inverse of `to_dict`.
 
         Args:
-            values: one entry per field, channels as lists or tuples; those of `LATER_ENTRIES` are optional.
+            values: one entry per field, lists or tuples of numbers; those of `LATER_ENTRIES` are optional.
 
         Raises:
             ValueError: an entry is unknown or missing; the message names it.
@@ -189,6 +198,10 @@ class NVFConfig:
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
         return cls(**read)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:

@@ -30,6 +30,9 @@ from nvf_fast.finding import (
     HandFinder,
     detected,
     distinct,
+    distinct_hands,
+    finding_logits,
+    hand_evidence,
     pixel_boxes,
     squared,
     thinning,
@@ -309,9 +312,7 @@ class PoseEstimator:
             >>> pose.joints.shape
             (21, 3)
         """
-        (image, *_), single = read_images(image, self.model.config.image_channels)
-        if not single:
-            raise ValueError("find takes one image, got several: call it on each")
+        image = self._one_image("find", image)
         check_number("score", score)
         check_number("smallest", smallest)
         if not 0 <= score <= 1:
@@ -324,6 +325,12 @@ class PoseEstimator:
         if isinstance(image, np.ndarray):
             return FoundHands(found.boxes.numpy(), sides, found.scores.numpy())
         return FoundHands(found.boxes.to(image.device), sides, found.scores.to(image.device))
+
+    def _one_image(self, method: str, image: Any) -> Any:
+        (image, *_), single = read_images(image, self.model.config.image_channels)
+        if not single:
+            raise ValueError(f"{method} takes one image, got several: call it on each")
+        return image
 
     def _candidates(self, image: Any, camera: Cameras, score: float, smallest: float) -> Candidates:
         if self._finder is None or not isinstance(self.volume, HandVolume):
@@ -357,41 +364,72 @@ class PoseEstimator:
         cameras, sides = read_cameras(K, [each.shape[:2] for each in images]), read_sides(side, count)
         scales = read_hand_scale(hand_scale, count, config)
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
-            found = [
-                self._verified(each, cameras.chosen([i]), given, detector)
-                for i, (each, given) in enumerate(zip(images, sides, strict=True))
-            ]
-            image_index = [i for i, hands in enumerate(found) for _ in hands.boxes]
-            if not image_index:
-                return _like(HandPose.none(return_votes).numpy(), images[0])
-            detected_sides = [None if detector is None else each for hands in found for each in hands.sides()]
-            with self._profiler.stage("prepare"):
-                request = self._read(
-                    images,
-                    cameras,
-                    None if scales is None else scales[image_index],
-                    [hands.boxes for hands in found],
-                    [sides[i] or each for i, each in zip(image_index, detected_sides, strict=True)],
-                    return_votes,
-                )
-            pose = self._posed(request, return_votes)
+            pose, centres = self._proposed(images, cameras, scales, sides, return_votes, detector)
             with self._profiler.stage("read"):
                 if detector is None:
-                    scores = torch.cat([hands.scores for hands in found])
-                    presence = torch.from_numpy(pose.presence).logit(1e-6) + scores.logit(1e-6)
-                    pose = replace(pose, presence=presence.sigmoid().numpy())
-                pose = pose[self._best(pose, config.finding_threshold if detector is None else 0.0, count)]
+                    logits = finding_logits(hand_evidence(pose, centres), config.finding_weights)
+                    pose = replace(pose, presence=torch.from_numpy(logits).sigmoid().float().numpy())
+                threshold = config.finding_threshold if detector is None else 0.0
+                assert pose.image_index is not None
+                accepted = pose.valid & (pose.presence >= threshold)
+                rows = [(accepted & (pose.image_index == i)).nonzero()[0] for i in range(count)]
+                pose = pose[[row for each in rows for row in distinct_hands(pose, pose.presence, each)]]
         return _like(pose, images[0])
 
-    def _best(self, pose: HandPose[np.ndarray], threshold: float, count: int) -> list[int]:
-        """Rows of the distinct valid hands of each image, most probable first."""
-        best = list[int]()
-        for i in range(count):
-            rows = (pose.valid & (pose.presence >= threshold) & (pose.image_index == i)).nonzero()[0]
-            boxes = squared(pixel_boxes(torch.from_numpy(pose.joints_2d[rows])))
-            # Two boxes may lead to one hand, or one box to a part of another hand.
-            best += rows[distinct(boxes, torch.from_numpy(pose.presence[rows])).numpy()].tolist()
-        return best
+    @unaffected()
+    def proposals(self, image: np.ndarray, K: Any) -> tuple[HandPose[np.ndarray], np.ndarray]:
+        """Estimate the poses of all candidates in one image that a closer view verifies, with their evidence.
+
+        A call without a box combines this evidence into `presence` and returns the distinct hands that reach
+        the network's `finding_threshold`.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            K: (3, 3) intrinsics in px, or a `Camera`.
+
+        Returns:
+            The poses of N candidates, several of which may show one hand, and `finding.hand_evidence`,
+            (N, 3).
+
+        Raises:
+            ValueError: the network does not find hands, or a value is out of its range.
+            TypeError: an argument has the wrong type or dtype.
+        """
+        image = self._one_image("proposals", image)
+        cameras = read_cameras(K, [image.shape[:2]])
+        with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
+            pose, centres = self._proposed([image], cameras, None, [None], False, None)
+        return pose, hand_evidence(pose, centres)
+
+    def _proposed(
+        self,
+        images: Sequence[Any],
+        cameras: Cameras,
+        scales: np.ndarray | None,
+        sides: Sequence[str | None],
+        return_votes: bool,
+        detector: Detector | None,
+    ) -> tuple[HandPose[np.ndarray], np.ndarray]:
+        """The poses of all verified candidates in images, and the probabilities (N,) of their centres."""
+        found = [
+            self._verified(each, cameras.chosen([i]), given, detector)
+            for i, (each, given) in enumerate(zip(images, sides, strict=True))
+        ]
+        centres = torch.cat([hands.scores for hands in found]).numpy()
+        image_index = [i for i, hands in enumerate(found) for _ in hands.boxes]
+        if not image_index:
+            return HandPose.none(return_votes).numpy(), centres
+        detected_sides = [None if detector is None else each for hands in found for each in hands.sides()]
+        with self._profiler.stage("prepare"):
+            request = self._read(
+                images,
+                cameras,
+                None if scales is None else scales[image_index],
+                [hands.boxes for hands in found],
+                [sides[i] or each for i, each in zip(image_index, detected_sides, strict=True)],
+                return_votes,
+            )
+        return self._posed(request, return_votes), centres
 
     def _verified(
         self, image: Any, camera: Cameras, side: str | None, detector: Detector | None

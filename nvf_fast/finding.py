@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from nvf_fast.camera import normalised
 from nvf_fast.camera_model import Cameras
 from nvf_fast.inputs import SMALLEST_BOX_PX, WIDEST_SLOPE, read_boxes, read_scores, read_sides
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
+from nvf_fast.pose import HandPose
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.volumes import HandVolume
 
@@ -265,6 +268,43 @@ def distinct(boxes: Tensor, scores: Tensor, nested: float = NESTED) -> Tensor:
         if not ((common > SAME_HAND * union) | (common > nested * inner)).any():
             kept.append(index)
     return torch.tensor(kept, dtype=torch.int64)
+
+
+def hand_evidence(pose: HandPose[np.ndarray], centres: np.ndarray) -> np.ndarray:
+    """Evidence for found hands.
+
+    Args:
+        pose: of N hands in closer views.
+        centres: (N,) probability of each hand's centre in the whole image.
+
+    Returns:
+        (N, 3) float64, NaN where a pose is not valid: the logits of the centre and of the presence, and the
+        log of the mean expected error in mm of the unit hand, in the order of the configuration's
+        `finding_weights`.
+    """
+    assert pose.expected_error is not None and pose.hand_scale is not None
+    logits = torch.from_numpy(np.stack([centres, pose.presence], 1)).double().logit(1e-6).numpy()
+    errors = pose.expected_error.mean(1, dtype=np.float64) * UNIT_SCALE_MM / pose.hand_scale
+    return np.concatenate([logits, np.log(errors)[:, None]], 1)
+
+
+def finding_logits(evidence: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Logits (N,) of found hands, of evidence (N, 3) and a network's `finding_weights`."""
+    return evidence @ np.array(weights[:3]) + weights[3]
+
+
+def distinct_hands(pose: HandPose[np.ndarray], scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The rows of a batch of poses whose hands differ, best first.
+
+    Two boxes may lead to one hand, or one box to a part of another hand.
+
+    Args:
+        pose: a batch of N poses in one image.
+        scores: (N,).
+        rows: indices of valid poses.
+    """
+    boxes = squared(pixel_boxes(torch.from_numpy(pose.joints_2d[rows])))
+    return rows[distinct(boxes, torch.from_numpy(scores[rows])).numpy()]
 
 
 def overlap(box: np.ndarray, other: np.ndarray) -> float:

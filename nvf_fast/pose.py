@@ -60,7 +60,8 @@ class HandPose(Generic[A]):
             view, where no hand is present.
         points_evaluated: (...) int, number of queried points.
         presence: (...) float32 in [0, 1], probability of a hand in the view; for a hand found in a whole
-            image, combined with that of its centre there. 1 from a network that predicts none.
+            image, combined with that of its centre there and with the expected error. 1 from a network that
+            predicts none.
         votes: the voters if requested: `Votes`, or a tuple of them for a batch.
         expected_error: (..., 21) float32 mm, expected distance of each joint from the truth, NaN where not
             valid; None from a network that predicts none.

@@ -95,29 +95,61 @@ def test_threshold_accepts_half_a_percent_of_empty_views() -> None:
     assert calibration._threshold(np.array([0.8, 0.9]), np.array([0.1, 0.2])) == (0.5, 0.0, 0.0)
 
 
+HAND = WideHand("right", np.zeros((21, 3), np.float32), np.array([10, 10, 60, 60], np.float32))
+ELSEWHERE = replace(HAND, box=np.array([100, 100, 160, 160], np.float32))
+
+
+def wide_images(count: int, *hands: WideHand) -> list[WideImage]:
+    return [WideImage(np.zeros((1, 1, 3), np.uint8), np.eye(3), hands)] * count
+
+
+def proposed(evidence: np.ndarray, hands: list[WideHand]) -> tuple[HandPose[np.ndarray], np.ndarray]:
+    """One proposal in the box of each hand, with evidence (N, 3)."""
+    pixels = np.repeat([hand.box.reshape(2, 2) for hand in hands], [1, 20], 1)
+    count, valid = np.zeros(len(hands), int), np.ones(len(hands), bool)
+    pose = HandPose(np.zeros((len(hands), 21, 3)), pixels, pixels[..., 0], count, valid, count, count)
+    return pose, evidence
+
+
 def test_finding_threshold_accepts_few_false_hands() -> None:
-    """Of 50 images each shows one hand, found with probability 0.9, and 4 false hands, ever less likely."""
-    hand = WideHand("right", np.zeros((21, 3), np.float32), np.array([10, 10, 60, 60], np.float32))
-    images = [WideImage(np.zeros((1, 1, 3), np.uint8), np.eye(3), (hand,))] * 50
-    false = iter(np.linspace(0.99, 0.5, 200).reshape(50, 4))
+    """Each image shows one hand at equal evidence, and 4 false hands, ever less likely."""
 
-    def find(image: np.ndarray, intrinsics: np.ndarray) -> HandPose:
-        boxes = np.array([[10, 10, 60, 60]] + 4 * [[100, 100, 160, 160]], np.float64).reshape(5, 2, 2)
-        presence, count = np.array([0.9, *next(false)]), np.zeros(5, int)
-        pixels = np.repeat(boxes, [1, 20], 1)
-        return HandPose(np.zeros((5, 21, 3)), pixels, pixels[..., 0], count, count == 0, count, presence)
+    def propose(image: np.ndarray, intrinsics: np.ndarray) -> tuple[HandPose[np.ndarray], np.ndarray]:
+        centres = np.array([0.9, *next(false)])
+        evidence = np.stack([np.log(centres / (1 - centres)), 0 * centres, 0 * centres], 1)
+        return proposed(evidence, [HAND] + 4 * [ELSEWHERE])
 
-    threshold, recall, false_hands = calibration.fit_finding_threshold(find, images)
+    def score(centre: float) -> float:
+        return 1 / (1 + np.exp(-weights[0] * np.log(centre / (1 - centre)) - weights[3]))
+
+    # The best of an image's four false hands, which share a box, is found.
+    best = np.linspace(0.99, 0.5, 50)
+    false = iter(np.stack([best, best - 0.01, best - 0.02, best - 0.03], 1))
+    weights, threshold, recall, false_hands = calibration.fit_finding(propose, wide_images(50, HAND))
+    assert weights[0] > 0, "false hands have less likely centres on average"
     # 0.045 of 50 images are 2 false hands: between the second and the third.
-    assert threshold == pytest.approx(0.99 - 1.5 * 0.49 / 199)
+    assert threshold == pytest.approx((score(best[1]) + score(best[2])) / 2)
     assert (recall, false_hands) == (0, 2 / 50)
-    certain = replace(hand, box=np.array([100, 100, 160, 160], np.float32))
+    # One of the equal boxes shows the second hand, and no other is distinct from it.
     false = iter(np.linspace(0.99, 0.5, 8).reshape(2, 4))
-    both = [replace(images[0], hands=(hand, certain))] * 2
-    # One of the equal boxes shows the second hand; none of the six others may be accepted.
-    threshold, recall, false_hands = calibration.fit_finding_threshold(find, both)
-    assert 0.92 < threshold < 0.99 and (recall, false_hands) == (0.25, 0)
-    assert calibration.fit_finding_threshold(find, []) == (0, 0, 0)
+    weights, threshold, recall, false_hands = calibration.fit_finding(
+        propose, wide_images(2, HAND, ELSEWHERE)
+    )
+    assert (threshold, recall, false_hands) == (0, 1, 0) and weights == NVFConfig.finding_weights
+    assert calibration.fit_finding(propose, []) == (NVFConfig.finding_weights, 0, 0, 0)
+
+
+def test_expected_errors_distinguish_false_hands() -> None:
+    """Centres and presences of hands and false hands are alike, expected errors are not."""
+    random = np.random.default_rng(0)
+
+    def propose(image: np.ndarray, intrinsics: np.ndarray) -> tuple[HandPose[np.ndarray], np.ndarray]:
+        errors = np.array([30, 150]) * np.exp(0.2 * random.standard_normal(2))
+        return proposed(np.stack([*random.standard_normal((2, 2)), np.log(errors)], 1), [HAND, ELSEWHERE])
+
+    weights, threshold, recall, false_hands = calibration.fit_finding(propose, wide_images(40, HAND))
+    assert weights[2] < 0 and abs(weights[0]) < 0.2 * abs(weights[2]) and 0 < threshold < 1
+    assert recall >= 39 / 40 and false_hands <= 1 / 40
 
 
 def test_without_voters_the_coarse_joints_stand_for_the_voted_ones() -> None:
@@ -173,6 +205,7 @@ def test_command_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert info["training"]["steps"] == 3
     for name in ("presence_threshold", "finding_threshold"):
         assert getattr(fitted.config, name) == info["training"]["calibration"][name]
+    assert len(fitted.config.finding_weights) == 4
     reference = NVFConfig(input_size=64, stem=8, width=16, stacks=1, depth=1, groups=2, hidden=(8,))
     save_checkpoint(NVF(reference), tmp_path / "paper", {})
     with pytest.raises(SystemExit):

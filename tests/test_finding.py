@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from nvf_fast.finding import (
     HandFinder,
     SizedView,
     distinct,
+    finding_logits,
     read_peaks,
     sized_view,
     squared,
@@ -27,6 +29,7 @@ from nvf_fast.finding import (
 )
 from nvf_fast.image_files import read_image
 from nvf_fast.inputs import read_cameras
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.runtime.profiling import Profiler
 from tests.hand_cases import hand_network
 
@@ -40,6 +43,41 @@ def test_every_hand_lies_whole_in_some_view(smallest: float) -> None:
         shown = hand * sides
         assert ((shown >= 0.999 * SMALLEST_PX) & (shown <= SIZE)).any(), hand
     assert sides[-1] <= COARSEST * SIZE and (sides[:-1] > COARSEST * SIZE).all()
+
+
+def test_presence_of_found_hands_weighs_their_evidence() -> None:
+    model = nvf_fast.load(device="cpu").model
+    image = read_image(files("nvf_fast") / "assets/demo.jpg")
+    K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+    weights = (0.3, 0.2, -1.5, 6.0)
+    model.config = replace(model.config, finding_weights=weights, finding_threshold=0.0)
+    estimator = PoseEstimator(model)
+    pose, evidence = estimator.proposals(image, K)
+    logits = finding_logits(evidence, weights)
+    np.testing.assert_allclose(logits, evidence @ weights[:3] + weights[3])
+    found = estimator(image, K)
+    assert 2 <= len(found) <= len(pose) and evidence.shape == (len(pose), 3)
+    for each in found:
+        row = np.flatnonzero((pose.joints == each.joints).all((1, 2)))[0]
+        assert each.presence == pytest.approx(1 / (1 + np.exp(-logits[row])), abs=1e-6)
+        assert evidence[row, 2] == pytest.approx(np.log(each.expected_error.mean()), abs=1e-5)
+    # A given hand scale multiplies expected errors in mm, not the evidence.
+    larger = estimator(image, K, hand_scale=2 * UNIT_SCALE_MM)
+    np.testing.assert_allclose(larger.presence, found.presence, atol=1e-6)
+    least = float(np.sort(found.presence)[-2])
+    model.config = replace(model.config, finding_threshold=least)
+    assert len(PoseEstimator(model)(image, K)) == 2
+    model.config = replace(model.config, finding_weights=(0.0, 0.0, 0.0, -20.0))
+    assert len(PoseEstimator(model)(image, K)) == 0
+
+
+def test_proposals_need_a_network_that_finds_and_one_image() -> None:
+    image, K = np.zeros((64, 96, 3), np.uint8), np.array([[90.0, 0, 48], [0, 90, 32], [0, 0, 1]])
+    estimator = PoseEstimator(hand_network())
+    with pytest.raises(ValueError, match="one image, got several"):
+        estimator.proposals(np.stack([image, image]), K)
+    pose, evidence = PoseEstimator(hand_network(), step_mm=56).proposals(image, K)
+    assert evidence.shape == (len(pose), 3)
 
 
 def test_boxes_in_a_large_image_are_those_of_a_smaller_one() -> None:

@@ -281,7 +281,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["eval", "hand-views", "--checkpoint", str(tmp_path / "tiny"), "--out", str(tmp_path), *options])
     out = capsys.readouterr().out
     assert "- poses and stability: --count is 0" in out
-    assert "- lost photographs and sides: --photographs is not given" in out
+    assert "- presence and finding in photographs: --photographs is not given" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["empty"]["empty"] == 4 and report["finding"]["images"] == 1
     assert report["time"]["pose"] > 0 and report["context"]["backgrounds"] == "procedural"

@@ -214,6 +214,9 @@ def test_refuses_calls_for_the_other_view() -> None:
         ({"input_size": 80}, "multiple of 32"),
         ({"presence_threshold": 1.5}, r"presence_threshold must be in \[0, 1\]"),
         ({"finding_threshold": -0.5}, r"finding_threshold must be in \[0, 1\]"),
+        ({"finding_weights": (1.0, 1.0, 0.0)}, "finding_weights must be a tuple of 4 finite numbers"),
+        ({"finding_weights": (1.0, 1.0, 0.0, float("nan"))}, "finding_weights must be"),
+        ({"finding_weights": (1.0, 1.0, 0.0, "0")}, "finding_weights must be"),
         ({"pose_code": -1}, "pose_code must be at least 0"),
     ],
 )
@@ -224,7 +227,8 @@ def test_refuses_inconsistent_configurations(change: dict[str, object], message:
 
 def test_loads_configurations_older_than_hand_views() -> None:
     values = NVFConfig().to_dict()
-    for name in ("encoder", "view", "channels", "pose_code", "presence_threshold", "finding_threshold"):
+    later = ("encoder", "view", "channels", "pose_code", "presence_threshold", "finding_threshold")
+    for name in (*later, "finding_weights"):
         del values[name]
     assert NVFConfig.from_dict(values) == NVFConfig()
     assert NVFConfig.from_dict(SMALL.to_dict()) == SMALL

@@ -17,7 +17,7 @@ SEED = 3_000_017  # its views do not occur in trainings with smaller seeds
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Fit vote weights, the scale of expected errors, and the thresholds of presence and finding."""
+    """Fit vote weights, the scale of expected errors, and the acceptance of views and of found hands."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # folder of a network of hand views
     out: Path  # folder of the calibrated checkpoint; it may be the same

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -189,7 +189,7 @@ class LabelledPhotographs:
             raise UserError("eval photographs needs a camera-space network that works without hand scale")
         estimator = predictor.estimator
         options = {"split": self.split, "leave out": ", ".join(self.leave_out) or "nothing"}
-        with _reporting(self.out):
+        with user_errors(), locked(self.out / LOCK_FILE):
             scores = photographs.evaluate_photographs(
                 photographs.predict_with(estimator),
                 Photographs(self.data, self.split, self.leave_out),
@@ -248,7 +248,7 @@ class HandViews:
         predictor, conditions = _load_alone("hand-views", self.prediction)
         if predictor.estimator.model.config.view != "hand":
             raise UserError("eval hand-views needs a network of hand views")
-        with _reporting(self.out):
+        with user_errors(), locked(self.out / LOCK_FILE):
             report = check_hand_views(predictor.estimator, **vars(self.checks))
             context = {**conditions, **self.checks.conditions(), **surroundings()}
             _print(report_lines(report), write_hand_view_report(self.out, report, context))
@@ -341,13 +341,6 @@ def _load_alone(command: str, prediction: Prediction) -> tuple[NetworkPredictor,
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"eval {command} runs in one process")
     return prediction.load()
-
-
-@contextmanager
-def _reporting(folder: Path) -> Iterator[None]:
-    """Lock a report's folder; invalid input becomes a `UserError`."""
-    with user_errors(), locked(folder / LOCK_FILE):
-        yield
 
 
 def _print(lines: Iterable[str], files: Iterable[Path]) -> None:

@@ -22,7 +22,7 @@ COMMANDS = {
     "track": "follow hands through a video",
     "view": "show the hands of an image as an interactive 3D page",
     "train": "train a network",
-    "calibrate": "fit vote weights, expected errors and the threshold of presence of a trained network",
+    "calibrate": "fit vote weights, expected errors and thresholds of a trained network",
     "eval": "measure a checkpoint on a data set",
     "export": "write a network as ONNX files or exported PyTorch programs",
     "reproduce": "make a table or a figure of the paper",

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nvf_fast.data.sample import HandSample
 from nvf_fast.evaluation.scores import rate
 from nvf_fast.finding import SAME_HAND, overlap
 from nvf_fast.pose import HandPose
-from nvf_fast.synthetic.wide_images import WideImage
+from nvf_fast.synthetic.wide_images import WideHand, WideImage
 
 Find = Callable[[np.ndarray, np.ndarray], HandPose]
 """Finder of the poses in an image (H, W, 3) with intrinsics (3, 3): a batch of numpy arrays, best first."""
@@ -37,6 +38,13 @@ def match_hands(joints_2d: Iterable[np.ndarray], boxes: Sequence[np.ndarray]) ->
         best = int(np.argmax(overlaps)) if overlaps else 0
         found.append(missing.pop(best) if overlaps and overlaps[best] > SAME_HAND else None)
     return found
+
+
+def one_hand_image(sample: HandSample) -> WideImage:
+    """A labelled image of one hand for `score_finding`."""
+    assert sample.joints is not None and sample.box is not None
+    hand = WideHand(sample.side, np.asarray(sample.joints), np.asarray(sample.box))
+    return WideImage(np.asarray(sample.image), sample.intrinsics, (hand,))
 
 
 def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:

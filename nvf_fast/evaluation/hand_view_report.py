@@ -43,6 +43,8 @@ CHECKS = (
     ("finding", "recall", "hands found in wide images, %", "{hands} hands in {images} images"),
     ("finding", "side", "side right of those, %", "{images} images"),
     ("finding", "false_hands", "false hands per image", "{images} images"),
+    ("crops", "recall", "hands found in photographs of one hand, %", "{images} photographs"),
+    ("crops", "false_hands", "false hands per photograph", "{images} photographs"),
     ("time", "pose", "pose with box, ms", "{threads} threads, {device}"),
     ("time", "find", "all hands of 1280 x 720, ms", "{threads} threads, {device}"),
 )
@@ -75,13 +77,13 @@ def check_hand_views(
         seed: of empty views and wide images.
 
     Returns:
-        Results of `hand_views` by part: "poses", "stability", "empty", "presence", "finding" and "time"; and
-        "skipped", the reasons by part.
+        Results of `hand_views` by part: "poses", "stability", "empty", "presence", "crops", "finding" and
+        "time"; and "skipped", the reasons by part.
     """
     from nvf_fast.data.photograph_views import PhotographViews
     from nvf_fast.data.photographs import Photographs
     from nvf_fast.evaluation import hand_views
-    from nvf_fast.evaluation.finding import score_finding
+    from nvf_fast.evaluation.finding import one_hand_image, score_finding
     from nvf_fast.evaluation.mean_pose import other_hands
     from nvf_fast.evaluation.photographs import predict_with, predicted
     from nvf_fast.model import NVF
@@ -95,9 +97,9 @@ def check_hand_views(
     predict, heads = predict_with(estimator), partial(predict_views, estimator.model)
     report: dict[str, Any] = {"skipped": {}}
     if count:
-        data = synthetic_v2("test", data_cache)
-        render_ahead(data, count=count)
-        samples = [data[index] for index in range(min(count, len(data)))]
+        rendered = synthetic_v2("test", data_cache)
+        render_ahead(rendered, count=count)
+        samples = [rendered[index] for index in range(min(count, len(rendered)))]
         parts = hand_views.part_joints(heads, samples)
         poses = predicted(predict, samples)
         report["poses"] = hand_views.score_poses(poses, parts, samples, other_hands(UNIFORM))
@@ -109,10 +111,14 @@ def check_hand_views(
     without_hand = SyntheticViews(seed, backgrounds=backgrounds).draw(empty, "empty")
     report["empty"] = hand_views.score_empty(heads, without_hand, threshold)
     if photographs is None:
-        report["skipped"]["lost photographs and sides"] = "--photographs is not given"
+        report["skipped"]["presence and finding in photographs"] = "--photographs is not given"
     else:
-        views = PhotographViews(Photographs(photographs, "val")).exact(keep_sides=True)
+        data = Photographs(photographs, "val")
+        views = PhotographViews(data).exact(keep_sides=True)
         report["presence"] = hand_views.score_presence(heads, views, threshold)
+        report["crops"] = score_finding(
+            estimator, (one_hand_image(data[index]) for index in range(len(data)))
+        )
     images = WideImages(seed, rig=rig, backgrounds=backgrounds)
     report["finding"] = score_finding(estimator, (images.draw(index) for index in range(wide)))
     shown = images.draw(0, ["right"])

@@ -39,7 +39,7 @@ MOST_COVERED = 3  # joints of one hand that lie behind another hand or its forea
 class WideHand:
     """One hand of a wide image."""
 
-    side: Side  # "right" or "left"
+    side: str  # "right" or "left"
     joints: np.ndarray  # (21, 3) float32 mm of the unit hand, in the frame of the image's camera
     box: np.ndarray  # (4,) float32 px, (x0, y0, x1, y1) around the projected joints
 

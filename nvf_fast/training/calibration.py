@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,13 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from nvf_fast.config import NVFConfig
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.estimator import PoseEstimator
-from nvf_fast.evaluation.finding import Find, match_hands
+from nvf_fast.evaluation.finding import match_hands
+from nvf_fast.finding import SAME_HAND, distinct_hands, finding_logits, overlap, pixel_boxes
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.kernels.place_hands.reference import LEFT, PRESENCE
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import QueryOptions
+from nvf_fast.pose import HandPose
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.synthetic.wide_images import WideImage
 from nvf_fast.training.hand_losses import HandBatch
@@ -32,6 +35,7 @@ WEIGHTS = torch.linspace(0, 1, 21)  # candidates for the weight of the votes
 ACCEPTED = 0.005  # rate of accepted empty views that the threshold of presence keeps to
 FALSE_HANDS = 0.045  # of a wide image, that the threshold of finding keeps to
 PENALTY = 1e-4  # of the squared weights of a fitted logit, on features of unit variance
+Propose = Callable[[np.ndarray, np.ndarray], tuple[HandPose[np.ndarray], np.ndarray]]
 STEP_MM, SURFACE_MM, FRACTION = 16.0, 5.0, 0.5  # the estimator's defaults
 
 
@@ -75,7 +79,8 @@ def calibrate(
     - The expected error: its logarithm is shifted, per joint, until expected and true errors agree in the
       mean.
     - The threshold of presence: the lowest that accepts at most 0.5 % of the empty views.
-    - The threshold of finding: the lowest that finds at most 0.045 false hands per wide image.
+    - The weights of the evidence for a hand in a whole image, a logistic regression, and the threshold of
+      finding: the lowest that finds at most 0.045 false hands per wide image.
 
     Args:
         model: a network of hand views.
@@ -103,9 +108,9 @@ def calibrate(
         heads.view.bias[3:] += shift.to(heads.view.bias)
     shown, hidden = found.presence.numpy(), predict_views(fitted, empty).presence.numpy()
     threshold, lost, accepted = _threshold(shown, hidden)
-    fitted.config = replace(fitted.config, presence_threshold=threshold, finding_threshold=0.0)
-    finding, recall, false_hands = fit_finding_threshold(PoseEstimator(fitted), wide)
-    fitted.config = replace(fitted.config, finding_threshold=finding)
+    fitted.config = replace(fitted.config, presence_threshold=threshold)
+    weights, finding, recall, false_hands = fit_finding(PoseEstimator(fitted).proposals, wide)
+    fitted.config = replace(fitted.config, finding_weights=weights, finding_threshold=finding)
     return fitted, {
         "presence_threshold": threshold,
         "lost": lost,
@@ -150,28 +155,51 @@ def fit_vote_weight(coarse: Tensor, voted: Tensor, joints: Tensor) -> Tensor:
     return torch.cat([best(*middles), best(*relative)])
 
 
-def fit_finding_threshold(find: Find, wide: Iterable[WideImage]) -> tuple[float, float, float]:
-    """The lowest threshold with at most `FALSE_HANDS` per image, the recall, and the false hands per image.
+def fit_finding(propose: Propose, wide: Iterable[WideImage]) -> tuple[tuple[float, ...], float, float, float]:
+    """Fit the acceptance of hands that are found in whole images.
 
     Args:
-        find: finds hands of any presence.
+        propose: `PoseEstimator.proposals`.
         wide: images.
+
+    Returns:
+        `finding_weights`, by a logistic regression on all proposals, and unchanged where hands or false
+        proposals are missing; the lowest threshold with at most `FALSE_HANDS` per image; and its recall and
+        false hands per image.
     """
-    true, false, hands, images = list[float](), list[float](), 0, 0
-    for each in tqdm(wide, desc="finding", disable=None):
-        poses = find(each.image, each.intrinsics)
-        matches = match_hands(poses.joints_2d, [hand.box for hand in each.hands])
-        for presence, hand in zip(poses.presence, matches, strict=True):
-            (false if hand is None else true).append(float(presence))
-        hands, images = hands + len(each.hands), images + 1
+    images = [
+        (each.hands, *propose(each.image, each.intrinsics))
+        for each in tqdm(wide, desc="finding", disable=None)
+    ]
+    evidence, labels = [np.zeros((0, 3))], list[bool]()
+    for hands, pose, found in images:
+        evidence.append(found[pose.valid])
+        labels += [
+            any(overlap(box, hand.box) > SAME_HAND for hand in hands)
+            for box in pixel_boxes(torch.from_numpy(pose.joints_2d[pose.valid])).numpy()
+        ]
+    weights = NVFConfig.finding_weights
+    if len(set(labels)) == 2:
+        fitted = _logistic_regression(
+            torch.from_numpy(np.concatenate(evidence)), torch.tensor(labels).double()
+        )
+        weights = (*fitted[0].tolist(), float(fitted[1]))
+    true, false = list[float](), list[float]()
+    for hands, pose, found in images:
+        scores = torch.from_numpy(finding_logits(found, weights)).sigmoid().numpy()
+        rows = distinct_hands(pose, scores, pose.valid.nonzero()[0])
+        matches = match_hands(pose.joints_2d[rows], [hand.box for hand in hands])
+        for score, hand in zip(scores[rows], matches, strict=True):
+            (false if hand is None else true).append(float(score))
     false.sort(reverse=True)
-    allowed = int(FALSE_HANDS * images)
+    allowed = int(FALSE_HANDS * len(images))
     # Between the least likely false hand that is accepted and the likeliest one that is not.
     bounds = [*false, 0.0][allowed : allowed + 1] + [1.0, *false][allowed : allowed + 1]
     threshold = sum(bounds) / 2 if len(false) > allowed else 0.0
     accepted = sum(each >= threshold for each in false)
     recalled = sum(each >= threshold for each in true)
-    return threshold, recalled / max(hands, 1), accepted / max(images, 1)
+    shown = sum(len(hands) for hands, *_ in images)
+    return weights, threshold, recalled / max(shown, 1), accepted / max(len(images), 1)
 
 
 def _pooled(model: NVF, views: HandViews, mirrored: bool = False) -> Tensor:
@@ -190,7 +218,7 @@ def _logistic_regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     middle, spread = features.mean(0), features.std(0) + 1e-3
     scaled = (features - middle) / spread
     weights = torch.where(labels > 0, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
-    parameters = torch.zeros(features.shape[1] + 1, requires_grad=True)
+    parameters = torch.zeros(features.shape[1] + 1, dtype=features.dtype, requires_grad=True)
     optimiser = torch.optim.LBFGS([parameters], max_iter=300, line_search_fn="strong_wolfe")
 
     def loss() -> float:

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 
 from nvf_fast.baselines import Network
 
-MAY_DIFFER = ("task", "input_size", "hand_scale", "scale_optional", "presence_threshold", "finding_threshold")
+MAY_DIFFER = (
+    "task",
+    "input_size",
+    "hand_scale",
+    "scale_optional",
+    "presence_threshold",
+    "finding_weights",
+    "finding_threshold",
+)
 
 
 @torch.no_grad()
