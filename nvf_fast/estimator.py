@@ -22,6 +22,7 @@ from nvf_fast.depth import read_depths, scaled_to_depth
 from nvf_fast.finding import (
     FOUND_SCORE,
     LEAST,
+    LEAST_LOGIT,
     MOST_CANDIDATES,
     SMALLEST,
     Candidates,
@@ -41,6 +42,7 @@ from nvf_fast.finding import (
 from nvf_fast.grid import Lattice
 from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.inputs import read_cameras, read_hand_scale, read_images, read_sides
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions, Results
 from nvf_fast.pose import A, HandPose
@@ -367,8 +369,8 @@ class PoseEstimator:
             pose, centres = self._proposed(images, cameras, scales, sides, return_votes, detector)
             with self._profiler.stage("read"):
                 if detector is None:
-                    logits = finding_logits(hand_evidence(pose, centres), config.finding_weights)
-                    pose = replace(pose, presence=torch.from_numpy(logits).sigmoid().float().numpy())
+                    logits = finding_logits(_evidence(pose, centres), config.finding_weights)
+                    pose = replace(pose, presence=logits.sigmoid().float().numpy())
                 threshold = config.finding_threshold if detector is None else 0.0
                 assert pose.image_index is not None
                 accepted = pose.valid & (pose.presence >= threshold)
@@ -399,7 +401,7 @@ class PoseEstimator:
         cameras = read_cameras(K, [image.shape[:2]])
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             pose, centres = self._proposed([image], cameras, None, [None], False, None)
-        return pose, hand_evidence(pose, centres)
+        return pose, _evidence(pose, centres).numpy()
 
     def _proposed(
         self,
@@ -409,13 +411,13 @@ class PoseEstimator:
         sides: Sequence[str | None],
         return_votes: bool,
         detector: Detector | None,
-    ) -> tuple[HandPose[np.ndarray], np.ndarray]:
+    ) -> tuple[HandPose[np.ndarray], torch.Tensor]:
         """The poses of all verified candidates in images, and the probabilities (N,) of their centres."""
         found = [
             self._verified(each, cameras.chosen([i]), given, detector)
             for i, (each, given) in enumerate(zip(images, sides, strict=True))
         ]
-        centres = torch.cat([hands.scores for hands in found]).numpy()
+        centres = torch.cat([hands.scores for hands in found])
         image_index = [i for i, hands in enumerate(found) for _ in hands.boxes]
         if not image_index:
             return HandPose.none(return_votes).numpy(), centres
@@ -436,7 +438,7 @@ class PoseEstimator:
     ) -> Candidates:
         """The candidates of one image that closer views verify, with the boxes of their coarse joints."""
         assert isinstance(self.model, NVF)
-        size = image.shape[:2]
+        size, config = image.shape[:2], self.model.config
         if detector is None:
             found = self._candidates(image, camera, FOUND_SCORE, SMALLEST)
         else:
@@ -453,11 +455,17 @@ class PoseEstimator:
             slopes = torch.from_numpy(request.slopes).to(self.device)
             encoding = self.model.encode_hands(images, slopes)
         with self._profiler.stage("read"):
-            present = encoding.presence.sigmoid() >= self.model.config.presence_threshold
+            presence = encoding.presence.sigmoid().cpu()
             joints = encoding.joints(slopes).double().cpu() @ torch.from_numpy(request.placement.frames)
             boxes = squared(pixel_boxes(request.cameras.project(joints))).float()
-            verified = present.cpu() & viewable(boxes, camera, *size)
-            return found._replace(boxes=boxes).chosen(verified)
+            verified = (presence >= config.presence_threshold) & viewable(boxes, camera, *size)
+            if detector is not None:
+                return found._replace(boxes=boxes).chosen(verified)
+            evidence = hand_evidence(found.scores, presence, encoding.error.cpu())
+            logits = finding_logits(evidence, config.finding_weights)
+            verified &= logits >= LEAST_LOGIT + float(torch.tensor(config.finding_threshold).logit(1e-6))
+            boxes, logits, found = boxes[verified], logits[verified], found.chosen(verified)
+            return found._replace(boxes=boxes).chosen(distinct(boxes, logits))
 
     @unaffected()
     @torch.no_grad()
@@ -577,6 +585,13 @@ def load(
 def _restored(model: Network, device: torch.device, options: QueryOptions) -> PoseEstimator:
     """The estimator of a pickle or copy."""
     return PoseEstimator(model, device=device, **vars(options))
+
+
+def _evidence(pose: HandPose[np.ndarray], centres: torch.Tensor) -> torch.Tensor:
+    """`hand_evidence` of final poses; NaN where they are not valid."""
+    assert pose.expected_error is not None and pose.hand_scale is not None
+    errors = pose.expected_error * (UNIT_SCALE_MM / pose.hand_scale)[:, None]
+    return hand_evidence(centres, torch.from_numpy(pose.presence), torch.from_numpy(errors))
 
 
 def _like(pose: HandPose[np.ndarray], image: Any) -> HandPose[Any]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from nvf_fast.camera import normalised
 from nvf_fast.camera_model import Cameras
 from nvf_fast.inputs import SMALLEST_BOX_PX, WIDEST_SLOPE, read_boxes, read_scores, read_sides
-from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
 from nvf_fast.runtime.profiling import Profiler
@@ -31,6 +30,7 @@ MOST_PX = 4096  # of an image's longer side that views are resized from
 FOUND_SCORE = 0.12  # least probability of a hand's centre
 MOST_CANDIDATES = 32  # that are seen closer
 SAME_HAND = 0.3  # boxes that overlap by more are one hand's: intersection over union
+LEAST_LOGIT = -6.0  # of a coarse pose's evidence, relative to the threshold; -4 loses 0.5 % of the hands
 NESTED = 0.7  # or that lie inside another by more: intersection over the smaller box
 
 
@@ -270,27 +270,25 @@ def distinct(boxes: Tensor, scores: Tensor, nested: float = NESTED) -> Tensor:
     return torch.tensor(kept, dtype=torch.int64)
 
 
-def hand_evidence(pose: HandPose[np.ndarray], centres: np.ndarray) -> np.ndarray:
-    """Evidence for found hands.
+def hand_evidence(centres: Tensor, presence: Tensor, errors: Tensor) -> Tensor:
+    """Evidence for N found hands.
 
     Args:
-        pose: of N hands in closer views.
         centres: (N,) probability of each hand's centre in the whole image.
+        presence: (N,) probability of a hand in the closer view.
+        errors: (N, 21) mm of the unit hand, expected errors of the joints.
 
     Returns:
-        (N, 3) float64, NaN where a pose is not valid: the logits of the centre and of the presence, and the
-        log of the mean expected error in mm of the unit hand, in the order of the configuration's
-        `finding_weights`.
+        (N, 3) float64: the logits of the two probabilities, and the log of the mean error, in the order of
+        the configuration's `finding_weights`.
     """
-    assert pose.expected_error is not None and pose.hand_scale is not None
-    logits = torch.from_numpy(np.stack([centres, pose.presence], 1)).double().logit(1e-6).numpy()
-    errors = pose.expected_error.mean(1, dtype=np.float64) * UNIT_SCALE_MM / pose.hand_scale
-    return np.concatenate([logits, np.log(errors)[:, None]], 1)
+    logits = [each.double().logit(1e-6) for each in (centres, presence)]
+    return torch.stack([*logits, errors.double().mean(1).log()], 1)
 
 
-def finding_logits(evidence: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+def finding_logits(evidence: Tensor, weights: Sequence[float]) -> Tensor:
     """Logits (N,) of found hands, of evidence (N, 3) and a network's `finding_weights`."""
-    return evidence @ np.array(weights[:3]) + weights[3]
+    return evidence @ evidence.new_tensor(weights[:3]) + weights[3]
 
 
 def distinct_hands(pose: HandPose[np.ndarray], scores: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def test_presence_of_found_hands_weighs_their_evidence() -> None:
     model.config = replace(model.config, finding_weights=weights, finding_threshold=0.0)
     estimator = PoseEstimator(model)
     pose, evidence = estimator.proposals(image, K)
-    logits = finding_logits(evidence, weights)
+    logits = finding_logits(torch.from_numpy(evidence), weights).numpy()
     np.testing.assert_allclose(logits, evidence @ weights[:3] + weights[3])
     found = estimator(image, K)
     assert 2 <= len(found) <= len(pose) and evidence.shape == (len(pose), 3)

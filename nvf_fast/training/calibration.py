@@ -186,7 +186,7 @@ def fit_finding(propose: Propose, wide: Iterable[WideImage]) -> tuple[tuple[floa
         weights = (*fitted[0].tolist(), float(fitted[1]))
     true, false = list[float](), list[float]()
     for hands, pose, found in images:
-        scores = torch.from_numpy(finding_logits(found, weights)).sigmoid().numpy()
+        scores = finding_logits(torch.from_numpy(found), weights).sigmoid().numpy()
         rows = distinct_hands(pose, scores, pose.valid.nonzero()[0])
         matches = match_hands(pose.joints_2d[rows], [hand.box for hand in hands])
         for score, hand in zip(scores[rows], matches, strict=True):
