@@ -180,7 +180,7 @@ def bench_pipeline(benchmark: Any, case: Case) -> None:
         "search": case.search,
         "dtype": dtype_name(case.dtype),
         "points_evaluated": int(pose.points_evaluated),
-        "peer_estimated": case.estimated,
+        "baseline_estimated": case.estimated,
         "retried": estimator.retried,
         "stages_ms": {name: total / 5 for name, total in stages.items()},
         "peak_mib": peak[0] if peak else None,

@@ -19,7 +19,7 @@ PIPELINE = {
     "search": "guided",
     "dtype": "float32",
     "points_evaluated": 4321,
-    "peer_estimated": False,
+    "baseline_estimated": False,
     "stages_ms": {"encode": 9.0, "query": 3.0, "vote": 0.5},
 } | TIMES
 OPERATION = {
@@ -49,7 +49,7 @@ def test_each_benchmark_has_a_table() -> None:
     found = tables.results(
         run(
             ("bench_pipeline", PIPELINE),
-            ("bench_pipeline", PIPELINE | {"peer_estimated": True}),
+            ("bench_pipeline", PIPELINE | {"baseline_estimated": True}),
             ("bench_batches", TIMES | {"network": "released", "batch": 8, "dtype": "float16"}),
             ("bench_compiled_peer", TIMES | {"step_mm": 4, "dtype": "float32"}),
             (
