@@ -138,7 +138,7 @@ class Tracker:
 
     Args:
         estimator: an estimator with a network of hand views.
-        most_hands: largest number of hands; while that many are followed, none are searched for.
+        most_hands: largest number of hands; while that many are followed, no others are searched for.
         search_interval: s, time between searches of the whole frame, and between further predictions of the
             sides, while a hand is followed; without hands every frame is searched.
         patience: s, time for which a hand may be missing before it is no longer followed.

@@ -12,9 +12,9 @@ from nvf_fast.cli import UserError, load_estimator
 
 @dataclass(frozen=True)
 class Tune:
-    """Time the block shapes of the field kernel on this CUDA device, and store the fastest for later runs.
+    """Time the block shapes of the field kernel on this CUDA device, and store the fastest.
 
-    Later runs use it at about as many points.
+    Later runs with a similar number of points use it.
     """
 
     # a checkpoint folder or a hub id of a network of the reference view or of root-relative cubes; "released"
