@@ -22,7 +22,7 @@ LATER_ENTRIES = (
 
 @dataclass(frozen=True)
 class NVFConfig:
-    """Shape of an NVF network; the defaults are the released one (Sec. 4.1).
+    """Shape of an NVF network; the defaults are those of the released network (Sec. 4.1).
 
     Args:
         input_size: px, side of the encoder's square input view.
@@ -31,10 +31,10 @@ class NVFConfig:
         widen: channels added per hourglass level; 0 as released.
         stacks: number of hourglasses.
         depth: levels of each hourglass; each halves the map once.
-        groups: GroupNorm groups; a layer whose channels they do not divide uses their largest divisor below.
+        groups: GroupNorm groups; a layer uses the largest number up to this that divides its channels.
         hidden: channels of the MLP's hidden layers.
         hand_scale: whether the MLP takes the hand scale as an input.
-        scale_optional: whether training dropped the hand scale at random, so that it may be None.
+        scale_optional: whether training omitted the hand scale at random, so that it may be None.
         method: "nvf", the field; or a baseline of Sec. 4.1 with the same encoder and MLP: "holistic"
             regresses the joints from the pooled features, "dense" votes from the hand's pixels.
         task: "camera-space" (CS-NVF), or "root-relative" (RS-NVF, joints relative to a known wrist).
@@ -45,8 +45,9 @@ class NVFConfig:
         pose_code: channels of the hidden layer between the coarse pose and the field's biases; 0 for a field
             without this input.
         presence_threshold: lowest probability of presence at which a view counts as showing a hand.
-        finding_threshold: lowest probability at which a hand found in a whole image counts: the sigmoid of
-            the sum of the logits of its centre in the image and of its presence in a close view.
+        finding_threshold: lowest probability at which a hand found in a whole image counts. The probability
+            is the sigmoid of the sum of two logits: of its centre in the image and of its presence in a close
+            view.
         joints: number of joints that the field votes for. Hand views and the hand scale need a hand's 21.
         image_channels: channels of the images, 3 for RGB.
 
@@ -177,7 +178,7 @@ class NVFConfig:
 
         Raises:
             ValueError: an entry is unknown or missing; the message names it.
-            TypeError: the values are no dictionary, or as in `NVFConfig`.
+            TypeError: the values are not a dictionary, or a value does not have its field's type.
         """
         if not isinstance(values, dict):
             raise TypeError(f"NVFConfig: expected a dictionary of entries, got {type(values).__name__}")

@@ -207,7 +207,7 @@ def test_resolves_embedded_names_first_then_folders(folder: Path, monkeypatch: p
 def test_refuses_unknown_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "EMBEDDED", folder.parent)
     for source in ("other", Path("runs/other"), "/no/such/folder"):
-        with pytest.raises(FileNotFoundError, match=r"none of the embedded \['checkpoint'\]"):
+        with pytest.raises(FileNotFoundError, match=r"or one of the embedded \['checkpoint'\]"):
             resolve(source)
 
 

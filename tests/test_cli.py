@@ -698,7 +698,7 @@ def test_eval_writes_and_records_its_scores(run: Run, checkpoint: Path, tmp_path
 
 def test_eval_does_not_record_in_the_cache_of_the_hub(run: Run) -> None:
     status, _, err = run("eval", "synthetic", "--checkpoint", "owner/hand", "--record")
-    assert status == 2 and "recorded in the folder of a checkpoint, 'owner/hand' is none" in err
+    assert status == 2 and "recorded in the folder of a checkpoint, but 'owner/hand' is not a folder" in err
 
 
 def test_eval_synthetic_refuses_several_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
