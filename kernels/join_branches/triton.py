@@ -129,7 +129,7 @@ def join_branches(
         blocks = triton.cdiv(texels, constants["TEXELS"])
         widths = [branch.shape[1] for branch in branches] + [0, 0]
         if lower is not None and upsampling is not None and torch.version.hip:
-            # Compiled for AMD's GPUs the loop over the taps spills.
+            # When compiled for AMD GPUs, the loop over the taps spills.
             upsampling = upsampling.to(lower.dtype)
             x = x + upsampling @ lower @ upsampling.mT
             x, lower = x.contiguous(memory_format=torch.channels_last), None

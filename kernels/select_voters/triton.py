@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
-_SHORT = 4096  # entries of a row that one program takes, in one launch
+_SHORT = 4096  # entries of the longest row that one program processes in a single launch
 
 
 @triton.jit
