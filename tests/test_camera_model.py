@@ -288,7 +288,7 @@ def test_refuses_cameras_of_other_sizes() -> None:
     estimator = PoseEstimator(hand_network())
     image, box = np.zeros((240, 320, 3), np.uint8), [100, 60, 180, 140]
     with pytest.raises(
-        ValueError, match=r"of 640 x 480 px, image 0 of 320 x 240 px: pass .*resized\(320, 240\)"
+        ValueError, match=r"of 640 x 480 px, image 0 has 320 x 240 px: pass .*resized\(320, 240\)"
     ):
         estimator(image, camera("fisheye"), box=box)
     estimator(image, camera("fisheye").resized(320, 240), box=box)
