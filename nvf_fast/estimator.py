@@ -117,7 +117,7 @@ class PoseEstimator:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy the network and the options; profilers, CUDA graphs and caches are made anew."""
+        """Pickle and copy the network and the options; profilers, CUDA graphs and caches are recreated."""
         return _restored, (self.model, self.device, self.options)
 
     def _make_pipeline(self) -> Pipeline:

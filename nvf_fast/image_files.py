@@ -60,7 +60,7 @@ def exif_focal(path: Path | str) -> float | None:
     The 35 mm equivalent comes first, then the focal length in mm with the resolution of the focal plane.
 
     Returns:
-        The focal length, or None if there is none or it lies outside `FOCAL_RANGE`.
+        The focal length, or None if it is missing or lies outside `FOCAL_RANGE`.
 
     Raises:
         OSError: the file is missing or not an image.

@@ -169,7 +169,7 @@ class HandPose(Generic[A]):
         return _mapped(self, Tensor.clone)
 
     def scaled(self, ratio: Any) -> HandPose[A]:
-        """Scale a pose about the camera: joints, votes, expected errors and hand scale; `joints_2d` stays.
+        """Scale joints, votes, expected errors and hand scale about the camera; `joints_2d` does not change.
 
         Args:
             ratio: a positive number, or (N,) one per pose of a batch, numpy or torch.

@@ -182,7 +182,7 @@ def test_trains_on_stored_views(tmp_path: Path, workers: int) -> None:
 
 def test_resuming_says_that_the_store_is_filled_anew(tmp_path: Path) -> None:
     loop.train(reusing(), Views(), tmp_path, minutes=0, progress=False)
-    with pytest.warns(UserWarning, match="filled anew with 12 views"):
+    with pytest.warns(UserWarning, match="filled again with 12 views"):
         loop.train(reusing(), Views(), tmp_path, progress=False)
     assert [entry["step"] for entry in log_of(tmp_path) if "stored_views" in entry] == [1, 2]
 

@@ -82,7 +82,7 @@ class Predict:
     mesh_format: MeshFormat = "glb"  # of those files
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; when absent, a GPU if there is one
+    # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
 
     def run(self) -> None:

@@ -48,7 +48,7 @@ class Reproduce:
         runs: folder for training runs, predictions and rendered images.
         out: folder for the results.
         seed: seed of all training runs.
-        device: device to compute on, for example cpu or cuda:1; when absent, a GPU if there is one.
+        device: device to compute on, for example cpu or cuda:1; by default a GPU if available.
         workers: processes that load images ahead.
         precision: precision in training; float32 in the paper.
         compile: compile the training steps with torch.compile.

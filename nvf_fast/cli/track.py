@@ -43,7 +43,7 @@ class Track:
     overlay: Optional[Path] = None  # annotated video to write, such as hands.mp4
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; when absent, a GPU if there is one
+    # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
 
     def run(self) -> None:

@@ -37,7 +37,7 @@ class Run:
     initial: Optional[Path] = None  # checkpoint folder with the initial weights, of either task
     # minutes of wall time after which training saves and stops; the same command resumes it
     minutes: Optional[float] = None
-    # device to train on, for example cpu or cuda:1; when absent, a GPU if there is one
+    # device to train on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
     threads: int = 1  # CPU threads of each process
     workers: int = 0  # additional processes per process that load images ahead

@@ -70,7 +70,7 @@ class SavedTraining:
         try:
             record = self.store.newest()
         except DamagedRecordError as error:
-            hint = "bring one back from elsewhere, or remove them to begin anew"
+            hint = "restore one of them from a copy, or remove them to start again"
             raise ResumeError(f"{error}; {hint}") from error
         trainer.processes.agree("state to resume", record and record.name)
         trainer.processes.agree("training", self._identity())
