@@ -61,10 +61,10 @@ def distort(x: Number, y: Number, row: Sequence[Any]) -> tuple[Number, Number]:
 
 @dataclass(frozen=True)
 class Lens:
-    """A lens.
+    """The distortion of a lens.
 
     Args:
-        coefficients: `PLUMB_BOB` or `FISHEYE` of them.
+        coefficients: `PLUMB_BOB` or `FISHEYE` numbers.
     """
 
     coefficients: tuple[float, ...]
