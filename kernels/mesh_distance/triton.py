@@ -63,7 +63,7 @@ def _turn(x, y, x_next, y_next):
 def measure_distance(
     corners_ptr, points_ptr, distance_ptr, face_count, point_count, POINTS: tl.constexpr, FACES: tl.constexpr
 ):
-    # One axis for images and blocks: CUDA takes 65535 programs along the others.
+    # One axis for images and blocks: CUDA allows only 65535 programs along the others.
     blocks = tl.cdiv(point_count, POINTS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     corners_ptr += image * face_count * 9

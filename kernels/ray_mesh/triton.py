@@ -52,7 +52,7 @@ def find_hits(
     RAYS: tl.constexpr,
     FACES: tl.constexpr,
 ):
-    # One axis for images and blocks: CUDA takes 65535 programs along the others.
+    # One axis for images and blocks: CUDA allows only 65535 programs along the others.
     blocks = tl.cdiv(ray_count, RAYS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     corners_ptr += image * face_count * 9

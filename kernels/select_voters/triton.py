@@ -28,7 +28,7 @@ def _marked(values_ptr, first, count, surface_mm, THRESHOLD: tl.constexpr, BLOCK
 def count_marked(
     values_ptr, block_counts_ptr, count, blocks, surface_mm, THRESHOLD: tl.constexpr, BLOCK: tl.constexpr
 ):
-    # One axis for rows and blocks: CUDA takes 65535 programs along the others.
+    # One axis for rows and blocks: CUDA allows only 65535 programs along the others.
     row = (tl.program_id(0) // blocks).to(tl.int64)
     start = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
     marked = _marked(values_ptr + row * count, start, count, surface_mm, THRESHOLD, BLOCK)
