@@ -30,7 +30,7 @@ def read_image(path: Path | str) -> np.ndarray:
         if file.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in _tiles(file)):
             raise ValueError(
                 f"{path}: expected 8 bits per channel, got more in pixels of mode {file.mode!r}: convert it "
-                "by its range of values"
+                "to 8 bits by its range of values"
             )
         if file.mode == "LAB":
             raise ValueError(f"{path}: expected grey, RGB, CMYK or palette colours, got mode 'LAB'")

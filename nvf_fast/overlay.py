@@ -63,7 +63,7 @@ def write_drawing(path: Path, drawing: Image.Image) -> None:
     """
     format = Image.registered_extensions().get(path.suffix.lower())
     if format is None:
-        raise ValueError(f"{path} must end as an image, such as .png or .jpg")
+        raise ValueError(f"{path} must have an image extension, such as .png or .jpg")
     with whole_file(path) as file:
         drawing.save(file, format)
 

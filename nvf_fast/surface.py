@@ -75,7 +75,7 @@ def level_mesh(
     if extents.prod() > MOST_POINTS:
         raise ValueError(
             f"a step of {spacing_mm:.3g} mm makes a lattice of {extents.prod():.3g} points, at most "
-            f"{MOST_POINTS:.3g} are possible: use a wider step"
+            f"{MOST_POINTS:.3g} are possible: use a larger step"
         )
     counts = extents.int().tolist()
     axes = [
@@ -106,7 +106,7 @@ def closed_mesh(distance: Distance, low: Tensor, high: Tensor, spacing_mm: float
 
     mesh = trimesh.Trimesh(*level_mesh(distance, low, high, spacing_mm, closed=True))
     if mesh.is_empty:
-        raise ValueError("no surface lies in the box about the joints")
+        raise ValueError("no surface lies in the box around the joints")
     largest: trimesh.Trimesh = max(mesh.split(only_watertight=False), key=lambda part: part.area)
     return largest
 
@@ -179,7 +179,7 @@ def field_mesh(
         ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
     """
     if pose.joints.ndim != 2 or not pose.valid:
-        raise ValueError("pose must be one valid pose, got a batch or one without a hand")
+        raise ValueError("pose must be one valid pose, got a batch or an invalid pose")
     distance = estimator.field_distance(image, K, pose, hand_scale, root)
     joints = torch.as_tensor(pose.joints, dtype=torch.float32, device=estimator.device)
     return closed_mesh(distance, joints.amin(0) - margin_mm, joints.amax(0) + margin_mm, step_mm)

@@ -38,9 +38,7 @@ class CameraOptions:
     def check(self) -> None:
         """Raise `UserError` for inconsistent options, or a file that cannot be read."""
         if sum(given is not None for given in (self.fx, self.fov, self.intrinsics)) > 1:
-            raise UserError(
-                "give the camera by only one of --fx (px), --fov (degrees), --intrinsics (JSON file)"
-            )
+            raise UserError("give only one of --fx (px), --fov (degrees) and --intrinsics (JSON file)")
         for name in ("fx", "fy"):
             focal = getattr(self, name)
             if focal is not None and not (math.isfinite(focal) and focal > 0):

@@ -109,7 +109,7 @@ class Predict:
         with RecordWriter(self.out, self._settings(estimator), {"joint_names": JOINT_NAMES}) as records:
             left = {path: each for path, each in files.items() if str(path) not in records.done}
             if len(left) < len(files):
-                _warn(f"{len(files) - len(left)} of {len(files)} images are done already")
+                _warn(f"{len(files) - len(left)} of {len(files)} images are already done")
             for path, outputs in tqdm(left.items(), unit="image", disable=len(left) < 2):
                 try:
                     with warnings.catch_warnings(record=True) as caught:

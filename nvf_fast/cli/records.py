@@ -101,7 +101,7 @@ class RecordWriter:
             while line:  # a nearly full disk takes part of the line, then refuses the rest
                 line = line[self._file.write(line) :]
         except OSError as error:
-            raise UserError(f"{self._lines}: {error.strerror}; the same command continues") from error
+            raise UserError(f"{self._lines}: {error.strerror}; run the same command to continue") from error
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Close the file; after a complete run, make the document."""

@@ -61,4 +61,4 @@ class Tune:
         for tiling, time in milliseconds.items():
             shape = f"{tiling.points} x {tiling.columns} x {tiling.depth}, {tiling.warps}, {tiling.stages}"
             print(f"{shape:40} {time:7.3f}")
-        print(f"kept in {autotuning.CACHE}")
+        print(f"stored in {autotuning.CACHE}")

@@ -62,7 +62,7 @@ class View:
             server = open_server(self.port)
         HandScene(server, image, camera.K, poses).add_controls(server)
         address = f"http://{server.get_host()}:{server.get_port()}"
-        print(f"{len(poses)} hands on {address}; Ctrl-C ends", flush=True)
+        print(f"{len(poses)} hands on {address}; press Ctrl-C to stop", flush=True)
         with suppress(KeyboardInterrupt):
             server.sleep_forever()
         server.stop()

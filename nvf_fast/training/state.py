@@ -64,7 +64,7 @@ class SavedTraining:
             inexact: resume in a changed environment too, with results that are equal only up to rounding.
 
         Raises:
-            ResumeError: the states are damaged or of another training, or the processes disagree.
+            ResumeError: the states are damaged or of another training run, or the processes disagree.
         """
         trainer = self.trainer
         try:
@@ -166,7 +166,7 @@ class SavedTraining:
         moved = differences(json.loads(state["environment"]), json.loads(self._environment()))
         if changed:
             listed = "; ".join(changed + moved)
-            raise ResumeError(f"{self.folder} holds another training; differing: {listed}")
+            raise ResumeError(f"{self.folder} holds another training run; differing: {listed}")
         if moved and not inexact and state["step"] < self.trainer.total:
             raise ResumeError(
                 f"{self.folder} would not resume bit for bit; `inexact` allows results equal up to rounding: "
