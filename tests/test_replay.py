@@ -222,7 +222,7 @@ def test_refuses_stores_that_cannot_work() -> None:
         reusing(size=3, first=1)
     with pytest.raises(ValueError, match="only hand views are reused"):
         replace(small(), replay=ReplayConfig(uses=2))
-    with pytest.raises(ValueError, match="one process alone, got 2"):
+    with pytest.raises(ValueError, match="only one process can reuse views, got 2"):
         Trainer(reusing(), 1000, CPU, Processes(0, 2))
 
 
