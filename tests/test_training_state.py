@@ -51,7 +51,9 @@ def test_refuses_damaged_states_alone(trained: tuple[TrainingConfig, Path]) -> N
     newest, before = sorted(directory.glob("state-*.pt"), reverse=True)
     for path in (newest, before):
         path.write_bytes(b"")
-    with pytest.raises(ResumeError, match=f"every state is damaged: {newest.name}, {before.name}; restore one"):
+    with pytest.raises(
+        ResumeError, match=f"every state is damaged: {newest.name}, {before.name}; restore one"
+    ):
         train(config, Dots(), directory, progress=False)
     assert steps_of(directory) == [2, 4]
 
