@@ -18,10 +18,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 .PHONY: help demo test lint wheel docs gallery bench searches accuracy readme gpu gpu-tests gpu-sanitize gpu-bench gpu-train gpu-there clean
 
 help:
-	@echo "make demo    install into .venv and run the model on the image that comes with it"
+	@echo "make demo    install into .venv and run the model on the included image"
 	@echo "make test    install the development tools and run every test"
 	@echo "make lint    ruff and mypy"
-	@echo "make wheel   build the wheel and check it in an environment of its own"
+	@echo "make wheel   build the wheel and check it in a separate environment"
 	@echo "make docs    build the documentation site into build/site; begin with index.html"
 	@echo "make gallery  draw the images of docs/gallery/ again"
 	@echo "make bench   measure speed here, into benchmarks/results/, README.md and docs/"
@@ -29,12 +29,12 @@ help:
 	@echo "make accuracy  measure the default network, into its config.json and benchmarks/results/; PHOTOGRAPHS=DIR,"
 	@echo "             and further options of benchmarks/default_network.py in EVAL=..."
 	@echo "make readme  fill the figures of README.md and docs/ from benchmarks/results/"
-	@echo "make gpu     on a CUDA device, with $(PYTHON) as it is: gpu-tests, gpu-sanitize and gpu-bench; make -k gpu"
-	@echo "             goes on after a failure, DEVICE=cpu rehearses, BENCHMARKS=FILE runs some"
-	@echo "make gpu-train  train the default network there from its committed weights, or go on where RUN=DIR stopped;"
+	@echo "make gpu     on a CUDA device, with the installed $(PYTHON): gpu-tests, gpu-sanitize and gpu-bench; make -k gpu"
+	@echo "             continues after a failure, DEVICE=cpu tries it without a GPU, BENCHMARKS=FILE runs one file of benchmarks"
+	@echo "make gpu-train  train the default network there from its committed weights, or resume the run in RUN=DIR;"
 	@echo "             LOADERS=N processes draw views, REPLAY=... reuses them; TRAIN=... and EVAL=... are further"
 	@echo "             options of nvf-fast train and nvf-fast eval synthetic-v2"
-	@echo "make clean   remove everything made here"
+	@echo "make clean   remove the environment, build outputs and caches"
 
 demo: $(VENV)/run
 	$(BIN)/nvf-fast demo

@@ -1,6 +1,6 @@
 """Results with the names and units of other libraries: MediaPipe's Hand Landmarker, and HaMeR.
 
-Only the layout is theirs: none of them needs to be installed, and joints stay in FreiHAND's definition.
+Only the layout is converted: joints stay in FreiHAND's definition. Neither library needs to be installed.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def to_mediapipe(
         pose: one pose or a batch; poses that are not valid are left out.
         K: intrinsics of the image, as the estimator takes them.
         size: (width, height) of the image in px.
-        mirrored: whether to exchange "Left" and "Right", as `mediapipe.solutions.hands` and older versions of
-            the Tasks do, which take every image for a mirrored one.
+        mirrored: whether to swap "Left" and "Right", as `mediapipe.solutions.hands` and older versions of
+            the Tasks do, which assume that every image is mirrored.
 
     Returns:
         The hands in the order of the poses. The score of a side is the presence of the hand, since a pose
@@ -111,10 +111,10 @@ def from_mediapipe(result: Any, size: Sequence[int], *, mirrored: bool = False) 
     """Read boxes, sides and scores from MediaPipe's result, for `box=` of the estimator.
 
     Args:
-        result: of the Hand Landmarker (`hand_landmarks`, `handedness`), or of `mediapipe.solutions.hands`
-            (`multi_hand_landmarks`, `multi_handedness`).
+        result: result of the Hand Landmarker (`hand_landmarks`, `handedness`), or of
+            `mediapipe.solutions.hands` (`multi_hand_landmarks`, `multi_handedness`).
         size: (width, height) of the image in px.
-        mirrored: as in `to_mediapipe`: true for `mediapipe.solutions.hands` on images that are not mirrored.
+        mirrored: as in `to_mediapipe`; True for `mediapipe.solutions.hands` on images that are not mirrored.
 
     Raises:
         TypeError: the result has other attributes.
@@ -145,17 +145,17 @@ def from_mediapipe(result: Any, size: Sequence[int], *, mirrored: bool = False) 
 def to_hamer(
     pose: HandPose[Any], K: Any, size: Sequence[int], *, mirror_left: bool = False
 ) -> dict[str, Any]:
-    """Convert poses to the fields of HaMeR's `demo.py`, with N hands in the first axis.
+    """Convert poses to the fields of HaMeR's `demo.py`, with N hands along the first axis.
 
-    Joints in the camera's frame are `pred_keypoints_3d + pred_cam_t_full`, in metres, with the true distance
-    for the camera K. HaMeR's own distances hold for its assumed focal length.
+    Joints in the camera's frame are `pred_keypoints_3d + pred_cam_t_full`, in metres, at the distance for the
+    given K. HaMeR's own distances are those for its assumed focal length.
 
     Args:
-        pose: one pose or a batch from one image; NaN where not valid.
+        pose: one pose or a batch from one image; a pose that is not valid gives NaN.
         K: intrinsics of the image, as the estimator takes them.
         size: (width, height) of the image in px.
-        mirror_left: whether left hands are mirrored in all but `pred_cam_t_full`, as HaMeR's network returns
-            them and its demo mirrors them back.
+        mirror_left: whether to mirror left hands in all fields but `pred_cam_t_full`. HaMeR's network returns
+            them so, and its demo mirrors them back.
 
     Returns:
         float32 arrays of the pose's type:

@@ -314,7 +314,7 @@ class _Slot:
 
 
 def _flat(image: Any, plan: Any, row: np.ndarray) -> Tensor:
-    """The bytes of an image on the CPU, or of its crop where they are not in order; `row` then follows."""
+    """The bytes of an image on the CPU, or, if they are not contiguous, of its crop, with `row` adapted."""
     if isinstance(image, Tensor):
         if image.device.type == "cpu" and image.is_contiguous():
             return image.view(-1)

@@ -80,7 +80,7 @@ def look_at_rotation(pixels: Array, intrinsics: Array) -> Array:
 def turn(x: Any, y: Any) -> list[Any]:
     """The nine entries of the smallest rotation that turns a ray (x, y, 1) onto the optical axis.
 
-    Plain numbers, or arrays of equal shapes; on few numbers Python is many times as fast as numpy.
+    x and y are plain numbers, or arrays of equal shapes; for few numbers Python is much faster than numpy.
     """
     z = (x * x + y * y + 1) ** -0.5
     x, y = x * z, y * z
@@ -131,8 +131,8 @@ def reference_homography(
 def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
     """Remap images by homographies: bilinear, zero outside, differentiable with respect to the images.
 
-    An image more than twice as fine as the view is first averaged over squares of the whole number of pixels
-    that fit into a pixel at the view's middle.
+    An image more than twice as fine as the view is first averaged over squares. Their side is the largest
+    whole number of image pixels that fit into a view pixel at the view's middle.
 
     Args:
         images: (B, C, H, W) float32, float64 or uint8; only the visible part of uint8 is converted.
@@ -187,7 +187,7 @@ class ViewPlan(NamedTuple):
     rows: slice  # of the image, from a multiple of `factor` on; at least one
     columns: slice  # likewise
     factor: int  # px, side of the squares over which the crop is averaged; 1 leaves it unchanged
-    # Nine, of the matrix from homogeneous view px to px of the averaged crop, or to rays before a lens
+    # nine entries of the matrix from homogeneous view px to px of the averaged crop, or to rays before a lens
     entries: Sequence[float]
     # fx, s, cx, fy, cy in px of the averaged crop, and the row of the image's lens
     lens_row: Sequence[float] | None = None
@@ -219,7 +219,7 @@ def plan_view(
     margin: float = 0.0,
     lens: tuple[np.ndarray, Lens | None] | None = None,
 ) -> ViewPlan:
-    """Plan the sampling of an image, the part of `remap` on the host that needs no pixels.
+    """Plan the sampling of an image: the step of `remap` that runs on the host without pixels.
 
     Args:
         matrix: the nine entries, row by row, of the homography from view px to image px.
@@ -265,7 +265,7 @@ def plan_view(
 def sample_views(
     crops: Tensor, matrices: Tensor, size: int, factor: int, lenses: Tensor | None = None
 ) -> Tensor:
-    """Sample views from planned crops, the part of `remap` without synchronisation.
+    """Sample views from planned crops: the step of `remap` that does not synchronise.
 
     Positions in the averaged crop are accurate to 1e-3 px in up to 8000 px. Padding with zeros below and to
     the right of a crop does not change the views, so that crops of different sizes can form a batch.

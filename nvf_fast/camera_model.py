@@ -16,10 +16,10 @@ from nvf_fast.camera import Array, project
 from nvf_fast.lens import FISHEYE, PLUMB_BOB, Lens, LensModel, distort
 from nvf_fast.runtime.arguments import read_numbers
 
-# In lengths of the image's longer side. The shortest spans 157 degrees; with the longest a hand of 0.2 m
-# fills the image from 2 km away. A hundredth of the width of a photograph of 800 mm has 2200.
+# In lengths of the image's longer side. The shortest spans 157 degrees; with the longest, a hand of 0.2 m
+# fills the image from 2 km away. A crop to 1/100 of the width of a photograph with an 800 mm lens has 2200.
 FOCAL_LIMITS = (0.1, 10_000.0)
-# From the optical axis to the nearest pixel. Half the diagonal of the widest rectilinear lens is 65 degrees.
+# From the optical axis to the nearest pixel. The widest rectilinear lenses reach 65 degrees in the corners.
 AXIS_DEGREES = 75.0
 
 
@@ -27,18 +27,18 @@ AXIS_DEGREES = 75.0
 class Camera:
     """A calibrated camera, accepted wherever K is.
 
-    Integer pixel coordinates are pixel centres, so that the middle of an image is ((width - 1) / 2,
-    (height - 1) / 2). Models and order of coefficients are OpenCV's.
+    Integer pixel coordinates are pixel centres, so the middle of an image is ((width - 1) / 2,
+    (height - 1) / 2). The models and the order of their coefficients are OpenCV's.
 
     Args:
         K: (3, 3) px, [[fx, s, cx], [0, fy, cy], [0, 0, 1]].
         size: (width, height) px of its images.
-        distortion: of a "plumb_bob" k1, k2, p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4]]], of a "fisheye" k1,
-            k2, k3, k4; none is a pinhole camera.
+        distortion: for "plumb_bob" k1, k2, p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4]]], for "fisheye" k1,
+            k2, k3, k4; empty for a pinhole camera.
         model: "plumb_bob" (rational and thin-prism terms included) or "fisheye".
 
     Raises:
-        ValueError: a shape or a value is invalid, or K cannot be that of an image of this size.
+        ValueError: a shape or a value is invalid, or K cannot belong to an image of this size.
         TypeError: an argument has the wrong type.
 
     Examples:
@@ -74,7 +74,7 @@ class Camera:
 
     @classmethod
     def from_fov(cls, degrees: float, size: tuple[int, int]) -> Self:
-        """Make a pinhole camera by its horizontal field of view, its axis in the middle of the image.
+        """Make a pinhole camera from its horizontal field of view, with its axis in the middle of the image.
 
         Raises:
             ValueError: the angle is not between 0 and 180 degrees, or the size is invalid.
@@ -93,7 +93,7 @@ class Camera:
         return Camera(change @ self.K, (width, height), self.distortion, self.model)
 
     def cropped(self, x0: int, y0: int, x1: int, y1: int) -> Camera:
-        """The camera of the images' parts image[y0:y1, x0:x1], padded where they reach beyond an image."""
+        """The camera of the crops image[y0:y1, x0:x1], padded where they extend beyond the image."""
         shift = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1]])
         return Camera(shift @ self.K, (x1 - x0, y1 - y0), self.distortion, self.model)
 
@@ -115,7 +115,7 @@ class Camera:
         distortion = self.distortion
         if self.model == "plumb_bob" and distortion:
             k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4 = distortion
-            # Terms that add to a point along the vectors (p2, p1), (s1, s3) and (s2, s4), which turn.
+            # These terms move a point along the vectors (p2, p1), (s1, s3) and (s2, s4), which turn.
             distortion = (k1, k2, -p2, p1, k3, k4, k5, k6, s3, s4, -s1, -s2)
         return Camera(K, (height, width), distortion, self.model).rotated(quarters - 1)
 
@@ -153,7 +153,7 @@ class Camera:
         return rays.astype(pixels.dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        """K, size, and, of a camera with distortion, its coefficients and model, as JSON holds them."""
+        """Convert to JSON values: K, size and, with distortion, the coefficients and the model."""
         lens = {} if self._lens is None else {"distortion": list(self.distortion), "model": self.model}
         return {"K": self.K.tolist(), "size": list(self.size), **lens}
 
@@ -171,7 +171,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Cameras:
-    """Cameras of images or hands, checked.
+    """Validated cameras of images or hands.
 
     Attributes:
         intrinsics: (B, 3, 3) float64 px.
@@ -227,9 +227,9 @@ class Cameras:
         return torch.tensor(self.intrinsics).to(points) if isinstance(points, Tensor) else self.intrinsics
 
     def straight(self, pixels: np.ndarray) -> np.ndarray:
-        """The pixels (B, N, 2) at which pinhole cameras of the same K see the points of these pixels.
+        """Undistort pixels (B, N, 2): those at which pinhole cameras of the same K see the same points.
 
-        A pixel without a ray takes the outermost ray in its direction.
+        For a pixel without a ray, the outermost ray in its direction is used.
         """
         straight = pixels.copy()
         for place, lens, K in zip(straight, self.lenses, self.intrinsics, strict=True):
@@ -240,7 +240,7 @@ class Cameras:
 
 
 def check_intrinsics(K: Sequence[Sequence[float]], width: int, height: int) -> None:
-    """Refuse a matrix K that cannot be that of an image of width x height px."""
+    """Refuse a matrix K that cannot belong to an image of width x height px."""
     # For nine values, Python numbers are faster than tensors.
     (fx, skew, cx), (zero, fy, cy), last = K
     if not all(map(math.isfinite, (fx, skew, cx, zero, fy, cy, *last))):
@@ -267,8 +267,8 @@ def check_intrinsics(K: Sequence[Sequence[float]], width: int, height: int) -> N
     if degrees > AXIS_DEGREES:
         raise ValueError(
             f"K must have its principal point (cx, cy) within {AXIS_DEGREES:g} degrees of the image, got {K} "
-            f"for {width} x {height} px, {degrees:.0f} degrees away: it is of another image or in other "
-            "units; Camera.resized and Camera.cropped change a camera as its image"
+            f"for {width} x {height} px, {degrees:.0f} degrees away: it belongs to another image or has "
+            "other units; Camera.resized and Camera.cropped adapt a camera to a changed image"
         )
 
 

@@ -17,11 +17,11 @@ from nvf_fast.requests import Request
 def camera_poses(
     results: Results, request: Request, with_votes: bool, presence_threshold: float
 ) -> HandPose[np.ndarray]:
-    """The batch of poses; a hand is valid in front of the camera where its presence reaches the threshold."""
+    """The batch of poses; valid are hands in front of the camera whose presence reaches the threshold."""
     (_, frames, origins, slopes), left = request.placement, request.left
     if results.left.any():
         frames, left = view_frame(frames, results.left), left | results.left
-    # Points are rows, and the inverse of a frame is its transpose. The products are of float64.
+    # Points are rows, and the inverse of a frame is its transpose. The products are in float64.
     joints = results.joints @ frames + origins[:, None]
     # NaN is not in front of the camera, infinity not in its images.
     valid = np.isfinite(joints).all((1, 2)) & (joints[..., 2] > 0).all(1)

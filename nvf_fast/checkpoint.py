@@ -28,7 +28,7 @@ from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.devices import check_precision, read_device
 from nvf_fast.runtime.files import locked, remove_unfinished, sync_folder, whole_file
 
-SCHEMA_VERSION = 2  # 1 is read too; it has no model_sha256
+SCHEMA_VERSION = 2  # version 1, which has no model_sha256, can be read too
 DEFAULTS = ("default",)  # the first embedded one of these is the default
 EMBEDDED = Path(__file__).resolve().parent / "weights"
 WEIGHTS_FILE = "weights.safetensors"
@@ -54,8 +54,8 @@ def save_checkpoint(
 
     Args:
         model: the network.
-        path: the folder; created with its parents, files in it are replaced.
-        training: metadata of the training, JSON values; None records none.
+        path: the folder; it is created with its parents, and its checkpoint is replaced.
+        training: metadata of the training, as JSON values; None records no metadata.
         dtype: of the stored weights.
 
     Raises:
@@ -92,7 +92,7 @@ def save_checkpoint(
 
 
 def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
-    """Keep measured scores in a checkpoint's config.json, as `training.scores`; earlier ones are replaced.
+    """Store measured scores in a checkpoint's config.json, as `training.scores`; earlier ones are replaced.
 
     Args:
         path: as in `resolve`.
@@ -100,12 +100,14 @@ def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: a file of the checkpoint is missing.
-        ValueError: `path` is neither embedded nor a folder (the hub's cache keeps files as downloaded), its
-            config.json is damaged, or a score is not finite.
+        ValueError: `path` is neither embedded nor a folder (files in the hub's cache must not be changed),
+            its config.json is damaged, or a score is not finite.
         OSError: the folder cannot be written to.
     """
     if not (path is None or path in embedded_names() or Path(path).is_dir()):
-        raise ValueError(f"scores are recorded in the folder of a checkpoint, {str(path)!r} is none")
+        raise ValueError(
+            f"scores are recorded in the folder of a checkpoint, but {str(path)!r} is not a folder"
+        )
     file = resolve(path) / CONFIG_FILE
     with locked(file.with_name(LOCK_FILE), wait_s=WAIT_S):
         info = _read_config(file)
@@ -122,22 +124,22 @@ def load_checkpoint(
 
     Args:
         path: folder, embedded name or hub id, as in `resolve`; None is the embedded default.
-        device: where the network goes; None is the CPU.
-        dtype: of the encoder, and so of the features and the field's arithmetic; None is float32. The field's
-            parameters stay float32: its dependence on depth needs them.
+        device: device of the network; None is the CPU.
+        dtype: of the encoder, and thus of the features and the field's arithmetic; None is float32. The
+            field's parameters stay float32, since its dependence on depth requires that precision.
 
     Returns:
-        The network in evaluation mode, an `NVF` or a baseline of it, and config.json: schema_version, model,
-        model_sha256, sha256, training.
+        The network in evaluation mode, an `NVF` or a baseline, and the entries of config.json:
+        schema_version, model, model_sha256, sha256, training.
 
     Raises:
-        FileNotFoundError: the checkpoint does not exist, or a file of it is missing.
+        FileNotFoundError: the checkpoint does not exist, or one of its files is missing.
         ImportError: a hub id needs huggingface_hub, which is not installed.
         ValueError: the schema version, an entry of the configuration, the hash of the weights or of the
-            configuration, a weight's name, shape or dtype, or the size of the file is wrong, or a weight is
-            not finite; the message names it. Nothing is allocated for a network that the file cannot hold.
-            The device does not exist.
-        TypeError: `dtype` is none of float32, float16 and bfloat16.
+            configuration, a weight's name, shape or dtype, or the size of the file is wrong, a weight is not
+            finite, or the device does not exist; the message names the fault. Nothing is allocated for a
+            network that the file cannot hold.
+        TypeError: `dtype` is not float32, float16 or bfloat16.
     """
     check_precision(dtype or torch.float32)
     device = read_device("cpu" if device is None else device)
@@ -189,13 +191,13 @@ def resolve(source: str | Path | None = None) -> Path:
             raise FileNotFoundError(f"name a checkpoint: the library includes {names}")
     if source in names:
         return EMBEDDED / source
-    with suppress(OSError):  # a longer name than files may have
+    with suppress(OSError):  # the name may be longer than file names may be
         if Path(source).is_dir():
             return Path(source)
     repository, _, revision = str(source).partition("@")
     if isinstance(source, Path) or len(repository.split("/")) != 2 or not all(repository.split("/")):
         raise FileNotFoundError(
-            f"no checkpoint {str(source)!r}: no folder, no hub id, none of the embedded {names}"
+            f"no checkpoint {str(source)!r}: it is not a folder, a hub id or one of the embedded {names}"
         )
     return _download(repository, revision or None)
 
@@ -207,8 +209,8 @@ def save_hub_folder(
 
     Args:
         source: the checkpoint, as in `resolve`; its hashes are verified.
-        folder: to write; created with its parents, files in it are replaced.
-        license: identifier of the weights' licence for the header, such as "apache-2.0"; None leaves it out.
+        folder: folder to write; it is created with its parents, and existing files are replaced.
+        license: identifier of the weights' licence for the header, such as "apache-2.0"; None omits it.
         text: Markdown that follows the generated part of the card: data, errors, limits.
 
     Raises:
@@ -238,7 +240,7 @@ def push_to_hub(
 ) -> str:
     """Upload a checkpoint to the hub, where `nvf_fast.load(repository)` finds it.
 
-    The credentials are those of huggingface_hub.
+    Credentials come from huggingface_hub.
 
     Args:
         source: the checkpoint, as in `resolve`.
@@ -246,8 +248,8 @@ def push_to_hub(
         license: as in `save_hub_folder`.
         text: as in `save_hub_folder`.
         private: whether a new repository is private.
-        revision: branch to upload to; None is the main one.
-        message: of the commit.
+        revision: branch to upload to; None is the main branch.
+        message: message of the commit.
 
     Returns:
         The address of the commit.
@@ -271,7 +273,7 @@ def push_to_hub(
 
 
 def _model_card(model: Network, info: dict[str, Any], license: str | None, text: str) -> str:
-    """The card of a checkpoint; the values of its YAML header are JSON, which is YAML."""
+    """The card of a checkpoint; the values of its YAML header are written as JSON, which is valid YAML."""
     config = model.config
     header: dict[str, Any] = {"library_name": "nvf-fast", "pipeline_tag": "keypoint-detection"}
     header |= {"tags": ["hand-pose", "3d", config.task, config.method]}
@@ -302,7 +304,7 @@ def _hub(purpose: str) -> Any:
 
 
 def _download(repository: str, revision: str | None) -> Path:
-    hub = _hub(f"{repository!r} is no folder; as a hub id it")
+    hub = _hub(f"{repository!r} is not a folder; as a hub id it")
     patterns = [CONFIG_FILE, WEIGHTS_FILE]
     try:
         return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
@@ -313,7 +315,7 @@ def _download(repository: str, revision: str | None) -> Path:
 class _Budget(TorchFunctionMode):
     """Refusal of parameters beyond a number of values, before they are allocated.
 
-    The meta device would tell the shapes first, but importing its functions takes seconds.
+    The meta device would give the shapes first, but importing its functions takes seconds.
     """
 
     def __init__(self, values: int) -> None:
@@ -339,7 +341,7 @@ def _network(entries: Any, path: Path, size: int) -> Network:
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], Path, bytes]:
-    """config.json, the weights that it belongs to, and their file, while another process may save."""
+    """config.json, the file of its weights and their bytes, even while another process saves."""
     tried = set[str]()
     while True:
         info = _read_config(folder / CONFIG_FILE)
@@ -402,7 +404,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _weights_file(folder: Path, digest: str) -> Path:
     """The file of a checkpoint's weights."""
-    pending = _pending(folder, digest)  # there only where a save was interrupted
+    pending = _pending(folder, digest)  # exists only where a save was interrupted
     file = pending if pending.is_file() else folder / WEIGHTS_FILE
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {folder}: {WEIGHTS_FILE} is missing")

@@ -23,7 +23,7 @@ LATER_ENTRIES = (
 
 @dataclass(frozen=True)
 class NVFConfig:
-    """Shape of an NVF network; the defaults are the released one (Sec. 4.1).
+    """Shape of an NVF network; the defaults are those of the released network (Sec. 4.1).
 
     Args:
         input_size: px, side of the encoder's square input view.
@@ -32,10 +32,10 @@ class NVFConfig:
         widen: channels added per hourglass level; 0 as released.
         stacks: number of hourglasses.
         depth: levels of each hourglass; each halves the map once.
-        groups: GroupNorm groups; a layer whose channels they do not divide uses their largest divisor below.
+        groups: GroupNorm groups; a layer uses the largest number up to this that divides its channels.
         hidden: channels of the MLP's hidden layers.
         hand_scale: whether the MLP takes the hand scale as an input.
-        scale_optional: whether training dropped the hand scale at random, so that it may be None.
+        scale_optional: whether training omitted the hand scale at random, so that it may be None.
         method: "nvf", the field; or a baseline of Sec. 4.1 with the same encoder and MLP: "holistic"
             regresses the joints from the pooled features, "dense" votes from the hand's pixels.
         task: "camera-space" (CS-NVF), or "root-relative" (RS-NVF, joints relative to a known wrist).
@@ -186,7 +186,7 @@ class NVFConfig:
 
         Raises:
             ValueError: an entry is unknown or missing; the message names it.
-            TypeError: the values are no dictionary, or as in `NVFConfig`.
+            TypeError: the values are not a dictionary, or a value does not have its field's type.
         """
         if not isinstance(values, dict):
             raise TypeError(f"NVFConfig: expected a dictionary of entries, got {type(values).__name__}")

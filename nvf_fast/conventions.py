@@ -1,6 +1,6 @@
 """Joint orders, camera frames and units of other libraries and data sets, and conversions by name.
 
-An order says which joint stands where, not where exactly it lies in the hand: for that see
+An order gives the joint at each index, but not its exact position in the hand: for that, see
 `nvf_fast.joint_definitions.to_freihand`.
 
 Sources: the public code of FreiHAND (`utils/fh_utils.py`) and HO-3D (`vis_HO3D.py`); InterHand2.6M's
@@ -33,10 +33,10 @@ ORDERS = {
     "interhand": _INTERHAND,
     "webxr": _WEBXR,
 }
-"""By name, the joint in FreiHAND's order, the library's, at each place; -1 where it has none.
+"""By name, the index in FreiHAND's order, which this library uses, of each joint; -1 where it has no joint.
 
-"mano" is MANO's 16 joints (wrist, index, middle, little, ring finger, thumb), "mano21" those and the
-tips from thumb to little finger, as in HO-3D and smplx; "interhand" one hand of InterHand2.6M; "webxr" the 25
+"mano" is MANO's 16 joints (wrist, index, middle, little, ring finger, thumb); "mano21" adds the tips from
+thumb to little finger, as in HO-3D and smplx; "interhand" is one hand of InterHand2.6M; "webxr" is the 25
 joints of WebXR, of which the four metacarpals of the fingers have no counterpart.
 """
 
@@ -54,10 +54,10 @@ def convert_joints(
 
     Args:
         joints: (..., 21, 3) float in FreiHAND's order, OpenCV's frame, mm; or (..., 21, 2) px, of which only
-            the order can change. With `inverse` as the names say, with as many joints as the order has.
-        order: of `ORDERS`.
-        frame: of `FRAMES`.
-        unit: of `UNITS`.
+            the order can change. With `inverse`, joints in the named order, frame and unit.
+        order: a key of `ORDERS`.
+        frame: a key of `FRAMES`.
+        unit: a key of `UNITS`.
         inverse: whether to convert from the named conventions to the library's.
 
     Returns:
@@ -66,7 +66,7 @@ def convert_joints(
 
     Raises:
         ValueError: a name is unknown, the shape does not fit, or pixels are given with a frame or a unit.
-        TypeError: the values are no floating-point numbers.
+        TypeError: the values are not floating-point numbers.
 
     Examples:
         >>> import numpy as np

@@ -1,8 +1,8 @@
 """Absolute distances from an aligned depth image, and a hand's scale from it or from a known distance.
 
-An image without depth shows a small near hand and a large distant one alike: a pose may be scaled about the
-camera. Rays through the hand meet its modelled surface (round cones, `nvf_fast.hand_surface`) and the
-measured one; both scale alike, so the ratio of their depths is the ratio of the scales.
+A small near hand and a large distant one look alike in an image without depth, so a pose can be scaled about
+the camera. Rays through the hand meet its modelled surface (round cones, `nvf_fast.hand_surface`) and the
+measured one; the ratio of the two depths is the ratio of the scales.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAST_RAYS = 20  # with a measurement
 LEAST_MEASURED = 0.2  # ratio of the rays that meet the hand
 AGREEING_MM = 25.0  # between the measured surface and that of the scaled pose
 LEAST_AGREEING = 0.5  # ratio of the measurements
-ITERATIONS = 3  # of the median over the agreeing ones
+ITERATIONS = 3  # of the median over the agreeing measurements
 HAND_SCALES_MM = (15.0, 50.0)  # of people, children included
 METRES = 20.0  # depths no larger than this are not mm
 
@@ -38,7 +38,7 @@ class DepthFit(NamedTuple):
 
     Attributes:
         ratio: of the true depth to the pose's.
-        fault: why the depth image does not tell; empty where it does.
+        fault: reason why the depth image does not determine the scale; empty if it does.
     """
 
     ratio: float
@@ -50,8 +50,8 @@ class HandScale(NamedTuple):
 
     Attributes:
         mm: median over the poses.
-        spread_mm: median distance of the single estimates from it; 0 of one pose.
-        poses: number of poses that counted.
+        spread_mm: median distance of the single estimates from it; 0 for one pose.
+        poses: number of poses used.
     """
 
     mm: float
@@ -62,8 +62,8 @@ class HandScale(NamedTuple):
 def scaled_to_depth(pose: HandPose[A], depth: Any, K: Any) -> HandPose[A]:
     """Scale poses about the camera so that their surfaces lie where a depth image measures them.
 
-    `joints_2d` does not change. A pose stays as it is, and a warning gives the reason, where the depth image
-    does not measure enough of the hand, or another surface.
+    `joints_2d` does not change. If the depth image does not measure enough of the hand, or measures another
+    surface, the pose does not change, and a warning gives the reason.
 
     Args:
         pose: one pose or a batch, without a depth image, in the camera of `K`.
@@ -73,13 +73,13 @@ def scaled_to_depth(pose: HandPose[A], depth: Any, K: Any) -> HandPose[A]:
 
     Raises:
         ValueError: a shape is invalid, or the depth is not in mm.
-        TypeError: depths are no numbers.
+        TypeError: depths are not numbers.
     """
     depths = read_depths(depth)
     fits = _fits(pose, depths, K)
     for index, fit in enumerate(fits):
         if fit.fault:
-            warnings.warn(f"depth of hand {index}: {fit.fault}; its pose stays as it was", stacklevel=2)
+            warnings.warn(f"depth of hand {index}: {fit.fault}; its pose is unchanged", stacklevel=2)
     ratios = np.array([1.0 if fit.fault else fit.ratio for fit in fits])
     return pose.scaled(ratios if pose.joints.ndim == 3 else ratios[0])
 
@@ -97,12 +97,12 @@ def estimate_hand_scale(
 
     Returns:
         The median of the poses' estimates, with its spread. Poses that are invalid, or do not agree with
-        their depth image, do not count.
+        their depth image, are not used.
 
     Raises:
-        ValueError: not exactly one of `depth` and `distance_mm` is given, no pose counts, or a shape or a
-            number is invalid.
-        TypeError: depths are no numbers.
+        ValueError: not exactly one of `depth` and `distance_mm` is given, no pose can be used, or a shape or
+            a number is invalid.
+        TypeError: depths are not numbers.
 
     Examples:
         >>> import numpy as np, nvf_fast
@@ -134,7 +134,7 @@ def estimate_hand_scale(
     scales = _hand_scales(pose) * ratios
     scales = scales[np.isfinite(scales)]
     if not len(scales):
-        raise ValueError(f"no pose tells the hand's scale: {faults[0] if faults else 'none is given'}")
+        raise ValueError(f"no pose determines the hand's scale: {faults[0] if faults else 'none is given'}")
     median = float(np.median(scales))
     return HandScale(median, float(np.median(np.abs(scales - median))), len(scales))
 
@@ -225,7 +225,7 @@ def fit_depth(joints: np.ndarray, depth: Any, camera: Cameras, hand_scale: float
     if not low <= hand_scale * ratio <= high:
         return DepthFit(
             1.0,
-            f"a hand there would have a scale of {hand_scale * ratio:.1f} mm, people have {low:g} to "
+            f"a hand there would have a scale of {hand_scale * ratio:.1f} mm, outside people's {low:g} to "
             f"{high:g} mm: the surface is not the hand's, or the depth is not in mm",
         )
     return DepthFit(ratio)

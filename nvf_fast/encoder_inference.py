@@ -1,8 +1,8 @@
 """The last features of a stacked hourglass on a GPU, without gradients, in few launches.
 
-The kernel of `join_branches` ends every block and hourglass, and measures what the next norm of a large map
-needs. While a CUDA graph is captured, the branches of an hourglass are captured on two streams: the lower
-one's maps are too small to occupy a GPU.
+The kernel of `join_branches` ends every block and hourglass, and computes the moments that the next norm of a
+large map needs. While a CUDA graph is captured, the branches of an hourglass are captured on two streams,
+since the maps of the lower branch are too small to occupy a GPU.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class PoseEstimator:
 
     Raises:
         ValueError: a number is out of range, or an option of the field is given to a baseline.
-        TypeError: the dtype is none of the three.
+        TypeError: the dtype is not one of the three.
     """
 
     @unaffected()
@@ -122,7 +122,7 @@ class PoseEstimator:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy the network and the options; profilers, CUDA graphs and caches are made anew."""
+        """Pickle and copy the network and the options; profilers, CUDA graphs and caches are recreated."""
         return _restored, (self.model, self.device, self.options)
 
     def _make_pipeline(self) -> Pipeline:
@@ -139,7 +139,7 @@ class PoseEstimator:
         ]
         if given:
             raise ValueError(
-                f"{given} are options of a field, this is a {self.model.config.method!r} baseline without one"
+                f"{given} are options of a field, but a {self.model.config.method!r} baseline has no field"
             )
         return BaselinePipeline(self.model, self._profiler)
 
@@ -164,8 +164,8 @@ class PoseEstimator:
             K: (3, 3), or (B, 3, 3) one per image; intrinsics in px, the first pixel of a row centred at 0. Or
                 a `Camera`, or a list with one per image, whose lens distortion is undone.
             hand_scale: mm, length of the middle finger's proximal phalanx (joints 9 to 10): a number, or a
-                list with one per box, without boxes one per image. None where it is unknown, which a model
-                trained with it always given rejects. Hand views yield the pose of a unit hand
+                list with one per box, without boxes one per image. None where it is unknown; a model that was
+                always given it in training requires it. Hand views yield the pose of a unit hand
                 (`joint_definitions.UNIT_SCALE_MM`), which a given scale multiplies exactly.
             box: px, (x0, y0, x1, y1) around the hand, or (N, 4) around several of one image; for B images
                 (B, 4), or a list with one or several boxes of each. A hand view turns to the box's centre and
@@ -183,15 +183,15 @@ class PoseEstimator:
             root: mm, (3,) or (B, 3), the wrist in the frame of the camera that took the image, for a
                 root-relative network.
             depth: mm along the optical axis, (H, W) aligned with the image, or one per image; 0 or NaN where
-                nothing was measured. Where it shows the hand, the pose is scaled about the camera to lie
-                there; a warning gives the reason where it does not (`nvf_fast.depth`).
+                nothing was measured. Where it shows the hand, the pose is scaled about the camera to the
+                measured depth; otherwise a warning gives the reason (`nvf_fast.depth`).
 
         Returns:
-            One pose for one image with one box, else a batch, in the order of the boxes. Where hands are
-            found, each image's are ordered by presence, and there may be none; `image_index` tells the image
-            of each. numpy arrays for numpy images, torch tensors on the images' device for torch ones. Where
-            no point votes, or where the view of a given box shows no hand, `valid` is false and joints are
-            NaN. A warning reports a hand at the end of the queried depths.
+            One pose for one image with one box, else a batch, in the order of the boxes. Found hands are
+            ordered by image, then by presence, and the batch may be empty; `image_index` is the index of each
+            hand's image. numpy images give numpy arrays, and torch images give torch tensors on their device.
+            Where no point votes, or where the view of a given box shows no hand, `valid` is false and joints
+            are NaN. A warning reports a hand at the end of the queried depths.
 
         Raises:
             ValueError: a shape or a value is invalid; the message compares it with the expected one.
@@ -231,8 +231,8 @@ class PoseEstimator:
                 or `previous`, since finding hands waits for the device.
 
         Returns:
-            The pose to come; `result()` waits for it and returns what the call would. The first of three
-            pending poses waits inside `submit` of the third. On a CPU everything happens inside `submit`.
+            The pending pose; its `result()` waits and returns the result of a call. At most two poses are
+            pending: a third `submit` first waits for the oldest. On a CPU everything happens inside `submit`.
 
         Raises:
             ValueError: a shape or a value is invalid, or hands would have to be found.
@@ -296,10 +296,10 @@ class PoseEstimator:
             K: (3, 3) intrinsics in px, or a `Camera`.
             score: least score in [0, 1].
             smallest: side of the smallest box to look for, relative to the image's longer side. Smaller
-                ones need a finer view; the time grows with its area.
+                boxes need a finer view, and the time grows with the area of the view.
 
         Raises:
-            ValueError: the network does not find hands, several images came, or a value is out of its range.
+            ValueError: the network does not find hands, several images are given, or a value is out of range.
             TypeError: an argument has the wrong type or dtype.
 
         Examples:
@@ -359,7 +359,7 @@ class PoseEstimator:
         """
         if not isinstance(self.volume, HandVolume):
             raise ValueError(
-                "a detector as box requires a network of hand views: call it, and pass its boxes"
+                "a detector as box requires a network of hand views: call the detector and pass its boxes"
             )
         images, _ = read_images(image, self.model.config.image_channels)
         count, config = len(images), self.model.config
@@ -477,7 +477,8 @@ class PoseEstimator:
         `nvf_fast.surface.field_mesh` meshes its zero level.
 
         Args:
-            image, K, hand_scale, root: as the pose was estimated from; hand views have the pose's hand scale.
+            image, K, hand_scale, root: as in the call that estimated the pose. For hand views, None is the
+                pose's hand scale.
             pose: one pose in the image, whose side and box place the view.
 
         Returns:
@@ -499,7 +500,7 @@ class PoseEstimator:
 
     @property
     def retried(self) -> int:
-        """Number of images that ran again because of a fixed size or a search's guard."""
+        """Number of images that were run again, after a full buffer or a failed check of a search."""
         return self.runner.retried
 
     @property
@@ -519,8 +520,8 @@ class PoseEstimator:
     def timed(self) -> AbstractContextManager[dict[str, float]]:
         """Measure the enclosed calls: a dict of each stage's total milliseconds, in order.
 
-        Each stage is then launched separately and synchronises, so that on CUDA the sum exceeds the time of
-        an unmeasured call.
+        Meanwhile, each stage is launched separately and synchronises. On CUDA the sum therefore exceeds the
+        time of an unmeasured call.
         """
         return self._profiler.timed()
 
@@ -529,7 +530,7 @@ class PendingPose(NamedTuple, Generic[A]):
     """A submitted pose.
 
     Attributes:
-        result: waits for the pose, or the batch, and returns it.
+        result: function that waits for the pose, or the batch, and returns it.
     """
 
     result: Callable[[], HandPose[A]]

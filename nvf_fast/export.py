@@ -1,8 +1,8 @@
 """Networks as ONNX files or exported PyTorch programs, which run without this library.
 
-An export is a folder: the functions `encoder` and `voting`, the query points in lattice.npy, and
+An export is a folder with the functions `encoder` and `voting`, the query points in lattice.npy, and
 interface.json, which describes their inputs and outputs, the view and the constants. The file of each
-function holds the content of interface.json too.
+function also holds the content of interface.json.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 INTERFACE_FILE, LATTICE_FILE = "interface.json", "lattice.npy"
 INTERFACE_VERSION = 1
 BALL_MM = 80.0
-# Sizes of the examples by which functions are traced; they only have to differ from 1 and from each other.
+# Sizes of the example inputs for tracing; they only have to differ from 1 and from each other.
 EXAMPLE_SIZES = {"batch": 2, "points": 5}
 
 
@@ -73,12 +73,12 @@ def export_checkpoint(
 ) -> None:
     """Export a checkpoint's network as functions of tensors, in float32.
 
-    The exported functions and the library differ by rounding only; the same points vote, and of equal weights
-    the point with the lowest index counts.
+    The exported functions differ from the library by rounding only. The same points vote, and among equal
+    weights the point with the lowest index counts.
 
     Args:
         source: folder, embedded name or hub id of the checkpoint; None is the embedded default.
-        folder: of the export, which must not exist yet.
+        folder: folder of the export, which must not exist yet.
         format: "onnx" for ONNX files, which needs the extra `export`, or "torch" for files of `torch.export`.
         step_mm: mm, spacing of the query points in lattice.npy; the functions take any points.
         surface_mm: mm; a point votes where abs(sdf) is smaller.
@@ -93,7 +93,7 @@ def export_checkpoint(
     """
     folder = Path(folder)
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already: name a new folder for the export")
+        raise FileExistsError(f"{folder} already exists: name a new folder for the export")
     if format not in SUFFIXES:
         raise ValueError(f"format must be one of {tuple(SUFFIXES)}, got {format!r}")
     write = _write_onnx if format == "onnx" else _write_program
@@ -179,7 +179,7 @@ def query_points(model: NVF, step_mm: float) -> Tensor:
 
 
 def traced(function: Function) -> ExportedProgram:
-    """Trace a function for any batch size and any number of points, with operations of PyTorch only."""
+    """Trace a function for any batch size and any number of points, with PyTorch operations only."""
     examples = tuple(
         torch.zeros([EXAMPLE_SIZES[n] if isinstance(n, str) else n for n in variable.shape])
         for variable in function.inputs.values()
@@ -195,7 +195,7 @@ def traced(function: Function) -> ExportedProgram:
 
 
 class _Part(nn.Module):
-    """A function of some parts of a network, whose other parameters a program would store unused."""
+    """A function that needs only some modules of a network, so that no other parameters are exported."""
 
     def __init__(self, model: NVF, *parts: nn.Module) -> None:
         super().__init__()
@@ -261,8 +261,8 @@ def voted_joints(points: Tensor, values: FieldValues, options: QueryOptions) -> 
 
     Args:
         points: (N, 3) or (B, N, 3) float32 mm.
-        values: the field's at the points.
-        options: of voting.
+        values: values of the field at the points.
+        options: options of voting.
 
     Returns:
         Joints (B, J, 3) mm, NaN without voters; scores (B, J); number of voters (B,) int64.
@@ -300,7 +300,7 @@ def _group_norm_relu(
     eps: float = 1e-5,
     moments: Tensor | None = None,
 ) -> Tensor:
-    """The reference of `ops.group_norm_relu` without operations in place, which a trace must not contain."""
+    """The reference of `ops.group_norm_relu` without in-place operations, which a trace must not contain."""
     return torch.group_norm(x, groups, weight, bias, eps).relu()
 
 

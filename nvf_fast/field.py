@@ -26,7 +26,7 @@ def check_hand_scale(config: NVFConfig, hand_scale: Tensor | None) -> None:
     """Refuse a missing hand scale, or one that the network does not take.
 
     Raises:
-        ValueError: it is either.
+        ValueError: the hand scale is missing, or the network does not take it.
     """
     if hand_scale is None and config.hand_scale and not config.scale_optional:
         raise ValueError("hand_scale must be (B,) mm, got None: this model was trained with it always given")
@@ -42,8 +42,8 @@ class FieldMLP(nn.Module):
     Attributes:
         weights: matrices (out, in); in = X for the first layer and previous out + X for the others, hidden
             first, with x = [features(, depth)(, hand scale)]. For J joints the last out is 1 + 4 J for the
-            field: sdf, then (weight, direction xyz) per joint; so for "dense": hand or not, then (weight,
-            joint xyz) per joint; and 3 J for "holistic".
+            field (sdf, then weight and direction xyz per joint) and for "dense" (hand or not, then weight and
+            joint xyz per joint), and 3 J for "holistic".
         biases: vectors (out,).
         code: computes additional biases from the coarse pose (`biases_for`), or None.
     """

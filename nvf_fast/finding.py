@@ -28,10 +28,10 @@ LEVEL_RATIO = 7 / 3  # of the sizes of successive views
 STRIDE_PX = 32  # of the encoder: the sides of a view are multiples of it
 MOST_PX = 4096  # of an image's longer side that views are resized from
 FOUND_SCORE = 0.12  # least probability of a hand's centre
-MOST_CANDIDATES = 32  # that are seen closer
-SAME_HAND = 0.3  # boxes that overlap by more are one hand's: intersection over union
+MOST_CANDIDATES = 32  # that closer views verify
+SAME_HAND = 0.3  # boxes whose intersection over union is larger show one hand
 LEAST_LOGIT = -6.0  # of a coarse pose's evidence, relative to the threshold; -4 loses 0.5 % of the hands
-NESTED = 0.7  # or that lie inside another by more: intersection over the smaller box
+NESTED = 0.7  # boxes whose intersection over the smaller box is larger show one hand too
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class FoundHands:
     """The hands of one image, best first, in the image's array type.
 
     Attributes:
-        boxes: (N, 4) float32 px, square (x0, y0, x1, y1) around each hand's joints; may reach beyond the
+        boxes: (N, 4) float32 px, square (x0, y0, x1, y1) around each hand's joints; may extend beyond the
             image.
-        sides: "right" or "left" of each, None where a detector does not tell.
+        sides: "right" or "left" for each, None where a detector does not return it.
         scores: (N,) float32 in [0, 1].
     """
 
@@ -59,7 +59,7 @@ class Candidates(NamedTuple):
     Attributes:
         boxes: (N, 4) float32 px, square.
         scores: (N,) float32 in [0, 1].
-        left: (N,) float32, probability of a left hand; NaN where a detector does not tell.
+        left: (N,) float32, probability of a left hand; NaN where a detector returns no side.
     """
 
     boxes: Tensor
@@ -76,10 +76,10 @@ class Candidates(NamedTuple):
 
 
 class Detector(Protocol):
-    """Finder of hands in an image (H, W, 3) uint8 RGB, in the array type that the estimator got.
+    """A function that finds hands in an image (H, W, 3) uint8 RGB, of the array type given to the estimator.
 
-    Returns boxes (N, 4) px; or a tuple of boxes and sides, "right", "left" or None of each; or of boxes,
-    sides and scores (N,) in [0, 1]; or a `FoundHands`.
+    It returns boxes (N, 4) px; or a tuple of boxes and sides, "right", "left" or None for each; or a tuple of
+    boxes, sides and scores (N,) in [0, 1]; or a `FoundHands`.
     """
 
     def __call__(self, image: Any, /) -> Any: ...

@@ -60,7 +60,7 @@ class Lattice:
         # Before the numbers along the axes, which overflow for the smallest steps.
         if math.prod(length / step_mm for length in lengths) > MOST_NODES:
             raise ValueError(
-                f"step_mm = {step_mm} makes more than {MOST_NODES} points; the smallest steps are some "
+                f"step_mm = {step_mm} makes more than {MOST_NODES} points; the smallest step is about "
                 f"{(math.prod(lengths) / MOST_NODES) ** (1 / 3):.2g} mm"
             )
         self.shape = tuple(int(length / step_mm) for length in lengths)

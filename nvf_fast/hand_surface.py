@@ -61,7 +61,7 @@ RADII_MM = RADIUS_SCALE * np.array(list((_FINGERS | _PALM).values()))
 
 
 def hand_mesh(joints: np.ndarray, step_mm: float = 2.0) -> trimesh.Trimesh:
-    """Mesh the surface about joints: closed, its faces outward, its size the hand's.
+    """Mesh the closed surface around joints, scaled to the hand, with its faces outward.
 
     Args:
         joints: (21, 3) mm of a right or a left hand.

@@ -23,14 +23,14 @@ def read_image(path: Path | str) -> np.ndarray:
 
     Raises:
         OSError: the file is missing, damaged or not an image of `FORMATS`.
-        ValueError: its pixels have more than 8 bits per channel, no RGB colours, or are too many.
+        ValueError: the image has more than 8 bits per channel, CIELAB colours, or too many pixels.
     """
     with _damages(path), _open(path) as file:
         # Pillow takes the upper byte of 16 bits, which is almost black where a camera fills only 12.
         if file.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in _tiles(file)):
             raise ValueError(
                 f"{path}: expected 8 bits per channel, got more in pixels of mode {file.mode!r}: convert it "
-                "by its range of values"
+                "to 8 bits by its range of values"
             )
         if file.mode == "LAB":
             raise ValueError(f"{path}: expected grey, RGB, CMYK or palette colours, got mode 'LAB'")
@@ -42,7 +42,7 @@ def read_depth(path: Path | str) -> np.ndarray:
 
     Raises:
         OSError: the file is missing, damaged or not an image of `FORMATS`.
-        ValueError: it has several channels, 8 bits, or too many pixels.
+        ValueError: the image has several channels, 8 bits, or too many pixels.
     """
     with _damages(path), _open(path) as file:
         if not file.mode.startswith(("I", "F")):
@@ -60,7 +60,7 @@ def exif_focal(path: Path | str) -> float | None:
     The 35 mm equivalent comes first, then the focal length in mm with the resolution of the focal plane.
 
     Returns:
-        The focal length, or None without one, or with one outside of `FOCAL_RANGE`.
+        The focal length, or None if it is missing or lies outside `FOCAL_RANGE`.
 
     Raises:
         OSError: the file is missing or not an image.

@@ -20,7 +20,7 @@ from nvf_fast.volumes import Placement
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 SMALLEST_BOX_PX = 2
-SIGHT_SAMPLES = 33  # along each axis of a view, to tell whether a lens shows it in an image
+SIGHT_SAMPLES = 33  # along each axis of a view, to test whether a lens shows it in an image
 HAND_SCALE_RANGE_MM = (10.0, 120.0)
 # Corners of a unit square in order, as homogeneous pixels.
 _CORNERS = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
@@ -62,9 +62,9 @@ def read_cameras(K: Any, sizes: Sequence[Sequence[int]]) -> Cameras:
         for i, (camera, (height, width)) in enumerate(zip(given, sizes, strict=True)):
             if camera.size != (width, height):
                 raise ValueError(
-                    f"the camera is of {' x '.join(map(str, camera.size))} px, image {i} of {width} x "
-                    f"{height} px: pass camera.resized({width}, {height}), or camera.cropped(x0, y0, x1, y1) "
-                    "for a crop, or camera.rotated(quarters)"
+                    f"the camera is for images of {' x '.join(map(str, camera.size))} px, image {i} has "
+                    f"{width} x {height} px: pass camera.resized({width}, {height}), or, for a crop or a "
+                    "rotated image, camera.cropped(x0, y0, x1, y1) or camera.rotated(quarters)"
                 )
         return Cameras.of(given)
     values = read_numbers("K", K, "a Camera, or (3, 3) or (B, 3, 3) intrinsics in px")
@@ -211,8 +211,8 @@ def check_hand_views(
             degrees = "180" if math.isinf(slope) else f"{2 * math.degrees(math.atan(slope)):.0f}"
             raise ValueError(
                 f"the box {boxes[i].tolist()} px of image {image_index[i]} needs a view of {degrees} "
-                f"degrees or more, the widest is {2 * math.degrees(math.atan(WIDEST_SLOPE)):.0f} degrees: it "
-                "must be smaller"
+                f"degrees or more, but views have at most {2 * math.degrees(math.atan(WIDEST_SLOPE)):.0f} "
+                "degrees: pass a smaller box"
             )
     if _meet(boxes, sizes):  # as do the axes of the views
         return
@@ -291,7 +291,7 @@ def wide_boxes(boxes: np.ndarray, cameras: Cameras, image_index: Sequence[int]) 
     spans = np.degrees(np.arccos((first * second).sum(-1).clip(-1, 1)))
     return tuple(
         f"the box {boxes[i].tolist()} px of image {image_index[i]} spans {across:.1f} x {down:.1f} "
-        f"degrees, the view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}; the view does not include all of the box"
+        f"degrees, the view {VIEW_DEGREES:.1f} x {VIEW_DEGREES:.1f}: the view does not contain the whole box"
         for i, (across, down) in enumerate(spans.tolist())
         if max(across, down) > VIEW_DEGREES + 0.1
     )
@@ -324,7 +324,7 @@ def previous_images(previous: HandPose[Any], count: int) -> list[int]:
 
 
 def previous_boxes(previous: HandPose[Any], cameras: Cameras) -> np.ndarray:
-    """Boxes (N, 4) float64 px of the joints of poses in the frames before, for N cameras."""
+    """Boxes (N, 4) float64 px of the joints of poses in the previous frames, for N cameras."""
     joints = _previous_joints(previous)
     placed = np.isfinite(joints).all((1, 2)) & (joints[..., 2] > 0).all(1)
     if not placed.all():

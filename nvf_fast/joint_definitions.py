@@ -3,12 +3,12 @@
 FreiHAND's definition is MANO's: the wrist and the three joints of each finger are the pivots of MANO's
 skeleton, the fingertips are points on its skin. The unit hand is MANO's mean shape (all shape coefficients
 zero): J. Romero, D. Tzionas and M. J. Black, "Embodied Hands", ACM Transactions on Graphics 36(6), 2017. Its
-figures are measured between the mean joint positions in the flat pose that public users of MANO quote.
+lengths are measured between the mean joint positions in the flat pose, as published by users of MANO.
 
 Other sources place the same joints elsewhere: MANO's knuckles lie about 10 mm nearer to the fingertips than
 the anatomical ones. A `JointConversion` moves each joint by a constant offset in the hand's own frame, so
-that over many poses of a source the mean lengths of the bones and the mean shape of the palm become the unit
-hand's. Quantities that no source shows, such as the depth of a joint in a straight finger, stay unknown.
+that the mean bone lengths and the mean shape of the palm over many poses of a source become those of the unit
+hand. Quantities that no source shows, such as the depth of a joint in a straight finger, remain unknown.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def bone_lengths(joints: np.ndarray) -> np.ndarray:
 
 
 def scale_to_unit(joints: np.ndarray) -> np.ndarray:
-    """Scale hands (..., 21, 3) about the camera's centre until their bones are as long together as the unit
-    hand's. The image does not change."""
+    """Scale hands (..., 21, 3) about the camera's centre to the unit hand's total bone length.
+
+    The image does not change.
+    """
     return joints * (UNIT_LENGTH_MM / bone_lengths(joints).sum(-1))[..., None, None]
 
 
@@ -83,12 +85,12 @@ def to_freihand(joints: np.ndarray, source: Source) -> np.ndarray:
 
     Args:
         joints: (..., 21, 3) right hands in any unit and frame; mirror left hands first.
-        source: "freihand" (already there), "anatomical" (the built-in hand), "openxr"
+        source: "freihand" (no change), "anatomical" (the built-in hand), "openxr"
             (rigged hands with OpenXR's joints, fingertips on the skin), "mediapipe" (MediaPipe Hands),
             "ge2019" (annotators of the photographs of Ge et al., CVPR 2019).
 
     Returns:
-        (..., 21, 3), same unit, frame and dtype; the size stays within a few per cent.
+        (..., 21, 3), same unit, frame and dtype; the size changes by a few per cent at most.
     """
     if source == "freihand":
         return joints.copy()
@@ -174,9 +176,9 @@ def _aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     return (points - centre) @ (left @ right) + target_centre
 
 
-# `JointConversion.fit` on 1 000 drawn capsule hands; on 500 poses of the CC0 hand of Godot XR Tools; on every
-# third of 3 127 labelled photographs whose palm or back faces the camera within 26 degrees, where the image
-# decides about the palm; on six photographs of Ge et al.
+# `JointConversion.fit` on 1 000 random capsule hands; on 500 poses of the CC0 hand of Godot XR Tools; on
+# every third of 3 127 labelled photographs whose palm or back faces the camera within 26 degrees, where the
+# image determines the palm's shape; on six photographs of Ge et al.
 _OFFSETS = Path(__file__).parent / "assets/joint_offsets.json"
 CONVERSIONS = {
     source: JointConversion(np.array(offsets["along"]), np.array(offsets["palm"]))

@@ -34,10 +34,10 @@ def distort(x: Number, y: Number, row: Sequence[Any]) -> tuple[Number, Number]:
     Args:
         x: slopes x / z of rays, any shape, torch or numpy.
         y: slopes y / z.
-        row: the entries of `Lens.row`, of which the number tells the model; tensors broadcast with x.
+        row: the entries of `Lens.row`, whose number determines the model; tensors broadcast with x.
 
     Returns:
-        The distorted slopes; NaN outside of the lens' field of view.
+        The distorted slopes; NaN outside the lens's field of view.
     """
     square = x * x + y * y
     limit, *k = row
@@ -61,10 +61,10 @@ def distort(x: Number, y: Number, row: Sequence[Any]) -> tuple[Number, Number]:
 
 @dataclass(frozen=True)
 class Lens:
-    """A lens.
+    """The distortion of a lens.
 
     Args:
-        coefficients: `PLUMB_BOB` or `FISHEYE` of them.
+        coefficients: `PLUMB_BOB` or `FISHEYE` numbers.
     """
 
     coefficients: tuple[float, ...]

@@ -41,7 +41,7 @@ class NVF(nn.Module):
 
     Every call is differentiable any number of times, with respect to parameters, images, points, intrinsics
     and hand scales. The caller's autocast applies to the encoder in training mode only, never to the field.
-    Parameters are float32, and float64 after `double()`, whose inputs are then float64.
+    Parameters and inputs are float32, or float64 after `double()`.
     """
 
     def __init__(self, config: NVFConfig | None = None) -> None:
@@ -178,7 +178,7 @@ class NVF(nn.Module):
             return self.field.biases_for(coarse)
 
     def for_inference(self) -> NVF:
-        """Copy the model in evaluation mode, without gradients, with linear maps in a row folded into one."""
+        """Copy the model in evaluation mode, without gradients, with consecutive linear maps merged."""
         model = copy.deepcopy(self).eval().requires_grad_(False)
         fold_norms(model.encoder)
         for module in model.encoder.modules():
@@ -231,7 +231,7 @@ class NVF(nn.Module):
             raise ValueError(f"images must be (B, {channels}, {size}, {size}), got {tuple(images.shape)}")
 
     def _precision(self) -> AbstractContextManager[object]:
-        """The caller's autocast in training mode, as loops with mixed precision expect; else none."""
+        """The caller's autocast in training mode, as mixed-precision loops expect; otherwise no autocast."""
         return nullcontext() if self.training else autocast_off(self.device.type)
 
     @classmethod

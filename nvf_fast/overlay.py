@@ -30,14 +30,14 @@ def draw_poses(
 ) -> Image.Image:
     """Draw skeletons, one colour per finger, nearer hands and bones over farther ones.
 
-    A joint is a filled disc where its score is 1; a hole grows in it as the score falls. Beside the wrist
-    stand the hand's id, its side, and the mean expected error of its joints.
+    A joint is a filled disc if its score is 1; a hole grows in it as the score falls. A label beside the
+    wrist gives the hand's id, its side, and the mean expected error of its joints.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        poses: a pose in it or several; invalid ones are not drawn.
-        ids: of the hands, one for each pose, or none.
-        bones: pairs of joints, nearer to the root first; None connects a hand's 21 joints, and no others.
+        poses: one or several poses in the image; invalid ones are not drawn.
+        ids: ids of the hands, one for each pose, or empty.
+        bones: pairs of joints, nearer to the root first; None connects the 21 joints of hands only.
 
     Returns:
         An RGB image of the same size.
@@ -55,28 +55,28 @@ def draw_poses(
 
 
 def write_drawing(path: Path, drawing: Image.Image) -> None:
-    """Write a drawing whole, in the format of its name's ending.
+    """Write a drawing atomically, in the format of its file name's extension.
 
     Raises:
-        ValueError: the ending names no format of images.
+        ValueError: the extension is not that of an image format.
         OSError: the file cannot be written.
     """
     format = Image.registered_extensions().get(path.suffix.lower())
     if format is None:
-        raise ValueError(f"{path} must end as an image, such as .png or .jpg")
+        raise ValueError(f"{path} must have an image extension, such as .png or .jpg")
     with whole_file(path) as file:
         drawing.save(file, format)
 
 
 def undistorted(image: np.ndarray, camera: Camera) -> np.ndarray:
-    """The image that a camera without the lens' distortion, but with the same K, takes.
+    """Remove the lens distortion of an image, with K unchanged.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        camera: that took the image.
+        camera: camera that took the image.
 
     Returns:
-        (H, W, 3) uint8 RGB, black where the lens did not look; the image itself without distortion.
+        (H, W, 3) uint8 RGB, black where the lens did not see; without distortion, the image itself.
     """
     if not camera.distortion:
         return image

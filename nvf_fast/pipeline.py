@@ -45,7 +45,7 @@ class QueryOptions:
 
     Raises:
         ValueError: a value is out of range.
-        TypeError: a value is no number.
+        TypeError: a value is not a number.
     """
 
     step_mm: float = 16.0

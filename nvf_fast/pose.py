@@ -152,7 +152,7 @@ class HandPose(Generic[A]):
         return (self[index] for index in range(len(self)))
 
     def numpy(self) -> HandPose[np.ndarray]:
-        """Convert a pose to numpy arrays; one of numpy arrays stays as it is."""
+        """Convert a pose to numpy arrays; a pose of numpy arrays is unchanged."""
         return _mapped(
             self, lambda array: array.numpy(force=True)[()] if isinstance(array, Tensor) else array
         )
@@ -170,14 +170,14 @@ class HandPose(Generic[A]):
         return _mapped(self, Tensor.clone)
 
     def scaled(self, ratio: Any) -> HandPose[A]:
-        """Scale a pose about the camera: joints, votes, expected errors and hand scale; `joints_2d` stays.
+        """Scale joints, votes, expected errors and hand scale about the camera; `joints_2d` does not change.
 
         Args:
             ratio: a positive number, or (N,) one per pose of a batch, numpy or torch.
 
         Raises:
-            ValueError: it is not positive and finite, or of another shape.
-            TypeError: it is no number.
+            ValueError: the ratio is not positive and finite, or has another shape.
+            TypeError: the ratio is not a number.
         """
         ratio = read_numbers("ratio", ratio, "a positive number, or one per pose")
         shapes = ((), self.joints.shape[:-2])
@@ -208,9 +208,9 @@ class HandPose(Generic[A]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert one pose to JSON values; joints, joints_2d and expected_error are None where it is invalid.
+        """Convert one pose to JSON values; joints, joints_2d and expected_error are None if it is not valid.
 
-        `score` is the presence of the hand.
+        `score` is the pose's `presence`.
 
         Raises:
             TypeError: this is a batch.
@@ -234,10 +234,11 @@ class HandPose(Generic[A]):
         }
 
     def mesh(self, step_mm: float = 2.0) -> trimesh.Trimesh:
-        """Mesh a hand's surface about the joints of one pose, in the frame of its camera.
+        """Mesh a hand's surface around the joints of one pose, in the frame of its camera.
 
-        The surface is a smooth union of round cones along the bones, of mean thickness for the hand's size:
-        closed, its faces outward. `mesh.export("hand.glb")` writes GLB, PLY, OBJ or STL; `volume` is in mm³.
+        The surface is a smooth union of round cones along the bones, of mean thickness for the hand's size.
+        It is closed, and its faces point outward. `mesh.export("hand.glb")` writes GLB, PLY, OBJ or STL;
+        `volume` is in mm³.
         `nvf_fast.surface.field_mesh` meshes the field of a network instead.
 
         Args:
@@ -245,7 +246,7 @@ class HandPose(Generic[A]):
 
         Raises:
             TypeError: this is a batch.
-            ValueError: the pose is not valid or no hand's, or the step is out of range.
+            ValueError: the pose is not valid or not of a hand, or the step is out of range.
             ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
         """
         from nvf_fast.hand_surface import hand_mesh

@@ -33,8 +33,8 @@ from nvf_fast.pose import HandPose
 from nvf_fast.search import Search
 from nvf_fast.volumes import FrustumVolume, HandVolume, Placement, RootCube
 
-KNOWN_NUMBERS = 2**10  # of an array of a kept request, the most
-KNOWN_REQUESTS = 16  # kept, for calls in which cameras and boxes stay
+KNOWN_NUMBERS = 2**10  # size of the largest array in a cached request
+KNOWN_REQUESTS = 16  # cached, for calls with unchanged cameras and boxes
 
 
 class Request(NamedTuple):
@@ -206,12 +206,14 @@ class RequestReader:
     def _check_combination(
         self, return_votes: bool, box: Any, root: Any, previous: HandPose[Any] | None
     ) -> None:
-        """Refuse arguments that the network does not take, or not together."""
+        """Refuse arguments that the network does not take, and invalid combinations."""
         method = self._config.method
         if not isinstance(return_votes, bool | np.bool_):
             raise TypeError(f"return_votes must be True or False, got {return_votes!r}")
         if not self._volume.needs_root and root is not None:
-            raise ValueError("root must be None: it is for root-relative networks, this one is camera-space")
+            raise ValueError(
+                "root must be None: only a root-relative network takes it, not a camera-space one"
+            )
         if self._volume.needs_root and box is not None:
             raise ValueError("box must be None: the root places the view of a root-relative network")
         if self._volume.needs_root and root is None:
@@ -225,7 +227,7 @@ class RequestReader:
             if box is not None and previous is not None:
                 raise ValueError("box and previous both place a hand view: one of them must be None")
         elif previous is not None and self._search != "guided":
-            raise ValueError(f'previous is for search="guided" only, this is {self._search!r}')
+            raise ValueError(f'previous requires search="guided", this estimator has {self._search!r}')
 
 
 def _lenses(cameras: Cameras) -> Sequence[tuple[np.ndarray, Lens | None] | None]:

@@ -1,4 +1,4 @@
-"""Meshes of surfaces that are given by signed distances: marching cubes, and the field's zero level."""
+"""Meshes of surfaces given by signed distances: marching cubes, and the field's zero level."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def level_mesh(
         low: (3,) float32 mm, the box's lower corner.
         high: (3,) float32 mm, lower bound of the box's upper corner.
         spacing_mm: mm, of the lattice.
-        closed: whether the surface is closed where it leaves the box; else it is open there.
+        closed: whether the surface is closed where it leaves the box, instead of open.
 
     Returns:
         The mesh in the frame of the points, empty where no surface passes through the box.
 
     Raises:
-        ValueError: the spacing is no positive number, or makes a lattice of more than 20 million points.
+        ValueError: the spacing is not a positive number, or makes a lattice of more than 20 million points.
         ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
     """
     try:
@@ -75,7 +75,7 @@ def level_mesh(
     if extents.prod() > MOST_POINTS:
         raise ValueError(
             f"a step of {spacing_mm:.3g} mm makes a lattice of {extents.prod():.3g} points, at most "
-            f"{MOST_POINTS:.3g} are possible: use a wider step"
+            f"{MOST_POINTS:.3g} are possible: use a larger step"
         )
     counts = extents.int().tolist()
     axes = [
@@ -106,7 +106,7 @@ def closed_mesh(distance: Distance, low: Tensor, high: Tensor, spacing_mm: float
 
     mesh = trimesh.Trimesh(*level_mesh(distance, low, high, spacing_mm, closed=True))
     if mesh.is_empty:
-        raise ValueError("no surface lies in the box about the joints")
+        raise ValueError("no surface lies in the box around the joints")
     largest: trimesh.Trimesh = max(mesh.split(only_watertight=False), key=lambda part: part.area)
     return largest
 
@@ -159,15 +159,16 @@ def field_mesh(
     step_mm: float = 4.0,
     margin_mm: float = MARGIN_MM,
 ) -> trimesh.Trimesh:
-    """The surface that a network's field predicts for one hand: the zero level of its signed distance.
+    """Mesh the surface that a network's field predicts for one hand: the zero level of its signed distance.
 
     Args:
-        estimator: of a network with a field.
-        image, K, hand_scale, root: as the pose was estimated from; hand views have the pose's hand scale.
-        pose: one valid pose in the image, by this estimator.
+        estimator: an estimator of a network with a field.
+        image, K, hand_scale, root: as in the call that estimated the pose. For hand views, None is the pose's
+            hand scale.
+        pose: one valid pose in the image, from this estimator.
         step_mm: mm, spacing of the lattice for marching cubes (Lorensen and Cline, 1987).
-        margin_mm: mm, from the joints to the sides of the box that is meshed; a surface that leaves it is
-            closed there.
+        margin_mm: mm, from the joints to the sides of the meshed box; a surface that leaves the box is closed
+            there.
 
     Returns:
         The largest closed surface in the box, mm, in the frame of the camera that took the image.
@@ -178,7 +179,7 @@ def field_mesh(
         ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
     """
     if pose.joints.ndim != 2 or not pose.valid:
-        raise ValueError("pose must be one valid pose, got a batch or one without a hand")
+        raise ValueError("pose must be one valid pose, got a batch or an invalid pose")
     distance = estimator.field_distance(image, K, pose, hand_scale, root)
     joints = torch.as_tensor(pose.joints, dtype=torch.float32, device=estimator.device)
     return closed_mesh(distance, joints.amin(0) - margin_mm, joints.amax(0) + margin_mm, step_mm)

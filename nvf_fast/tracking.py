@@ -22,7 +22,7 @@ from nvf_fast.volumes import HandVolume
 
 SIDE_VOTES = 15  # last predictions of a hand's side, of which the majority counts
 UNDECIDED = 8  # votes until the side is given instead of predicted
-DUPLICATE = 0.2  # mean distance of the joints of two poses of one hand, relative to its box
+DUPLICATE = 0.2  # two poses whose joints are on average closer than this, in box sides, show one hand
 NEAR = 1.5  # a lost hand is found again within this distance, in box sides
 SPEED_CUTOFF = 1.0  # Hz, of the filter of speeds
 
@@ -32,8 +32,8 @@ class Smoothing:
     """Parameters of the filters of a hand's joints (One-Euro, Casiez et al., CHI 2012).
 
     A filter's cutoff frequency is `cutoff + gain * speed`: slow motion is smoothed, fast motion is followed.
-    Directions from the camera are filtered apart from depths, of which one image tells less. The defaults
-    delay a moving hand by less than a frame at 30 Hz (`benchmarks/tracking.py`).
+    Directions from the camera are filtered separately from depths, which one image determines less well. The
+    defaults delay a moving hand by less than a frame at 30 Hz (`benchmarks/tracking.py`).
 
     Raises:
         ValueError: a number is negative or not finite, or a cutoff is 0.
@@ -107,7 +107,7 @@ class TrackedHands(NamedTuple):
 
 @dataclass(eq=False)
 class _Track:
-    """A hand seen before. Times are in s, boxes (4,) px, squares around its joints."""
+    """A followed or lost hand. Times are in s; boxes are (4,) px, squares around its joints."""
 
     id: int
     box: np.ndarray
@@ -133,17 +133,17 @@ class _Track:
 class Tracker:
     """Tracker of the hands in the frames of one video.
 
-    Hands are found in the whole frame, then followed: the joints of the last frame, moved on with their
-    speed, place the next view. The side is predicted in a hand's first frames and then kept.
+    Hands are found in the whole frame, then followed: the joints of the last frame, extrapolated by their
+    velocity, place the next view. The side is predicted in a hand's first frames and then kept.
 
     Args:
-        estimator: with a network of hand views.
-        most_hands: largest number of hands; while it is reached, no other hands are looked for.
+        estimator: an estimator with a network of hand views.
+        most_hands: largest number of hands; while that many are followed, no others are searched for.
         search_interval: s, time between searches of the whole frame, and between further predictions of the
             sides, while a hand is followed; without hands every frame is searched.
-        patience: s, time for which a hand may be missing before its view is given up.
-        memory: s, time for which a hand that was given up gets its id again near its last place.
-        smoothing: of the joints; None for none.
+        patience: s, time for which a hand may be missing before it is no longer followed.
+        memory: s, time within which a lost hand that reappears near its last position gets its id back.
+        smoothing: parameters of the joints' filters; None leaves the joints as estimated.
         hand_scale: mm, of all hands, as for the estimator.
 
     Raises:
@@ -197,12 +197,11 @@ class Tracker:
         Args:
             image: (H, W, 3) uint8 RGB.
             K: (3, 3) intrinsics in px, or a `Camera`.
-            time: s, of the frame, later than that of the frame before.
-            depth: (H, W) mm, as for the estimator. A hand that it does not show keeps the scale of its frames
-                before.
+            time: s, of the frame, later than that of the previous frame.
+            depth: (H, W) mm, as for the estimator. A hand that it does not show keeps its last scale.
 
         Raises:
-            ValueError: the time is not later, or a shape or a value is invalid.
+            ValueError: the time is not later than the previous one, or a shape or a value is invalid.
             TypeError: an argument has the wrong type or dtype.
         """
         if getattr(image, "ndim", 0) != 3:
@@ -210,7 +209,7 @@ class Tracker:
             raise TypeError(f"image must be one (H, W, 3) numpy array or torch tensor, got {found}")
         check_number("time", time)
         if not (math.isfinite(time) and time > self._time):
-            raise ValueError(f"time must be later than {self._time:g} s of the frame before, got {time}")
+            raise ValueError(f"time must be later than {self._time:g} s of the previous frame, got {time}")
         camera = read_cameras(K, [image.shape[:2]])
         depths = None if depth is None else read_depths(depth, [image.shape[:2]])
         due = not self._tracks or time - self._checked >= self.search_interval
@@ -280,7 +279,7 @@ class Tracker:
         return self.estimator(image, K, self.hand_scale, boxes, decided).numpy()
 
     def _updated(self, poses: HandPose[np.ndarray], time: float) -> list[int]:
-        """Update the tracks of valid poses, of two of one hand the older one, and return their rows."""
+        """Update the tracks of valid poses, or of two on one hand the older, and return their rows."""
         boxes, rows = _boxes(poses), list[int]()
         for row in sorted(range(len(boxes)), key=lambda row: self._tracks[row].born):
             track = self._tracks[row]
@@ -316,7 +315,7 @@ class Tracker:
 def _at_depth(
     poses: HandPose[np.ndarray], tracks: Sequence[_Track], depths: list[Any], camera: Cameras
 ) -> HandPose[np.ndarray]:
-    """The poses scaled to a depth image, or else to the last scale of their tracks."""
+    """Scale poses to a depth image, or else to the last scale of their tracks."""
     scaled = scaled_to_depth(poses, depths, camera)
     assert poses.hand_scale is not None and scaled.hand_scale is not None
     ratios = np.ones(len(tracks))

@@ -210,7 +210,7 @@ class ConvNorm(nn.Module):
             self.norm = nn.Identity()
 
     def take_bias(self, other: ConvNorm) -> None:
-        """Add the bias of another, whose result is added to this one's, to the own one; both are folded."""
+        """Take over the bias of another folded convolution, whose result is added to this one's."""
         bias, moved = self.conv.bias, other.conv.bias
         if bias is not None and moved is not None:
             self.conv.bias, other.conv.bias = nn.Parameter(bias + moved, bias.requires_grad), None
@@ -288,7 +288,7 @@ def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _fuses(x: Tensor, weight: Tensor) -> bool:
-    """Whether the launch without a gradient may run, which convolves, adds and rectifies at once."""
+    """Whether convolution, sum and ReLU may run in one launch, which has no gradient."""
     return x.is_cuda and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 

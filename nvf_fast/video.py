@@ -38,13 +38,13 @@ def read_frames(
         source: a video file; a folder of images, in the order of their names; or "camera:0", the first
             camera.
         frame_rate: Hz, of a folder.
-        damaged: called with the time in s and the error of each unreadable frame of a file or a folder, which
-            is left out; None raises the error.
+        damaged: function called with the time in s and the error of each unreadable frame of a file or a
+            folder, which is then skipped; None raises the error.
 
     Raises:
         OSError: the source is missing, or is or becomes unreadable.
-        ValueError: a folder holds no images.
-        ImportError: a video or a camera needs PyAV, the extra `video`.
+        ValueError: a folder contains no images.
+        ImportError: a video or a camera needs PyAV, which the extra `video` installs.
     """
     if str(source).startswith(CAMERA):
         yield from _camera_frames(str(source)[len(CAMERA) :])
@@ -66,7 +66,7 @@ def read_frames(
 
 
 def video_rate(source: Path | str) -> Fraction | None:
-    """Frames per second of a video file; None where it has none, and for folders and cameras."""
+    """Frames per second of a video file; None if the file does not give them, and for folders and cameras."""
     if str(source).startswith(CAMERA) or Path(source).is_dir():
         return None
     with _open(Path(source)) as container:
@@ -150,11 +150,11 @@ class VideoWriter:
     """Writer of an H.264 video, complete once it is closed.
 
     Args:
-        path: of the file, such as hands.mp4.
+        path: path of the file, such as hands.mp4.
         rate: frames per second.
 
     Raises:
-        ImportError: PyAV, the extra `video`, is not installed.
+        ImportError: PyAV is not installed (`pip install nvf-fast[video]`).
         OSError: the file cannot be written.
     """
 
@@ -172,8 +172,8 @@ class VideoWriter:
         """Append a frame (H, W, 3) uint8 RGB; sides of odd length lose a pixel, which the format requires.
 
         Raises:
-            ValueError: its size differs from that of the frames before.
-            OSError: it cannot be written.
+            ValueError: the frame's size differs from that of the previous frames.
+            OSError: the frame cannot be written.
         """
         height, width = (side - side % 2 for side in image.shape[:2])
         if self._stream is None:

@@ -31,7 +31,7 @@ class HandScene:
     """Add an image and the hands in it to a viser server.
 
     Args:
-        server: of viser.
+        server: a viser server.
         image: (H, W, 3) uint8 RGB.
         K: (3, 3) intrinsics in px, without distortion.
         poses: one pose each, in the camera's frame, with or without votes; invalid ones are not shown.
@@ -56,7 +56,7 @@ class HandScene:
         server.initial_camera.fov = math.radians(50)
 
     def add_controls(self, server: viser.ViserServer) -> None:
-        """Add checkboxes of the parts, a choice of the joint whose votes are drawn, and the image's depth."""
+        """Add controls: what is shown, the joint whose votes are drawn, and the image's depth."""
         for part in ("image", "mesh", "joints", "voters"):
             box = server.gui.add_checkbox(part, True)
             box.on_update(lambda event: self._show(event.target.label, event.target.value))

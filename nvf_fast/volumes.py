@@ -25,10 +25,10 @@ from nvf_fast.camera_model import Cameras
 from nvf_fast.config import NVFConfig
 from nvf_fast.grid import BOX_MM, Lattice
 
-# A point on the very edge may round to either side of it; points keep this much of the half view clear.
+# A point exactly on the edge may round to either side of it: points keep this distance, in half views.
 EDGE = 1e-4
 
-HAND_VIEW_FILL = 0.75  # part of a hand view that the longer side of the box spans
+HAND_VIEW_FILL = 0.75  # ratio of a hand view that the longer side of the box spans
 HAND_REACH_MM = 112.0  # of the query points before and behind the middle of a unit hand
 FINEST_CELLS = 128  # along each axis of a hand view's lattice
 
@@ -40,7 +40,7 @@ class Placement(NamedTuple, Generic[Array]):
     """
 
     matrices: Array  # (B, 3, 3) float64, from homogeneous px of the network's view to px of the image
-    frames: Array  # (B, 3, 3) float64, orthogonal; a left hand's mirrors x
+    frames: Array  # (B, 3, 3) float64, orthogonal; the frame of a left hand mirrors x
     origins: Array  # (B, 3) float64 mm, origin of the volume's frame in the camera's
     # (B,) float64, tangents of half the angles that hand views span, infinite for a box that no view holds;
     # None for the other volumes, whose views span one angle.
@@ -71,10 +71,10 @@ class PlacedVolume(ABC):
         """Place the volume before each camera.
 
         Args:
-            intrinsics: (B, 3, 3) float64 px of the images, numpy or torch, as the result will be. On few
-                numbers numpy's operations cost a fifth of torch's.
+            intrinsics: (B, 3, 3) float64 px of the images, numpy or torch like the result. For few numbers
+                numpy's operations take a fifth of the time of torch's.
             size: px, side of the network's view.
-            left: (B,) bool, left hands; None where all hands are right ones.
+            left: (B,) bool, left hands; None if all hands are right hands.
             boxes: (B, 4) float64 px, (x0, y0, x1, y1) around the hands; None looks along the optical axis. A
                 volume that the wrist places ignores them.
             roots: (B, 3) float64 mm, the wrists in the cameras' frames. A volume that a box places ignores
@@ -231,7 +231,7 @@ class FrustumVolume(Volume):
 class RootCube(Volume):
     """A cube of 340 mm about the wrist, axes as the camera's, seen along z by a scaled-orthographic camera.
 
-    The paper leaves RS-NVF's projection open. Here u = x / 170 and v = y / 170 in [-1, 1], and the network's
+    The paper does not specify RS-NVF's projection. Here u = x / 170 and v = y / 170 in [-1, 1]. The network's
     depth input is 2 + z / 170, in the same range as for a frustum; the first bias absorbs the offset. The
     image is cropped to a square of f * 340 mm / Z of the wrist, which shows the cube.
     """
@@ -344,7 +344,7 @@ class HandVolume(PlacedVolume):
         """The query points of inference, round(224 / step) along each axis.
 
         Raises:
-            ValueError: the step is no positive number, leaves no point, or is finer than 1.75 mm.
+            ValueError: the step is not a positive number, leaves no point, or is finer than 1.75 mm.
         """
         if not (math.isfinite(step_mm) and step_mm > 0):
             raise ValueError(f"step_mm must be a positive number of mm, got {step_mm}")

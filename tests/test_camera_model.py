@@ -237,7 +237,7 @@ def test_reference_views_look_along_undistorted_rays() -> None:
         ),
         ([[4.2, 0, 319.5], [0, 4.2, 239.5], [0, 0, 1]], "those in mm times the image's width"),
         ([[7e6, 0, 319.5], [0, 7e6, 239.5], [0, 0, 1]], "focal lengths of 64 to 6.4e+06 px"),
-        ([[600, 0, 3200], [0, 600, 239.5], [0, 0, 1]], "77 degrees away: it is of another image"),
+        ([[600, 0, 3200], [0, 600, 239.5], [0, 0, 1]], "77 degrees away: it belongs to another image"),
         ([[600, 0, 319.5], [0, 600, -1e5], [0, 0, 1]], "Camera.resized and Camera.cropped"),
         ([[600, 0, 0], [0, 600, 0], [319.5, 239.5, 1]], "it is transposed"),
         ([[600, 0, 319.5], [0, -600, 239.5], [0, 0, 1]], "positive focal lengths"),
@@ -288,7 +288,7 @@ def test_refuses_cameras_of_other_sizes() -> None:
     estimator = PoseEstimator(hand_network())
     image, box = np.zeros((240, 320, 3), np.uint8), [100, 60, 180, 140]
     with pytest.raises(
-        ValueError, match=r"of 640 x 480 px, image 0 of 320 x 240 px: pass .*resized\(320, 240\)"
+        ValueError, match=r"of 640 x 480 px, image 0 has 320 x 240 px: pass .*resized\(320, 240\)"
     ):
         estimator(image, camera("fisheye"), box=box)
     estimator(image, camera("fisheye").resized(320, 240), box=box)

@@ -207,7 +207,7 @@ def test_resolves_embedded_names_first_then_folders(folder: Path, monkeypatch: p
 def test_refuses_unknown_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "EMBEDDED", folder.parent)
     for source in ("other", Path("runs/other"), "/no/such/folder"):
-        with pytest.raises(FileNotFoundError, match=r"none of the embedded \['checkpoint'\]"):
+        with pytest.raises(FileNotFoundError, match=r"or one of the embedded \['checkpoint'\]"):
             resolve(source)
 
 
@@ -263,7 +263,9 @@ def test_records_scores_in_folders_only(folder: Path) -> None:
     for scores in ({"photographs": {"aligned": 9.5}}, {"aligned": 8.0}):
         record_scores(folder, scores)
         assert load_checkpoint(folder)[1]["training"] == {"steps": 7, "scores": scores}
-    with pytest.raises(ValueError, match="recorded in the folder of a checkpoint, 'owner/hand' is none"):
+    with pytest.raises(
+        ValueError, match="recorded in the folder of a checkpoint, but 'owner/hand' is not a folder"
+    ):
         record_scores("owner/hand", {})
 
 

@@ -86,9 +86,8 @@ def test_overview(run: Run) -> None:
         assert status == 0 and all(f"\n  {name} " in out for name in COMMANDS)
     assert run("--version")[1] == f"{nvf_fast.__version__}\n"
     status, out, err = run("guess")
-    assert (
-        status == 2 and out == "" and err.startswith("nvf-fast: no command 'guess'; the commands are demo,")
-    )
+    assert status == 2 and out == ""
+    assert err.startswith("nvf-fast: unknown command 'guess'; the commands are demo,")
 
 
 def test_output_that_nobody_reads_ends_quietly(tmp_path: Path) -> None:
@@ -396,11 +395,11 @@ def test_predict_continues_where_it_stopped(
         with lines.open("ab") as file:
             file.write(b'{"image": "b.jpg", "ca')  # a write that a stop cut off
         status, _, err = run("predict", *images, third, *options)
-    assert status == 0 and "1 of 3 images are done already" in err
+    assert status == 0 and "1 of 3 images are already done" in err
     assert read == ["a.png", "b.jpg", "b.jpg", "c.png"] and out.read_bytes() == whole.read_bytes()
     before = out.read_bytes()
     status, _, err = run("predict", *images, third, *options)
-    assert status == 0 and "3 of 3 images are done already" in err and out.read_bytes() == before
+    assert status == 0 and "3 of 3 images are already done" in err and out.read_bytes() == before
     assert not list(tmp_path.glob("*.lines")) and not list(tmp_path.glob(".*"))
     status, _, err = run("predict", *images, *options, "--hand-scale", 40)
     assert status == 2 and "holds results of other options" in err and out.read_bytes() == before
@@ -462,7 +461,7 @@ def test_predict_follows_links_and_writes_to_devices(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fx", 500, "--fov", 60], "give the camera by only one of --fx"),
+        (["--fx", 500, "--fov", 60], "give only one of --fx"),
         (["--fx", -500], "--fx must be a positive number of px, got -500"),
         (["--fx", 500, "--fy", "nan"], "--fy must be a positive number of px"),
         (["--fx", 500, "--cx", "inf"], "--cx must be a number of px, got inf"),

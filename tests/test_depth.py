@@ -144,7 +144,7 @@ def test_distorted_camera() -> None:
     ("change", "reason"),
     [
         (lambda depth: 0 * depth, r"measured at 0 of \d+ pixels of the hand"),
-        (lambda depth: 2.5 * depth, r"would have a scale of \d+\.\d mm, people have 15 to 50 mm"),
+        (lambda depth: 2.5 * depth, r"would have a scale of \d+\.\d mm, outside people's 15 to 50 mm"),
         (
             lambda depth: depth + np.linspace(0, 900, SIZE),
             r"only \d+ % of \d+ measurements lie within 25 mm of one hand's surface",
@@ -155,7 +155,7 @@ def test_a_depth_image_of_something_else_leaves_the_pose(
     change: Callable[[np.ndarray], np.ndarray], reason: str
 ) -> None:
     before = poses()[0]
-    with pytest.warns(UserWarning, match=f"depth of hand 0: .*{reason}.*; its pose stays as it was"):
+    with pytest.warns(UserWarning, match=f"depth of hand 0: .*{reason}.*; its pose is unchanged"):
         after = scaled_to_depth(before, change(hands().depths[0]), K)
     np.testing.assert_array_equal(after.joints, before.joints)
 
@@ -238,7 +238,7 @@ def test_invalid_requests_of_hand_scales() -> None:
     for distance in (0.0, np.array([500.0, 500.0])):
         with pytest.raises(ValueError, match="distance_mm must be a positive number, or one for each of 4"):
             estimate_hand_scale(poses(), distance_mm=distance)
-    with pytest.raises(ValueError, match="no pose tells the hand's scale: measured at 0 of"):
+    with pytest.raises(ValueError, match="no pose determines the hand's scale: measured at 0 of"):
         estimate_hand_scale(poses(), depth=np.zeros((COUNT, SIZE, SIZE)), K=K)
     with pytest.raises(ValueError, match="depth must be an image for each of 4 images, got 1"):
         scaled_to_depth(poses(), hands().depths[0], K)

@@ -301,7 +301,7 @@ def test_guided_search_starts_from_the_previous_pose(tiny: NVF, monkeypatch: pyt
     np.testing.assert_allclose(
         estimator(image, K, box=box, side="left", previous=nowhere).joints, pose.joints, rtol=0, atol=1e-3
     )
-    with pytest.raises(ValueError, match="previous is for search=\"guided\" only, this is 'dense'"):
+    with pytest.raises(ValueError, match="previous requires search=\"guided\", this estimator has 'dense'"):
         PoseEstimator(tiny, step_mm=32)(image, K, previous=pose)
     with pytest.raises(ValueError, match="one pose for each of 2 images, got 1"):
         estimator([image, image], K, previous=pose)

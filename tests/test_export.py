@@ -280,7 +280,7 @@ def test_the_same_voters_count_as_in_the_operations(fraction: float) -> None:
 
 
 def test_refuses_what_it_cannot_export(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileExistsError, match="exists already: name a new folder"):
+    with pytest.raises(FileExistsError, match="already exists: name a new folder"):
         export_checkpoint(None, tmp_path, "torch")
     with pytest.raises(ValueError, match="format must be one of"):
         export_checkpoint(None, tmp_path / "new", "tflite")  # type: ignore[arg-type]

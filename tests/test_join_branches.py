@@ -161,7 +161,7 @@ def test_registration(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"branches": []}, r"must have 208 channels together, as x, got \[\]"),
+        ({"branches": []}, r"must have 208 channels in total, as x, got \[\]"),
         ({"groups": 7}, "groups must be 0 or divide the 208 channels, got 7"),
         ({"lower": None}, "must be given together"),
         ({"bias": torch.zeros(3)}, r"bias must be \(208,\), got \(3,\)"),

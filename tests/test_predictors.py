@@ -121,7 +121,7 @@ def test_baseline_refuses_options_of_a_field(samples: list[HandSample]) -> None:
     baseline = build(replace(TINY, method="holistic"))
     for option in ({"fraction": 0.7}, {"search": "guided"}, {"step_mm": 8.0}, {"surface_mm": 1.0}):
         message = (
-            rf"\['{next(iter(option))}'\] are options of a field, this is a 'holistic' baseline without one"
+            rf"\['{next(iter(option))}'\] are options of a field, but a 'holistic' baseline has no field"
         )
         with pytest.raises(ValueError, match=message):
             PoseEstimator(baseline, **option)

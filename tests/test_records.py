@@ -78,7 +78,7 @@ def test_a_full_disk_is_an_error_and_keeps_whole_lines(tmp_path: Path) -> None:
             for name in "abcdef":
                 records.write(records.line({"image": name, "hands": []}))
 
-    with pytest.raises(UserError, match="No space left on device; the same command continues"):
+    with pytest.raises(UserError, match="No space left on device; run the same command to continue"):
         write()
     assert path.stat().st_size == 130
     assert written(path, "abcdef") == list("cdef") and names_in(path) == list("abcdef")

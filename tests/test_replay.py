@@ -182,7 +182,7 @@ def test_trains_on_stored_views(tmp_path: Path, workers: int) -> None:
 
 def test_resuming_says_that_the_store_is_filled_anew(tmp_path: Path) -> None:
     loop.train(reusing(), Views(), tmp_path, minutes=0, progress=False)
-    with pytest.warns(UserWarning, match="filled anew with 12 views"):
+    with pytest.warns(UserWarning, match="filled again with 12 views"):
         loop.train(reusing(), Views(), tmp_path, progress=False)
     assert [entry["step"] for entry in log_of(tmp_path) if "stored_views" in entry] == [1, 2]
 
@@ -222,7 +222,7 @@ def test_refuses_stores_that_cannot_work() -> None:
         reusing(size=3, first=1)
     with pytest.raises(ValueError, match="only hand views are reused"):
         replace(small(), replay=ReplayConfig(uses=2))
-    with pytest.raises(ValueError, match="one process alone, got 2"):
+    with pytest.raises(ValueError, match="only one process can reuse views, got 2"):
         Trainer(reusing(), 1000, CPU, Processes(0, 2))
 
 

@@ -143,5 +143,5 @@ def test_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="box must be None: the root places the view"):
         estimator(image, K, box=(0, 0, 100, 100), root=ROOT)
     camera_space = PoseEstimator(NVF(replace(CONFIG, task="camera-space")))
-    with pytest.raises(ValueError, match=r"root must be None.* this one is camera-space"):
+    with pytest.raises(ValueError, match=r"root must be None.* not a camera-space one"):
         camera_space(image, K, root=ROOT)

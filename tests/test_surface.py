@@ -122,7 +122,7 @@ def test_poses_without_a_mesh(hands: list[PosedHand]) -> None:
     for step in (0.0, math.nan):
         with pytest.raises(ValueError, match="a positive number of mm"):
             pose_of(joints).mesh(step)
-    with pytest.raises(ValueError, match=r"makes a lattice of .*: use a wider step"):
+    with pytest.raises(ValueError, match=r"makes a lattice of .*: use a larger step"):
         pose_of(joints).mesh(0.05)
 
 

@@ -51,7 +51,9 @@ def test_refuses_damaged_states_alone(trained: tuple[TrainingConfig, Path]) -> N
     newest, before = sorted(directory.glob("state-*.pt"), reverse=True)
     for path in (newest, before):
         path.write_bytes(b"")
-    with pytest.raises(ResumeError, match=f"every state is damaged: {newest.name}, {before.name}; bring one"):
+    with pytest.raises(
+        ResumeError, match=f"every state is damaged: {newest.name}, {before.name}; restore one"
+    ):
         train(config, Dots(), directory, progress=False)
     assert steps_of(directory) == [2, 4]
 
@@ -59,7 +61,7 @@ def test_refuses_damaged_states_alone(trained: tuple[TrainingConfig, Path]) -> N
 def test_refuses_another_training_by_its_differences(trained: tuple[TrainingConfig, Path]) -> None:
     config, directory = trained
     options = replace(config.optimisation, parts=4, learning_rate=0.5)
-    with pytest.raises(ResumeError, match="holds another training") as refused:
+    with pytest.raises(ResumeError, match="holds another training run") as refused:
         train(replace(config, optimisation=options), Dots(13), directory, progress=False)
     for difference in ("parts was 2, now 4", "learning_rate was 0.0013, now 0.5", "count was 12, now 13"):
         assert difference in str(refused.value)

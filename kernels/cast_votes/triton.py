@@ -75,7 +75,7 @@ def vote(
     BLOCK: tl.constexpr,
     DIGIT_BITS: tl.constexpr,
 ):
-    # One axis for images and joints: CUDA takes 65535 programs along the others.
+    # One axis for images and joints: CUDA allows only 65535 programs along the others.
     row = tl.program_id(0).to(tl.int64)
     image = row // joint_count
     joint = row % joint_count
@@ -134,7 +134,7 @@ def vote(
     tl.store(joints_ptr + row * 3 + 2, joint_z)
     tl.store(weight_ptr + row, total / selected_count)
 
-    # The spread about the joint, in a second pass: the difference of two large sums would lose it.
+    # A second pass for the spread about the joint, which a difference of two large sums would round away.
     sum_weight = tl.zeros((BLOCK,), tl.float32)
     sum_squares = tl.zeros((BLOCK,), tl.float32)
     ties_seen = 0

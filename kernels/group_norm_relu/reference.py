@@ -16,7 +16,7 @@ def group_norm_relu(
 ) -> Tensor:
     """max(0, (x - mean) / sqrt(variance + eps) * weight + bias), Wu and He 2018; see `nvf_fast.ops`.
 
-    `moments`, those of `x`, are computed anew.
+    `moments` of `x` are not used: they are computed again.
     """
     # The checks of `F.group_norm` would double the time of a small map's norm. The norm's backward needs its
     # input, not its output, so that ReLU may run in place.

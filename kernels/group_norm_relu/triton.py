@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 8192  # values per program, of a larger map
-_SMALL_BYTES = 65536  # and of a small one, at most
+_TILE = 8192  # values per program, for a larger map
+_SMALL_BYTES = 65536  # most bytes per program, for a small map
 _SMALL_TEXELS = 4096
 _FEW_PROGRAMS = 256  # with fewer, a program has a single group
-_ROW = 16  # channels per program, or more, where images are many: whole sectors of memory
-_MEANS = tl.constexpr(2048)  # that a program combines at a time
+_ROW = 16  # least channels per program for large batches, so that whole sectors of memory are read
+_MEANS = tl.constexpr(2048)  # means that a program combines at a time
 _WARPS = 8
 
 
@@ -62,7 +62,7 @@ def measure(x, valid, count, TEXELS: tl.constexpr, GROUP_LANES: tl.constexpr, CH
     """Means of the groups of a tile, and sums of squared deviations from them."""
     mean = _sum_groups(x, TEXELS, GROUP_LANES, CHANNEL_LANES) / count
     deviation = tl.where(valid, x - _spread(mean, GROUP_LANES, CHANNEL_LANES)[None, :], 0.0)
-    # A second round for what rounding left of the mean, which shows where the mean is many deviations from 0.
+    # A second pass removes the rounding error of a mean that is many deviations from 0.
     rest = _sum_groups(deviation, TEXELS, GROUP_LANES, CHANNEL_LANES) / count
     mean += rest
     deviation = tl.where(valid, deviation - _spread(rest, GROUP_LANES, CHANNEL_LANES)[None, :], 0.0)
@@ -162,7 +162,7 @@ def measure_blocks(
     CHANNEL_LANES: tl.constexpr,
 ):
     """Each group's mean and sum of squared deviations over one block: moments (B, blocks, 2, GROUPS)."""
-    # One axis for images and blocks: CUDA takes 65535 programs along the others.
+    # One axis for images and blocks: CUDA allows only 65535 programs along the others.
     block = (tl.program_id(0) % blocks).to(tl.int64)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     rest = texel_count - block * TEXELS
@@ -199,8 +199,8 @@ def normalise_blocks(
     y_ptr += (image * texel_count + block * TEXELS) * CHANNELS
     x = tl.load(x_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
 
-    # Chan et al. 1983, for BLOCKS blocks at a time. Means are summed as differences from the mean so far: far
-    # from 0 their own sum would round away what they differ in.
+    # Chan et al. 1983, for BLOCKS blocks at a time. Means are summed as differences from the mean so far,
+    # since a sum of means far from 0 would round their differences away.
     PER_GROUP: tl.constexpr = CHANNELS // GROUPS
     BLOCKS: tl.constexpr = (_MEANS + GROUP_LANES - 1) // GROUP_LANES
     group = tl.arange(0, GROUP_LANES)

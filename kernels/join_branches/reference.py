@@ -1,4 +1,4 @@
-"""A block's branches side by side plus its input, in plain PyTorch: the definition of `join_branches`."""
+"""A block's concatenated branches plus its input, in plain PyTorch: the definition of `join_branches`."""
 
 from __future__ import annotations
 

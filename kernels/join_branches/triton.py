@@ -19,7 +19,7 @@ _TAPS = tl.constexpr(4)  # of bicubic interpolation along an axis
 @triton.jit
 def _axis(place, size):
     """The first of the texels that interpolation along an axis reads, to 2 x size from size."""
-    # The small addition keeps quotients that are whole from falling below by rounding.
+    # The small addition keeps rounding from moving whole quotients below their integer.
     return tl.floor(place.to(tl.float32) * (size - 1) / (2 * size - 1) + 1e-4).to(tl.int32) - 1
 
 
@@ -38,7 +38,7 @@ def join_blocks(
     blocks,
     width,
     CHANNELS: tl.constexpr,
-    FIRST: tl.constexpr,  # channels of the branches, the third's those that remain
+    FIRST: tl.constexpr,  # channels of the first two branches; the third has the rest
     SECOND: tl.constexpr,
     BIASED: tl.constexpr,
     UPSAMPLED: tl.constexpr,
@@ -129,7 +129,7 @@ def join_branches(
         blocks = triton.cdiv(texels, constants["TEXELS"])
         widths = [branch.shape[1] for branch in branches] + [0, 0]
         if lower is not None and upsampling is not None and torch.version.hip:
-            # Compiled for AMD's GPUs the loop over the taps spills.
+            # When compiled for AMD GPUs, the loop over the taps spills.
             upsampling = upsampling.to(lower.dtype)
             x = x + upsampling @ lower @ upsampling.mT
             x, lower = x.contiguous(memory_format=torch.channels_last), None

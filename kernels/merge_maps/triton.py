@@ -59,7 +59,7 @@ def merge_texels(
     bias = tl.load(bias_ptr + own).to(tl.float32)
     sums = tl.broadcast_to(bias[None, :], TEXELS, COLUMNS)
     sums = _multiplied(below_ptr, row, valid, below_weight_ptr, own, sums, BELOW, BELOW_BLOCK)
-    # The first of a texel's four, in a map of twice the width.
+    # The first of the four texels that a texel is upsampled to, in a map of twice the width.
     first = row // width * (4 * width) + row % width * 2
     for part in tl.range(4, num_stages=1):
         beside = first + (part // 2) * (2 * width) + part % 2

@@ -40,8 +40,9 @@ class Triangles(NamedTuple):
     corners: Tensor  # (3, xyz, F) mm
     edges: Tensor  # (3, xyz, F) mm, from each corner to the next
     normal: Tensor  # (xyz, F) mm², right-handed, twice the area long
-    second: Tensor  # (xyz, F) 1 / mm, whose product with a step from the first corner is the second's weight
-    third: Tensor  # (xyz, F) 1 / mm, likewise; NaN for a face of no area
+    # (xyz, F) 1 / mm; its product with the vector from the first corner to a point is the second's weight
+    second: Tensor
+    third: Tensor  # (xyz, F) 1 / mm, likewise for the third corner; NaN for a face without area
 
     @classmethod
     def of(cls, vertices: Tensor, faces: Tensor) -> Triangles:

@@ -63,7 +63,7 @@ def _turn(x, y, x_next, y_next):
 def measure_distance(
     corners_ptr, points_ptr, distance_ptr, face_count, point_count, POINTS: tl.constexpr, FACES: tl.constexpr
 ):
-    # One axis for images and blocks: CUDA takes 65535 programs along the others.
+    # One axis for images and blocks: CUDA allows only 65535 programs along the others.
     blocks = tl.cdiv(point_count, POINTS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     corners_ptr += image * face_count * 9
@@ -80,13 +80,13 @@ def measure_distance(
     first = 0
     while first < face_count:
         face = first + tl.arange(0, FACES)
-        # The last faces are taken again where a tile goes past them; only the distance may count them twice.
+        # A tile that extends past the last face repeats it; only the distance may count a face twice.
         there = (face < face_count)[None, :]
         face = tl.minimum(face, face_count - 1)[None, :]
         ax, ay, az = load_corner(corners_ptr, face, face_count)
         bx, by, bz = load_corner(corners_ptr + face_count, face, face_count)
         cx, cy, cz = load_corner(corners_ptr + 2 * tl.cast(face_count, tl.int64), face, face_count)
-        # The first corner faces the longest edge: of a sliver's it is the one that says most about the plane.
+        # The first corner is opposite the longest edge, which defines the plane of a sliver best.
         ab = _dot(bx - ax, by - ay, bz - az, bx - ax, by - ay, bz - az)
         bc = _dot(cx - bx, cy - by, cz - bz, cx - bx, cy - by, cz - bz)
         ca = _dot(ax - cx, ay - cy, az - cz, ax - cx, ay - cy, az - cz)
@@ -98,7 +98,7 @@ def measure_distance(
         bcx, bcy, bcz = cx - bx, cy - by, cz - bz
         cax, cay, caz = ax - cx, ay - cy, az - cz
         nx, ny, nz = cay * abz - caz * aby, caz * abx - cax * abz, cax * aby - cay * abx
-        per_area = 1.0 / _dot(nx, ny, nz, nx, ny, nz)  # of a face without area: inside then is never true
+        per_area = 1.0 / _dot(nx, ny, nz, nx, ny, nz)  # for a face without area, `inside` is never true
         vx, vy, vz = (
             (cay * nz - caz * ny) * per_area,
             (caz * nx - cax * nz) * per_area,
@@ -110,17 +110,17 @@ def measure_distance(
             (abx * ny - aby * nx) * per_area,
         )
 
-        # Seen from the point: the difference of nearby numbers is exact.
+        # Relative to the point: the difference of nearby numbers is exact.
         ax, ay, az = ax - px, ay - py, az - pz
         bx, by, bz = bx - px, by - py, bz - pz
         cx, cy, cz = cx - px, cy - py, cz - pz
         turns = _turn(ax, ay, bx, by) + _turn(bx, by, cx, cy) + _turn(cx, cy, ax, ay)
-        # Where all corners agree they decide: on a vertical face's plane rounding could place it anywhere.
+        # Corners that agree determine the result: rounding is unbounded on the plane of a vertical face.
         higher = turns.to(tl.float32) * _dot(ax, ay, az, nx, ny, nz) > 0
         low, high = tl.minimum(tl.minimum(az, bz), cz), tl.maximum(tl.maximum(az, bz), cz)
         winding += tl.where(there & ((low > 0) | ((high > 0) & higher)), turns, 0)
 
-        # The foot on the plane from its barycentric coordinates, as the reference has it.
+        # The foot on the plane from its barycentric coordinates, as in the reference.
         v, w = _dot(ax, ay, az, vx, vy, vz), _dot(ax, ay, az, wx, wy, wz)
         fx, fy, fz = ax + v * abx - w * cax, ay + v * aby - w * cay, az + v * abz - w * caz
         inside = (v >= 0) & (w >= 0) & (v + w <= 1)
@@ -134,7 +134,7 @@ def measure_distance(
 
     distance = tl.sqrt(tl.min(nearest, 1))[:, None]
     distance = tl.where(tl.sum(winding, 1)[:, None] != 0, -distance, distance)
-    # Infinity and NaN less themselves are NaN, which the minimum may have passed over.
+    # Infinity and NaN minus themselves are NaN; the minimum may have dropped these.
     distance += (px - px) + (py - py) + (pz - pz)
     tl.store(distance_ptr + point[:, None], distance, mask=valid[:, None])
 

@@ -1,6 +1,7 @@
 """A network's normalised views of uint8 images, in plain PyTorch: the definition of `network_views`.
 
-A view is a row of numbers (`ROW`): where its crop lies among the bytes, and where its pixels lie in the crop.
+A row of `ROW` numbers describes each view: the position of its crop in the bytes, and the positions of its
+pixels in the crop.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def averaged(pixels: Tensor, row: Tensor, channels: int) -> Tensor:
 
 
 def places(row: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (x, y) in the averaged crop of a view's pixels (u, v); NaN where no ray leads to an image."""
+    """Positions (x, y) in the averaged crop of a view's pixels (u, v); NaN where the image has none."""
     x, y, depth = (row[i] * u + row[i + 1] * v + row[i + 2] for i in (MATRIX, MATRIX + 3, MATRIX + 6))
     x, y = (torch.where(depth > 0, each / depth, torch.nan) for each in (x, y))
     if row[MODEL] == PINHOLE:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def combine(coarse: Tensor, voted: Tensor, vote_weight: Tensor) -> Tensor:
-    """Joints (B, J, 3) between coarse and voted ones, by weights of the middle and of each joint about it."""
+    """Interpolate coarse and voted joints (B, J, 3), by weights of the mean and of joints relative to it."""
     coarse_middle, voted_middle = coarse.mean(1, keepdim=True), voted.mean(1, keepdim=True)
     middle = coarse_middle.lerp(voted_middle, vote_weight[0])
     return middle + (coarse - coarse_middle).lerp(voted - voted_middle, vote_weight[1:, None])

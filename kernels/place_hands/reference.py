@@ -53,7 +53,7 @@ def place_hands(
 def coarse_pose(
     heat: Tensor, relative: Tensor, log_scale: Tensor, slopes: Tensor, places: Tensor, image_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joints in the view (B, J, 2), their depths (B, J) mm, and the depth (B,) mm of their reference.
+    """Joints in the view (B, J, 2), their depths (B, J) mm, and the depth (B,) mm they are relative to.
 
     Args:
         heat, relative: (B, J, S, S), logits of each joint's position, and depths in units of `DEPTH_MM`.
@@ -83,7 +83,7 @@ def expected_errors(logs: Tensor) -> Tensor:
 def place_lattice(
     coarse: Tensor, slopes: Tensor, uv: Tensor, depths: Tensor, image_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres (B, 3) mm of poses, points (B, N, 3) mm of a lattice about them, intrinsics (B, 3, 3) px."""
+    """Centres (B, 3) mm of poses, points (B, N, 3) mm of a lattice around them, intrinsics (B, 3, 3) px."""
     centres, half = coarse.mean(1), image_size / 2
     along = centres[:, 2:] + depths
     points = torch.cat([uv * (slopes[:, None] * along)[..., None], along[..., None]], -1)

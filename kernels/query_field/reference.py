@@ -25,8 +25,8 @@ def query_field(
 ) -> tuple[Tensor, Tensor]:
     """Signed distance and votes, f(S(F, pi(p)), Z(p)) = (s, V) of Eq. 4, as in `nvf_fast.ops.query_field`.
 
-    The geometry runs in the dtype of `points`, as the results, the network in the dtype of `features`; both
-    may be float64.
+    The geometry and the results are in the dtype of `points`, and the network runs in the dtype of
+    `features`; both may be float64.
     """
     batch, channels = features.shape[:2]
     points = points.expand(batch, -1, -1)

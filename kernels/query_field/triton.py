@@ -39,8 +39,8 @@ CENTRED_EXTRA_ROWS = tl.constexpr(5)  # columns of x, y and z instead of the dep
 
 # Tiles per pass: bounds the hidden activations in memory to 262 144 points at 128 per tile.
 _TILES_PER_PASS = 2048
-_DISTANCE_COLUMNS = 16  # of the last layer where no votes are needed: the least that the matrix unit takes
-_IMAGES = 2**15  # that share their tiles, per launch: CUDA takes 65535 programs along the second axis
+_DISTANCE_COLUMNS = 16  # of the last layer if no votes are needed: the fewest that the matrix unit supports
+_IMAGES = 2**15  # that share their tiles, per launch: CUDA allows only 65535 programs along the second axis
 _BLOCK = 1024  # points of a program that locates them
 _PROGRAMS = 2  # per multiprocessor: the most that fit with 104 KiB of shared memory each
 _INTERPRETED_PROGRAMS = 3
@@ -162,7 +162,7 @@ def locate_points(
     BLOCK: tl.constexpr,
 ):
     """Sort key of each point: image, then strip, then column of its cell; `outside` if out of view."""
-    # Blocks and images along one axis: the others take 65535 programs.
+    # Blocks and images along one axis: CUDA allows only 65535 programs along the others.
     blocks = tl.cdiv(point_count, BLOCK)
     point = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     image = (tl.program_id(0) // blocks).to(tl.int64)
@@ -427,7 +427,7 @@ def evaluate_layer(
             sums = tl.dot(hidden, weight, sums, input_precision=PRECISION)
 
         if LAST:
-            # Read again: kept from before the products, the pointers would spill.
+            # Read again, since pointers kept across the products would spill.
             point = tl.load(order_ptr + tl.load(tile) + lane, mask=valid, other=0)
             point = tl.where(valid, point - own.to(tl.int64) * point_count, 0).to(tl.int32)
             first_point = image * point_count
@@ -709,7 +709,7 @@ def _evaluate(maps: Tensor, tiles: Tiles, layers: Layers, with_votes: bool) -> t
             last = layer == len(layers.widths) - 1
             size_in, size_out = layers.widths[layer - 1], layers.widths[layer]
             columns = min(size_out, tiling.columns)
-            if last:  # in one program, of the column of the distances and its neighbours, or of all
+            if last:  # one program has the distances' column and its neighbours, or all columns
                 columns = size_out if with_votes else _DISTANCE_COLUMNS
             destination = unused if last else workspaces[layer - 1]
             most_work = min(tiles_per_pass, tile_capacity - first_tile) * (1 if last else size_out // columns)

@@ -52,7 +52,7 @@ def find_hits(
     RAYS: tl.constexpr,
     FACES: tl.constexpr,
 ):
-    # One axis for images and blocks: CUDA takes 65535 programs along the others.
+    # One axis for images and blocks: CUDA allows only 65535 programs along the others.
     blocks = tl.cdiv(ray_count, RAYS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     corners_ptr += image * face_count * 9
@@ -61,8 +61,8 @@ def find_hits(
     ox, oy, oz = _load_rows(origins_ptr + image * ray_count * 3, ray, valid)
     dx, dy, dz = _load_rows(directions_ptr + image * ray_count * 3, ray, valid)
 
-    # Rows that turn a corner seen from the origin into u and v across the ray, and t along it: a shear along
-    # the direction's longest axis. Without a direction they are NaN, and no face is hit.
+    # Rows that map a corner, relative to the origin, to u and v across the ray and t along it: a shear along
+    # the direction's longest axis. For a direction of zero they are NaN, and no face is hit.
     along_x = (tl.abs(dx) >= tl.abs(dy)) & (tl.abs(dx) >= tl.abs(dz))
     along_y = (tl.abs(dy) >= tl.abs(dz)) & (along_x == 0)
     along_z = (along_x | along_y) == 0
@@ -79,7 +79,7 @@ def find_hits(
     hit = tl.full((RAYS, FACES), -1, tl.int32)
     first = 0
     while first < face_count:
-        # The last face is taken again where a tile goes past it.
+        # A tile that extends past the last face repeats it.
         face = tl.minimum(first + tl.arange(0, FACES), face_count - 1)[None, :]
         x, y, z = load_corner(corners_ptr, face, face_count)
         au, av, at = _shear(x - ox, y - oy, z - oz, ux, uy, uz, vx, vy, vz, tx, ty, tz)
@@ -88,8 +88,8 @@ def find_hits(
         x, y, z = load_corner(corners_ptr + 2 * tl.cast(face_count, tl.int64), face, face_count)
         cu, cv, ct = _shear(x - ox, y - oy, z - oz, ux, uy, uz, vx, vy, vz, tx, ty, tz)
 
-        # The products are compared, not subtracted: nothing can be fused, and seen from the other face the
-        # edge gives exactly the opposite.
+        # The products are compared, not subtracted, so that nothing can be fused and both faces of an edge
+        # get exactly opposite results.
         ab, ba = au * bv, av * bu
         bc, cb = bu * cv, bv * cu
         ca, ac = cu * av, cv * au

@@ -1,4 +1,7 @@
-"""The positions of marked entries, and the near-surface points, in plain PyTorch."""
+"""The positions of true entries and of near-surface points, in plain PyTorch.
+
+This is the definition of `compact` and `select_voters`.
+"""
 
 from __future__ import annotations
 

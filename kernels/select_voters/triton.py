@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
-_SHORT = 4096  # entries of a row that one program takes, in one launch
+_SHORT = 4096  # entries of the longest row that one program processes in a single launch
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def _marked(values_ptr, first, count, surface_mm, THRESHOLD: tl.constexpr, BLOCK
 def count_marked(
     values_ptr, block_counts_ptr, count, blocks, surface_mm, THRESHOLD: tl.constexpr, BLOCK: tl.constexpr
 ):
-    # One axis for rows and blocks: CUDA takes 65535 programs along the others.
+    # One axis for rows and blocks: CUDA allows only 65535 programs along the others.
     row = (tl.program_id(0) // blocks).to(tl.int64)
     start = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
     marked = _marked(values_ptr + row * count, start, count, surface_mm, THRESHOLD, BLOCK)

@@ -12,7 +12,7 @@ import tyro
 from nvf_fast.cli import UserError, user_errors
 from nvf_fast.cli.options import ViewMaterial
 
-SEED = 3_000_017  # its views do not occur in trainings with smaller seeds
+SEED = 3_000_017  # its views do not occur in training runs with smaller seeds
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,12 @@ class Calibrate:
     """Fit vote weights, the scale of expected errors, and the acceptance of views and of found hands."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # folder of a network of hand views
-    out: Path  # folder of the calibrated checkpoint; it may be the same
+    out: Path  # folder for the calibrated checkpoint; may be the same folder
     # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
-    views: int = 2000  # number of views with a hand, half of them photographs if given, and of views without
-    wide: int = 100  # number of wide images of each hand, built-in or rigged
+    # number of views with a hand, half of them photographs if given, and of views without a hand
+    views: int = 2000
+    wide: int = 100  # number of wide images for the built-in hand and for each rigged one
     seed: int = SEED  # seed of the views
 
     def run(self) -> None:
@@ -44,7 +45,7 @@ class Calibrate:
         with user_errors():
             model, info = load_checkpoint(self.checkpoint)
             if not isinstance(model, NVF) or model.config.view != "hand":
-                raise UserError(f"calibrate needs a network of hand views, {self.checkpoint} is not one")
+                raise UserError(f"calibrate needs a network of hand views; {self.checkpoint} is not one")
             sources = open_views(ViewMixtureConfig(), folders, self.seed).sources
             random = np.random.default_rng(self.seed)
             names = [name for name in ("rendered", "photographs") if name in sources]

@@ -22,7 +22,7 @@ CALIBRATION = ("K", "size", "distortion", "model")  # keys of a camera in a file
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """The camera: --fx, --fov or --intrinsics, else the photograph's EXIF data, else 60 degrees."""
+    """The camera: from --fx, --fov or --intrinsics, else from EXIF data, else with 60 degrees."""
 
     fx: Optional[float] = None  # px, focal length
     fy: Optional[float] = None  # px, vertical focal length; fx when absent
@@ -38,9 +38,7 @@ class CameraOptions:
     def check(self) -> None:
         """Raise `UserError` for inconsistent options, or a file that cannot be read."""
         if sum(given is not None for given in (self.fx, self.fov, self.intrinsics)) > 1:
-            raise UserError(
-                "give the camera by only one of --fx (px), --fov (degrees), --intrinsics (JSON file)"
-            )
+            raise UserError("give only one of --fx (px), --fov (degrees) and --intrinsics (JSON file)")
         for name in ("fx", "fy"):
             focal = getattr(self, name)
             if focal is not None and not (math.isfinite(focal) and focal > 0):
@@ -54,7 +52,7 @@ class CameraOptions:
             raise UserError("--fy needs --fx")
         if self.intrinsics is not None:
             if self.cx is not None or self.cy is not None:
-                raise UserError("--cx and --cy exclude --intrinsics")
+                raise UserError("--cx and --cy cannot be combined with --intrinsics")
             if isinstance(self._calibration, dict) and "K" in self._calibration:
                 self._check_keys(self._calibration)
 

@@ -32,11 +32,11 @@ class Demo:
 
     overlay: Path = Path("nvf_demo.png")  # PNG file for the image with the predicted joints
     step: float = 16.0  # mm, spacing of the query points
-    # points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them
+    # points to query: "dense" for all, "octree" (for steps up to 8 mm) or "guided" for a part of them
     search: Search = "dense"
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; a GPU if present when absent
+    # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
 
     def run(self) -> None:

@@ -43,8 +43,8 @@ ANSI_CODE = re.compile(r"\033\[[\d;]*m")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `nvf-fast ARGUMENTS`, by default those of the process.
 
-    A user's error ends with status 2, Ctrl-C with 130, and output that nobody reads any more with 141, as
-    programs end that SIGINT or SIGPIPE stops.
+    A user's error ends with status 2, Ctrl-C with 130, and output that is closed early with 141, the statuses
+    of programs that SIGINT or SIGPIPE stops.
     """
     try:
         try:
@@ -70,7 +70,7 @@ def _run(name: str = "--help", *rest: str) -> None:
         print(nvf_fast.__version__)
         return
     if name not in COMMANDS:
-        _end("", f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+        _end("", f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
 
     twice = sorted(option for option, count in Counter(map(_option, rest)).items() if option and count > 1)
     if twice:
@@ -130,7 +130,7 @@ def _option(argument: str) -> str:
 
 
 def _discard_output() -> None:
-    """Let standard output go nowhere, since Python writes its rest again when it ends."""
+    """Discard standard output, since Python tries to write the remaining output again when it exits."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -44,8 +44,8 @@ class Predict:
     """Estimate the poses of hands in images.
 
     Writes a line of JSON as each image is done: {"image", "camera": {"K", "source"}, "hands": [...]}, or
-    {"image", "error"}; lengths are mm and pixels. The same command continues where it was stopped, and tries
-    images with an error again. Images are rotated upright by their EXIF data; boxes and intrinsics refer to
+    {"image", "error"}; lengths are mm and pixels. With --out, the same command continues a stopped run and
+    retries images that failed. Images are rotated upright by their EXIF data; boxes and intrinsics refer to
     the upright image. The status is 2 if an image failed.
     """
 
@@ -58,31 +58,31 @@ class Predict:
     # side of the hand. When absent, a network of hand views predicts it, and others assume a right hand.
     side: Optional[Literal["right", "left"]] = None
     # JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1], "side":
-    # "left"}, ...]}; where a side is absent, --side counts
+    # "left"}, ...]}; where a side is absent, --side applies
     boxes: Optional[Path] = None
     hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
     # depth image of one image, or folder with NAME.png or NAME.tiff of each: one channel of 16 or 32 bits, mm
-    # along the optical axis, aligned with the upright image; 0 where nothing was measured. It decides the
+    # along the optical axis, aligned with the upright image; 0 where nothing was measured. It determines the
     # distances of the hands that it shows.
     depth: Optional[Path] = None
     step: float = 16.0  # mm, spacing of the query points
-    # points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part; hand views support
-    # "dense" only
+    # points to query: "dense" for all, "octree" (for steps up to 8 mm) or "guided" for a part of them; hand
+    # views support "dense" only
     search: Search = "dense"
-    # file for the lines; with a name ending in .json, for one document {"joint_names", "images": [...]} when
-    # all are done; standard output when absent
+    # file for the lines; if its name ends in .json, for one document {"joint_names", "images": [...]} once
+    # all images are done; standard output when absent
     out: Optional[Path] = None
     # file for the drawn joints of one image (.png or .jpg), or folder for NAME.png of each
     overlay: Optional[Path] = None
-    # .png file for the paper's row of panels of each hand in one image (mesh, voters, votes, pose), or folder
-    # for NAME.png of each image
+    # .png file for a row of panels as in the paper for each hand in one image (mesh, voters, votes, pose), or
+    # folder for NAME.png of each image
     figure: Optional[Path] = None
     # folder for the surface of each hand, NAME-0.glb for the first one of "hands"; mm, in the camera's frame
     mesh: Optional[Path] = None
     mesh_format: MeshFormat = "glb"  # of those files
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; a GPU if present when absent
+    # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
 
     def run(self) -> None:
@@ -109,7 +109,7 @@ class Predict:
         with RecordWriter(self.out, self._settings(estimator), {"joint_names": JOINT_NAMES}) as records:
             left = {path: each for path, each in files.items() if str(path) not in records.done}
             if len(left) < len(files):
-                _warn(f"{len(files) - len(left)} of {len(files)} images are done already")
+                _warn(f"{len(files) - len(left)} of {len(files)} images are already done")
             for path, outputs in tqdm(left.items(), unit="image", disable=len(left) < 2):
                 try:
                     with warnings.catch_warnings(record=True) as caught:
@@ -258,7 +258,7 @@ class Predict:
 def write_figure(
     path: Path, image: np.ndarray, camera: Camera, hands: Sequence[tuple[HandPose, trimesh.Trimesh]]
 ) -> None:
-    """Draw the paper's row of panels for each hand with its mesh, over the image without distortion."""
+    """Draw a row of panels as in the paper for each hand with its mesh, over the undistorted image."""
     import torch
 
     from nvf_fast.data.sample import HandSample

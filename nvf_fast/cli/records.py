@@ -1,4 +1,4 @@
-"""Records of images as JSON Lines, written one by one; a stopped run continues where it was."""
+"""Records of images as JSON Lines, written one by one, so that a stopped run can continue."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BEGIN = b'{"image": '  # of every line
 class RecordWriter:
     """Writer of one record per image, `{"image": NAME, ...}`, to a file or to standard output.
 
-    A name ending in .json holds one document, `{..., "images": [RECORD, ...]}`, which is made from
-    NAME.json.lines when the writer closes; any other file holds JSON Lines. Records of a file that exists are
-    kept, unless they hold an error: those images are tried again. A device or a pipe is only written to. The
+    A file whose name ends in .json holds one document, `{..., "images": [RECORD, ...]}`, which is made from
+    NAME.json.lines when the writer closes; any other file holds JSON Lines. Records of an existing file are
+    kept, except those with an error, whose images are tried again. A device or a pipe is only written to. The
     file is locked while the writer is open.
 
     Args:
@@ -29,7 +29,7 @@ class RecordWriter:
         header: further entries of the document.
 
     Raises:
-        UserError: on entering; another process writes to the file, or it holds anything else than such
+        UserError: on entering; another process writes to the file, or it holds something other than such
             records, or records of other settings.
     """
 
@@ -57,7 +57,7 @@ class RecordWriter:
         return self
 
     def _earlier(self) -> list[Record]:
-        """The records of earlier runs, of the document before those of its lines."""
+        """The records of earlier runs: those of the document, then those of its lines."""
         records: dict[str, Record] = {}
         for path in (self._out, self._lines) if self._document else (self._out,):
             if path is None or not path.exists():
@@ -91,17 +91,17 @@ class RecordWriter:
         """Append the line of an image.
 
         Raises:
-            UserError: it cannot be written; the lines before it are whole.
+            UserError: the line cannot be written; the lines before it are complete.
         """
         if self._file is None:
             sys.stdout.write(line.decode())
             sys.stdout.flush()
             return
         try:
-            while line:  # a nearly full disk takes a part, and refuses the next one
+            while line:  # a nearly full disk takes part of the line, then refuses the rest
                 line = line[self._file.write(line) :]
         except OSError as error:
-            raise UserError(f"{self._lines}: {error.strerror}; the same command continues") from error
+            raise UserError(f"{self._lines}: {error.strerror}; run the same command to continue") from error
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Close the file; after a complete run, make the document."""
@@ -120,7 +120,7 @@ def _line(record: Record) -> bytes:
 
 
 def _whole_lines(text: bytes) -> list[Any]:
-    """The records of a file's lines, without the part of a line, or the zeros, that a stop left.
+    """The records of a file's lines, without an incomplete line or zeros left by a stopped run.
 
     Raises:
         ValueError: the file does not consist of records.

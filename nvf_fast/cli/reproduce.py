@@ -27,12 +27,12 @@ class Reproduce:
     """Make a table or figure of the paper: train its networks, measure, write Markdown, JSON and plots.
 
     Synthetic images replace missing data sets, with a note in the result. Trained networks are stored in the
-    folder of runs and reused by all tables; the same command resumes a stopped training. Figure 8 and table 6
-    with a checkpoint train nothing.
+    folder of runs and reused by all tables; the same command resumes a stopped run. Figure 8, and table 6
+    with a checkpoint, need no training.
 
     Attributes:
         target: table or figure.
-        smoke: use tiny networks and trainings of a minute or two on a CPU, to check that everything runs.
+        smoke: train tiny networks for a minute or two each on a CPU, to check that everything runs.
         freihand: folder of FreiHAND_pub_v2.
         freihand_evaluation: folder of FreiHAND_pub_v2_eval, the released joints.
         complement: folder of Complement.
@@ -45,12 +45,12 @@ class Reproduce:
         photographs: for figure 8, folder of photographs with an intrinsics.json.
         samples: for figures 4 to 7, indices of evaluation images.
         images: for table 6 with a checkpoint, number of evaluation images.
-        runs: folder for trainings, predictions and rendered images.
+        runs: folder for training runs, predictions and rendered images.
         out: folder for the results.
-        seed: seed of all trainings.
-        device: device to compute on, for example cpu or cuda:1; a GPU if present when absent.
+        seed: seed of all training runs.
+        device: device to compute on, for example cpu or cuda:1; by default a GPU if available.
         workers: processes that load images ahead.
-        precision: precision of the trainings; float32 in the paper.
+        precision: precision in training; float32 in the paper.
         compile: compile the training steps with torch.compile.
     """
 

@@ -25,8 +25,8 @@ class Track:
     """Follow the hands of a video, a folder of frames, or a camera.
 
     Writes a line of JSON per frame as it runs: {"frame", "time", "camera": {"K", "source"}, "hands": [{"id",
-    ...}]}, or {"frame", "time", "error"} of a damaged one; lengths are mm and pixels, times are s. A hand
-    keeps its id while it is followed, and where it reappears soon near its last place. Ctrl-C ends the
+    ...}]}, or {"frame", "time", "error"} for a damaged frame; lengths are mm and pixels, times are s. A hand
+    keeps its id while it is followed, and when it soon reappears near its last position. Ctrl-C ends the
     tracking of a camera. The status is 2 if a frame failed.
     """
 
@@ -43,7 +43,7 @@ class Track:
     overlay: Optional[Path] = None  # annotated video to write, such as hands.mp4
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; a GPU if present when absent
+    # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
 
     def run(self) -> None:

@@ -20,24 +20,24 @@ from nvf_fast.training.loader import TrainingData
 
 @dataclass(frozen=True)
 class Run:
-    """Train, or resume the folder's training. Ctrl-C saves and stops."""
+    """Train, or resume the run in the folder. Ctrl-C saves and stops."""
 
-    config: Annotated[TrainingConfig, tyro.conf.arg(name="")]  # every number of the training
+    config: Annotated[TrainingConfig, tyro.conf.arg(name="")]  # every parameter of the training
     out: Path  # folder for the states, the log and the checkpoint
     # folder of FreiHAND, HO-3D or Complement; synthetic images are rendered on demand
     data: Optional[Path] = None
     evaluation_data: Optional[Path] = None  # FreiHAND's released evaluation annotations, for evaluate_every
     # the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement
     mano: Optional[Path] = None
-    # folder for rendered images; when absent they stay in memory. The default network trains on a data set's
-    # images only with `data` or `data_cache`.
+    # folder for rendered images, which otherwise stay in memory. The default network trains on a data set's
+    # images only if `data` or `data_cache` is given.
     data_cache: Optional[Path] = None
     # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
     initial: Optional[Path] = None  # checkpoint folder with the initial weights, of either task
-    # minutes of wall time after which to save and stop; the same command resumes later
+    # minutes of wall time after which training saves and stops; the same command resumes it
     minutes: Optional[float] = None
-    # device to train on, for example cpu or cuda:1; a GPU if present when absent
+    # device to train on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
     threads: int = 1  # CPU threads of each process
     workers: int = 0  # additional processes per process that load images ahead
@@ -128,7 +128,7 @@ else:
 
 @dataclass(frozen=True)
 class Train:
-    """Train on FreiHAND, HO-3D, Complement or synthetic hands, or resume the folder's training.
+    """Train on FreiHAND, HO-3D, Complement or synthetic hands, or resume the run in the folder.
 
     Under torchrun each batch is divided between processes, on one machine or several:
     torchrun --nproc-per-node 2 --no-python nvf-fast train ...

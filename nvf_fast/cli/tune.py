@@ -12,9 +12,9 @@ from nvf_fast.cli import UserError, load_estimator
 
 @dataclass(frozen=True)
 class Tune:
-    """Time the block shapes of the field kernel on this CUDA device, and store the fastest for later runs.
+    """Time the block shapes of the field kernel on this CUDA device, and store the fastest.
 
-    Later runs use it at about as many points.
+    Later runs with a similar number of points use it.
     """
 
     # a checkpoint folder or a hub id of a network of the reference view or of root-relative cubes; "released"
@@ -61,4 +61,4 @@ class Tune:
         for tiling, time in milliseconds.items():
             shape = f"{tiling.points} x {tiling.columns} x {tiling.depth}, {tiling.warps}, {tiling.stages}"
             print(f"{shape:40} {time:7.3f}")
-        print(f"kept in {autotuning.CACHE}")
+        print(f"stored in {autotuning.CACHE}")

@@ -32,11 +32,11 @@ class View:
     box: Optional[tuple[float, float, float, float]] = None
     side: Optional[Literal["right", "left"]] = None  # side of the hand, predicted when absent
     hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
-    port: int = 8080  # of the page; the next free one is used if it is not free
+    port: int = 8080  # port of the page; if it is taken, the next free one is used
     out: Optional[Path] = None  # .html file for a self-contained page without controls, instead of serving
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; a GPU if present when absent
+    # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
 
     def run(self) -> None:
@@ -62,7 +62,7 @@ class View:
             server = open_server(self.port)
         HandScene(server, image, camera.K, poses).add_controls(server)
         address = f"http://{server.get_host()}:{server.get_port()}"
-        print(f"{len(poses)} hands on {address}; Ctrl-C ends", flush=True)
+        print(f"{len(poses)} hands on {address}; press Ctrl-C to stop", flush=True)
         with suppress(KeyboardInterrupt):
             server.sleep_forever()
         server.stop()

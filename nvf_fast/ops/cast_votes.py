@@ -35,11 +35,11 @@ def cast_votes(
     infinity. d is used as predicted and w is not clamped.
 
     With gradients (of points and votes) the PyTorch backend runs, on any device. Derivatives of every order
-    hold for a constant selection, which has none itself; they are zero at votes that do not count.
+    treat the selection as constant, and are zero at votes that do not count.
 
     Args:
         points: (B, V, 3) float32 mm, camera frame, the voters; or float64, as the votes.
-        votes: (B, V, J, 4) float32 raw (weight, direction xyz); or float64, for which PyTorch computes.
+        votes: (B, V, J, 4) float32 raw (weight, direction xyz); or float64, which runs in PyTorch.
         counts: (B,) int32 of 0 or more; the first min(counts, V) rows of an image vote.
         indices: (B, W) int64, the voters among the V points, so that the first min(counts, W) of these vote;
             None for voters in the order of the points.
@@ -54,7 +54,7 @@ def cast_votes(
 
     Raises:
         ValueError: a shape, `ball_mm`, `fraction` or, on a CPU, a count does not fit; on CUDA a negative
-            count is 0.
+            count is treated as 0.
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
 

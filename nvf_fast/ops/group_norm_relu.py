@@ -1,4 +1,4 @@
-"""Group normalisation and ReLU in one."""
+"""Group normalisation and ReLU in one operation."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def group_norm_relu(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """Group normalisation and ReLU in one: max(0, (x - mean) / sqrt(variance + eps) * weight + bias).
+    """Normalise by groups and apply ReLU: max(0, (x - mean) / sqrt(variance + eps) * weight + bias).
 
     Mean and (biased) variance of each image are taken over C / groups channels and all texels, in float32.
     With gradients the PyTorch backend runs, on any device.
 
     Args:
-        x: (B, C, H, W) float32, float16 or bfloat16; or float64, for which PyTorch computes, in float64.
+        x: (B, C, H, W) float32, float16 or bfloat16; or float64, which runs in PyTorch.
         weight: (C,) in the dtype of `x` or, unless that is float64, float32.
         bias: (C,) in the dtype of `weight`.
         groups: a divisor of C.
         eps: added to the variance.
-        moments: (B, blocks, 2, groups) float32 of `x`, from `join_branches`, which spare the kernel a pass
-            over `x`; None measures them.
+        moments: (B, blocks, 2, groups) float32 of `x`, from `join_branches`, which save the kernel a pass
+            over `x`; None computes them.
         backend: None, "triton" or "torch".
 
     Returns:
@@ -57,7 +57,7 @@ def group_norm_relu(
 def _torch_form(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, moments: Tensor | None = None
 ) -> Tensor:
-    """The reference in the dtype and memory format of `x`; on CUDA or under autocast it changes them."""
+    """The reference in the dtype and memory format of `x`, which CUDA and autocast change."""
     y = reference.group_norm_relu(x, weight, bias, groups, eps)
     if y.dtype == x.dtype and y.stride() == x.stride():
         return y

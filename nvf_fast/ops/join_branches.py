@@ -1,4 +1,4 @@
-"""The end of an encoder's block: branches side by side, plus the block's input."""
+"""The end of an encoder's block: its concatenated branches plus its input."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def join_branches(
     With gradients the PyTorch backend runs, on any device.
 
     Args:
-        x: (B, C, H, W) float32, float16 or bfloat16; or float64, for which PyTorch computes.
-        branches: one to three maps (B, Ck, H, W) in the dtype of `x`, of C channels together.
+        x: (B, C, H, W) float32, float16 or bfloat16; or float64, which runs in PyTorch.
+        branches: one to three maps (B, Ck, H, W) in the dtype of `x`, with C channels in total.
         bias: (C,) in the dtype of `x`.
         lower: (B, C, S, S) in the dtype of `x`, where H = W = 2 S.
         upsampling: (2 S, S) float32 or in the dtype of `x`, U: the matrix of bicubic interpolation with
             align_corners=True along an axis. Given if and only if `lower` is.
-        groups: of channels, whose moments a following `group_norm_relu` needs; 0 measures none.
+        groups: number of groups of channels whose moments a following `group_norm_relu` needs; 0 for none.
         backend: None, "triton" or "torch".
 
     Returns:
@@ -94,7 +94,7 @@ def _check(
     found = [branch.shape[1] for branch in branches]
     if not 1 <= len(found) <= 3 or sum(found) != channels:
         raise ValueError(
-            f"join_branches: one to three branches must have {channels} channels together, as x, got {found}"
+            f"join_branches: one to three branches must have {channels} channels in total, as x, got {found}"
         )
     given = {"x": x} | {f"branch {k}": branch for k, branch in enumerate(branches)}
     if bias is not None:

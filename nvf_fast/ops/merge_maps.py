@@ -23,7 +23,7 @@ def merge_maps(
     Upsampling repeats texels. With gradients the PyTorch backend runs, on any device.
 
     Args:
-        below: (B, C, H, W) float32, float16 or bfloat16; or float64, for which PyTorch computes.
+        below: (B, C, H, W) float32, float16 or bfloat16; or float64, which runs in PyTorch.
         beside: (B, D, 2 H, 2 W) in the dtype of `below`, as are all others.
         below_weight: (O, C, 1, 1).
         beside_weight: (O, D, 1, 1).

@@ -32,11 +32,11 @@ def network_views(
             to px of the averaged crop, or to rays before a lens; px, side of the averaged squares; the byte
             at which the crop begins, bytes from row to row, height and width in px; 0 without a lens, 1 for a
             plumb bob, 2 for a fisheye; fx, s, cx, fy, cy in px of the averaged crop; the largest squared
-            slope that the lens sees; and the lens' 12 or 4 coefficients (`nvf_fast.lens`).
+            slope that the lens sees; and the lens's 12 or 4 coefficients (`nvf_fast.lens`).
         pixels: flat uint8, channels interleaved: one tensor that holds all crops, or one for each view.
         size: px, side S of the views.
         channels: C, of an image.
-        mirrored: whether to append the mirror images of the views, whose pixel u shows the place of S - u.
+        mirrored: whether to append the mirror images of the views, whose pixel u has the position of S - u.
         dtype: of the views: float32, float16 or bfloat16.
         backend: None, "triton" or "torch".
 

@@ -32,11 +32,11 @@ class Operation(Generic[P, R]):
         name: of the operation.
         torch_form: PyTorch function for any device.
         empty_results: the results' shapes and dtypes, for compilers.
-        gradients: "torch": calls with gradients, and calls in float64, run the PyTorch function, on any
-            device; "none": the results are positions, of which none exists; "refused": such calls raise.
+        gradients: for calls with tensors that require gradients. "torch" runs the PyTorch function, on any
+            device; "none" computes no gradient; "refused" raises an error.
         folder: of the kernel, if it differs from the operation's name.
-        autocast: whether the caller's autocast applies, for a layer of a network; else it has no influence.
-        float64: whether the kernel takes float64 tensors.
+        autocast: whether the caller's autocast applies, as for a layer of a network, or is ignored.
+        float64: whether the kernel takes float64 tensors; otherwise PyTorch computes them.
     """
 
     def __init__(

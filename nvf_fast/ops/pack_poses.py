@@ -27,15 +27,15 @@ def pack_poses(
 
     Args:
         coarse: (B, J, 3) float32 mm.
-        voted: (B, J, 3) float32 mm; where one is not finite, the view keeps its coarse joints.
-        vote_weight: (1 + J,) float32, weights of the voted middle, and of each voted joint relative to it.
-        errors: (B, J) float32 mm, expected ones; a score is 1 / (1 + (error / spread_mm)^2).
+        voted: (B, J, 3) float32 mm; a view in which one is not finite keeps its coarse joints.
+        vote_weight: (1 + J,) float32, weights of the voted joints' mean, and of each joint relative to it.
+        errors: (B, J) float32 mm, expected errors; a score is 1 / (1 + (error / spread_mm)^2).
         presence: (B,) float32, logit of a hand's presence.
         voters: (B,) int32, number of voters.
         left: (B,) bool, whether the mirror image was chosen.
         needs_retry: (B,) bool.
         evaluated: number of points evaluated in each view.
-        spread_mm: mm, error of the score 0.5.
+        spread_mm: mm, error at which the score is 0.5.
         backend: None, "triton" or "torch".
 
     Returns:

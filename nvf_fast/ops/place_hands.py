@@ -48,16 +48,16 @@ def place_hands(
 
     Args:
         maps: (B, C, S, S) float32, float16 or bfloat16; or (2 B, C, S, S), mirror images last. With float64,
-            for which PyTorch computes, every float32 below is float64.
+            which runs in PyTorch, every float32 below is float64.
         views: (B, 3 + J) or (2 B, 3 + J) float32, outputs of `pool_maps`: logarithm of scale, logits of
             presence and of a left hand, logarithms of the joints' errors.
         slopes: (B,) float32, tangents of half the views' angles.
-        features: weight (F, C) and bias (F,) in the dtype of `maps`; or none, for the maps themselves.
+        features: weight (F, C) and bias (F,) in the dtype of `maps`; or empty, for the maps themselves.
         joints: weight (2 J, C) and bias (2 J,) float32, of position logits, then of relative depths.
         places: (S,) float32, texel centres in the view, in [-1, 1].
         uv, depths: (N, 2) and (N,) float32 mm, of `nvf_fast.volumes.HandLattice`.
-        code: weight (K, 3 J), bias (K,) and weight (W, K) float32 of the pose code; or none.
-        biases: (W,) float32, of the field's layers, with the code's.
+        code: weight (K, 3 J), bias (K,) and weight (W, K) float32 of the pose code; or empty.
+        biases: (W,) float32, of the field's layers, including the code's last bias.
         image_size: px, side of the views.
         backend: None, "triton" or "torch".
 

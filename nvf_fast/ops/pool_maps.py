@@ -27,11 +27,11 @@ def pool_maps(
     PyTorch backend runs, on any device.
 
     Args:
-        maps: (R, C, H, W) float32, float16 or bfloat16; or float64, for which PyTorch computes.
+        maps: (R, C, H, W) float32, float16 or bfloat16; or float64, which runs in PyTorch.
         slopes: (B,) float32, tangents of half the views' angles; R is a multiple of B, and the slopes repeat.
         pooled_weight, pooled_bias: (D, 2 C + 1) and (D,) in the dtype of `maps`.
         unpooled_weight, unpooled_bias: (C, D) and (C,) in the dtype of `maps`.
-        view_weight, view_bias: (O, D) and (O,) float32, or float64 with that.
+        view_weight, view_bias: (O, D) and (O,) float32, or float64 for float64 maps.
         backend: None, "triton" or "torch".
 
     Returns:

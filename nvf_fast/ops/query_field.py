@@ -63,7 +63,7 @@ def query_field(
 
     Args:
         features: (B, C, H, W) float32, float16 or bfloat16; its dtype is the compute dtype, sums are float32.
-            With float64, for which PyTorch computes, every float32 below is float64.
+            With float64, which runs in PyTorch, every float32 below is float64.
         points: (B, N, 3), or (N, 3) common to the batch; float32 mm, camera frame.
         intrinsics: (B, 3, 3) or (3, 3) float32, of the `image_size` px view: centred, fx = fy.
         hand_scale: (B,) float32 mm; None for a model without that input, or for its neutral value of 15 mm.
@@ -151,7 +151,8 @@ class FieldQuery:
 
     The layers are packed once, a set of points is located once, and the maps of an image are projected once
     for any number of queries. Networks and devices that `kernels.query_field.resident.supports` accepts use
-    the kernel there, others the general one, with the block shapes found by `nvf-fast tune`, if any.
+    the kernel of that module. All others use the general kernel, with the block shapes found by
+    `nvf-fast tune`, if any.
 
     Args:
         weights: as in `query_field`.
@@ -159,14 +160,14 @@ class FieldQuery:
         channels: C of the features.
         image_size: px, side of the view.
         dtype: torch.float32, float16 or bfloat16, of the features and of the matrix products.
-        surface_mm: mm; `votes` is called for points nearer to the surface than this only, whose votes the
-            kernel of small networks writes while it samples.
-        point_count: usual number of points of `sample`, for which tuned block shapes are looked up.
+        surface_mm: mm; `votes` may only be called for points nearer to the surface than this. The kernel of
+            small networks writes their votes while it samples.
+        point_count: typical number of points in `sample`, which selects the tuned block shapes.
         backend: None, "triton" or "torch".
 
     Raises:
         ValueError: a shape does not fit, or the kernel does not support the network.
-        TypeError: the dtype is none of the three.
+        TypeError: the dtype is not one of the three.
         RuntimeError: the requested backend cannot run here.
     """
 
@@ -231,7 +232,7 @@ class FieldQuery:
         Raises:
             ValueError: a shape does not fit, centres are missing or superfluous, or `per_ray` does not
                 divide N.
-            TypeError: a dtype does not fit, or `per_ray` is no whole number.
+            TypeError: a dtype does not fit, or `per_ray` is not a whole number.
         """
         check_tensor("FieldQuery", "points", points, [("N", 3), ("B", "N", 3)], torch.float32, unit="mm")
         check_tensor("FieldQuery", "intrinsics", intrinsics, [(3, 3), ("B", 3, 3)], torch.float32, unit="px")
@@ -255,7 +256,7 @@ class FieldQuery:
         Args:
             features: (B, C, H, W).
             hand_scale: (B,) mm or None.
-            biases: (B, sum of out), side by side, which replace the network's own; None keeps those.
+            biases: (B, sum of out), of all layers side by side, instead of the network's own; None for those.
         """
         with launching_on(self._device):
             return Maps(self._form.project_maps(features, hand_scale, self._layers, biases))

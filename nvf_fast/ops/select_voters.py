@@ -31,13 +31,13 @@ def compact(mask: Tensor, capacity: int | None, *, backend: Backend | None = Non
 
     Args:
         mask: (B, N) bool.
-        capacity: slots per row, at least 1, with which nothing is read back from the device; None is as many
-            as the fullest row needs, which reads it.
+        capacity: slots per row, at least 1, which avoids a synchronisation; None is as many as the fullest
+            row needs, and synchronises to count them.
         backend: None, "triton" or "torch".
 
     Raises:
         ValueError: a shape or `capacity` does not fit.
-        TypeError: `mask` is not bool, or `capacity` no whole number.
+        TypeError: `mask` is not bool, or `capacity` is not a whole number.
         RuntimeError: the requested backend cannot run here.
     """
     check_tensor("compact", "mask", mask, [("B", "N")], torch.bool)
@@ -60,7 +60,7 @@ def select_voters(
 
     Raises:
         ValueError: a shape, `surface_mm` or `capacity` does not fit.
-        TypeError: `sdf` is not float32, or another argument no number.
+        TypeError: `sdf` is not float32, or another argument is not a number.
         RuntimeError: the requested backend cannot run here.
 
     Examples:

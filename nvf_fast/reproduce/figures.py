@@ -141,5 +141,5 @@ def _truth(dataset: HandDataset) -> np.ndarray:
     """(N, 21, 3) mm."""
     joints = [dataset[place].joints for place in range(len(dataset))]
     if any(each is None for each in joints):
-        raise ValueError(f"{dataset.name}: the evaluation part's joints are not there")
+        raise ValueError(f"{dataset.name}: the joints of the evaluation split are missing")
     return np.stack([each.double().numpy() for each in joints if each is not None])

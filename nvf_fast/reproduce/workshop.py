@@ -107,7 +107,9 @@ class Workshop:
         fallback = fallback_pose(data_for(role, self.size, frozenset(self.data)))
         report = report_on(predictions, fallback, {})
         if "settings" not in report:
-            raise ValueError(f"{dataset.name}: the evaluation part's joints are not there: nothing to score")
+            raise ValueError(
+                f"{dataset.name}: the joints of the evaluation split are missing: nothing to score"
+            )
         return report["settings"][SETTINGS[variant.hand_scale]] | {"counts": report["counts"]}
 
     def context(self) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class Augmentation:
     # rotation of image and hand about the optical axis, degrees either way. An image is not rotated where
     # that would move another joint out of it.
     roll_deg: float = 0.0
-    # hand and distance scale together by a factor 1 plus or minus this; the image stays. Camera-space only.
+    # hand and distance scale together by a factor 1 plus or minus this; the image does not change.
+    # Camera-space only.
     size_range: float = 0.0
     brightness: float = 0.0  # gain of the image, 1 plus or minus this
     contrast: float = 0.0  # gain about its mean, 1 plus or minus this

@@ -1,4 +1,4 @@
-"""Every number of a training in one place, and the named presets."""
+"""Every parameter of a training run in one place, and the named presets."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Optimisation:
 
     # "rmsprop" (the paper's) or "adamw" (weight decay on matrices only)
     optimiser: Literal["rmsprop", "adamw"] = "rmsprop"
-    learning_rate: float = 1e-4  # its peak
+    learning_rate: float = 1e-4  # peak of the learning rate
     weight_decay: float = 0.0  # AdamW's; ignored by RMSprop
     batch: int = 24  # images per step, over all processes
-    # equal parts of a batch, each with separate random numbers; the number of processes divides it, and the
+    # equal parts of a batch, each with separate random numbers; the number of processes must divide it, and
     # training is the same for every such number of processes
     parts: int = 4
     epochs: int | None = 650  # length in passes over the data; or None
@@ -39,11 +39,11 @@ class Optimisation:
     milestones: tuple[int, ...] = (400, 500, 600)  # epochs
     warmup_steps: int = 0  # steps over which the rate rises linearly
     final_ratio: float = 0.02  # end of the cosine, as a ratio to the peak
-    clip_norm: float | None = None  # gradients are scaled down to this norm; None leaves them
-    # decay per step of the averaged weights that are evaluated and exported; None: the last are
+    clip_norm: float | None = None  # gradients are scaled down to this norm; None does not clip
+    # decay per step of the averaged weights, which are evaluated and exported; None uses the last weights
     ema: float | None = None
-    # arithmetic of the encoder and the field; weights and losses stay float32. On a CPU, "bfloat16" pays
-    # where the processor has it, and is many times slower where it does not.
+    # arithmetic of the encoder and the field; weights and losses stay float32. On a CPU, "bfloat16" is faster
+    # only if the processor supports it, and many times slower otherwise.
     precision: Literal["float32", "bfloat16"] = "float32"
     # whether to compile the encoder and the losses by torch.compile, which takes minutes
     compile: bool = False
@@ -88,18 +88,18 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Configuration of a training, which determines every step."""
+    """Configuration of a training run, which determines every step."""
 
     preset: str  # name of the preset it derives from, kept in the checkpoint's metadata
-    seed: int = 0  # of weights, order, augmentation and points
+    seed: int = 0  # seed of weights, order, augmentation and points
     model: NVFConfig = field(default_factory=NVFConfig)  # the network
     data: DataConfig = field(default_factory=DataConfig)  # the data set
     sampling: PointSampling = field(default_factory=PointSampling)  # numbers and ranges of query points
     losses: LossConfig = field(default_factory=LossConfig)  # weights and ranges of the losses
-    augmentation: Augmentation = field(default_factory=Augmentation)  # of the images
-    # for hand views, their mixture, which may include `data`; instead of `augmentation`
+    augmentation: Augmentation = field(default_factory=Augmentation)  # augmentation of the images
+    # for hand views, their mixture, which may include `data`; used instead of `augmentation`
     views: ViewMixtureConfig = field(default_factory=ViewMixtureConfig)
-    # for hand views, the losses; instead of `sampling` and `losses`
+    # for hand views, the losses; used instead of `sampling` and `losses`
     hand_losses: HandLossConfig = field(default_factory=HandLossConfig)
     # for hand views, their reuse from a store on the device
     replay: ReplayConfig = field(default_factory=ReplayConfig)

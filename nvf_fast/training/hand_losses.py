@@ -25,28 +25,28 @@ class HandLossConfig:
     """Weights and ranges of the losses on hand views."""
 
     places: float = 0.5  # weight of the L1 distance of coarse joints in the view, in halves of the view
-    heat: float = 0.08  # weight of the cross-entropy of their heat maps against Gaussians
-    heat_sigma: float = 0.08  # standard deviation of those, in halves of the view
-    depths: float = 0.3  # weight of the L1 distance of depths relative to the middle, in 60 mm
-    middle: float = 0.4  # weight of the L1 distance of the log of the middle's depth
+    heat: float = 0.08  # weight of the cross-entropy of the joints' heat maps with Gaussians
+    heat_sigma: float = 0.08  # standard deviation of these Gaussians, in halves of the view
+    depths: float = 0.3  # weight of the L1 distance of depths relative to the hand's middle, in 60 mm
+    middle: float = 0.4  # weight of the L1 distance of the log of the depth of the hand's middle
     error: float = 0.02  # weight of the negative log-likelihood of the expected errors
     presence: float = 0.2  # weight of the cross-entropy of a hand's presence
-    side: float = 0.6  # weight of that of its side
+    side: float = 0.6  # weight of the cross-entropy of a hand's side
     # weight of the focal loss of hands' centres and of the losses of their sizes and sides
     hands: float = 0.1
-    # weight of the disagreement between the coarse poses of a view and of the same view moved, its terms
+    # weight of the difference between the coarse poses of a view and of the same view moved, whose terms are
     # weighted as those of the coarse pose
     steady: float = 1.0
-    moved: float = 0.3  # ratio of the posed views that are encoded a second time for it
+    moved: float = 0.3  # ratio of the posed views that are encoded a second time for `steady`
     # largest shift and change of the log of the focal length of a moved view
     move_px: float = 8.0
     move_zoom: float = 0.1
-    # signed distances are compared after clamping at the first, and with weight `wide` at the second
+    # signed distances are compared after clamping at `clamp_mm`, and with weight `wide` at `wide_mm`
     clamp_mm: float = 5.0
     wide_mm: float = 50.0
     wide: float = 0.2
     near_mm: float = 20.0  # points carry votes where their true distance to the surface is below this
-    ball_mm: float = 80.0  # radius of the ball about a joint inside which points vote for it (Eq. 2)
+    ball_mm: float = 80.0  # radius of the ball around a joint inside which points vote for it (Eq. 2)
     # weights of the votes' Huber losses
     weights: float = 0.2
     directions: float = 0.1

@@ -1,4 +1,4 @@
-"""The log of a training: log.jsonl always, a progress bar and TensorBoard on request."""
+"""The log of a training run: log.jsonl always, a progress bar and TensorBoard on request."""
 
 from __future__ import annotations
 

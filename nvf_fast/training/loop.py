@@ -100,8 +100,8 @@ def train(
         resumed = saved.resume(inexact)
         if resumed and trainer.store is not None and not trainer.finished:
             warnings.warn(
-                f"{directory}: the store is filled anew with {config.replay.first} views, so that the next "
-                "steps differ from those of a training that was not stopped"
+                f"{directory}: the store is filled again with {config.replay.first} views, so the next steps "
+                "differ from those of an uninterrupted run"
             )
         if not resumed and start is not None:
             saved.start_from(start)

@@ -23,12 +23,12 @@ class LossConfig:
     clamp_mm: float = 5.0  # signed distances are compared after clamping to plus or minus this value
     # a point carries votes where its true distance to the surface is below this value
     surface_mm: float = 5.0
-    ball_mm: float = 80.0  # radius of the ball about a joint inside which points vote for it
+    ball_mm: float = 80.0  # radius of the ball around a joint inside which points vote for it
     nearest: int = 1024  # points per joint that carry votes
     vote_weight: float = 0.1  # λ, the weight of the voting loss; 0.1 camera-space, 10 root-relative
     vote_beta: float = 1.0  # where the voting loss turns from quadratic to linear (Huber)
-    # "elements" averages over every point, joint and channel, as the paper; "near", an addition, per image
-    # over near-surface points, and directions where the label is non-zero
+    # "elements" averages over every point, joint and channel, as in the paper; "near", an addition, averages
+    # per image over near-surface points, and directions only where the label is non-zero
     vote_normalisation: Literal["elements", "near"] = "elements"
     # addition: weight of the distance clamped at 50 mm, which has gradients farther from the surface; 0 is
     # off

@@ -21,13 +21,13 @@ class PointSampling:
 
     surface: int = 12_500  # points drawn on the surface, then moved by a Gaussian
     surface_sigma_mm: float = 3.0  # that Gaussian's standard deviation, per axis
-    sphere: int = 1_000  # points uniform in the ball about joint 9
+    sphere: int = 1_000  # points uniform in a ball around joint 9
     sphere_radius_mm: float = 170.0  # that ball's radius
-    frustum: int = 1_000  # points uniform in the task's volume, the camera frustum or the cube about the root
-    inside: int | None = 2_500  # number of these points to keep inside the hand; None keeps every point
-    outside: int | None = 2_500  # number to keep outside the hand; None together with `inside`
+    frustum: int = 1_000  # points uniform in the task's volume: the camera frustum, or the cube at the root
+    inside: int | None = 2_500  # number of all these points to keep inside the hand; None keeps every point
+    outside: int | None = 2_500  # number to keep outside the hand; None if and only if `inside` is None
     # addition to the paper: further points on camera rays through the surface, in front of it and behind it;
-    # without them a short training predicts the surface along whole rays
+    # without them, a network trained only briefly predicts the surface along whole rays
     ray_points: int = 0
     # half of them at the surface's depth times exp(u), u uniform in plus or minus this; on the parallel rays
     # of root-relative training, anywhere in the cube

@@ -28,10 +28,10 @@ class ReplayConfig:
     # steps that use a view, on average; 1 uses each view once, without a store. A step of B views adds B /
     # uses new ones.
     uses: int = 1
-    # views that the device stores, the latest with a pose and the latest without in halves of it; a view of
-    # 128 px takes 53 kB
+    # views that the device stores: one half for the latest views with a pose, the other for the latest
+    # without one; a view of 128 px takes 53 kB
     size: int = 2**17
-    first: int = 2**13  # views stored before the first step, and again when a training resumes
+    first: int = 2**13  # views stored before the first step, and again when a run resumes
     # ratio of the views with a pose that a batch shows through another camera, turned and zoomed
     reframed: float = 0.5
 
@@ -40,10 +40,10 @@ class ReplayConfig:
 
 
 class ViewStore:
-    """The latest views of a training.
+    """The latest training views.
 
-    A batch is a function of the stored views and of the random numbers of `randomise`. Its shapes are fixed
-    by the first: it keeps that ratio of views with a pose.
+    A batch is a function of the stored views and of the random numbers of `randomise`. Its ratio of views
+    with a pose, and thus its shapes, are fixed by the first stored views.
 
     Args:
         config: sizes.

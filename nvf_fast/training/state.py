@@ -64,13 +64,13 @@ class SavedTraining:
             inexact: resume in a changed environment too, with results that are equal only up to rounding.
 
         Raises:
-            ResumeError: the states are damaged or of another training, or the processes disagree.
+            ResumeError: the states are damaged or of another training run, or the processes disagree.
         """
         trainer = self.trainer
         try:
             record = self.store.newest()
         except DamagedRecordError as error:
-            hint = "bring one back from elsewhere, or remove them to begin anew"
+            hint = "restore one of them from a copy, or remove them to start again"
             raise ResumeError(f"{error}; {hint}") from error
         trainer.processes.agree("state to resume", record and record.name)
         trainer.processes.agree("training", self._identity())
@@ -166,7 +166,7 @@ class SavedTraining:
         moved = differences(json.loads(state["environment"]), json.loads(self._environment()))
         if changed:
             listed = "; ".join(changed + moved)
-            raise ResumeError(f"{self.folder} holds another training; differing: {listed}")
+            raise ResumeError(f"{self.folder} holds another training run; differing: {listed}")
         if moved and not inexact and state["step"] < self.trainer.total:
             raise ResumeError(
                 f"{self.folder} would not resume bit for bit; `inexact` allows results equal up to rounding: "

@@ -53,7 +53,7 @@ class Trainer:
         reuses = config.replay.uses > 1
         if reuses and processes.count > 1:
             raise ValueError(
-                f"views are reused by one process alone, got {processes.count}: set replay.uses to 1"
+                f"only one process can reuse views, got {processes.count} processes: set replay.uses to 1"
             )
         if self.options.precision == "bfloat16" and device.type == "cpu" and not _has_bfloat16():
             # The small preset on one core without: 1.2 s an image in bfloat16, 0.08 s in float32.

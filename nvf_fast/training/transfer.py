@@ -37,7 +37,7 @@ def transfer(source: Network, target: Network) -> None:
         if name not in MAY_DIFFER and before[name] != after[name]
     ]
     if changed:
-        raise ValueError("the starting network is another: " + "; ".join(changed))
+        raise ValueError("the starting network differs: " + "; ".join(changed))
     weights = dict(source.state_dict())
     if target.config.hand_scale and not source.config.hand_scale:
         for name in weights:

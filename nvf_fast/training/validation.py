@@ -38,7 +38,9 @@ def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Ne
     render_ahead(whole, progress=False, count=count)
     dataset = FirstSamples(whole, count)
     if dataset[0].joints is None:
-        raise ValueError(f"{dataset.name}: without the evaluation part's joints evaluate_every must be 0")
+        raise ValueError(
+            f"{dataset.name}: without the joints of the evaluation split, evaluate_every must be 0"
+        )
     fallback = fallback_pose(config)
 
     def scores(model: Network) -> dict[str, float]:

@@ -20,18 +20,18 @@ Source = Callable[[int, np.random.Generator], HandViews]
 
 @dataclass(frozen=True)
 class ViewMixtureConfig:
-    """Composition of the hand views of a training.
+    """Composition of the hand views in training.
 
     Proportions are relative to each other; those of missing sources are ignored.
     """
 
     rendered: float = 0.17  # proportion of close views of rendered hands
-    rendered_wide: float = 0.11  # of wide views with one or two of them
-    empty: float = 0.09  # of views without a hand
-    photographs: float = 0.28  # of close views of labelled photographs
-    photographs_wide: float = 0.05  # of wide views of them
-    dataset: float = 0.3  # of views of a data set's boxes
-    left: float = 0.28  # ratio of the posed views that are mirrored to left hands, to learn sides from
+    rendered_wide: float = 0.11  # proportion of wide views with one or two rendered hands
+    empty: float = 0.09  # proportion of views without a hand
+    photographs: float = 0.28  # proportion of close views of labelled photographs
+    photographs_wide: float = 0.05  # proportion of wide views of labelled photographs
+    dataset: float = 0.3  # proportion of views of a data set's boxes
+    left: float = 0.28  # ratio of the posed views that are mirrored to left hands, so that sides are learned
     # ratio of the posed views in which a straight line crops the hand, as an image border does
     cut: float = 0.1
     blank: float = 0.12  # ratio of the empty views that are featureless

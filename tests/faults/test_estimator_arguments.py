@@ -141,7 +141,7 @@ def test_poses_behind_the_camera_are_not_valid(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("step", [1e-300, 1e-6, 0.1, 0.5])
 def test_steps_that_need_too_much_memory_are_refused_at_once(step: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"makes more than {MOST_NODES} points; the smallest steps are some 0\.99"
+        ValueError, match=rf"makes more than {MOST_NODES} points; the smallest step is about 0\.99"
     ):
         Lattice(step)
     with pytest.raises(ValueError, match=r"step_mm must be 1\.75 to 224 mm"):
