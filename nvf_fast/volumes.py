@@ -13,7 +13,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, cast
 
 import numpy as np
@@ -88,23 +87,16 @@ class PlacedVolume(ABC):
         sign: Any = 1.0
         if left is not None:
             sign = np.where(left, -1.0, 1.0) if len(left) != 1 else -1.0 if left[0] else 1.0
+        K = _Intrinsics(*_columns(np.asarray(intrinsics))[:6])
         at, wrists = (None if each is None else np.asarray(each) for each in (boxes, roots))
-        found = self._placement(np.asarray(intrinsics), size, sign, at, wrists, lenses)
+        found = self._placement(_Given(K, len(intrinsics), size, sign, at, wrists, lenses))
         if isinstance(intrinsics, Tensor):
             parts = (None if each is None else torch.from_numpy(each) for each in found)
             return cast("Placement[Array]", Placement(*parts))
         return found
 
     @abstractmethod
-    def _placement(
-        self,
-        intrinsics: np.ndarray,
-        size: int,
-        sign: Any,  # -1 for left hands, else 1; a number or (B,)
-        boxes: np.ndarray | None,
-        roots: np.ndarray | None,
-        lenses: Cameras | None,
-    ) -> Placement[np.ndarray]: ...
+    def _placement(self, given: _Given) -> Placement[np.ndarray]: ...
 
 
 class Volume(PlacedVolume):
@@ -161,19 +153,11 @@ class FrustumVolume(Volume):
     half_mm = tuple((high - low) / 2 for low, high in BOX_MM)
     nearest_mm, farthest_mm = BOX_MM[2]
 
-    def _placement(
-        self,
-        intrinsics: np.ndarray,
-        size: int,
-        sign: Any,  # -1 for left hands, else 1; a number or (B,)
-        boxes: np.ndarray | None,
-        roots: np.ndarray | None,
-        lenses: Cameras | None,
-    ) -> Placement[np.ndarray]:
-        K = _Intrinsics(*_columns(intrinsics)[:6])
-        x0, y0, x1, y1 = (K.cx, K.cy, K.cx, K.cy) if boxes is None else _columns(boxes)
-        (middle,) = _straight([((x0 + x1) / 2, (y0 + y1) / 2)], lenses)
-        return _turned(K, turn(*K.slopes(*middle)), REFERENCE_SLOPE, sign, size, len(intrinsics))
+    def _placement(self, given: _Given) -> Placement[np.ndarray]:
+        K = given.K
+        x0, y0, x1, y1 = (K.cx, K.cy, K.cx, K.cy) if given.boxes is None else _columns(given.boxes)
+        (middle,) = _straight([((x0 + x1) / 2, (y0 + y1) / 2)], given.lenses)
+        return _turned(given, turn(*K.slopes(*middle)), REFERENCE_SLOPE)
 
     def network_points(self, points: Tensor) -> Tensor:
         return points
@@ -242,23 +226,15 @@ class RootCube(Volume):
     half_mm = (half_side_mm, half_side_mm, half_side_mm)
     _depth_offset = 2.0
 
-    def _placement(
-        self,
-        intrinsics: np.ndarray,
-        size: int,
-        sign: Any,  # -1 for left hands, else 1; a number or (B,)
-        boxes: np.ndarray | None,
-        roots: np.ndarray | None,
-        lenses: Cameras | None,
-    ) -> Placement[np.ndarray]:
-        assert roots is not None
-        K, (x, y, z) = _Intrinsics(*_columns(intrinsics)[:6]), _columns(roots)
+    def _placement(self, given: _Given) -> Placement[np.ndarray]:
+        assert given.roots is not None
+        K, sign, size, (x, y, z) = given.K, given.sign, given.size, _columns(given.roots)
         u, v, _ = K.pixel(x / z, y / z, 1.0)
         across, down = (focal * 2 * self.half_side_mm / (size * z) for focal in (K.fx, K.fy))
         matrix = [sign * across, 0.0, u - sign * across * size / 2, 0.0, down, v - down * size / 2, 0, 0, 1.0]
         frame = [sign, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
-        matrices, frames = (_matrices(each, len(intrinsics)) for each in (matrix, frame))
-        return Placement(matrices, frames, roots)
+        matrices, frames = (_matrices(each, given.batch) for each in (matrix, frame))
+        return Placement(matrices, frames, given.roots)
 
     def network_points(self, points: Tensor) -> Tensor:
         inputs = points / self.half_side_mm
@@ -291,7 +267,6 @@ class RootCube(Volume):
         return origins, origins.new_tensor([0.0, 0.0, 1.0]).expand_as(origins)
 
 
-@dataclass(frozen=True)
 class HandVolume(PlacedVolume):
     """A slab of the hand view, the view of a virtual camera that turns to a box and zooms to its size.
 
@@ -299,24 +274,15 @@ class HandVolume(PlacedVolume):
     side span `fill` of the view. The slab lies about the depth that the network predicts for the hand.
     """
 
-    fill: float = HAND_VIEW_FILL
-
+    fill = HAND_VIEW_FILL
     needs_root = False
 
-    def _placement(
-        self,
-        intrinsics: np.ndarray,
-        size: int,
-        sign: Any,  # -1 for left hands, else 1; a number or (B,)
-        boxes: np.ndarray | None,
-        roots: np.ndarray | None,
-        lenses: Cameras | None,
-    ) -> Placement[np.ndarray]:
-        assert boxes is not None
-        K, (x0, y0, x1, y1) = _Intrinsics(*_columns(intrinsics)[:6]), _columns(boxes)
+    def _placement(self, given: _Given) -> Placement[np.ndarray]:
+        assert given.boxes is not None
+        K, (x0, y0, x1, y1) = given.K, _columns(given.boxes)
         u, v = (x0 + x1) / 2, (y0 + y1) / 2
         # The box's middle and the midpoints of its sides; the latter at depth 1 of the turned camera.
-        middle, *ends = _straight([(u, v), (x0, v), (x1, v), (u, y0), (u, y1)], lenses)
+        middle, *ends = _straight([(u, v), (x0, v), (x1, v), (u, y0), (u, y1)], given.lenses)
         rotation = turn(*K.slopes(*middle))
         a, b, c, d, e, f, g, h, i = rotation
         places: list[tuple[Any, Any]] = []
@@ -338,7 +304,7 @@ class HandVolume(PlacedVolume):
                 slope = slope if ahead else math.inf
             else:
                 slope = np.where(ahead, slope, math.inf)
-            return _turned(K, rotation, slope, sign, size, len(intrinsics), sized=True)
+            return _turned(given, rotation, slope, sized=True)
 
     def lattice(self, step_mm: float, device: torch.device | str | None = None) -> HandLattice:
         """The query points of inference, round(224 / step) along each axis.
@@ -408,6 +374,18 @@ class _Intrinsics(NamedTuple):
         return self.fx * x + self.skew * y + self.cx * z, self.fy * y + self.cy * z, z
 
 
+class _Given(NamedTuple):
+    """B cameras and hands before which a volume is placed."""
+
+    K: _Intrinsics  # of the cameras
+    batch: int  # B
+    size: int  # px, side of the network's view
+    sign: Any  # -1 for left hands, else 1; a number or (B,)
+    boxes: np.ndarray | None
+    roots: np.ndarray | None
+    lenses: Cameras | None
+
+
 def _columns(array: np.ndarray) -> list[Any]:
     """The entries of a batch of one as numbers, those of a larger batch as arrays (B,)."""
     if len(array) == 1:
@@ -435,18 +413,16 @@ def _straight(pixels: list[tuple[Any, Any]], lenses: Cameras | None) -> Sequence
     return straight[0].tolist() if len(straight) == 1 else list(straight.transpose(1, 2, 0))
 
 
-def _turned(
-    K: _Intrinsics, rotation: list[Any], slope: Any, sign: Any, size: int, count: int, sized: bool = False
-) -> Placement[np.ndarray]:
+def _turned(given: _Given, rotation: list[Any], slope: Any, sized: bool = False) -> Placement[np.ndarray]:
     """The placement of a turned camera whose square view reaches `slope` from its axis.
 
     Args:
         rotation: nine entries, from `turn`.
-        sign: -1 mirrors the view.
         sized: whether slopes differ, so that the placement holds them.
     """
+    K, count, size, sign = given[:4]
     a, b, c, d, e, f, g, h, i = rotation
-    a, b, c = sign * a, sign * b, sign * c
+    a, b, c = sign * a, sign * b, sign * c  # -1 mirrors the view
     # A view's pixel (u, v) shows the ray F' ((u - size / 2) step, (v - size / 2) step, 1).
     step = slope / (size / 2)
     columns = (
