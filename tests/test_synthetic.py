@@ -103,7 +103,7 @@ def test_fingerprint() -> None:
 def test_refuses_invalid_sets_and_indices() -> None:
     with pytest.raises(IndexError, match=r"\[0, 2\)"):
         SyntheticHands(replace(SMALL, count=2)).images([2])
-    with pytest.raises(ValueError, match="size at least 16 px, got 2 and 8"):
+    with pytest.raises(ValueError, match=r"size must lie in \[16, inf\), got 8"):
         SyntheticConfig(count=2, size=8)
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.runtime.files import whole_file
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
@@ -47,10 +48,7 @@ class SyntheticConfig:
     distribution: HandDistribution = field(default_factory=HandDistribution)
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.size < 16:
-            raise ValueError(
-                f"count must be at least 1 and size at least 16 px, got {self.count} and {self.size}"
-            )
+        check_ranges(self, count="[1, inf)", size="[16, inf)")
 
     @property
     def fingerprint(self) -> str:

@@ -23,7 +23,7 @@ class HandDistribution:
     facing: str = "palm"
     tilt_deg: float = 60.0  # largest angle between the palm's normal and the optical axis
     roll_deg: float = 60.0  # largest rotation about the optical axis from fingers-up
-    # Range of the depth of the joints' mean.
+    # Range of the depth of the joints' mean, inside the frustum.
     nearest_mm: float = 350.0
     farthest_mm: float = 1000.0
     visible_joints: int = 15  # smallest number of the 21 joints inside the image
@@ -32,11 +32,7 @@ class HandDistribution:
         if self.facing not in ("palm", "back", "any"):
             raise ValueError(f"facing must be 'palm', 'back' or 'any', got {self.facing!r}")
         check_ranges(self, tilt_deg="(0, 180]", roll_deg="[0, 180]", visible_joints="[0, 21]")
-        if not 150 < self.nearest_mm < self.farthest_mm < 1200:
-            raise ValueError(
-                "depths must lie inside the frustum, 150 < nearest_mm < farthest_mm < 1200 mm, "
-                f"got {self.nearest_mm} and {self.farthest_mm}"
-            )
+        check_ranges(self, nearest_mm=f"(150, {self.farthest_mm})", farthest_mm="(150, 1200)")
 
 
 UNIFORM = HandDistribution(facing="any", tilt_deg=180.0, roll_deg=180.0)

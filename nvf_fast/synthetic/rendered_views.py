@@ -14,6 +14,7 @@ from nvf_fast.data.draws import Draws, Stream
 from nvf_fast.data.hand_views import VIEW_POINTS, VIEW_SIZE, HandViews, joints_box
 from nvf_fast.data.query_points import BALL_MM, NEAR, NEAR_MM, NEAREST_MM, ON_RAYS, RAY_MM, SLAB_MM
 from nvf_fast.data.rotations import about_axis
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.synthetic import objects
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.posed_hands import PosedHand, draw_unit_hands
@@ -63,12 +64,7 @@ class ViewOptions:
     clutter: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.compositions < 1:
-            raise ValueError(f"compositions must be at least 1, got {self.compositions}")
-        if not 0 < self.nearest_mm < self.farthest_mm:
-            raise ValueError(
-                f"depths must be 0 < nearest_mm < farthest_mm, got {self.nearest_mm} and {self.farthest_mm}"
-            )
+        check_ranges(self, compositions="[1, inf)", nearest_mm=f"(0, {self.farthest_mm})")
 
 
 class SyntheticViews:
