@@ -93,11 +93,11 @@ def test_replaces_a_damaged_file_with_a_warning(text: str, caplog: pytest.LogCap
     assert tuned(CUDA, torch.float16, [64, 85], 28_351) == SPACE[1] and not caplog.text
 
 
-def field_query() -> tuple[Any, ...]:
-    """Arguments of `tune`, with 5 points."""
+def field_query() -> autotuning.Query:
+    """A query of 5 points."""
     inputs = field_inputs(FieldCase(1, 5, 8, (9, 7), (40, 24)), torch.float16)
     points, size = inputs.points[0], inputs.image_size
-    return inputs.features, points, inputs.intrinsics, inputs.weights, inputs.biases, size
+    return autotuning.Query(inputs.features, points, inputs.intrinsics, inputs.weights, inputs.biases, size)
 
 
 def run_or_fail(query: autotuning.Query, tiling: Tiling, device: torch.device) -> float:
@@ -116,12 +116,12 @@ def test_leaves_out_tilings_that_fail(
 ) -> None:
     monkeypatch.setattr(autotuning, "median_ms", run_or_fail)
     monkeypatch.setattr(autotuning.kernel, "device_tilings", lambda device, dtype: SPACE)
-    assert autotuning.tune(*field_query()) == {SPACE[2]: SPACE[2].points}
+    assert autotuning.tune(field_query()) == {SPACE[2]: SPACE[2].points}
     assert next(iter(json.loads(autotuning.CACHE.read_text()))).endswith("up to 8 points")
     assert caplog.text.count("is left out") == 2 and "illegal memory access" in caplog.text
     monkeypatch.setattr(autotuning.kernel, "device_tilings", lambda device, dtype: SPACE[1:2])
     with pytest.raises(RuntimeError, match="no tiling of the field's kernel runs on cpu"):
-        autotuning.tune(*field_query())
+        autotuning.tune(field_query())
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")  # interpreter
@@ -159,8 +159,7 @@ def test_times_replays_of_several_queries(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(autotuning, "ROUNDS", 1)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(autotuning.kernel, "sample", sample)
-    query = autotuning.Query(*field_query())
-    found = [autotuning.median_ms(query, tiling, torch.device("cpu")) for tiling in SPACE]
+    found = [autotuning.median_ms(field_query(), tiling, torch.device("cpu")) for tiling in SPACE]
     assert found == [20.0 / autotuning.REPEATS] * len(SPACE)
     assert sampled == [tiling for tiling in SPACE for _ in range(autotuning.REPEATS)]
     assert log == ["event", "replay", "event"] * len(SPACE) * 3

@@ -49,7 +49,7 @@ class Tune:
         generator = torch.Generator("cuda").manual_seed(0)
         view = torch.randn(1, 3, size, size, device="cuda", generator=generator).to(estimator.dtype)
         with torch.no_grad():
-            milliseconds = autotuning.tune(
+            query = autotuning.Query(
                 model.encode(view),
                 lattice.points(lattice.every(1)),
                 model.reference_intrinsics,
@@ -57,6 +57,7 @@ class Tune:
                 list(model.field.biases),
                 size,
             )
+            milliseconds = autotuning.tune(query)
         print("points x columns x depth, warps, stages    ms")
         for tiling, time in milliseconds.items():
             shape = f"{tiling.points} x {tiling.columns} x {tiling.depth}, {tiling.warps}, {tiling.stages}"

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,57 +40,16 @@ def tuned(
     return tiling if tiling in kernel.device_tilings(device, dtype) else None
 
 
-def tune(
-    features: Tensor,
-    points: Tensor,
-    intrinsics: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    image_size: int,
-) -> dict[Tiling, float]:
-    """Time all tilings on a CUDA device and store the fastest in the cache file.
-
-    CUDA graphs are timed, as the estimator replays them: single launches would measure Python. Each tiling
-    has a process of its own, since a kernel that fails on the device ends every later launch of its process;
-    a warning reports such a tiling.
-
-    Args:
-        features: (B, C, H, W), in the compute dtype.
-        points: (N, 3) float32 mm.
-        intrinsics: (3, 3) float32 px of the `image_size` px view.
-        weights, biases: of the network's layers.
-        image_size: px.
-
-    Returns:
-        Median milliseconds of each tiling that runs, the untuned one first.
-
-    Raises:
-        RuntimeError: none does.
-    """
-    device, query = features.device, Query(features, points, intrinsics, weights, biases, image_size)
-    milliseconds: dict[Tiling, float] = {}
-    for tiling in kernel.device_tilings(device, features.dtype):
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            try:
-                milliseconds[tiling] = process.submit(median_ms, query.to("cpu"), tiling, device).result()
-            except RuntimeError as error:
-                LOG.warning("%s fails on %s and is left out: %s", tiling, device, error)
-    if not milliseconds:
-        raise RuntimeError(f"no tiling of the field's kernel runs on {device}; warnings give the reasons")
-    channels = [len(bias) for bias in biases]
-    remember(device, features.dtype, channels, len(points), milliseconds)
-    return milliseconds
-
-
 class Query(NamedTuple):
-    """A query of the field, as in `tune`."""
+    """A query of a network's field on a CUDA device."""
 
-    features: Tensor
-    points: Tensor
-    intrinsics: Tensor
+    features: Tensor  # (B, C, H, W), in the compute dtype
+    points: Tensor  # (N, 3) float32 mm
+    intrinsics: Tensor  # (3, 3) float32 px of the `image_size` px view
+    # of the network's layers
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
-    image_size: int
+    image_size: int  # px
 
     def to(self, device: torch.device | str) -> Query:
         features, points, intrinsics = (each.to(device) for each in self[:3])
@@ -98,13 +57,54 @@ class Query(NamedTuple):
         return Query(features, points, intrinsics, weights, biases, self.image_size)
 
 
+def tune(query: Query) -> dict[Tiling, float]:
+    """Time all tilings on a CUDA device and store the fastest in the cache file.
+
+    CUDA graphs are timed, as the estimator replays them: single launches would measure Python. Each tiling
+    has a process of its own, since a kernel that fails on the device ends every later launch of its process;
+    a warning reports such a tiling.
+
+    Returns:
+        Median milliseconds of each tiling that runs, the untuned one first.
+
+    Raises:
+        RuntimeError: none does.
+    """
+    device, dtype = query.features.device, query.features.dtype
+    milliseconds: dict[Tiling, float] = {}
+    for tiling in kernel.device_tilings(device, dtype):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            try:
+                milliseconds[tiling] = process.submit(median_ms, query.to("cpu"), tiling, device).result()
+            except RuntimeError as error:
+                LOG.warning("%s fails on %s and is left out: %s", tiling, device, error)
+    if not milliseconds:
+        raise RuntimeError(f"no tiling of the field's kernel runs on {device}; warnings give the reasons")
+    remember(device, dtype, [len(bias) for bias in query.biases], len(query.points), milliseconds)
+    return milliseconds
+
+
 def median_ms(query: Query, tiling: Tiling, device: torch.device) -> float:
     """Median milliseconds of a query, over replays after two warm-up rounds."""
     features, points, intrinsics, weights, biases, image_size = query.to(device)
     layers = kernel.pack_layers(weights, biases, features.shape[1], features.dtype, tiling)
     places = kernel.locate(points, intrinsics, image_size, features.shape[2:], layers)
-    call = _timed(CudaRecorder(device), kernel.project_maps(features, None, layers), places, layers)
-    return statistics.median([call() for _ in range(2 + ROUNDS)][2:])
+    maps = kernel.project_maps(features, None, layers)
+
+    def repeated() -> Tensor:
+        return [kernel.sample(maps, places, layers).sdf for _ in range(REPEATS)][-1]
+
+    launch, _ = CudaRecorder(device).record(repeated)
+
+    def milliseconds() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        launch()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / REPEATS
+
+    return statistics.median([milliseconds() for _ in range(2 + ROUNDS)][2:])
 
 
 def remember(
@@ -123,25 +123,6 @@ def remember(
     with whole_file(CACHE) as file:
         file.write(f"{json.dumps(known, indent=1)}\n".encode())
     return fastest
-
-
-def _timed(
-    recorder: CudaRecorder, maps: Tensor, places: kernel.Tiles, layers: kernel.Layers
-) -> Callable[[], float]:
-    def query() -> Tensor:
-        return [kernel.sample(maps, places, layers).sdf for _ in range(REPEATS)][-1]
-
-    launch, _ = recorder.record(query)
-
-    def call() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        launch()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / REPEATS
-
-    return call
 
 
 def _key(device: torch.device, dtype: torch.dtype, channels: Sequence[int], point_count: int) -> str:
