@@ -7,7 +7,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class GraphedFunction:
         self.failed: set[Hashable] = set()
         self._interruptions: Counter[Hashable] = Counter()
         self._function, self._recorder = function, recorder
-        self._captured: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self._captured: OrderedDict[Hashable, tuple[Callable[[], None], Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(
@@ -96,13 +96,12 @@ class GraphedFunction:
             load()
             if key not in self._captured and key not in self.failed:
                 self._capture(key)
-            captured = self._captured.get(key)
-            if captured is None:
-                output = self._function(key)
-            else:
+            if key in self._captured:
                 self._captured.move_to_end(key)
-                captured.launch()
-                output = captured.output
+                launch, output = self._captured[key]
+                launch()
+            else:
+                output = self._function(key)
             return unload(output, self._recorder.mark)
 
     def forget(self) -> None:
@@ -115,7 +114,7 @@ class GraphedFunction:
         """Capture a key's call and keep the graph."""
         self.captures += 1
         try:
-            launch, output = self._recorder.record(lambda: self._function(key))
+            captured = self._recorder.record(lambda: self._function(key))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -125,15 +124,10 @@ class GraphedFunction:
             self.failed.add(key)
             LOG.warning("no CUDA graph for %s, it runs launch by launch: %s", key, error)
             return
-        self._captured[key] = _Captured(launch, output)
+        self._captured[key] = captured
         if len(self._captured) > GRAPHS:
             self._recorder.finish()  # the evicted graph's memory may be in use on another stream
             self._captured.popitem(last=False)
-
-
-class _Captured(NamedTuple):
-    launch: Callable[[], None]
-    output: Tensor
 
 
 class CudaRecorder:
