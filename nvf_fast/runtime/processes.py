@@ -69,13 +69,10 @@ class Processes:
     Every wait ends with an error when another process's connection closes or after the timeout of
     `process_group`. NCCL waits on the device, where its watchdog ends the process
     (TORCH_NCCL_ASYNC_ERROR_HANDLING, on unless set to 0).
-
-    rank: 0 writes files and shows progress.
-    count: number of processes.
     """
 
-    rank: int = 0
-    count: int = 1
+    rank: int = 0  # 0 writes files and shows progress
+    count: int = 1  # number of processes
 
     @classmethod
     def joined(cls) -> Processes:

@@ -53,22 +53,18 @@ class HandLossConfig:
 
 
 class HandBatch(NamedTuple):
-    """Labelled hand views as tensors; see `HandViews`.
+    """Labelled hand views as tensors; see `HandViews`."""
 
-    images (B, 3, S, S) normalised; slopes (B,); moves (B, 3) in [-1, 1], shift and zoom of a moved view in
-    units of the largest; posed (P,) int64, the rows with trust above 0.
-    """
-
-    images: Tensor
-    slopes: Tensor
+    images: Tensor  # (B, 3, S, S) normalised
+    slopes: Tensor  # (B,)
     joints: Tensor
     points: Tensor
     distances: Tensor
     boxes: Tensor
     left: Tensor
     trust: Tensor
-    moves: Tensor
-    posed: Tensor
+    moves: Tensor  # (B, 3) in [-1, 1], shift and zoom of a moved view in units of the largest
+    posed: Tensor  # (P,) int64, the rows with trust above 0
 
     @classmethod
     def of(

@@ -15,15 +15,11 @@ from nvf_fast.volumes import volume_of
 
 
 class ImageBatch(NamedTuple):
-    """Images and their hands.
+    """Images and their hands."""
 
-    images (B, 3, S, S) uint8; hands: B in the task's frame; damaged: messages about images that could not be
-    read and were replaced by others.
-    """
-
-    images: Tensor
-    hands: MeshHands
-    damaged: tuple[str, ...] = ()
+    images: Tensor  # (B, 3, S, S) uint8
+    hands: MeshHands  # B in the task's frame
+    damaged: tuple[str, ...] = ()  # messages about images that could not be read and were replaced by others
 
 
 class TaskImages:
@@ -78,7 +74,8 @@ class TaskImages:
     def _prepared(self, sample: HandSample) -> tuple[Tensor, Any]:
         """(3, S, S) uint8, and the hand in the task's frame."""
         if sample.joints is None or sample.side != "right":
-            raise ValueError(f"{sample.id}: training needs right hands with joints, got {_kind(sample)}")
+            got = f"a {sample.side} hand {'without' if sample.joints is None else 'with'} joints"
+            raise ValueError(f"{sample.id}: training needs right hands with joints, got {got}")
         hand = sample.surface
         if hand is None:
             if self.needs_surface:
@@ -88,15 +85,9 @@ class TaskImages:
         intrinsics = torch.as_tensor(sample.intrinsics, dtype=torch.float64)[None]
         placement = self.volume.place(intrinsics, self.size, roots=roots)
         image = torch.from_numpy(sample.image).permute(2, 0, 1)
-        if image.shape[1:] != (self.size, self.size) or not _is_identity(placement.homographies):
-            image = remap(image[None], placement.homographies, self.size)[0]
+        homography = placement.homographies
+        unchanged = torch.allclose(homography, torch.eye(3, dtype=homography.dtype), rtol=0, atol=1e-9)
+        if image.shape[1:] != (self.size, self.size) or not unchanged:
+            image = remap(image[None], homography, self.size)[0]
             image = image.round_().clamp_(0, 255).to(torch.uint8)
         return image, hand.translated(-placement.origins.float())
-
-
-def _is_identity(homography: Tensor) -> bool:
-    return torch.allclose(homography, torch.eye(3, dtype=homography.dtype), rtol=0, atol=1e-9)
-
-
-def _kind(sample: HandSample) -> str:
-    return f"a {sample.side} hand {'without' if sample.joints is None else 'with'} joints"

@@ -47,17 +47,13 @@ class LossConfig:
 
 
 class Targets(NamedTuple):
-    """Labels of the field at N points of B images.
+    """Labels of the field at N points of B images."""
 
-    points (B, N, 3) mm in the task's frame; sdf (B, N) mm; near (B, N) bool; weight (B, N, J); direction
-    (B, N, J, 3).
-    """
-
-    points: Tensor
-    sdf: Tensor
-    near: Tensor
-    weight: Tensor
-    direction: Tensor
+    points: Tensor  # (B, N, 3) mm in the task's frame
+    sdf: Tensor  # (B, N) mm
+    near: Tensor  # (B, N) bool
+    weight: Tensor  # (B, N, J)
+    direction: Tensor  # (B, N, J, 3)
 
     @classmethod
     def build(cls, points: Tensor, sdf: Tensor, joints: Tensor, config: LossConfig) -> Targets:

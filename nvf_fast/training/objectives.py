@@ -23,17 +23,13 @@ from nvf_fast.volumes import volume_of
 
 
 class Batch(NamedTuple):
-    """An augmented and labelled batch of images.
+    """An augmented and labelled batch of images."""
 
-    images (B, 3, S, S) normalised; hand_scale (B,) mm, the network's input; labels of the method; joints
-    (B, 21, 3) mm in the task's frame; true_scale (B,) mm.
-    """
-
-    images: Tensor
-    hand_scale: Tensor
-    labels: Any
-    joints: Tensor
-    true_scale: Tensor
+    images: Tensor  # (B, 3, S, S) normalised
+    hand_scale: Tensor  # (B,) mm, the network's input
+    labels: Any  # of the method
+    joints: Tensor  # (B, 21, 3) mm in the task's frame
+    true_scale: Tensor  # (B,) mm
 
 
 class Objective(ABC):
@@ -139,15 +135,11 @@ class HolisticObjective(Objective):
 
 
 class DenseLabels(NamedTuple):
-    """Labels of the L texels of a feature map.
+    """Labels of the L texels of a feature map."""
 
-    hand (B, L) bool; weight (B, L, 21), closeness of the hand's first point on the ray to each joint; joints
-    (B, 21, 3) mm in the task's frame.
-    """
-
-    hand: Tensor
-    weight: Tensor
-    joints: Tensor
+    hand: Tensor  # (B, L) bool
+    weight: Tensor  # (B, L, 21), closeness of the hand's first point on the ray to each joint
+    joints: Tensor  # (B, 21, 3) mm in the task's frame
 
 
 class DenseObjective(Objective):

@@ -113,12 +113,11 @@ class ViewStore:
 
 
 class Cameras(NamedTuple):
-    """N cameras relative to those of views: roll (N,) in radians, the factor `zoom` (N,) of the focal length,
-    and the turn `tilt` (N, 2) to the side and up, in halves of the view."""
+    """N cameras relative to those of views."""
 
-    roll: Tensor
-    zoom: Tensor
-    tilt: Tensor
+    roll: Tensor  # (N,) radians
+    zoom: Tensor  # (N,) factor of the focal length
+    tilt: Tensor  # (N, 2) turn to the side and up, in halves of the view
 
     @classmethod
     def random(cls, uniform: Tensor, normal: Tensor) -> Cameras:
