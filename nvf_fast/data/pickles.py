@@ -32,7 +32,7 @@ LARGEST_BYTES = 2**26  # of a file; MANO's takes 2^22
 MOST_OPCODES = 2**20  # of a pickle, each of which may take some 200 bytes
 MOST_NUMBERS = 2**24  # of a list or sparse matrix, which may take far fewer bytes in a pickle
 DEEPEST = 16  # nested lists of an array of numbers
-_KEYS = (str, bytes, int, float, type(None))  # hashed without recursion
+_KEYS = (str, bytes, int, float, bool, type(None))  # hashed without recursion
 
 
 def load_pickle(path: Path) -> Any:
@@ -153,11 +153,6 @@ def _new(kind: Any, *given: Any) -> Inert:
     return kind(*given)
 
 
-def _array(*given: Any) -> Array:
-    """An array before its state is set."""
-    return Array()
-
-
 def _from_buffer(buffer: bytes | str, kind: Kind, shape: tuple[int, ...], order: str) -> Array:
     """An array as protocol 5 stores it."""
     array = Array()
@@ -177,19 +172,14 @@ def _object(kind: type, base: type, state: Any) -> Any:
     return _new(kind)
 
 
-def _encoded(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes as protocol 2 stores them."""
+def _encoded(text: str = "", encoding: str = "latin1") -> bytes:
+    """Bytes as protocol 2 stores them, and empty ones as protocols 0 to 2 do."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded in {encoding!r}, expected latin1")
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
-    """Empty bytes as protocols 0 to 2 store them."""
-    return b""
-
-
-_CORE = {"multiarray._reconstruct": _array, "multiarray.scalar": _scalar, "numeric._frombuffer": _from_buffer}
+_CORE = {"multiarray._reconstruct": Array, "multiarray.scalar": _scalar, "numeric._frombuffer": _from_buffer}
 _PLAIN = (set, frozenset, object)
 _ALLOWED: dict[str, Any] = {
     "numpy.ndarray": Array,
@@ -200,9 +190,9 @@ _ALLOWED: dict[str, Any] = {
     "copyreg._reconstructor": _object,
     **{f"{core}.{name}": item for core in ("numpy.core", "numpy._core") for name, item in _CORE.items()},
     **{f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in _PLAIN},
-    **{f"{module}.bytes": _no_bytes for module in ("builtins", "__builtin__")},
+    **{f"{module}.bytes": _encoded for module in ("builtins", "__builtin__")},
 }
-_FUNCTIONS = (_array, _scalar, _from_buffer, _encoded, _object, _no_bytes)
+_FUNCTIONS = (_scalar, _from_buffer, _encoded, _object)
 _OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 _LITERALS = frozenset(
     opcode.name
@@ -216,8 +206,8 @@ class _Interpreter:
 
     def __init__(self, data: bytes) -> None:
         self._file, self._budget = io.BytesIO(data), len(data)
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
+        self._stack: list[Any] = []  # since the last mark
+        self._below: list[list[Any]] = []  # the stacks before each mark
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
@@ -240,10 +230,10 @@ class _Interpreter:
         return None if opcode.arg is None else opcode.arg.reader(self._file)
 
     def _apply(self, name: str, argument: Any) -> None:
-        push = self._stack.append
         if name in _LITERALS:
-            push(argument)
+            self._stack.append(argument)
             return
+        push = self._push
         match name:
             case "PROTO" | "FRAME":
                 pass
@@ -252,7 +242,8 @@ class _Interpreter:
             case "NEWTRUE" | "NEWFALSE":
                 push(name == "NEWTRUE")
             case "MARK":
-                self._marks.append(len(self._stack))
+                self._below.append(self._stack)
+                self._stack = []
             case "GET" | "BINGET" | "LONG_BINGET":
                 push(self._memo[argument])
             case "PUT" | "BINPUT" | "LONG_BINPUT":
@@ -314,13 +305,16 @@ class _Interpreter:
             return OrderedDict(_pairs([item for pair in (given[0] if given else ()) for item in pair]))
         return function(*given) if function in _FUNCTIONS else _new(function, *given)
 
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
     def _pop(self) -> Any:
         self._top()
         return self._stack.pop()
 
     def _top(self, *kinds: type) -> Any:
         """The topmost value above the last mark, of one of the given types if any."""
-        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+        if not self._stack:
             raise pickle.UnpicklingError("a value is missing")
         if kinds and type(self._stack[-1]) not in kinds:
             raise pickle.UnpicklingError(f"items of {type(self._stack[-1]).__name__}")
@@ -328,17 +322,13 @@ class _Interpreter:
 
     def _marked(self) -> list[Any]:
         """Pop the values above the last mark."""
-        mark = self._marks.pop()
-        values = self._stack[mark:]
-        del self._stack[mark:]
+        values, self._stack = self._stack, self._below.pop()
         return values
 
 
 def _keys(values: Sequence[Any]) -> Sequence[Any]:
-    for each in values:
-        if type(each) not in _KEYS and type(each) is not bool:
-            kind = type(each).__name__
-            raise pickle.UnpicklingError(f"a key of type {kind}, expected a string or a number")
+    if kinds := set(map(type, values)) - set(_KEYS):
+        raise pickle.UnpicklingError(f"a key of type {kinds.pop().__name__}, expected a string or a number")
     return values
 
 
