@@ -176,11 +176,6 @@ def normalised(images: Tensor) -> Tensor:
     return images.div_(127.5).sub_(1)
 
 
-def mirror_homography(size: int, like: Tensor) -> Tensor:
-    """The homography (3, 3) that mirrors a view of `size` px left to right, in the dtype of `like`."""
-    return like.new_tensor([[-1.0, 0.0, size], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-
-
 class ViewPlan(NamedTuple):
     """The crop of an image that a view samples, and the positions of the view's pixels in that crop."""
 
