@@ -16,11 +16,11 @@ import torch
 
 from benchmarks.plain_step import PlainStep
 from benchmarks.timing import CUDA, DEVICE, seconds_of, time_in_turn
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.config import PRESETS, Optimisation, TrainingConfig
 from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.loader import load_batches
 from nvf_fast.training.trainer import Trainer
+from tests.sampled_hands import sample_hands
 
 
 def small() -> TrainingConfig:

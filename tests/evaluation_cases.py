@@ -10,8 +10,8 @@ import torch
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
-from nvf_fast.synthetic.reference_images import sample_hands
 from tests.reference_cases import reference_network
+from tests.sampled_hands import sample_hands
 
 FOCAL, SIZE = 480.0, 224
 

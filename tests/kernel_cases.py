@@ -13,8 +13,8 @@ import torch
 import trimesh
 from torch import Tensor
 
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
+from tests.sampled_hands import sample_hands
 
 
 class FieldCase(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from nvf_fast.data.photographs import mirrored
 from nvf_fast.data.tables import write_image
 from nvf_fast.synthetic.placement import HandDistribution
-from nvf_fast.synthetic.reference_images import sample_hands
+from tests.sampled_hands import sample_hands
 
 SIZE = 240
 FOCAL = 300.0

@@ -48,7 +48,6 @@ from nvf_fast.model import NVF
 from nvf_fast.pipeline import FieldPipeline, QueryOptions, Views
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import PRESETS
 from nvf_fast.training.images import ImageBatch
@@ -57,6 +56,7 @@ from nvf_fast.training.objectives import objective_of
 from nvf_fast.volumes import FrustumVolume, HandVolume
 from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
+from tests.sampled_hands import sample_hands
 
 THERE = "pretend:0"
 ROUNDING_MM = 0.01  # other products and sums than on the CPU, in random networks: measured 3e-3

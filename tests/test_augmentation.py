@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.augmentation import ABSENT_SCALE_MM, Augmentation, augment
 from nvf_fast.volumes import FrustumVolume
+from tests.sampled_hands import sample_hands
 from tests.training_cases import SIZE, draw_dots
 
 

@@ -27,9 +27,9 @@ from nvf_fast.evaluation.scores import rank_correlation, score_predictions, serv
 from nvf_fast.evaluation.submission import read_submission
 from nvf_fast.pose import JOINT_NAMES
 from nvf_fast.runtime.store import ResumeError
-from nvf_fast.synthetic.reference_images import sample_hands
 from tests.dataset_trees import mano
 from tests.evaluation_cases import Fixed, Images, predictor
+from tests.sampled_hands import sample_hands
 from tests.training_cases import free_port, output_of
 
 SMALL = {"batch": 2, "shard": 4}

@@ -41,8 +41,8 @@ from nvf_fast.reproduce.plots.pck import pck_figure
 from nvf_fast.reproduce.plots.rows import PredictionRow, nvf_row
 from nvf_fast.surface import MARGIN_MM, NOTHING, Mesh, level_mesh
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
-from nvf_fast.synthetic.reference_images import sample_hands
 from tests.reference_cases import reference_network
+from tests.sampled_hands import sample_hands
 
 SIZE = 112
 K = reference_intrinsics(SIZE, dtype=torch.float64).numpy()

@@ -12,8 +12,8 @@ from torch import Tensor
 from nvf_fast.camera import project, reference_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.sample import DamagedImageError, HandSample
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.images import TaskImages
+from tests.sampled_hands import sample_hands
 
 K = np.array([[700.0, 0, 150], [0, 690.0, 130], [0, 0, 1]])
 

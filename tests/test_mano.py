@@ -16,9 +16,9 @@ import trimesh
 from nvf_fast.data.faults import DatasetError
 from nvf_fast.data.mano import Mano, bends_left, close_surface, place_freihand
 from nvf_fast.data.pickles import dense, load_pickle
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
 from tests.dataset_trees import PARENTS, mano, mano_arrays, posed, write_mano
+from tests.sampled_hands import sample_hands
 from tests.training_cases import COARSE_MM
 
 FINGERS = {"index": 1, "middle": 4, "little": 7, "ring": 10, "thumb": 13}

@@ -11,7 +11,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from nvf_fast.baselines import build
 from nvf_fast.config import NVFConfig, Task
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.images import ImageBatch
@@ -19,6 +18,7 @@ from nvf_fast.training.losses import AuxiliaryHead, LossConfig
 from nvf_fast.training.objectives import DenseObjective, FieldObjective, Objective, objective_of
 from nvf_fast.training.points import PointSampling
 from nvf_fast.volumes import Volume
+from tests.sampled_hands import sample_hands
 
 COARSE_MM = 10.0  # for hands of 1000 faces
 TINY = NVFConfig(input_size=64, stem=8, width=16, groups=4, stacks=2, hidden=(32, 16), hand_scale=False)

@@ -7,10 +7,10 @@ import torch
 
 from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.points import PointSampling, sample_points
 from nvf_fast.volumes import FrustumVolume
+from tests.sampled_hands import sample_hands
 
 VOLUME = FrustumVolume()
 COARSE_MM = 10.0  # for hands of 1000 faces

@@ -15,7 +15,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator, load
 from nvf_fast.evaluation.predictors import NetworkPredictor
-from nvf_fast.synthetic.reference_images import sample_hands
+from tests.sampled_hands import sample_hands
 
 TINY = NVFConfig(
     input_size=32, stem=8, width=16, stacks=1, groups=4, hidden=(32, 16), scale_optional=True

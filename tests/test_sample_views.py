@@ -13,7 +13,7 @@ from nvf_fast.data.sample import HandSample
 from nvf_fast.data.sample_views import SampleViews, view_samples
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
-from nvf_fast.synthetic.reference_images import sample_hands
+from tests.sampled_hands import sample_hands
 
 K = np.array([[700.0, 0, 150], [0, 690.0, 130], [0, 0, 1]])
 

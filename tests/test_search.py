@@ -20,9 +20,9 @@ from nvf_fast.kernels.cast_votes.reference import cast_votes
 from nvf_fast.pose import BONES
 from nvf_fast.search import Capacities, CastVotes, SearchResult, guided, octree
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.training.losses import voting_labels
 from tests.reference_cases import reference_network
+from tests.sampled_hands import sample_hands
 
 SURFACE_MM = 5.0
 

@@ -14,7 +14,7 @@ import torch
 from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.metrics import Floats
 from nvf_fast.evaluation.submission import FORMATS, read_submission, write_submission
-from nvf_fast.synthetic.reference_images import sample_hands
+from tests.sampled_hands import sample_hands
 
 COUNT = 3
 # HO-3D's order in FreiHAND's indices: wrist; index, middle, little, ring, thumb without tips; tips of thumb,

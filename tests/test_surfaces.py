@@ -11,7 +11,7 @@ import torch
 import trimesh
 
 from nvf_fast.data.surfaces import MeshHands
-from nvf_fast.synthetic.reference_images import sample_hands
+from tests.sampled_hands import sample_hands
 
 
 @pytest.fixture(scope="module")

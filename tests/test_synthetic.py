@@ -23,8 +23,9 @@ from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.synthetic import dataset
 from nvf_fast.synthetic.dataset import V2_PARTS, SyntheticConfig, SyntheticHands, published, synthetic_v2
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
-from nvf_fast.synthetic.reference_images import draw_hands, draw_joints, sample_hands
+from nvf_fast.synthetic.reference_images import draw_hands, draw_joints
 from nvf_fast.synthetic.rig import built_in_rig
+from tests.sampled_hands import sample_hands
 
 PUBLISHED = published()
 SMALL = replace(V2_PARTS["test"], count=6, size=64)

@@ -20,13 +20,13 @@ from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.catalogue import DataConfig
 from nvf_fast.synthetic.dataset import SyntheticConfig
-from nvf_fast.synthetic.reference_images import sample_hands
 from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import TrainingConfig, small
 from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.points import PointSampling
 from nvf_fast.training.state import SavedTraining
 from nvf_fast.training.trainer import Trainer
+from tests.sampled_hands import sample_hands
 
 SIZE = 32
 COARSE_MM = 10.0  # for hands of 1000 faces, with cheap distances

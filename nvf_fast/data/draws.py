@@ -39,11 +39,6 @@ class Draws:
     def __len__(self) -> int:
         return len(self._streams)
 
-    @classmethod
-    def from_generator(cls, generator: torch.Generator, purpose: str, count: int) -> Draws:
-        """Streams with the next number of a CPU generator as key."""
-        return cls(int(torch.randint(2**62, (), generator=generator)), purpose, range(count))
-
     @property
     def digest(self) -> bytes:
         """SHA-256 of every word taken so far."""

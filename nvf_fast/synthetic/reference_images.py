@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE
 from nvf_fast.data.draws import Draws, Stream
-from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.joint_definitions import to_freihand
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.placement import HandDistribution, draw_places
@@ -45,7 +43,7 @@ class DrawnHands(NamedTuple):
 def draw_hands(seed: int, indices: Sequence[int], distribution: HandDistribution) -> DrawnHands:
     """Draw the hands of the images of these indices."""
     draws = Draws(seed, "mesh hand", indices)
-    shapes, size = _draw_people(built_in_rig(), draws)
+    shapes, size = draw_people(built_in_rig(), draws)
     skins, joints = (size * points for points in posed_vertices(built_in_rig(), shapes))
     surfaces = size * posed_vertices(built_in_surface(), shapes)[0]
     rotation, offset, places = draw_places(torch.from_numpy(joints), draws, distribution)
@@ -91,39 +89,13 @@ def render_hands(hands: DrawnHands, size: int) -> dict[str, Tensor]:
 def draw_joints(seed: int, indices: Sequence[int], distribution: HandDistribution) -> np.ndarray:
     """Draw the joints (B, 21, 3) float64 mm, camera frame, of the hands that `draw_hands` draws."""
     rig, draws = built_in_rig(), Draws(seed, "mesh hand", indices)
-    shapes, size = _draw_people(rig, draws)
+    shapes, size = draw_people(rig, draws)
     joints = to_freihand(rig.posed_joints(shapes.angles, shapes.stretch, shapes.breadth), rig.definition)
     rotation, offset, _ = draw_places(torch.from_numpy(size * joints), draws, distribution)
     return size * joints @ rotation.numpy().transpose(0, 2, 1) + offset.numpy()[:, None]
 
 
-def sample_hands(
-    count: int,
-    generator: torch.Generator,
-    distribution: HandDistribution | None = None,
-    surface: Rig | None = None,
-) -> MeshHands:
-    """Draw hands of varied people in varied poses before the reference camera, without images.
-
-    Args:
-        count: number of hands B.
-        generator: its next number seeds the hands (CPU).
-        distribution: orientations and distances; `HandDistribution()` when absent.
-        surface: the built-in hand as another mesh; `built_in_surface()` when absent.
-
-    Returns:
-        B right hands in the camera frame, mm.
-    """
-    surface, draws = surface or built_in_surface(), Draws.from_generator(generator, "mesh hand", count)
-    shapes, size = _draw_people(surface, draws)
-    vertices, joints = (torch.from_numpy(size * points) for points in posed_vertices(surface, shapes))
-    rotation, offset, _ = draw_places(joints, draws, distribution or HandDistribution())
-    faces = torch.from_numpy(surface.closed_faces).long()
-    hands = MeshHands(vertices, faces, joints).rotated(rotation).translated(offset)
-    return replace(hands, vertices=hands.vertices.float(), joints=hands.joints.float())
-
-
-def _draw_people(rig: Rig, draws: Draws) -> tuple[HandShapes, np.ndarray]:
+def draw_people(rig: Rig, draws: Draws) -> tuple[HandShapes, np.ndarray]:
     """Shapes and poses of B hands, and their sizes (B, 1, 1)."""
     shapes = draw_shapes(rig, draws)
     return shapes, (1 + SIZE_SPREAD * draws.normal()).clamp(0.8, 1.22).numpy()[:, None, None]
