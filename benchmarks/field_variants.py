@@ -37,7 +37,7 @@ from nvf_fast.hand_pipeline import HandPipeline
 from nvf_fast.model import NVF, FieldValues
 from nvf_fast.pipeline import QueryOptions
 from nvf_fast.runtime.profiling import Profiler
-from nvf_fast.training.calibration import BATCH, FRACTION, STEP_MM, fit_vote_weight
+from nvf_fast.training.calibration import BATCH, fit_vote_weight
 from nvf_fast.training.hand_losses import HandBatch, HandLossConfig, distance_losses, vote_losses
 from nvf_fast.unet import HandEncoding
 from nvf_fast.volumes import HandVolume
@@ -235,13 +235,14 @@ def precision_loss(field: FieldValues, views: EncodedViews, config: HandLossConf
 def vote(network: NVF, variant: Variant, views: EncodedViews) -> Votes:
     """Query each network's lattice and cast the votes; coarse joints replace those without votes."""
     volume, profiler = HandVolume(), Profiler(network.device)
-    pipeline = HandPipeline(network, volume, QueryOptions(STEP_MM, variant.surface_mm, FRACTION), profiler)
+    options = QueryOptions(surface_mm=variant.surface_mm)
+    pipeline = HandPipeline(network, volume, options, profiler)
     parts = []
     for first in range(0, len(views.slopes), BATCH):
         part = views.rows(slice(first, first + BATCH))
         coarse, _, voters = pipeline.vote(part.encoding(), part.slopes)
         votes = votes_by_precision(voters) if variant.precision else voters.votes
-        joints, _, spread = ops.cast_votes(voters.points, votes, voters.counts, fraction=FRACTION)
+        joints, _, spread = ops.cast_votes(voters.points, votes, voters.counts, fraction=options.fraction)
         joints = torch.where(joints.isfinite(), joints, coarse)
         parts.append(Votes(joints, spread.square().nan_to_num(math.inf), voters.counts))
     return Votes(*(torch.cat(each) for each in zip(*parts, strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,13 @@ class HandViews:
         return len(self.images)
 
     def __getitem__(self, index: Any) -> HandViews:
-        return HandViews(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return HandViews(**{name: array[index] for name, array in vars(self).items()})
 
     @classmethod
     def concatenate(cls, parts: Sequence[HandViews]) -> HandViews:
         """Join several batches into one."""
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        arrays = [vars(part) for part in parts]
+        return cls(**{name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
 
 
 def joints_box(joints: np.ndarray, focal: np.ndarray | float) -> np.ndarray:

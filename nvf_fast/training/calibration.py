@@ -36,7 +36,6 @@ ACCEPTED = 0.005  # rate of accepted empty views that the threshold of presence 
 FALSE_HANDS = 0.045  # of a wide image, that the threshold of finding keeps to
 PENALTY = 1e-4  # of the squared weights of a fitted logit, on features of unit variance
 Propose = Callable[[np.ndarray, np.ndarray], tuple[HandPose[np.ndarray], np.ndarray]]
-STEP_MM, SURFACE_MM, FRACTION = 16.0, 5.0, 0.5  # the estimator's defaults
 
 
 class ViewPredictions(NamedTuple):
@@ -53,8 +52,7 @@ class ViewPredictions(NamedTuple):
 def predict_views(model: NVF, views: HandViews) -> ViewPredictions:
     """Predict labelled views; voted joints are the coarse ones where nothing votes."""
     model = model.for_inference()
-    options = QueryOptions(STEP_MM, SURFACE_MM, FRACTION)
-    pipeline = HandPipeline(model, HandVolume(), options, Profiler(model.device))
+    pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Profiler(model.device))
     parts = []
     for first in range(0, len(views), BATCH):
         batch = HandBatch.of(views[first : first + BATCH], model.device)

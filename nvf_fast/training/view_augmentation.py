@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def with_left_hands(views: HandViews, ratio: float, random: np.random.Generator)
     A mirrored view shows a left hand, and has no pose labels.
     """
     rows = np.flatnonzero((views.trust > 0) & (random.random(len(views)) < ratio))
-    arrays = {field.name: getattr(views, field.name).copy() for field in fields(views)}
+    arrays = {name: array.copy() for name, array in vars(views).items()}
     arrays["images"][rows] = views.images[rows, :, ::-1]
     arrays["boxes"][rows, :, 0::2] = views.images.shape[2] - 1 - views.boxes[rows, :, 2::-2]
     arrays["left"][rows] = ~views.left[rows]
@@ -33,7 +33,7 @@ def with_cropped_hands(views: HandViews, ratio: float, random: np.random.Generat
     images = views.images.copy()
     for row in np.flatnonzero((views.trust > 0) & (random.random(len(views)) < ratio)):
         images[row][_beyond(views.boxes[row, 0], images.shape[1], random)] = 0
-    return HandViews(**{**vars(views), "images": images})
+    return replace(views, images=images)
 
 
 def with_blank_views(views: HandViews, ratio: float, random: np.random.Generator) -> HandViews:

@@ -101,13 +101,9 @@ def draw_votes(
     pixels = project(points, sample.intrinsics)
     axes.scatter(pixels[1:, 0], pixels[1:, 1], s=3, color="white", linewidths=0)
     lines = [(start, pixels[0]) for start in pixels[1:]]
-    look = {"colors": vote_colour(joint), "alpha": np.clip(weights[order], 0, 1)}
+    colour = WRIST_COLOUR if joint == 0 else COLOURS[(joint - 1) // 4]  # the finger's, as in the pose
+    look = {"colors": colour, "alpha": np.clip(weights[order], 0, 1)}
     axes.add_collection(LineCollection(lines, linewidths=0.6, zorder=2, **look))
-
-
-def vote_colour(joint: int) -> tuple[float, ...]:
-    """Colour of the lines to a joint: its finger's, as in the pose."""
-    return WRIST_COLOUR if joint == 0 else COLOURS[(joint - 1) // 4]
 
 
 def note(axes: Axes, text: str) -> None:
