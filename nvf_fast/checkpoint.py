@@ -26,7 +26,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.model import check_entries
 from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.devices import check_precision, read_device
-from nvf_fast.runtime.files import locked, remove_unfinished, sync_folder, whole_file
+from nvf_fast.runtime.files import locked, read_json, remove_unfinished, sync_folder, write_file
 
 SCHEMA_VERSION = 2  # version 1, which has no model_sha256, can be read too
 DEFAULTS = ("default",)  # the first embedded one of these is the default
@@ -82,8 +82,8 @@ def save_checkpoint(
     folder = Path(path)
     pending = _pending(folder, digest)
     with locked(folder / LOCK_FILE, wait_s=WAIT_S):
-        _write(pending, weights)
-        _write(folder / CONFIG_FILE, document)
+        write_file(pending, weights)
+        write_file(folder / CONFIG_FILE, document)
         pending.replace(folder / WEIGHTS_FILE)
         sync_folder(folder)
         for leftover in folder.glob(_pending(folder, "*").name):
@@ -112,7 +112,7 @@ def record_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
     with locked(file.with_name(LOCK_FILE), wait_s=WAIT_S):
         info = _read_config(file)
         info["training"] = info["training"] | {"scores": scores}
-        _write(file, _document(info))
+        write_file(file, _document(info))
 
 
 @unaffected()
@@ -225,7 +225,7 @@ def save_hub_folder(
         (CONFIG_FILE, _document(info)),
         (CARD_FILE, _model_card(model, info, license, text).encode()),
     ):
-        _write(folder / name, content)
+        write_file(folder / name, content)
 
 
 def push_to_hub(
@@ -364,10 +364,7 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], Path, bytes]:
 def _read_config(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > LARGEST_CONFIG:
         raise ValueError(f"{path}: {size} bytes, expected up to {LARGEST_CONFIG}")
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    info = read_json(path)
     version = info.get("schema_version") if isinstance(info, dict) else None
     if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
         raise ValueError(f"{path}: schema_version is {version!r}, this library reads 1 and {SCHEMA_VERSION}")
@@ -395,11 +392,6 @@ def _model_digest(entries: dict[str, Any]) -> str:
 
 def _document(config: dict[str, Any]) -> bytes:
     return json.dumps(config, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with whole_file(path) as file:
-        file.write(content)
 
 
 def _weights_file(folder: Path, digest: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from nvf_fast.cli import UserError, user_errors
-from nvf_fast.runtime.files import locked, whole_file
+from nvf_fast.runtime.files import locked, write_file
 
 Record = dict[str, Any]
 BEGIN = b'{"image": '  # of every line
@@ -48,8 +48,7 @@ class RecordWriter:
                 if self._lines.is_file() or not self._lines.exists():
                     stack.enter_context(locked(self._out.with_name(f".{self._out.name}.lock")))
                     kept = [record for record in self._earlier() if "error" not in record]
-                    with whole_file(self._lines) as file:
-                        file.write(b"".join(_line(record) for record in kept))
+                    write_file(self._lines, b"".join(_line(record) for record in kept))
                     self.done = {record["image"] for record in kept}
                 # Unbuffered: each line reaches the system before the next image.
                 self._file = stack.enter_context(self._lines.open("ab", buffering=0))
@@ -109,9 +108,7 @@ class RecordWriter:
             if kind is None and self._document and self._out is not None and self._lines is not None:
                 with user_errors():
                     records = _whole_lines(self._lines.read_bytes())
-                    with whole_file(self._out) as file:
-                        document = {**self._header, "images": records}
-                        file.write(json.dumps(document, allow_nan=False).encode() + b"\n")
+                    write_file(self._out, _line({**self._header, "images": records}))
                     self._lines.unlink()
 
 

@@ -15,7 +15,7 @@ from nvf_fast.cli.cameras import CameraOptions
 from nvf_fast.cli.options import Optional
 from nvf_fast.image_files import read_image
 from nvf_fast.overlay import undistorted
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import write_file
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class View:
             poses = [found] if found.joints.ndim == 2 else list(found)
             image = undistorted(image, camera)
             if self.out is not None:
-                page = make_page(image, camera.K, poses)
-                with whole_file(self.out) as file:
-                    file.write(page.encode())
+                write_file(self.out, make_page(image, camera.K, poses).encode())
                 print(f"wrote {self.out}: {len(poses)} hands")
                 return
             server = open_server(self.port)

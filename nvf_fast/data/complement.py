@@ -19,7 +19,7 @@ from nvf_fast.data.folder import FolderDataset, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, close_surface, open_mano
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.data.tables import check_points, listed, read_image, write_image
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import write_file
 
 PAGE = "https://github.com/SeanChenxy/HandMesh/blob/main/complement_data.md"
 BATCHES = ("base_pose", "trans_pose_batch1", "trans_pose_batch2", "trans_pose_batch3")
@@ -147,8 +147,7 @@ def write_complement(
         lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in (vertices_m(sample) * [-1, 1, 1]).tolist()]
         # Mirroring reverses the orientation of faces.
         lines += [f"f {a + 1} {b + 1} {c + 1}" for c, b, a in faces.tolist()]
-        with whole_file(pose / "model_mano" / f"{number}.obj") as file:
-            file.write("\n".join([*lines, ""]).encode())
+        write_file(pose / "model_mano" / f"{number}.obj", "\n".join([*lines, ""]).encode())
 
 
 def _mesh_of(identity: str) -> Path:

@@ -24,7 +24,7 @@ from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, open_mano
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.sample import HandSample
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import write_file
 
 PAGE = "https://github.com/shreyashampali/ho3d"
 OFFICIAL = {
@@ -250,11 +250,9 @@ def write_ho3d(
             place = folder / split / name
             meta = _meta(sample, split, None if poses is None else poses[name][number])
             tables.write_image(place / "rgb" / f"{number:04d}{SUFFIX[version]}", sample.image)
-            with whole_file(place / "meta" / f"{number:04d}.pkl") as file:
-                pickle.dump(meta, file, protocol=2)
+            write_file(place / "meta" / f"{number:04d}.pkl", pickle.dumps(meta, protocol=2))
             frames.append(f"{name}/{number:04d}")
-    with whole_file(folder / f"{split}.txt") as file:
-        file.write("\n".join([*frames, ""]).encode())
+    write_file(folder / f"{split}.txt", "\n".join([*frames, ""]).encode())
     every = [sample for samples in sequences.values() for sample in samples]
     if split == "evaluation" and released:
         joints = [convert_joints(joints_m(sample), "ho3d", "opengl") for sample in every]

@@ -16,7 +16,7 @@ from PIL import Image
 from nvf_fast.data.faults import Faults
 from nvf_fast.data.pickles import dense
 from nvf_fast.data.sample import DamagedImageError
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import whole_file, write_file
 from nvf_fast.runtime.store import Store
 
 BLOCK = 1 << 22  # characters; the longest of these files have more than 10^9
@@ -105,8 +105,7 @@ def form(shape: tuple[int, ...]) -> str:
 
 def write_table(path: Path, rows: np.ndarray | list[Any]) -> None:
     """Write a JSON list for `read_table`, at full precision."""
-    with whole_file(path) as file:
-        file.write(json.dumps(np.asarray(rows, dtype=np.float64).tolist()).encode())
+    write_file(path, json.dumps(np.asarray(rows, dtype=np.float64).tolist()).encode())
 
 
 def check_intrinsics(

@@ -20,7 +20,7 @@ from torch import Tensor
 from nvf_fast.kernels.query_field import triton as kernel
 from nvf_fast.kernels.query_field.triton import Tiling
 from nvf_fast.runtime.cuda_graph import CudaRecorder
-from nvf_fast.runtime.files import read_json, whole_file
+from nvf_fast.runtime.files import read_json, write_file
 
 CACHE = Path(os.path.expanduser("~")) / ".cache" / "nvf_fast" / "tilings.json"
 GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is taken for noise
@@ -120,8 +120,7 @@ def remember(
     if milliseconds[untuned] < GAIN * milliseconds[fastest]:
         fastest = untuned
     known = _read() | {_key(device, dtype, channels, point_count): list(fastest)}
-    with whole_file(CACHE) as file:
-        file.write(f"{json.dumps(known, indent=1)}\n".encode())
+    write_file(CACHE, f"{json.dumps(known, indent=1)}\n".encode())
     return fastest
 
 

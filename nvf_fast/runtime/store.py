@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvf_fast.runtime.files import remove_unfinished, whole_file
+from nvf_fast.runtime.files import remove_unfinished, write_file
 
 LOG = logging.getLogger("nvf_fast")
 
@@ -52,8 +52,7 @@ class Store:
         serial = 1 + max(map(_serial, files), default=0)
         parts = (self.name, label, f"{serial:09d}", _digest(content))
         path = self.folder / ("-".join(filter(None, parts)) + self.suffix)
-        with whole_file(path) as file:
-            file.write(content)
+        write_file(path, content)
         for other in files:
             if other != self._whole:
                 other.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from nvf_fast.camera import reference_intrinsics
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.runtime.arguments import check_ranges
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import write_file
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
 CHUNK = 128  # images kept in one file
@@ -193,8 +193,7 @@ class SyntheticHands:
         return load_file(self._path(chunk))
 
     def _store_chunk(self, chunk: int) -> None:
-        with whole_file(self._path(chunk)) as file:
-            file.write(save(self._make_chunk(chunk)))
+        write_file(self._path(chunk), save(self._make_chunk(chunk)))
 
     def _make_chunk(self, chunk: int) -> dict[str, Tensor]:
         from nvf_fast.synthetic.reference_images import draw_hands, render_hands

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import write_file
 from nvf_fast.runtime.processes import Processes
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def forget_after(folder: Path, step: int) -> None:
         warnings.warn(f"{path}: {steps.count(None)} damaged lines are dropped")
     kept = [line + b"\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
     if rest or len(kept) < len(lines):
-        with whole_file(path) as file:
-            file.write(b"".join(kept))
+        write_file(path, b"".join(kept))
 
 
 def _step_of(line: bytes) -> int | None:
