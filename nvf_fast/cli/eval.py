@@ -42,7 +42,7 @@ class Prediction:
     search: Search = "dense"
     # precision of the network; float16 on a GPU and float32 on a CPU when absent
     precision: Optional[Literal["float32", "float16", "bfloat16"]] = None
-    # device to compute on, for example cpu or cuda:1; when absent a GPU if present, under torchrun that of
+    # device to compute on, for example cpu or cuda:1; by default a GPU if available, under torchrun that of
     # the process's local rank
     device: Optional[str] = None
     threads: Optional[int] = None  # CPU threads of each process; PyTorch's choice when absent

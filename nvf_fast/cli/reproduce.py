@@ -29,53 +29,35 @@ class Reproduce:
     Synthetic images replace missing data sets, with a note in the result. Trained networks are stored in the
     folder of runs and reused by all tables; the same command resumes a stopped run. Figure 8, and table 6
     with a checkpoint, need no training.
-
-    Attributes:
-        target: table or figure.
-        smoke: train tiny networks for a minute or two each on a CPU, to check that everything runs.
-        freihand: folder of FreiHAND_pub_v2.
-        freihand_evaluation: folder of FreiHAND_pub_v2_eval, the released joints.
-        complement: folder of Complement.
-        ho3d: folder of HO-3D v2, with the released evaluation_xyz.json.
-        mano: the user's MANO_RIGHT.pkl, which FreiHAND, Complement and HO-3D need.
-        checkpoint: a trained network: for table 6 a camera-space one of the reference view, for figure 8 any
-            camera-space one, the embedded default when absent.
-        trained: train the networks of table 6, CS-NVF and RS-NVF, as the paper does.
-        predictions: for figures 3 and 5, other methods' pred.json by name.
-        photographs: for figure 8, folder of photographs with an intrinsics.json.
-        samples: for figures 4 to 7, indices of evaluation images.
-        images: for table 6 with a checkpoint, number of evaluation images.
-        runs: folder for training runs, predictions and rendered images.
-        out: folder for the results.
-        seed: seed of all training runs.
-        device: device to compute on, for example cpu or cuda:1; by default a GPU if available.
-        workers: processes that load images ahead.
-        precision: precision in training; float32 in the paper.
-        compile: compile the training steps with torch.compile.
     """
 
-    target: Annotated[Target, tyro.conf.Positional]
+    target: Annotated[Target, tyro.conf.Positional]  # table or figure
+    # train tiny networks for a minute or two each on a CPU, to check that everything runs
     smoke: Flag = False
-    freihand: Optional[Path] = None
-    freihand_evaluation: Optional[Path] = None
-    complement: Optional[Path] = None
-    ho3d: Optional[Path] = None
-    mano: Optional[Path] = None
+    freihand: Optional[Path] = None  # folder of FreiHAND_pub_v2
+    freihand_evaluation: Optional[Path] = None  # folder of FreiHAND_pub_v2_eval, the released joints
+    complement: Optional[Path] = None  # folder of Complement
+    ho3d: Optional[Path] = None  # folder of HO-3D v2, with the released evaluation_xyz.json
+    mano: Optional[Path] = None  # the user's MANO_RIGHT.pkl, which FreiHAND, Complement and HO-3D need
+    # a trained network: for table 6 a camera-space one of the reference view, for figure 8 any camera-space
+    # one, the embedded default when absent
     checkpoint: Optional[str] = None
-    trained: Flag = False
+    trained: Flag = False  # train the networks of table 6, CS-NVF and RS-NVF, as the paper does
+    # for figures 3 and 5, other methods' pred.json by name
     predictions: Annotated[dict[str, Path], tyro.conf.arg(help_behavior_hint="")] = field(
         default_factory=dict
     )
-    photographs: Optional[Path] = None
-    samples: tuple[int, ...] = (0, 1, 2)
-    images: int = 100
-    runs: Path = Path("runs/reproduce")
-    out: Path = Path("benchmarks/results")
-    seed: int = 0
+    photographs: Optional[Path] = None  # for figure 8, folder of photographs with an intrinsics.json
+    samples: tuple[int, ...] = (0, 1, 2)  # for figures 4 to 7, indices of evaluation images
+    images: int = 100  # for table 6 with a checkpoint, number of evaluation images
+    runs: Path = Path("runs/reproduce")  # folder for training runs, predictions and rendered images
+    out: Path = Path("benchmarks/results")  # folder for the results
+    seed: int = 0  # seed of all training runs
+    # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
-    workers: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: Flag = False
+    workers: int = 0  # processes that load images ahead
+    precision: Literal["float32", "bfloat16"] = "float32"  # precision in training; float32 in the paper
+    compile: Flag = False  # compile the training steps with torch.compile
 
     def run(self) -> None:
         import torch
