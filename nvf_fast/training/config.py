@@ -55,11 +55,9 @@ class Optimisation:
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.batch < 1 or self.parts < 1 or self.batch % self.parts:
             raise ValueError(f"parts must divide the batch, got {self.parts} parts of {self.batch} images")
-        length = self.steps if self.epochs is None else self.epochs
-        if (self.epochs is None) == (self.steps is None) or length is None or length < 1:
-            raise ValueError(
-                f"give epochs or steps, one of them and positive; got {self.epochs} and {self.steps}"
-            )
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"give epochs or steps, one of them; got {self.epochs} and {self.steps}")
+        check_ranges(self, epochs="[1, inf)", steps="[1, inf)")
         check_ranges(self, learning_rate="(0, inf)", clip_norm="(0, inf)", ema="(0, 1)")
         check_ranges(self, weight_decay="[0, inf)", warmup_steps="[0, inf)", final_ratio="[0, 1]")
 
