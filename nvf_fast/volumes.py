@@ -102,15 +102,9 @@ class PlacedVolume(ABC):
 class Volume(PlacedVolume):
     """A kind of volume. Points are (B, N, 3) mm in the volume's frame unless noted otherwise."""
 
-    @property
-    @abstractmethod
-    def centre_mm(self) -> tuple[float, ...]:
-        """Centre of the volume's bounding box."""
-
-    @property
-    @abstractmethod
-    def half_mm(self) -> tuple[float, ...]:
-        """Half-extent of the volume's bounding box."""
+    # centre and half-extent of the volume's bounding box
+    centre_mm: tuple[float, ...]
+    half_mm: tuple[float, ...]
 
     @abstractmethod
     def network_points(self, points: Tensor) -> Tensor:

@@ -73,14 +73,10 @@ class Objective(ABC):
             images, hands, hand_scale = augment(images, hands, self.volume, ranges, generator)
             labels = self.labels(hands, generator)
             made.append((images, hand_scale, labels, hands.joints, hands.hand_scale))
-        every_image, every_scale, every_label, every_joint, every_true_scale = zip(*made, strict=True)
-        return Batch(
-            torch.cat(every_image).contiguous(memory_format=self.layout),
-            torch.cat(every_scale),
-            type(every_label[0])(*map(torch.cat, zip(*every_label, strict=True))),
-            torch.cat(every_joint),
-            torch.cat(every_true_scale),
-        )
+        every_image, scales, every_label, joints, true_scales = zip(*made, strict=True)
+        images = torch.cat(every_image).contiguous(memory_format=self.layout)
+        labels = type(every_label[0])(*map(torch.cat, zip(*every_label, strict=True)))
+        return Batch(images, torch.cat(scales), labels, torch.cat(joints), torch.cat(true_scales))
 
     def losses(self, model: Network, auxiliary: AuxiliaryHead | None, batch: Batch) -> dict[str, Tensor]:
         """() tensors by name, unweighted, and "loss", their weighted sum, to be minimised."""
