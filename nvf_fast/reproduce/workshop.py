@@ -22,7 +22,7 @@ from nvf_fast.evaluation.predictors import NetworkPredictor
 from nvf_fast.evaluation.report import report_on
 from nvf_fast.evaluation.run import predict
 from nvf_fast.reproduce.recipes import Role, Size, Stage, Variant, data_for, stages
-from nvf_fast.synthetic.dataset import SyntheticHands
+from nvf_fast.synthetic.dataset import render_ahead
 from nvf_fast.training.images import TaskImages
 from nvf_fast.training.loop import train
 
@@ -59,8 +59,7 @@ class Workshop:
         )
         dataset = open_dataset(data_for(role, self.size, frozenset(self.data)), split, folders)
         count = self.size.images if split == "training" else self.size.evaluated
-        if isinstance(dataset, SyntheticHands):
-            dataset.render(os.cpu_count() or 1, count=count)
+        render_ahead(dataset, processes=os.cpu_count() or 1, count=count)
         return dataset if count is None else FirstSamples(dataset, count)
 
     def network(self, variant: Variant) -> tuple[Network, dict[str, Any]]:

@@ -183,12 +183,11 @@ class SyntheticHands:
         try:
             found = load_file(self._path(chunk))
             count, size = found["images"].shape[0], found["images"].shape[-1]
-            if found.keys() == PARTS and size == self.config.size and count == CHUNK:
-                return found
-            error: Exception = ValueError(f"{sorted(found)} of {count} images of {size} px")
-        except (SafetensorError, LookupError) as damage:
-            error = damage
-        LOG.warning("%s is damaged (%s); it is rendered again", self._path(chunk), error)
+            if found.keys() != PARTS or size != self.config.size or count != CHUNK:
+                raise ValueError(f"{sorted(found)} of {count} images of {size} px")
+            return found
+        except (SafetensorError, LookupError, ValueError) as error:
+            LOG.warning("%s is damaged (%s); it is rendered again", self._path(chunk), error)
         self._store_chunk(chunk)
         return load_file(self._path(chunk))
 
