@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -26,6 +25,7 @@ from nvf_fast.config import HAND_JOINTS
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
 from nvf_fast.pose import joint_scores
+from nvf_fast.runtime.arguments import check_number
 from nvf_fast.runtime.cuda_graph import finish_launches
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Capacities, Search, guided, octree
@@ -57,8 +57,7 @@ class QueryOptions:
 
     def __post_init__(self) -> None:
         for name in ("step_mm", "surface_mm", "fraction"):
-            if not isinstance(getattr(self, name), Real):
-                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}")
+            check_number(name, getattr(self, name))
         if not self.surface_mm > 0:
             raise ValueError(f"surface_mm must be a positive number of mm, got {self.surface_mm}")
         if not 0 < self.fraction <= 1:
