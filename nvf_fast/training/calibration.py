@@ -106,7 +106,8 @@ def calibrate(
         heads.view.bias[3:] += shift.to(heads.view.bias)
     shown, hidden = found.presence.numpy(), predict_views(fitted, empty).presence.numpy()
     threshold, lost, accepted = _threshold(shown, hidden)
-    fitted.config = replace(fitted.config, presence_threshold=threshold)
+    # Every candidate is proposed, whatever the network's previous threshold.
+    fitted.config = replace(fitted.config, presence_threshold=threshold, finding_threshold=0.0)
     weights, finding, recall, false_hands = fit_finding(PoseEstimator(fitted).proposals, wide)
     fitted.config = replace(fitted.config, finding_weights=weights, finding_threshold=finding)
     return fitted, {
