@@ -71,6 +71,19 @@ def test_presence_of_found_hands_weighs_their_evidence() -> None:
     assert len(PoseEstimator(model)(image, K)) == 0
 
 
+def test_poses_only_distinct_candidates_with_evidence() -> None:
+    model = nvf_fast.load(device="cpu").model
+    image = read_image(files("nvf_fast") / "assets/demo.jpg")
+    K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+    assert len(PoseEstimator(model).find(image, K)) > 2, "candidates"
+    pose, evidence = PoseEstimator(model).proposals(image, K)
+    boxes, scores = torch.from_numpy(pose.box), finding_logits(torch.from_numpy(evidence), (1, 1, -1, 0))
+    assert len(pose) == 2 and len(distinct(boxes, scores)) == len(pose)
+    # Logits of 0 of coarse poses, which are 6 below this threshold's 13.8.
+    model.config = replace(model.config, finding_weights=(0.0, 0.0, 0.0, 0.0), finding_threshold=1.0)
+    assert len(PoseEstimator(model).proposals(image, K)[0]) == 0
+
+
 def test_proposals_need_a_network_that_finds_and_one_image() -> None:
     image, K = np.zeros((64, 96, 3), np.uint8), np.array([[90.0, 0, 48], [0, 90, 32], [0, 0, 1]])
     estimator = PoseEstimator(hand_network())
