@@ -60,8 +60,9 @@ def test_measurements(checkout: Path) -> None:
 
 def test_training(checkout: Path) -> None:
     arguments = [f"REPLAY={SMALLEST}", "LOADERS=1", "RUN=runs/smallest"]
-    make(checkout, "gpu-train", *arguments, "EVALUATED=synthetic --count 2 --out runs/smallest/report.json")
+    evaluated = "hand-views --count 0 --empty 4 --wide 1 --out runs/smallest/report"
+    make(checkout, "gpu-train", *arguments, f"EVALUATED={evaluated}")
     run = checkout / "runs" / "smallest"
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 2 and any(line.get("cuda_graph") is False for line in lines)
-    assert (run / "curves.png").exists() and (run / "report.json").exists()
+    assert (run / "curves.png").exists() and (run / "report/report.json").exists()
