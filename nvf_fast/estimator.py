@@ -80,6 +80,8 @@ class PoseEstimator:
             float32 convolutions are TF32 unless `torch.backends.cudnn.allow_tf32` is off.
         backend: of querying, selecting and voting (`nvf_fast.ops`), "triton" or "torch"; None chooses by
             device, as the encoder's norms always do.
+        min_presence: in [0, 1], lowest `presence` of a hand found in a whole image; None is the network's
+            `finding_threshold`, and 0 for the boxes of a detector.
 
     Raises:
         ValueError: a number is out of range, or an option of the field is given to a baseline.
@@ -99,7 +101,13 @@ class PoseEstimator:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         backend: ops.Backend | None = None,
+        min_presence: float | None = None,
     ) -> None:
+        if min_presence is not None:
+            check_number("min_presence", min_presence)
+            if not 0 <= min_presence <= 1:
+                raise ValueError(f"min_presence must be in [0, 1], got {min_presence}")
+        self.min_presence = min_presence
         self.device = model.field.biases[0].device if device is None else read_device(device)
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         check_precision(self.dtype)
@@ -123,7 +131,8 @@ class PoseEstimator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the network and the options; profilers, CUDA graphs and caches are recreated."""
-        return _restored, (self.model, self.device, self.options)
+        options = {**vars(self.options), "device": self.device, "min_presence": self.min_presence}
+        return partial(PoseEstimator, **options), (self.model,)
 
     def _make_pipeline(self) -> Pipeline:
         if isinstance(self.volume, HandVolume):
@@ -168,14 +177,16 @@ class PoseEstimator:
                 always given it in training requires it. Hand views yield the pose of a unit hand
                 (`joint_definitions.UNIT_SCALE_MM`), which a given scale multiplies exactly.
             box: px, (x0, y0, x1, y1) around the hand, or (N, 4) around several of one image; for B images
-                (B, 4), or a list with one or several boxes of each. A hand view turns to the box's centre and
+                (B, 4), or a list with one or several boxes of each. Or a `FoundHands` for each image, whose
+                sides replace an absent `side`. A hand view turns to the box's centre and
                 zooms so that its longer side spans 75 %. The reference camera, which spans 26.3 degrees,
                 turns to its centre, and a warning reports a box wider than the view; None looks along the
                 optical axis. Without a box and `previous`, a network of hand views finds every hand. A
                 callable finds them instead (`finding.Detector`): it takes an image and returns boxes, boxes
                 and sides, or boxes, sides and scores; closer views then verify and improve its boxes.
-            side: "right", "left" or None, or a list with one per box, without boxes one per image. With None
-                a network of hand views predicts the side; other networks assume a right hand.
+            side: "right", "left" or None, or a list with one per box, without boxes one per image, of all its
+                hands. With None a network of hand views predicts the side; other networks assume a right
+                hand.
             return_votes: whether the pose also holds its voters.
             previous: the pose of the preceding frame in the same camera's frame, or a batch of them. The box
                 of its projected joints replaces `box` for a hand view, for which it must be valid. With
@@ -187,7 +198,7 @@ class PoseEstimator:
                 measured depth; otherwise a warning gives the reason (`nvf_fast.depth`).
 
         Returns:
-            One pose for one image with one box, else a batch, in the order of the boxes. Found hands are
+            One pose for one image with one box (4,), else a batch, in the order of the boxes. Found hands are
             ordered by image, then by presence, and the batch may be empty; `image_index` is the index of each
             hand's image. numpy images give numpy arrays, and torch images give torch tensors on their device.
             Where no point votes, or where the view of a given box shows no hand, `valid` is false and joints
@@ -310,9 +321,9 @@ class PoseEstimator:
             >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
             >>> estimator = nvf_fast.load(device="cpu")
             >>> found = estimator.find(image, K)
-            >>> pose = estimator(image, K, box=found.boxes[0], side=found.sides[0])
-            >>> pose.joints.shape
-            (21, 3)
+            >>> pose = estimator(image, K, box=found)
+            >>> pose[pose.valid].joints.shape
+            (2, 21, 3)
         """
         image = self._one_image("find", image)
         check_number("score", score)
@@ -363,17 +374,17 @@ class PoseEstimator:
             )
         images, _ = read_images(image, self.model.config.image_channels)
         count, config = len(images), self.model.config
-        cameras, sides = read_cameras(K, [each.shape[:2] for each in images]), read_sides(side, count)
-        scales = read_hand_scale(hand_scale, count, config)
+        cameras = read_cameras(K, [each.shape[:2] for each in images])
+        sides = read_sides(side, count, of="image")
+        scales = read_hand_scale(hand_scale, count, config, of="image")
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             pose, centres = self._proposed(images, cameras, scales, sides, return_votes, detector)
             with self._profiler.stage("read"):
                 if detector is None:
                     logits = finding_logits(_evidence(pose, centres), config.finding_weights)
                     pose = replace(pose, presence=logits.sigmoid().float().numpy())
-                threshold = config.finding_threshold if detector is None else 0.0
                 assert pose.image_index is not None
-                accepted = pose.valid & (pose.presence >= threshold)
+                accepted = pose.valid & (pose.presence >= self._least_presence(detector))
                 rows = [(accepted & (pose.image_index == i)).nonzero()[0] for i in range(count)]
                 pose = pose[[row for each in rows for row in distinct_hands(pose, pose.presence, each)]]
         return _like(pose, images[0])
@@ -383,7 +394,7 @@ class PoseEstimator:
         """Estimate the poses of all candidates in one image that a closer view verifies, with their evidence.
 
         A call without a box combines this evidence into `presence` and returns the distinct hands that reach
-        the network's `finding_threshold`.
+        `min_presence`.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -402,6 +413,12 @@ class PoseEstimator:
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             pose, centres = self._proposed([image], cameras, None, [None], False, None)
         return pose, _evidence(pose, centres).numpy()
+
+    def _least_presence(self, detector: Detector | None) -> float:
+        """Lowest presence of a hand found by the network, or by a detector."""
+        if self.min_presence is not None:
+            return self.min_presence
+        return self.model.config.finding_threshold if detector is None else 0.0
 
     def _proposed(
         self,
@@ -463,7 +480,8 @@ class PoseEstimator:
                 return found._replace(boxes=boxes).chosen(verified)
             evidence = hand_evidence(found.scores, presence, encoding.error.cpu())
             logits = finding_logits(evidence, config.finding_weights)
-            verified &= logits >= LEAST_LOGIT + float(torch.tensor(config.finding_threshold).logit(1e-6))
+            least = float(torch.tensor(self._least_presence(None)).logit(1e-6))
+            verified &= logits >= LEAST_LOGIT + least
             boxes, logits, found = boxes[verified], logits[verified], found.chosen(verified)
             return found._replace(boxes=boxes).chosen(distinct(boxes, logits))
 
@@ -544,6 +562,7 @@ class EstimatorOptions(TypedDict, total=False):
     fraction: float
     search: Search
     backend: ops.Backend | None
+    min_presence: float | None
 
 
 def load(
@@ -559,7 +578,8 @@ def load(
         name: an embedded checkpoint, the path of a checkpoint folder, or a hub id; None is the embedded one.
         device: where to compute; None is CUDA if available, else the CPU.
         dtype: as in `PoseEstimator`; None is float32 on a CPU, float16 on CUDA.
-        options: further arguments of `PoseEstimator`: step_mm, surface_mm, fraction, search and backend.
+        options: further arguments of `PoseEstimator`: step_mm, surface_mm, fraction, search, backend and
+            min_presence.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -581,11 +601,6 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, _ = load_checkpoint(name, device)
     return PoseEstimator(model, dtype=dtype, **options)
-
-
-def _restored(model: Network, device: torch.device, options: QueryOptions) -> PoseEstimator:
-    """The estimator of a pickle or copy."""
-    return PoseEstimator(model, device=device, **vars(options))
 
 
 def _evidence(pose: HandPose[np.ndarray], centres: torch.Tensor) -> torch.Tensor:

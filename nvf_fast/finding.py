@@ -53,6 +53,16 @@ class FoundHands:
         return len(self.sides)
 
 
+def boxes_and_sides(box: Any, side: Any) -> tuple[Any, Any]:
+    """The arguments `box` and `side` of a call, where a `FoundHands` or a list of them replaces them."""
+    if isinstance(box, FoundHands):
+        return box.boxes, box.sides if side is None else side
+    if isinstance(box, list | tuple) and box and all(isinstance(each, FoundHands) for each in box):
+        sides = [each for hands in box for each in hands.sides] if side is None else side
+        return [hands.boxes for hands in box], sides
+    return box, side
+
+
 class Candidates(NamedTuple):
     """Possible hands, N in all.
 

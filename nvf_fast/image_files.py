@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Formats that Pillow decodes itself; others, such as EPS, start further programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the images of a folder
 FILM_DIAGONAL_MM = 43.2666  # of a 36 x 24 mm frame, to which 35 mm equivalents refer (CIPA DCG-001)
 MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0}  # of the resolution of the focal plane
 FOCAL_RANGE = (0.2, 50.0)  # plausible focal lengths, relative to the longer side
@@ -35,6 +36,19 @@ def read_image(path: Path | str) -> np.ndarray:
         if file.mode == "LAB":
             raise ValueError(f"{path}: expected grey, RGB, CMYK or palette colours, got mode 'LAB'")
         return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, in the order of their names.
+
+    Raises:
+        OSError: the folder cannot be read.
+        ValueError: it contains no images.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
+    return paths
 
 
 def read_depth(path: Path | str) -> np.ndarray:

@@ -79,17 +79,19 @@ def read_cameras(K: Any, sizes: Sequence[Sequence[int]]) -> Cameras:
     return Cameras(intrinsics, (None,) * count)
 
 
-def read_sides(side: Any, count: int) -> list[str | None]:
+def read_sides(side: Any, count: int, of: str = "hand") -> list[str | None]:
     """The side of each of `count` hands or images."""
     side = side.tolist() if isinstance(side, np.ndarray) else side
     sides = list(side) if isinstance(side, list | tuple) else [side] * count
     known = (each is None or (isinstance(each, str) and each in ("left", "right")) for each in sides)
     if len(sides) != count or not all(known):
-        raise ValueError(f'side must be "right", "left" or None, or a list of {count} of them, got {side!r}')
+        raise ValueError(
+            f'side must be "right", "left" or None, or one for each of {count} {of}(s), got {side!r}'
+        )
     return sides
 
 
-def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> np.ndarray | None:
+def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig, of: str = "hand") -> np.ndarray | None:
     """(count,) float32 mm, or None for a model without this input.
 
     It multiplies the results of a network of hand views, which has no such input.
@@ -103,7 +105,7 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig) -> np.ndarra
         return None
     if not config.hand_scale and config.view != "hand":
         raise ValueError(f"this model takes no hand scale: hand_scale must be None, got {hand_scale}")
-    scale = _per_image("hand_scale", hand_scale, "a number of mm, or one per hand", count, of="hand")
+    scale = _per_image("hand_scale", hand_scale, f"a number of mm, or one per {of}", count, of=of)
     low, high = HAND_SCALE_RANGE_MM
     if not all(low <= value <= high for value in scale.tolist()):
         raise ValueError(

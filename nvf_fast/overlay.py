@@ -27,6 +27,7 @@ def draw_poses(
     poses: HandPose | Iterable[HandPose],
     ids: Sequence[int] = (),
     bones: Sequence[tuple[int, int]] | None = None,
+    errors: bool = True,
 ) -> Image.Image:
     """Draw skeletons, one colour per finger, nearer hands and bones over farther ones.
 
@@ -38,6 +39,7 @@ def draw_poses(
         poses: one or several poses in the image; invalid ones are not drawn.
         ids: ids of the hands, one for each pose, or empty.
         bones: pairs of joints, nearer to the root first; None connects the 21 joints of hands only.
+        errors: whether labels give expected errors, which do not include the effect of assumed intrinsics.
 
     Returns:
         An RGB image of the same size.
@@ -45,12 +47,17 @@ def draw_poses(
     if isinstance(poses, HandPose) and poses.joints.ndim == 2:
         poses = [poses]
     hands = [(pose, f"{ids[row]} " if ids else "") for row, pose in enumerate(poses) if pose.valid]
-    drawing = Image.fromarray(image)
+    drawing, drawn, labels = Image.fromarray(image), [np.empty((0, 2))], []
     for pose, label in sorted(hands, key=lambda hand: -float(hand[0].joints[:, 2].mean())):
         pixels = np.asarray(pose.joints_2d, np.float64) + 0.5
         edges = bones if bones is not None else BONES if len(pixels) == len(JOINT_NAMES) else ()
         _draw_skeleton(drawing, pixels, pose, edges)
-        _draw_label(drawing, pixels, label + description(pose), edges)
+        starts, ends = pixels[np.array(edges or [(0, 0)])].transpose(1, 0, 2)
+        drawn += [starts + ratio * (ends - starts) for ratio in np.linspace(0, 1, 6)]
+        labels.append((pixels, label + description(pose, errors)))
+    taken = np.concatenate(drawn)[:, None].repeat(2, 1)
+    for pixels, text in labels:
+        taken = np.concatenate([taken, _draw_label(drawing, pixels, text, taken)])
     return drawing
 
 
@@ -91,10 +98,10 @@ def undistorted(image: np.ndarray, camera: Camera) -> np.ndarray:
     return torch.stack(rows, 1).permute(1, 2, 0).round().byte().numpy()
 
 
-def description(pose: HandPose) -> str:
-    """Side and mean expected error of a pose, as its label."""
+def description(pose: HandPose, error: bool = True) -> str:
+    """Side and, if `error`, mean expected error of a pose, as its label."""
     side = pose.side if isinstance(pose.side, str) else ""
-    if pose.expected_error is None:
+    if pose.expected_error is None or not error:
         return side
     return f"{side} ±{np.mean(pose.expected_error):.0f} mm"
 
@@ -136,12 +143,20 @@ def _disc(
         draw.ellipse([*(centre - hole), *(centre + hole)], WHITE)
 
 
-def _draw_label(
-    drawing: Image.Image, pixels: np.ndarray, text: str, bones: Sequence[tuple[int, int]]
-) -> None:
-    """Write a text beside the first of joints (J, 2) px, if that is in the image, where it hides no bone."""
+def _draw_label(drawing: Image.Image, pixels: np.ndarray, text: str, taken: np.ndarray) -> np.ndarray:
+    """Write a text beside the first of joints (J, 2) px, if that is in the image.
+
+    Args:
+        drawing: the image.
+        pixels: (J, 2) px.
+        text: the label.
+        taken: (N, 2, 2) px, least and greatest corners of boxes that the text should not cover.
+
+    Returns:
+        (1, 2, 2) px, the box of the text; (0, 2, 2) without one.
+    """
     if not text or not (pixels[0] >= 0).all() or not (pixels[0] < drawing.size).all():
-        return
+        return taken[:0]
     size = float(np.clip(np.ptp(pixels, 0).max() / 10, SMALLEST_TEXT, LARGEST_TEXT))
     draw, font = ImageDraw.Draw(drawing), ImageFont.load_default(size)
     half = np.array([draw.textlength(text, font) + 0.6 * size, 1.4 * size]) / 2
@@ -150,8 +165,10 @@ def _draw_label(
     directions = np.stack([np.cos(turns), np.sin(turns)], 1)
     places = np.concatenate([pixels[0] + (half + gap * size) * directions for gap in (0.4, 1.5, 3.0)])
     places = np.clip(places, half, np.maximum(drawing.size - half, half))
-    starts, ends = pixels[np.array(bones or [(0, 0)])].transpose(1, 0, 2)
-    drawn = np.concatenate([starts + ratio * (ends - starts) for ratio in (0, 0.2, 0.4, 0.6, 0.8, 1)])
-    free = np.linalg.norm(np.maximum(np.abs(drawn - places[:, None]) - half, 0), axis=-1).min(1)
-    x, y = places[np.minimum(free, 0.3 * size).argmax()]  # the first place that is free enough
+    boxes = np.stack([places - half, places + half], 1)
+    apart = np.maximum(taken[:, 0] - boxes[:, None, 1], boxes[:, None, 0] - taken[:, 1])
+    free = np.linalg.norm(np.maximum(apart, 0), axis=-1).min(1)
+    best = np.minimum(free, 0.3 * size).argmax()  # the first place that is free enough
+    x, y = places[best]
     draw.text((x, y), text, WHITE, font, "mm", stroke_width=max(1, round(size / 9)), stroke_fill=DARK)
+    return boxes[[best]]

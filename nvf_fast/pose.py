@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -46,7 +46,7 @@ class Votes(Generic[A]):
     directions: A
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HandPose(Generic[A]):
     """One hand's pose, or a batch of them, in the image's array type.
 
@@ -97,8 +97,16 @@ class HandPose(Generic[A]):
             raise TypeError("this is one pose, not a batch of them")
         return len(self.joints)
 
-    def __getitem__(self, index: int | slice | list[int]) -> HandPose[A]:
-        """One pose of a batch, a slice of the batch, or the poses of several indices.
+    def __repr__(self) -> str:
+        pose = self.numpy()
+        presence = np.asarray(pose.presence, np.float64).round(2).tolist()
+        return (
+            f"HandPose(joints={tuple(self.joints.shape)}, side={self.side!r}, presence={presence}, "
+            f"valid={np.asarray(pose.valid).tolist()})"
+        )
+
+    def __getitem__(self, index: int | slice | Sequence[int | bool] | np.ndarray | Tensor) -> HandPose[A]:
+        """One pose of a batch, a slice of the batch, or the poses of several indices or of a mask.
 
         Examples:
             >>> import numpy as np, nvf_fast
@@ -107,25 +115,21 @@ class HandPose(Generic[A]):
             >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
             >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
             >>> hands = nvf_fast.load(device="cpu")(image, K)
-            >>> hands[0].joints.shape, hands[:1].joints.shape
-            ((21, 3), (1, 21, 3))
+            >>> hands[0].joints.shape, hands[:1].joints.shape, hands[hands.presence > 0.5].joints.shape
+            ((21, 3), (1, 21, 3), (2, 21, 3))
         """
         if self.joints.ndim < 3:
             raise TypeError("this is one pose, not a batch of them")
+        if not isinstance(index, int | slice):
+            rows: Any = index.numpy(force=True) if isinstance(index, Tensor) else index
+            index = np.arange(len(self))[rows].tolist()
 
-        values: list[Any] = [*vars(self).values()]  # in the order of the fields
-        if isinstance(index, list):
-            values = [
-                tuple(each[row] for row in index)
-                if isinstance(each, tuple)
-                else None
-                if each is None
-                else each[index]
-                for each in values
-            ]
-        else:
-            values = [None if each is None else each[index] for each in values]
-        return HandPose(*values)
+        def chosen(values: Any) -> Any:
+            if isinstance(values, tuple) and isinstance(index, list):
+                return tuple(values[row] for row in index)
+            return None if values is None else values[index]
+
+        return HandPose(*map(chosen, vars(self).values()))  # in the order of the fields
 
     @staticmethod
     def none(votes: bool = False) -> HandPose[Tensor]:

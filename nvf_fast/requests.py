@@ -12,6 +12,7 @@ from torch import Tensor
 from nvf_fast.camera import ViewPlan, plan_view
 from nvf_fast.camera_model import Camera, Cameras
 from nvf_fast.config import NVFConfig
+from nvf_fast.finding import boxes_and_sides
 from nvf_fast.inputs import (
     check_hand_views,
     check_middles,
@@ -100,6 +101,7 @@ class RequestReader:
         """
         images, single = read_images(image, self._config.image_channels)
         sizes = [each.shape[:2] for each in images]
+        box, side = boxes_and_sides(box, side)
         arguments = K, hand_scale, box, side, return_votes, previous, root
         try:
             key = tuple(sizes), single, _fingerprint(arguments)

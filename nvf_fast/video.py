@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from nvf_fast.image_files import read_image
+from nvf_fast.image_files import image_files, read_image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FRAME_RATE = 30.0  # Hz, of a folder of images
 CAMERA = "camera:"  # and its number
 
@@ -49,10 +48,7 @@ def read_frames(
     if str(source).startswith(CAMERA):
         yield from _camera_frames(str(source)[len(CAMERA) :])
     elif Path(source).is_dir():
-        paths = sorted(path for path in Path(source).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not paths:
-            raise ValueError(f"{source}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
-        for index, path in enumerate(paths):
+        for index, path in enumerate(image_files(Path(source))):
             try:
                 image = read_image(path)
             except (OSError, ValueError) as error:

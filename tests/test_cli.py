@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import nvf_fast
 from nvf_fast.checkpoint import save_checkpoint
@@ -476,6 +476,11 @@ def test_predict_follows_links_and_writes_to_devices(
         ),
         (["--fx", 500, "--checkpoint", "nowhere/at-all/x"], "nowhere"),
         (["--fx", 500, "--out", "."], "--out must be a file"),
+        (["--fx", 500, "--out", "poses.csv"], "--out must be a .json or .jsonl file, got poses.csv"),
+        (["--fx", 500, "--overlay", "x.bmp"], "--overlay must be a .png, .jpg, .jpeg file or a folder"),
+        (["--fx", 500, "--figure", "x.jpg"], "--figure must be a .png file or a folder, got x.jpg"),
+        (["--fx", 500, "--mesh", "x.glb"], "--mesh must be a folder, got x.glb"),
+        (["--fx", 500, "--min-presence", 2], "min_presence must be in [0, 1], got 2"),
         (["--fx", 500, "--fx", 600], "--fx given more than once"),
         (["--hand-scale", 30, "--hand_scale=31"], "--hand-scale given more than once"),
     ],
@@ -487,6 +492,50 @@ def test_predict_refuses_invalid_options(
     status, _, err = run("predict", images[0], *chosen, *options)
     assert status == 2 and message in err
     assert err.startswith("nvf-fast predict: ") and len(err.splitlines()) == 1
+
+
+def test_predict_takes_folders_but_no_videos(
+    run: Run, images: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ["--fx", 500, "--checkpoint", checkpoint, "--step", 56]
+    (tmp_path / "notes.txt").write_text("no image")
+    status, out, _ = run("predict", tmp_path, images[1], *options)
+    assert status == 0 and [record["image"] for record in records(out)] == [str(path) for path in images]
+    status, out, err = run("predict", images[0], "clip.MP4", *options)
+    assert status == 2 and out == ""
+    assert err == "nvf-fast predict: clip.MP4 is a video: nvf-fast track follows the hands of one\n"
+    (tmp_path / "empty").mkdir()
+    status, _, err = run("predict", tmp_path / "empty", *options)
+    assert status == 2 and "empty: no images (.png, .jpg," in err
+
+
+def test_predict_draws_no_expected_errors_with_an_assumed_camera(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    def draw(image: np.ndarray, poses: Any, errors: bool) -> Any:
+        shown.append(errors)
+        return draw_poses(image, poses, errors=errors)
+
+    monkeypatch.setattr("nvf_fast.cli.predict.draw_poses", draw)
+    options = [images[0], *hands, "--box", 40, 30, 100, 90, "--overlay", tmp_path / "drawn.png"]
+    _, _, err = run("predict", *options)
+    assert "assuming 60 degrees" in err and "hands can be missed" in err
+    assert run("predict", *options, "--fov", 60)[0] == 0
+    assert shown == [False, True]
+
+
+def test_predict_passes_the_least_presence_on(
+    run: Run, images: list[Path], hands: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "nvf_fast.estimator.PoseEstimator._least_presence",
+        lambda self, detector: seen.append(self.min_presence) or 1.0,
+    )
+    assert run("predict", images[0], "--fx", 500, *hands, "--min-presence", 0.25)[0] == 0
+    assert set(seen) == {0.25}
 
 
 def test_predict_refuses_a_box_in_fractions(run: Run, images: list[Path], checkpoint: Path) -> None:
@@ -845,6 +894,31 @@ def test_demo_shows_the_errors_of_the_hands_found(
     assert row(second, "INDEX_FINGER_TIP")[2] == pytest.approx(right[8, 2] + 21, abs=0.06)
 
 
+def test_labels_cover_neither_hands_nor_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, xy, *rest, **options: (
+            texts.append(self.textbbox(xy, rest[0], font=rest[2], anchor=rest[3])),
+            text(self, xy, *rest, **options),
+        ),
+    )
+    joints_2d = np.stack([np.full(21, 200.0), np.linspace(200, 100, 21)], -1).astype(np.float32)
+    joints = np.ones((21, 3), np.float32)
+    pose = HandPose(joints, joints_2d, np.ones(21), 5, True, 99, 1.0, side="right")
+    beside = replace(pose, joints_2d=joints_2d + np.float32([4, 0]))
+    below = replace(pose, joints_2d=joints_2d + np.float32([0, 115]))
+    draw_poses(np.zeros((400, 400, 3), np.uint8), [pose, beside, below])
+    assert len(texts) == 3
+    for i, (left, top, right, bottom) in enumerate(texts):
+        for u, v in np.concatenate([each.joints_2d for each in (pose, beside, below)]):
+            assert not (left <= u <= right and top <= v <= bottom)
+        for other in texts[:i]:
+            assert left > other[2] or right < other[0] or top > other[3] or bottom < other[1]
+
+
 def test_drawing(tmp_path: Path) -> None:
     joints = np.zeros((21, 3), np.float32)
     joints_2d = np.stack([np.linspace(20, 140, 21), np.linspace(30, 90, 21)], -1).astype(np.float32)
@@ -862,7 +936,11 @@ def test_drawing(tmp_path: Path) -> None:
     assert white[1] > white[0] + 30, "unsure joints have holes"
     labelled = replace(pose, side="left", expected_error=np.full(21, 14.2))
     assert (np.array(draw_poses(image, labelled, ids=[3])) != drawn).any()
-    assert description(labelled) == "left ±14 mm"
+    assert description(labelled) == "left ±14 mm" and description(labelled, error=False) == "left"
+    np.testing.assert_array_equal(
+        np.array(draw_poses(image, labelled, errors=False)),
+        np.array(draw_poses(image, replace(labelled, expected_error=None))),
+    )
     other = HandPose(joints + [0, 0, 9], joints_2d[::-1].copy(), np.ones(21), 5, True, 99, 1.0)
     both, reverse = (np.array(draw_poses(image, pair)) for pair in ([pose, other], [other, pose]))
     np.testing.assert_array_equal(both, reverse)

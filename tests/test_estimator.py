@@ -522,7 +522,7 @@ def test_refuses_invalid_images(tiny: NVF, image: Any, error: type[Exception], m
         ({"box": [np.zeros((1, 5)), np.zeros((0, 4))]}, r"got shape \[\(1, 5\), \(0, 4\)\]"),
         ({"box": np.zeros((2, 1, 1, 4))}, r"got shape \[\(1, 1, 4\), \(1, 1, 4\)\]"),
         ({"side": "Left"}, '"right", "left" or None.*got \'Left\''),
-        ({"side": ["left"]}, "a list of 2 of them"),
+        ({"side": ["left"]}, r"one for each of 2 hand\(s\)"),
     ],
 )
 def test_refuses_invalid_arguments(tiny: NVF, arguments: dict, message: str) -> None:

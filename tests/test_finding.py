@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
@@ -69,6 +70,26 @@ def test_presence_of_found_hands_weighs_their_evidence() -> None:
     assert len(PoseEstimator(model)(image, K)) == 2
     model.config = replace(model.config, finding_weights=(0.0, 0.0, 0.0, -20.0))
     assert len(PoseEstimator(model)(image, K)) == 0
+
+
+def test_min_presence_replaces_the_threshold_of_the_network() -> None:
+    model = nvf_fast.load(device="cpu").model
+    image = read_image(files("nvf_fast") / "assets/demo.jpg")
+    K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+    # Logits of about 0 for both hands.
+    model.config = replace(model.config, finding_weights=(0.01, 0.01, 0.0, 0.0), finding_threshold=0.9)
+    assert len(PoseEstimator(model)(image, K)) == 0
+    found = PoseEstimator(model, min_presence=0.0)(image, K)
+    assert len(found) == 2
+    least = float(found.presence[0])
+    estimator = pickle.loads(pickle.dumps(PoseEstimator(model, min_presence=least)))
+    assert len(estimator(image, K)) == 1
+    hands = estimator.find(image, K)
+    kept = [PoseEstimator(model, min_presence=each)(image, K, box=lambda _: hands) for each in (None, 1.0)]
+    assert len(kept[0]) == 2 and len(kept[1]) == 0
+    for value, error in ((1.1, ValueError), (float("nan"), ValueError), ("high", TypeError)):
+        with pytest.raises(error, match="min_presence must be"):
+            PoseEstimator(model, min_presence=value)
 
 
 def test_poses_only_distinct_candidates_with_evidence() -> None:

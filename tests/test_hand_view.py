@@ -333,6 +333,23 @@ def test_finds_and_poses_every_hand_without_a_box(model: NVF) -> None:
     assert set(estimator(image, K, side="left").side) == {"left"}
 
 
+def test_takes_found_hands_as_boxes(model: NVF, image: np.ndarray) -> None:
+    estimator = smooth(model)
+    boxes = np.array([BOX, (100, 40, 220, 150)], np.float32)
+    found = FoundHands(boxes, ("left", None), np.ones(2, np.float32))
+    expected = estimator(image, K, 30.0, boxes, ["left", None])
+    for pose in (
+        estimator(image, K, 30.0, found),
+        estimator.submit(image, K, 30.0, found).result(),
+        estimator([image, image], K, 30.0, [found, FoundHands(boxes[:0], (), np.ones(0))]),
+    ):
+        np.testing.assert_array_equal(pose.joints, expected.joints)
+        assert pose.side == expected.side
+    assert estimator(image, K, box=found, side="right").side == ("right", "right")
+    with pytest.raises(ValueError, match="for each of 2 images"):
+        estimator([image, image], K, box=[found])
+
+
 def test_poses_of_several_boxes_and_images(model: NVF, image: np.ndarray) -> None:
     """A ragged list of boxes yields the poses of single calls, in its order."""
     estimator, other = smooth(model), np.ascontiguousarray(image[::-1, ::-1])

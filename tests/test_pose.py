@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +48,28 @@ def test_batch_yields_single_poses() -> None:
     for single in (lambda: len(poses[0]), lambda: poses[0][0]):
         with pytest.raises(TypeError, match="not a batch"):
             single()
+
+
+@pytest.mark.parametrize("form", [np.array, torch.tensor, list])
+def test_batch_takes_masks_and_indices(form: Callable[[list], Any]) -> None:
+    for poses in (batch(), batch().numpy()):
+        for index, rows in (([True, False, True], [0, 2]), ([2, 0], [2, 0]), ([False] * 3, [])):
+            chosen = poses[form(index)]
+            np.testing.assert_array_equal(chosen.joints, poses.joints[rows])
+            assert chosen.votes == tuple(poses.votes[row] for row in rows)
+        assert poses[np.int64(1)].votes is poses.votes[1]
+        with pytest.raises(IndexError, match="boolean"):
+            poses[form([True, False])]
+
+
+def test_representation_is_short_and_names_what_matters() -> None:
+    poses = replace(batch(), side=("right", "left", "left"))
+    for each in (poses, poses.numpy()):
+        assert repr(each) == (
+            "HandPose(joints=(3, 21, 3), side=('right', 'left', 'left'), presence=[1.0, 1.0, 0.0], "
+            "valid=[True, True, False])"
+        )
+        assert repr(each[2]) == "HandPose(joints=(21, 3), side='left', presence=0.0, valid=False)"
 
 
 def test_numpy_preserves_every_field() -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
 from nvf_fast.cli.options import Optional, Several
 from nvf_fast.cli.records import RecordWriter
-from nvf_fast.image_files import read_depth, read_image
+from nvf_fast.image_files import image_files, read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_poses, undistorted, write_drawing
 from nvf_fast.pose import JOINT_NAMES, HandPose
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 CAMERA_NUMBERS = ("fx", "fy", "cx", "cy", "fov")
 MeshFormat = Literal["glb", "obj", "ply"]
 DEPTH_SUFFIXES = (".png", ".tiff", ".tif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+LINE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Predict:
     the upright image. The status is 2 if an image failed.
     """
 
-    images: Annotated[Several[Path], tyro.conf.Positional]  # image files
+    images: Annotated[Several[Path], tyro.conf.Positional]  # image files, and folders of them
     # the camera
     camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
     # px, X0 Y0 X1 Y1 around one hand. When absent, a network of hand views finds every hand of the image, and
@@ -61,6 +62,8 @@ class Predict:
     # "left"}, ...]}; where a side is absent, --side applies
     boxes: Optional[Path] = None
     hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
+    # lowest score, in [0, 1], of the hands found in an image; the network's own threshold when absent
+    min_presence: Optional[float] = None
     # depth image of one image, or folder with NAME.png or NAME.tiff of each: one channel of 16 or 32 bits, mm
     # along the optical axis, aligned with the upright image; 0 where nothing was measured. It determines the
     # distances of the hands that it shows.
@@ -86,10 +89,8 @@ class Predict:
     device: Optional[str] = None
 
     def run(self) -> None:
-        if not self.images:
-            raise UserError("no image given")
         self.camera.check()
-        files = self._output_files()
+        files = self._output_files(self._image_files())
         listed = self._read_boxes()
         if self.depth is not None and not self.depth.is_dir() and len(files) > 1:
             raise UserError(f"--depth must be a folder for several images, got {self.depth}")
@@ -99,7 +100,15 @@ class Predict:
             raise UserError(f"--mesh and --figure need {missing}: pip install 'nvf-fast[viz]'")
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out must be a file, {self.out} is a folder")
-        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
+        if self.out is not None and guess_type(self.out.name)[0] and self.out.suffix not in LINE_SUFFIXES:
+            raise UserError(f"--out must be a .json or .jsonl file, got {self.out}")
+        estimator = load_estimator(
+            self.checkpoint,
+            self.device,
+            step_mm=self.step,
+            search=self.search,
+            min_presence=self.min_presence,
+        )
         if estimator.volume.needs_root:
             raise UserError("predict needs a camera-space network: a root-relative one needs the wrist")
         with user_errors():
@@ -127,7 +136,9 @@ class Predict:
                     assumed = True
                     _warn(
                         f"{path}: no focal length given or in the EXIF data: assuming {DEFAULT_FOV:g} "
-                        "degrees across the longer side, here and wherever camera.source is 'default'"
+                        "degrees across the longer side, here and wherever camera.source is 'default'; where "
+                        "that is wrong, distances are too, expected errors do not include it, and hands can "
+                        "be missed"
                     )
                 for warning in caught:
                     _warn(f"{path}: {warning.message}")
@@ -148,7 +159,7 @@ class Predict:
         found = estimator(image, camera, self.hand_scale, boxes, sides, return_votes=votes, depth=depth)
         hands = [found] if found.joints.ndim == 2 else list(found)
         if overlay := outputs.get("overlay"):
-            write_drawing(overlay, draw_poses(image, hands))
+            write_drawing(overlay, draw_poses(image, hands, errors=source != "default"))
         if outputs.keys() & {"figure", "mesh"}:
             meshes = {row: pose.mesh() for row, pose in enumerate(hands) if pose.valid}
             if target := outputs.get("mesh"):
@@ -174,6 +185,7 @@ class Predict:
         depth = None if self.depth is None else str(self.depth)
         camera = [value for name, value in vars(self.camera).items() if name in CAMERA_NUMBERS]
         options = [camera, files, self.box, self.side, self.hand_scale, depth, self.step, self.search]
+        options.append(self.min_presence)
         weights = hashlib.sha256()
         for name, tensor in sorted(estimator.model.state_dict().items()):
             weights.update(name.encode() + tensor.float().cpu().numpy().tobytes())
@@ -216,21 +228,38 @@ class Predict:
             raise UserError(f"{self.depth} must hold one depth image of {path.name}: one of {names}")
         return found[0]
 
-    def _output_files(self) -> dict[Path, dict[str, Path]]:
-        """The files of each image, each image once, by the options that name them."""
-        images = list(dict.fromkeys(self.images))
+    def _image_files(self) -> list[Path]:
+        """The image files given, each once."""
+        images: list[Path] = []
+        for path in self.images:
+            kind = guess_type(path.name)[0] or ""
+            if kind.startswith("video/"):
+                raise UserError(f"{path} is a video: nvf-fast track follows the hands of one")
+            with user_errors():
+                images += image_files(path) if path.is_dir() else [path]
+        if not images:
+            raise UserError("no image given")
+        return list(dict.fromkeys(images))
+
+    def _output_files(self, images: list[Path]) -> dict[Path, dict[str, Path]]:
+        """The files of each image, by the options that name them."""
         files: dict[Path, dict[str, Path]] = {path: {} for path in images}
-        targets = ("overlay", self.overlay, "png"), ("figure", self.figure, "png")
-        for option, target, suffix in (*targets, ("mesh", self.mesh, self.mesh_format)):
+        targets = (
+            ("overlay", self.overlay, "png", (".png", ".jpg", ".jpeg")),
+            ("figure", self.figure, "png", (".png",)),
+            ("mesh", self.mesh, self.mesh_format, ()),
+        )
+        for option, target, suffix, allowed in targets:
             if target is None:
                 continue
-            if option == "figure" and target.suffix.lower() in IMAGE_SUFFIXES[1:]:
-                raise UserError(f"--figure must be a .png file or a folder, got {target}")
-            if target.suffix.lower() in IMAGE_SUFFIXES and option != "mesh":
+            if target.suffix.lower() in allowed:
                 if len(images) > 1:
                     raise UserError(f"--{option} must be a folder for several images, got {target}")
                 files[images[0]][option] = target
                 continue
+            if guess_type(target.name)[0] and not target.is_dir():
+                file = f"a {', '.join(allowed)} file or " if allowed else ""
+                raise UserError(f"--{option} must be {file}a folder, got {target}")
             names = [f"{path.stem}.{suffix}" for path in images]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
