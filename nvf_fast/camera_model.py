@@ -123,11 +123,17 @@ class Camera:
         """Project points to pixels, with distortion.
 
         Args:
-            points: (..., 3) float, torch or numpy, any unit, in the camera's frame.
+            points: (..., 3) float, torch or numpy, any unit, in the camera's frame; integers and lists count
+                as float64.
 
         Returns:
             (..., 2) px in their dtype, with torch's gradients; NaN behind the camera or out of sight.
+
+        Raises:
+            ValueError: the points have another shape.
+            TypeError: they are no numbers.
         """
+        points = _vectors("points", points, 3)
         given = torch.as_tensor(points)
         camera = Cameras(self.K[None], (self._lens,))
         pixels = camera.project(given.double().reshape(1, -1, 3)).reshape(*given.shape[:-1], 2)
@@ -138,12 +144,17 @@ class Camera:
         """The rays through pixels, undistorted by Newton's method.
 
         Args:
-            pixels: (..., 2) float px, torch or numpy.
+            pixels: (..., 2) float px, torch or numpy; integers and lists count as float64.
 
         Returns:
             (..., 3) in their dtype, (x, y, 1) in the camera's frame, without gradients; NaN where no ray
             leads to a pixel.
+
+        Raises:
+            ValueError: the pixels have another shape.
+            TypeError: they are no numbers.
         """
+        pixels = _vectors("pixels", pixels, 2)
         given = torch.as_tensor(pixels).detach().cpu().double().numpy()
         slopes = _slopes(given, self.K)
         slopes = slopes if self._lens is None else self._lens.undistort(slopes)
@@ -276,6 +287,17 @@ def _slopes(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
     """Slopes (..., 2), distorted by the lens, at pixels (..., 2) of a camera with intrinsics (3, 3)."""
     slopes: np.ndarray = (pixels - K[:2, 2]) @ np.linalg.inv(K[:2, :2]).T
     return slopes
+
+
+def _vectors(name: str, values: Any, length: int) -> Any:
+    """Vectors (..., length) as an array or a tensor of floating-point numbers."""
+    if isinstance(values, Tensor):
+        values = values if values.is_floating_point() else values.double()
+    elif not (isinstance(values, np.ndarray) and values.dtype.kind == "f"):
+        values = read_numbers(name, values, f"(..., {length}) numbers", most=2**31)
+    if not values.ndim or values.shape[-1] != length:
+        raise ValueError(f"{name} must be (..., {length}) numbers, got shape {tuple(values.shape)}")
+    return values
 
 
 def _coefficients(given: Any, model: Any) -> tuple[float, ...]:

@@ -284,6 +284,22 @@ def test_refuses_invalid_cameras(arguments: Any, error: type[Exception], message
         Camera(*arguments)
 
 
+@pytest.mark.parametrize(("method", "length"), [("project", 3), ("rays", 2)])
+def test_vectors_are_lists_or_arrays_of_numbers(method: str, length: int) -> None:
+    convert = getattr(camera("fisheye"), method)
+    whole = [[300, 200, 900][:length]] * 2
+    expected = convert(np.array(whole, np.float64))
+    for given in (whole, np.array(whole), torch.tensor(whole)):
+        found = convert(given)
+        assert found.dtype == (torch.float64 if isinstance(given, torch.Tensor) else np.float64)
+        np.testing.assert_array_equal(found, expected)
+    for given in ([1.0], 1.0, np.zeros((2, 4)), torch.zeros(3, 1)):
+        with pytest.raises(ValueError, match=rf"must be \(\.\.\., {length}\) numbers, got shape"):
+            convert(given)
+    with pytest.raises(TypeError, match="must be"):
+        convert(["a", "b", "c"][:length])
+
+
 def test_refuses_cameras_of_other_sizes() -> None:
     estimator = PoseEstimator(hand_network())
     image, box = np.zeros((240, 320, 3), np.uint8), [100, 60, 180, 140]

@@ -250,13 +250,19 @@ def test_finding_counts_hits_sides_and_false_hands() -> None:
         count = np.zeros(len(found), int)
         joints = np.zeros((len(found), 21, 3))
         sides = tuple(side for _, side in found)
-        return HandPose(joints, pixels, joints[..., 0], count, count == 0, count, count + 1.0, side=sides)
+        presence = np.linspace(0.99, 0.85, len(found))
+        return HandPose(joints, pixels, joints[..., 0], count, count == 0, count, presence, side=sides)
 
     found = score_finding(find, images)
     assert (found["images"], found["hands"]) == (3, 3)
     assert found["recall"] == pytest.approx(200 / 3) and found["side"] == 50
     assert found["false_hands"] == pytest.approx(2 / 3), "a second box on one hand, and one beside"
     assert [each["recall"] for each in found["sizes"].values()] == [100, 100, 0]
+    # Presences of 0.99 and 0.85 of the hands found, and 0.92 and 0.99 of false ones.
+    assert list(found["presence"]) == ["0", "0.8", "0.9", "0.95", "0.99"]
+    rates = np.array([list(each.values()) for each in found["presence"].values()])
+    np.testing.assert_allclose(rates[:, 0], [200 / 3, 200 / 3, 100 / 3, 100 / 3, 100 / 3])
+    np.testing.assert_allclose(rates[:, 1], [2 / 3, 2 / 3, 2 / 3, 1 / 3, 1 / 3])
 
 
 def test_reports_hold_the_measurements(tmp_path: Path) -> None:
@@ -265,6 +271,7 @@ def test_reports_hold_the_measurements(tmp_path: Path) -> None:
         "finding": {
             "images": 2, "hands": 3, "recall": 50.0, "side": float("nan"), "false_hands": 0.5,
             "sizes": {"40 to 80": {"recall": float("nan"), "hands": 0}},
+            "presence": {"0.9": {"recall": 25.0, "false_hands": 0.0}},
         },
     }  # fmt: skip
     files = write_hand_view_report(tmp_path, report, {"checkpoint": "abc"})
@@ -272,7 +279,10 @@ def test_reports_hold_the_measurements(tmp_path: Path) -> None:
     text = " ".join((tmp_path / "report.md").read_text().split())
     assert "- poses: no data" in text and "| hands found in wide images, % | 50.000 |" in text
     assert json.loads((tmp_path / "report.json").read_text())["finding"]["side"] is None
-    assert list(report_tables(report)) == ["sizes", "checks"]
+    assert list(report_tables(report)) == ["sizes", "presence", "checks"]
+    report["crops"] = report["finding"]
+    columns, rows = report_tables(report)["presence"]
+    assert rows == [["0.9", 25.0, 0.0, 25.0, 0.0]] and columns[3] == "photographs: found %"
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ Find = Callable[[np.ndarray, np.ndarray], HandPose]
 """Finder of the poses in an image (H, W, 3) with intrinsics (3, 3): a batch of numpy arrays, best first."""
 
 SIZES_PX = (40, 80, 160, 400)  # edges of the bins of recall
+PRESENCES = (0.0, 0.8, 0.9, 0.95, 0.99)  # of poses that count
 
 
 def match_hands(joints_2d: Iterable[np.ndarray], boxes: Sequence[np.ndarray]) -> list[int | None]:
@@ -52,32 +53,40 @@ def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
 
     Returns:
         images and hands, counts; recall and side (correct sides), in per cent; false_hands, per image;
-        and sizes, recall and number of hands by the longer side of their boxes.
+        presence, recall and false_hands for poses of at least each of `PRESENCES`; and sizes, recall and
+        number of hands by the longer side of their boxes.
     """
-    sizes, hit, side, false, count = [], [], [], 0, 0
+    sizes, side, count = [], [], 0
+    hits, false = list[float](), list[float]()  # presence of each hand's pose, -1 if missed; of false poses
     for wide in tqdm(images, desc="finding", disable=None):
         poses = find(wide.image, wide.intrinsics)
         found = match_hands(poses.joints_2d, [hand.box for hand in wide.hands])
+        presence = dict(zip(found, poses.presence.tolist(), strict=True))
         count += 1
-        false += found.count(None)
         sizes += [(hand.box[2:] - hand.box[:2]).max() for hand in wide.hands]
-        hit += [index in found for index in range(len(wide.hands))]
+        hits += [presence.get(index, -1.0) for index in range(len(wide.hands))]
+        false += [each for each, index in zip(poses.presence.tolist(), found, strict=True) if index is None]
         side += [
             given == wide.hands[index].side
             for given, index in zip(poses.side or (), found, strict=True)
             if index is not None
         ]
-    longer, recalled = np.array(sizes, float), np.array(hit, bool)
+    longer, best = np.array(sizes, float), np.array(hits)
+
+    def rates(least: float) -> dict[str, float]:
+        false_hands = sum(each >= least for each in false) / max(count, 1)
+        return {"recall": rate(best >= least), "false_hands": false_hands}
+
     by_size = {}
     for low, high in pairwise(SIZES_PX):
         # Hands are a few px larger or smaller than requested.
         rows = ((longer >= low) | (low == SIZES_PX[0])) & ((longer < high) | (high == SIZES_PX[-1]))
-        by_size[f"{low} to {high}"] = {"recall": rate(recalled[rows]), "hands": int(rows.sum())}
+        by_size[f"{low} to {high}"] = {"recall": rate(best[rows] >= 0), "hands": int(rows.sum())}
     return {
         "images": count,
-        "hands": len(recalled),
-        "recall": rate(recalled),
+        "hands": len(best),
         "side": rate(np.array(side, bool)),
-        "false_hands": false / max(count, 1),
+        **rates(0.0),
+        "presence": {f"{least:g}": rates(least) for least in PRESENCES},
         "sizes": by_size,
     }

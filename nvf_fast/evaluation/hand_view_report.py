@@ -27,6 +27,7 @@ TITLES = {
     "visibility": "Final joints by visibility",
     "calibration": "Expected and true errors, in tenths of the joints",
     "sizes": "Recall in wide images, by size in px",
+    "presence": "Finding, by the least presence of hands; at 0 every hand that the estimator returns",
     "checks": "Presence, finding, stability, time",
 }
 
@@ -175,6 +176,17 @@ def report_tables(report: Mapping[str, Any]) -> dict[str, tuple[list[str], list[
         tables["calibration"] = ["expected mm", "true mm", "joints"], tenths
     if finding := report.get("finding"):
         tables["sizes"] = ["longer side px", "recall %", "hands"], rows(finding["sizes"])
+        parts = {"wide images": finding["presence"]}
+        if crops := report.get("crops"):
+            parts["photographs"] = crops["presence"]
+        columns = [f"{part}: {each}" for part in parts for each in ("found %", "false per image")]
+        tables["presence"] = (
+            ["least presence", *columns],
+            [
+                [least, *(value for part in parts.values() for value in part[least].values())]
+                for least in finding["presence"]
+            ],
+        )
     tables["checks"] = ["check", "measured", "over"], _checks(report)
     return tables
 
