@@ -307,7 +307,8 @@ class PoseEstimator:
             K: (3, 3) intrinsics in px, or a `Camera`.
             score: least score in [0, 1].
             smallest: side of the smallest box to look for, relative to the image's longer side. Smaller
-                boxes need a finer view, and the time grows with the area of the view.
+                boxes need a finer view, and the time grows with the area of the view. Boxes of fewer than
+                14 px are not searched for.
 
         Raises:
             ValueError: the network does not find hands, several images are given, or a value is out of range.

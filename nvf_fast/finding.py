@@ -155,7 +155,7 @@ class HandFinder:
             smallest: side of the smallest box, relative to the image's longer side.
         """
         size, found = self._model.config.input_size, []
-        for longer in view_sizes(smallest, size):
+        for longer in view_sizes(smallest, size, max(image.shape[:2])):
             with self._profiler.stage("remap"):
                 view = sized_view(image, longer, size, self._dtype)
             with self._profiler.stage("encode"):
@@ -174,12 +174,18 @@ def thinning(height: int, width: int) -> int:
     return max(1, max(height, width) // MOST_PX)
 
 
-def view_sizes(smallest: float, size: int) -> list[float]:
+def view_sizes(smallest: float, size: int, extent: int) -> list[float]:
     """Longer sides in px of the resized image, finest first, for a network of views of `size` px.
 
-    Each view shows hands from a tenth to the whole of `size` px.
+    Each view shows hands from a tenth to the whole of `size` px. Images are not enlarged, unless they are
+    smaller than the coarsest view: in enlarged ones, candidates abound where no hand is.
+
+    Args:
+        smallest: side of the smallest box, relative to the image's longer side.
+        size: px.
+        extent: px, the image's longer side.
     """
-    sides = [max(SMALLEST_PX / smallest, COARSEST * size)]
+    sides = [max(min(SMALLEST_PX / smallest, extent), COARSEST * size)]
     while sides[-1] > COARSEST * size:
         sides.append(sides[-1] / LEVEL_RATIO)
     return sides

@@ -37,10 +37,13 @@ from tests.hand_cases import hand_network
 SIZE = 128
 
 
+@pytest.mark.parametrize("extent", [90, 256, 640, 4000])
 @pytest.mark.parametrize("smallest", [1 / 64, 1 / 50, SMALLEST, 0.1, 1.0])
-def test_every_hand_lies_whole_in_some_view(smallest: float) -> None:
-    sides = np.array(view_sizes(smallest, SIZE))
-    for hand in np.geomspace(smallest, 1.5, 50):  # relative to the image's longer side
+def test_every_hand_lies_whole_in_some_view(smallest: float, extent: int) -> None:
+    sides = np.array(view_sizes(smallest, SIZE, extent))
+    assert sides[0] <= max(extent, COARSEST * SIZE), "images are not enlarged"
+    least = max(smallest, SMALLEST_PX / extent)
+    for hand in np.geomspace(least, 1.5, 50):  # relative to the image's longer side
         shown = hand * sides
         assert ((shown >= 0.999 * SMALLEST_PX) & (shown <= SIZE)).any(), hand
     assert sides[-1] <= COARSEST * SIZE and (sides[:-1] > COARSEST * SIZE).all()
@@ -138,7 +141,8 @@ def test_thinned_images_have_pixels(shape: tuple[int, int]) -> None:
 def test_views_cost_less_than_ten_close_views() -> None:
     """An image of 1280 x 720 px costs as much as 9.5 close views."""
     image = torch.zeros(720, 1280, 3, dtype=torch.uint8)
-    views = [sized_view(image, side, SIZE, torch.float32).pixels for side in view_sizes(SMALLEST, SIZE)]
+    sides = view_sizes(SMALLEST, SIZE, 1280)
+    views = [sized_view(image, side, SIZE, torch.float32).pixels for side in sides]
     assert sum(view.numel() for view in views) <= 9.5 * 3 * SIZE**2
 
 
@@ -245,5 +249,5 @@ def test_network_receives_the_slope_of_a_view_of_its_size() -> None:
     find = HandFinder(model, torch.float32, Profiler(torch.device("cpu")))
     found = find(torch.zeros(480, 640, 3, dtype=torch.uint8), 500.0, score=0.1, smallest=SMALLEST)
     # Sides of the resized image are whole px: a 127th of the shortest.
-    expected = [64 / (longer / 640 * 500) for longer in view_sizes(SMALLEST, SIZE)]
+    expected = [64 / (longer / 640 * 500) for longer in view_sizes(SMALLEST, SIZE, 640)]
     assert slopes == pytest.approx(expected, rel=0.01) and len(found.boxes) == 0

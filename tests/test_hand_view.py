@@ -462,11 +462,12 @@ def test_finds_the_same_hands_at_higher_resolution(model: NVF) -> None:
 
 def test_finer_views_find_smaller_hands(model: NVF) -> None:
     estimator = Marked(model)
-    image = np.zeros((240, 324, 3), np.uint8)
-    image[101:106, 61:66, 0] = 255  # a few px: too dim in coarse views
-    assert len(estimator.find(image, K, score=0.6, smallest=0.1)) == 0
-    (box,) = estimator.find(image, K, score=0.6, smallest=1 / 64).boxes
-    np.testing.assert_allclose((box[:2] + box[2:]) / 2, [63, 103], atol=3)
+    image = np.zeros((720, 972, 3), np.uint8)
+    image[303:318, 183:198, 0] = 255  # a few px: too dim in coarse views
+    large_K = np.diag([3.0, 3.0, 1.0]) @ K
+    assert len(estimator.find(image, large_K, score=0.6, smallest=0.1)) == 0
+    (box,) = estimator.find(image, large_K, score=0.6, smallest=1 / 64).boxes
+    np.testing.assert_allclose((box[:2] + box[2:]) / 2, [190, 310], atol=9)
 
 
 def test_find_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
