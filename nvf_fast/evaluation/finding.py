@@ -7,12 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nvf_fast.data.sample import HandSample
 from nvf_fast.evaluation.scores import rate
 from nvf_fast.finding import SAME_HAND, overlap
 from nvf_fast.pose import HandPose
+from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.synthetic.wide_images import WideHand, WideImage
 
 Find = Callable[[np.ndarray, np.ndarray], HandPose]
@@ -55,7 +55,7 @@ def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
         and sizes, recall and number of hands by the longer side of their boxes.
     """
     sizes, hit, side, false, count = [], [], [], 0, 0
-    for wide in tqdm(images, desc="finding", disable=None):
+    for wide in progress_bar(images, desc="finding"):
         poses = find(wide.image, wide.intrinsics)
         found = match_hands(poses.joints_2d, [hand.box for hand in wide.hands])
         count += 1
