@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from tqdm import tqdm
 
 import nvf_fast
 from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE, reference_intrinsics, view_intrinsics
@@ -32,6 +31,7 @@ from nvf_fast.model import NVF, FieldValues
 from nvf_fast.pipeline import QueryOptions
 from nvf_fast.pose import JOINT_NAMES, joint_scores
 from nvf_fast.runtime.files import locked
+from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume, RootCube, volume_of
 
 Format = Literal["onnx", "torch"]
@@ -113,7 +113,8 @@ def export_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         try:
             unfinished.mkdir(parents=True)
-            for name, function in tqdm(functions.items(), desc="export", unit="file", disable=not progress):
+            bar = progress_bar(functions.items(), desc="export", unit="file", hidden=not progress)
+            for name, function in bar:
                 write(traced(function), function, unfinished / names[name], interface)
             np.save(unfinished / LATTICE_FILE, lattice.numpy())
             (unfinished / INTERFACE_FILE).write_text(_text(interface) + "\n", encoding="utf-8")

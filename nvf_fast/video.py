@@ -15,7 +15,9 @@ import numpy as np
 from nvf_fast.image_files import image_files, read_image
 
 FRAME_RATE = 30.0  # Hz, of a folder of images
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")  # of annotated videos
 CAMERA = "camera:"  # and its number
+EXPECTED = f"expected a video file, a folder of images or {CAMERA}0"
 
 
 class Frame(NamedTuple):
@@ -41,7 +43,7 @@ def read_frames(
             folder, which is then skipped; None raises the error.
 
     Raises:
-        OSError: the source is missing, or is or becomes unreadable.
+        OSError: the source is missing, contains no readable frame, or is or becomes unreadable.
         ValueError: a folder contains no images.
         ImportError: a video or a camera needs PyAV, which the extra `video` installs.
     """
@@ -62,8 +64,15 @@ def read_frames(
 
 
 def video_rate(source: Path | str) -> Fraction | None:
-    """Frames per second of a video file; None if the file does not give them, and for folders and cameras."""
-    if str(source).startswith(CAMERA) or Path(source).is_dir():
+    """Frames per second of a video file; None if the file does not give them, and for folders and cameras.
+
+    Raises:
+        OSError, ValueError, ImportError: as in `read_frames`.
+    """
+    if str(source).startswith(CAMERA):
+        return None
+    if Path(source).is_dir():
+        image_files(Path(source))
         return None
     with _open(Path(source)) as container:
         rate: Fraction | None = container.streams.video[0].average_rate
@@ -75,8 +84,10 @@ def _video_frames(path: Path, damaged: Damaged | None) -> Iterator[Frame]:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         step = 1 / float(stream.average_rate or FRAME_RATE)
-        before = -step
+        before, whole = -step, False
+        failures = list[tuple[float, Exception]]()  # before the first whole frame: a text also yields packets
         for packet in container.demux(stream):
+            frames = []
             try:
                 with _damages(path):
                     frames = [(frame.time, _upright(frame)) for frame in packet.decode()]
@@ -84,13 +95,17 @@ def _video_frames(path: Path, damaged: Damaged | None) -> Iterator[Frame]:
                 if damaged is None:
                     raise
                 before += step
-                damaged(before, error)
-                continue
+                failures.append((before, error))
+            whole = whole or bool(frames)
+            while whole and failures and damaged is not None:
+                damaged(*failures.pop(0))
             for when, image in frames:
                 if when is None or when <= before:  # some files have no times, or repeat them
                     when = before + step
                 before = when
                 yield Frame(when, image)
+        if not whole:
+            raise OSError(f"{path}: no frame can be read; {EXPECTED}")
 
 
 def _camera_frames(number: str) -> Iterator[Frame]:
@@ -110,11 +125,14 @@ def _open(path: Path, **options: Any) -> Any:
     av = _pyav()
     if not path.exists():
         raise FileNotFoundError(2, "No such file or directory", str(path))
-    with _damages(path):
-        container = av.open(str(path), **options)
+    try:
+        with _damages(path):
+            container = av.open(str(path), **options)
+    except OSError as error:
+        raise OSError(f"{error}; {EXPECTED}") from error
     if not container.streams.video:
         container.close()
-        raise OSError(f"{path}: holds no video")
+        raise OSError(f"{path}: holds no video; {EXPECTED}")
     return container
 
 
@@ -146,16 +164,19 @@ class VideoWriter:
     """Writer of an H.264 video, complete once it is closed.
 
     Args:
-        path: path of the file, such as hands.mp4.
+        path: path of the file, with one of `VIDEO_SUFFIXES`.
         rate: frames per second.
 
     Raises:
         ImportError: PyAV is not installed (`pip install nvf-fast[video]`).
+        ValueError: the path has another suffix.
         OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: Fraction | float) -> None:
         self._av, self._path = _pyav(), path
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            raise ValueError(f"a video's name must end in {', '.join(VIDEO_SUFFIXES)}, got {path}")
         self._rate = Fraction(rate).limit_denominator(65535)
         self._stream: Any = None
         path.parent.mkdir(parents=True, exist_ok=True)

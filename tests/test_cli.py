@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -104,9 +106,93 @@ def test_output_that_nobody_reads_ends_quietly(tmp_path: Path) -> None:
         assert (ended.returncode, ended.stderr) == (2, message)
 
 
+def test_closed_streams_are_no_error() -> None:
+    for closed, status in (((1,), 2), ((2,), 2), ((0, 1, 2), 2)):
+        command = [sys.executable, "-m", "nvf_fast", "track", "nowhere.mp4"]
+        ended = subprocess.run(
+            command, stderr=subprocess.PIPE, text=True, check=False, cwd=Path(nvf_fast.__file__).parents[1],
+            preexec_fn=lambda closed=closed: [os.close(each) for each in closed],
+        )  # fmt: skip
+        expected = "" if 2 in closed else "nvf-fast track: nowhere.mp4: No such file or directory\n"
+        assert (ended.returncode, ended.stderr) == (status, expected)
+
+
 def test_usage_errors_end_with_2(run: Run) -> None:
     status, _, err = run("demo", "--stepp", "16")
     assert status == 2 and "--stepp" in err
+    for arguments, message in (
+        (["view", "a.png", "--box", 1, 2, 3], "argument '--box'. Expected 4 values"),
+        (["view", "a.png", "--box", 1, 2, 3, "x"], "--box: expected FLOAT FLOAT FLOAT FLOAT, got 1 2 3 x"),
+        (["view", "a.png", "--fov", "wide"], "--fov: expected FLOAT, got wide"),
+        (["reproduce", "figure4", "--samples", 1, "x"], "--samples: expected INT ..., got 1 x"),
+    ):
+        status, _, err = run(*arguments)
+        assert status == 2 and message in err and "bold" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (["demo"], "--overlay a.gif b.bmp c"),
+        (["view", "a.png"], "--out page page.png"),
+        (["track", "frames"], "--overlay drawn drawn.gif drawn.webm"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(
+    run: Run, command: list[str], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("kept")
+    option, *names = file.split()
+    for name in names:
+        status, out, err = run(*command, option, name)
+        assert (status, out) == (2, "") and f"{option} must be a file whose name ends in ." in err
+        assert len(err.splitlines()) == 1 and err.rstrip().endswith(f"got {name}")
+    suffix = {"demo": "png", "view": "html", "track": "mp4"}[command[0]]
+    status, _, err = run(*command, option, f"text/inside.{suffix}")
+    assert status == 2 and f"{option}: {tmp_path / 'text'} is not a folder" in err
+    assert (tmp_path / "text").read_text() == "kept"
+
+
+def test_outputs_that_cannot_be_written_are_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "a.html").write_text("an image")
+    commands = ["export"], ["calibrate", "network"], ["train", "default"], ["eval", "synthetic-v2"]
+    for command in (*commands, ["eval", "hand-views"], ["reproduce", "table2"]):
+        status, _, err = run(*command, "--out", "file")
+        assert status == 2 and err.endswith(": --out must be a folder, file is a file\n"), err
+        status, _, err = run(*command, "--out", "file/inside")
+        assert status == 2 and f"--out: {tmp_path / 'file'} is not a folder" in err
+    for name, message in (("folder.html", "folder.html is a folder"), ("a.html", "would replace a.html, an")):
+        status, _, err = run("view", "a.html", "--out", name)
+        assert status == 2 and message in err
+    status, _, err = run("track", "frames", "--out", "a.mp4", "--overlay", "./a.mp4")
+    assert status == 2 and "--out and --overlay must be two files" in err
+    monkeypatch.setattr("nvf_fast.cli.outputs.os.access", lambda path, mode: False)  # root may write anywhere
+    for command in (["export", "--out", "new"], ["demo", "--overlay", "new.png"]):
+        status, _, err = run(*command)
+        assert status == 2 and f": no permission to write to {tmp_path}" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "file", "folder.html"]
+
+
+def test_messages_of_the_library_are_lines_of_the_command(
+    run: Run, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*arguments: Any, **options: Any) -> HandPose:
+        warnings.warn("depth of hand 0:\n none", stacklevel=2)
+        logging.getLogger("nvf_fast").warning("no CUDA graph for %s", "it")
+        raise ValueError("the end")
+
+    monkeypatch.setattr("nvf_fast.estimator.PoseEstimator.__call__", call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        status, _, err = run("view", images[0], "--device", "cpu", "--out", images[0].with_suffix(".html"))
+    messages = ["depth of hand 0: none", "no CUDA graph for it", "the end"]
+    assert status == 2 and err.splitlines() == [f"nvf-fast view: {each}" for each in messages]
 
 
 def test_prediction_imports_no_training() -> None:
@@ -617,7 +703,7 @@ def test_view_writes_a_page(run: Run, images: list[Path], hands: list[Any], tmp_
     assert status == 0 and "page.html: 1 hands" in out
     assert "__VISER_EMBED_DATA__" in (tmp_path / "page.html").read_text()
     status, _, err = run("view", images[0], *options, "--out", tmp_path / "page.png")
-    assert status == 2 and "--out must be an .html file" in err
+    assert status == 2 and "--out must be a file whose name ends in .html, got " in err
 
 
 def test_predict_refuses_overlapping_overlays(
@@ -721,7 +807,8 @@ def test_help_is_wrapped_to_the_terminal(run: Run, name: str, monkeypatch: pytes
         for arguments in ([], [name]):
             status, out, _ = run(*arguments, "--help")
             assert status == 0 and max(map(len, out.splitlines())) <= columns
-            assert not any(noise in out for noise in ("(default: None)", "(default: )", "{None}"))
+            noise = ("(default: None)", "(default: )", "{None}", "[[", "{FLOAT", " ...]]", "[PATH [")
+            assert not any(each in out.replace("[[fx", "") for each in noise)
         assert f"nvf-fast {name}" in out and ("mm" in out or name not in ("demo", "predict", "eval"))
     assert "(default: 16.0)" in run("predict", "--help")[1]
 

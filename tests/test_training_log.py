@@ -63,10 +63,14 @@ def test_refuses_missing_tensorboard_before_the_first_step(
 
 
 def test_progress_bar_shows_losses_and_damaged_images(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = tiny(steps=2, log_every=1, evaluate_every=2)
+    train(config, Dots(), tmp_path / "to_a_file", evaluate=lambda model: {"cs_mje": 12.5})
+    assert capsys.readouterr() == ("", "step 2: cs_mje 12.5\n")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(tiny(steps=2, log_every=1), Dots(damaged=tuple(range(12))), tmp_path / "damaged")
-    shown = capfd.readouterr().err
+    shown = capsys.readouterr().err
     assert "damaged=8" in shown and "img/s=" in shown and "sdf=" in shown
     train(tiny(steps=2, log_every=1), Dots(), tmp_path / "whole")
-    assert "damaged" not in capfd.readouterr().err
+    assert "damaged" not in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,8 +88,8 @@ def test_damaged_frames_are_reported_and_left_out(tmp_path: Path, capsys: pytest
         assert "frame 1: " in errors and "1 of 4 frames failed" in errors
 
 
-def damaged_video(path: Path, images: list[np.ndarray]) -> Path:
-    """A video of independent JPEG images, the second of which is cut off."""
+def damaged_video(path: Path, images: list[np.ndarray], cut: int = 1) -> Path:
+    """A video of independent JPEG images, one of which is cut off."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -99,11 +101,11 @@ def damaged_video(path: Path, images: list[np.ndarray]) -> Path:
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))
         ]
         for index, packet in enumerate(packets):
-            if index == 1:
-                cut = av.Packet(bytes(packet)[:40])
-                cut.stream, cut.pts, cut.dts = stream, packet.pts, packet.dts
-                cut.time_base = packet.time_base
-                packet = cut
+            if index == cut:
+                part = av.Packet(bytes(packet)[:40])
+                part.stream, part.pts, part.dts = stream, packet.pts, packet.dts
+                part.time_base = packet.time_base
+                packet = part
             container.mux(packet)
     return path
 
@@ -122,6 +124,89 @@ def test_unreadable_sources_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images"):
         next(read_frames(tmp_path / "empty"))
+
+
+def test_sources_without_a_frame_name_what_is_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    save_checkpoint(hand_network(), tmp_path / "hand", {})
+    options = ["--checkpoint", tmp_path / "hand", "--device", "cpu"]
+    for name in ("text.jpg", "notes.txt", "clip.mp4"):
+        (tmp_path / name).write_text("no video")
+    (tmp_path / "nothing.mp4").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    damaged_video(tmp_path / "cut.mkv", colours(2)[:1], cut=0)
+    for name in ("text.jpg", "notes.txt", "clip.mp4", "nothing.mp4", "folder", "cut.mkv"):
+        outputs = ["--out", tmp_path / "out.jsonl", "--overlay", tmp_path / "drawn.mp4"]
+        assert track(tmp_path / name, *options, *outputs) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and len(captured.err.splitlines()) == 1, captured.err
+        assert captured.err.startswith(f"nvf-fast track: {tmp_path / name}: ")
+        expected = (
+            ") in this folder"
+            if name == "folder"
+            else "; expected a video file, a folder of images or camera:0"
+        )
+        assert captured.err.endswith(f"{expected}\n")
+        assert not (tmp_path / "drawn.mp4").exists() and not (tmp_path / "out.jsonl").exists()
+
+
+def test_intrinsics_of_another_size_end_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(hand_network(), tmp_path / "hand", {})
+    K, small, large = [[90.0, 0, 80], [0, 90.0, 60], [0, 0, 1]], (90, 160), (120, 160)
+    (tmp_path / "K.json").write_text(json.dumps({"K": K, "size": [160, 120]}))
+    options = ["--intrinsics", tmp_path / "K.json", "--checkpoint", tmp_path / "hand", "--device", "cpu"]
+    for name, shapes in (("none", [small]), ("some", [large, small, small])):
+        (tmp_path / name).mkdir()
+        for index, shape in enumerate(shapes):
+            Image.fromarray(colours(1, shape)[0]).save(tmp_path / name / f"{index}.png")
+        assert track(tmp_path / name, *options, "--out", tmp_path / f"{name}.jsonl") == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == len(shapes) - (name == "some") and "calibrates images of 160 x 120" in errors[0]
+    assert not (tmp_path / "none.jsonl").exists() and errors[1].endswith("2 of 3 frames failed")
+    assert len((tmp_path / "some.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes")
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+    save_checkpoint(hand_network(), tmp_path / "hand", {})
+    (tmp_path / "frames").mkdir()
+    for index, image in enumerate(colours(3, (120, 160))):
+        Image.fromarray(image).save(tmp_path / f"frames/{index}.png")
+    script = """
+import resource, sys
+from nvf_fast.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+main(sys.argv[1:])
+"""
+    command = ["track", tmp_path / "frames", "--fov", "60", "--checkpoint", tmp_path / "hand", "--device"]
+    command += ["cpu", "--out", tmp_path / "hands.jsonl"]
+    ended = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
+    error = f"nvf-fast track: {tmp_path / 'hands.jsonl'}: File too large\n"
+    assert (ended.returncode, ended.stderr) == (2, error)
+    lines = (tmp_path / "hands.jsonl").read_text().splitlines()
+    assert lines and [json.loads(line)["frame"] for line in lines] == list(range(len(lines)))
+
+
+def test_frames_of_another_size_are_tracked_but_not_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    save_checkpoint(hand_network(), tmp_path / "hand", {})
+    (tmp_path / "frames").mkdir()
+    for index, image in enumerate(colours(3, (120, 160))):
+        Image.fromarray(image[: 90 if index == 1 else None]).save(tmp_path / f"frames/{index}.png")
+    options = ["--fov", 60, "--checkpoint", tmp_path / "hand", "--device", "cpu"]
+    assert track(tmp_path / "frames", *options, "--overlay", tmp_path / "drawn.mp4") == 2
+    captured = capsys.readouterr()
+    assert ["error" in json.loads(line) for line in captured.out.splitlines()] == [False] * 3
+    assert captured.err.splitlines() == [
+        "nvf-fast track: frame 1 is not in --overlay: frames must have the size of the first, 160 x 120 px, "
+        "got 160 x 90",
+        "nvf-fast track: 1 of 3 frames are not in --overlay",
+    ]
+    assert len(list(read_frames(tmp_path / "drawn.mp4"))) == 2
 
 
 def test_missing_pyav_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +240,7 @@ def test_track_writes_a_line_per_frame(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     for arguments, message in (
         ([clip, "--out", out], "exists: choose another name"),
+        ([clip, "--overlay", tmp_path / "drawn.gif"], "whose name ends in .mp4, .mov, .mkv, .avi, got"),
         ([tmp_path / "gone.mp4"], "gone.mp4: No such file"),
         ([clip, "--frame-rate", 0], "--frame-rate must be a positive number"),
         ([clip, "--fx", 500, "--fov", 60], "only one of --fx"),

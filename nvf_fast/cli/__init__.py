@@ -19,6 +19,8 @@ def user_errors() -> Iterator[None]:
     """Raise missing files, damaged files and invalid values as `UserError`."""
     try:
         yield
+    except BrokenPipeError:  # of standard output, which ends the program quietly
+        raise
     except OSError as error:
         name = f"{error.filename}: " if error.filename is not None and error.strerror else ""
         raise UserError(f"{name}{error.strerror or error}") from error

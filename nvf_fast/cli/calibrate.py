@@ -11,6 +11,7 @@ import tyro
 
 from nvf_fast.cli import UserError, user_errors
 from nvf_fast.cli.options import ViewMaterial
+from nvf_fast.cli.outputs import check_output_folder
 
 SEED = 3_000_017  # its views do not occur in training runs with smaller seeds
 
@@ -41,6 +42,7 @@ class Calibrate:
             raise UserError(f"--views must be at least 2, got {self.views}")
         if self.wide < 1:
             raise UserError(f"--wide must be at least 1, got {self.wide}")
+        check_output_folder("--out", self.out)
         folders = ViewFolders(**vars(self.material))
         with user_errors():
             model, info = load_checkpoint(self.checkpoint)

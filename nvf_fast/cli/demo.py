@@ -13,6 +13,7 @@ from PIL import Image
 
 from nvf_fast.cli import load_estimator, user_errors
 from nvf_fast.cli.options import Optional
+from nvf_fast.cli.outputs import DRAWING_SUFFIXES, check_output_file
 from nvf_fast.overlay import draw_poses, write_drawing
 from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.search import Search
@@ -30,7 +31,7 @@ class Demo:
     given the true boxes and sides.
     """
 
-    overlay: Path = Path("nvf_demo.png")  # PNG file for the image with the predicted joints
+    overlay: Path = Path("nvf_demo.png")  # .png or .jpg file for the image with the predicted joints
     step: float = 16.0  # mm, spacing of the query points
     # points to query: "dense" for all, "octree" (for steps up to 8 mm) or "guided" for a part of them
     search: Search = "dense"
@@ -40,6 +41,7 @@ class Demo:
     device: Optional[str] = None
 
     def run(self) -> None:
+        check_output_file("--overlay", self.overlay, DRAWING_SUFFIXES)
         estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
         assets = files("nvf_fast") / "assets"
         truth = json.loads((assets / "demo.json").read_text())

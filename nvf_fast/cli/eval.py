@@ -13,6 +13,7 @@ import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.cli.options import Optional, Several
+from nvf_fast.cli.outputs import check_output_folder
 from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
 from nvf_fast.evaluation.hand_view_report import (
     check_hand_views,
@@ -101,6 +102,7 @@ class SyntheticV2:
     data_cache: Optional[Path] = None  # folder for rendered images
 
     def run(self) -> None:
+        check_output_folder("--data-cache", self.data_cache)
         folders = Folders(cache=self.data_cache)
         _evaluate(self.prediction, self.output, DataConfig("synthetic-v2"), self.split, folders)
 
@@ -123,6 +125,7 @@ class FreiHAND:
     cache: Optional[Path] = None  # folder for long annotation files as arrays
 
     def run(self) -> None:
+        check_output_folder("--cache", self.cache)
         folders = Folders(data=self.data, evaluation=self.evaluation_data, cache=self.cache)
         config = DataConfig("freihand")
         _evaluate(self.prediction, self.output, config, self.split, folders, "freihand", self.mano)
@@ -184,6 +187,7 @@ class LabelledPhotographs:
         from nvf_fast.data.photographs import Photographs
         from nvf_fast.evaluation import photographs
 
+        check_output_folder("--out", self.out)
         predictor, conditions = _load_alone("photographs", self.prediction)
         if predictor.task != "camera-space" or False not in predictor.scale_choices:
             raise UserError("eval photographs needs a camera-space network that works without hand scale")
@@ -245,6 +249,8 @@ class HandViews:
     checks: Annotated[HandViewChecks, tyro.conf.arg(name="")] = field(default_factory=HandViewChecks)
 
     def run(self) -> None:
+        check_output_folder("--out", self.out)
+        check_output_folder("--data-cache", self.checks.data_cache)
         predictor, conditions = _load_alone("hand-views", self.prediction)
         if predictor.estimator.model.config.view != "hand":
             raise UserError("eval hand-views needs a network of hand views")
@@ -300,6 +306,7 @@ def _evaluate(
     from nvf_fast.evaluation.run import predict
     from nvf_fast.runtime.processes import Processes, ProcessLostError, process_group
 
+    check_output_folder("--out", output.out)
     with user_errors():
         mano = None if fitted is None else Mano.load(fitted)
     predictor, conditions = prediction.load()

@@ -10,6 +10,7 @@ import tyro
 
 from nvf_fast.cli import user_errors
 from nvf_fast.cli.options import Optional
+from nvf_fast.cli.outputs import check_output_folder
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Export:
     def run(self) -> None:
         from nvf_fast.export import export_checkpoint
 
+        check_output_folder("--out", self.out)
         options = {"step_mm": self.step, "surface_mm": self.surface, "fraction": self.fraction}
         with user_errors():
             export_checkpoint(self.checkpoint, self.out, self.format, **options, progress=True)

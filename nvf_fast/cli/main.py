@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import re
 import shutil
 import sys
 import textwrap
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import nvf_fast
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A user's error ends with status 2, Ctrl-C with 130, and output that is closed early with 141, the statuses
     of programs that SIGINT or SIGPIPE stops.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         try:
             _run(*(sys.argv[1:] if arguments is None else arguments))
@@ -78,11 +83,14 @@ def _run(name: str = "--help", *rest: str) -> None:
 
     import tyro
 
+    from nvf_fast.cli.options import REGISTRY
+
     command = getattr(importlib.import_module(f"nvf_fast.cli.{name}"), name.capitalize())
-    with contextlib.redirect_stdout(_WrappedOutput(sys.stdout)):
+    with REGISTRY, contextlib.redirect_stdout(_WrappedOutput(sys.stdout)):
         options = tyro.cli(command, prog=f"nvf-fast {name}", args=rest)
     try:
-        options.run()
+        with _messages(name):
+            options.run()
     except UserError as error:
         _end(f" {name}", str(error))
     except BrokenPipeError:
@@ -90,6 +98,25 @@ def _run(name: str = "--help", *rest: str) -> None:
     except OSError as error:
         named = error.filename is not None and error.strerror
         _end(f" {name}", f"{error.filename}: {error.strerror}" if named else str(error))
+
+
+@contextlib.contextmanager
+def _messages(command: str) -> Iterator[None]:
+    """Write warnings and records of the library's log as lines of their own, above a progress bar."""
+    from tqdm import tqdm
+
+    def write(message: object, *_: object) -> None:
+        tqdm.write(f"nvf-fast {command}: {' '.join(str(message).split())}", file=sys.stderr)
+
+    handler, log = logging.Handler(), logging.getLogger("nvf_fast")
+    handler.emit = lambda record: write(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = write  # type: ignore[assignment]
+            yield
+    finally:
+        log.removeHandler(handler)
 
 
 class _WrappedOutput:

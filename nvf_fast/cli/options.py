@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 T = TypeVar("T")
+Spec = PrimitiveConstructorSpec[Any]
+REGISTRY = ConstructorRegistry()  # of tyro, with the rules below
+
+
+@REGISTRY.primitive_rule
+def _optional(option: PrimitiveTypeInfo) -> Spec | None:
+    """Read `T | None` as T: tyro's own rule writes {FLOAT FLOAT} in help and markup in errors."""
+    kinds = get_args(option.type)
+    if tyro.conf.DisallowNone not in option.markers or len(kinds) != 2 or kinds[1] is not NoneType:
+        return None
+    spec = _spec(kinds[0], option)
+    return replace(
+        spec,
+        instance_from_str=_reader(spec, spec.metavar),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+    )
+
+
+@REGISTRY.primitive_rule
+def _several(option: PrimitiveTypeInfo) -> Spec | None:
+    """Read `tuple[T, ...]` as tyro does, with "T ..." in help instead of "[T [T ...]]"."""
+    if option.type_origin is not tuple or get_args(option.type)[1:] != (...,):
+        return None
+    kind = get_args(option.type)[0]
+    one, several = _spec(kind, option), _spec(list[kind], option)  # type: ignore[valid-type]
+    metavar = f"{one.metavar} ..."
+    return replace(
+        several,
+        metavar=metavar,
+        instance_from_str=lambda texts: tuple(_reader(several, metavar)(texts)),
+        is_instance=lambda value: isinstance(value, tuple) and all(map(one.is_instance, value)),
+    )
+
+
+def _spec(kind: Any, option: PrimitiveTypeInfo) -> Spec:
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, option.markers))
+    assert isinstance(spec, PrimitiveConstructorSpec)
+    return spec
+
+
+def _reader(spec: Spec, expected: str) -> Callable[[list[str]], Any]:
+    """The spec's function that reads texts, with an error that gives the expected ones."""
+
+    def read(texts: list[str]) -> Any:
+        try:
+            return spec.instance_from_str(texts)
+        except ValueError as error:
+            raise ValueError(f"expected {expected}, got {' '.join(texts)}") from error
+
+    return read
 
 
 def _default_hint(default: str) -> str:

@@ -10,6 +10,7 @@ import tyro
 
 from nvf_fast.cli import UserError, check_device, load_estimator, user_errors
 from nvf_fast.cli.options import Flag, Optional
+from nvf_fast.cli.outputs import check_output_folder
 
 if TYPE_CHECKING:
     from nvf_fast.reproduce.recipes import Role
@@ -44,8 +45,8 @@ class Reproduce:
     checkpoint: Optional[str] = None
     trained: Flag = False  # train the networks of table 6, CS-NVF and RS-NVF, as the paper does
     # for figures 3 and 5, other methods' pred.json by name
-    predictions: Annotated[dict[str, Path], tyro.conf.arg(help_behavior_hint="")] = field(
-        default_factory=dict
+    predictions: Annotated[dict[str, Path], tyro.conf.arg(help_behavior_hint="", metavar="NAME PATH ...")] = (
+        field(default_factory=dict)
     )
     photographs: Optional[Path] = None  # for figure 8, folder of photographs with an intrinsics.json
     samples: tuple[int, ...] = (0, 1, 2)  # for figures 4 to 7, indices of evaluation images
@@ -66,6 +67,8 @@ class Reproduce:
         from nvf_fast.reproduce.results import write_result
         from nvf_fast.reproduce.workshop import StoppedError, Workshop
 
+        check_output_folder("--out", self.out)
+        check_output_folder("--runs", self.runs)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         check_device(device)
         size = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -16,8 +17,10 @@ from tqdm import tqdm
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
 from nvf_fast.cli.options import Flag, Optional
+from nvf_fast.cli.outputs import check_output_file
 from nvf_fast.overlay import draw_poses
-from nvf_fast.video import CAMERA, FRAME_RATE, VideoWriter, read_frames, video_rate
+from nvf_fast.runtime.progress import progress_bar
+from nvf_fast.video import CAMERA, FRAME_RATE, VIDEO_SUFFIXES, VideoWriter, read_frames, video_rate
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,7 @@ class Track:
         self.camera.check()
         if not 0 < self.frame_rate < 1e6:
             raise UserError(f"--frame-rate must be a positive number of Hz, got {self.frame_rate}")
-        for name, path in (("out", self.out), ("overlay", self.overlay)):
-            if path is not None and (path.is_dir() or path.is_file()):
-                raise UserError(f"--{name} {path} exists: choose another name")
+        self._check_outputs()
         with user_errors():
             rate = video_rate(self.source) or self.frame_rate
         estimator = load_estimator(self.checkpoint, self.device)
@@ -65,30 +66,34 @@ class Track:
             read_hand_scale(self.hand_scale, 1, estimator.model.config)
             smoothing = None if self.raw else Smoothing()
             tracker = Tracker(estimator, self.most_hands, smoothing=smoothing, hand_scale=self.hand_scale)
+            write_line = stack.enter_context(self._lines())
+            index, failed, left_out, assumed, last = 0, 0, 0, False, ""
             video = None if self.overlay is None else stack.enter_context(VideoWriter(self.overlay, rate))
-            lines, index, failed, assumed = self._open_lines(stack), 0, 0, False
 
             def write(time: float, entries: dict[str, Any]) -> None:
                 nonlocal index
                 record = {"frame": index, "time": round(time, 6), **entries}
-                lines.write(json.dumps(record, allow_nan=False) + "\n")
-                lines.flush()
+                write_line(json.dumps(record, allow_nan=False) + "\n")
                 index += 1
 
             def damaged(time: float, error: Exception) -> None:
-                nonlocal failed
+                nonlocal failed, last
                 failed += 1
-                _warn(f"frame {index}: {error_line(error)}")
+                if error_line(error) != last:  # an option that fits no frame fails for each of them
+                    last = error_line(error)
+                    _warn(f"frame {index}: {last}")
                 write(time, {"error": error_line(error)})
 
             frames = read_frames(self.source, self.frame_rate, damaged)
-            for time, image in tqdm(frames, unit="frame"):
+            for time, image in progress_bar(frames, unit="frame"):
                 try:
                     height, width = image.shape[:2]
                     camera, source = self.camera.of(Path(self.source), height, width, exif=False)
                     hands = tracker(image, camera, time)
                     poses = [{"id": id, **pose.to_dict()} for id, pose in zip(*hands, strict=True)]
                 except Exception as error:  # whatever a frame causes must not stop the others
+                    if not index and isinstance(error, UserError):  # of the camera's options
+                        raise
                     damaged(time, error)
                     continue
                 if source == "default" and not assumed:
@@ -96,16 +101,57 @@ class Track:
                     _warn(f"no focal length given: assuming {DEFAULT_FOV:g} degrees across the longer side")
                 write(time, {"camera": camera_record(camera, source), "hands": poses})
                 if video is not None:
-                    video.write(np.asarray(draw_poses(image, hands.poses, hands.ids)))
+                    try:
+                        video.write(np.asarray(draw_poses(image, hands.poses, hands.ids)))
+                    except ValueError as error:  # of another size
+                        left_out += 1
+                        _warn(f"frame {index - 1} is not in --overlay: {error}")
         if failed:
             raise UserError(f"{failed} of {index} frames failed")
+        if left_out:
+            raise UserError(f"{left_out} of {index} frames are not in --overlay")
 
-    def _open_lines(self, stack: ExitStack) -> IO[str]:
+    def _check_outputs(self) -> None:
+        for option, path, suffixes in (("--out", self.out, ()), ("--overlay", self.overlay, VIDEO_SUFFIXES)):
+            if path is not None and (path.is_dir() or path.is_file()):
+                raise UserError(f"{option} {path} exists: choose another name")
+            check_output_file(option, path, suffixes)
+        if self.out is not None and self.overlay is not None and self.out.resolve() == self.overlay.resolve():
+            raise UserError(f"--out and --overlay must be two files, got {self.out} for both")
+
+    @contextmanager
+    def _lines(self) -> Iterator[Callable[[str], None]]:
+        """Open the file of the lines, and yield a function that writes a line; an empty file is removed."""
         if self.out is None:
-            return sys.stdout
+            yield _print_line
+            return
         self.out.parent.mkdir(parents=True, exist_ok=True)
         special = self.out.exists() and not self.out.is_file()
-        return stack.enter_context(self.out.open("w" if special else "x"))
+        with self.out.open("wb" if special else "xb", buffering=0) as file:
+            whole = 0  # bytes of whole lines
+
+            def write_line(line: str) -> None:
+                nonlocal whole
+                left = line.encode()
+                try:
+                    while left:  # a nearly full disk takes a part of the line, then refuses the rest
+                        left = left[file.write(left) :]
+                except OSError as error:
+                    if not special:
+                        file.truncate(whole)
+                    raise UserError(f"{self.out}: {error.strerror}") from error
+                whole += len(line.encode())
+
+            try:
+                yield write_line
+            finally:
+                if not special and not whole:
+                    self.out.unlink()
+
+
+def _print_line(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def _warn(message: str) -> None:

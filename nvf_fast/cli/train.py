@@ -12,6 +12,7 @@ import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.cli.options import Flag, Optional, ViewMaterial
+from nvf_fast.cli.outputs import check_output_folder
 from nvf_fast.data.catalogue import Folders, open_dataset
 from nvf_fast.synthetic.dataset import render_ahead
 from nvf_fast.training.config import PRESETS, TrainingConfig
@@ -55,6 +56,8 @@ class Run:
         from nvf_fast.training.validation import validation
 
         config = self.config
+        check_output_folder("--out", self.out)
+        check_output_folder("--data-cache", self.data_cache)
         torch.set_num_threads(self.threads)
         folders = Folders(self.data, self.evaluation_data, self.mano, self.data_cache)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")

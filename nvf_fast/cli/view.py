@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nvf_fast.cli import UserError, load_estimator, user_errors
+from nvf_fast.cli import load_estimator, user_errors
 from nvf_fast.cli.cameras import CameraOptions
 from nvf_fast.cli.options import Optional
+from nvf_fast.cli.outputs import check_output_file
 from nvf_fast.image_files import read_image
 from nvf_fast.overlay import undistorted
 from nvf_fast.runtime.files import write_file
@@ -43,8 +44,7 @@ class View:
         from nvf_fast.viewer import HandScene, make_page, open_server
 
         self.camera.check()
-        if self.out is not None and self.out.suffix.lower() != ".html":
-            raise UserError(f"--out must be an .html file, got {self.out}")
+        check_output_file("--out", self.out, (".html",), (self.image, self.camera.intrinsics))
         estimator = load_estimator(self.checkpoint, self.device)
         with user_errors(), warnings.catch_warnings():
             warnings.simplefilter("default")

@@ -7,12 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nvf_fast.data.sample import HandSample
 from nvf_fast.evaluation.scores import rate
 from nvf_fast.finding import SAME_HAND, overlap
 from nvf_fast.pose import HandPose
+from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.synthetic.wide_images import WideHand, WideImage
 
 Find = Callable[[np.ndarray, np.ndarray], HandPose]
@@ -58,7 +58,7 @@ def score_finding(find: Find, images: Iterable[WideImage]) -> dict[str, Any]:
     """
     sizes, side, count = [], [], 0
     hits, false = list[float](), list[float]()  # presence of each hand's pose, -1 if missed; of false poses
-    for wide in tqdm(images, desc="finding", disable=None):
+    for wide in progress_bar(images, desc="finding"):
         poses = find(wide.image, wide.intrinsics)
         found = match_hands(poses.joints_2d, [hand.box for hand in wide.hands])
         presence = dict(zip(found, poses.presence.tolist(), strict=True))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nvf_fast.camera import project
 from nvf_fast.data.hand_views import VIEW_SIZE, HandViews
@@ -22,6 +21,7 @@ from nvf_fast.evaluation.mean_pose import mean_pose, mean_shape
 from nvf_fast.evaluation.photographs import BATCH, Poses, Predict, predicted
 from nvf_fast.evaluation.scores import rank_correlation, rate
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.training.calibration import ViewPredictions
 from nvf_fast.volumes import HandVolume
 
@@ -45,7 +45,7 @@ def exact_views(samples: Sequence[HandSample]) -> tuple[HandViews, np.ndarray]:
 def part_joints(predict_views: PredictViews, samples: Sequence[HandSample]) -> dict[str, np.ndarray]:
     """Joints (N, 21, 3) mm of the unit hand by the coarse heads alone and by the votes alone."""
     parts: dict[str, list[np.ndarray]] = {"coarse": [], "votes": []}
-    for first in tqdm(range(0, len(samples), BATCH), desc="parts", disable=None):
+    for first in progress_bar(range(0, len(samples), BATCH), desc="parts"):
         views, rotations = exact_views(samples[first : first + BATCH])
         found = predict_views(views)
         for name, joints in (("coarse", found.coarse), ("votes", found.voted)):

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from nvf_fast.camera import project
 from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
@@ -21,6 +20,7 @@ from nvf_fast.evaluation.report_files import table_lines, write_report_files
 from nvf_fast.evaluation.scores import rank_correlation, rate
 from nvf_fast.joint_definitions import scale_to_unit
 from nvf_fast.pose import HandPose
+from nvf_fast.runtime.progress import progress_bar
 
 Predict = Callable[[Sequence[HandSample], Sequence[str | None]], HandPose]
 """Predictor of hands from samples and the side or None of each: a batch of numpy arrays, unit hand's mm."""
@@ -90,7 +90,7 @@ def predicted(
         sides_given: whether the method is given their sides.
     """
     rows, parts = range(len(samples)) if indices is None else indices, []
-    for first in tqdm(range(0, len(rows), batch), desc="poses", disable=None):
+    for first in progress_bar(range(0, len(rows), batch), desc="poses"):
         part = [samples[row] for row in rows[first : first + batch]]
         pose = predict(part, [sample.side if sides_given else None for sample in part])
         errors = np.full((len(part), 21), np.nan) if pose.expected_error is None else pose.expected_error

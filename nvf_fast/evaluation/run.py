@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
 from nvf_fast.evaluation.dataset_predictions import SETTINGS, DatasetPredictions, Times
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
 from nvf_fast.runtime.processes import TIMEOUT_S, Processes
+from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.runtime.store import ResumeError, Store, differences
 
 ALONE = Processes()
@@ -97,7 +97,7 @@ def predict(
     done = {index: stored for index, stored in found.items() if stored is not None}
     missing = {index: span for index, span in spans.items() if index not in done}
     hidden, total = not (progress and processes.rank == 0), sum(map(len, missing.values()))
-    with tqdm(total=total, unit="img", desc="evaluating", dynamic_ncols=True, disable=hidden) as bar:
+    with progress_bar(total=total, unit="img", desc="evaluating", hidden=hidden) as bar:
         for index, predicted in _predicted_shards(predictor, dataset, missing, settings, batch, workers):
             done[index] = replace(predicted, metadata=known)
             if stores:

@@ -17,13 +17,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from nvf_fast.camera import reference_intrinsics
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.runtime.files import write_file
+from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
 CHUNK = 128  # images kept in one file
@@ -141,7 +141,7 @@ class SyntheticHands:
         chunks = range(share[0], -(-min(count or len(self), len(self)) // CHUNK), share[1])
         missing = [chunk for chunk in chunks if not self._path(chunk).exists()]
         hidden, total = not progress or not missing, len(missing) * CHUNK
-        bar = tqdm(total=total, unit="img", desc="rendering", disable=hidden)
+        bar = progress_bar(total=total, unit="img", desc="rendering", hidden=hidden)
         with bar, ExitStack() as stack:
             done: Iterable[None] = map(self._store_chunk, missing)
             processes = min(processes, len(missing))

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.hand_views import HandViews
@@ -24,6 +23,7 @@ from nvf_fast.model import NVF
 from nvf_fast.pipeline import QueryOptions
 from nvf_fast.pose import HandPose
 from nvf_fast.runtime.profiling import Profiler
+from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.synthetic.wide_images import WideImage
 from nvf_fast.training.hand_losses import HandBatch
 from nvf_fast.training.view_augmentation import with_blank_views
@@ -167,8 +167,7 @@ def fit_finding(propose: Propose, wide: Iterable[WideImage]) -> tuple[tuple[floa
         false hands per image.
     """
     images = [
-        (each.hands, *propose(each.image, each.intrinsics))
-        for each in tqdm(wide, desc="finding", disable=None)
+        (each.hands, *propose(each.image, each.intrinsics)) for each in progress_bar(wide, desc="finding")
     ]
     evidence, labels = [np.zeros((0, 3))], list[bool]()
     for hands, pose, found in images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from nvf_fast.runtime.files import write_file
 from nvf_fast.runtime.processes import Processes
+from nvf_fast.runtime.progress import progress_bar
 
 if TYPE_CHECKING:
     from nvf_fast.training.trainer import Trainer
@@ -64,8 +65,8 @@ class TrainingLog:
             forget_after(folder, step)
             if tensorboard:
                 self._board = _board(folder / TENSORBOARD_FOLDER, step)
-        hidden = silent or not progress
-        self._bar = tqdm(total=total, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
+        self._shown = progress and not silent
+        self._bar = progress_bar(total=total, initial=step, unit="step", hidden=not self._shown)
 
     def __enter__(self) -> TrainingLog:
         return self
@@ -115,11 +116,11 @@ class TrainingLog:
         self.seconds, self._steps, self._sums = 0.0, 0, {}
 
     def write_evaluation(self, step: int, minutes: float, scores: dict[str, float]) -> None:
-        """Add a line of scores, and print it above the progress bar."""
+        """Add a line of scores, and show it, above the progress bar if there is one."""
         self.write(step, minutes, {"evaluation": scores})
-        if not self._bar.disable:
+        if self._shown:
             listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            self._bar.write(f"step {step}: {listed}")
+            self._bar.write(f"step {step}: {listed}", file=sys.stderr)
 
 
 @dataclass

@@ -1,0 +1,55 @@
+"""Checks of the paths that a command writes to, before its work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nvf_fast.cli import UserError, user_errors
+
+DRAWING_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def check_output_file(
+    option: str, path: Path | None, suffixes: Sequence[str] = (), inputs: Iterable[Path | None] = ()
+) -> None:
+    """Raise `UserError` if a file cannot be written, has another suffix, or would replace an input.
+
+    Args:
+        option: name of the option, as in --out.
+        path: the file, if any; it may exist, and missing folders are made.
+        suffixes: accepted suffixes; all if empty.
+        inputs: files that the command reads.
+    """
+    if path is None:
+        return
+    with user_errors():
+        if path.is_dir():
+            raise UserError(f"{option} must be a file, {path} is a folder")
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise UserError(f"{option} must be a file whose name ends in {', '.join(suffixes)}, got {path}")
+        if os.path.realpath(path) in {os.path.realpath(each) for each in inputs if each is not None}:
+            raise UserError(f"{option} would replace {path}, an input: choose another name")
+        if path.exists() and not path.is_file():  # a device or a pipe
+            return
+        _check_folder(option, Path(os.path.realpath(path)).parent)
+
+
+def check_output_folder(option: str, path: Path | None) -> None:
+    """Raise `UserError` if a folder, which may be missing, cannot be made or written to."""
+    if path is None:
+        return
+    with user_errors():
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{option} must be a folder, {path} is a file")
+        _check_folder(option, Path(os.path.realpath(path)))
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Check a folder, or the nearest existing one above it."""
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not existing.is_dir():
+        raise UserError(f"{option}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{option}: no permission to write to {existing}")
