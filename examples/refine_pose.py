@@ -8,6 +8,7 @@ python examples/refine_pose.py
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def moved(joints: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     folder = Path(nvf_fast.__file__).parent / "assets"
     scene = json.loads((folder / "demo.json").read_text())
     hand = next(hand for hand in scene["hands"] if hand["side"] == "right")

@@ -5,8 +5,10 @@ The scene's unit is the metre, its frame the camera's (x right, y down, z forwar
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,9 @@ EMPTY_DEPTH_MM = 600.0  # of the image where no hand is shown
 SKIN = (214, 160, 135)
 VOTER_MM, JOINT_MM, BONE_MM, LINE_MM = 2.5, 8.0, 3.5, 0.6
 NO_JOINT = "none"
+FOV = 50.0  # degrees, of the first view
+FROM = np.array([0.45, -0.3, 0.0])  # its direction, relative to the camera's
+MARGIN = 1.25  # its extent over that of the hands
 
 
 class HandScene:
@@ -46,19 +51,24 @@ class HandScene:
         farthest = max((float(pose.joints[:, 2].max()) for pose in self._poses), default=EMPTY_DEPTH_MM)
         self._add_camera(BEHIND * farthest * MM)
         self._add_hands()
-        middles = [pose.joints.mean(0) * MM for pose in self._poses]
-        middle = np.mean(middles, 0) if middles else np.array([0, 0, EMPTY_DEPTH_MM * MM])
+        joints = np.concatenate([pose.joints * MM for pose in self._poses] or [self._corners])
+        middle = (joints.min(0) + joints.max(0)) / 2
         self._scene.set_up_direction("-y")
         self._scene.configure_default_lights()
-        # From above and beside the camera, so that the depths of hands are visible.
-        server.initial_camera.look_at = 0.95 * middle
-        server.initial_camera.position = middle + middle[2] * np.array([0.55, -0.3, -0.6])
-        server.initial_camera.fov = math.radians(50)
+        # From the camera's side, turned to the right and up, so that the depths of hands are visible.
+        axis = FROM - middle / np.linalg.norm(middle)
+        axis /= np.linalg.norm(axis)
+        along = (joints - middle) @ axis
+        beside = np.linalg.norm(joints - middle - along[:, None] * axis, axis=1)
+        distance = (along + MARGIN * beside / math.tan(math.radians(FOV) / 2)).max()
+        server.initial_camera.look_at = middle
+        server.initial_camera.position = middle + distance * axis
+        server.initial_camera.fov = math.radians(FOV)
 
     def add_controls(self, server: viser.ViserServer) -> None:
         """Add controls: what is shown, the joint whose votes are drawn, and the image's depth."""
         for part in ("image", "mesh", "joints", "voters"):
-            box = server.gui.add_checkbox(part, True)
+            box = server.gui.add_checkbox(part, part != "voters")
             box.on_update(lambda event: self._show(event.target.label, event.target.value))
         joint = server.gui.add_dropdown("votes for", (NO_JOINT, *JOINT_NAMES))
         joint.on_update(lambda event: self.draw_votes(event.target.value))
@@ -93,6 +103,7 @@ class HandScene:
         height, width = self._image.shape[:2]
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]]) - 0.5
         rays = np.append(corners, np.ones((4, 1)), 1) @ np.linalg.inv(self._K).T * depth
+        self._corners = rays
         edges = [(np.zeros(3), ray) for ray in rays] + list(zip(rays, np.roll(rays, -1, 0), strict=True))
         self._scene.add_line_segments("/camera", np.array(edges), (90, 90, 90), thickness=MM)
         shown = Image.fromarray(self._image)
@@ -106,7 +117,7 @@ class HandScene:
         for row, pose in enumerate(self._poses):
             name, mesh = f"/hand {row}", pose.mesh()
             self._handles[f"{name}/mesh"] = self._scene.add_mesh_simple(
-                f"{name}/mesh", mesh.vertices * MM, mesh.faces, color=SKIN, opacity=0.75
+                f"{name}/mesh", mesh.vertices * MM, mesh.faces, color=SKIN, opacity=0.5
             )
             self._handles[f"{name}/joints"] = self._scene.add_frame(f"{name}/joints", show_axes=False)
             joints = pose.joints * MM
@@ -122,7 +133,7 @@ class HandScene:
             if isinstance(pose.votes, Votes) and len(pose.votes.points):
                 self._handles[f"{name}/voters"] = self._scene.add_point_cloud(
                     f"{name}/voters", pose.votes.points * MM, (30, 30, 30), point_size=VOTER_MM * MM,
-                    point_shape="circle", precision="float32",
+                    point_shape="circle", precision="float32", visible=False,
                 )  # fmt: skip
 
 
@@ -136,11 +147,20 @@ def open_server(port: int) -> viser.ViserServer:
         import viser
     except ImportError as error:
         raise ImportError("the page needs viser: pip install 'nvf-fast[viz]'") from error
-    return viser.ViserServer("127.0.0.1", port, label="nvf-fast", verbose=False)
+    with redirect_stdout(io.StringIO()):  # viser prints its address, verbose or not
+        return viser.ViserServer("127.0.0.1", port, label="nvf-fast", verbose=False)
+
+
+def stop_server(server: viser.ViserServer) -> None:
+    """Stop a viser server without viser's message."""
+    with redirect_stdout(io.StringIO()):
+        server.stop()
 
 
 def make_page(image: np.ndarray, K: np.ndarray, poses: Sequence[HandPose]) -> str:
-    """Make a self-contained HTML page of the scene, which needs no server and has no controls.
+    """Make a self-contained HTML page of the scene, which needs no server.
+
+    Its button at the top right lists the parts of the scene to show or hide; voters are hidden at first.
 
     Args:
         image, K, poses: as in `HandScene`.
@@ -152,7 +172,7 @@ def make_page(image: np.ndarray, K: np.ndarray, poses: Sequence[HandPose]) -> st
         page: str = server.get_scene_serializer().as_html()
         return page
     finally:
-        server.stop()
+        stop_server(server)
 
 
 def _finger_colour(joint: int) -> Any:

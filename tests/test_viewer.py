@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from nvf_fast.pose import HandPose, Votes
 viser = pytest.importorskip("viser", reason="viser is not installed")
 zstandard = pytest.importorskip("zstandard", reason="viser is not installed")
 
-from nvf_fast.viewer import HandScene, make_page, open_server  # noqa: E402
+from nvf_fast.viewer import HandScene, make_page, open_server, stop_server  # noqa: E402
 
 K = np.array([[500.0, 0, 79.5], [0, 500.0, 59.5], [0, 0, 1]])
 IMAGE = np.full((120, 160, 3), (40, 90, 60), np.uint8)
@@ -70,6 +71,29 @@ def test_image_covers_the_rays_of_its_pixels() -> None:
         np.testing.assert_allclose(handle.position[:2], 0, atol=1e-9)
     finally:
         server.stop()
+
+
+def test_first_view_shows_the_hands_without_voters(capsys: pytest.CaptureFixture[str]) -> None:
+    near = replace(posed(), joints=posed().joints + np.array([150, 0, -200], np.float32))
+    for poses in ([], [posed()], [posed(), near]):
+        server = open_server(0)
+        try:
+            scene, camera = HandScene(server, IMAGE, K, poses), server.initial_camera
+            for row in range(len(poses)):
+                shown = {part: scene._handles[f"/hand {row}/{part}"].visible for part in ("mesh", "joints")}
+                assert all(shown.values()) and not scene._handles[f"/hand {row}/voters"].visible
+            axis = np.asarray(camera.look_at) - camera.position
+            offsets = (
+                np.concatenate([each.joints for each in poses] or [[[0, 0, 600]]]) / 1000 - camera.position
+            )
+            along = offsets @ axis / np.linalg.norm(axis)
+            beside = np.sqrt((offsets**2).sum(1) - along**2)
+            slopes = beside / along / np.tan(camera.fov / 2)
+            assert (along > 0).all() and slopes.max() <= 0.8 + 1e-6, "in the middle of the view"
+            assert not poses or slopes.max() > 0.5, "and not small"
+        finally:
+            stop_server(server)
+    assert capsys.readouterr().out == ""
 
 
 def is_drawn(screenshot: bytes) -> bool:

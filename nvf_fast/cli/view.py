@@ -34,14 +34,14 @@ class View:
     side: Optional[Literal["right", "left"]] = None  # side of the hand, predicted when absent
     hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
     port: int = 8080  # port of the page; if it is taken, the next free one is used
-    out: Optional[Path] = None  # .html file for a self-contained page without controls, instead of serving
+    out: Optional[Path] = None  # .html file for a self-contained page instead of serving
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
     # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
 
     def run(self) -> None:
-        from nvf_fast.viewer import HandScene, make_page, open_server
+        from nvf_fast.viewer import HandScene, make_page, open_server, stop_server
 
         self.camera.check()
         check_output_file("--out", self.out, (".html",), (self.image, self.camera.intrinsics))
@@ -63,4 +63,4 @@ class View:
         print(f"{len(poses)} hands on {address}; press Ctrl-C to stop", flush=True)
         with suppress(KeyboardInterrupt):
             server.sleep_forever()
-        server.stop()
+        stop_server(server)
