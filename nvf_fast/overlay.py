@@ -27,7 +27,6 @@ def draw_poses(
     poses: HandPose | Iterable[HandPose],
     ids: Sequence[int] = (),
     bones: Sequence[tuple[int, int]] | None = None,
-    errors: bool = True,
 ) -> Image.Image:
     """Draw skeletons, one colour per finger, nearer hands and bones over farther ones.
 
@@ -39,7 +38,6 @@ def draw_poses(
         poses: one or several poses in the image; invalid ones are not drawn.
         ids: ids of the hands, one for each pose, or empty.
         bones: pairs of joints, nearer to the root first; None connects the 21 joints of hands only.
-        errors: whether labels give expected errors, which do not include the effect of assumed intrinsics.
 
     Returns:
         An RGB image of the same size.
@@ -54,7 +52,7 @@ def draw_poses(
         _draw_skeleton(drawing, pixels, pose, edges)
         starts, ends = pixels[np.array(edges or [(0, 0)])].transpose(1, 0, 2)
         drawn += [starts + ratio * (ends - starts) for ratio in np.linspace(0, 1, 6)]
-        labels.append((pixels, label + description(pose, errors)))
+        labels.append((pixels, label + description(pose)))
     taken = np.concatenate(drawn)[:, None].repeat(2, 1)
     for pixels, text in labels:
         taken = np.concatenate([taken, _draw_label(drawing, pixels, text, taken)])
@@ -98,10 +96,10 @@ def undistorted(image: np.ndarray, camera: Camera) -> np.ndarray:
     return torch.stack(rows, 1).permute(1, 2, 0).round().byte().numpy()
 
 
-def description(pose: HandPose, error: bool = True) -> str:
-    """Side and, if `error`, mean expected error of a pose, as its label."""
+def description(pose: HandPose) -> str:
+    """Side and mean expected error of a pose, as its label."""
     side = pose.side if isinstance(pose.side, str) else ""
-    if pose.expected_error is None or not error:
+    if pose.expected_error is None:
         return side
     return f"{side} ±{np.mean(pose.expected_error):.0f} mm"
 

@@ -600,16 +600,16 @@ def test_predict_draws_no_expected_errors_with_an_assumed_camera(
 ) -> None:
     shown = []
 
-    def draw(image: np.ndarray, poses: Any, errors: bool) -> Any:
-        shown.append(errors)
-        return draw_poses(image, poses, errors=errors)
+    def draw(image: np.ndarray, poses: Any) -> Any:
+        shown.append([description(pose) for pose in poses])
+        return draw_poses(image, poses)
 
     monkeypatch.setattr("nvf_fast.cli.predict.draw_poses", draw)
     options = [images[0], *hands, "--box", 40, 30, 100, 90, "--overlay", tmp_path / "drawn.png"]
     _, _, err = run("predict", *options)
     assert "assuming 60 degrees" in err and "hands can be missed" in err
     assert run("predict", *options, "--fov", 60)[0] == 0
-    assert shown == [False, True]
+    assert shown[0] == ["right"] and shown[1][0].startswith("right ±")
 
 
 def test_predict_passes_the_least_presence_on(
@@ -1023,10 +1023,9 @@ def test_drawing(tmp_path: Path) -> None:
     assert white[1] > white[0] + 30, "unsure joints have holes"
     labelled = replace(pose, side="left", expected_error=np.full(21, 14.2))
     assert (np.array(draw_poses(image, labelled, ids=[3])) != drawn).any()
-    assert description(labelled) == "left ±14 mm" and description(labelled, error=False) == "left"
-    np.testing.assert_array_equal(
-        np.array(draw_poses(image, labelled, errors=False)),
-        np.array(draw_poses(image, replace(labelled, expected_error=None))),
+    assert (
+        description(labelled) == "left ±14 mm"
+        and description(replace(labelled, expected_error=None)) == "left"
     )
     other = HandPose(joints + [0, 0, 9], joints_2d[::-1].copy(), np.ones(21), 5, True, 99, 1.0)
     both, reverse = (np.array(draw_poses(image, pair)) for pair in ([pose, other], [other, pose]))

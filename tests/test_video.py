@@ -126,6 +126,22 @@ def test_unreadable_sources_are_errors(tmp_path: Path) -> None:
         next(read_frames(tmp_path / "empty"))
 
 
+def test_least_presence_of_a_hand_to_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "nvf_fast.estimator.PoseEstimator._least_presence",
+        lambda self, detector: seen.append(self.min_presence) or 1.0,
+    )
+    save_checkpoint(hand_network(), tmp_path / "hand", {})
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(colours(1)[0]).save(tmp_path / "frames/0.png")
+    options = ["--checkpoint", tmp_path / "hand", "--device", "cpu", "--min-presence", 0.25]
+    assert track(tmp_path / "frames", *options) == 0
+    assert set(seen) == {0.25} and "hands can be missed" in capsys.readouterr().err
+
+
 def test_sources_without_a_frame_name_what_is_expected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

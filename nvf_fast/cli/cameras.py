@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ from nvf_fast.camera_model import Camera
 from nvf_fast.cli import UserError, user_errors
 from nvf_fast.cli.options import Optional
 from nvf_fast.image_files import exif_focal
+from nvf_fast.pose import HandPose
 from nvf_fast.runtime.files import read_json
 
 DEFAULT_FOV = 60.0  # degrees, across an image's longer side
+ASSUMED = (
+    f"assuming {DEFAULT_FOV:g} degrees across the longer side; if that is wrong, so are distances, which "
+    "expected errors do not include, and hands can be missed"
+)
 CALIBRATION = ("K", "size", "distortion", "model")  # keys of a camera in a file
 
 
@@ -114,6 +120,11 @@ class CameraOptions:
         if unknown or "K" not in entry:
             fault = f"unknown keys {unknown}" if unknown else "no 'K'"
             raise UserError(f"{self.intrinsics}: a camera has the keys {list(CALIBRATION)}, got {fault}")
+
+
+def without_errors(poses: Iterable[HandPose], source: str) -> list[HandPose]:
+    """The poses to draw: without expected errors if the camera is assumed."""
+    return [replace(pose, expected_error=None) if source == "default" else pose for pose in poses]
 
 
 def camera_record(camera: Camera, source: str) -> dict[str, Any]:

@@ -18,8 +18,9 @@ import tyro
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
-from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
+from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
 from nvf_fast.cli.options import Optional, Several
+from nvf_fast.cli.outputs import DRAWING_SUFFIXES, check_output_file, check_output_folder
 from nvf_fast.cli.records import RecordWriter
 from nvf_fast.image_files import image_files, read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
@@ -98,8 +99,7 @@ class Predict:
         missing = [name for name, given in needed.items() if given and find_spec(name) is None]
         if missing:
             raise UserError(f"--mesh and --figure need {missing}: pip install 'nvf-fast[viz]'")
-        if self.out is not None and self.out.is_dir():
-            raise UserError(f"--out must be a file, {self.out} is a folder")
+        check_output_file("--out", self.out)
         if self.out is not None and guess_type(self.out.name)[0] and self.out.suffix not in LINE_SUFFIXES:
             raise UserError(f"--out must be a .json or .jsonl file, got {self.out}")
         estimator = load_estimator(
@@ -135,10 +135,8 @@ class Predict:
                 if record["camera"]["source"] == "default" and not assumed:
                     assumed = True
                     _warn(
-                        f"{path}: no focal length given or in the EXIF data: assuming {DEFAULT_FOV:g} "
-                        "degrees across the longer side, here and wherever camera.source is 'default'; where "
-                        "that is wrong, distances are too, expected errors do not include it, and hands can "
-                        "be missed"
+                        f"{path}: no focal length given or in the EXIF data, here and wherever camera.source "
+                        f"is 'default': {ASSUMED}"
                     )
                 for warning in caught:
                     _warn(f"{path}: {warning.message}")
@@ -159,7 +157,7 @@ class Predict:
         found = estimator(image, camera, self.hand_scale, boxes, sides, return_votes=votes, depth=depth)
         hands = [found] if found.joints.ndim == 2 else list(found)
         if overlay := outputs.get("overlay"):
-            write_drawing(overlay, draw_poses(image, hands, errors=source != "default"))
+            write_drawing(overlay, draw_poses(image, without_errors(hands, source)))
         if outputs.keys() & {"figure", "mesh"}:
             meshes = {row: pose.mesh() for row, pose in enumerate(hands) if pose.valid}
             if target := outputs.get("mesh"):
@@ -245,7 +243,7 @@ class Predict:
         """The files of each image, by the options that name them."""
         files: dict[Path, dict[str, Path]] = {path: {} for path in images}
         targets = (
-            ("overlay", self.overlay, "png", (".png", ".jpg", ".jpeg")),
+            ("overlay", self.overlay, "png", DRAWING_SUFFIXES),
             ("figure", self.figure, "png", (".png",)),
             ("mesh", self.mesh, self.mesh_format, ()),
         )
@@ -255,11 +253,13 @@ class Predict:
             if target.suffix.lower() in allowed:
                 if len(images) > 1:
                     raise UserError(f"--{option} must be a folder for several images, got {target}")
+                check_output_file(f"--{option}", target)
                 files[images[0]][option] = target
                 continue
             if guess_type(target.name)[0] and not target.is_dir():
                 file = f"a {', '.join(allowed)} file or " if allowed else ""
                 raise UserError(f"--{option} must be {file}a folder, got {target}")
+            check_output_folder(f"--{option}", target)
             names = [f"{path.stem}.{suffix}" for path in images]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:

@@ -15,7 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
-from nvf_fast.cli.cameras import DEFAULT_FOV, CameraOptions, camera_record
+from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
 from nvf_fast.cli.options import Flag, Optional
 from nvf_fast.cli.outputs import check_output_file
 from nvf_fast.overlay import draw_poses
@@ -39,6 +39,8 @@ class Track:
     camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
     most_hands: int = 2  # largest number of hands to follow
     hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
+    # lowest score, in [0, 1], at which a hand begins to be followed; the network's own threshold when absent
+    min_presence: Optional[float] = None
     raw: Flag = False  # leave the joints as estimated; they are smoothed otherwise
     # Hz, of a folder of images, and of the annotated video of a folder or a camera
     frame_rate: float = FRAME_RATE
@@ -59,7 +61,7 @@ class Track:
         self._check_outputs()
         with user_errors():
             rate = video_rate(self.source) or self.frame_rate
-        estimator = load_estimator(self.checkpoint, self.device)
+        estimator = load_estimator(self.checkpoint, self.device, min_presence=self.min_presence)
         with user_errors(), ExitStack() as stack:
             if self.source.startswith(CAMERA):
                 stack.enter_context(suppress(KeyboardInterrupt))
@@ -98,11 +100,13 @@ class Track:
                     continue
                 if source == "default" and not assumed:
                     assumed = True
-                    _warn(f"no focal length given: assuming {DEFAULT_FOV:g} degrees across the longer side")
+                    _warn(f"no focal length given: {ASSUMED}")
                 write(time, {"camera": camera_record(camera, source), "hands": poses})
                 if video is not None:
                     try:
-                        video.write(np.asarray(draw_poses(image, hands.poses, hands.ids)))
+                        video.write(
+                            np.asarray(draw_poses(image, without_errors(hands.poses, source), hands.ids))
+                        )
                     except ValueError as error:  # of another size
                         left_out += 1
                         _warn(f"frame {index - 1} is not in --overlay: {error}")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from nvf_fast.cli import load_estimator, user_errors
-from nvf_fast.cli.cameras import CameraOptions
+from nvf_fast.cli.cameras import ASSUMED, CameraOptions, without_errors
 from nvf_fast.cli.options import Optional
 from nvf_fast.cli.outputs import check_output_file
 from nvf_fast.image_files import read_image
@@ -49,9 +49,11 @@ class View:
         with user_errors(), warnings.catch_warnings():
             warnings.simplefilter("default")
             image = read_image(self.image)
-            camera, _ = self.camera.of(self.image, *image.shape[:2])
+            camera, source = self.camera.of(self.image, *image.shape[:2])
+            if source == "default":
+                warnings.warn(f"no focal length given or in the EXIF data: {ASSUMED}", stacklevel=1)
             found = estimator(image, camera, self.hand_scale, self.box, self.side, return_votes=True)
-            poses = [found] if found.joints.ndim == 2 else list(found)
+            poses = without_errors([found] if found.joints.ndim == 2 else found, source)
             image = undistorted(image, camera)
             if self.out is not None:
                 write_file(self.out, make_page(image, camera.K, poses).encode())
