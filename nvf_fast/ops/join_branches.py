@@ -49,19 +49,6 @@ def join_branches(
     return _run(backend, x, list(branches), bias, lower, upsampling, groups)
 
 
-def _empty_results(
-    x: Tensor,
-    branches: Sequence[Tensor],
-    bias: Tensor | None,
-    lower: Tensor | None,
-    upsampling: Tensor | None,
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    shape = reference.block_moments_shape(x.shape[1], x.shape[2], x.shape[3], groups)
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty_like(x, memory_format=memory_format(x)), x.new_empty(len(x), *shape, dtype=exact)
-
-
 def _torch_form(
     x: Tensor,
     branches: Sequence[Tensor],
@@ -75,7 +62,7 @@ def _torch_form(
     return y.contiguous(memory_format=memory_format(x)), moments
 
 
-_run = Operation("join_branches", _torch_form, _empty_results, gradients="torch")
+_run = Operation("join_branches", _torch_form, gradients="torch")
 
 
 def _check(

@@ -31,7 +31,8 @@ class Operation(Generic[P, R]):
     Args:
         name: of the operation.
         torch_form: PyTorch function for any device.
-        empty_results: the results' shapes and dtypes, for compilers.
+        empty_results: the results' shapes and dtypes, for compilers; None traces the PyTorch function, which
+            then must not read values.
         gradients: for calls with tensors that require gradients. "torch" runs the PyTorch function, on any
             device; "none" computes no gradient; "refused" raises an error.
         folder: of the kernel, if it differs from the operation's name.
@@ -43,7 +44,7 @@ class Operation(Generic[P, R]):
         self,
         name: str,
         torch_form: Callable[P, R],
-        empty_results: Callable[P, R],
+        empty_results: Callable[..., R] | None = None,
         *,
         gradients: Literal["torch", "none", "refused"] = "refused",
         folder: str | None = None,
@@ -58,7 +59,7 @@ class Operation(Generic[P, R]):
             f"nvf_fast::{name}", torch.no_grad()(torch_form), mutates_args=(), schema=schema
         )
         self._registered.register_kernel("cuda")(self._triton)
-        self._registered.register_fake(empty_results)
+        self._registered.register_fake(empty_results or torch_form)
 
     def __call__(self, backend: Backend | None, /, *arguments: P.args, **options: P.kwargs) -> R:
         """Run the named backend, or by default the kernel on CUDA tensors and PyTorch on others.
