@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvf_fast.kernels.network_views.cpu import averaged as view_averages
 from nvf_fast.kernels.network_views.reference import ROW
 from nvf_fast.lens import FISHEYE, Lens, distort
 
@@ -108,26 +109,6 @@ def view_frame(rotation: Array, mirror: Array) -> Array:
     return np.where(mirror, np.array([[-1.0], [1.0], [1.0]]) * rotation, rotation)
 
 
-def reference_homography(
-    intrinsics: Tensor, size: int = REFERENCE_SIZE, frame: Tensor | None = None
-) -> Tensor:
-    """Homography from pixels of an image to pixels of the reference view, K_ref F K^-1.
-
-    Args:
-        intrinsics: (..., 3, 3) float64, K of the image, px.
-        size: px, side of the reference view.
-        frame: (..., 3, 3) float64 F from `view_frame`; None looks along the optical axis.
-
-    Returns:
-        (..., 3, 3) float64.
-    """
-    target = reference_intrinsics(size, dtype=intrinsics.dtype, device=intrinsics.device)
-    if frame is not None:
-        target = target @ frame
-    homography: Tensor = target @ torch.linalg.inv(intrinsics)
-    return homography
-
-
 def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
     """Remap images by homographies: bilinear, zero outside, differentiable with respect to the images.
 
@@ -136,8 +117,7 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
 
     Args:
         images: (B, C, H, W) float32, float64 or uint8; only the visible part of uint8 is converted.
-        homographies: (B, 3, 3) float64 from image to view px, as from `reference_homography`; on the CPU to
-            avoid synchronisation.
+        homographies: (B, 3, 3) float64 from image to view px, on the CPU to avoid synchronisation.
         size: px, side of the square view.
 
     Returns:
@@ -294,13 +274,8 @@ def averaged(crops: Tensor, factor: int) -> Tensor:
         # Pooling is slow on interleaved channels.
         crops = crops.contiguous() if crops.is_floating_point() else crops.contiguous().float()
         return F.avg_pool2d(crops, factor, ceil_mode=True, divisor_override=factor**2)
-    # Summing rows of interleaved channels, then columns, gives the same integers in at most half the time.
-    height, width = crops.shape[2:]
-    pixels = F.pad(crops.permute(0, 2, 3, 1), (0, 0, 0, -width % factor, 0, -height % factor)).float()
-    rows = pixels.flatten(2).unflatten(1, (-1, factor)).sum(2)
-    columns = rows.unflatten(2, (-1, factor, crops.shape[1])).permute(0, 4, 1, 2, 3).unbind(-1)
-    total: Tensor = sum(columns[1:], columns[0])
-    return total.div(factor**2)
+    # The same integers in at most half the time.
+    return torch.cat([view_averages(crop.permute(1, 2, 0), factor) for crop in crops])
 
 
 def _seen(low: float, high: float, extent: int, factor: int) -> slice:

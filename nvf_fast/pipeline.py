@@ -102,9 +102,6 @@ class PackedEstimates(NamedTuple):
     # Per image points (V, 3) mm and votes (V, J, 4), V at least the number of voters; empty without a field.
     votes: Sequence[tuple[Tensor, Tensor]]
 
-    def packed(self) -> Tensor:
-        return self.rows
-
     @classmethod
     def of(
         cls,
@@ -153,7 +150,7 @@ class Results(NamedTuple):
 
     @classmethod
     def unpacked(cls, packed: np.ndarray) -> Results:
-        """The inverse of `PackedEstimates.packed`, without votes."""
+        """The inverse of `PackedEstimates.rows`, without votes."""
         count = packed.shape[1] // 5 - 1
         voters, evaluated, left, needs_retry = packed[:, 5 * count + 1 :].T.astype(np.int32)
         return cls(

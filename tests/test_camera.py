@@ -21,7 +21,6 @@ from nvf_fast.camera import (
     look_at_rotation,
     plan_view,
     project,
-    reference_homography,
     reference_intrinsics,
     remap,
     sample_views,
@@ -30,11 +29,17 @@ from nvf_fast.camera import (
 )
 
 K = torch.tensor([[501.7, 0, 118.3], [0, 498.2, 109.6], [0, 0, 1]], dtype=torch.float64)
+EYE = torch.eye(3, dtype=torch.float64)
 
 
 def planned(homography: Tensor, size: int, height: int, width: int, margin: float = 0.0) -> ViewPlan:
     """The plan of a view by its homography from image px."""
     return plan_view(torch.linalg.inv(homography).flatten().tolist(), size, height, width, margin)
+
+
+def reference_homography(intrinsics: Tensor, size: int = 224, frame: Tensor = EYE) -> Tensor:
+    """Homography K_ref F K^-1 from pixels of an image to pixels of the reference view."""
+    return reference_intrinsics(size, dtype=torch.float64) @ frame @ torch.linalg.inv(intrinsics)
 
 
 def blob(pixel: Tensor, height: int, width: int, sigma: float) -> Tensor:

@@ -77,7 +77,8 @@ class Operation(Generic[P, R]):
     def _run(self, backend: Backend | None, tensor: Any, /, *arguments: P.args, **options: P.kwargs) -> R:
         """Run an operation on tensors like the given one."""
         self.check_backend(backend, tensor)
-        gradient = self._gradients != "none" and torch.is_grad_enabled() and _any_requires_grad(arguments)
+        differentiable = self._gradients != "none" and torch.is_grad_enabled()
+        gradient = differentiable and any(each.requires_grad for each in _tensors(arguments))
         if gradient and self._gradients == "refused":
             raise RuntimeError(f"{self._name} has no gradient; use torch.no_grad() or detached tensors")
         if gradient and backend == "triton":
@@ -191,10 +192,6 @@ def check_devices(name: str, **tensors: Tensor) -> None:
     if len({tensor.device for tensor in tensors.values()}) > 1:
         found = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
         raise ValueError(f"{name}: all tensors must be on one device, got {found}")
-
-
-def _any_requires_grad(arguments: tuple[Any, ...]) -> bool:
-    return any(tensor.requires_grad for tensor in _tensors(arguments))
 
 
 def _tensors(arguments: Any) -> Iterator[Tensor]:

@@ -39,7 +39,7 @@ def pack_poses(
         backend: None, "triton" or "torch".
 
     Returns:
-        (B, 5 J + 5) float32, as `nvf_fast.pipeline.PackedEstimates.packed`.
+        (B, 5 J + 5) float32, as `nvf_fast.pipeline.PackedEstimates.rows`.
 
     Raises:
         ValueError: a shape does not fit.
