@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE, reference_homography, remap
+from nvf_fast.camera import REFERENCE_FOCAL, REFERENCE_SIZE, reference_intrinsics, remap
 from nvf_fast.encoder import NormReLU
 from nvf_fast.grid import Lattice
 from nvf_fast.kernels.query_field.reference import POSITION_MM
@@ -83,7 +83,8 @@ class Baseline:
         """Predict joints (21, 3) float32 mm from an image (H, W, 3) uint8 with intrinsics K (3, 3)."""
         began = now(self.device)
         size = self.model.config.input_size
-        homography = reference_homography(torch.from_numpy(np.asarray(K, dtype=np.float64)), size)
+        inverse = torch.from_numpy(np.linalg.inv(np.asarray(K, dtype=np.float64)))
+        homography = reference_intrinsics(size, dtype=torch.float64) @ inverse
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
         features = self._encode(remap(pixels, homography[None], size) / 127.5 - 1)[-1]
         encoded = now(self.device)

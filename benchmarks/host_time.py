@@ -80,7 +80,7 @@ def measured() -> dict[str, float]:
     pipeline, kept = estimator.runner.pipeline, []
 
     def recorded(*given: Any, **options: Any) -> Any:
-        kept.append(pipeline(*given, **options).packed())
+        kept.append(pipeline(*given, **options).rows)
         return SimpleNamespace(packed=lambda: kept[-1], votes=[])
 
     def stored(views: Any, *_: Any, **__: Any) -> Any:

@@ -115,9 +115,9 @@ class BatchRunner:
         with self._profiler.stage("remap"):
             views = self._views(request, members, request.both_sides[members[0]])
         estimates = self.pipeline(views, exact or self._exact)
-        packed = estimates.packed()
+        rows = estimates.rows  # alone, since the votes take memory
         votes = dict(zip(members, estimates.votes, strict=True)) if return_votes else {}
-        return _Part(members, lambda: packed.cpu().numpy(), votes)
+        return _Part(members, lambda: rows.cpu().numpy(), votes)
 
     def _replay(
         self, graphed: GraphedFunction, request: Request, members: list[int]
@@ -143,7 +143,7 @@ class BatchRunner:
 
     def _launch(self, layout: _Layout) -> Tensor:
         """The pipeline as a function of a graph's key; it reads the arena."""
-        return self.pipeline(self._views_in(self._arena, layout)).packed()
+        return self.pipeline(self._views_in(self._arena, layout)).rows
 
     def _views(self, request: Request, members: Sequence[int], mirrored: bool) -> Views:
         """The pipeline's input for a group of images, in memory of its own."""

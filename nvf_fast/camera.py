@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nvf_fast.kernels.network_views.cpu import averaged as view_averages
+from nvf_fast.kernels.network_views.cpu import view_grid
 from nvf_fast.kernels.network_views.reference import ROW
 from nvf_fast.lens import FISHEYE, Lens, distort
 
@@ -108,26 +110,6 @@ def view_frame(rotation: Array, mirror: Array) -> Array:
     return np.where(mirror, np.array([[-1.0], [1.0], [1.0]]) * rotation, rotation)
 
 
-def reference_homography(
-    intrinsics: Tensor, size: int = REFERENCE_SIZE, frame: Tensor | None = None
-) -> Tensor:
-    """Homography from pixels of an image to pixels of the reference view, K_ref F K^-1.
-
-    Args:
-        intrinsics: (..., 3, 3) float64, K of the image, px.
-        size: px, side of the reference view.
-        frame: (..., 3, 3) float64 F from `view_frame`; None looks along the optical axis.
-
-    Returns:
-        (..., 3, 3) float64.
-    """
-    target = reference_intrinsics(size, dtype=intrinsics.dtype, device=intrinsics.device)
-    if frame is not None:
-        target = target @ frame
-    homography: Tensor = target @ torch.linalg.inv(intrinsics)
-    return homography
-
-
 def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
     """Remap images by homographies: bilinear, zero outside, differentiable with respect to the images.
 
@@ -136,8 +118,7 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
 
     Args:
         images: (B, C, H, W) float32, float64 or uint8; only the visible part of uint8 is converted.
-        homographies: (B, 3, 3) float64 from image to view px, as from `reference_homography`; on the CPU to
-            avoid synchronisation.
+        homographies: (B, 3, 3) float64 from image to view px, on the CPU to avoid synchronisation.
         size: px, side of the square view.
 
     Returns:
@@ -145,30 +126,19 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
     """
     height, width = images.shape[-2:]
     from_view = torch.linalg.inv(homographies.cpu()).flatten(1).tolist()
-    plans = [plan_view(matrix, size, height, width) for matrix in from_view]
-    matrices = torch.stack([plan.matrix for plan in plans]).to(images.device)
-    together = all(plan[:3] == plans[0][:3] for plan in plans)  # the same crop of each image
-    part = len(plans) if together else 1
     views = []
-    for start in range(0, len(plans), part):
-        rows, columns, factor = plans[start][:3]
-        crops = images[start : start + part, :, rows, columns]
-        views.append(sample_views(crops, matrices[start : start + part], size, factor))
+    for image, matrix in zip(images, from_view, strict=True):
+        plan = plan_view(matrix, size, height, width)
+        crop = image[None, :, plan.rows, plan.columns]
+        if plan.factor > 1:
+            crop = averaged(crop, plan.factor)
+        elif not crop.is_floating_point():
+            crop = crop.float()
+        numbers = plan.row(0, 0)
+        row = torch.tensor(numbers, dtype=torch.float64, device=crop.device)
+        grid = view_grid(row, numbers, size, size, crop.shape[3], crop.shape[2], crop.dtype)
+        views.append(F.grid_sample(crop, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
     return torch.cat(views)
-
-
-def network_view(image: Tensor, homography: Tensor, size: int) -> Tensor:
-    """Remap an image to a network's input view.
-
-    Args:
-        image: (H, W, 3) uint8 RGB, on the device of the result.
-        homography: (3, 3) float64 from image px to view px.
-        size: px, side of the view.
-
-    Returns:
-        (1, 3, size, size) float32, (x / 255 - 0.5) / 0.5.
-    """
-    return normalised(remap(image.permute(2, 0, 1)[None], homography[None], size))
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -194,16 +164,6 @@ class ViewPlan(NamedTuple):
         extents = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
         row = [*self.entries, self.factor, offset, pitch, *extents, model, *(self.lens_row or ())]
         return row + [0.0] * (ROW - len(row))
-
-    @property
-    def matrix(self) -> Tensor:
-        """The entries as (3, 3) float64 on the CPU."""
-        return torch.tensor(self.entries, dtype=torch.float64).view(3, 3)
-
-    @property
-    def lens(self) -> Tensor | None:
-        """The lens as (L,) float64 on the CPU."""
-        return None if self.lens_row is None else torch.tensor(self.lens_row, dtype=torch.float64)
 
 
 def plan_view(
@@ -257,34 +217,6 @@ def plan_view(
     return ViewPlan(rows, columns, factor, (*across, *down, g, h, i))
 
 
-def sample_views(
-    crops: Tensor, matrices: Tensor, size: int, factor: int, lenses: Tensor | None = None
-) -> Tensor:
-    """Sample views from planned crops: the step of `remap` that does not synchronise.
-
-    Positions in the averaged crop are accurate to 1e-3 px in up to 8000 px. Padding with zeros below and to
-    the right of a crop does not change the views, so that crops of different sizes can form a batch.
-
-    Args:
-        crops: (B, C, h, w) float32, float64 or uint8, `rows` and `columns` of each image.
-        matrices: (B, 3, 3) float64 on the crops' device, the `matrix` of each plan.
-        size: px, side of the square views.
-        factor: px, the common `factor` of the plans.
-        lenses: (B, L) float64 on the crops' device, the `lens` of each plan, all of one model; None without
-            distortion.
-
-    Returns:
-        (B, C, size, size); float32 for uint8 crops, else their dtype.
-    """
-    if factor > 1:
-        crops = averaged(crops, factor)
-    elif not crops.is_floating_point():
-        crops = crops.float()
-    height, width = crops.shape[-2:]
-    grid = _grid(matrices, size, height, width, crops.dtype, lenses)
-    return F.grid_sample(crops, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
 def averaged(crops: Tensor, factor: int) -> Tensor:
     """Means (B, C, h', w') over squares of `factor` px of images (B, C, h, w); float32 of uint8.
 
@@ -294,13 +226,8 @@ def averaged(crops: Tensor, factor: int) -> Tensor:
         # Pooling is slow on interleaved channels.
         crops = crops.contiguous() if crops.is_floating_point() else crops.contiguous().float()
         return F.avg_pool2d(crops, factor, ceil_mode=True, divisor_override=factor**2)
-    # Summing rows of interleaved channels, then columns, gives the same integers in at most half the time.
-    height, width = crops.shape[2:]
-    pixels = F.pad(crops.permute(0, 2, 3, 1), (0, 0, 0, -width % factor, 0, -height % factor)).float()
-    rows = pixels.flatten(2).unflatten(1, (-1, factor)).sum(2)
-    columns = rows.unflatten(2, (-1, factor, crops.shape[1])).permute(0, 4, 1, 2, 3).unbind(-1)
-    total: Tensor = sum(columns[1:], columns[0])
-    return total.div(factor**2)
+    # The same integers in at most half the time.
+    return torch.cat([view_averages(crop.permute(1, 2, 0), factor) for crop in crops])
 
 
 def _seen(low: float, high: float, extent: int, factor: int) -> slice:
@@ -344,28 +271,3 @@ def _plan_lens(
     left, top = (start + (factor - 1) / 2 for start in (columns.start, rows.start))
     camera = np.array([fx, skew, cx - left, fy, cy - top]) / factor
     return ViewPlan(rows, columns, factor, to_ray.ravel().tolist(), (*camera.tolist(), *lens.row))
-
-
-def _grid(
-    matrices: Tensor, size: int, height: int, width: int, dtype: torch.dtype, lenses: Tensor | None
-) -> Tensor:
-    """Sampling positions (B, size, size, 2) of views, by matrices (B, 3, 3) from view px to image px or rays.
-
-    Coordinates are `grid_sample`'s, from -1 to 1 between the outer borders of the image.
-    """
-    if lenses is None:
-        x, y, depth = matrices.unbind(1)
-        matrices = torch.stack([(2 * x + depth) / width - depth, (2 * y + depth) / height - depth, depth], 1)
-    # A pixel's product with the matrix is a sum of one term per column and one per row: cheap in float64.
-    axis = torch.arange(size, dtype=matrices.dtype, device=matrices.device)
-    across, down, constant = matrices[..., None].unbind(2)  # (B, 3, 1) each
-    places = (across * axis)[:, :, None] + (down * axis + constant)[..., None]  # (B, 3, size, size)
-    coordinates, depths = places[:, :2], places[:, 2:]
-    coordinates, outside = coordinates / depths, depths <= 0  # points behind the camera
-    if lenses is not None:
-        fx, skew, cx, fy, cy, *row = lenses[..., None, None].unbind(1)
-        x, y = distort(coordinates[:, 0], coordinates[:, 1], row)
-        x, y = (2 * (fx * x + skew * y + cx) + 1) / width - 1, (2 * (fy * y + cy) + 1) / height - 1
-        coordinates = torch.stack([x, y], 1)
-        outside = outside | coordinates.isnan()
-    return coordinates.to(dtype).masked_fill(outside, 3.0).permute(0, 2, 3, 1)

@@ -20,7 +20,6 @@ from torch import Tensor
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline
 from nvf_fast.buffers import Buffers, Voters
-from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import HAND_JOINTS
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
@@ -102,9 +101,6 @@ class PackedEstimates(NamedTuple):
     # Per image points (V, 3) mm and votes (V, J, 4), V at least the number of voters; empty without a field.
     votes: Sequence[tuple[Tensor, Tensor]]
 
-    def packed(self) -> Tensor:
-        return self.rows
-
     @classmethod
     def of(
         cls,
@@ -153,7 +149,7 @@ class Results(NamedTuple):
 
     @classmethod
     def unpacked(cls, packed: np.ndarray) -> Results:
-        """The inverse of `PackedEstimates.packed`, without votes."""
+        """The inverse of `PackedEstimates.rows`, without votes."""
         count = packed.shape[1] // 5 - 1
         voters, evaluated, left, needs_retry = packed[:, 5 * count + 1 :].T.astype(np.int32)
         return cls(
@@ -214,8 +210,8 @@ class FieldPipeline:
                 f"{model.config.joints}"
             )
         self._model, self._volume, self._options, self._profiler = model, volume, options, profiler
-        device = model.field.biases[0].device
-        self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
+        device = model.device
+        self._intrinsics = model.reference_intrinsics
         self.lattice = volume.lattice(options.step_mm, device)
         self.query = query or options.query(model, len(self.lattice))
         self._capacities = Capacities(min(options.voter_capacity, len(self.lattice)), QUERIED, ACTIVE)

@@ -10,11 +10,24 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import trimesh
 from torch import Tensor
 
+from nvf_fast.camera import ViewPlan
+from nvf_fast.kernels.network_views.reference import interpolated, places
 from nvf_fast.synthetic.rig import built_in_surface
 from tests.sampled_hands import sample_hands
+
+
+def sampled_view(crop: Tensor, plan: ViewPlan, size: int) -> Tensor:
+    """A view (C, size, size) of its planned crop (C, h, w), float64, by the definition of `network_views`."""
+    axis = torch.arange(size, dtype=torch.float64)
+    v, u = torch.meshgrid(axis, axis, indexing="ij")
+    texels = F.avg_pool2d(crop, plan.factor, ceil_mode=True, divisor_override=plan.factor**2)
+    return interpolated(
+        texels.permute(1, 2, 0), *places(torch.tensor(plan.row(0, 0), dtype=torch.float64), u, v)
+    )
 
 
 class FieldCase(NamedTuple):

@@ -278,7 +278,7 @@ def _launches_of_the_released_network() -> None:
         encoder.clear()
         CALLS.clear()
         estimates = pipeline(views)
-        found, packed = launches(), estimates.packed().cpu()
+        found, packed = launches(), estimates.rows.cpu()
     ((features, of_encoder),) = encoder
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-4)
     assert of_encoder["aten::convolution"] == 111 and of_encoder["nvf_fast::join_branches"] == 38, of_encoder
@@ -326,7 +326,7 @@ def _launches_of_the_default_network() -> None:
     model = cast(NVF, network).for_inference()
     views = Views(torch.randn(2, 3, 128, 128), slopes=torch.tensor([0.2, 0.3]))
     options, profiler = QueryOptions(surface_mm=20.0), Profiler(torch.device("cpu"))
-    expected = HandPipeline(model, HandVolume(), options, profiler)(views).packed()
+    expected = HandPipeline(model, HandVolume(), options, profiler)(views).rows
     with pytest.MonkeyPatch.context() as patch:
         kernel = _FieldKernel(copy.deepcopy(model.field))
         patch.setattr(resident, "_launch", kernel.launch)
@@ -336,7 +336,7 @@ def _launches_of_the_default_network() -> None:
         pipeline = HandPipeline(model, HandVolume(), options, profiler, query)
         there = Views(views.images.to(THERE), slopes=views.slopes.to(THERE))  # type: ignore[union-attr]
         CALLS.clear()
-        packed = pipeline(there).packed()
+        packed = pipeline(there).rows
         found = launches()
     assert len(pipeline.lattice) <= select_voters._SHORT, "one launch"
     torch.testing.assert_close(packed.cpu(), expected, rtol=1e-4, atol=1e-3)

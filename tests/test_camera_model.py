@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from nvf_fast.camera import plan_view, reference_homography, sample_views
+from nvf_fast.camera import plan_view, reference_intrinsics
 from nvf_fast.camera_model import Camera, Cameras
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.inputs import read_cameras
 from nvf_fast.volumes import FrustumVolume, HandVolume
 from tests.fixed_sizes import with_fixed_sizes
 from tests.hand_cases import hand_network
+from tests.kernel_cases import sampled_view
 
 K = np.array([[610.0, 0, 331.2], [0, 604.0, 236.9], [0, 0, 1]])
 SIZE = (640, 480)
@@ -173,12 +174,12 @@ def test_views_sample_the_distorted_image(name: str, scale: int, factor: int, mi
     placement = HandVolume().place(intrinsics, size, left, boxes=box, cameras=cameras)
     plan = plan_view(placement.matrices.flatten().tolist(), size, height, width, 1.0, next(iter(cameras)))
     assert factor - 1 <= plan.factor <= factor
-    assert plan.lens is not None and placement.slopes is not None
+    assert plan.lens_row is not None and placement.slopes is not None
     y, x = (torch.arange(n, dtype=torch.float64) for n in (height, width))
     image = torch.stack(torch.meshgrid(x, y, indexing="xy"))
-    crop = image[None, :, plan.rows, plan.columns]
-    assert crop[0, 0].numel() < 0.25 * width * height
-    views = sample_views(crop, plan.matrix[None], size, plan.factor, plan.lens[None])[0].permute(1, 2, 0)
+    crop = image[:, plan.rows, plan.columns]
+    assert crop[0].numel() < 0.25 * width * height
+    views = sampled_view(crop, plan, size).permute(1, 2, 0)
     # The rays of some of the view's pixels, by the definition of the placement.
     axis = torch.arange(0, size, 9, dtype=torch.float64)
     u, v = torch.meshgrid(*2 * [(axis - size / 2) / (size / 2) * placement.slopes], indexing="xy")
@@ -193,7 +194,7 @@ def test_views_sample_the_distorted_image(name: str, scale: int, factor: int, mi
 def test_crops_reach_all_that_a_view_samples() -> None:
     """Whole images and their planned crops give equal views, at the edge and beyond a lens' view."""
     size, K = 128, np.array([[250.0, 0, 319.5], [0, 250.0, 239.5], [0, 0, 1]])
-    image = torch.rand(1, 3, 480, 640, dtype=torch.float64)
+    image = torch.rand(3, 480, 640, dtype=torch.float64)
     for distortion, model in (((-0.3, 0.0, 0.0, 0.0), "plumb_bob"), ((0.02, 0.0, 0.0, 0.0), "fisheye")):
         seeing = Camera(K, SIZE, distortion, model)  # type: ignore[arg-type]
         ((intrinsics, lens),) = Cameras.of([seeing])
@@ -205,13 +206,12 @@ def test_crops_reach_all_that_a_view_samples() -> None:
                     torch.from_numpy(intrinsics[None]), size, boxes=box, cameras=cameras
                 )
                 plan = plan_view(place.matrices.flatten().tolist(), size, 480, 640, 0.0, (intrinsics, lens))
-                assert plan.lens is not None and place.slopes is not None and place.slopes.isfinite().all()
-                crop = image[..., plan.rows, plan.columns]
-                views = sample_views(crop, plan.matrix[None], size, plan.factor, plan.lens[None])
-                row = plan.lens.clone()
-                offset = torch.tensor([plan.columns.start, plan.rows.start]) / plan.factor
-                row[[2, 4]] += offset
-                whole = sample_views(image, plan.matrix[None], size, plan.factor, row[None])
+                assert plan.lens_row is not None and place.slopes is not None
+                assert place.slopes.isfinite().all()
+                views = sampled_view(image[:, plan.rows, plan.columns], plan, size)
+                fx, skew, cx, fy, cy, *lens_row = plan.lens_row
+                cx, cy = cx + plan.columns.start / plan.factor, cy + plan.rows.start / plan.factor
+                whole = sampled_view(image, plan._replace(lens_row=(fx, skew, cx, fy, cy, *lens_row)), size)
                 torch.testing.assert_close(views, whole, rtol=0, atol=1e-9)
                 assert views.isfinite().all() and views.any()
 
@@ -223,7 +223,8 @@ def test_reference_views_look_along_undistorted_rays() -> None:
     place = FrustumVolume().place(intrinsics, 224, boxes=box, cameras=cameras)
     turned = place.frames[0].numpy() @ camera("rational").rays(np.array([430.0, 130.0]))
     np.testing.assert_allclose(turned[:2], 0, atol=1e-9)
-    expected = reference_homography(intrinsics, 224, place.frames)
+    reference = reference_intrinsics(dtype=torch.float64)
+    expected = reference @ place.frames @ torch.linalg.inv(intrinsics)
     torch.testing.assert_close(place.homographies, expected)
 
 

@@ -92,7 +92,7 @@ def test_dense_and_guided_runs_do_not_synchronise(search: Any, step: float, befo
     with no_synchronisation():
         images = torch.zeros(2, 3, SMALL.input_size, SMALL.input_size)
         scale, previous = torch.full((2,), 30.0), torch.zeros(2, 21, 3) if before else None
-        packed = pipeline(Views(images, scale, previous)).packed()
+        packed = pipeline(Views(images, scale, previous)).rows
         assert packed.shape == (2, 110)
 
 
@@ -121,7 +121,7 @@ def test_hand_view_runs_do_not_synchronise(side_known: bool) -> None:
     pipeline = HandPipeline(model, HandVolume(), QueryOptions(), Profiler(torch.device("cpu")), query)
     with no_synchronisation():
         images = torch.zeros(2 if side_known else 4, 3, HAND.input_size, HAND.input_size)
-        packed = pipeline(Views(images, slopes=torch.full((2,), 0.2))).packed()
+        packed = pipeline(Views(images, slopes=torch.full((2,), 0.2))).rows
         assert packed.shape == (2, 110)
 
 
@@ -188,7 +188,7 @@ def test_estimates_survive_their_transfer() -> None:
     evaluated = torch.tensor([1_882_292, 7], dtype=torch.int32)
     needs_retry = torch.tensor([True, False])
     estimates = PackedEstimates.of(blank_row(21), joints, scores, voters, needs_retry, [], evaluated)
-    results = Results.unpacked(estimates.packed().numpy())
+    results = Results.unpacked(estimates.rows.numpy())
     for got, expected in (
         (results.joints, joints),
         (results.scores, scores),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from torch import Tensor
 def merge_maps(
     below: Tensor, beside: Tensor, below_weight: Tensor, beside_weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """The merged map (B, O, 2 H, 2 W), as in `nvf_fast.ops.merge_maps`."""
+    """The merged map (B, O, 2 H, 2 W), channels-last, as in `nvf_fast.ops.merge_maps`."""
     upsampled = F.interpolate(F.conv2d(below, below_weight), scale_factor=2, mode="nearest")
-    return F.relu(F.conv2d(beside, beside_weight, bias) + upsampled)
+    merged = F.relu(F.conv2d(beside, beside_weight, bias) + upsampled)
+    return merged.contiguous(memory_format=torch.channels_last)

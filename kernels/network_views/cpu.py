@@ -38,7 +38,7 @@ def network_views(
         begin = given.storage_offset() + offset
         crop = given.as_strided((height, width, channels), (pitch, channels, 1), begin)
         crop = averaged(crop, factor) if factor > 1 else crop.permute(2, 0, 1)[None].float()
-        grid = _grid(rows[image], row, size, size + mirrored, crop.shape[3], crop.shape[2])
+        grid = view_grid(rows[image], row, size, size + mirrored, crop.shape[3], crop.shape[2])
         sampled = F.grid_sample(crop, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
         torch.add(black, sampled[..., :size], alpha=1 / 127.5, out=views[image])
         if mirrored:
@@ -60,12 +60,23 @@ def averaged(crop: Tensor, factor: int) -> Tensor:
     return total[None].div(factor**2)
 
 
-def _grid(row: Tensor, numbers: list[float], size: int, columns: int, width: int, height: int) -> Tensor:
-    """Positions (1, size, columns, 2) of a view's pixels for `grid_sample`, from -1 to 1 between borders."""
+def view_grid(
+    row: Tensor,
+    numbers: list[float],
+    size: int,
+    columns: int,
+    width: int,
+    height: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Positions (1, size, columns, 2) of a view's pixels for `grid_sample`, from -1 to 1 between borders.
+
+    In float32 they are accurate to 1e-3 px in up to 8000 px.
+    """
     axis = torch.arange(columns, dtype=torch.float64, device=row.device)
     u, v = axis, axis[:size, None]
     a, b, c, d, e, f, g, h, i = numbers[MATRIX:FACTOR]
-    places_xy = torch.empty(2, size, columns, dtype=torch.float32, device=row.device)
+    places_xy = torch.empty(2, size, columns, dtype=dtype, device=row.device)
     if (
         numbers[MODEL] == PINHOLE
         and min(g * x + h * y + i for x in (0, columns - 1) for y in (0, size - 1)) > 0

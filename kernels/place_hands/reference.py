@@ -39,8 +39,9 @@ def place_hands(
     heat, relative = _pointwise(maps.to(views.dtype), joints).chunk(2, 1)
     place, depth, _ = coarse_pose(heat, relative, views[:, 0], slopes, places, image_size)
     coarse = coarse_joints(place, depth, slopes)
+    sampled = _pointwise(maps, features) if features else maps.clone()
     return (
-        _pointwise(maps, features) if features else maps.clone(),
+        sampled.contiguous(memory_format=torch.channels_last),
         coarse,
         expected_errors(views[:, ERRORS:]),
         views[:, PRESENCE].clone(),

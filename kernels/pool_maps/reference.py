@@ -24,8 +24,8 @@ def pool_maps(
     view_bias: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The map plus its pooled description, and the outputs of a view, as in `nvf_fast.ops.pool_maps`."""
-    slopes = slopes.repeat(len(maps) // len(slopes)) if len(slopes) else slopes
+    slopes = slopes.repeat(maps.shape[0] // max(slopes.shape[0], 1))
     pooled = F.relu(F.linear(pooled_inputs(maps, slopes), pooled_weight, pooled_bias))
     added = F.linear(pooled, unpooled_weight, unpooled_bias)
     views = F.linear(pooled.to(view_weight.dtype), view_weight, view_bias)
-    return maps + added[:, :, None, None], views
+    return (maps + added[:, :, None, None]).contiguous(memory_format=torch.channels_last), views

@@ -251,7 +251,8 @@ def project_maps(
         own = list(biases.float().split([len(bias) for bias in own], 1))
     constants = [[bias[image] if bias.ndim == 2 else bias for bias in own] for image in range(len(features))]
     if layers.direct:
-        return [_feature_map(*of_image) for of_image in zip(every_row, constants, strict=True)]
+        of_images = zip(every_row, constants, strict=True)
+        return [FeatureMap(rows.contiguous(), _split_last(own)) for rows, own in of_images]
     if hand_scale is not None and layers.scale is not None:
         constants = [
             [
@@ -312,10 +313,6 @@ def evaluate(maps: Maps, places: Sequence[Places | Rays], layers: Layers) -> tup
             sdf[image, chunk.order] = _distances(contribution, hidden, layers)
             found[image, chunk.order] = _votes(contribution, hidden, layers)
     return sdf, found.unflatten(-1, (-1, 4))
-
-
-def _feature_map(rows: Tensor, biases: list[Tensor]) -> FeatureMap:
-    return FeatureMap(rows.contiguous(), _split_last(biases))
 
 
 def _projected_map(rows: Tensor, biases: list[Tensor], layers: Layers) -> ProjectedMap:

@@ -38,7 +38,9 @@ def write_report_files(
     """
     conditions = [f"- {name}: {value}" for name, value in context.items()]
     text = "\n".join([f"# {title}", "", *lines, "", "## Context", "", *conditions, ""])
-    texts = {".json": json_text({"context": dict(context), **contents}), ".md": text}
+    document = _finite({"context": dict(context), **contents})
+    json_text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    texts = {".json": json_text, ".md": text}
     files = [stem.with_name(stem.name + suffix) for suffix in texts]
     for path, content in zip(files, texts.values(), strict=True):
         with whole_file(path) as file:
@@ -69,11 +71,6 @@ def surroundings() -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
     }
-
-
-def json_text(value: Any) -> str:
-    """JSON, with null for NaN and infinities."""
-    return json.dumps(_finite(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

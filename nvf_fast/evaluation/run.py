@@ -147,21 +147,16 @@ def _stored(store: Store, metadata: dict[str, Any]) -> DatasetPredictions | None
     return shard
 
 
-class _Readable:
-    """The data set for a `DataLoader`, with the error message in place of a damaged image."""
-
-    def __init__(self, dataset: HandDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> HandSample | str:
-        return _read(self.dataset, index)
-
-
 def _read(dataset: HandDataset, index: int) -> HandSample | str:
+    """A sample, or the error message of a damaged image."""
     try:
         return replace(dataset[index], surface=None, vertices=None)  # no predictor uses them
     except DamagedImageError as error:
         return str(error) or "damaged"
+
+
+def _read_batch(dataset: HandDataset, indices: Sequence[int]) -> list[HandSample | str]:
+    return [_read(dataset, index) for index in indices]
 
 
 def _predicted_shards(
@@ -178,9 +173,10 @@ def _predicted_shards(
         batches += [list(span[start : start + batch]) for start in range(0, len(span), batch)]
     if not batches:
         return
-    readable: Any = _Readable(dataset)
+    indices: Any = range(len(dataset))
     waiting: dict[str, Any] = {"num_workers": workers, "timeout": TIMEOUT_S if workers else 0}
-    loader = iter(DataLoader(readable, batch_sampler=batches, collate_fn=list, **waiting))
+    read = partial(_read_batch, dataset)
+    loader = iter(DataLoader(indices, batch_sampler=batches, collate_fn=read, **waiting))
     warm = False  # the first call also sets up libraries
     for index, span in spans.items():
         yield index, _predicted_shard(predictor, loader, span, settings, warm)

@@ -31,7 +31,8 @@ class Operation(Generic[P, R]):
     Args:
         name: of the operation.
         torch_form: PyTorch function for any device.
-        empty_results: the results' shapes and dtypes, for compilers.
+        empty_results: the results' shapes and dtypes, for compilers; None traces the PyTorch function, which
+            then must not read values.
         gradients: for calls with tensors that require gradients. "torch" runs the PyTorch function, on any
             device; "none" computes no gradient; "refused" raises an error.
         folder: of the kernel, if it differs from the operation's name.
@@ -43,7 +44,7 @@ class Operation(Generic[P, R]):
         self,
         name: str,
         torch_form: Callable[P, R],
-        empty_results: Callable[P, R],
+        empty_results: Callable[..., R] | None = None,
         *,
         gradients: Literal["torch", "none", "refused"] = "refused",
         folder: str | None = None,
@@ -58,7 +59,7 @@ class Operation(Generic[P, R]):
             f"nvf_fast::{name}", torch.no_grad()(torch_form), mutates_args=(), schema=schema
         )
         self._registered.register_kernel("cuda")(self._triton)
-        self._registered.register_fake(empty_results)
+        self._registered.register_fake(empty_results or torch_form)
 
     def __call__(self, backend: Backend | None, /, *arguments: P.args, **options: P.kwargs) -> R:
         """Run the named backend, or by default the kernel on CUDA tensors and PyTorch on others.
@@ -76,7 +77,8 @@ class Operation(Generic[P, R]):
     def _run(self, backend: Backend | None, tensor: Any, /, *arguments: P.args, **options: P.kwargs) -> R:
         """Run an operation on tensors like the given one."""
         self.check_backend(backend, tensor)
-        gradient = self._gradients != "none" and torch.is_grad_enabled() and _any_requires_grad(arguments)
+        differentiable = self._gradients != "none" and torch.is_grad_enabled()
+        gradient = differentiable and any(each.requires_grad for each in _tensors(arguments))
         if gradient and self._gradients == "refused":
             raise RuntimeError(f"{self._name} has no gradient; use torch.no_grad() or detached tensors")
         if gradient and backend == "triton":
@@ -190,10 +192,6 @@ def check_devices(name: str, **tensors: Tensor) -> None:
     if len({tensor.device for tensor in tensors.values()}) > 1:
         found = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
         raise ValueError(f"{name}: all tensors must be on one device, got {found}")
-
-
-def _any_requires_grad(arguments: tuple[Any, ...]) -> bool:
-    return any(tensor.requires_grad for tensor in _tensors(arguments))
 
 
 def _tensors(arguments: Any) -> Iterator[Tensor]:

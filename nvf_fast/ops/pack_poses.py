@@ -39,7 +39,7 @@ def pack_poses(
         backend: None, "triton" or "torch".
 
     Returns:
-        (B, 5 J + 5) float32, as `nvf_fast.pipeline.PackedEstimates.packed`.
+        (B, 5 J + 5) float32, as `nvf_fast.pipeline.PackedEstimates.rows`.
 
     Raises:
         ValueError: a shape does not fit.
@@ -71,8 +71,4 @@ def pack_poses(
     )
 
 
-def _empty_results(coarse: Tensor, *_: object) -> Tensor:
-    return coarse.new_empty(coarse.shape[0], 5 * coarse.shape[1] + 5)
-
-
-_run = Operation("pack_poses", reference.pack_poses, _empty_results)
+_run = Operation("pack_poses", reference.pack_poses)

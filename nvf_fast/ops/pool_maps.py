@@ -69,24 +69,4 @@ def pool_maps(
     )
 
 
-def _empty_results(maps: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(maps, memory_format=torch.channels_last)
-    return y, layers[-1].new_empty(maps.shape[0], layers[-1].shape[0])
-
-
-def _torch_form(
-    maps: Tensor,
-    slopes: Tensor,
-    pooled_weight: Tensor,
-    pooled_bias: Tensor,
-    unpooled_weight: Tensor,
-    unpooled_bias: Tensor,
-    view_weight: Tensor,
-    view_bias: Tensor,
-) -> tuple[Tensor, Tensor]:
-    layers = pooled_weight, pooled_bias, unpooled_weight, unpooled_bias, view_weight, view_bias
-    y, views = reference.pool_maps(maps, slopes, *layers)
-    return y.contiguous(memory_format=torch.channels_last), views
-
-
-_run = Operation("pool_maps", _torch_form, _empty_results, gradients="torch")
+_run = Operation("pool_maps", reference.pool_maps, gradients="torch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NewType, Protocol, TypeVar
+from typing import Any, NewType, Protocol
 
 import torch
 from torch import Tensor
@@ -33,12 +33,6 @@ class Samples(Protocol):
     @property
     def sdf(self) -> Tensor:
         """(B, N) float32 mm, +inf out of view."""
-
-
-L = TypeVar("L")
-P = TypeVar("P")
-M = TypeVar("M")
-S = TypeVar("S", bound=Samples)
 
 
 def query_field(
@@ -116,12 +110,12 @@ def _empty_results(
 _run = Operation("query_field", cpu.query_field, _empty_results, gradients="torch")
 
 
-class PreparedField(Protocol[L, P, M, S]):
+class PreparedField(Protocol):
     """The interface of `kernels.query_field.cpu` and `kernels.query_field.triton`."""
 
     def pack_layers(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor], channels: int, dtype: torch.dtype, /
-    ) -> L: ...
+    ) -> Any: ...
 
     def locate(
         self,
@@ -129,21 +123,21 @@ class PreparedField(Protocol[L, P, M, S]):
         intrinsics: Tensor,
         image_size: int,
         map_size: tuple[int, int],
-        layers: L,
+        layers: Any,
         centres: Tensor | None,
         per_ray: int,
         /,
-    ) -> P: ...
+    ) -> Any: ...
 
     def project_maps(
-        self, features: Tensor, hand_scale: Tensor | None, layers: L, biases: Tensor | None, /
-    ) -> M: ...
+        self, features: Tensor, hand_scale: Tensor | None, layers: Any, biases: Tensor | None, /
+    ) -> Any: ...
 
-    def sample(self, maps: M, places: P, layers: L, /) -> S: ...
+    def sample(self, maps: Any, places: Any, layers: Any, /) -> Samples: ...
 
-    def votes(self, samples: S, indices: Tensor, layers: L, /) -> Tensor: ...
+    def votes(self, samples: Any, indices: Tensor, layers: Any, /) -> Tensor: ...
 
-    def evaluate(self, maps: M, places: P, layers: L, /) -> tuple[Tensor, Tensor]: ...
+    def evaluate(self, maps: Any, places: Any, layers: Any, /) -> tuple[Tensor, Tensor]: ...
 
 
 class FieldQuery:
@@ -196,7 +190,7 @@ class FieldQuery:
         _run.check_backend(backend, weights[0])
         self._image_size, self._device = image_size, weights[0].device
         self._centred = weights[0].shape[1] == channels + 3
-        self._form: PreparedField[Any, Any, Any, Any] = cpu
+        self._form: PreparedField = cpu
         options: dict[str, Any] = {}
         if backend == "triton" or (backend is None and weights[0].is_cuda):
             from nvf_fast.kernels.query_field import resident, triton

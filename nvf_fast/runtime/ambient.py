@@ -7,7 +7,8 @@ names the dtype of every tensor that it makes.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, ContextDecorator, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 
@@ -30,25 +31,12 @@ def autocast_off(device: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-class unaffected(ContextDecorator):
+@contextmanager
+def unaffected() -> Iterator[None]:
     """A context, or a decorator, without the caller's autocast and default device."""
-
-    _changed: ExitStack | None = None
-
-    def __enter__(self) -> None:
-        autocast = [device for device in DEVICES if torch.is_autocast_enabled(device)]
-        elsewhere = not torch.empty(0).is_cpu
-        if not (autocast or elsewhere):
-            return
-        self._changed = ExitStack()
-        for device in autocast:
-            self._changed.enter_context(torch.autocast(device, enabled=False))
-        if elsewhere:
-            self._changed.enter_context(torch.device("cpu"))
-
-    def __exit__(self, *error: object) -> None:
-        if self._changed is not None:
-            self._changed.close()
-
-    def _recreate_cm(self) -> unaffected:
-        return unaffected()
+    with ExitStack() as stack:
+        for device in DEVICES:
+            stack.enter_context(autocast_off(device))
+        if not torch.empty(0).is_cpu:
+            stack.enter_context(torch.device("cpu"))
+        yield

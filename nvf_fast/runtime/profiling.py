@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 
 import nvtx
 import torch
@@ -17,7 +18,6 @@ class Profiler:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._of_thread = threading.local()
-        self._ranges: dict[str, nvtx.annotate] = {}
 
     @property
     def measuring(self) -> bool:
@@ -30,17 +30,12 @@ class Profiler:
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         """A range for profilers (NVTX), measured inside `timed`."""
-        ranges = self._ranges.get(name)
-        if ranges is None:
-            ranges = self._ranges[name] = nvtx.annotate(name, domain="nvf_fast")
         milliseconds = self._milliseconds
-        return ranges if milliseconds is None else self._measured(name, ranges, milliseconds)
+        return _range(name) if milliseconds is None else self._measured(name, milliseconds)
 
     @contextmanager
-    def _measured(
-        self, name: str, ranges: AbstractContextManager[object], milliseconds: dict[str, float]
-    ) -> Iterator[None]:
-        with ranges:
+    def _measured(self, name: str, milliseconds: dict[str, float]) -> Iterator[None]:
+        with _range(name):
             start = self._now()
             yield
             milliseconds[name] = milliseconds.get(name, 0.0) + 1e3 * (self._now() - start)
@@ -62,3 +57,8 @@ class Profiler:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+@cache
+def _range(name: str) -> nvtx.annotate:
+    return nvtx.annotate(name, domain="nvf_fast")
