@@ -20,7 +20,6 @@ from torch import Tensor
 from nvf_fast import ops
 from nvf_fast.baselines import DenseBaseline, HolisticBaseline
 from nvf_fast.buffers import Buffers, Voters
-from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import HAND_JOINTS
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
@@ -211,8 +210,8 @@ class FieldPipeline:
                 f"{model.config.joints}"
             )
         self._model, self._volume, self._options, self._profiler = model, volume, options, profiler
-        device = model.field.biases[0].device
-        self._intrinsics = reference_intrinsics(model.config.input_size, device=device)
+        device = model.device
+        self._intrinsics = model.reference_intrinsics
         self.lattice = volume.lattice(options.step_mm, device)
         self.query = query or options.query(model, len(self.lattice))
         self._capacities = Capacities(min(options.voter_capacity, len(self.lattice)), QUERIED, ACTIVE)

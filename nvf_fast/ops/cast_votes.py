@@ -67,19 +67,6 @@ def cast_votes(
         tensor([[[ 34.,   0., 500.]]])
     """
     ball_mm = check_positive("cast_votes", "ball_mm", ball_mm, "of mm")
-    _check(points, votes, counts, indices, fraction)
-    return _run(backend, points, votes, counts, indices, ball_mm=ball_mm, fraction=fraction)
-
-
-def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
-    batch, joints = votes.shape[::2]
-    return votes.new_empty(batch, joints, 3), votes.new_empty(batch, joints), votes.new_empty(batch, joints)
-
-
-_run = Operation("cast_votes", cpu.cast_votes, _empty_results, gradients="torch")
-
-
-def _check(points: Tensor, votes: Tensor, counts: Tensor, indices: Tensor | None, fraction: float) -> None:
     check_tensor("cast_votes", "votes", votes, [("B", "V", "J", 4)], torch.float32, torch.float64)
     batch, capacity = votes.shape[:2]
     check_tensor("cast_votes", "points", points, [(batch, capacity, 3)], votes.dtype, unit="mm")
@@ -89,9 +76,17 @@ def _check(points: Tensor, votes: Tensor, counts: Tensor, indices: Tensor | None
     check_devices("cast_votes", points=points, votes=votes, counts=counts)
     if readable(counts) and batch and int(counts.min()) < 0:
         raise ValueError(f"cast_votes: counts must be 0 or more, got {counts.tolist()}")
-    if indices is None:
-        return
-    check_tensor("cast_votes", "indices", indices, [(batch, "W")], torch.int64)
-    check_devices("cast_votes", votes=votes, indices=indices)
-    if readable(indices) and indices.numel() and int(indices.max()) >= capacity:
-        raise ValueError(f"cast_votes: indices must be below {capacity}, got {int(indices.max())}")
+    if indices is not None:
+        check_tensor("cast_votes", "indices", indices, [(batch, "W")], torch.int64)
+        check_devices("cast_votes", votes=votes, indices=indices)
+        if readable(indices) and indices.numel() and int(indices.max()) >= capacity:
+            raise ValueError(f"cast_votes: indices must be below {capacity}, got {int(indices.max())}")
+    return _run(backend, points, votes, counts, indices, ball_mm=ball_mm, fraction=fraction)
+
+
+def _empty_results(points: Tensor, votes: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
+    batch, joints = votes.shape[::2]
+    return votes.new_empty(batch, joints, 3), votes.new_empty(batch, joints), votes.new_empty(batch, joints)
+
+
+_run = Operation("cast_votes", cpu.cast_votes, _empty_results, gradients="torch")

@@ -45,34 +45,6 @@ def join_branches(
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
     """
-    _check(x, branches, bias, lower, upsampling, groups)
-    return _run(backend, x, list(branches), bias, lower, upsampling, groups)
-
-
-def _torch_form(
-    x: Tensor,
-    branches: Sequence[Tensor],
-    bias: Tensor | None = None,
-    lower: Tensor | None = None,
-    upsampling: Tensor | None = None,
-    groups: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """The reference in the memory format of `x`."""
-    y, moments = reference.join_branches(x, branches, bias, lower, upsampling, groups)
-    return y.contiguous(memory_format=memory_format(x)), moments
-
-
-_run = Operation("join_branches", _torch_form, gradients="torch")
-
-
-def _check(
-    x: Tensor,
-    branches: Sequence[Tensor],
-    bias: Tensor | None,
-    lower: Tensor | None,
-    upsampling: Tensor | None,
-    groups: int,
-) -> None:
     dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
     check_tensor("join_branches", "x", x, [("B", "C", "H", "W")], *dtypes)
     batch, channels, height, width = x.shape
@@ -102,3 +74,20 @@ def _check(
     if groups < 0 or (groups and channels % groups):
         raise ValueError(f"join_branches: groups must be 0 or divide the {channels} channels, got {groups}")
     check_devices("join_branches", **given)
+    return _run(backend, x, list(branches), bias, lower, upsampling, groups)
+
+
+def _torch_form(
+    x: Tensor,
+    branches: Sequence[Tensor],
+    bias: Tensor | None = None,
+    lower: Tensor | None = None,
+    upsampling: Tensor | None = None,
+    groups: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The reference in the memory format of `x`."""
+    y, moments = reference.join_branches(x, branches, bias, lower, upsampling, groups)
+    return y.contiguous(memory_format=memory_format(x)), moments
+
+
+_run = Operation("join_branches", _torch_form, gradients="torch")

@@ -99,8 +99,8 @@ def like_fingers(stream: Stream, half: float, depth: float) -> list[tuple[Solid,
     for row in range(count):
         solid = capsule(radius, length * stream.uniform(0.75, 1.1), taper=stream.uniform(0.8, 1.0))
         beside = [0.15 * length * stream.normal(), radius * (2.1 + stream.random()) * (row - count / 2), 0.0]
-        fanned = solid.vertices @ about_axis(0.07 * stream.normal()).T + beside
-        solids.append((Solid(fanned, solid.faces).moved(place, turn), SKIN))
+        fanned = solid.moved(np.array(beside), about_axis(0.07 * stream.normal()))
+        solids.append((fanned.moved(place, turn), SKIN))
     return solids
 
 
@@ -110,9 +110,8 @@ def elbow(stream: Stream, half: float, depth: float) -> list[tuple[Solid, int]]:
     turn, place = stream.uniform(-np.pi, np.pi), np.append(stream.uniforms(-0.4, 0.4, 2) * half, depth)
     solids, bend = [], stream.uniform(0.6, 2.4)
     for angle, taper in ((turn, 0.75), (turn + bend, 1.15)):
-        solid = capsule(radius, 4 * half, taper)
-        arm = (solid.vertices + [2 * half, 0, 0]) @ about_axis(angle).T + place
-        solids.append((Solid(arm, solid.faces), SLEEVE if sleeve else SKIN))
+        solid = capsule(radius, 4 * half, taper).moved(np.array([2 * half, 0, 0]))
+        solids.append((solid.moved(place, about_axis(angle)), SLEEVE if sleeve else SKIN))
     return solids
 
 
