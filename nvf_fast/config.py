@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from nvf_fast.runtime.arguments import check_choices
 
 Method = Literal["nvf", "holistic", "dense"]
 Task = Literal["camera-space", "root-relative"]
@@ -84,14 +86,7 @@ class NVFConfig:
         for name in ("hand_scale", "scale_optional"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        for name, known in (
-            ("method", get_args(Method)),
-            ("task", get_args(Task)),
-            ("encoder", get_args(Encoder)),
-            ("view", get_args(View)),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        check_choices(self)
         for name in (
             "input_size", "stem", "width", "widen", "stacks", "depth", "groups", "pose_code", "joints",
             "image_channels",

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear
 
 from nvf_fast.config import NVFConfig
-from nvf_fast.kernels.place_hands.reference import field_biases
 
 # Depth is one input among width + 2, and the distance must follow it closest: 50 mm are a tenth of its unit.
 # Its weights therefore start larger than He's, with their kinks spread over the grid's range of Z / 480.
@@ -45,7 +44,7 @@ class FieldMLP(nn.Module):
             field (sdf, then weight and direction xyz per joint) and for "dense" (hand or not, then weight and
             joint xyz per joint), and 3 J for "holistic".
         biases: vectors (out,).
-        code: computes additional biases from the coarse pose (`biases_for`), or None.
+        code: computes additional biases from the coarse pose (`NVF.field_biases`), or None.
     """
 
     def __init__(self, config: NVFConfig) -> None:
@@ -64,20 +63,6 @@ class FieldMLP(nn.Module):
             nn.init.normal_(last.weight, std=CODE_STD)
             nn.init.zeros_(last.bias)
             self.code = nn.Sequential(nn.Linear(3 * config.joints, config.pose_code), nn.ReLU(), last)
-
-    def biases_for(self, joints: Tensor) -> list[Tensor]:
-        """The biases of every layer for hands of given coarse poses.
-
-        Args:
-            joints: (B, 21, 3) float32 mm, coarse joints.
-
-        Returns:
-            Biases (B, out); without a pose code (out,), the same for every hand.
-        """
-        biases = list(self.biases)
-        if self.code is None:
-            return biases
-        return list(field_biases(joints, *self.pose_code()).split([len(bias) for bias in biases], 1))
 
     def pose_code(self) -> tuple[list[Tensor], Tensor]:
         """The code's first weight and bias and last weight, if any, and all biases (sum of out,) together."""

@@ -98,15 +98,12 @@ class HandPipeline:
             )
         return PackedEstimates(rows, voters)
 
-    def vote(
-        self, encoding: HandEncoding, slopes: Tensor, exact: bool = True
-    ) -> tuple[Tensor, Tensor, Voters]:
-        """Query the field about the coarse joints and cast the votes.
+    def vote(self, encoding: HandEncoding, slopes: Tensor) -> tuple[Tensor, Tensor, Voters]:
+        """Query the field about the coarse joints and cast the votes, with lists of exact sizes.
 
         Args:
             encoding: of B views.
             slopes: (B,) float32, tangents of half the views' angles.
-            exact: whether to size every list exactly, which synchronises.
 
         Returns:
             Coarse and voted joints, (B, 21, 3) float32 mm each, the voted ones NaN without voters; and the
@@ -117,7 +114,7 @@ class HandPipeline:
             coarse = encoding.joints(slopes)
             places = place_lattice(coarse, slopes, lattice.uv, lattice.depths, size)
             biases = field_biases(coarse, self._code, self._biases)
-        return coarse, *self._vote(encoding.features, *places, biases, exact)
+        return coarse, *self._vote(encoding.features, *places, biases, exact=True)
 
     def _vote(
         self,

@@ -17,6 +17,7 @@ from nvf_fast.camera import reference_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import Block, HandHourglassEncoder, Hourglass, HourglassEncoder, PreActivated, Stack
 from nvf_fast.field import FieldMLP, check_hand_scale
+from nvf_fast.kernels.place_hands.reference import field_biases
 from nvf_fast.runtime.ambient import autocast_off, unaffected
 from nvf_fast.unet import HandEncoding, HandHeads, UNetEncoder, fold_norms
 
@@ -173,9 +174,16 @@ class NVF(nn.Module):
             return cast(Tensor, self.heads.hands(maps.to(self.heads.hands.weight.dtype))).float()
 
     def field_biases(self, coarse: Tensor) -> list[Tensor]:
-        """Compute biases of the field's layers, (B, out) each, from coarse joints (B, 21, 3) mm."""
+        """Compute biases of the field's layers, (B, out) each, from coarse joints (B, 21, 3) mm.
+
+        Without a pose code they are (out,), the same for every hand.
+        """
+        biases = list(self.field.biases)
+        if self.field.code is None:
+            return biases
         with autocast_off(coarse.device.type):
-            return self.field.biases_for(coarse)
+            joined = field_biases(coarse, *self.field.pose_code())
+        return list(joined.split([len(bias) for bias in biases], 1))
 
     def for_inference(self) -> NVF:
         """Copy the model in evaluation mode, without gradients, with consecutive linear maps merged."""

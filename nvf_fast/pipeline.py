@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, get_args
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from nvf_fast.config import HAND_JOINTS
 from nvf_fast.model import NVF
 from nvf_fast.ops.query_field import Maps, Places
 from nvf_fast.pose import joint_scores
-from nvf_fast.runtime.arguments import check_number
+from nvf_fast.runtime.arguments import check_choices, check_number
 from nvf_fast.runtime.cuda_graph import finish_launches
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.search import Capacities, Search, guided, octree
@@ -61,8 +61,7 @@ class QueryOptions:
             raise ValueError(f"surface_mm must be a positive number of mm, got {self.surface_mm}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
-        if self.search not in get_args(Search):
-            raise ValueError(f"search must be one of {get_args(Search)}, got {self.search!r}")
+        check_choices(self)
 
     @property
     def voter_capacity(self) -> int:

@@ -66,6 +66,7 @@ def test_refuses_inconsistent_configurations(wrong: dict) -> None:
     [
         (lambda: Augmentation(size_range=1.0), "size_range must lie in [0, 1), got 1.0"),
         (lambda: Augmentation(roll_deg=-1.0), "roll_deg must lie in [0, 180], got -1.0"),
+        (lambda: Optimisation(schedule="linear"), "schedule must be one of ('milestones', 'cosine'), got"),
         (lambda: Optimisation(ema=0.0), "ema must lie in (0, 1), got 0.0"),
         (lambda: Optimisation(learning_rate=math.inf), "learning_rate must lie in (0, inf), got inf"),
         (lambda: PointSampling(inside=-1, outside=5), "inside must lie in [0, inf), got -1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -264,8 +264,7 @@ def _presence_and_side(
     """Whether a hand is present and whether it is a left one (N,); a left hand is judged as mirrored."""
     flip = np.array([[-1.0, 0, VIEW_SIZE], [0, 1, 0], [0, 0, 1]])
     images = np.stack([warp_perspective(image, flip, VIEW_SIZE) for image in views.images])
-    mirrored = {field.name: getattr(views, field.name) for field in fields(HandViews)} | {"images": images}
-    plain, other = predict_views(views), predict_views(HandViews(**mirrored))
+    plain, other = predict_views(views), predict_views(replace(views, images=images))
     left = (plain.left > other.left).numpy()
     present = np.where(left, other.presence.numpy(), plain.presence.numpy()) >= threshold
     return present, left

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nvf_fast.kernels.group_norm_relu import reference
 from nvf_fast.kernels.join_branches.reference import block_moments_shape
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor, memory_format
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor, memory_format
 
 
 def group_norm_relu(
@@ -81,7 +81,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> 
     shape, dtype = x.shape, x.dtype
     if len(shape) != 4:
         raise ValueError(f"group_norm_relu: x must be (B, C, H, W), got {tuple(shape)}")
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+    if dtype not in FLOATS:
         raise TypeError(f"group_norm_relu: x must be float32, float16, bfloat16 or float64, got {dtype}")
     if not weight.shape == bias.shape == shape[1:2]:
         raise ValueError(

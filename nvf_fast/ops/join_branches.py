@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.join_branches import reference
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor, memory_format
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor, memory_format
 
 
 def join_branches(
@@ -45,8 +45,7 @@ def join_branches(
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
     """
-    dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
-    check_tensor("join_branches", "x", x, [("B", "C", "H", "W")], *dtypes)
+    check_tensor("join_branches", "x", x, [("B", "C", "H", "W")], *FLOATS)
     batch, channels, height, width = x.shape
     for branch in branches:
         check_tensor("join_branches", "a branch", branch, [(batch, "Ck", height, width)], x.dtype)

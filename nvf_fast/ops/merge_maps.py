@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from nvf_fast.kernels.merge_maps import reference
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor
 
 
 def merge_maps(
@@ -38,8 +37,7 @@ def merge_maps(
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
     """
-    dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
-    check_tensor("merge_maps", "below", below, [("B", "C", "H", "W")], *dtypes)
+    check_tensor("merge_maps", "below", below, [("B", "C", "H", "W")], *FLOATS)
     batch, channels, height, width = below.shape
     beside_shape = batch, "D", 2 * height, 2 * width
     check_tensor("merge_maps", "beside", beside, [beside_shape], below.dtype)

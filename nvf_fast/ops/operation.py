@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from nvf_fast.runtime.ambient import autocast_off
+from nvf_fast.runtime.devices import PRECISIONS
 
 Backend = Literal["triton", "torch"]
+FLOATS = (*PRECISIONS, torch.float64)  # dtypes of feature maps; float64 runs in PyTorch
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -69,10 +71,8 @@ class Operation(Generic[P, R]):
             RuntimeError: the backend cannot run here, or a gradient is required that does not exist.
         """
         tensor: Any = arguments[0]
-        if not self._autocast:
-            with autocast_off(tensor.device.type):
-                return self._run(backend, tensor, *arguments, **options)
-        return self._run(backend, tensor, *arguments, **options)
+        with nullcontext() if self._autocast else autocast_off(tensor.device.type):
+            return self._run(backend, tensor, *arguments, **options)
 
     def _run(self, backend: Backend | None, tensor: Any, /, *arguments: P.args, **options: P.kwargs) -> R:
         """Run an operation on tensors like the given one."""
@@ -91,8 +91,7 @@ class Operation(Generic[P, R]):
             backend = "torch"
         # A call of the registered operation takes as long as one hand's votes. Only other devices, compilers
         # and subclasses such as fake tensors need it.
-        direct = type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-        if gradient or backend == "torch" or (backend is None and direct):
+        if gradient or backend == "torch" or (backend is None and readable(tensor)):
             with torch.set_grad_enabled(gradient):
                 return self._torch(*arguments, **options)
         if backend == "triton":

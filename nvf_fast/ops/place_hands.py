@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.place_hands import reference
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor
 
 
 class PlacedHands(NamedTuple):
@@ -66,8 +66,7 @@ def place_hands(
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
     """
-    dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
-    check_tensor("place_hands", "maps", maps, [("B", "C", "S", "S")], *dtypes)
+    check_tensor("place_hands", "maps", maps, [("B", "C", "S", "S")], *FLOATS)
     exact = torch.float64 if maps.dtype == torch.float64 else torch.float32
     check_tensor("place_hands", "slopes", slopes, [("B",)], exact)
     (rows, channels, side, _), batch, count = maps.shape, len(slopes), len(depths)

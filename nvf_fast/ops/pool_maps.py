@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.pool_maps import reference
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor
 
 
 def pool_maps(
@@ -42,8 +42,7 @@ def pool_maps(
         TypeError: a dtype does not fit.
         RuntimeError: the requested backend cannot run here.
     """
-    dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
-    check_tensor("pool_maps", "maps", maps, [("R", "C", "H", "W")], *dtypes)
+    check_tensor("pool_maps", "maps", maps, [("R", "C", "H", "W")], *FLOATS)
     exact = torch.float64 if maps.dtype == torch.float64 else torch.float32
     check_tensor("pool_maps", "slopes", slopes, [("B",)], exact)
     check_tensor("pool_maps", "pooled_bias", pooled_bias, [("D",)], maps.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nvf_fast.kernels.query_field import cpu
 from nvf_fast.ops.operation import (
+    FLOATS,
     Backend,
     Operation,
     check_count,
@@ -337,8 +338,7 @@ def _check(
     def check(name: str, tensor: Tensor, *shapes: tuple[int | str, ...], unit: str = "mm") -> None:
         check_tensor("query_field", name, tensor, shapes, exact, unit=unit)
 
-    dtypes = torch.float32, torch.float16, torch.bfloat16, torch.float64
-    check_tensor("query_field", "features", features, [("B", "C", "H", "W")], *dtypes)
+    check_tensor("query_field", "features", features, [("B", "C", "H", "W")], *FLOATS)
     exact = torch.float64 if features.dtype == torch.float64 else torch.float32
     if min(features.shape[2:]) < 2 or features.shape[1] < 1:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -16,6 +16,17 @@ def check_number(name: str, value: Any) -> None:
     """Refuse all but a real number, with a `TypeError`."""
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_choices(config: object) -> None:
+    """Check the fields of a dataclass whose type is a `Literal`.
+
+    Raises:
+        ValueError: one has another value.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and (value := getattr(config, name)) not in get_args(hint):
+            raise ValueError(f"{name} must be one of {get_args(hint)}, got {value!r}")
 
 
 def check_ranges(config: object, **intervals: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from nvf_fast.config import HAND_JOINTS, NVFConfig, Task
 from nvf_fast.data.catalogue import DataConfig
-from nvf_fast.runtime.arguments import check_ranges
+from nvf_fast.runtime.arguments import check_choices, check_ranges
 from nvf_fast.synthetic.dataset import SyntheticConfig
 from nvf_fast.synthetic.placement import HandDistribution
 from nvf_fast.training.augmentation import Augmentation
@@ -49,10 +49,7 @@ class Optimisation:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.optimiser not in ("rmsprop", "adamw") or self.schedule not in ("milestones", "cosine"):
-            raise ValueError(f"unknown optimiser {self.optimiser!r} or schedule {self.schedule!r}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        check_choices(self)
         if self.batch < 1 or self.parts < 1 or self.batch % self.parts:
             raise ValueError(f"parts must divide the batch, got {self.parts} parts of {self.batch} images")
         if (self.epochs is None) == (self.steps is None):

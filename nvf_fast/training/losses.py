@@ -11,7 +11,7 @@ from torch.nn.functional import relu, smooth_l1_loss
 
 from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.model import FieldValues
-from nvf_fast.runtime.arguments import check_ranges
+from nvf_fast.runtime.arguments import check_choices, check_ranges
 
 SDF_UNIT_MM = 50.0
 
@@ -40,10 +40,7 @@ class LossConfig:
         positive = dict.fromkeys(("clamp_mm", "surface_mm", "ball_mm", "nearest", "vote_beta"), "(0, inf)")
         weights = dict.fromkeys(("vote_weight", "wide_weight", "auxiliary_weight"), "[0, inf)")
         check_ranges(self, **positive, **weights)
-        if self.vote_normalisation not in ("elements", "near"):
-            raise ValueError(
-                f"vote_normalisation must be 'elements' or 'near', got {self.vote_normalisation!r}"
-            )
+        check_choices(self)
 
 
 class Targets(NamedTuple):
