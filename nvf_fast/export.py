@@ -119,6 +119,10 @@ def export_checkpoint(
             np.save(unfinished / LATTICE_FILE, lattice.numpy())
             (unfinished / INTERFACE_FILE).write_text(_text(interface) + "\n", encoding="utf-8")
             unfinished.rename(folder)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # a full disk
+                error.filename = str(folder)
+            raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 

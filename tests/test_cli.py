@@ -175,8 +175,22 @@ def test_outputs_that_cannot_be_written_are_refused(
     monkeypatch.setattr("nvf_fast.cli.outputs.os.access", lambda path, mode: False)  # root may write anywhere
     for command in (["export", "--out", "new"], ["demo", "--overlay", "new.png"]):
         status, _, err = run(*command)
-        assert status == 2 and f": no permission to write to {tmp_path}" in err
+        assert status == 2 and f": {tmp_path}: Permission denied\n" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "file", "folder.html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["view", "a.png", "--port", -1], "--port must be 0 to 65535, got -1"),
+        (["view", "a.png", "--port", 65536], "--port must be 0 to 65535, got 65536"),
+        (["calibrate", "network", "--out", "new", "--seed", -1], "--seed must be 0 or more, got -1"),
+        (["eval", "hand-views", "--out", "new", "--seed", -1], "--seed must be 0 or more, got -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_at_once(run: Run, arguments: list[Any], message: str) -> None:
+    status, _, err = run(*arguments)
+    assert status == 2 and err == f"nvf-fast {arguments[0]}: {message}\n"
 
 
 def test_messages_of_the_library_are_lines_of_the_command(

@@ -301,7 +301,13 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(export, "traced", interrupt)
     with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(None, tmp_path / "new", "torch")
+    monkeypatch.setattr(export, "traced", fill)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/new'"):
         export_checkpoint(None, tmp_path / "new", "torch")
     assert list(tmp_path.iterdir()) == []

@@ -110,7 +110,10 @@ def test_a_full_device_is_an_error_and_keeps_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"), whole_file(path) as file:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*/overlay\.png'"),
+        whole_file(path) as file,
+    ):
         file.write(b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 

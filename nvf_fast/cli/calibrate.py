@@ -42,6 +42,8 @@ class Calibrate:
             raise UserError(f"--views must be at least 2, got {self.views}")
         if self.wide < 1:
             raise UserError(f"--wide must be at least 1, got {self.wide}")
+        if self.seed < 0:
+            raise UserError(f"--seed must be 0 or more, got {self.seed}")
         check_output_folder("--out", self.out)
         folders = ViewFolders(**vars(self.material))
         with user_errors():

@@ -251,6 +251,8 @@ class HandViews:
     def run(self) -> None:
         check_output_folder("--out", self.out)
         check_output_folder("--data-cache", self.checks.data_cache)
+        if self.checks.seed < 0:
+            raise UserError(f"--seed must be 0 or more, got {self.checks.seed}")
         predictor, conditions = _load_alone("hand-views", self.prediction)
         if predictor.estimator.model.config.view != "hand":
             raise UserError("eval hand-views needs a network of hand views")

@@ -52,4 +52,4 @@ def _check_folder(option: str, folder: Path) -> None:
     if not existing.is_dir():
         raise UserError(f"{option}: {existing} is not a folder")
     if not os.access(existing, os.W_OK):
-        raise UserError(f"{option}: no permission to write to {existing}")
+        raise UserError(f"{option}: {existing}: Permission denied")

@@ -27,6 +27,7 @@ from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_poses, undistorted, write_drawing
 from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.runtime.files import read_json, whole_file
+from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.search import Search
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Predict:
             left = {path: each for path, each in files.items() if str(path) not in records.done}
             if len(left) < len(files):
                 _warn(f"{len(files) - len(left)} of {len(files)} images are already done")
-            for path, outputs in tqdm(left.items(), unit="image", disable=len(left) < 2):
+            for path, outputs in progress_bar(left.items(), unit="image", hidden=len(left) < 2):
                 try:
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nvf_fast.cli import load_estimator, user_errors
+from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, without_errors
 from nvf_fast.cli.options import Optional
 from nvf_fast.cli.outputs import check_output_file
@@ -33,7 +33,7 @@ class View:
     box: Optional[tuple[float, float, float, float]] = None
     side: Optional[Literal["right", "left"]] = None  # side of the hand, predicted when absent
     hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
-    port: int = 8080  # port of the page; if it is taken, the next free one is used
+    port: int = 8080  # port of the page; if it is taken, the next free one is used, for 0 any
     out: Optional[Path] = None  # .html file for a self-contained page instead of serving
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
@@ -44,6 +44,8 @@ class View:
         from nvf_fast.viewer import HandScene, make_page, open_server, stop_server
 
         self.camera.check()
+        if not 0 <= self.port < 65536:
+            raise UserError(f"--port must be 0 to 65535, got {self.port}")
         check_output_file("--out", self.out, (".html",), (self.image, self.camera.intrinsics))
         estimator = load_estimator(self.checkpoint, self.device)
         with user_errors(), warnings.catch_warnings():

@@ -80,6 +80,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
                 unfinished.replace(path)
         if not _POSIX:  # where open files cannot be renamed
             unfinished.replace(path)
+    except OSError as error:
+        if error.errno is not None and str(error.filename or unfinished) == str(unfinished):
+            error.filename = str(path)  # the final name, which its caller knows
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
         _writing.discard(unfinished)
