@@ -74,7 +74,8 @@ def main() -> None:
     credits = load_checkpoint(checkpoint)[1]["training"]["credits"]
     sources = [[row["source"], row["licence"], row["photographs"]] for row in credits["photographs"]]
     _write("sources", ["source", "licence", "photographs"], sources, {"checkpoint": "embedded default"})
-    record_scores(checkpoint, {"photographs": photographs["scores"], "hand views": views})
+    scores = {"photographs": photographs["scores"], "left_out": options.leave_out, "hand views": views}
+    record_scores(checkpoint, scores)
 
 
 def _evaluated(what: str, checkpoint: Path, folder: Path, *arguments: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import tomllib
 import warnings
 import zipfile
 import zlib
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from PIL import Image, ImageDraw
 
 import nvf_fast
 from nvf_fast.checkpoint import save_checkpoint
+from nvf_fast.cli import EXTRAS
 from nvf_fast.cli.main import COMMANDS, main
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.complement import write_complement
@@ -204,7 +207,9 @@ def test_messages_of_the_library_are_lines_of_the_command(
     monkeypatch.setattr("nvf_fast.estimator.PoseEstimator.__call__", call)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        status, _, err = run("view", images[0], "--device", "cpu", "--out", images[0].with_suffix(".html"))
+        status, _, err = run(
+            "view", images[0], "--fov", 60, "--device", "cpu", "--out", images[0].with_suffix(".html")
+        )
     messages = ["depth of hand 0: none", "no CUDA graph for it", "the end"]
     assert status == 2 and err.splitlines() == [f"nvf-fast view: {each}" for each in messages]
 
@@ -220,6 +225,48 @@ except SystemExit as end:
     print(end.code, [name for name in sys.modules if name.startswith(unwanted)])
 """
     assert subprocess.check_output([sys.executable, "-c", script], stderr=subprocess.DEVNULL) == b"2 []\n"
+
+
+def test_missing_packages_are_named_with_their_extra(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from nvf_fast.cli.main import main
+sys.modules["numba"] = None
+small = ["train", "small", "--data.synthetic.count", "2"]
+for command in (small, ["train", "default"], ["calibrate", "default"], ["eval", "hand-views"]):
+    try:
+        main([*command, "--out", {str(tmp_path / "out")!r}])
+    except SystemExit as end:
+        assert end.code == 2, end.code
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    message = "this command needs numba: pip install 'nvf-fast[train]'"
+    names = ("train", "train", "calibrate", "eval")
+    assert ended.stderr.splitlines() == [f"nvf-fast {name}: {message}" for name in names]
+
+
+def test_extras_install_what_they_are_named_for() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    distributions = {"skimage": "scikit-image"}
+    for module, extra in EXTRAS.items():
+        listed = project["optional-dependencies"][extra]
+        assert any(re.match(distributions.get(module, module) + r"\b", each) for each in listed), module
+
+
+def test_training_renders_synthetic_images_ahead(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "nvf_fast.training.loop.train",
+        lambda *_, **__: SimpleNamespace(finished=True, step=0, minutes=0.0),
+    )
+    options = ["--data.synthetic.count", 2, "--data.synthetic.size", 16, "--evaluate-every", 0]
+    assert run("train", "small", "--out", tmp_path / "run", *options)[0] == 0
+    assert len([*(tmp_path / "run/images").rglob("*.safetensors")]) == 1
+    cache = ["--data-cache", tmp_path / "cache"]
+    assert run("train", "small", "--out", tmp_path / "other", *options, *cache)[0] == 0
+    assert len([*(tmp_path / "cache").rglob("*.safetensors")]) == 1
+    assert not (tmp_path / "other/images").exists()
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -798,9 +845,9 @@ def test_info(run: Run, checkpoint: Path) -> None:
     assert found["network"] == "neural voting field on a stacked hourglass, reference view of 64 x 64 px"
     assert found["photographs"] == "not recorded"
     assert found["everything else"] == f"nvf-fast info {checkpoint} --all"
-    found = entries(run("info", checkpoint, "--all")[1])
-    assert found["model.input_size"] == "64" and found["training.data.images"] == "12"
-    assert found["training.scores.cs_mje"] == "99.5"
+    assert json.loads(run("info", checkpoint, "--all")[1]) == json.loads(
+        (checkpoint / "config.json").read_text()
+    )
     status, _, err = run("info", checkpoint / "elsewhere")
     assert status == 2 and len(err.splitlines()) == 1
 
@@ -811,6 +858,7 @@ def test_info_summarises_the_default_network(run: Run) -> None:
     assert status == 0 and len(out.splitlines()) == 10
     assert all(len(line) <= 110 for line in out.splitlines())
     assert "not recorded" not in out and "aligned error" in found["photographs"]
+    assert found["photographs"].endswith("eval photographs --leave-out xmore_gestures)")
     assert found["everything else"] == "nvf-fast info --all"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ class Info:
 
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Annotated[Optional[str], tyro.conf.Positional] = None
-    all: Flag = False  # print every entry of config.json instead: configuration, training, sources and scores
+    all: Flag = False  # print config.json instead: configuration, training, sources and scores
 
     def run(self) -> None:
         from nvf_fast.checkpoint import load_checkpoint, resolve
@@ -31,25 +31,17 @@ class Info:
         with user_errors():
             folder = resolve(self.checkpoint)
             model, info = load_checkpoint(folder)
+        if self.all:
+            print(json.dumps(info, indent=1))
+            return
         parameters = sum(parameter.numel() for parameter in model.parameters())
         lines = {"checkpoint": str(folder), "parameters": f"{parameters:,}"}
-        if self.all:
-            lines |= {name: str(value) for name, value in _entries("", info)}
-        else:
-            lines |= _summary(model.config, info)
-            name = "" if self.checkpoint is None else f" {self.checkpoint}"
-            lines["everything else"] = f"nvf-fast info{name} --all"
+        lines |= _summary(model.config, info)
+        name = "" if self.checkpoint is None else f" {self.checkpoint}"
+        lines["everything else"] = f"nvf-fast info{name} --all"
         width = max(map(len, lines))
         for name, value in lines.items():
             print(f"{name:{width}}  {value}")
-
-
-def _entries(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _entries(f"{prefix}.{key}" if prefix else str(key), inner)
-    else:
-        yield prefix, value
 
 
 def _summary(config: NVFConfig, info: dict[str, Any]) -> dict[str, str]:
@@ -97,12 +89,14 @@ def _sources(training: dict[str, Any]) -> str:
 
 
 def _photograph_scores(training: dict[str, Any]) -> str:
-    scores = training.get("scores", {}).get("photographs", {}).get("all")
+    recorded = training.get("scores", {})
+    scores = recorded.get("photographs", {}).get("all")
     if scores is None:
         return NOT_RECORDED
+    groups = " ".join(recorded.get("left_out", ()))
     return (
-        f"aligned error {scores['aligned']:.1f} mm, hand found {scores['present']:.1f} % "
-        f"({scores['photographs']} photographs; nvf-fast eval photographs)"
+        f"aligned error {scores['aligned']:.1f} mm in boxes ({scores['photographs']} photographs; "
+        f"eval photographs{' --leave-out ' if groups else ''}{groups})"
     )
 
 
@@ -113,5 +107,5 @@ def _rendered_scores(training: dict[str, Any]) -> str:
     final = poses["methods"]["final"]
     return (
         f"aligned error {final['aligned']:.1f} mm, camera-space error {final['camera']:.1f} mm "
-        f"({poses['hands']:,} hands; nvf-fast eval hand-views)"
+        f"({poses['hands']:,} hands; eval hand-views)"
     )

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import nvf_fast
-from nvf_fast.cli import UserError
+from nvf_fast.cli import UserError, import_message
 
 COMMANDS = {
     "demo": "find the hands of the included image",
@@ -93,6 +93,10 @@ def _run(name: str = "--help", *rest: str) -> None:
             options.run()
     except UserError as error:
         _end(f" {name}", str(error))
+    except ImportError as error:
+        if import_message(error) == str(error):
+            raise
+        _end(f" {name}", import_message(error))
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -25,13 +25,13 @@ class Run:
 
     config: Annotated[TrainingConfig, tyro.conf.arg(name="")]  # every parameter of the training
     out: Path  # folder for the states, the log and the checkpoint
-    # folder of FreiHAND, HO-3D or Complement; synthetic images are rendered on demand
+    # folder of FreiHAND, HO-3D or Complement; synthetic images are rendered
     data: Optional[Path] = None
     evaluation_data: Optional[Path] = None  # FreiHAND's released evaluation annotations, for evaluate_every
     # the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement
     mano: Optional[Path] = None
-    # folder for rendered images, which otherwise stay in memory. The default network trains on a data set's
-    # images only if `data` or `data_cache` is given.
+    # folder for the images of a synthetic set, which are rendered before the first step, 175 kB each; images/
+    # in --out when absent. The default network trains on a data set's images only if this or `data` is given.
     data_cache: Optional[Path] = None
     # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
@@ -59,7 +59,10 @@ class Run:
         check_output_folder("--out", self.out)
         check_output_folder("--data-cache", self.data_cache)
         torch.set_num_threads(self.threads)
-        folders = Folders(self.data, self.evaluation_data, self.mano, self.data_cache)
+        cache = self.data_cache
+        if cache is None and config.model.view != "hand" and config.data.dataset.startswith("synthetic"):
+            cache = self.out / "images"
+        folders = Folders(self.data, self.evaluation_data, self.mano, cache)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         check_device(device)
         with process_group(device, self.timeout_s) as place:
