@@ -1,17 +1,15 @@
 """Follow the hands of a video: a line of JSON per frame, and optionally a video with the drawn joints.
 
-python examples/track_video.py clip.mp4 --focal 900 --drawn drawn.mp4 > hands.jsonl
-python examples/track_video.py folder_of_frames --fov 70 --rate 30
+python examples/track_video.py clip.mp4 --fov 70 --drawn drawn.mp4 > hands.jsonl
 
-Lengths are mm in the frame of the camera; pixel (0, 0) is the centre of the first pixel. Video files need
-PyAV (`pip install 'nvf-fast[video]'`), folders of images do not.
+Lengths are mm in the frame of the camera. Video files need PyAV (`pip install 'nvf-fast[video]'`), folders of
+images do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,9 +25,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, help="video file, or folder of images")
-    camera = parser.add_mutually_exclusive_group(required=True)
-    camera.add_argument("--focal", type=float, help="focal length of the camera, pixels of these frames")
-    camera.add_argument("--fov", type=float, help="horizontal field of view instead, degrees")
+    parser.add_argument("--fov", type=float, required=True, help="horizontal field of view, degrees")
     parser.add_argument("--rate", type=float, default=30.0, help="frames per second of a folder")
     parser.add_argument("--drawn", type=Path, help="video to write, such as drawn.mp4")
     arguments = parser.parse_args()
@@ -40,9 +36,8 @@ def main() -> None:
         video = stack.enter_context(VideoWriter(arguments.drawn, rate)) if arguments.drawn else None
         for time, image in read_frames(arguments.source, arguments.rate):
             height, width = image.shape[:2]
-            focal = arguments.focal or width / 2 / math.tan(math.radians(arguments.fov) / 2)
-            K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
-            ids, poses = tracker(image, K, time)
+            camera = nvf_fast.Camera.from_fov(arguments.fov, (width, height))
+            ids, poses = tracker(image, camera, time)
             hands = [
                 {"id": id, "side": pose.side, "joints": pose.joints.round(1).tolist()}
                 for id, pose in zip(ids, poses, strict=True)

@@ -74,6 +74,6 @@ def test_tracking_a_video_draws_it(
         for shade in (40, 120, 200):
             writer.write(np.full((120, 160, 3), shade, np.uint8))
     drawn = tmp_path / "drawn.mp4"
-    assert run("track_video.py", monkeypatch, tmp_path / "clip.mp4", "--focal", 150, "--drawn", drawn) == 0
+    assert run("track_video.py", monkeypatch, tmp_path / "clip.mp4", "--fov", 60, "--drawn", drawn) == 0
     assert [json.loads(line)["time"] for line in capsys.readouterr().out.splitlines()] == [0, 0.04, 0.08]
     assert [frame.time for frame in read_frames(drawn)] == pytest.approx([0, 0.04, 0.08])
