@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from nvf_fast.camera import reference_intrinsics
@@ -163,33 +163,37 @@ class SyntheticHands:
         return numbers
 
     def _stacked(self, name: str, indices: Iterable[int] | Tensor) -> Tensor:
-        rows = []
-        for index in self._checked(indices):
-            number, row = divmod(index, CHUNK)
-            if number not in self._chunks:
-                self._chunks[number] = self._load_chunk(number)
-            rows.append(self._chunks[number][name][row])
-        return torch.stack(rows)
+        read = self._rendered if self.folder is None else self._stored
+        return torch.stack([read(name, *divmod(index, CHUNK)) for index in self._checked(indices)])
 
     def _path(self, chunk: int) -> Path:
         assert self.folder is not None
         return self.folder / f"{chunk:06d}.safetensors"
 
-    def _load_chunk(self, chunk: int) -> dict[str, Tensor]:
-        if self.folder is None:
-            return self._make_chunk(chunk)
-        if not self._path(chunk).exists():
-            self._store_chunk(chunk)
-        try:
-            found = load_file(self._path(chunk))
-            count, size = found["images"].shape[0], found["images"].shape[-1]
-            if found.keys() != PARTS or size != self.config.size or count != CHUNK:
-                raise ValueError(f"{sorted(found)} of {count} images of {size} px")
-            return found
-        except (SafetensorError, LookupError, ValueError) as error:
-            LOG.warning("%s is damaged (%s); it is rendered again", self._path(chunk), error)
+    def _rendered(self, name: str, chunk: int, row: int) -> Tensor:
+        """A part of an image, of a chunk in memory."""
+        if chunk not in self._chunks:
+            self._chunks[chunk] = self._make_chunk(chunk)
+        return self._chunks[chunk][name][row]
+
+    def _stored(self, name: str, chunk: int, row: int) -> Tensor:
+        """A part of an image, of a chunk in the cache."""
+        path = self._path(chunk)
+        if path.exists():
+            try:
+                return self._read(path, name, row)
+            except (SafetensorError, ValueError) as error:
+                LOG.warning("%s is damaged (%s); it is rendered again", path, error)
         self._store_chunk(chunk)
-        return load_file(self._path(chunk))
+        return self._read(path, name, row)
+
+    def _read(self, path: Path, name: str, row: int) -> Tensor:
+        """A part of an image, without the rest of its file."""
+        with safe_open(path, "pt") as file:
+            names, shape = {*file.keys()}, [CHUNK, 3, self.config.size, self.config.size]
+            if names != PARTS or file.get_slice("images").get_shape() != shape:
+                raise ValueError(f"expected {sorted(PARTS)} with images {shape}, got {sorted(names)}")
+            return cast(Tensor, file.get_slice(name)[row])
 
     def _store_chunk(self, chunk: int) -> None:
         write_file(self._path(chunk), save(self._make_chunk(chunk)))
