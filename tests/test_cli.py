@@ -43,6 +43,7 @@ from nvf_fast.model import NVF
 from nvf_fast.overlay import description, draw_poses
 from nvf_fast.pose import HandPose
 from nvf_fast.runtime.files import locked
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from tests import dataset_trees
 from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
@@ -911,6 +912,23 @@ def evaluate(run: Run, checkpoint: Path, trees: Path, tmp_path: Path, monkeypatc
         return run("eval", name, *arguments, "--out", tmp_path / "out", *options)
 
     return evaluate
+
+
+def test_eval_measures_the_first_images_of_synthetic_v2(
+    run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mean_pose, "other_hands", partial(mean_pose.other_hands, count=16))
+    small = SyntheticHands(SyntheticConfig(count=4, size=32))
+    monkeypatch.setattr("nvf_fast.cli.eval.open_dataset", lambda *_: small)
+    options = ["--checkpoint", checkpoint, "--step", 56, "--out", tmp_path / "out"]
+    status, _, err = run("eval", "synthetic-v2", *options, "--count", 5)
+    assert status == 2 and err == "nvf-fast eval: --count must be 1 to 4, got 5\n"
+    assert run("eval", "synthetic-v2", *options, "--count", 2)[0] == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["context"]["images"] == "first 2 of the part" and report["counts"]["scored"] == 2
+    small.config = replace(small.config, count=4)
+    status, _, err = run("eval", "synthetic-v2", *options, "--count", 3)
+    assert status == 2 and "is of another run" in err
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from nvf_fast.evaluation.hand_view_report import (
 from nvf_fast.evaluation.report_files import surroundings, table_lines
 from nvf_fast.runtime.files import locked
 from nvf_fast.search import Search
-from nvf_fast.synthetic.dataset import render_ahead
+from nvf_fast.synthetic.dataset import SyntheticHands, render_ahead
 
 if TYPE_CHECKING:
     from nvf_fast.evaluation.predictors import NetworkPredictor
@@ -99,12 +99,13 @@ class SyntheticV2:
     # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     split: Split = "evaluation"  # part of the data set
+    count: Optional[int] = None  # number of images, the first ones of the part; all when absent
     data_cache: Optional[Path] = None  # folder for rendered images
 
     def run(self) -> None:
         check_output_folder("--data-cache", self.data_cache)
-        folders = Folders(cache=self.data_cache)
-        _evaluate(self.prediction, self.output, DataConfig("synthetic-v2"), self.split, folders)
+        folders, config = Folders(cache=self.data_cache), DataConfig("synthetic-v2")
+        _evaluate(self.prediction, self.output, config, self.split, folders, count=self.count)
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,7 @@ def _evaluate(
     folders: Folders,
     server: Server | None = None,
     fitted: Path | None = None,
+    count: int | None = None,
 ) -> None:
     """Predict every image and write the report, in the first of several processes.
 
@@ -301,6 +303,7 @@ def _evaluate(
         config, split, folders: of the data set.
         server: for which submissions are written.
         fitted: MANO's file for their vertices.
+        count: of a synthetic set's images, the first ones; None is all.
     """
     from nvf_fast.data.mano import Mano
     from nvf_fast.evaluation.mean_pose import fallback_pose
@@ -321,6 +324,11 @@ def _evaluate(
                 if processes.rank == 0:
                     stack.enter_context(locked(output.out / LOCK_FILE))
                 dataset = open_dataset(config, split, folders)
+                if count is not None and isinstance(dataset, SyntheticHands):
+                    if not 1 <= count <= len(dataset):
+                        raise ValueError(f"--count must be 1 to {len(dataset)}, got {count}")
+                    dataset.config = replace(dataset.config, count=count)
+                    conditions["images"] = f"first {count} of the part"
                 render_ahead(dataset, share=(processes.rank, processes.count), progress=processes.rank == 0)
                 predictions = predict(
                     predictor, dataset, output.out / "shards", conditions, batch=output.batch,
