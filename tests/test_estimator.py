@@ -49,6 +49,7 @@ class SpotReader(nn.Module):
     def __init__(self, size: int, distances: list[Tensor], **config: Any) -> None:
         super().__init__()
         self.config = NVFConfig(input_size=size, **config)
+        self.device = torch.device("cpu")
         self.encoder = nn.Identity()
         self.field = nn.Module()
         self.field.weights = [torch.zeros(8, 257), torch.zeros(85, 265)]  # never queried
