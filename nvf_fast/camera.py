@@ -141,6 +141,20 @@ def remap(images: Tensor, homographies: Tensor, size: int) -> Tensor:
     return torch.cat(views)
 
 
+def network_view(image: Tensor, homography: Tensor, size: int) -> Tensor:
+    """Remap an image to a network's input view.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, on the device of the result.
+        homography: (3, 3) float64 from image px to view px.
+        size: px, side of the view.
+
+    Returns:
+        (1, 3, size, size) float32, (x / 255 - 0.5) / 0.5.
+    """
+    return normalised(remap(image.permute(2, 0, 1)[None], homography[None], size))
+
+
 def normalised(images: Tensor) -> Tensor:
     """Normalise float images of values 0 to 255 for networks, (x / 255 - 0.5) / 0.5, in place."""
     return images.div_(127.5).sub_(1)

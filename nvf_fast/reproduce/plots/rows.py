@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.baselines import DenseBaseline
-from nvf_fast.camera import normalised, project, remap
+from nvf_fast.camera import network_view, project
 from nvf_fast.data.sample import HandSample
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.pose import HandPose, Votes
@@ -87,8 +87,7 @@ def dense_row(
     volume, size, device = FrustumVolume(), model.config.input_size, model.centre.device
     intrinsics = torch.from_numpy(sample.intrinsics).double()
     placement = volume.place(intrinsics[None], size)
-    image = torch.tensor(sample.image, device=device).permute(2, 0, 1)[None]
-    view = normalised(remap(image, placement.homographies, size))
+    view = network_view(torch.tensor(sample.image, device=device), placement.homographies[0], size)
     features = model.encode(view)
     scale = torch.tensor([sample.hand_scale], device=device) if use_scale else None
     joints, _ = model.predict(features, scale)
