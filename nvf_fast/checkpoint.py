@@ -26,6 +26,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.model import check_entries
 from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.devices import check_precision, read_device
+from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import locked, read_json, remove_unfinished, sync_folder, write_file
 
 SCHEMA_VERSION = 2  # version 1, which has no model_sha256, can be read too
@@ -297,10 +298,8 @@ def _model_card(model: Network, info: dict[str, Any], license: str | None, text:
 
 def _hub(purpose: str) -> Any:
     """The package huggingface_hub."""
-    try:
+    with extra("hub", f"{purpose} needs huggingface_hub"):
         return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ImportError(f"{purpose} needs huggingface_hub: pip install 'nvf-fast[hub]'") from error
 
 
 def _download(repository: str, revision: str | None) -> Path:

@@ -30,6 +30,7 @@ from nvf_fast.kernels.query_field.reference import query_field
 from nvf_fast.model import NVF, FieldValues
 from nvf_fast.pipeline import QueryOptions
 from nvf_fast.pose import JOINT_NAMES, joint_scores
+from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import locked
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume, RootCube, volume_of
@@ -359,11 +360,9 @@ def _view(model: NVF) -> dict[str, Any]:
 
 
 def _check_packages() -> None:
-    try:
+    with extra("export", "ONNX files need onnx and onnxscript"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"ONNX files need {error.name}: pip install 'nvf-fast[export]'") from error
 
 
 def _write_onnx(program: ExportedProgram, function: Function, path: Path, interface: dict[str, Any]) -> None:

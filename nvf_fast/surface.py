@@ -15,6 +15,7 @@ from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
 from nvf_fast.requests import Request
+from nvf_fast.runtime.extras import extra
 from nvf_fast.volumes import FrustumVolume, HandVolume, RootCube
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def level_mesh(
         ValueError: the spacing is not a positive number, or makes a lattice of more than 20 million points.
         ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
     """
-    try:
+    with extra("viz", "meshes need scikit-image"):
         from skimage.measure import marching_cubes
-    except ImportError as error:
-        raise ImportError("meshes need scikit-image: pip install 'nvf-fast[viz]'") from error
     if not (math.isfinite(spacing_mm) and spacing_mm > 0):
         raise ValueError(f"the step of a mesh must be a positive number of mm, got {spacing_mm}")
     extents = ((high - low).double() / spacing_mm).ceil() + 1

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from nvf_fast.image_files import image_files, read_image
+from nvf_fast.runtime.extras import extra
 
 FRAME_RATE = 30.0  # Hz, of a folder of images
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")  # of annotated videos
@@ -153,10 +154,8 @@ def _upright(frame: Any) -> np.ndarray:
 
 
 def _pyav() -> Any:
-    try:
+    with extra("video", "videos and cameras need PyAV"):
         import av
-    except ImportError as error:
-        raise ImportError("videos and cameras need PyAV: pip install 'nvf-fast[video]'") from error
     return av
 
 

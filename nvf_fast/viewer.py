@@ -16,6 +16,7 @@ from PIL import Image
 
 from nvf_fast.overlay import FINGER_COLOURS, description
 from nvf_fast.pose import BONES, JOINT_NAMES, HandPose, Votes
+from nvf_fast.runtime.extras import extra
 
 if TYPE_CHECKING:
     import viser
@@ -143,10 +144,8 @@ def open_server(port: int) -> viser.ViserServer:
     Raises:
         ImportError: viser is not installed (`pip install nvf-fast[viz]`).
     """
-    try:
+    with extra("viz", "the page needs viser"):
         import viser
-    except ImportError as error:
-        raise ImportError("the page needs viser: pip install 'nvf-fast[viz]'") from error
     with redirect_stdout(io.StringIO()):  # viser prints its address, verbose or not
         return viser.ViserServer("127.0.0.1", port, label="nvf-fast", verbose=False)
 

@@ -42,6 +42,10 @@ PUBLIC_NAMES = [
 NOT_FOR_INFERENCE = tuple(
     f"nvf_fast.{name}" for name in ("data", "evaluation", "reproduce", "synthetic", "training")
 )
+OPTIONAL = (
+    "numba", "skimage", "matplotlib", "viser", "tensorboard", "huggingface_hub", "onnx", "onnxscript", "av",
+    "triton",
+)  # fmt: skip
 DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 
@@ -107,6 +111,77 @@ def test_public_names() -> None:
         _ = nvf_fast.loader
 
 
+def test_missing_packages_are_reported_with_their_extra() -> None:
+    """Optional packages are imported in `with extra(...)`; functions may then import them again."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    del listed["dev"]
+    extras: dict[str, set[str]] = {}
+    for name, requirements in listed.items():
+        for requirement in requirements:
+            package = requirement.split(">=")[0]
+            extras.setdefault({"scikit-image": "skimage"}.get(package, package), set()).add(name)
+    assert extras["numba"] == {"train"} and extras["skimage"] == {"train", "viz"}
+    reported, others = set(), set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.is_relative_to((PACKAGE / "kernels").resolve()) or "kernels" in path.parts:
+            continue  # imported by the operations after their check
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.With) or not ast.unparse(node.items[0]).startswith("extra("):
+                continue
+            name = ast.literal_eval(node.items[0].context_expr.args[0])  # type: ignore[attr-defined]
+            for inner in ast.walk(node):
+                for package in imported_packages(inner) & extras.keys():
+                    assert name in extras[package], f"{path}: {package} is not in the extra {name}"
+                    reported.add(package)
+        others |= {
+            (path.name, name) for node in tree.body for name in imported_packages(node) & extras.keys()
+        }
+    assert not others, "imported with the module, outside `with extra(...)`"
+    # Others import these: `import_module` huggingface_hub, torch tensorboard, and users onnxruntime.
+    assert extras.keys() - reported <= {"huggingface_hub", "tensorboard", "onnxruntime"}
+
+
+def imported_packages(node: ast.AST) -> set[str]:
+    """Return the packages that an import statement names."""
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {(node.module or "").split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+
+
+def test_commands_name_the_extra_that_they_lack(tmp_path: Path) -> None:
+    out, demo, default = tmp_path / "out", PACKAGE / "assets/demo.jpg", PACKAGE / "weights/default"
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    commands = {
+        f"train small --out {out} --data.synthetic.count 16": "train",
+        f"train default --out {out}": "train",
+        f"calibrate {default} --out {out}": "train",
+        f"eval synthetic-v2 --out {out} --count 1": "train",
+        f"eval hand-views --out {out} --count 1": "train",
+        f"reproduce figure4 --smoke --runs {out} --out {out}": "viz",
+        f"predict {demo} --mesh {out}": "viz",
+        f"view {demo}": "viz",
+        f"track {tmp_path / 'film.mp4'} --out {tmp_path / 'hands.jsonl'}": "video",
+        f"export --out {tmp_path / 'exported'}": "export",
+        "info someone/hands": "hub",
+    }
+    script = f"""
+import sys
+for name in {OPTIONAL!r}:
+    sys.modules[name] = None  # as if it were not installed
+from nvf_fast.cli.main import main
+for command in {[*commands]!r}:
+    try:
+        main(command.split())
+    except SystemExit as end:
+        print("status", end.code, command, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    for command, extra in commands.items():
+        expected = rf"nvf-fast {command.split()[0]}: .* needs? .*: pip install 'nvf-fast\[{extra}\]'\n"
+        assert re.search(f"{expected}status 2 {re.escape(command)}\n", done.stderr), (command, done.stderr)
+
+
 def test_import_is_quick_and_touches_no_device_and_no_training() -> None:
     script = f"""
 import json, sys, time
@@ -147,7 +222,7 @@ except ImportError as error:
     print(len(hands), error)
 """
     assert subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True) == (
-        "0 select_voters: Triton is not installed: pip install 'nvf-fast[triton]'\n"
+        "0 select_voters: this backend needs Triton: pip install 'nvf-fast[triton]'\n"
     )
 
 

@@ -10,20 +10,6 @@ if TYPE_CHECKING:
     from nvf_fast.estimator import PoseEstimator
 
 
-EXTRAS = {  # that install packages, by the name of their modules
-    "numba": "train",
-    "skimage": "viz",
-    "matplotlib": "viz",
-    "viser": "viz",
-    "huggingface_hub": "hub",
-    "onnx": "export",
-    "onnxruntime": "export",
-    "onnxscript": "export",
-    "av": "video",
-    "triton": "triton",
-}
-
-
 class UserError(Exception):
     """An error that the user can correct; `main` prints it without a traceback and ends with status 2."""
 
@@ -38,18 +24,8 @@ def user_errors() -> Iterator[None]:
     except OSError as error:
         name = f"{error.filename}: " if error.filename is not None and error.strerror else ""
         raise UserError(f"{name}{error.strerror or error}") from error
-    except ImportError as error:
-        raise UserError(import_message(error)) from error
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
-
-
-def import_message(error: ImportError) -> str:
-    """The message of a failed import, with the extra that installs a missing package."""
-    extra = EXTRAS.get((error.name or "").partition(".")[0])
-    if extra is None or "pip install" in str(error):
-        return str(error)
-    return f"this command needs {error.name}: pip install 'nvf-fast[{extra}]'"
 
 
 def error_line(error: Exception) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import nvf_fast
-from nvf_fast.cli import UserError, import_message
+from nvf_fast.cli import UserError
+from nvf_fast.runtime.extras import MissingExtraError
 
 COMMANDS = {
     "demo": "find the hands of the included image",
@@ -91,12 +92,8 @@ def _run(name: str = "--help", *rest: str) -> None:
     try:
         with _messages(name):
             options.run()
-    except UserError as error:
+    except (UserError, MissingExtraError) as error:
         _end(f" {name}", str(error))
-    except ImportError as error:
-        if import_message(error) == str(error):
-            raise
-        _end(f" {name}", import_message(error))
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +25,7 @@ from nvf_fast.image_files import image_files, read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_poses, undistorted, write_drawing
 from nvf_fast.pose import JOINT_NAMES, HandPose
+from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import read_json, whole_file
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.search import Search
@@ -96,10 +96,10 @@ class Predict:
         listed = self._read_boxes()
         if self.depth is not None and not self.depth.is_dir() and len(files) > 1:
             raise UserError(f"--depth must be a folder for several images, got {self.depth}")
-        needed = {"skimage": self.mesh or self.figure, "matplotlib": self.figure}
-        missing = [name for name, given in needed.items() if given and find_spec(name) is None]
-        if missing:
-            raise UserError(f"--mesh and --figure need {missing}: pip install 'nvf-fast[viz]'")
+        if self.mesh or self.figure:
+            with extra("viz", "--mesh and --figure need scikit-image and matplotlib"):
+                import matplotlib  # noqa: F401
+                import skimage  # noqa: F401
         check_output_file("--out", self.out)
         if self.out is not None and guess_type(self.out.name)[0] and self.out.suffix not in LINE_SUFFIXES:
             raise UserError(f"--out must be a .json or .jsonl file, got {self.out}")

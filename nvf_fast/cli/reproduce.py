@@ -11,6 +11,7 @@ import tyro
 from nvf_fast.cli import UserError, check_device, load_estimator, user_errors
 from nvf_fast.cli.options import Flag, Optional
 from nvf_fast.cli.outputs import check_output_folder
+from nvf_fast.runtime.extras import extra
 
 if TYPE_CHECKING:
     from nvf_fast.reproduce.recipes import Role
@@ -116,6 +117,9 @@ class Reproduce:
             return self._steps(workshop)
         if self.target in TABLES:
             return TABLES[self.target](workshop)
+        with extra("viz", "figures need matplotlib and scikit-image"):  # known before the networks train
+            import matplotlib  # noqa: F401
+            import skimage  # noqa: F401
         size = "paper" if self._untrained else workshop.size.name
         plot = self.out / f"{file_stem(self.target, size)}.png"
         self.out.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import numba
 import numpy as np
+
+from nvf_fast.runtime.extras import extra
+
+with extra("train", "warping images needs numba"):
+    import numba
 
 MOST_SAMPLES = 8  # along each axis of an output pixel
 BLUR_REACH = 3.0  # standard deviations

@@ -5,11 +5,14 @@ They label the field of data sets with joints but without meshes.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about, unit_vectors
 from nvf_fast.hand_surface import RADII_MM, cone_ends
+from nvf_fast.runtime.extras import extra
+
+with extra("train", "distances to hands need numba"):
+    import numba
 
 
 def surface_distance(points: np.ndarray, joints: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numba
 import numpy as np
 
 from nvf_fast.camera import look_at_rotation, project
@@ -19,7 +18,11 @@ from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
 from nvf_fast.data.rotations import about_axis
 from nvf_fast.hand_surface import RADII_MM, cone_ends
 from nvf_fast.joint_definitions import scale_to_unit
+from nvf_fast.runtime.extras import extra
 from nvf_fast.synthetic.backgrounds import Backgrounds
+
+with extra("train", "views of photographs need numba"):
+    import numba
 
 WEIGHTS: Mapping[str, float] = {
     "gestures": 5.0,  # many people and rooms, closest to users' photographs

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
-from importlib.util import find_spec
 from numbers import Real
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from nvf_fast.runtime.ambient import autocast_off
 from nvf_fast.runtime.devices import PRECISIONS
+from nvf_fast.runtime.extras import extra
 
 Backend = Literal["triton", "torch"]
 FLOATS = (*PRECISIONS, torch.float64)  # dtypes of feature maps; float64 runs in PyTorch
@@ -111,8 +111,8 @@ class Operation(Generic[P, R]):
                 )
 
     def _check_triton(self) -> None:
-        if find_spec("triton") is None:
-            raise ImportError(f"{self._name}: Triton is not installed: pip install 'nvf-fast[triton]'")
+        with extra("triton", f"{self._name}: this backend needs Triton"):
+            import triton  # noqa: F401
 
     def _triton(self, *arguments: P.args, **options: P.kwargs) -> R:
         self._check_triton()

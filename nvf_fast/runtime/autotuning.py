@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from nvf_fast.kernels.query_field import triton as kernel
-from nvf_fast.kernels.query_field.triton import Tiling
 from nvf_fast.runtime.cuda_graph import CudaRecorder
+from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import read_json, write_file
+
+with extra("triton", "tuning needs Triton"):
+    import triton
+
+    from nvf_fast.kernels.query_field import triton as kernel
+    from nvf_fast.kernels.query_field.triton import Tiling
 
 CACHE = Path(os.path.expanduser("~")) / ".cache" / "nvf_fast" / "tilings.json"
 GAIN = 1.02  # times as fast as the untuned tiling must one be to take its place; less is taken for noise

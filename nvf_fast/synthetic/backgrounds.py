@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from PIL import Image
 from trimesh.transformations import euler_matrix
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
 from nvf_fast.image_files import read_image
+from nvf_fast.runtime.extras import extra
 from nvf_fast.synthetic.shading import noise_at, noise_volume
 from nvf_fast.synthetic.skin import draw_tone
+
+with extra("train", "rendering hands needs numba"):
+    from numba import njit
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LARGEST = 1024  # px, of an image's longer side in memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -65,11 +66,12 @@ class SyntheticHands:
     """Images of the built-in mesh hand and its labels, by index: a data set of `HandSample`s.
 
     Each image shows one right hand in the reference camera, with joints in FreiHAND's definition and a mesh
-    closed at the wrist.
+    closed at the wrist. The first access to one of 128 consecutive images renders them all.
 
     Args:
         config: seed, size and distribution.
-        cache: folder for rendered images; None keeps them in memory only.
+        cache: folder for rendered images, in files of 128; None keeps them in memory only, so that every
+            process and every worker of a loader renders its own. For random indices, `render` them ahead.
         name, split: names of the set.
         checksums: of every chunk's parameters, checked before rendering.
     """
@@ -146,7 +148,7 @@ class SyntheticHands:
             done: Iterable[None] = map(self._store_chunk, missing)
             processes = min(processes, len(missing))
             if processes > 1:
-                pool = stack.enter_context(get_context("spawn").Pool(processes, torch.set_num_threads, (1,)))
+                pool = stack.enter_context(get_context("spawn").Pool(processes, _start_renderer))
                 done = pool.imap_unordered(self._store_chunk, missing)
             for _ in done:
                 bar.update(CHUNK)
@@ -212,6 +214,12 @@ class SyntheticHands:
                 "results on it would not be comparable"
             )
         return render_hands(hands, self.config.size)
+
+
+def _start_renderer() -> None:
+    """Use one thread, and leave Ctrl-C, which the whole process group receives, to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def synthetic_v2(part: Literal["train", "test"], cache: Path | str | None = None) -> SyntheticHands:

@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import trimesh
-from numba import njit
 
+from nvf_fast.runtime.extras import extra
 from nvf_fast.synthetic.rasteriser import mesh_normals
+
+with extra("train", "rendering hands needs numba"):
+    from numba import njit
 
 CELLS = 48  # along each axis of the grid that finds the points below a triangle
 GROUP = 32  # vertices that are looked through or left out together

@@ -6,10 +6,13 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from nvf_fast.runtime.extras import extra
 from nvf_fast.synthetic.scene import Scene
 from nvf_fast.synthetic.skin import CREASE, KNUCKLE, NAIL, PALM, TIP, SkinLook
+
+with extra("train", "rendering hands needs numba"):
+    from numba import njit
 
 SHADOW_MAP, OCCLUSION_MAP = 110, 84  # px
 BIAS_MM = 4.0  # of depth maps

@@ -8,7 +8,11 @@ their lengths and girths first, in the rest pose, where blending affine maps cau
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from nvf_fast.runtime.extras import extra
+
+with extra("train", "rendering hands needs numba"):
+    from numba import njit
 
 
 @njit(cache=True)

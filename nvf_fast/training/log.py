@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import write_file
 from nvf_fast.runtime.processes import Processes
 from nvf_fast.runtime.progress import progress_bar
@@ -177,10 +178,8 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _board(folder: Path, step: int) -> Any:
-    try:
+    with extra("train", "files for TensorBoard need tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("TensorBoard is not installed: pip install 'nvf-fast[train]'") from error
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import whole_file
 
 if TYPE_CHECKING:
@@ -28,11 +29,9 @@ def figure_file(path: Path, width: float, height: float, dpi: int) -> Iterator[F
         ImportError: matplotlib is not installed (`pip install nvf-fast[viz]`).
         OSError: the file cannot be written.
     """
-    try:
+    with extra("viz", "figures need matplotlib"):
         from matplotlib import style
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'nvf-fast[viz]'") from error
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
         yield figure
