@@ -172,8 +172,9 @@ class PoseEstimator:
                 any sizes.
             K: (3, 3), or (B, 3, 3) one per image; intrinsics in px, the first pixel of a row centred at 0. Or
                 a `Camera`, or a list with one per image, whose lens distortion is undone.
-            hand_scale: mm, length of the middle finger's proximal phalanx (joints 9 to 10): a number, or a
-                list with one per box, without boxes one per image. None where it is unknown; a model that was
+            hand_scale: mm between joints 9 and 10, the ends of the middle finger's proximal phalanx as
+                FreiHAND defines them, on average 31.7: a number, or a list with one per box, without boxes
+                one per image. None where it is unknown; a model that was
                 always given it in training requires it. Hand views yield the pose of a unit hand
                 (`joint_definitions.UNIT_SCALE_MM`), which a given scale multiplies exactly.
             box: px, (x0, y0, x1, y1) around the hand, or (N, 4) around several of one image; for B images

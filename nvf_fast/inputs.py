@@ -13,6 +13,7 @@ from torch import Tensor, uint8
 from nvf_fast.camera import REFERENCE_SLOPE
 from nvf_fast.camera_model import Camera, Cameras, check_intrinsics
 from nvf_fast.config import NVFConfig
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pose import HandPose
 from nvf_fast.runtime.arguments import read_numbers
 from nvf_fast.volumes import Placement
@@ -109,8 +110,8 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig, of: str = "h
     low, high = HAND_SCALE_RANGE_MM
     if not all(low <= value <= high for value in scale.tolist()):
         raise ValueError(
-            f"hand_scale must be the length in mm of the middle finger's proximal phalanx, {low:g} to "
-            f"{high:g} mm, got {hand_scale}"
+            f"hand_scale must be the length in mm between joints 9 and 10, {UNIT_SCALE_MM:.1f} on average, "
+            f"{low:g} to {high:g} mm, got {hand_scale}"
         )
     return scale.astype(np.float32)
 

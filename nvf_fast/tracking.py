@@ -23,6 +23,7 @@ from nvf_fast.volumes import HandVolume
 SIDE_VOTES = 15  # last predictions of a hand's side, of which the majority counts
 UNDECIDED = 8  # votes until the side is given instead of predicted
 DUPLICATE = 0.2  # two poses whose joints are on average closer than this, in box sides, show one hand
+MISSED = 2  # searches that do not find a new hand again before it counts as a false one
 NEAR = 1.5  # a lost hand is found again within this distance, in box sides
 SPEED_CUTOFF = 1.0  # Hz, of the filter of speeds
 
@@ -116,6 +117,7 @@ class _Track:
     filter: JointFilter | None
     motion: np.ndarray = field(default_factory=lambda: np.zeros(4))  # px/s, of the box
     sides: deque[str] = field(default_factory=lambda: deque(maxlen=SIDE_VOTES))
+    missed: int | None = 0  # searches that missed a new hand; None once one has found it again
     hand_scale: float = math.nan  # mm, by the last depth image that showed the hand
 
     @property
@@ -134,7 +136,8 @@ class Tracker:
     """Tracker of the hands in the frames of one video.
 
     Hands are found in the whole frame, then followed: the joints of the last frame, extrapolated by their
-    velocity, place the next view. The side is predicted in a hand's first frames and then kept.
+    velocity, place the next view. A new hand that two further searches do not find again is given up. The
+    side is predicted in a hand's first frames and then kept.
 
     Args:
         estimator: an estimator with a network of hand views.
@@ -212,10 +215,12 @@ class Tracker:
             raise ValueError(f"time must be later than {self._time:g} s of the previous frame, got {time}")
         camera = read_cameras(K, [image.shape[:2]])
         depths = None if depth is None else read_depths(depth, [image.shape[:2]])
+        if time - self._time > self.memory:  # its motion says nothing any more
+            self._give_up(self._tracks)
         due = not self._tracks or time - self._checked >= self.search_interval
         if due:
             self._checked = time
-            if len(self._tracks) < self.most_hands:
+            if len(self._tracks) < self.most_hands or any(track.missed is not None for track in self._tracks):
                 self._search(image, K, time)
         self._time = time
         boxes = np.array([track.expected_box(time) for track in self._tracks]).reshape(-1, 4)
@@ -234,9 +239,15 @@ class Tracker:
         return TrackedHands(tuple(track.id for track in seen), self._smoothed(poses, seen, camera))
 
     def _search(self, image: np.ndarray, K: Any, time: float) -> None:
-        """Add the hands of the whole frame that are not followed yet."""
+        """Add the hands of the whole frame that are not followed yet, and give up false ones."""
         found = self.estimator(image, K, self.hand_scale).numpy()
         boxes = _boxes(found)
+        for track in self._tracks:
+            if any(overlap(box, track.expected_box(time)) > SAME_HAND for box in boxes):
+                track.missed = None
+            elif track.missed is not None:
+                track.missed += 1
+        self._give_up([track for track in self._tracks if track.missed == MISSED])
         for box, side in zip(boxes, found.side or (), strict=True):
             same = [track for track in self._tracks if overlap(box, track.expected_box(time)) > SAME_HAND]
             if same:
@@ -253,7 +264,8 @@ class Tracker:
             longer = max(box[2] - box[0], track.box[2] - track.box[0])
             if moved <= NEAR * longer:
                 self._lost.remove(track)
-                return replace(track, box=box, seen=time, motion=np.zeros(4), filter=self._filter())
+                motion, smooth = np.zeros(4), self._filter()
+                return replace(track, box=box, seen=time, motion=motion, filter=smooth, missed=None)
         self._count += 1
         begun = _Track(self._count - 1, box, time, time, self._filter())
         begun.sides.append(side)

@@ -188,7 +188,42 @@ def test_a_short_gap_is_bridged_without_a_search() -> None:
     world = World(lambda frame: {} if frame in (10, 11, 12) else {"a": (3 * frame, 0, 500)})
     ids = [found.ids for found in follow(world, 20, most_hands=1)]
     assert [frame for frame, found in enumerate(ids) if not found] == [10, 11, 12]
-    assert set(ids) == {(0,), ()} and world.searches == [0]
+    assert set(ids) == {(0,), ()} and world.searches == [0, 15], "the second one finds the new hand again"
+
+
+class Deceived(World):
+    """A world whose searches miss hands in some frames: `missed` gives the names of those."""
+
+    def __init__(self, hands: Callable[[int], dict[str, Any]], missed: Callable[[int], set[str]]):
+        super().__init__(hands)
+        self.missed, self.shown = missed, hands
+
+    def __call__(self, image: Any, K: Any, hand_scale: Any, box: Any = None, side: Any = None) -> HandPose:
+        missed = self.missed(int(image[0, 0, 0])) if box is None else set()
+        self.hands = lambda frame: {
+            name: place for name, place in self.shown(frame).items() if name not in missed
+        }
+        return super().__call__(image, K, hand_scale, box, side)
+
+
+def test_a_false_hand_that_searches_do_not_find_again_is_given_up() -> None:
+    hands = {"true": (0, 0, 500), "false": (-150, 0, 500)}
+    world = Deceived(lambda frame: hands, lambda frame: {"false"} if frame else set())
+    ids = [found.ids for found in follow(world, 60)]
+    assert set(ids[:30]) == {(0, 1)} and set(ids[30:]) == {(0,)}
+    # One search that misses it does not end a new hand, nor several an old one.
+    world = Deceived(lambda frame: hands, lambda frame: {"false"} if frame == 15 or frame > 30 else set())
+    assert {found.ids for found in follow(world, 100)} == {(0, 1)}
+
+
+def test_hands_are_searched_for_after_a_long_gap() -> None:
+    world = World(lambda frame: {"a": (4.0 * frame, 0, 500), "b": (-4.0 * frame, 100, 500)})
+    tracker = Tracker(world)  # type: ignore[arg-type]
+    times = [frame / RATE + (20 if frame >= 10 else 0) for frame in range(15)]
+    found = [
+        tracker(np.full((480, 640, 3), frame, np.uint8), K, time).ids for frame, time in enumerate(times)
+    ]
+    assert set(found[:10]) == {(0, 1)} and set(found[10:]) == {(2, 3)}
 
 
 def test_searches_only_when_due() -> None:

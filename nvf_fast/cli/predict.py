@@ -63,7 +63,8 @@ class Predict:
     # JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1], "side":
     # "left"}, ...]}; where a side is absent, --side applies
     boxes: Optional[Path] = None
-    hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
+    # mm between joints 9 and 10 of the hand, on average 31.7 (docs/usage.md), if known
+    hand_scale: Optional[float] = None
     # lowest score, in [0, 1], of the hands found in an image; the network's own threshold when absent
     min_presence: Optional[float] = None
     # depth image of one image, or folder with NAME.png or NAME.tiff of each: one channel of 16 or 32 bits, mm
@@ -119,7 +120,15 @@ class Predict:
         with RecordWriter(self.out, self._settings(estimator), {"joint_names": JOINT_NAMES}) as records:
             left = {path: each for path, each in files.items() if str(path) not in records.done}
             if len(left) < len(files):
-                _warn(f"{len(files) - len(left)} of {len(files)} images are already done")
+                drawn = any(outputs for outputs in files.values())
+                _warn(
+                    f"{len(files) - len(left)} of {len(files)} images are already done"
+                    + (
+                        ": no drawings or meshes of them are made, unless --out is another file"
+                        if drawn
+                        else ""
+                    )
+                )
             for path, outputs in progress_bar(left.items(), unit="image", hidden=len(left) < 2):
                 try:
                     with warnings.catch_warnings(record=True) as caught:

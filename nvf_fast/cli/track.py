@@ -38,7 +38,8 @@ class Track:
     # the camera; its options hold for all frames
     camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
     most_hands: int = 2  # largest number of hands to follow
-    hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
+    # mm between joints 9 and 10 of the hand, on average 31.7 (docs/usage.md), if known
+    hand_scale: Optional[float] = None
     # lowest score, in [0, 1], at which a hand begins to be followed; the network's own threshold when absent
     min_presence: Optional[float] = None
     raw: Flag = False  # leave the joints as estimated; they are smoothed otherwise

@@ -32,7 +32,8 @@ class View:
     # px, X0 Y0 X1 Y1 around one hand; when absent, every hand is found
     box: Optional[tuple[float, float, float, float]] = None
     side: Optional[Literal["right", "left"]] = None  # side of the hand, predicted when absent
-    hand_scale: Optional[float] = None  # mm, length of the middle finger's proximal phalanx, if known
+    # mm between joints 9 and 10 of the hand, on average 31.7 (docs/usage.md), if known
+    hand_scale: Optional[float] = None
     port: int = 8080  # port of the page; if it is taken, the next free one is used, for 0 any
     out: Optional[Path] = None  # .html file for a self-contained page instead of serving
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
