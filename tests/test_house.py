@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import nvf_fast
+from benchmarks import readme
 from benchmarks.readme import filled
 from nvf_fast.cli.main import COMMANDS, main
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
@@ -46,6 +47,8 @@ OPTIONAL = (
     "numba", "skimage", "matplotlib", "viser", "tensorboard", "huggingface_hub", "onnx", "onnxscript", "av",
     "triton",
 )  # fmt: skip
+# Tables of docs/speed.md, most of which need a GPU; README.md says so.
+NOT_MEASURED = ("speed_gpu", "stages_gpu", "batches_cpu", "compiled_peer_gpu", "training_step_gpu")
 DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 
@@ -375,6 +378,23 @@ def test_results_become_single_values(tmp_path: Path) -> None:
 def test_figures_are_the_committed_results(document: Path) -> None:
     text = document.read_text()
     assert filled(text, ROOT / "benchmarks/results") == text, "run `make readme`"
+
+
+@pytest.mark.parametrize("document", readme.DOCUMENTS, ids=lambda path: path.name)
+def test_figures_are_filled_in(document: Path) -> None:
+    text = document.read_text()
+    opened = re.findall(r"<!--\s*(?:results|value)\b.*?-->", text)
+    tables, values = readme.TABLE.findall(text), readme.VALUE.findall(text)
+    assert len(opened) == len(tables) + len(values), "a marker is misspelt or not closed"
+    assert len(opened) == len(re.findall(r"<!--\s*/(?:results|value)\s*-->", text))
+    for match in readme.VALUE.finditer(text):
+        assert re.search(r"-->[\d,.e+-]+<!--", match[0]), f"no number: {match[0]}"
+    for match in readme.TABLE.finditer(text):
+        if "*Not measured yet.*" in match[0] and match[2] in NOT_MEASURED:
+            continue
+        rows = [line for line in match[0].splitlines() if line.startswith("|")]
+        assert len(rows) > 2, f"no rows: {match[1]}"
+        assert not any("nan" in re.findall(r"\w+", row.lower()) for row in rows), f"not a number: {match[1]}"
 
 
 @pytest.mark.slow
