@@ -34,7 +34,8 @@ class Reproduce:
     """
 
     target: Annotated[Target, tyro.conf.Positional]  # table or figure
-    # train tiny networks for a minute or two each on a CPU, to check that everything runs
+    # train tiny networks, to check that everything runs: on one core of a CPU a minute or two each, 3 minutes
+    # for the two of table4 and half an hour for the 18 of table2
     smoke: Flag = False
     freihand: Optional[Path] = None  # folder of FreiHAND_pub_v2
     freihand_evaluation: Optional[Path] = None  # folder of FreiHAND_pub_v2_eval, the released joints

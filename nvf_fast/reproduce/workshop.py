@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from tqdm import tqdm
 
 from nvf_fast.baselines import Network
 from nvf_fast.checkpoint import load_checkpoint
@@ -26,7 +27,6 @@ from nvf_fast.synthetic.dataset import render_ahead
 from nvf_fast.training.images import TaskImages
 from nvf_fast.training.loop import train
 
-LOG = logging.getLogger("nvf_fast")
 EVALUATED_ON: dict[str, Role] = {"camera-space": "freihand", "root-relative": "ho3d"}
 
 
@@ -122,7 +122,7 @@ class Workshop:
         }
 
     def _train(self, stage: Stage) -> None:
-        LOG.info("training %s", stage.name)
+        tqdm.write(f"training {stage.name}", file=sys.stderr)
         result = train(
             stage.config,
             TaskImages(self.dataset(stage.role, "training"), stage.config.model),
