@@ -235,11 +235,11 @@ def test_training_renders_synthetic_images_ahead(
     )
     options = ["--data.synthetic.count", 2, "--data.synthetic.size", 16, "--evaluate-every", 0]
     assert run("train", "small", "--out", tmp_path / "run", *options)[0] == 0
-    assert len([*(tmp_path / "run/images").rglob("*.safetensors")]) == 1
+    assert len([*(tmp_path / "run/cache").rglob("*.safetensors")]) == 1
     cache = ["--data-cache", tmp_path / "cache"]
     assert run("train", "small", "--out", tmp_path / "other", *options, *cache)[0] == 0
     assert len([*(tmp_path / "cache").rglob("*.safetensors")]) == 1
-    assert not (tmp_path / "other/images").exists()
+    assert not (tmp_path / "other/cache").exists()
 
 
 def records(text: str) -> list[dict[str, Any]]:

@@ -9,6 +9,9 @@ import pytest
 
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.cli.main import main
+from nvf_fast.synthetic import dataset
+from nvf_fast.synthetic.dataset import SyntheticHands
+from tests.photograph_cases import photograph_labels, write_photographs
 
 TINY = {
     "model.stem": 8, "model.width": 16, "model.stacks": 1, "model.groups": 4, "model.input-size": 32,
@@ -81,6 +84,43 @@ def test_complement_and_v3_train(trees: Path, tmp_path: Path) -> None:
     train("relative-complement", tmp_path / "complement", *mano, *options(data=trees / "complement"))
     v3 = ("--data.ho3d-version", "v3", *options(data=trees / "v3"))
     train("relative-ho3d-finetune", tmp_path / "v3", *mano, *v3)
+
+
+@pytest.mark.slow
+def test_photographs_continue_the_embedded_network(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "photographs", photograph_labels(8))
+    sizes = {"optimisation.batch": 2, "optimisation.parts": 1, "optimisation.steps": 1}
+    more = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    places = options(photographs=photographs, out=tmp_path / "run", initial="default")
+    main(["train", "default", *places, *more])
+    started_from = load_checkpoint(tmp_path / "run/checkpoint")[1]["training"]["started_from"]
+    assert started_from["images_seen"] == load_checkpoint("default")[1]["training"]["images_seen"]
+    few = options(photographs=photographs, out=tmp_path / "calibrated", views=8, wide=1)
+    main(["calibrate", "default", *few])
+    assert "calibration" in load_checkpoint(tmp_path / "calibrated")[1]["training"]
+
+
+def test_synthetic_images_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+    make = SyntheticHands._make_chunk
+    monkeypatch.setattr(SyntheticHands, "_make_chunk", lambda *args: rendered.append(args[1]) or make(*args))
+    monkeypatch.setattr(dataset, "CHUNK", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # renders in this process
+    more = [
+        "--optimisation.steps",
+        "None",
+        "--evaluate-every",
+        "0",
+        "--data.synthetic.count",
+        "6",
+        "--model.depth",
+        "2",
+    ]
+    train("small", tmp_path / "run", *more, "--minutes", "0")
+    assert rendered == [0, 1, 2]
+    assert len(list((tmp_path / "run/cache").rglob("*.safetensors"))) == 3
+    resumed = train("small", tmp_path / "run", *more)
+    assert resumed["steps"] == 3 and rendered == [0, 1, 2]
 
 
 def test_refuses_data_without_surfaces(

@@ -509,7 +509,10 @@ def test_refuses_invalid_images(tiny: NVF, image: Any, error: type[Exception], m
         ({"K": K.T}, "fx, s, cx"),
         ({"K": K * [[-1], [1], [1]]}, "positive focal lengths"),
         ({"K": K * np.nan}, "K must be finite"),
-        ({"hand_scale": 0.035}, r"length in mm between joints 9 and 10, 31.7 on average, 10 to 120 mm, got 0.035"),
+        (
+            {"hand_scale": 0.035},
+            "between joints 9 and 10, 31.7 on average, 10 to 120 mm, got 0.035",
+        ),
         ({"hand_scale": math.nan}, "10 to 120 mm, got nan"),
         ({"hand_scale": [35.0, 36.0, 37.0]}, r"a number, or \(2,\) for 2 hand\(s\), got shape \(3,\)"),
         ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),

@@ -20,7 +20,8 @@ SEED = 3_000_017  # its views do not occur in training runs with smaller seeds
 class Calibrate:
     """Fit vote weights, the scale of expected errors, and the acceptance of views and of found hands."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]  # folder of a network of hand views
+    # network of hand views: an embedded checkpoint, a checkpoint folder or a hub id
+    checkpoint: Annotated[str, tyro.conf.Positional]
     out: Path  # folder for the calibrated checkpoint; may be the same folder
     # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)

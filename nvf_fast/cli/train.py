@@ -30,12 +30,15 @@ class Run:
     evaluation_data: Optional[Path] = None  # FreiHAND's released evaluation annotations, for evaluate_every
     # the user's MANO_RIGHT.pkl: faces for FreiHAND, meshes for HO-3D, joints for Complement
     mano: Optional[Path] = None
-    # folder for the images of a synthetic set, which are rendered before the first step, 175 kB each; images/
-    # in --out when absent. The default network trains on a data set's images only if this or `data` is given.
+    # folder for rendered images (74 kB each at 128 px, 176 kB at 224 px) and for FreiHAND's lists as arrays,
+    # which several runs can share; cache/ of --out when absent. The default network trains on a data set's
+    # images only if this or `data` is given.
     data_cache: Optional[Path] = None
     # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
-    initial: Optional[Path] = None  # checkpoint folder with the initial weights, of either task
+    # checkpoint with the initial weights, of either task: an embedded one, a folder or a hub id; random ones
+    # when absent
+    initial: Optional[str] = None
     # minutes of wall time after which training saves and stops; the same command resumes it
     minutes: Optional[float] = None
     # device to train on, for example cpu or cuda:1; by default a GPU if available
@@ -59,10 +62,7 @@ class Run:
         check_output_folder("--out", self.out)
         check_output_folder("--data-cache", self.data_cache)
         torch.set_num_threads(self.threads)
-        cache = self.data_cache
-        if cache is None and config.model.view != "hand" and config.data.dataset.startswith("synthetic"):
-            cache = self.out / "images"
-        folders = Folders(self.data, self.evaluation_data, self.mano, cache)
+        folders = Folders(self.data, self.evaluation_data, self.mano, self.data_cache or self.out / "cache")
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         check_device(device)
         with process_group(device, self.timeout_s) as place:

@@ -140,7 +140,7 @@ class FreiHAND(FolderDataset):
         if self._joints is None:
             return f"{self.split}_xyz.json is missing: FreiHAND_pub_v2_eval has it"
         if self._mano is None:
-            return "faces need MANO's file: mano=MANO_RIGHT.pkl"
+            return "faces need MANO's file: mano=MANO_RIGHT.pkl (--mano)"
         if self._vertices is None and self._parameters is None:
             return f"{self.split}_verts.json and {self.split}_mano.json are missing"
         return None

@@ -39,7 +39,8 @@ def validation(config: DataConfig, folders: Folders, count: int) -> Callable[[Ne
     dataset = FirstSamples(whole, count)
     if dataset[0].joints is None:
         raise ValueError(
-            f"{dataset.name}: without the joints of the evaluation split, evaluate_every must be 0"
+            f"{dataset.name}: without the joints of the evaluation split (--evaluation-data for FreiHAND's), "
+            "evaluate_every must be 0"
         )
     fallback = fallback_pose(config)
 
