@@ -143,7 +143,7 @@ class SyntheticHands:
         chunks = range(share[0], -(-min(count or len(self), len(self)) // CHUNK), share[1])
         missing = [chunk for chunk in chunks if not self._path(chunk).exists()]
         hidden, total = not progress or not missing, len(missing) * CHUNK
-        bar = progress_bar(total=total, unit="img", desc="rendering", hidden=hidden)
+        bar = progress_bar(total=total, unit="img", desc=f"rendering into {self.folder}", hidden=hidden)
         with bar, ExitStack() as stack:
             done: Iterable[None] = map(self._store_chunk, missing)
             processes = min(processes, len(missing))
