@@ -131,7 +131,7 @@ class Camera:
 
         Raises:
             ValueError: the points have another shape.
-            TypeError: they are no numbers.
+            TypeError: they are not numbers.
         """
         points = _vectors("points", points, 3)
         given = torch.as_tensor(points)
@@ -152,7 +152,7 @@ class Camera:
 
         Raises:
             ValueError: the pixels have another shape.
-            TypeError: they are no numbers.
+            TypeError: they are not numbers.
         """
         pixels = _vectors("pixels", pixels, 2)
         given = torch.as_tensor(pixels).detach().cpu().double().numpy()
