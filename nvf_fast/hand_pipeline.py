@@ -99,7 +99,7 @@ class HandPipeline:
         return PackedEstimates(rows, voters)
 
     def vote(self, encoding: HandEncoding, slopes: Tensor) -> tuple[Tensor, Tensor, Voters]:
-        """Query the field about the coarse joints and cast the votes, with lists of exact sizes.
+        """Query the field around the coarse joints and cast the votes, with lists of exact sizes.
 
         Args:
             encoding: of B views.

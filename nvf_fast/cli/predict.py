@@ -99,8 +99,10 @@ class Predict:
             raise UserError(f"--depth must be a folder for several images, got {self.depth}")
         if self.mesh or self.figure:
             with extra("viz", "--mesh and --figure need scikit-image and matplotlib"):
-                import matplotlib  # noqa: F401
                 import skimage  # noqa: F401
+
+                if self.figure:
+                    import matplotlib  # noqa: F401
         check_output_file("--out", self.out)
         if self.out is not None and guess_type(self.out.name)[0] and self.out.suffix not in LINE_SUFFIXES:
             raise UserError(f"--out must be a .json or .jsonl file, got {self.out}")
@@ -120,15 +122,8 @@ class Predict:
         with RecordWriter(self.out, self._settings(estimator), {"joint_names": JOINT_NAMES}) as records:
             left = {path: each for path, each in files.items() if str(path) not in records.done}
             if len(left) < len(files):
-                drawn = any(outputs for outputs in files.values())
-                _warn(
-                    f"{len(files) - len(left)} of {len(files)} images are already done"
-                    + (
-                        ": no drawings or meshes of them are made, unless --out is another file"
-                        if drawn
-                        else ""
-                    )
-                )
+                drawn = "; to draw or mesh them, give another --out" if any(files.values()) else ""
+                _warn(f"{len(files) - len(left)} of {len(files)} images are already done{drawn}")
             for path, outputs in progress_bar(left.items(), unit="image", hidden=len(left) < 2):
                 try:
                     with warnings.catch_warnings(record=True) as caught:
