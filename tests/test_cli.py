@@ -519,7 +519,9 @@ def test_predict_continues_where_it_stopped(
     assert read == ["a.png", "b.jpg", "b.jpg", "c.png"] and out.read_bytes() == whole.read_bytes()
     before = out.read_bytes()
     status, _, err = run("predict", *images, third, *options)
-    assert status == 0 and "3 of 3 images are already done" in err and out.read_bytes() == before
+    assert status == 0 and "3 of 3 images are already done\n" in err and out.read_bytes() == before
+    _, _, err = run("predict", *images, third, *options, "--overlay", tmp_path / "drawn")
+    assert "already done; to draw or mesh them, give another --out\n" in err
     assert not list(tmp_path.glob("*.lines")) and not list(tmp_path.glob(".*"))
     status, _, err = run("predict", *images, *options, "--hand-scale", 40)
     assert status == 2 and "holds results of other options" in err and out.read_bytes() == before
