@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.runtime.processes import Processes
 from nvf_fast.training import loop
-from nvf_fast.training.config import TrainingConfig, default, small
+from nvf_fast.training.config import TrainingConfig, default, paper, small
 from nvf_fast.training.hand_losses import HandBatch
 from nvf_fast.training.loader import load_batches
 from nvf_fast.training.log import NonFiniteLossError
@@ -52,10 +53,16 @@ class Views:
         return drawn
 
 
-def reusing(steps: int = 4, uses: int = 2, **changes: Any) -> TrainingConfig:
-    preset = default()
-    optimisation = replace(preset.optimisation, batch=4, parts=2, steps=steps, warmup_steps=1)
-    config = replace(preset, model=SMALL, optimisation=optimisation, log_every=2, save_every=2)
+def reusing(
+    steps: int = 4, uses: int = 2, make: Callable[[], TrainingConfig] = default, **changes: Any
+) -> TrainingConfig:
+    """Return a preset of hand views, with a small network, in float32."""
+    preset = make()
+    optimisation = replace(
+        preset.optimisation, batch=4, parts=2, steps=steps, warmup_steps=1, precision="float32"
+    )
+    model = replace(SMALL, encoder=preset.model.encoder, stem=8, stacks=2, depth=1, groups=4)
+    config = replace(preset, model=model, optimisation=optimisation, log_every=2, save_every=2)
     return replace(config, replay=ReplayConfig(**{"uses": uses, "size": 40, "first": 12} | changes))
 
 
@@ -192,12 +199,13 @@ def test_labels_that_are_not_finite_end_a_training(tmp_path: Path) -> None:
         loop.train(reusing(), Views(broken=True), tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("make", [default, paper])
 @pytest.mark.parametrize("failure", [None, RuntimeError("no graphs here")], ids=["graph", "fallback"])
 def test_steps_from_a_graph_equal_eager_ones(
-    failure: Exception | None, caplog: pytest.LogCaptureFixture
+    failure: Exception | None, make: Callable[[], TrainingConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither a capture nor its failure changes a weight, a running statistic or the optimiser."""
-    eager, graphed = trainer_of(reusing()), trainer_of(reusing())
+    eager, graphed = trainer_of(reusing(make=make)), trainer_of(reusing(make=make))
     recorder = FakeRecorder(failure)
     graphed.record_steps(recorder)
     with caplog.at_level(logging.WARNING):
@@ -227,11 +235,14 @@ def test_refuses_stores_that_cannot_work() -> None:
 
 
 @pytest.mark.cuda
-def test_graphed_steps_equal_eager_ones_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [default, paper])
+def test_graphed_steps_equal_eager_ones_on_the_gpu(
+    make: Callable[[], TrainingConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On equal batches; cuDNN may choose other algorithms, and atomic sums differ in their order."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = torch.device("cuda")
-    config = reusing(steps=8, first=40)
+    config = reusing(steps=8, make=make, first=40)
     eager, graphed = trainer_of(config, device), trainer_of(config, device)
     eager._graph = None
     losses: tuple[list[float], list[float]] = ([], [])
