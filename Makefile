@@ -5,11 +5,15 @@ TESTS ?= tests
 DEVICE ?= cuda
 BENCHMARKS ?= benchmarks
 PHOTOGRAPHS ?= $(SHARED)/photographs
-RUN ?= runs/default
+PRESET ?= default
+INITIAL ?= $(wildcard nvf_fast/weights/$(PRESET))
+RUN ?= runs/$(PRESET)
 EVALUATED ?= synthetic-v2 --out $(RUN)/report
 LOADERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) - 1)
+ifeq ($(PRESET),default)
 REPLAY ?= --replay.uses 32 --optimisation.batch 256 --optimisation.parts 16 --optimisation.steps 36000 \
 	--optimisation.learning-rate 1e-3 --optimisation.warmup-steps 300 --log-every 200 --save-every 6000
+endif
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,9 +35,10 @@ help:
 	@echo "make readme  fill the figures of README.md and docs/ from benchmarks/results/"
 	@echo "make gpu     on a CUDA device, with the installed $(PYTHON): gpu-tests, gpu-sanitize and gpu-bench; make -k gpu"
 	@echo "             continues after a failure, DEVICE=cpu tries it without a GPU, BENCHMARKS=FILE runs one file of benchmarks"
-	@echo "make gpu-train  train the default network there from its committed weights, or resume the run in RUN=DIR;"
-	@echo "             LOADERS=N processes draw views, REPLAY=... reuses them; TRAIN=... and EVAL=... are further"
-	@echo "             options of nvf-fast train and nvf-fast eval synthetic-v2"
+	@echo "make gpu-train  train the default network there from its committed weights, or the paper's with PRESET=paper,"
+	@echo "             or resume the run in RUN=DIR; INITIAL=DIR starts from a checkpoint, LOADERS=N processes draw views,"
+	@echo "             REPLAY=... reuses them; TRAIN=... and EVAL=... are further options of nvf-fast train and"
+	@echo "             nvf-fast eval synthetic-v2"
 	@echo "make clean   remove the environment, build outputs and caches"
 
 demo: $(VENV)/run
@@ -93,8 +98,8 @@ gpu-bench: gpu-there
 	$(PYTHON) benchmarks/readme.py
 
 gpu-train: gpu-there
-	$(PYTHON) -m nvf_fast train default --device $(DEVICE) --workers $(LOADERS) --out $(RUN) \
-		--initial nvf_fast/weights/default $(REPLAY) $(TRAIN)
+	$(PYTHON) -m nvf_fast train $(PRESET) --device $(DEVICE) --workers $(LOADERS) --out $(RUN) \
+		$(addprefix --initial ,$(INITIAL)) $(REPLAY) $(TRAIN)
 	$(PYTHON) benchmarks/curves.py $(RUN) --out $(RUN)/curves.png
 	$(PYTHON) -m nvf_fast eval $(EVALUATED) --device $(DEVICE) --checkpoint $(RUN)/checkpoint $(EVAL)
 

@@ -19,6 +19,11 @@ SMALLEST = (
     "--optimisation.steps 2 --log-every 1"
 )
 
+NARROW = (
+    "--model.stem 8 --model.width 16 --model.stacks 1 --model.groups 4 --model.hidden 32 16 "
+    "--optimisation.precision float32"
+)
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -58,11 +63,17 @@ def test_measurements(checkout: Path) -> None:
     assert f"{rows[0][5]:.4g}"[:3] in (checkout / "docs" / "speed.md").read_text()
 
 
-def test_training(checkout: Path) -> None:
-    arguments = [f"REPLAY={SMALLEST}", "LOADERS=1", "RUN=runs/smallest"]
-    evaluated = "hand-views --count 0 --empty 4 --wide 1 --out runs/smallest/report"
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_training(checkout: Path, preset: str) -> None:
+    arguments = [f"REPLAY={SMALLEST}", "LOADERS=1"]
+    if preset == "paper":
+        arguments += ["PRESET=paper", f"TRAIN={NARROW}"]
+    evaluated = f"hand-views --count 0 --empty 4 --wide 1 --out runs/{preset}/report"
     make(checkout, "gpu-train", *arguments, f"EVALUATED={evaluated}")
-    run = checkout / "runs" / "smallest"
+    run = checkout / "runs" / preset
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 2 and any(line.get("cuda_graph") is False for line in lines)
     assert (run / "curves.png").exists() and (run / "report/report.json").exists()
+    training = json.loads((run / "checkpoint" / "config.json").read_text())["training"]
+    assert training["preset"] == preset
+    assert (training["started_from"] is None) == (preset == "paper"), "no weights of it are committed"
