@@ -50,6 +50,7 @@ from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.rig import built_in_surface
 from nvf_fast.training.config import PRESETS
+from nvf_fast.training.hand_losses import HandBatch
 from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.losses import AuxiliaryHead
 from nvf_fast.training.objectives import objective_of
@@ -57,6 +58,8 @@ from nvf_fast.volumes import FrustumVolume, HandVolume
 from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
 from tests.sampled_hands import sample_hands
+from tests.test_hand_losses import views
+from tests.test_unet import SMALL
 
 THERE = "pretend:0"
 ROUNDING_MM = 0.01  # other products and sums than on the CPU, in random networks: measured 3e-3
@@ -159,9 +162,11 @@ def install() -> torch.library.Library:
     backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda op, *args, **kwargs: run(op, args, kwargs), "PrivateUse1")
-    # Tensors that PyTorch creates from lists and ranges in C++ are created on the CPU first.
-    for name in ("tensor", "arange", "linspace", "eye"):
-        setattr(torch, name, _by_way_of_the_cpu(getattr(torch, name)))
+    # Tensors that PyTorch creates from lists and ranges in C++ are created on the CPU first; those of lists
+    # are then copied, as to a GPU.
+    torch.tensor = _by_way_of_the_cpu(torch.tensor, Tensor.to)
+    for name in ("arange", "linspace", "eye"):
+        setattr(torch, name, _by_way_of_the_cpu(getattr(torch, name), lambda made, _: There(made)))
     as_tensor = torch.as_tensor
 
     def as_tensor_by_way_of_the_cpu(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
@@ -187,6 +192,8 @@ def rehearsals() -> dict[str, Callable[[], None]]:
             found[f"evaluation {method} {task}"] = lambda method=method, task=task: _evaluate(method, task)
         for preset in ("camera_space", "relative_freihand", "small")[: 3 if method == "nvf" else 2]:
             found[f"training {method} {preset}"] = lambda method=method, preset=preset: _train(method, preset)
+    for preset in ("default", "paper"):
+        found[f"training hand views {preset}"] = lambda preset=preset: _train_on_hand_views(preset)
     found["launches of the released network"] = _launches_of_the_released_network
     found["launches of the default network"] = _launches_of_the_default_network
     found["refusal"] = _refusal
@@ -432,6 +439,29 @@ def _train(method: Any, preset: str) -> None:
     assert losses[0] == losses[1] > 0, losses
 
 
+def _train_on_hand_views(preset: str) -> None:
+    """Losses and gradients, without copies from the CPU or reading values, which no CUDA graph can hold."""
+    config = PRESETS[preset]()
+    model = replace(SMALL, encoder=config.model.encoder, stem=8, stacks=2, depth=1, groups=4)
+    optimisation = replace(config.optimisation, precision="float32")
+    config = replace(config, model=model, optimisation=optimisation)
+    losses = []
+    for device in ("cpu", THERE):
+        torch.manual_seed(0)
+        network = build(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batch = HandBatch(*(each.to(device) for each in HandBatch.of(views(4))))
+        objective = objective_of(config, torch.device(device), torch.channels_last)
+        CALLS.clear()
+        terms = objective.losses(network, None, batch)
+        terms["loss"].backward()
+        calls = CALLS.copy()
+        losses.append(terms["loss"].item())
+    read = {op.name() for op, _ in calls} & {"aten::_local_scalar_dense", "aten::nonzero"}
+    copied = [op for op, args in calls if any(type(each) is Tensor and each.dim() for each in args)]
+    assert not read and not copied, (read, copied)
+    assert losses[0] == losses[1] > 0, losses
+
+
 def _tiny(config: NVFConfig) -> NVFConfig:
     return replace(
         config, input_size=64, stem=16, width=32, widen=16, stacks=1, depth=2, groups=8, hidden=(32, 16)
@@ -444,10 +474,12 @@ def _without_lists(index: Any) -> Any:
     return torch.tensor(index) if isinstance(index, list | range) else index
 
 
-def _by_way_of_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _by_way_of_the_cpu(
+    function: Callable[..., Tensor], place: Callable[[Tensor, Any], Tensor]
+) -> Callable[..., Tensor]:
     def made(*args: Any, device: Any = None, **options: Any) -> Tensor:
         tensor = function(*args, **options)
-        return tensor if device is None else tensor.to(device)
+        return tensor if torch.device(device or "cpu").type == "cpu" else place(tensor, device)
 
     return made
 
