@@ -15,10 +15,10 @@ CONFIG = NVFConfig(
 )  # fmt: skip
 
 
-def hand_network() -> NVF:
+def hand_network(config: NVFConfig = CONFIG) -> NVF:
     """Random network with depths of about 400 mm, several hundred voters and positive vote weights."""
     torch.manual_seed(4)
-    model = NVF(CONFIG).eval()
+    model = NVF(config).eval()
     assert model.heads is not None
     with torch.no_grad():
         for module in model.modules():

@@ -16,7 +16,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -55,7 +55,7 @@ from nvf_fast.training.images import ImageBatch
 from nvf_fast.training.losses import AuxiliaryHead
 from nvf_fast.training.objectives import objective_of
 from nvf_fast.volumes import FrustumVolume, HandVolume
-from tests.hand_cases import hand_network
+from tests.hand_cases import CONFIG, hand_network
 from tests.reference_cases import reference_network
 from tests.sampled_hands import sample_hands
 from tests.test_hand_losses import views
@@ -186,7 +186,8 @@ def rehearsals() -> dict[str, Callable[[], None]]:
     for search, step in (("dense", 16.0), ("guided", 16.0), ("octree", 8.0)):
         found[f"estimator {search}"] = lambda search=search, step=step: _estimator(search, step)
     for side in ("left", None):
-        found[f"hand view {side}"] = lambda side=side: _hand_view(side)
+        for encoder in ("unet", "hourglass"):
+            found[f"hand view {encoder} {side}"] = partial(_hand_view, side, encoder)
     for method in ("nvf", "holistic", "dense"):
         for task in ("camera-space", "root-relative"):
             found[f"evaluation {method} {task}"] = lambda method=method, task=task: _evaluate(method, task)
@@ -380,8 +381,8 @@ def _estimator(search: Any, step: float) -> None:
     np.testing.assert_allclose(poses[0].joints, poses[1].joints, rtol=0, atol=ROUNDING_MM)
 
 
-def _hand_view(side: Any) -> None:
-    model = hand_network()
+def _hand_view(side: Any, encoder: Any) -> None:
+    model = hand_network(replace(CONFIG, encoder=encoder, stem=8, stacks=2, depth=1, groups=4))
     images = torch.randint(256, (2, 60, 80, 3), dtype=torch.uint8).numpy()
     camera = np.array([[120.0, 0, 40], [0, 120, 30], [0, 0, 1]])
     boxes = [(10, 10, 50, 50), (30, 20, 60, 45)]

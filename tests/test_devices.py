@@ -24,6 +24,6 @@ def test_computation_stays_on_one_device() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
     failures = json.loads(done.stdout.splitlines()[-1])
-    assert len(failures) == 24 and "refusal" in failures
+    assert len(failures) == 26 and "refusal" in failures
     failed = {name: error for name, error in failures.items() if error is not None}
     assert not failed, "\n".join(f"{name}: {error}" for name, error in failed.items())

@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
 from nvf_fast.cli.train import Train
+from nvf_fast.config import NVFConfig
+from nvf_fast.model import NVF
 from nvf_fast.training.augmentation import Augmentation
 from nvf_fast.training.config import PRESETS, Optimisation, small
 from nvf_fast.training.losses import LossConfig
@@ -46,6 +49,23 @@ def test_schedules_of_presets() -> None:
     assert options.learning_rate_at(options.total_steps(1000), 1000) == pytest.approx(
         options.final_ratio * options.learning_rate
     )
+
+
+def test_paper_trains_the_released_encoder_and_hidden_layers_on_the_views_of_default() -> None:
+    preset, released = PRESETS["paper"](), NVFConfig()
+    assert preset.model.hidden == released.hidden
+    with torch.device("meta"):
+        shapes, expected = (
+            {name: weight.shape for name, weight in NVF(config).encoder.named_parameters()}
+            for config in (preset.model, released)
+        )
+    pooled = {"pooled.weight", "pooled.bias"}
+    assert shapes.keys() - pooled == expected.keys()
+    assert all(shapes[name] == shape for name, shape in expected.items())
+    default = PRESETS["default"]()
+    for name in ("data", "views", "hand_losses"):
+        assert getattr(preset, name) == getattr(default, name)
+    assert preset.model.view == "hand" and preset.replay.uses > 1
 
 
 @pytest.mark.parametrize(
