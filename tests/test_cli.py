@@ -631,7 +631,7 @@ def test_predict_takes_folders_but_no_videos(
     assert status == 2 and "empty: no images (.png, .jpg," in err
 
 
-def test_predict_draws_no_expected_errors_with_an_assumed_camera(
+def test_predict_draws_expected_errors_of_known_cameras_and_sizes(
     run: Run, images: list[Path], hands: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = []
@@ -642,10 +642,11 @@ def test_predict_draws_no_expected_errors_with_an_assumed_camera(
 
     monkeypatch.setattr("nvf_fast.cli.predict.draw_poses", draw)
     options = [images[0], *hands, "--box", 40, 30, 100, 90, "--overlay", tmp_path / "drawn.png"]
-    _, _, err = run("predict", *options)
+    _, _, err = run("predict", *options, "--hand-scale", 30)
     assert "assuming 60 degrees" in err and "hands can be missed" in err
     assert run("predict", *options, "--fov", 60)[0] == 0
-    assert shown[0] == ["right"] and shown[1][0].startswith("right ±")
+    assert run("predict", *options, "--fov", 60, "--hand-scale", 30)[0] == 0
+    assert shown[:2] == [["right"], ["right"]] and shown[2][0].startswith("right ±")
 
 
 def test_predict_passes_the_least_presence_on(
@@ -1076,12 +1077,12 @@ def test_drawing(tmp_path: Path) -> None:
     unsure = replace(pose, scores=np.full(21, 0.2))
     white = [(np.array(draw_poses(image, each)).min(-1) > 200).sum() for each in (pose, unsure)]
     assert white[1] > white[0] + 30, "unsure joints have holes"
-    labelled = replace(pose, side="left", expected_error=np.full(21, 14.2))
+    errors = np.full(21, 14.2)
+    labelled = replace(pose, side="left", expected_error=errors, hand_scale=np.float32(30))
     assert (np.array(draw_poses(image, labelled, ids=[3])) != drawn).any()
-    assert (
-        description(labelled) == "left ±14 mm"
-        and description(replace(labelled, expected_error=None)) == "left"
-    )
+    assert description(labelled) == "left ±14 mm"
+    for unknown in ({"expected_error": None}, {"hand_scale": None}):
+        assert description(replace(labelled, **unknown)) == "left"
     other = HandPose(joints + [0, 0, 9], joints_2d[::-1].copy(), np.ones(21), 5, True, 99, 1.0)
     both, reverse = (np.array(draw_poses(image, pair)) for pair in ([pose, other], [other, pose]))
     np.testing.assert_array_equal(both, reverse)
