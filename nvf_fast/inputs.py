@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,10 @@ VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 SMALLEST_BOX_PX = 2
 SIGHT_SAMPLES = 33  # along each axis of a view, to test whether a lens shows it in an image
-HAND_SCALE_RANGE_MM = (10.0, 120.0)
+HAND_SCALE_RANGE_MM = (10.0, 60.0)
+USUAL_HAND_SCALES_MM = (20.0, 44.0)  # of nearly all of them
+FELT_BONE = "it is shorter than the bone that one feels: nvf_fast.depth.estimate_hand_scale measures it"
+METRES = 20.0  # distances no larger than this are not mm
 # Corners of a unit square in order, as homogeneous pixels.
 _CORNERS = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
 
@@ -107,13 +111,24 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig, of: str = "h
     if not config.hand_scale and config.view != "hand":
         raise ValueError(f"this model takes no hand scale: hand_scale must be None, got {hand_scale}")
     scale = _per_image("hand_scale", hand_scale, f"a number of mm, or one per {of}", count, of=of)
-    low, high = HAND_SCALE_RANGE_MM
-    if not all(low <= value <= high for value in scale.tolist()):
-        raise ValueError(
-            f"hand_scale must be the length in mm between joints 9 and 10, {UNIT_SCALE_MM:.1f} on average, "
-            f"{low:g} to {high:g} mm, got {hand_scale}"
-        )
+    check_hand_scales("hand_scale", scale)
     return scale.astype(np.float32)
+
+
+def check_hand_scales(name: str, scales: np.ndarray, hint: str = FELT_BONE) -> None:
+    """Refuse hand scales (N,) mm that nobody has, and warn of those that hardly anybody has."""
+    for (low, high), often in ((HAND_SCALE_RANGE_MM, ""), (USUAL_HAND_SCALES_MM, "nearly always ")):
+        outside = [value for value in scales.tolist() if not low <= value <= high]
+        if not outside:
+            continue
+        got = "" if often else f", got {outside[0]:.4g}"  # warnings of equal text are shown once
+        message = (
+            f"{name} must be the length in mm between joints 9 and 10 as FreiHAND defines them, "
+            f"{UNIT_SCALE_MM:.1f} on average, {often}{low:g} to {high:g} mm{got}; {hint}"
+        )
+        if not often:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=1)
 
 
 def read_scores(scores: Any, count: int) -> np.ndarray:
@@ -127,8 +142,11 @@ def read_scores(scores: Any, count: int) -> np.ndarray:
 def read_roots(root: Any, count: int) -> np.ndarray:
     """Wrists (count, 3) float64 mm, in front of their cameras."""
     roots = _per_image("root", root, "(3,) or (B, 3) mm, the wrist in the camera's frame", count, 3)
-    if not (np.isfinite(roots).all() and (roots[..., 2] > 0).all()):
-        raise ValueError(f"root must be finite and in front of the camera (z > 0 mm), got {roots.tolist()}")
+    if not (np.isfinite(roots).all() and (roots[..., 2] > METRES).all()):
+        raise ValueError(
+            f"root must be finite and in front of the camera (z > {METRES:g} mm), got {roots.tolist()}: "
+            "multiply metres by 1000"
+        )
     return roots
 
 

@@ -587,10 +587,10 @@ def test_predict_follows_links_and_writes_to_devices(
         (["--fx", -500], "--fx must be a positive number of px, got -500"),
         (["--fx", 500, "--fy", "nan"], "--fy must be a positive number of px"),
         (["--fx", 500, "--cx", "inf"], "--cx must be a number of px, got inf"),
-        (["--fov", 200], "--fov must lie between 0 and 180 degrees"),
+        (["--fov", 200], "the field of view must be 5 to 180 degrees, got 200"),
         (["--fov", 60, "--fy", 500], "--fy needs --fx"),
         (["--intrinsics", "nowhere.json"], "nowhere.json: No such file"),
-        (["--fx", 500, "--hand-scale", 0.035], "10 to 120 mm, got 0.035"),
+        (["--fx", 500, "--hand-scale", 0.035], "10 to 60 mm, got 0.035"),
         (["--fx", 500, "--step", -1], "step_mm must be a positive number of mm"),
         (
             ["--fx", 500, "--device", "gpu0"],
@@ -647,6 +647,11 @@ def test_predict_draws_expected_errors_of_known_cameras_and_sizes(
     assert run("predict", *options, "--fov", 60)[0] == 0
     assert run("predict", *options, "--fov", 60, "--hand-scale", 30)[0] == 0
     assert shown[:2] == [["right"], ["right"]] and shown[2][0].startswith("right ±")
+
+
+def test_predict_warns_of_an_unusual_hand_scale_once(run: Run, images: list[Path], hands: list[Any]) -> None:
+    status, _, err = run("predict", *images, "--fx", 500, *hands, "--hand-scale", 46)
+    assert status == 0 and len(images) > 1 and err.count("nearly always 20 to 44 mm;") == 1
 
 
 def test_predict_passes_the_least_presence_on(

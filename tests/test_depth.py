@@ -238,6 +238,11 @@ def test_invalid_requests_of_hand_scales() -> None:
     for distance in (0.0, np.array([500.0, 500.0])):
         with pytest.raises(ValueError, match="distance_mm must be a positive number, or one for each of 4"):
             estimate_hand_scale(poses(), distance_mm=distance)
+    for metres in (0.5, [0.5, 0.5, 0.6, 0.6]):
+        with pytest.raises(
+            ValueError, match=r"hand_scale by distance_mm must .* 10 to 60 mm, got .* not metres"
+        ):
+            estimate_hand_scale(poses(), distance_mm=metres)
     with pytest.raises(ValueError, match="no pose determines the hand's scale: measured at 0 of"):
         estimate_hand_scale(poses(), depth=np.zeros((COUNT, SIZE, SIZE)), K=K)
     with pytest.raises(ValueError, match="depth must be an image for each of 4 images, got 1"):

@@ -261,7 +261,7 @@ def test_track_writes_a_line_per_frame(tmp_path: Path, capsys: pytest.CaptureFix
         ([clip, "--frame-rate", 0], "--frame-rate must be a positive number"),
         ([clip, "--fx", 500, "--fov", 60], "only one of --fx"),
         ([clip, "--most-hands", 0], "most_hands must be at least 1"),
-        ([clip, "--hand-scale", 0.03], "10 to 120 mm"),
+        ([clip, "--hand-scale", 0.03], "10 to 60 mm"),
     ):
         assert track(*arguments, *options) == 2
         assert message in capsys.readouterr().err

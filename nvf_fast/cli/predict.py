@@ -128,6 +128,7 @@ class Predict:
                 try:
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always")
+                        warnings.filterwarnings("ignore", "hand_scale ")  # said above, once
                         record = self._predict(estimator, path, listed, outputs)
                         line = records.line(record)
                 except Exception as error:  # whatever an image causes must not stop the others
