@@ -180,7 +180,8 @@ class PoseEstimator:
             box: px, (x0, y0, x1, y1) around the hand, or (N, 4) around several of one image; for B images
                 (B, 4), or a list with one or several boxes of each. Or a `FoundHands` for each image, whose
                 sides replace an absent `side`. A hand view turns to the box's centre and
-                zooms so that its longer side spans 75 %. The reference camera, which spans 26.3 degrees,
+                zooms so that its longer side spans 75 %; a warning reports a box more than four times as long
+                as the image. The reference camera, which spans 26.3 degrees,
                 turns to its centre, and a warning reports a box wider than the view; None looks along the
                 optical axis. Without a box and `previous`, a network of hand views finds every hand. A
                 callable finds them instead (`finding.Detector`): it takes an image and returns boxes, boxes

@@ -22,6 +22,7 @@ from nvf_fast.volumes import Placement
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 SMALLEST_BOX_PX = 2
+LARGE_BOX = 4.0  # ratio of a box's longer side to the image's, beyond which it hardly surrounds a hand
 SIGHT_SAMPLES = 33  # along each axis of a view, to test whether a lens shows it in an image
 HAND_SCALE_RANGE_MM = (10.0, 60.0)
 USUAL_HAND_SCALES_MM = (20.0, 44.0)  # of nearly all of them
@@ -188,7 +189,7 @@ def read_boxes(box: Any, count: int, single: bool) -> tuple[np.ndarray, list[int
     ):
         raise ValueError(
             f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least {SMALLEST_BOX_PX} px larger, "
-            f"got {flat.tolist()}"
+            f"got {flat.tolist()}; (x, y, width, height) is (x, y, x + width, y + height) there"
         )
     return flat, image_index
 
@@ -250,10 +251,28 @@ def check_hand_views(
         else:
             unseen = _apart(image[i], view[i]) or _apart(view[i], image[i])
         if unseen:
+            large = _excess(boxes[i], sizes[i])
             raise ValueError(
                 f"the view of the box {boxes[i].tolist()} px touches no pixel of image {image_index[i]}, "
-                f"(width, height) {shapes[i].astype(int).tolist()} px"
+                f"(width, height) {shapes[i].astype(int).tolist()} px" + (large and f": the box {large}")
             )
+
+
+def _excess(box: np.ndarray, size: Sequence[int]) -> str:
+    """How much a box (4,) px is larger than its image of (height, width) px, if it is far larger."""
+    ratio = float((box[2:] - box[:2]).max()) / max(size)
+    return "" if ratio <= LARGE_BOX else f"is {ratio:.1f} times as long as the image, but surrounds one hand"
+
+
+def large_boxes(
+    boxes: np.ndarray, sizes: Sequence[Sequence[int]], image_index: Sequence[int]
+) -> tuple[str, ...]:
+    """Warnings of boxes (N, 4) px far larger than their images of (height, width) px."""
+    return tuple(
+        f"the box {box.tolist()} px of image {i} {large}"
+        for box, size, i in zip(boxes, sizes, image_index, strict=True)
+        if (large := _excess(box, size))
+    )
 
 
 def check_sight(

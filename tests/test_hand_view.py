@@ -485,6 +485,8 @@ def test_find_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
     ("arguments", "message"),
     [
         ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),
+        ({"box": (200, 100, 90, 120)}, r"; \(x, y, width, height\) is \(x, y, x \+ width,"),
+        ({"box": (0, 0, 99999, 99999)}, r"touches no pixel .*: the box is 308.6 times as long as"),
         ({"box": (10, 10, math.inf, 50)}, "at least 2 px larger"),
         ({"box": (10, 10, math.nan, 50)}, "at least 2 px larger"),
         ({"box": (900, 10, 960, 50)}, r"touches no pixel of image 0, \(width, height\) \[324, 240\] px"),
@@ -505,6 +507,14 @@ def test_refuses_invalid_boxes_and_arguments(
         arguments = {"previous": estimator(image, K, box=BOX)}
     with pytest.raises(ValueError, match=message):
         estimator(image, K, **{"box": BOX, **arguments})
+
+
+def test_boxes_far_larger_than_the_image_are_reported(model: NVF, image: np.ndarray) -> None:
+    with pytest.warns(UserWarning, match=r"of image 0 is 4.2 times as long as the image, but surrounds one"):
+        PoseEstimator(model, step_mm=56.0)(image, K, box=(-520, -560, 840, 800))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PoseEstimator(model, step_mm=56.0)(image, K, box=(-300, -340, 620, 580))
 
 
 def test_previous_pose_places_the_hand_view(model: NVF, image: np.ndarray) -> None:
