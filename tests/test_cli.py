@@ -745,6 +745,10 @@ def test_view_writes_a_page(run: Run, images: list[Path], hands: list[Any], tmp_
     status, out, _ = run("view", images[0], *options, "--out", tmp_path / "page.html")
     assert status == 0 and "page.html: 1 hands" in out
     assert "__VISER_EMBED_DATA__" in (tmp_path / "page.html").read_text()
+    (tmp_path / "page.html").write_text("kept")
+    status, _, err = run("view", images[0], *options, "--out", tmp_path / "page.html")
+    assert status == 2 and "page.html exists: choose another name" in err
+    assert (tmp_path / "page.html").read_text() == "kept"
     status, _, err = run("view", images[0], *options, "--out", tmp_path / "page.png")
     assert status == 2 and "--out must be a file whose name ends in .html, got " in err
 

@@ -256,6 +256,7 @@ def test_track_writes_a_line_per_frame(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     for arguments, message in (
         ([clip, "--out", out], "exists: choose another name"),
+        ([clip, "--out", tmp_path / "x.json"], "--out must be a .jsonl or .ndjson file, got"),
         ([clip, "--overlay", tmp_path / "drawn.gif"], "whose name ends in .mp4, .mov, .mkv, .avi, got"),
         ([tmp_path / "gone.mp4"], "gone.mp4: No such file"),
         ([clip, "--frame-rate", 0], "--frame-rate must be a positive number"),

@@ -19,7 +19,13 @@ from tqdm import tqdm
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
 from nvf_fast.cli.options import Optional, Several
-from nvf_fast.cli.outputs import DRAWING_SUFFIXES, check_output_file, check_output_folder
+from nvf_fast.cli.outputs import (
+    DRAWING_SUFFIXES,
+    LINE_SUFFIXES,
+    check_lines_name,
+    check_output_file,
+    check_output_folder,
+)
 from nvf_fast.cli.records import RecordWriter
 from nvf_fast.image_files import image_files, read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
@@ -39,7 +45,6 @@ if TYPE_CHECKING:
 CAMERA_NUMBERS = ("fx", "fy", "cx", "cy", "fov")
 MeshFormat = Literal["glb", "obj", "ply"]
 DEPTH_SUFFIXES = (".png", ".tiff", ".tif")
-LINE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Predict:
     # side of the hand. When absent, a network of hand views predicts it, and others assume a right hand.
     side: Optional[Literal["right", "left"]] = None
     # JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1], "side":
-    # "left"}, ...]}; where a side is absent, --side applies
+    # "left"}, ...]}, [] for none; where a side is absent, --side applies
     boxes: Optional[Path] = None
     # mm between joints 9 and 10 of the hand, on average 31.7 (docs/usage.md), if known
     hand_scale: Optional[float] = None
@@ -104,8 +109,7 @@ class Predict:
                 if self.figure:
                     import matplotlib  # noqa: F401
         check_output_file("--out", self.out)
-        if self.out is not None and guess_type(self.out.name)[0] and self.out.suffix not in LINE_SUFFIXES:
-            raise UserError(f"--out must be a .json or .jsonl file, got {self.out}")
+        check_lines_name(self.out, (".json", *LINE_SUFFIXES))
         estimator = load_estimator(
             self.checkpoint,
             self.device,

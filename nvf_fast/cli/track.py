@@ -17,7 +17,7 @@ from tqdm import tqdm
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
 from nvf_fast.cli.options import Flag, Optional
-from nvf_fast.cli.outputs import check_output_file
+from nvf_fast.cli.outputs import check_lines_name, check_output_file
 from nvf_fast.overlay import draw_poses
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.video import CAMERA, FRAME_RATE, VIDEO_SUFFIXES, VideoWriter, read_frames, video_rate
@@ -45,7 +45,8 @@ class Track:
     raw: Flag = False  # leave the joints as estimated; they are smoothed otherwise
     # Hz, of a folder of images, and of the annotated video of a folder or a camera
     frame_rate: float = FRAME_RATE
-    out: Optional[Path] = None  # file for the lines, which must not exist; standard output when absent
+    # .jsonl file for the lines, which must not exist; standard output when absent
+    out: Optional[Path] = None
     overlay: Optional[Path] = None  # annotated video to write, such as hands.mp4
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
@@ -117,12 +118,11 @@ class Track:
             raise UserError(f"{left_out} of {index} frames are not in --overlay")
 
     def _check_outputs(self) -> None:
-        for option, path, suffixes in (("--out", self.out, ()), ("--overlay", self.overlay, VIDEO_SUFFIXES)):
-            if path is not None and (path.is_dir() or path.is_file()):
-                raise UserError(f"{option} {path} exists: choose another name")
-            check_output_file(option, path, suffixes)
+        check_output_file("--out", self.out, new=True)
+        check_output_file("--overlay", self.overlay, VIDEO_SUFFIXES, new=True)
         if self.out is not None and self.overlay is not None and self.out.resolve() == self.overlay.resolve():
             raise UserError(f"--out and --overlay must be two files, got {self.out} for both")
+        check_lines_name(self.out)
 
     @contextmanager
     def _lines(self) -> Iterator[Callable[[str], None]]:
