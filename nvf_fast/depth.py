@@ -150,7 +150,8 @@ def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> l
     """
     depths = list(depth) if isinstance(depth, list | tuple) or getattr(depth, "ndim", 0) == 3 else [depth]
     if sizes is not None and len(depths) != len(sizes):
-        raise ValueError(f"depth must be one image (H, W) for each of {len(sizes)}, got {len(depths)}")
+        got = f"shape {tuple(depth.shape)}" if hasattr(depth, "shape") else f"{len(depths)} of them"
+        raise ValueError(f"depth must be one image (H, W) for each of {len(sizes)}, got {got}")
     for index, each in enumerate(depths):
         if not isinstance(each, np.ndarray | Tensor):
             raise TypeError(f"depth must be a numpy array or a torch tensor, got {type(each).__name__}")

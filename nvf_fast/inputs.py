@@ -51,6 +51,14 @@ def read_images(image: Any, channels: int = 3) -> tuple[list[Any], bool]:
     return groups if several or single else list(image), single
 
 
+def read_one_image(caller: str, image: Any, channels: int = 3) -> Any:
+    """The image (H, W, `channels`) uint8 given to a function of one image."""
+    (image, *_), single = read_images(image, channels)
+    if not single:
+        raise ValueError(f"{caller} takes one image, got several: call it on each")
+    return image
+
+
 def read_cameras(K: Any, sizes: Sequence[Sequence[int]]) -> Cameras:
     """The camera of each image.
 
@@ -92,7 +100,8 @@ def read_sides(side: Any, count: int, of: str = "hand") -> list[str | None]:
     known = (each is None or (isinstance(each, str) and each in ("left", "right")) for each in sides)
     if len(sides) != count or not all(known):
         raise ValueError(
-            f'side must be "right", "left" or None, or one for each of {count} {of}(s), got {side!r}'
+            f'side must be "right", "left" or None, or a flat list with one for each of {count} {of}(s), '
+            f"got {side!r}"
         )
     return sides
 

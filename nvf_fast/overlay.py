@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import grid_sample
 
 from nvf_fast.camera_model import Camera
+from nvf_fast.inputs import read_one_image
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pose import BONES, JOINT_NAMES, HandPose
 from nvf_fast.runtime.files import whole_file
@@ -42,11 +43,16 @@ def draw_poses(
 
     Returns:
         An RGB image of the same size.
+
+    Raises:
+        ValueError: the image has another shape.
+        TypeError: the image has another type or dtype.
     """
+    image = read_one_image("draw_poses", image)
     if isinstance(poses, HandPose) and poses.joints.ndim == 2:
         poses = [poses]
     hands = [(pose, f"{ids[row]} " if ids else "") for row, pose in enumerate(poses) if pose.valid]
-    drawing, drawn, labels = Image.fromarray(image), [np.empty((0, 2))], []
+    drawing, drawn, labels = Image.fromarray(np.asarray(image)), [np.empty((0, 2))], []
     for pose, label in sorted(hands, key=lambda hand: -float(hand[0].joints[:, 2].mean())):
         pixels = np.asarray(pose.joints_2d, np.float64) + 0.5
         edges = bones if bones is not None else BONES if len(pixels) == len(JOINT_NAMES) else ()

@@ -515,13 +515,13 @@ def test_predict_continues_where_it_stopped(
         with lines.open("ab") as file:
             file.write(b'{"image": "b.jpg", "ca')  # a write that a stop cut off
         status, _, err = run("predict", *images, third, *options)
-    assert status == 0 and "1 of 3 images are already done" in err
+    assert status == 0 and "already done: 1 of 3 images\n" in err
     assert read == ["a.png", "b.jpg", "b.jpg", "c.png"] and out.read_bytes() == whole.read_bytes()
     before = out.read_bytes()
     status, _, err = run("predict", *images, third, *options)
-    assert status == 0 and "3 of 3 images are already done\n" in err and out.read_bytes() == before
+    assert status == 0 and "already done: 3 of 3 images\n" in err and out.read_bytes() == before
     _, _, err = run("predict", *images, third, *options, "--overlay", tmp_path / "drawn")
-    assert "already done; to draw or mesh them, give another --out\n" in err
+    assert "already done: 3 of 3 images; to draw or mesh them, give another --out\n" in err
     assert not list(tmp_path.glob("*.lines")) and not list(tmp_path.glob(".*"))
     status, _, err = run("predict", *images, *options, "--hand-scale", 40)
     assert status == 2 and "holds results of other options" in err and out.read_bytes() == before
@@ -1099,3 +1099,7 @@ def test_drawing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(draw_poses(image, invisible)), image)
     outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True, 99, 1.0)
     np.testing.assert_array_equal(np.array(draw_poses(image, outside)), image)
+    with pytest.raises(TypeError, match="image must be uint8, values 0 to 255, got float64"):
+        draw_poses(image / 255, pose)
+    with pytest.raises(ValueError, match="draw_poses takes one image, got several"):
+        draw_poses(image[None], pose)

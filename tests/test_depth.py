@@ -167,7 +167,8 @@ def test_a_depth_image_of_something_else_leaves_the_pose(
         (np.full((SIZE, SIZE), -5.0), ValueError, "must be positive mm, 0 or NaN without a measurement"),
         (np.ones((SIZE, SIZE), np.uint8), TypeError, "must be mm as uint16, another integer or a float"),
         (np.ones((100, 50)), ValueError, r"must be \(H, W\) = \(224, 224\) px, aligned with the image, got"),
-        (np.ones((2, SIZE, SIZE)), ValueError, r"must be one image \(H, W\) for each of 1, got 2"),
+        (np.ones((2, SIZE, SIZE)), ValueError, r"one image \(H, W\) for each of 1, got shape \(2, "),
+        ([np.ones((SIZE, SIZE))] * 2, ValueError, r"one image \(H, W\) for each of 1, got 2 of them"),
         ([[500.0]], TypeError, "must be a numpy array or a torch tensor, got list"),
     ],
 )

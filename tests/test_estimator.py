@@ -28,6 +28,7 @@ from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from tests.fixed_sizes import with_fixed_sizes
+from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
 
 MARKED = [0, 8, 20]
@@ -338,6 +339,14 @@ def test_hand_scale_reaches_the_network(tiny: NVF) -> None:
     np.testing.assert_allclose(both.joints, np.stack([pose.joints, without.joints]), rtol=0, atol=1e-2)
 
 
+def test_repr_is_one_line(tiny: NVF) -> None:
+    assert repr(PoseEstimator(tiny, step_mm=32, dtype=torch.bfloat16)) == (
+        "PoseEstimator(NVF, reference view of 64 px, step_mm=32, device=cpu, dtype=torch.bfloat16)"
+    )
+    hand = PoseEstimator(hand_network())
+    assert repr(nvf_fast.Tracker(hand)) == f"Tracker({hand}, most_hands=2, following=0)"
+
+
 def test_dtype_is_applied_to_a_copy_of_the_model(tiny: NVF) -> None:
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     estimator = PoseEstimator(tiny, step_mm=32, surface_mm=60, dtype=torch.bfloat16)
@@ -528,6 +537,7 @@ def test_refuses_invalid_images(tiny: NVF, image: Any, error: type[Exception], m
         ({"box": np.zeros((2, 1, 1, 4))}, r"got shape \[\(1, 1, 4\), \(1, 1, 4\)\]"),
         ({"side": "Left"}, '"right", "left" or None.*got \'Left\''),
         ({"side": ["left"]}, r"one for each of 2 hand\(s\)"),
+        ({"side": [["left"], ["right"]]}, r"or a flat list with one for each of 2 hand\(s\)"),
     ],
 )
 def test_refuses_invalid_arguments(tiny: NVF, arguments: dict, message: str) -> None:

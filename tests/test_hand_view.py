@@ -429,7 +429,7 @@ def test_takes_the_boxes_of_a_detector(model: NVF, form: str) -> None:
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ((), "boxes, sides and scores, got a tuple of 0"),
+        ((), "detector given as box must return boxes, .* invalid result: a tuple of 0"),
         ([1, 2, 3], r"box must be \(x0, y0, x1, y1\) px, or \(N, 4\), got shape \(3,\)"),
         (([[10, 10, 60, 60]], ["up"]), '"right", "left" or None'),
         (([[10, 10, 60, 60]], ["left"], [2.0]), r"scores must be in \[0, 1\]"),
@@ -441,6 +441,8 @@ def test_refuses_invalid_results_of_a_detector(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         PoseEstimator(model)(image, K, box=lambda image: result)
+    with pytest.raises(TypeError, match=r"detector given as box must return .* box must be .* got None"):
+        PoseEstimator(model)(image, K, box=lambda image: None)
 
 
 def test_finds_the_same_hands_at_higher_resolution(model: NVF) -> None:

@@ -220,7 +220,7 @@ def test_frames_of_another_size_are_tracked_but_not_drawn(
     assert captured.err.splitlines() == [
         "nvf-fast track: frame 1 is not in --overlay: frames must have the size of the first, 160 x 120 px, "
         "got 160 x 90",
-        "nvf-fast track: 1 of 3 frames are not in --overlay",
+        "nvf-fast track: not in --overlay: 1 of 3 frames",
     ]
     assert len(list(read_frames(tmp_path / "drawn.mp4"))) == 2
 

@@ -127,7 +127,7 @@ class Predict:
             left = {path: each for path, each in files.items() if str(path) not in records.done}
             if len(left) < len(files):
                 drawn = "; to draw or mesh them, give another --out" if any(files.values()) else ""
-                _warn(f"{len(files) - len(left)} of {len(files)} images are already done{drawn}")
+                _warn(f"already done: {len(files) - len(left)} of {len(files)} images{drawn}")
             for path, outputs in progress_bar(left.items(), unit="image", hidden=len(left) < 2):
                 try:
                     with warnings.catch_warnings(record=True) as caught:

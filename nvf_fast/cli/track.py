@@ -115,7 +115,7 @@ class Track:
         if failed:
             raise UserError(f"{failed} of {index} frames failed")
         if left_out:
-            raise UserError(f"{left_out} of {index} frames are not in --overlay")
+            raise UserError(f"not in --overlay: {left_out} of {index} frames")
 
     def _check_outputs(self) -> None:
         check_output_file("--out", self.out, new=True)
