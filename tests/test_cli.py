@@ -173,7 +173,7 @@ def test_outputs_that_cannot_be_written_are_refused(
         status, _, err = run("view", "a.html", "--out", name)
         assert status == 2 and message in err
     status, _, err = run("track", "frames", "--out", "a.mp4", "--overlay", "./a.mp4")
-    assert status == 2 and "--out and --overlay must be two files" in err
+    assert status == 2 and "--overlay would replace a.mp4, the file of --out: choose another" in err
     monkeypatch.setattr("nvf_fast.cli.outputs.os.access", lambda path, mode: False)  # root may write anywhere
     for command in (["export", "--out", "new"], ["demo", "--overlay", "new.png"]):
         status, _, err = run(*command)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from nvf_fast.cli.outputs import (
     check_lines_name,
     check_output_file,
     check_output_folder,
+    check_replaced,
 )
 from nvf_fast.cli.records import RecordWriter
 from nvf_fast.image_files import image_files, read_depth, read_image
@@ -276,22 +276,11 @@ class Predict:
                 raise UserError(f"--{option}: several images would be written into {twice[0]}")
             for path, name in zip(images, names, strict=True):
                 files[path][option] = target / name
-        self._check_outputs(files)
+        depths = self.depth.iterdir() if self.depth is not None and self.depth.is_dir() else [self.depth]
+        outputs = [(f"--{option}", path) for each in files.values() for option, path in each.items()]
+        inputs = [*files, self.boxes, self.camera.intrinsics, *depths]
+        check_replaced([*outputs, ("--out", self.out)], inputs)
         return files
-
-    def _check_outputs(self, files: dict[Path, dict[str, Path]]) -> None:
-        """Refuse outputs that would replace an input or each other."""
-        inputs = [*files, *filter(None, (self.boxes, self.camera.intrinsics))]
-        if self.depth is not None:
-            inputs += self.depth.iterdir() if self.depth.is_dir() else [self.depth]
-        taken = {os.path.realpath(path): "an input" for path in inputs}
-        outputs = [(option, path) for each in files.values() for option, path in each.items()]
-        if self.out is not None:
-            outputs.append(("out", self.out))
-        for option, path in outputs:
-            owner = taken.setdefault(os.path.realpath(path), f"the file of --{option}")
-            if owner != f"the file of --{option}":
-                raise UserError(f"--{option} would replace {path}, {owner}: choose another name or folder")
 
 
 def write_figure(

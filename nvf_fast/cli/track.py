@@ -17,7 +17,7 @@ from tqdm import tqdm
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
 from nvf_fast.cli.options import Flag, Optional
-from nvf_fast.cli.outputs import check_lines_name, check_output_file
+from nvf_fast.cli.outputs import check_lines_name, check_output_file, check_replaced
 from nvf_fast.overlay import draw_poses
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.video import CAMERA, FRAME_RATE, VIDEO_SUFFIXES, VideoWriter, read_frames, video_rate
@@ -120,8 +120,7 @@ class Track:
     def _check_outputs(self) -> None:
         check_output_file("--out", self.out, new=True)
         check_output_file("--overlay", self.overlay, VIDEO_SUFFIXES, new=True)
-        if self.out is not None and self.overlay is not None and self.out.resolve() == self.overlay.resolve():
-            raise UserError(f"--out and --overlay must be two files, got {self.out} for both")
+        check_replaced([("--out", self.out), ("--overlay", self.overlay)])
         check_lines_name(self.out)
 
     @contextmanager

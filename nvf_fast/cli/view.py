@@ -13,7 +13,7 @@ import tyro
 from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, without_errors
 from nvf_fast.cli.options import Optional
-from nvf_fast.cli.outputs import check_output_file
+from nvf_fast.cli.outputs import check_output_file, check_replaced
 from nvf_fast.image_files import read_image
 from nvf_fast.overlay import undistorted
 from nvf_fast.runtime.files import write_file
@@ -48,7 +48,8 @@ class View:
         self.camera.check()
         if not 0 <= self.port < 65536:
             raise UserError(f"--port must be 0 to 65535, got {self.port}")
-        check_output_file("--out", self.out, (".html",), (self.image, self.camera.intrinsics), new=True)
+        check_replaced([("--out", self.out)], (self.image, self.camera.intrinsics))
+        check_output_file("--out", self.out, (".html",), new=True)
         estimator = load_estimator(self.checkpoint, self.device)
         with user_errors(), warnings.catch_warnings():
             warnings.simplefilter("default")
