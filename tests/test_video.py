@@ -185,7 +185,8 @@ def test_intrinsics_of_another_size_end_at_once(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes")
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [30, 300])
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, room: int) -> None:
     save_checkpoint(hand_network(), tmp_path / "hand", {})
     (tmp_path / "frames").mkdir()
     for index, image in enumerate(colours(3, (120, 160))):
@@ -193,14 +194,19 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from nvf_fast.cli.main import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
-main(sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+main(sys.argv[2:])
 """
     command = ["track", tmp_path / "frames", "--fov", "60", "--checkpoint", tmp_path / "hand", "--device"]
     command += ["cpu", "--out", tmp_path / "hands.jsonl"]
-    ended = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(room), *command], capture_output=True, text=True
+    )
     error = f"nvf-fast track: {tmp_path / 'hands.jsonl'}: File too large\n"
     assert (ended.returncode, ended.stderr) == (2, error)
+    if room == 30:  # less than a line
+        assert not (tmp_path / "hands.jsonl").exists()
+        return
     lines = (tmp_path / "hands.jsonl").read_text().splitlines()
     assert lines and [json.loads(line)["frame"] for line in lines] == list(range(len(lines)))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import tyro
@@ -18,6 +18,7 @@ from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
 from nvf_fast.cli.options import Flag, Optional
 from nvf_fast.cli.outputs import check_lines_name, check_output_file, check_replaced
+from nvf_fast.cli.records import append_line
 from nvf_fast.overlay import draw_poses
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.video import CAMERA, FRAME_RATE, VIDEO_SUFFIXES, VideoWriter, read_frames, video_rate
@@ -70,14 +71,14 @@ class Track:
             read_hand_scale(self.hand_scale, 1, estimator.model.config)
             smoothing = None if self.raw else Smoothing()
             tracker = Tracker(estimator, self.most_hands, smoothing=smoothing, hand_scale=self.hand_scale)
-            write_line = stack.enter_context(self._lines())
+            lines = stack.enter_context(self._lines())
             index, failed, left_out, assumed, last = 0, 0, 0, False, ""
             video = None if self.overlay is None else stack.enter_context(VideoWriter(self.overlay, rate))
 
             def write(time: float, entries: dict[str, Any]) -> None:
                 nonlocal index
                 record = {"frame": index, "time": round(time, 6), **entries}
-                write_line(json.dumps(record, allow_nan=False) + "\n")
+                append_line(lines, json.dumps(record, allow_nan=False).encode() + b"\n")
                 index += 1
 
             def damaged(time: float, error: Exception) -> None:
@@ -124,38 +125,19 @@ class Track:
         check_lines_name(self.out)
 
     @contextmanager
-    def _lines(self) -> Iterator[Callable[[str], None]]:
-        """Open the file of the lines, and yield a function that writes a line; an empty file is removed."""
+    def _lines(self) -> Iterator[IO[bytes] | None]:
+        """Open the file of the lines, if any; an empty file is removed."""
         if self.out is None:
-            yield _print_line
+            yield None
             return
         self.out.parent.mkdir(parents=True, exist_ok=True)
         special = self.out.exists() and not self.out.is_file()
         with self.out.open("wb" if special else "xb", buffering=0) as file:
-            whole = 0  # bytes of whole lines
-
-            def write_line(line: str) -> None:
-                nonlocal whole
-                left = line.encode()
-                try:
-                    while left:  # a nearly full disk takes a part of the line, then refuses the rest
-                        left = left[file.write(left) :]
-                except OSError as error:
-                    if not special:
-                        file.truncate(whole)
-                    raise UserError(f"{self.out}: {error.strerror}") from error
-                whole += len(line.encode())
-
             try:
-                yield write_line
+                yield file
             finally:
-                if not special and not whole:
+                if not special and not file.tell():
                     self.out.unlink()
-
-
-def _print_line(line: str) -> None:
-    sys.stdout.write(line)
-    sys.stdout.flush()
 
 
 def _warn(message: str) -> None:
