@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,22 +223,6 @@ except SystemExit as end:
     print(end.code, [name for name in sys.modules if name.startswith(unwanted)])
 """
     assert subprocess.check_output([sys.executable, "-c", script], stderr=subprocess.DEVNULL) == b"2 []\n"
-
-
-def test_training_renders_synthetic_images_ahead(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "nvf_fast.training.loop.train",
-        lambda *_, **__: SimpleNamespace(finished=True, step=0, minutes=0.0),
-    )
-    options = ["--data.synthetic.count", 2, "--data.synthetic.size", 16, "--evaluate-every", 0]
-    assert run("train", "small", "--out", tmp_path / "run", *options)[0] == 0
-    assert len([*(tmp_path / "run/cache").rglob("*.safetensors")]) == 1
-    cache = ["--data-cache", tmp_path / "cache"]
-    assert run("train", "small", "--out", tmp_path / "other", *options, *cache)[0] == 0
-    assert len([*(tmp_path / "cache").rglob("*.safetensors")]) == 1
-    assert not (tmp_path / "other/cache").exists()
 
 
 def records(text: str) -> list[dict[str, Any]]:
