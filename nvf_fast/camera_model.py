@@ -21,6 +21,7 @@ from nvf_fast.runtime.arguments import read_numbers
 FOCAL_LIMITS = (0.1, 10_000.0)
 # From the optical axis to the nearest pixel. The widest rectilinear lenses reach 65 degrees in the corners.
 AXIS_DEGREES = 75.0
+SMALLEST_FOV = 5.0  # degrees, larger than any angle in radians
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +78,10 @@ class Camera:
         """Make a pinhole camera from its horizontal field of view, with its axis in the middle of the image.
 
         Raises:
-            ValueError: the angle is not between 0 and 180 degrees, or the size is invalid.
+            ValueError: the angle is not between 5 and 180 degrees, or the size is invalid.
         """
-        if not 0 < degrees < 180:
-            raise ValueError(f"degrees must be between 0 and 180, got {degrees}")
         width, height = size
-        focal = width / 2 / math.tan(math.radians(degrees) / 2)
+        focal = fov_focal(degrees, width)
         return cls(np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]), size)
 
     def resized(self, width: int, height: int) -> Camera:
@@ -248,6 +247,16 @@ class Cameras:
                 slopes = lens.undistort(_slopes(place, K), nearest=True)
                 place[:] = slopes @ K[:2, :2].T + K[:2, 2]
         return straight
+
+
+def fov_focal(degrees: float, extent: float) -> float:
+    """The focal length in px of a field of view across an extent in px."""
+    if not SMALLEST_FOV <= degrees < 180:
+        raise ValueError(
+            f"the field of view must be {SMALLEST_FOV:g} to 180 degrees, got {degrees:g}: convert radians by "
+            "math.degrees, and give the focal length in px of a longer lens"
+        )
+    return extent / 2 / math.tan(math.radians(degrees) / 2)
 
 
 def check_intrinsics(K: Sequence[Sequence[float]], width: int, height: int) -> None:

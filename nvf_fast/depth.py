@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nvf_fast.camera_model import Cameras
 from nvf_fast.hand_surface import RADII_MM, cone_ends
-from nvf_fast.inputs import read_cameras
+from nvf_fast.inputs import METRES, check_hand_scales, read_cameras
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths
 from nvf_fast.pose import A, HandPose
 
@@ -30,7 +30,6 @@ AGREEING_MM = 25.0  # between the measured surface and that of the scaled pose
 LEAST_AGREEING = 0.5  # ratio of the measurements
 ITERATIONS = 3  # of the median over the agreeing measurements
 HAND_SCALES_MM = (15.0, 50.0)  # of people, children included
-METRES = 20.0  # depths no larger than this are not mm
 
 
 class DepthFit(NamedTuple):
@@ -100,8 +99,8 @@ def estimate_hand_scale(
         their depth image, are not used.
 
     Raises:
-        ValueError: not exactly one of `depth` and `distance_mm` is given, no pose can be used, or a shape or
-            a number is invalid.
+        ValueError: not exactly one of `depth` and `distance_mm` is given, no pose can be used, a shape or a
+            number is invalid, or nobody has such a hand scale.
         TypeError: depths are not numbers.
 
     Examples:
@@ -136,6 +135,9 @@ def estimate_hand_scale(
     if not len(scales):
         raise ValueError(f"no pose determines the hand's scale: {faults[0] if faults else 'none is given'}")
     median = float(np.median(scales))
+    given = "depth" if distance_mm is None else "distance_mm"
+    hint = f"{given} must be mm, not metres, of the hands in the poses"
+    check_hand_scales(f"hand_scale by {given}", np.array([median]), hint)
     return HandScale(median, float(np.median(np.abs(scales - median))), len(scales))
 
 
@@ -148,7 +150,8 @@ def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> l
     """
     depths = list(depth) if isinstance(depth, list | tuple) or getattr(depth, "ndim", 0) == 3 else [depth]
     if sizes is not None and len(depths) != len(sizes):
-        raise ValueError(f"depth must be one image (H, W) for each of {len(sizes)}, got {len(depths)}")
+        got = f"shape {tuple(depth.shape)}" if hasattr(depth, "shape") else f"{len(depths)} of them"
+        raise ValueError(f"depth must be one image (H, W) for each of {len(sizes)}, got {got}")
     for index, each in enumerate(depths):
         if not isinstance(each, np.ndarray | Tensor):
             raise TypeError(f"depth must be a numpy array or a torch tensor, got {type(each).__name__}")

@@ -41,7 +41,7 @@ from nvf_fast.finding import (
 )
 from nvf_fast.grid import Lattice
 from nvf_fast.hand_pipeline import HandPipeline
-from nvf_fast.inputs import read_cameras, read_hand_scale, read_images, read_sides
+from nvf_fast.inputs import read_cameras, read_hand_scale, read_images, read_one_image, read_sides
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions, Results
@@ -129,6 +129,13 @@ class PoseEstimator:
             HandFinder(self.model, self.dtype, self._profiler) if isinstance(self.model, NVF) else None
         )
 
+    def __repr__(self) -> str:
+        config = self.model.config
+        return (
+            f"PoseEstimator({type(self.model).__name__}, {config.view} view of {config.input_size} px, "
+            f"step_mm={self.options.step_mm:g}, device={self.device}, dtype={self.dtype})"
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the network and the options; profilers, CUDA graphs and caches are recreated."""
         options = {**vars(self.options), "device": self.device, "min_presence": self.min_presence}
@@ -180,7 +187,8 @@ class PoseEstimator:
             box: px, (x0, y0, x1, y1) around the hand, or (N, 4) around several of one image; for B images
                 (B, 4), or a list with one or several boxes of each. Or a `FoundHands` for each image, whose
                 sides replace an absent `side`. A hand view turns to the box's centre and
-                zooms so that its longer side spans 75 %. The reference camera, which spans 26.3 degrees,
+                zooms so that its longer side spans 75 %; a warning reports a box more than four times as long
+                as the image. The reference camera, which spans 26.3 degrees,
                 turns to its centre, and a warning reports a box wider than the view; None looks along the
                 optical axis. Without a box and `previous`, a network of hand views finds every hand. A
                 callable finds them instead (`finding.Detector`): it takes an image and returns boxes, boxes
@@ -327,7 +335,7 @@ class PoseEstimator:
             >>> pose[pose.valid].joints.shape
             (2, 21, 3)
         """
-        image = self._one_image("find", image)
+        image = read_one_image("find", image, self.model.config.image_channels)
         check_number("score", score)
         check_number("smallest", smallest)
         if not 0 <= score <= 1:
@@ -340,12 +348,6 @@ class PoseEstimator:
         if isinstance(image, np.ndarray):
             return FoundHands(found.boxes.numpy(), sides, found.scores.numpy())
         return FoundHands(found.boxes.to(image.device), sides, found.scores.to(image.device))
-
-    def _one_image(self, method: str, image: Any) -> Any:
-        (image, *_), single = read_images(image, self.model.config.image_channels)
-        if not single:
-            raise ValueError(f"{method} takes one image, got several: call it on each")
-        return image
 
     def _candidates(self, image: Any, camera: Cameras, score: float, smallest: float) -> Candidates:
         if self._finder is None or not isinstance(self.volume, HandVolume):
@@ -410,7 +412,7 @@ class PoseEstimator:
             ValueError: the network does not find hands, or a value is out of its range.
             TypeError: an argument has the wrong type or dtype.
         """
-        image = self._one_image("proposals", image)
+        image = read_one_image("proposals", image, self.model.config.image_channels)
         cameras = read_cameras(K, [image.shape[:2]])
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
             pose, centres = self._proposed([image], cameras, None, [None], False, None)

@@ -106,11 +106,17 @@ def detected(detector: Detector, image: Any) -> Candidates:
     if isinstance(result, FoundHands):
         result = (result.boxes, result.sides, result.scores)
     given = result if isinstance(result, tuple) else (result,)
-    if not 1 <= len(given) <= 3:
-        raise ValueError(f"a detector returns boxes, sides and scores, got a tuple of {len(given)}")
-    boxes, _ = read_boxes(given[0], 1, True)
-    sides = read_sides(given[1] if len(given) > 1 else None, len(boxes))
-    scores = read_scores(given[2] if len(given) > 2 else 1.0, len(boxes))
+    try:
+        if not 1 <= len(given) <= 3:
+            raise ValueError(f"a tuple of {len(given)}")
+        boxes, _ = read_boxes(given[0], 1, True)
+        sides = read_sides(given[1] if len(given) > 1 else None, len(boxes))
+        scores = read_scores(given[2] if len(given) > 2 else 1.0, len(boxes))
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            "the detector given as box must return boxes, boxes and sides, boxes, sides and scores, or a "
+            f"FoundHands, but returned an invalid result: {error}"
+        ) from error
     left = torch.tensor(
         [math.nan if side is None else float(side == "left") for side in sides], dtype=torch.float32
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,12 @@ from nvf_fast.volumes import Placement
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
 WIDEST_SLOPE = math.tan(math.radians(75))  # of half a hand view
 SMALLEST_BOX_PX = 2
+LARGE_BOX = 4.0  # ratio of a box's longer side to the image's, beyond which it hardly surrounds a hand
 SIGHT_SAMPLES = 33  # along each axis of a view, to test whether a lens shows it in an image
-HAND_SCALE_RANGE_MM = (10.0, 120.0)
+HAND_SCALE_RANGE_MM = (10.0, 60.0)
+USUAL_HAND_SCALES_MM = (20.0, 44.0)  # of nearly all of them
+FELT_BONE = "it is shorter than the bone that one feels: nvf_fast.depth.estimate_hand_scale measures it"
+METRES = 20.0  # distances no larger than this are not mm
 # Corners of a unit square in order, as homogeneous pixels.
 _CORNERS = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
 
@@ -44,6 +49,14 @@ def read_images(image: Any, channels: int = 3) -> tuple[list[Any], bool]:
         )
     single = not several and image.ndim == 3
     return groups if several or single else list(image), single
+
+
+def read_one_image(caller: str, image: Any, channels: int = 3) -> Any:
+    """The image (H, W, `channels`) uint8 given to a function of one image."""
+    (image, *_), single = read_images(image, channels)
+    if not single:
+        raise ValueError(f"{caller} takes one image, got several: call it on each")
+    return image
 
 
 def read_cameras(K: Any, sizes: Sequence[Sequence[int]]) -> Cameras:
@@ -87,7 +100,8 @@ def read_sides(side: Any, count: int, of: str = "hand") -> list[str | None]:
     known = (each is None or (isinstance(each, str) and each in ("left", "right")) for each in sides)
     if len(sides) != count or not all(known):
         raise ValueError(
-            f'side must be "right", "left" or None, or one for each of {count} {of}(s), got {side!r}'
+            f'side must be "right", "left" or None, or a flat list with one for each of {count} {of}(s), '
+            f"got {side!r}"
         )
     return sides
 
@@ -107,13 +121,24 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig, of: str = "h
     if not config.hand_scale and config.view != "hand":
         raise ValueError(f"this model takes no hand scale: hand_scale must be None, got {hand_scale}")
     scale = _per_image("hand_scale", hand_scale, f"a number of mm, or one per {of}", count, of=of)
-    low, high = HAND_SCALE_RANGE_MM
-    if not all(low <= value <= high for value in scale.tolist()):
-        raise ValueError(
-            f"hand_scale must be the length in mm between joints 9 and 10, {UNIT_SCALE_MM:.1f} on average, "
-            f"{low:g} to {high:g} mm, got {hand_scale}"
-        )
+    check_hand_scales("hand_scale", scale)
     return scale.astype(np.float32)
+
+
+def check_hand_scales(name: str, scales: np.ndarray, hint: str = FELT_BONE) -> None:
+    """Refuse hand scales (N,) mm that nobody has, and warn of those that hardly anybody has."""
+    for (low, high), often in ((HAND_SCALE_RANGE_MM, ""), (USUAL_HAND_SCALES_MM, "nearly always ")):
+        outside = [value for value in scales.tolist() if not low <= value <= high]
+        if not outside:
+            continue
+        got = "" if often else f", got {outside[0]:.4g}"  # warnings of equal text are shown once
+        message = (
+            f"{name} must be the length in mm between joints 9 and 10 as FreiHAND defines them, "
+            f"{UNIT_SCALE_MM:.1f} on average, {often}{low:g} to {high:g} mm{got}; {hint}"
+        )
+        if not often:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=1)
 
 
 def read_scores(scores: Any, count: int) -> np.ndarray:
@@ -127,8 +152,11 @@ def read_scores(scores: Any, count: int) -> np.ndarray:
 def read_roots(root: Any, count: int) -> np.ndarray:
     """Wrists (count, 3) float64 mm, in front of their cameras."""
     roots = _per_image("root", root, "(3,) or (B, 3) mm, the wrist in the camera's frame", count, 3)
-    if not (np.isfinite(roots).all() and (roots[..., 2] > 0).all()):
-        raise ValueError(f"root must be finite and in front of the camera (z > 0 mm), got {roots.tolist()}")
+    if not (np.isfinite(roots).all() and (roots[..., 2] > METRES).all()):
+        raise ValueError(
+            f"root must be finite and in front of the camera (z > {METRES:g} mm), got {roots.tolist()}: "
+            "multiply metres by 1000"
+        )
     return roots
 
 
@@ -170,7 +198,7 @@ def read_boxes(box: Any, count: int, single: bool) -> tuple[np.ndarray, list[int
     ):
         raise ValueError(
             f"box must be (x0, y0, x1, y1) in px, x1 and y1 at least {SMALLEST_BOX_PX} px larger, "
-            f"got {flat.tolist()}"
+            f"got {flat.tolist()}; (x, y, width, height) is (x, y, x + width, y + height) there"
         )
     return flat, image_index
 
@@ -232,10 +260,28 @@ def check_hand_views(
         else:
             unseen = _apart(image[i], view[i]) or _apart(view[i], image[i])
         if unseen:
+            large = _excess(boxes[i], sizes[i])
             raise ValueError(
                 f"the view of the box {boxes[i].tolist()} px touches no pixel of image {image_index[i]}, "
-                f"(width, height) {shapes[i].astype(int).tolist()} px"
+                f"(width, height) {shapes[i].astype(int).tolist()} px" + (large and f": the box {large}")
             )
+
+
+def _excess(box: np.ndarray, size: Sequence[int]) -> str:
+    """How much a box (4,) px is larger than its image of (height, width) px, if it is far larger."""
+    ratio = float((box[2:] - box[:2]).max()) / max(size)
+    return "" if ratio <= LARGE_BOX else f"is {ratio:.1f} times as long as the image, but surrounds one hand"
+
+
+def large_boxes(
+    boxes: np.ndarray, sizes: Sequence[Sequence[int]], image_index: Sequence[int]
+) -> tuple[str, ...]:
+    """Warnings of boxes (N, 4) px far larger than their images of (height, width) px."""
+    return tuple(
+        f"the box {box.tolist()} px of image {i} {large}"
+        for box, size, i in zip(boxes, sizes, image_index, strict=True)
+        if (large := _excess(box, size))
+    )
 
 
 def check_sight(

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import grid_sample
 
 from nvf_fast.camera_model import Camera
+from nvf_fast.inputs import read_one_image
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pose import BONES, JOINT_NAMES, HandPose
 from nvf_fast.runtime.files import whole_file
 
@@ -31,7 +33,7 @@ def draw_poses(
     """Draw skeletons, one colour per finger, nearer hands and bones over farther ones.
 
     A joint is a filled disc if its score is 1; a hole grows in it as the score falls. A label beside the
-    wrist gives the hand's id, its side, and the mean expected error of its joints.
+    wrist gives the hand's id, its side and, for a hand of known size, the mean expected error of its joints.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -41,11 +43,16 @@ def draw_poses(
 
     Returns:
         An RGB image of the same size.
+
+    Raises:
+        ValueError: the image has another shape.
+        TypeError: the image has another type or dtype.
     """
+    image = read_one_image("draw_poses", image)
     if isinstance(poses, HandPose) and poses.joints.ndim == 2:
         poses = [poses]
     hands = [(pose, f"{ids[row]} " if ids else "") for row, pose in enumerate(poses) if pose.valid]
-    drawing, drawn, labels = Image.fromarray(image), [np.empty((0, 2))], []
+    drawing, drawn, labels = Image.fromarray(np.asarray(image)), [np.empty((0, 2))], []
     for pose, label in sorted(hands, key=lambda hand: -float(hand[0].joints[:, 2].mean())):
         pixels = np.asarray(pose.joints_2d, np.float64) + 0.5
         edges = bones if bones is not None else BONES if len(pixels) == len(JOINT_NAMES) else ()
@@ -97,9 +104,12 @@ def undistorted(image: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def description(pose: HandPose) -> str:
-    """Side and mean expected error of a pose, as its label."""
+    """The label of a pose: its side and, if the hand's size is known, its mean expected error.
+
+    The pose of a hand of unknown size is that of the unit hand, whose errors are not those of the hand.
+    """
     side = pose.side if isinstance(pose.side, str) else ""
-    if pose.expected_error is None:
+    if pose.expected_error is None or pose.hand_scale in (None, np.float32(UNIT_SCALE_MM)):
         return side
     return f"{side} ±{np.mean(pose.expected_error):.0f} mm"
 

@@ -17,6 +17,7 @@ from nvf_fast.inputs import (
     check_hand_views,
     check_middles,
     check_sight,
+    large_boxes,
     previous_boxes,
     previous_images,
     read_boxes,
@@ -53,7 +54,7 @@ class Request(NamedTuple):
     scale: np.ndarray | None  # (B,) float32 mm, hand scales
     previous: np.ndarray | None  # (B, 21, 3) float32 mm in the volume's frame, where a guided search begins
     single: bool  # whether one image and at most one box was given
-    wide: tuple[str, ...]  # warnings of boxes wider than the view
+    wide: tuple[str, ...]  # warnings of boxes wider than the view, or far larger than the image
 
     @property
     def slopes(self) -> np.ndarray | None:
@@ -169,6 +170,7 @@ class RequestReader:
         wide: tuple[str, ...] = ()
         if hand and boxes is not None:
             check_hand_views(placement, boxes, cameras, sizes, image_index)
+            wide = large_boxes(boxes, sizes, image_index)
         elif boxes is not None:
             check_middles(boxes, sizes)
             wide = wide_boxes(boxes, cameras, image_index)

@@ -151,6 +151,7 @@ class Tracker:
 
     Raises:
         ValueError: the network is not of hand views, or a number is out of range.
+        TypeError: an argument has the wrong type.
 
     Examples:
         >>> import numpy as np, nvf_fast
@@ -176,6 +177,9 @@ class Tracker:
         smoothing: Smoothing | None = SMOOTHING,
         hand_scale: float | None = None,
     ) -> None:
+        if not hasattr(estimator, "volume"):
+            found = type(estimator).__name__
+            raise TypeError(f"estimator must be a PoseEstimator, as nvf_fast.load returns it, got {found}")
         if not isinstance(estimator.volume, HandVolume):
             raise ValueError("tracking requires a network of hand views, which finds hands")
         if not isinstance(smoothing, Smoothing | None):
@@ -193,6 +197,9 @@ class Tracker:
         self.smoothing = smoothing
         self._tracks, self._lost = list[_Track](), list[_Track]()
         self._time, self._checked, self._count = -math.inf, -math.inf, 0
+
+    def __repr__(self) -> str:
+        return f"Tracker({self.estimator}, most_hands={self.most_hands}, following={len(self._tracks)})"
 
     def __call__(self, image: Any, K: Any, time: float, depth: Any = None) -> TrackedHands:
         """Find and follow the hands of the next frame.

@@ -125,6 +125,9 @@ def test_from_fov() -> None:
     wide = Camera.from_fov(90, (640, 480))
     assert wide.K[0, 0] == wide.K[1, 1] == pytest.approx(320)
     assert wide.K[:2, 2].tolist() == [319.5, 239.5]
+    for degrees in (math.radians(150), 0, 180, math.nan):
+        with pytest.raises(ValueError, match=r"must be 5 to 180 degrees, got .* math\.degrees"):
+            Camera.from_fov(degrees, (640, 480))
     left, right = wide.rays(np.array([[-0.5, 239.5], [639.5, 239.5]]))
     assert math.degrees(math.acos(left @ right / np.linalg.norm(left) / np.linalg.norm(right))) == (
         pytest.approx(90)
@@ -256,7 +259,8 @@ def test_refuses_matrices_of_other_images(intrinsics: Any, hint: str) -> None:
     "focal_35mm", [12, 26, 85, 800], ids=["ultra wide", "phone", "portrait", "telephoto"]
 )
 def test_accepts_every_crop_of_a_photograph(focal_35mm: int) -> None:
-    photograph = Camera.from_fov(math.degrees(2 * math.atan(18 / focal_35mm)), (6000, 4000))
+    focal = 6000 * focal_35mm / 36
+    photograph = Camera(np.array([[focal, 0, 2999.5], [0, focal, 1999.5], [0, 0, 1]]), (6000, 4000))
     for x, y in ((0, 0), (5900, 0), (2950, 1950), (5900, 3900)):
         photograph.cropped(x, y, x + 100, y + 100)
     photograph.cropped(-2000, -2000, 8000, 6000).resized(160, 128)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -173,7 +172,7 @@ def test_outputs_that_cannot_be_written_are_refused(
         status, _, err = run("view", "a.html", "--out", name)
         assert status == 2 and message in err
     status, _, err = run("track", "frames", "--out", "a.mp4", "--overlay", "./a.mp4")
-    assert status == 2 and "--out and --overlay must be two files" in err
+    assert status == 2 and "--overlay would replace a.mp4, the file of --out: choose another" in err
     monkeypatch.setattr("nvf_fast.cli.outputs.os.access", lambda path, mode: False)  # root may write anywhere
     for command in (["export", "--out", "new"], ["demo", "--overlay", "new.png"]):
         status, _, err = run(*command)
@@ -224,22 +223,6 @@ except SystemExit as end:
     print(end.code, [name for name in sys.modules if name.startswith(unwanted)])
 """
     assert subprocess.check_output([sys.executable, "-c", script], stderr=subprocess.DEVNULL) == b"2 []\n"
-
-
-def test_training_renders_synthetic_images_ahead(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "nvf_fast.training.loop.train",
-        lambda *_, **__: SimpleNamespace(finished=True, step=0, minutes=0.0),
-    )
-    options = ["--data.synthetic.count", 2, "--data.synthetic.size", 16, "--evaluate-every", 0]
-    assert run("train", "small", "--out", tmp_path / "run", *options)[0] == 0
-    assert len([*(tmp_path / "run/cache").rglob("*.safetensors")]) == 1
-    cache = ["--data-cache", tmp_path / "cache"]
-    assert run("train", "small", "--out", tmp_path / "other", *options, *cache)[0] == 0
-    assert len([*(tmp_path / "cache").rglob("*.safetensors")]) == 1
-    assert not (tmp_path / "other/cache").exists()
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -515,13 +498,13 @@ def test_predict_continues_where_it_stopped(
         with lines.open("ab") as file:
             file.write(b'{"image": "b.jpg", "ca')  # a write that a stop cut off
         status, _, err = run("predict", *images, third, *options)
-    assert status == 0 and "1 of 3 images are already done" in err
+    assert status == 0 and "already done: 1 of 3 images\n" in err
     assert read == ["a.png", "b.jpg", "b.jpg", "c.png"] and out.read_bytes() == whole.read_bytes()
     before = out.read_bytes()
     status, _, err = run("predict", *images, third, *options)
-    assert status == 0 and "3 of 3 images are already done\n" in err and out.read_bytes() == before
+    assert status == 0 and "already done: 3 of 3 images\n" in err and out.read_bytes() == before
     _, _, err = run("predict", *images, third, *options, "--overlay", tmp_path / "drawn")
-    assert "already done; to draw or mesh them, give another --out\n" in err
+    assert "already done: 3 of 3 images; to draw or mesh them, give another --out\n" in err
     assert not list(tmp_path.glob("*.lines")) and not list(tmp_path.glob(".*"))
     status, _, err = run("predict", *images, *options, "--hand-scale", 40)
     assert status == 2 and "holds results of other options" in err and out.read_bytes() == before
@@ -587,10 +570,10 @@ def test_predict_follows_links_and_writes_to_devices(
         (["--fx", -500], "--fx must be a positive number of px, got -500"),
         (["--fx", 500, "--fy", "nan"], "--fy must be a positive number of px"),
         (["--fx", 500, "--cx", "inf"], "--cx must be a number of px, got inf"),
-        (["--fov", 200], "--fov must lie between 0 and 180 degrees"),
+        (["--fov", 200], "the field of view must be 5 to 180 degrees, got 200"),
         (["--fov", 60, "--fy", 500], "--fy needs --fx"),
         (["--intrinsics", "nowhere.json"], "nowhere.json: No such file"),
-        (["--fx", 500, "--hand-scale", 0.035], "10 to 120 mm, got 0.035"),
+        (["--fx", 500, "--hand-scale", 0.035], "10 to 60 mm, got 0.035"),
         (["--fx", 500, "--step", -1], "step_mm must be a positive number of mm"),
         (
             ["--fx", 500, "--device", "gpu0"],
@@ -631,7 +614,7 @@ def test_predict_takes_folders_but_no_videos(
     assert status == 2 and "empty: no images (.png, .jpg," in err
 
 
-def test_predict_draws_no_expected_errors_with_an_assumed_camera(
+def test_predict_draws_expected_errors_of_known_cameras_and_sizes(
     run: Run, images: list[Path], hands: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = []
@@ -642,10 +625,16 @@ def test_predict_draws_no_expected_errors_with_an_assumed_camera(
 
     monkeypatch.setattr("nvf_fast.cli.predict.draw_poses", draw)
     options = [images[0], *hands, "--box", 40, 30, 100, 90, "--overlay", tmp_path / "drawn.png"]
-    _, _, err = run("predict", *options)
+    _, _, err = run("predict", *options, "--hand-scale", 30)
     assert "assuming 60 degrees" in err and "hands can be missed" in err
     assert run("predict", *options, "--fov", 60)[0] == 0
-    assert shown[0] == ["right"] and shown[1][0].startswith("right ±")
+    assert run("predict", *options, "--fov", 60, "--hand-scale", 30)[0] == 0
+    assert shown[:2] == [["right"], ["right"]] and shown[2][0].startswith("right ±")
+
+
+def test_predict_warns_of_an_unusual_hand_scale_once(run: Run, images: list[Path], hands: list[Any]) -> None:
+    status, _, err = run("predict", *images, "--fx", 500, *hands, "--hand-scale", 46)
+    assert status == 0 and len(images) > 1 and err.count("nearly always 20 to 44 mm;") == 1
 
 
 def test_predict_passes_the_least_presence_on(
@@ -739,6 +728,10 @@ def test_view_writes_a_page(run: Run, images: list[Path], hands: list[Any], tmp_
     status, out, _ = run("view", images[0], *options, "--out", tmp_path / "page.html")
     assert status == 0 and "page.html: 1 hands" in out
     assert "__VISER_EMBED_DATA__" in (tmp_path / "page.html").read_text()
+    (tmp_path / "page.html").write_text("kept")
+    status, _, err = run("view", images[0], *options, "--out", tmp_path / "page.html")
+    assert status == 2 and "page.html exists: choose another name" in err
+    assert (tmp_path / "page.html").read_text() == "kept"
     status, _, err = run("view", images[0], *options, "--out", tmp_path / "page.png")
     assert status == 2 and "--out must be a file whose name ends in .html, got " in err
 
@@ -1076,12 +1069,12 @@ def test_drawing(tmp_path: Path) -> None:
     unsure = replace(pose, scores=np.full(21, 0.2))
     white = [(np.array(draw_poses(image, each)).min(-1) > 200).sum() for each in (pose, unsure)]
     assert white[1] > white[0] + 30, "unsure joints have holes"
-    labelled = replace(pose, side="left", expected_error=np.full(21, 14.2))
+    errors = np.full(21, 14.2)
+    labelled = replace(pose, side="left", expected_error=errors, hand_scale=np.float32(30))
     assert (np.array(draw_poses(image, labelled, ids=[3])) != drawn).any()
-    assert (
-        description(labelled) == "left ±14 mm"
-        and description(replace(labelled, expected_error=None)) == "left"
-    )
+    assert description(labelled) == "left ±14 mm"
+    for unknown in ({"expected_error": None}, {"hand_scale": None}):
+        assert description(replace(labelled, **unknown)) == "left"
     other = HandPose(joints + [0, 0, 9], joints_2d[::-1].copy(), np.ones(21), 5, True, 99, 1.0)
     both, reverse = (np.array(draw_poses(image, pair)) for pair in ([pose, other], [other, pose]))
     np.testing.assert_array_equal(both, reverse)
@@ -1089,3 +1082,7 @@ def test_drawing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(draw_poses(image, invisible)), image)
     outside = HandPose(joints, joints_2d + 1000, np.ones(21), 5, True, 99, 1.0)
     np.testing.assert_array_equal(np.array(draw_poses(image, outside)), image)
+    with pytest.raises(TypeError, match="image must be uint8, values 0 to 255, got float64"):
+        draw_poses(image / 255, pose)
+    with pytest.raises(ValueError, match="draw_poses takes one image, got several"):
+        draw_poses(image[None], pose)

@@ -121,6 +121,9 @@ def test_synthetic_images_are_rendered_once(tmp_path: Path, monkeypatch: pytest.
     assert len(list((tmp_path / "run/cache").rglob("*.safetensors"))) == 3
     resumed = train("small", tmp_path / "run", *more)
     assert resumed["steps"] == 3 and rendered == [0, 1, 2]
+    train("small", tmp_path / "other", *more, "--minutes", "0", "--data-cache", str(tmp_path / "cache"))
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
+    assert not (tmp_path / "other/cache").exists()
 
 
 def test_refuses_data_without_surfaces(

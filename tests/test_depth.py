@@ -167,7 +167,8 @@ def test_a_depth_image_of_something_else_leaves_the_pose(
         (np.full((SIZE, SIZE), -5.0), ValueError, "must be positive mm, 0 or NaN without a measurement"),
         (np.ones((SIZE, SIZE), np.uint8), TypeError, "must be mm as uint16, another integer or a float"),
         (np.ones((100, 50)), ValueError, r"must be \(H, W\) = \(224, 224\) px, aligned with the image, got"),
-        (np.ones((2, SIZE, SIZE)), ValueError, r"must be one image \(H, W\) for each of 1, got 2"),
+        (np.ones((2, SIZE, SIZE)), ValueError, r"one image \(H, W\) for each of 1, got shape \(2, "),
+        ([np.ones((SIZE, SIZE))] * 2, ValueError, r"one image \(H, W\) for each of 1, got 2 of them"),
         ([[500.0]], TypeError, "must be a numpy array or a torch tensor, got list"),
     ],
 )
@@ -238,6 +239,11 @@ def test_invalid_requests_of_hand_scales() -> None:
     for distance in (0.0, np.array([500.0, 500.0])):
         with pytest.raises(ValueError, match="distance_mm must be a positive number, or one for each of 4"):
             estimate_hand_scale(poses(), distance_mm=distance)
+    for metres in (0.5, [0.5, 0.5, 0.6, 0.6]):
+        with pytest.raises(
+            ValueError, match=r"hand_scale by distance_mm must .* 10 to 60 mm, got .* not metres"
+        ):
+            estimate_hand_scale(poses(), distance_mm=metres)
     with pytest.raises(ValueError, match="no pose determines the hand's scale: measured at 0 of"):
         estimate_hand_scale(poses(), depth=np.zeros((COUNT, SIZE, SIZE)), K=K)
     with pytest.raises(ValueError, match="depth must be an image for each of 4 images, got 1"):

@@ -28,6 +28,7 @@ from nvf_fast.model import NVF
 from nvf_fast.pose import HandPose
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from tests.fixed_sizes import with_fixed_sizes
+from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
 
 MARKED = [0, 8, 20]
@@ -333,9 +334,17 @@ def test_hand_scale_reaches_the_network(tiny: NVF) -> None:
     assert pose.valid and pose.voters == 3183 and np.isfinite(pose.joints).all()
     without = estimator(image, K)
     assert not np.array_equal(without.joints, pose.joints), "hand scale ignored"
-    np.testing.assert_array_equal(estimator(image, K, hand_scale=15.0).joints, without.joints)
-    both = estimator([image, image], K, hand_scale=torch.tensor([35.0, 15.0]))
+    with pytest.warns(UserWarning, match=r"nearly always 20 to 44 mm; .* than the bone"):
+        both = estimator([image, image], K, hand_scale=torch.tensor([35.0, 15.0]))
     np.testing.assert_allclose(both.joints, np.stack([pose.joints, without.joints]), rtol=0, atol=1e-2)
+
+
+def test_repr_is_one_line(tiny: NVF) -> None:
+    assert repr(PoseEstimator(tiny, step_mm=32, dtype=torch.bfloat16)) == (
+        "PoseEstimator(NVF, reference view of 64 px, step_mm=32, device=cpu, dtype=torch.bfloat16)"
+    )
+    hand = PoseEstimator(hand_network())
+    assert repr(nvf_fast.Tracker(hand)) == f"Tracker({hand}, most_hands=2, following=0)"
 
 
 def test_dtype_is_applied_to_a_copy_of_the_model(tiny: NVF) -> None:
@@ -511,9 +520,10 @@ def test_refuses_invalid_images(tiny: NVF, image: Any, error: type[Exception], m
         ({"K": K * np.nan}, "K must be finite"),
         (
             {"hand_scale": 0.035},
-            "between joints 9 and 10, 31.7 on average, 10 to 120 mm, got 0.035",
+            "between joints 9 and 10 as FreiHAND defines them, 31.7 on average, 10 to 60 mm, got 0.035",
         ),
-        ({"hand_scale": math.nan}, "10 to 120 mm, got nan"),
+        ({"hand_scale": 61}, "10 to 60 mm, got 61; it is shorter than the bone that one feels"),
+        ({"hand_scale": math.nan}, "10 to 60 mm, got nan"),
         ({"hand_scale": [35.0, 36.0, 37.0]}, r"a number, or \(2,\) for 2 hand\(s\), got shape \(3,\)"),
         ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),
         ({"box": (0.1, 0.2, 0.7, 0.9)}, "at least 2 px larger"),
@@ -527,6 +537,7 @@ def test_refuses_invalid_images(tiny: NVF, image: Any, error: type[Exception], m
         ({"box": np.zeros((2, 1, 1, 4))}, r"got shape \[\(1, 1, 4\), \(1, 1, 4\)\]"),
         ({"side": "Left"}, '"right", "left" or None.*got \'Left\''),
         ({"side": ["left"]}, r"one for each of 2 hand\(s\)"),
+        ({"side": [["left"], ["right"]]}, r"or a flat list with one for each of 2 hand\(s\)"),
     ],
 )
 def test_refuses_invalid_arguments(tiny: NVF, arguments: dict, message: str) -> None:

@@ -228,7 +228,7 @@ def test_predicts_an_unknown_side(model: NVF, image: np.ndarray, sign: int, on_c
 def test_hand_scale_multiplies_exactly(model: NVF, image: np.ndarray) -> None:
     estimator = smooth(model)
     unit = estimator(image, K, box=BOX, side="left", return_votes=True)
-    for scale in (UNIT_SCALE_MM, 20.0, 45.5):
+    for scale in (UNIT_SCALE_MM, 20.0, 43.5):
         pose = estimator(image, K, scale, box=BOX, side="left", return_votes=True)
         ratio = scale / UNIT_SCALE_MM
         for name in ("joints", "expected_error"):
@@ -241,7 +241,7 @@ def test_hand_scale_multiplies_exactly(model: NVF, image: np.ndarray) -> None:
             for each, factor in ((pose.votes, 1), (unit.votes, 1))
         ]
         np.testing.assert_allclose(lands[0], lands[1] * ratio, rtol=1e-4, atol=1e-3)
-    with pytest.raises(ValueError, match=r"10 to 120 mm, got 0.03"):
+    with pytest.raises(ValueError, match=r"10 to 60 mm, got 0.03"):
         estimator(image, K, 0.03, box=BOX)
 
 
@@ -429,7 +429,7 @@ def test_takes_the_boxes_of_a_detector(model: NVF, form: str) -> None:
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ((), "boxes, sides and scores, got a tuple of 0"),
+        ((), "detector given as box must return boxes, .* invalid result: a tuple of 0"),
         ([1, 2, 3], r"box must be \(x0, y0, x1, y1\) px, or \(N, 4\), got shape \(3,\)"),
         (([[10, 10, 60, 60]], ["up"]), '"right", "left" or None'),
         (([[10, 10, 60, 60]], ["left"], [2.0]), r"scores must be in \[0, 1\]"),
@@ -441,6 +441,8 @@ def test_refuses_invalid_results_of_a_detector(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         PoseEstimator(model)(image, K, box=lambda image: result)
+    with pytest.raises(TypeError, match=r"detector given as box must return .* box must be .* got None"):
+        PoseEstimator(model)(image, K, box=lambda image: None)
 
 
 def test_finds_the_same_hands_at_higher_resolution(model: NVF) -> None:
@@ -485,6 +487,8 @@ def test_find_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
     ("arguments", "message"),
     [
         ({"box": (10, 10, 10, 50)}, "at least 2 px larger"),
+        ({"box": (200, 100, 90, 120)}, r"; \(x, y, width, height\) is \(x, y, x \+ width,"),
+        ({"box": (0, 0, 99999, 99999)}, r"touches no pixel .*: the box is 308.6 times as long as"),
         ({"box": (10, 10, math.inf, 50)}, "at least 2 px larger"),
         ({"box": (10, 10, math.nan, 50)}, "at least 2 px larger"),
         ({"box": (900, 10, 960, 50)}, r"touches no pixel of image 0, \(width, height\) \[324, 240\] px"),
@@ -505,6 +509,14 @@ def test_refuses_invalid_boxes_and_arguments(
         arguments = {"previous": estimator(image, K, box=BOX)}
     with pytest.raises(ValueError, match=message):
         estimator(image, K, **{"box": BOX, **arguments})
+
+
+def test_boxes_far_larger_than_the_image_are_reported(model: NVF, image: np.ndarray) -> None:
+    with pytest.warns(UserWarning, match=r"of image 0 is 4.2 times as long as the image, but surrounds one"):
+        PoseEstimator(model, step_mm=56.0)(image, K, box=(-520, -560, 840, 800))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PoseEstimator(model, step_mm=56.0)(image, K, box=(-300, -340, 620, 580))
 
 
 def test_previous_pose_places_the_hand_view(model: NVF, image: np.ndarray) -> None:

@@ -66,3 +66,5 @@ def test_joints_without_a_fit(hands: tuple[np.ndarray, np.ndarray]) -> None:
     for wrong in (hands[1][0], np.full((1, 21, 3), np.nan)):
         with pytest.raises(ValueError, match=r"joints_mm must be \(B, 21, 3\) finite mm"):
             fit_mano(mano(), wrong)
+    with pytest.raises(ValueError, match=r"joints_mm must be in mm, .* multiply metres by 1000"):
+        fit_mano(mano(), np.random.default_rng(0).uniform(0, 0.2, (1, 21, 3)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,9 @@ def test_a_full_disk_is_an_error_and_keeps_whole_lines(tmp_path: Path) -> None:
             Full.room -= count
             return self.file.write(data[:count])
 
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
     def write() -> None:
         with RecordWriter(path, "s", {}) as records:
             records._file = Full()  # type: ignore[assignment]
@@ -80,7 +84,7 @@ def test_a_full_disk_is_an_error_and_keeps_whole_lines(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="No space left on device; run the same command to continue"):
         write()
-    assert path.stat().st_size == 130
+    assert path.stat().st_size < 130 and names_in(path) == list("ab")
     assert written(path, "abcdef") == list("cdef") and names_in(path) == list("abcdef")
 
 

@@ -89,13 +89,13 @@ def test_batch_equals_single_images(model: NVF, image: np.ndarray, monkeypatch: 
     estimator = PoseEstimator(model, step_mm=34.0)
     other = image[:200, :250]
     roots = np.stack([ROOT, [0.0, 10.0, 450.0]])
-    both = estimator([image, other], K, root=roots, hand_scale=[40.0, 50.0])
+    both = estimator([image, other], K, root=roots, hand_scale=[30.0, 44.0])
     for index, each in enumerate([image, other]):
-        alone = estimator(each, K, root=roots[index], hand_scale=[40.0, 50.0][index])
+        alone = estimator(each, K, root=roots[index], hand_scale=[30.0, 44.0][index])
         np.testing.assert_allclose(both[index].joints, alone.joints, rtol=0, atol=2e-3)
     assert torch.is_tensor(estimator(torch.from_numpy(image), K, root=ROOT).joints)
     monkeypatch.setattr(pipeline, "VOTE_BYTES", 1)  # one image at a time
-    apart = estimator([image, other], K, root=roots, hand_scale=[40.0, 50.0], return_votes=True)
+    apart = estimator([image, other], K, root=roots, hand_scale=[30.0, 44.0], return_votes=True)
     np.testing.assert_allclose(apart.joints, both.joints, rtol=0, atol=2e-3)
     assert [len(votes.points) for votes in apart.votes] == apart.voters.tolist()
 
@@ -135,6 +135,7 @@ def test_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
         ([0.0, 0.0], r"root must be \(3,\), or \(1, 3\)"),
         ([0.0, 0.0, -5.0], "in front of the camera"),
         ([0.0, np.nan, 500.0], "in front of the camera"),
+        (ROOT / 1000, "multiply metres by 1000"),
     ):
         with pytest.raises(ValueError, match=message):
             estimator(image, K, root=root)

@@ -269,6 +269,10 @@ def test_refuses_invalid_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Tracker(world, **options)
+    with pytest.raises(
+        TypeError, match=r"estimator must be a PoseEstimator, as nvf_fast.load returns it, got str"
+    ):
+        Tracker("default")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="requires a network of hand views"):
         Tracker(nvf_fast.PoseEstimator(reference_network()))
     tracker, image = Tracker(world), np.zeros((480, 640, 3), np.uint8)

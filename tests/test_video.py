@@ -185,7 +185,8 @@ def test_intrinsics_of_another_size_end_at_once(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes")
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [30, 300])
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, room: int) -> None:
     save_checkpoint(hand_network(), tmp_path / "hand", {})
     (tmp_path / "frames").mkdir()
     for index, image in enumerate(colours(3, (120, 160))):
@@ -193,14 +194,19 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from nvf_fast.cli.main import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
-main(sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+main(sys.argv[2:])
 """
     command = ["track", tmp_path / "frames", "--fov", "60", "--checkpoint", tmp_path / "hand", "--device"]
     command += ["cpu", "--out", tmp_path / "hands.jsonl"]
-    ended = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(room), *command], capture_output=True, text=True
+    )
     error = f"nvf-fast track: {tmp_path / 'hands.jsonl'}: File too large\n"
     assert (ended.returncode, ended.stderr) == (2, error)
+    if room == 30:  # less than a line
+        assert not (tmp_path / "hands.jsonl").exists()
+        return
     lines = (tmp_path / "hands.jsonl").read_text().splitlines()
     assert lines and [json.loads(line)["frame"] for line in lines] == list(range(len(lines)))
 
@@ -220,7 +226,7 @@ def test_frames_of_another_size_are_tracked_but_not_drawn(
     assert captured.err.splitlines() == [
         "nvf-fast track: frame 1 is not in --overlay: frames must have the size of the first, 160 x 120 px, "
         "got 160 x 90",
-        "nvf-fast track: 1 of 3 frames are not in --overlay",
+        "nvf-fast track: not in --overlay: 1 of 3 frames",
     ]
     assert len(list(read_frames(tmp_path / "drawn.mp4"))) == 2
 
@@ -256,12 +262,13 @@ def test_track_writes_a_line_per_frame(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     for arguments, message in (
         ([clip, "--out", out], "exists: choose another name"),
+        ([clip, "--out", tmp_path / "x.json"], "--out must be a .jsonl or .ndjson file, got"),
         ([clip, "--overlay", tmp_path / "drawn.gif"], "whose name ends in .mp4, .mov, .mkv, .avi, got"),
         ([tmp_path / "gone.mp4"], "gone.mp4: No such file"),
         ([clip, "--frame-rate", 0], "--frame-rate must be a positive number"),
         ([clip, "--fx", 500, "--fov", 60], "only one of --fx"),
         ([clip, "--most-hands", 0], "most_hands must be at least 1"),
-        ([clip, "--hand-scale", 0.03], "10 to 120 mm"),
+        ([clip, "--hand-scale", 0.03], "10 to 60 mm"),
     ):
         assert track(*arguments, *options) == 2
         assert message in capsys.readouterr().err

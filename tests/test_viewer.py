@@ -38,6 +38,7 @@ def posed() -> HandPose:
     return HandPose(
         joints, pixels[:, :2] / pixels[:, 2:], np.ones(21), np.array(50), np.array(True), np.array(99),
         np.array(1.0), votes=votes, expected_error=np.full(21, 12.0), side="left",
+        hand_scale=np.float32(30),
     )  # fmt: skip
 
 

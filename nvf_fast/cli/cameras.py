@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nvf_fast.camera_model import Camera
+from nvf_fast.camera_model import Camera, fov_focal
 from nvf_fast.cli import UserError, user_errors
 from nvf_fast.cli.options import Optional
 from nvf_fast.image_files import exif_focal
@@ -52,8 +52,9 @@ class CameraOptions:
         for name in ("cx", "cy"):
             if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
                 raise UserError(f"--{name} must be a number of px, got {getattr(self, name)}")
-        if self.fov is not None and not 0 < self.fov < 180:
-            raise UserError(f"--fov must lie between 0 and 180 degrees, got {self.fov}")
+        if self.fov is not None:
+            with user_errors():
+                fov_focal(self.fov, 1)
         if self.fx is None and self.fy is not None:
             raise UserError("--fy needs --fx")
         if self.intrinsics is not None:
@@ -83,11 +84,11 @@ class CameraOptions:
         if self.fx is not None:
             focal, source = self.fx, "fx"
         elif self.fov is not None:
-            focal, source = width / 2 / math.tan(math.radians(self.fov) / 2), "fov"
+            focal, source = fov_focal(self.fov, width), "fov"
         elif exif and (found := exif_focal(path)) is not None:
             focal, source = found, "exif"
         else:
-            focal, source = max(width, height) / 2 / math.tan(math.radians(DEFAULT_FOV) / 2), "default"
+            focal, source = fov_focal(DEFAULT_FOV, max(width, height)), "default"
         fy = focal if self.fy is None else self.fy
         cx = (width - 1) / 2 if self.cx is None else self.cx
         cy = (height - 1) / 2 if self.cy is None else self.cy

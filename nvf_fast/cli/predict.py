@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,7 +18,14 @@ from tqdm import tqdm
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
 from nvf_fast.cli.options import Optional, Several
-from nvf_fast.cli.outputs import DRAWING_SUFFIXES, check_output_file, check_output_folder
+from nvf_fast.cli.outputs import (
+    DRAWING_SUFFIXES,
+    LINE_SUFFIXES,
+    check_lines_name,
+    check_output_file,
+    check_output_folder,
+    check_replaced,
+)
 from nvf_fast.cli.records import RecordWriter
 from nvf_fast.image_files import image_files, read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
@@ -39,7 +45,6 @@ if TYPE_CHECKING:
 CAMERA_NUMBERS = ("fx", "fy", "cx", "cy", "fov")
 MeshFormat = Literal["glb", "obj", "ply"]
 DEPTH_SUFFIXES = (".png", ".tiff", ".tif")
-LINE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Predict:
     # side of the hand. When absent, a network of hand views predicts it, and others assume a right hand.
     side: Optional[Literal["right", "left"]] = None
     # JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1], "side":
-    # "left"}, ...]}; where a side is absent, --side applies
+    # "left"}, ...]}, [] for none; where a side is absent, --side applies
     boxes: Optional[Path] = None
     # mm between joints 9 and 10 of the hand, on average 31.7 (docs/usage.md), if known
     hand_scale: Optional[float] = None
@@ -104,8 +109,7 @@ class Predict:
                 if self.figure:
                     import matplotlib  # noqa: F401
         check_output_file("--out", self.out)
-        if self.out is not None and guess_type(self.out.name)[0] and self.out.suffix not in LINE_SUFFIXES:
-            raise UserError(f"--out must be a .json or .jsonl file, got {self.out}")
+        check_lines_name(self.out, (".json", *LINE_SUFFIXES))
         estimator = load_estimator(
             self.checkpoint,
             self.device,
@@ -123,11 +127,12 @@ class Predict:
             left = {path: each for path, each in files.items() if str(path) not in records.done}
             if len(left) < len(files):
                 drawn = "; to draw or mesh them, give another --out" if any(files.values()) else ""
-                _warn(f"{len(files) - len(left)} of {len(files)} images are already done{drawn}")
+                _warn(f"already done: {len(files) - len(left)} of {len(files)} images{drawn}")
             for path, outputs in progress_bar(left.items(), unit="image", hidden=len(left) < 2):
                 try:
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always")
+                        warnings.filterwarnings("ignore", "hand_scale ")  # said above, once
                         record = self._predict(estimator, path, listed, outputs)
                         line = records.line(record)
                 except Exception as error:  # whatever an image causes must not stop the others
@@ -271,22 +276,11 @@ class Predict:
                 raise UserError(f"--{option}: several images would be written into {twice[0]}")
             for path, name in zip(images, names, strict=True):
                 files[path][option] = target / name
-        self._check_outputs(files)
+        depths = self.depth.iterdir() if self.depth is not None and self.depth.is_dir() else [self.depth]
+        outputs = [(f"--{option}", path) for each in files.values() for option, path in each.items()]
+        inputs = [*files, self.boxes, self.camera.intrinsics, *depths]
+        check_replaced([*outputs, ("--out", self.out)], inputs)
         return files
-
-    def _check_outputs(self, files: dict[Path, dict[str, Path]]) -> None:
-        """Refuse outputs that would replace an input or each other."""
-        inputs = [*files, *filter(None, (self.boxes, self.camera.intrinsics))]
-        if self.depth is not None:
-            inputs += self.depth.iterdir() if self.depth.is_dir() else [self.depth]
-        taken = {os.path.realpath(path): "an input" for path in inputs}
-        outputs = [(option, path) for each in files.values() for option, path in each.items()]
-        if self.out is not None:
-            outputs.append(("out", self.out))
-        for option, path in outputs:
-            owner = taken.setdefault(os.path.realpath(path), f"the file of --{option}")
-            if owner != f"the file of --{option}":
-                raise UserError(f"--{option} would replace {path}, {owner}: choose another name or folder")
 
 
 def write_figure(

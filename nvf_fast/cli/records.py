@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -92,15 +93,10 @@ class RecordWriter:
         Raises:
             UserError: the line cannot be written; the lines before it are complete.
         """
-        if self._file is None:
-            sys.stdout.write(line.decode())
-            sys.stdout.flush()
-            return
         try:
-            while line:  # a nearly full disk takes part of the line, then refuses the rest
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            raise UserError(f"{self._lines}: {error.strerror}; run the same command to continue") from error
+            append_line(self._file, line)
+        except UserError as error:
+            raise UserError(f"{error}; run the same command to continue") from error
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Close the file; after a complete run, make the document."""
@@ -110,6 +106,27 @@ class RecordWriter:
                     records = _whole_lines(self._lines.read_bytes())
                     write_file(self._out, _line({**self._header, "images": records}))
                     self._lines.unlink()
+
+
+def append_line(file: IO[bytes] | None, line: bytes) -> None:
+    """Append a line to an unbuffered file, or print it without one.
+
+    Raises:
+        UserError: the line cannot be written; the file, unless it is a device or a pipe, has none of it.
+    """
+    if file is None:
+        sys.stdout.write(line.decode())
+        sys.stdout.flush()
+        return
+    written = 0
+    try:
+        while written < len(line):  # a nearly full disk takes part of the line, then refuses the rest
+            written += file.write(line[written:])
+    except OSError as error:
+        with suppress(OSError):
+            file.seek(-written, os.SEEK_CUR)
+            file.truncate()
+        raise UserError(f"{file.name}: {error.strerror}") from error
 
 
 def _line(record: Record) -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import tyro
@@ -17,7 +17,8 @@ from tqdm import tqdm
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
 from nvf_fast.cli.options import Flag, Optional
-from nvf_fast.cli.outputs import check_output_file
+from nvf_fast.cli.outputs import check_lines_name, check_output_file, check_replaced
+from nvf_fast.cli.records import append_line
 from nvf_fast.overlay import draw_poses
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.video import CAMERA, FRAME_RATE, VIDEO_SUFFIXES, VideoWriter, read_frames, video_rate
@@ -45,7 +46,8 @@ class Track:
     raw: Flag = False  # leave the joints as estimated; they are smoothed otherwise
     # Hz, of a folder of images, and of the annotated video of a folder or a camera
     frame_rate: float = FRAME_RATE
-    out: Optional[Path] = None  # file for the lines, which must not exist; standard output when absent
+    # .jsonl file for the lines, which must not exist; standard output when absent
+    out: Optional[Path] = None
     overlay: Optional[Path] = None  # annotated video to write, such as hands.mp4
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
@@ -69,14 +71,14 @@ class Track:
             read_hand_scale(self.hand_scale, 1, estimator.model.config)
             smoothing = None if self.raw else Smoothing()
             tracker = Tracker(estimator, self.most_hands, smoothing=smoothing, hand_scale=self.hand_scale)
-            write_line = stack.enter_context(self._lines())
+            lines = stack.enter_context(self._lines())
             index, failed, left_out, assumed, last = 0, 0, 0, False, ""
             video = None if self.overlay is None else stack.enter_context(VideoWriter(self.overlay, rate))
 
             def write(time: float, entries: dict[str, Any]) -> None:
                 nonlocal index
                 record = {"frame": index, "time": round(time, 6), **entries}
-                write_line(json.dumps(record, allow_nan=False) + "\n")
+                append_line(lines, json.dumps(record, allow_nan=False).encode() + b"\n")
                 index += 1
 
             def damaged(time: float, error: Exception) -> None:
@@ -114,49 +116,28 @@ class Track:
         if failed:
             raise UserError(f"{failed} of {index} frames failed")
         if left_out:
-            raise UserError(f"{left_out} of {index} frames are not in --overlay")
+            raise UserError(f"not in --overlay: {left_out} of {index} frames")
 
     def _check_outputs(self) -> None:
-        for option, path, suffixes in (("--out", self.out, ()), ("--overlay", self.overlay, VIDEO_SUFFIXES)):
-            if path is not None and (path.is_dir() or path.is_file()):
-                raise UserError(f"{option} {path} exists: choose another name")
-            check_output_file(option, path, suffixes)
-        if self.out is not None and self.overlay is not None and self.out.resolve() == self.overlay.resolve():
-            raise UserError(f"--out and --overlay must be two files, got {self.out} for both")
+        check_output_file("--out", self.out, new=True)
+        check_output_file("--overlay", self.overlay, VIDEO_SUFFIXES, new=True)
+        check_replaced([("--out", self.out), ("--overlay", self.overlay)])
+        check_lines_name(self.out)
 
     @contextmanager
-    def _lines(self) -> Iterator[Callable[[str], None]]:
-        """Open the file of the lines, and yield a function that writes a line; an empty file is removed."""
+    def _lines(self) -> Iterator[IO[bytes] | None]:
+        """Open the file of the lines, if any; an empty file is removed."""
         if self.out is None:
-            yield _print_line
+            yield None
             return
         self.out.parent.mkdir(parents=True, exist_ok=True)
         special = self.out.exists() and not self.out.is_file()
         with self.out.open("wb" if special else "xb", buffering=0) as file:
-            whole = 0  # bytes of whole lines
-
-            def write_line(line: str) -> None:
-                nonlocal whole
-                left = line.encode()
-                try:
-                    while left:  # a nearly full disk takes a part of the line, then refuses the rest
-                        left = left[file.write(left) :]
-                except OSError as error:
-                    if not special:
-                        file.truncate(whole)
-                    raise UserError(f"{self.out}: {error.strerror}") from error
-                whole += len(line.encode())
-
             try:
-                yield write_line
+                yield file
             finally:
-                if not special and not whole:
+                if not special and not file.tell():
                     self.out.unlink()
-
-
-def _print_line(line: str) -> None:
-    sys.stdout.write(line)
-    sys.stdout.flush()
 
 
 def _warn(message: str) -> None:

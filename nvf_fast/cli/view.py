@@ -13,7 +13,7 @@ import tyro
 from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, without_errors
 from nvf_fast.cli.options import Optional
-from nvf_fast.cli.outputs import check_output_file
+from nvf_fast.cli.outputs import check_output_file, check_replaced
 from nvf_fast.image_files import read_image
 from nvf_fast.overlay import undistorted
 from nvf_fast.runtime.files import write_file
@@ -35,7 +35,8 @@ class View:
     # mm between joints 9 and 10 of the hand, on average 31.7 (docs/usage.md), if known
     hand_scale: Optional[float] = None
     port: int = 8080  # port of the page; if it is taken, the next free one is used, for 0 any
-    out: Optional[Path] = None  # .html file for a self-contained page instead of serving
+    # .html file, which must not exist, for a self-contained page instead of serving
+    out: Optional[Path] = None
     # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
     checkpoint: Optional[str] = None
     # device to compute on, for example cpu or cuda:1; by default a GPU if available
@@ -47,7 +48,8 @@ class View:
         self.camera.check()
         if not 0 <= self.port < 65536:
             raise UserError(f"--port must be 0 to 65535, got {self.port}")
-        check_output_file("--out", self.out, (".html",), (self.image, self.camera.intrinsics))
+        check_replaced([("--out", self.out)], (self.image, self.camera.intrinsics))
+        check_output_file("--out", self.out, (".html",), new=True)
         estimator = load_estimator(self.checkpoint, self.device)
         with user_errors(), warnings.catch_warnings():
             warnings.simplefilter("default")

@@ -16,6 +16,7 @@ from trimesh.transformations import quaternion_from_matrix, superimposition_matr
 
 from nvf_fast.conventions import convert_joints
 from nvf_fast.data.mano import FINGERTIPS, Mano
+from nvf_fast.inputs import METRES
 
 POSE_MM = 4.0  # residual of a joint bent one radian from the mean pose
 SHAPE_MM = 2.0  # residual of a shape coefficient of one standard deviation
@@ -54,11 +55,13 @@ def fit_mano(
         side: of the hands.
 
     Raises:
-        ValueError: the joints have another shape, or are not finite.
+        ValueError: the joints have another shape, are not finite, or not in mm.
     """
     joints = np.asarray(joints_mm, np.float64)
     if joints.ndim != 3 or joints.shape[1:] != (21, 3) or not np.isfinite(joints).all():
         raise ValueError(f"joints_mm must be (B, 21, 3) finite mm, got shape {joints.shape}")
+    if len(joints) and np.ptp(joints, 1).max() <= METRES:
+        raise ValueError("joints_mm must be in mm, no hand is that small: multiply metres by 1000")
     mirror = np.array([-1.0 if side == "left" else 1.0, 1.0, 1.0])
     targets = torch.from_numpy(joints * mirror)
     small, tips = _joints_only(mano, FINGERTIPS[fingertips])
