@@ -104,7 +104,7 @@ gpu-train: gpu-there
 	$(PYTHON) -m nvf_fast eval $(EVALUATED) --device $(DEVICE) --checkpoint $(RUN)/checkpoint $(EVAL)
 
 gpu-there:
-	@[ $(DEVICE) = cpu ] || $(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA device')"
+	@$(PYTHON) tests/check_packages.py $(DEVICE)
 
 clean:
 	rm -rf $(VENV) build dist nvf_demo.png *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

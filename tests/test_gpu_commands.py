@@ -77,3 +77,10 @@ def test_training(checkout: Path, preset: str) -> None:
     training = json.loads((run / "checkpoint" / "config.json").read_text())["training"]
     assert training["preset"] == preset
     assert (training["started_from"] is None) == (preset == "paper"), "no weights of it are committed"
+
+
+def test_every_missing_package_is_named_before_anything_runs() -> None:
+    without_packages = [sys.executable, "-I", "-S", "tests/check_packages.py", "cuda"]
+    run = subprocess.run(without_packages, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "lacks torch, numpy, trimesh, nvtx, " in run.stderr and "hypothesis: install them" in run.stderr
