@@ -236,7 +236,7 @@ def check(
 
 @pytest.mark.skipif(not CUDA, reason="compared on CUDA, where the goals are")
 @pytest.mark.parametrize("step", [16, 4])
-def bench_compiled_peer(benchmark: Any, step: int) -> None:
+def bench_compiled_baseline(benchmark: Any, step: int) -> None:
     """Time the baseline with `torch.compile`, for the released network."""
     image, intrinsics, hand_scale, _ = open_hand()
     model, surface_mm = network("released")

@@ -66,7 +66,7 @@ def time_in_turn(
     ratios = np.array(baseline_seconds[-rounds:]) / seconds
     return {
         "ms_20_50_80": np.percentile(1e3 * seconds, [20, 50, 80]).tolist(),
-        "times_the_peer_20_50_80": np.percentile(ratios, [20, 50, 80]).tolist(),
+        "times_the_baseline_20_50_80": np.percentile(ratios, [20, 50, 80]).tolist(),
     }
 
 
