@@ -3,7 +3,7 @@ SHARED ?= ../shared
 WORKERS ?= 2
 TESTS ?= tests
 DEVICE ?= cuda
-BENCHMARKS ?= benchmarks
+BENCHMARKS ?= $(wildcard benchmarks/bench_*.py)
 PHOTOGRAPHS ?= $(SHARED)/photographs
 RUN ?= runs/default
 EVALUATED ?= synthetic-v2 --out $(RUN)/report
@@ -83,14 +83,15 @@ gpu-tests: gpu-there
 gpu-sanitize: gpu-there
 	$(PYTHON) tests/sanitize.py || [ $$? -eq 2 ]  # goes on where there is no compute-sanitizer
 
+# A benchmark that fails, or ends its process, leaves the others: each file has a process.
 gpu-bench: gpu-there
-	mkdir -p build
+	rm -rf build/benchmarks && mkdir -p build/benchmarks
 	[ $(DEVICE) = cpu ] || $(PYTHON) -m nvf_fast tune released
 	$(PYTHON) benchmarks/ceilings.py
 	$(PYTHON) benchmarks/floors.py
-	$(PYTHON) -m pytest $(BENCHMARKS) --benchmark-json build/benchmarks.json
-	$(PYTHON) benchmarks/tables.py build/benchmarks.json
-	$(PYTHON) benchmarks/readme.py
+	failed=0; for file in $(BENCHMARKS); do \
+		$(PYTHON) -m pytest "$$file" --benchmark-json "build/benchmarks/$$(basename "$$file").json" || failed=1; \
+	done; $(PYTHON) benchmarks/tables.py build/benchmarks/*.json && $(PYTHON) benchmarks/readme.py && exit $$failed
 
 gpu-train: gpu-there
 	$(PYTHON) -m nvf_fast train default --device $(DEVICE) --workers $(LOADERS) --out $(RUN) \

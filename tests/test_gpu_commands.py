@@ -18,6 +18,7 @@ SMALLEST = (
     "--replay.uses 2 --replay.first 8 --replay.size 32 --optimisation.batch 4 --optimisation.parts 2 "
     "--optimisation.steps 2 --log-every 1"
 )
+CAST_VOTES = "benchmarks/bench_cast_votes.py::bench_cast_votes[95-1-torch]"
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def checkout(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out))
 
 
-def make(checkout: Path, *arguments: str) -> str:
-    """Run make there with this interpreter, as from a shell; return its output.
+def make(checkout: Path, *arguments: str, status: int = 0) -> str:
+    """Run make there with this interpreter, as from a shell; check its status and return its output.
 
     In the environment of a pytest-xdist worker, pytest-benchmark would measure nothing.
     """
@@ -40,7 +41,7 @@ def make(checkout: Path, *arguments: str) -> str:
         command, cwd=checkout, env=environment, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-3000:]
+    assert run.returncode == status, run.stdout[-3000:]
     return run.stdout
 
 
@@ -49,13 +50,21 @@ def test_measurements(checkout: Path) -> None:
     before = (results / "ceilings_cpu.json").read_text()
     output = make(
         checkout, "gpu", "WORKERS=1", "TESTS=tests/test_points.py", "SHARED=nowhere",
-        "BENCHMARKS=benchmarks/bench_cast_votes.py -k 95",
+        f"BENCHMARKS={CAST_VOTES}",
     )  # fmt: skip
     assert "compute-sanitizer" in output and "skipped" in output
     assert (results / "ceilings_cpu.json").read_text() != before
     rows = json.loads((results / "operations_cpu.json").read_text())["rows"]
     assert {row[0] for row in rows} == {"cast_votes"}
     assert f"{rows[0][5]:.4g}"[:3] in (checkout / "docs" / "speed.md").read_text()
+
+
+def test_a_benchmark_that_ends_its_process_leaves_the_others(checkout: Path) -> None:
+    (checkout / "benchmarks" / "bench_ends.py").write_text("import os\ndef bench_ends(): os._exit(1)\n")
+    written = checkout / "benchmarks" / "results" / "operations_cpu.json"
+    written.unlink()
+    make(checkout, "gpu-bench", f"BENCHMARKS=benchmarks/bench_ends.py {CAST_VOTES}", status=2)
+    assert {row[0] for row in json.loads(written.read_text())["rows"]} == {"cast_votes"}
 
 
 def test_training(checkout: Path) -> None:
