@@ -4,6 +4,7 @@ WORKERS ?= 2
 TESTS ?= tests
 DEVICE ?= cuda
 BENCHMARKS ?= $(wildcard benchmarks/bench_*.py)
+MEASURED := build/benchmarks/$(shell git rev-parse --short HEAD 2>/dev/null)
 PHOTOGRAPHS ?= $(SHARED)/photographs
 RUN ?= runs/default
 EVALUATED ?= synthetic-v2 --out $(RUN)/report
@@ -83,15 +84,16 @@ gpu-tests: gpu-there
 gpu-sanitize: gpu-there
 	$(PYTHON) tests/sanitize.py || [ $$? -eq 2 ]  # goes on where there is no compute-sanitizer
 
-# A benchmark that fails, or ends its process, leaves the others: each file has a process.
+# Each file has a process, so that a benchmark that ends it leaves the others. Files of earlier calls are joined.
 gpu-bench: gpu-there
-	rm -rf build/benchmarks && mkdir -p build/benchmarks
+	mkdir -p $(MEASURED)
 	[ $(DEVICE) = cpu ] || $(PYTHON) -m nvf_fast tune released
 	$(PYTHON) benchmarks/ceilings.py
 	$(PYTHON) benchmarks/floors.py
 	failed=0; for file in $(BENCHMARKS); do \
-		$(PYTHON) -m pytest "$$file" --benchmark-json "build/benchmarks/$$(basename "$$file").json" || failed=1; \
-	done; $(PYTHON) benchmarks/tables.py build/benchmarks/*.json && $(PYTHON) benchmarks/readme.py && exit $$failed
+		json="$(MEASURED)/$$(basename "$$file").json"; rm -f "$$json"; \
+		$(PYTHON) -m pytest "$$file" --benchmark-json "$$json" || failed=1; \
+	done; $(PYTHON) benchmarks/tables.py $(MEASURED)/*.json && $(PYTHON) benchmarks/readme.py && exit $$failed
 
 gpu-train: gpu-there
 	$(PYTHON) -m nvf_fast train default --device $(DEVICE) --workers $(LOADERS) --out $(RUN) \
