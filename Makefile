@@ -3,7 +3,8 @@ SHARED ?= ../shared
 WORKERS ?= 2
 TESTS ?= tests
 DEVICE ?= cuda
-BENCHMARKS ?= benchmarks
+BENCHMARKS ?= $(wildcard benchmarks/bench_*.py)
+MEASURED := build/benchmarks/$(shell git rev-parse --short HEAD 2>/dev/null)
 PHOTOGRAPHS ?= $(SHARED)/photographs
 PRESET ?= default
 INITIAL ?= $(wildcard nvf_fast/weights/$(PRESET))
@@ -88,14 +89,16 @@ gpu-tests: gpu-there
 gpu-sanitize: gpu-there
 	$(PYTHON) tests/sanitize.py || [ $$? -eq 2 ]  # goes on where there is no compute-sanitizer
 
+# Each file has a process, so that a benchmark that ends it leaves the others. Files of earlier calls are joined.
 gpu-bench: gpu-there
-	mkdir -p build
+	mkdir -p $(MEASURED)
 	[ $(DEVICE) = cpu ] || $(PYTHON) -m nvf_fast tune released
 	$(PYTHON) benchmarks/ceilings.py
 	$(PYTHON) benchmarks/floors.py
-	$(PYTHON) -m pytest $(BENCHMARKS) --benchmark-json build/benchmarks.json
-	$(PYTHON) benchmarks/tables.py build/benchmarks.json
-	$(PYTHON) benchmarks/readme.py
+	failed=0; for file in $(BENCHMARKS); do \
+		json="$(MEASURED)/$$(basename "$$file").json"; rm -f "$$json"; \
+		$(PYTHON) -m pytest "$$file" --benchmark-json "$$json" || failed=1; \
+	done; $(PYTHON) benchmarks/tables.py $(MEASURED)/*.json && $(PYTHON) benchmarks/readme.py && exit $$failed
 
 gpu-train: gpu-there
 	$(PYTHON) -m nvf_fast train $(PRESET) --device $(DEVICE) --workers $(LOADERS) --out $(RUN) \

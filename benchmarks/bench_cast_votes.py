@@ -1,6 +1,6 @@
 """cast_votes and its definition, interleaved.
 
-Timed: one call, including synchronisation; points and votes lie on the device. 21 joints.
+Timed: one call, measured by `time_operation`; points and votes lie on the device. 21 joints.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """group_norm_relu on the encoders' maps and PyTorch's norm and ReLU, interleaved.
 
-Timed: one call, including synchronisation; the maps lie on the device, channels-last. The definition is
+Timed: one call, measured by `time_operation`; the maps lie on the device, channels-last. The definition is
 `F.relu(F.group_norm(...))` on the same inputs.
 """
 

@@ -1,6 +1,6 @@
 """join_branches on the released network's blocks and hourglasses and PyTorch's operations, interleaved.
 
-Timed: one call, including synchronisation; the maps lie on the device, channels-last. The definition is
+Timed: one call, measured by `time_operation`; the maps lie on the device, channels-last. The definition is
 `torch.cat(...) + x`, plus `F.interpolate(...)` where a lower map is added, on the same inputs.
 """
 

@@ -1,6 +1,6 @@
 """mesh_distance and its definition (every point with every face), interleaved; on a CPU also trimesh.
 
-Timed: one call, including synchronisation; vertices, faces and points lie on the device (trimesh: numpy,
+Timed: one call, measured by `time_operation`; vertices, faces and points lie on the device (trimesh: numpy,
 including its search tree). The hand has about as many faces as MANO's, with 14 500 points per image as in
 training, half within some mm of the surface, half in a cube around it. Batch 24 on a GPU only.
 """

@@ -1,6 +1,6 @@
 """network_views and its definition, interleaved.
 
-Timed: one call, including synchronisation; the image and the rows lie on the device. A view and its mirror
+Timed: one call, measured by `time_operation`; the image and the rows lie on the device. A view and its mirror
 image of 128 px are sampled from an image of 640 x 480 px, about 1.5 px of it per px, or of 1920 x 1080
 px, averaged over 4 px. Batch 64 on a GPU only.
 """

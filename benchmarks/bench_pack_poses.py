@@ -1,6 +1,6 @@
 """pack_poses and its definition, interleaved.
 
-Timed: one call, including synchronisation; all tensors lie on the device.
+Timed: one call, measured by `time_operation`; all tensors lie on the device.
 """
 
 from __future__ import annotations

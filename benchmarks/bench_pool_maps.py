@@ -1,6 +1,6 @@
 """pool_maps on the default network's smallest map and its definition, interleaved.
 
-Timed: one call, including synchronisation; all tensors lie on the device.
+Timed: one call, measured by `time_operation`; all tensors lie on the device.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 The default network is queried at the 14 x 14 x 14 points of a hand view's lattice, about a centre.
 
-Timed: one call, including synchronisation; features, points and weights lie on the device. About one point in
-300 is near the surface, as for a hand. The form "frame" has the setup of a frame: weights packed in advance,
-capacity for one voter in 100, and points located in advance, or, about a centre, inside the timed call.
+Timed: one call, measured by `time_operation`; features, points and weights lie on the device. About one point
+in 300 is near the surface, as for a hand. The form "frame" has the setup of a frame: weights packed in
+advance, capacity for one voter in 100, and points located in advance, or, about a centre, inside the timed
+call.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """ray_mesh and its definition (every ray with every face), interleaved; on a CPU also trimesh.
 
-Timed: one call, including synchronisation; vertices, faces and rays lie on the device (trimesh: numpy,
+Timed: one call, measured by `time_operation`; vertices, faces and rays lie on the device (trimesh: numpy,
 including its search tree). The hand has about as many faces as MANO's and lies 400 mm before a camera, in a
 square image twice as wide as the hand. Batch 24 and 224 x 224 px on a GPU only.
 """

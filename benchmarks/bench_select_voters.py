@@ -1,6 +1,6 @@
 """select_voters and its definition, interleaved.
 
-Timed: one call, including synchronisation; the distances lie on the device. One point in 300 is near.
+Timed: one call, measured by `time_operation`; the distances lie on the device. One point in 300 is near.
 """
 
 from __future__ import annotations

@@ -48,9 +48,10 @@ class Ceilings(NamedTuple):
     cache: float | None
     products: dict[str, float]
 
-    def floor_seconds(self, flops: float, dtype: str, moved_bytes: float) -> float:
-        """Lower bound of a time: the larger of the products' and the bytes'."""
-        return max(flops / self.products[dtype] if flops else 0.0, moved_bytes / self.memory)
+    def floor_seconds(self, flops: float, dtype: str, moved_bytes: float, cached: bool = False) -> float:
+        """Lower bound of a time: the larger of the products' and the bytes', from memory or the cache."""
+        rate = self.cache if cached and self.cache is not None else self.memory
+        return max(flops / self.products[dtype] if flops else 0.0, moved_bytes / rate)
 
 
 def read_ceilings(path: Path) -> Ceilings:

@@ -35,7 +35,7 @@ def make_row(columns: Columns, metadata: Metadata) -> list[Any]:
 
 
 def _ratio(metadata: Metadata) -> float:
-    return float(metadata["times_the_peer_20_50_80"][1])
+    return float(metadata["times_the_baseline_20_50_80"][1])
 
 
 def _ratio_of_frames(metadata: Metadata) -> float | str:
@@ -89,10 +89,11 @@ TABLES = {
             **TIMES,
             "images/s": _per_second,
             "times the baseline": _ratio,
+            "images/s pipelined": "images_per_second_pipelined",
         },
     ),
-    "compiled_peer": Table(
-        "bench_compiled_peer",
+    "compiled_baseline": Table(
+        "bench_compiled_baseline",
         {"step (mm)": "step_mm", "precision": "dtype", **TIMES, "times the baseline": _ratio},
     ),
     "training_step": Table(
@@ -108,14 +109,16 @@ TABLES = {
 }
 
 
-def operation_columns(ceilings: Ceilings | None) -> Columns:
-    """Columns of the table of operations, with their ratios to the ceilings."""
+def operation_columns(ceilings: Ceilings | None, kind: str) -> Columns:
+    """Columns of the table of operations on a "cpu" or a "gpu", with their ratios to the ceilings."""
 
     def ratio_to_ceiling(metadata: Metadata) -> float | None:
         work = metadata["work"]
         if work is None or ceilings is None:
             return None
-        floor = ceilings.floor_seconds(work["flops"], metadata["dtype"], work["moved_bytes"])
+        floor = ceilings.floor_seconds(
+            work["flops"], metadata["dtype"], work["moved_bytes"], metadata["cached"]
+        )
         return float(1e5 * floor / metadata["ms_20_50_80"][1])
 
     return {
@@ -126,6 +129,7 @@ def operation_columns(ceilings: Ceilings | None) -> Columns:
         "MiB": lambda metadata: metadata["work"] and metadata["work"]["moved_bytes"] / 2**20,
         "share of the ceiling (%)": ratio_to_ceiling,
         "times the definition": _ratio,
+        **({"timed": "timed", "definition timed": "definition_timed"} if kind == "gpu" else {}),
     }
 
 
@@ -152,14 +156,16 @@ def results(run: dict[str, Any], ceilings: Ceilings | None) -> dict[str, dict[st
         "date": run["datetime"][:10],
     }
     every = [
-        (benchmark["name"].partition("[")[0], benchmark["extra_info"]) for benchmark in run["benchmarks"]
+        (benchmark["name"].partition("[")[0], benchmark["extra_info"])
+        for benchmark in run["benchmarks"]
+        if benchmark["extra_info"]  # those that failed have none
     ]
     rows = {
         name: (table.columns, [metadata for function, metadata in every if function == table.benchmark])
         for name, table in TABLES.items()
     }
     operations = [metadata for _, metadata in every if "operation" in metadata]
-    rows["operations"] = operation_columns(ceilings), operations
+    rows["operations"] = operation_columns(ceilings, machine["kind"]), operations
     tables = {
         name: {
             "columns": list(columns),

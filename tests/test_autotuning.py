@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.query_field.triton import Tiling, tilings
-from nvf_fast.runtime import autotuning
+from nvf_fast.runtime import autotuning, cuda_graph
 from nvf_fast.runtime.autotuning import remember, tuned
 from tests.kernel_cases import FieldCase, field_inputs
 
@@ -155,7 +155,7 @@ def test_times_replays_of_several_queries(monkeypatch: pytest.MonkeyPatch) -> No
         sampled.append(layers.tiling)
         return SimpleNamespace(sdf=maps)
 
-    monkeypatch.setattr(autotuning, "CudaRecorder", Recorder)
+    monkeypatch.setattr(cuda_graph, "CudaRecorder", Recorder)
     monkeypatch.setattr(autotuning, "ROUNDS", 1)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(autotuning.kernel, "sample", sample)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import curves, depth_images, profile_frame
+from benchmarks import bench_pipeline, curves, depth_images, profile_frame
 
 
 def test_curves_show_losses_rates_and_scores(tmp_path: Path) -> None:
@@ -62,6 +62,33 @@ def test_profile_splits_the_time_of_a_frame(tmp_path: Path, capfd: pytest.Captur
     times = [float(row.split()[0].replace(",", "")) for row in rows]
     assert len(times) == 5 and times == sorted(times, reverse=True) and times[-1] > 0
     assert json.loads(trace.read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize("name", ["default", "released"])
+def test_pipelined_calls_keep_two_in_flight(name: str) -> None:
+    in_flight, most, boxes = [0], [0], []
+
+    def submit(images: np.ndarray, intrinsics: np.ndarray, *, side: str, **given: Any) -> Any:
+        assert images.shape == (3, 224, 224, 3) and side == "right"
+        in_flight[0] += 1
+        most[0] = max(most[0], in_flight[0])
+        boxes.append(given.get("box"))
+        number = len(boxes)
+
+        def result() -> int:
+            in_flight[0] -= 1
+            return number
+
+        return SimpleNamespace(result=result)
+
+    estimator: Any = SimpleNamespace(submit=submit)
+    assert bench_pipeline.estimate_pipelined(estimator, name, 3, 5) == [1, 2, 3, 4, 5]
+    assert most == [2] and in_flight == [0]
+    if name == "default":
+        assert np.array_equal(boxes[0], bench_pipeline.given("default")["box"])
+        np.testing.assert_allclose(np.diff(boxes, axis=0), 0.01, rtol=1e-6)
+    else:
+        assert boxes == [None] * 5
 
 
 def test_rows_of_depth_images() -> None:

@@ -18,6 +18,8 @@ SMALLEST = (
     "--replay.uses 2 --replay.first 8 --replay.size 32 --optimisation.batch 4 --optimisation.parts 2 "
     "--optimisation.steps 2 --log-every 1"
 )
+SELECT_VOTERS = "benchmarks/bench_select_voters.py::bench_select_voters[28351-1-torch]"
+CAST_VOTES = "benchmarks/bench_cast_votes.py::bench_cast_votes[95-1-torch]"
 
 NARROW = (
     "--model.stem 8 --model.width 16 --model.stacks 1 --model.groups 4 --model.hidden 32 16 "
@@ -32,8 +34,8 @@ def checkout(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out))
 
 
-def make(checkout: Path, *arguments: str) -> str:
-    """Run make there with this interpreter, as from a shell; return its output.
+def make(checkout: Path, *arguments: str, status: int = 0) -> str:
+    """Run make there with this interpreter, as from a shell; check its status and return its output.
 
     In the environment of a pytest-xdist worker, pytest-benchmark would measure nothing.
     """
@@ -45,7 +47,7 @@ def make(checkout: Path, *arguments: str) -> str:
         command, cwd=checkout, env=environment, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-3000:]
+    assert run.returncode == status, run.stdout[-3000:]
     return run.stdout
 
 
@@ -54,13 +56,19 @@ def test_measurements(checkout: Path) -> None:
     before = (results / "ceilings_cpu.json").read_text()
     output = make(
         checkout, "gpu", "WORKERS=1", "TESTS=tests/test_points.py", "SHARED=nowhere",
-        "BENCHMARKS=benchmarks/bench_cast_votes.py -k 95",
+        f"BENCHMARKS={CAST_VOTES}",
     )  # fmt: skip
     assert "compute-sanitizer" in output and "skipped" in output
     assert (results / "ceilings_cpu.json").read_text() != before
     rows = json.loads((results / "operations_cpu.json").read_text())["rows"]
     assert {row[0] for row in rows} == {"cast_votes"}
     assert f"{rows[0][5]:.4g}"[:3] in (checkout / "docs" / "speed.md").read_text()
+
+    # A benchmark that ends its process leaves those after it and those of the call before.
+    (checkout / "benchmarks" / "bench_ends.py").write_text("import os\ndef bench_ends(): os._exit(1)\n")
+    make(checkout, "gpu-bench", f"BENCHMARKS=benchmarks/bench_ends.py {SELECT_VOTERS}", status=2)
+    rows = json.loads((results / "operations_cpu.json").read_text())["rows"]
+    assert {row[0] for row in rows} == {"cast_votes", "select_voters"}
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])

@@ -12,7 +12,7 @@ from benchmarks import ceilings, tables
 from benchmarks.ceilings import Ceilings, read_ceilings
 
 DEVICE = Ceilings("a GPU", 2e12, 5e12, {"float16": 500e12})
-TIMES = {"ms_20_50_80": [39.0, 40.0, 50.0], "times_the_peer_20_50_80": [2.9, 3.0, 3.1]}
+TIMES = {"ms_20_50_80": [39.0, 40.0, 50.0], "times_the_baseline_20_50_80": [2.9, 3.0, 3.1]}
 PIPELINE = {
     "network": "released",
     "step_mm": 16,
@@ -22,6 +22,7 @@ PIPELINE = {
     "baseline_estimated": False,
     "stages_ms": {"encode": 9.0, "query": 3.0, "vote": 0.5},
 } | TIMES
+BATCH = {"network": "released", "batch": 8, "dtype": "float16", "images_per_second_pipelined": 300.0}
 OPERATION = {
     "operation": "query_field",
     "case": "full, 16 mm",
@@ -29,8 +30,11 @@ OPERATION = {
     "dtype": "float16",
     "form": "frame",
     "ms_20_50_80": [0.19, 0.2, 0.21],
-    "times_the_peer_20_50_80": [4.0, 5.0, 6.0],
+    "times_the_baseline_20_50_80": [4.0, 5.0, 6.0],
     "work": {"flops": 50e9, "moved_bytes": 2e6},
+    "cached": False,
+    "timed": "in a graph",
+    "definition_timed": "with launches",
 }
 
 
@@ -50,8 +54,8 @@ def test_each_benchmark_has_a_table() -> None:
         run(
             ("bench_pipeline", PIPELINE),
             ("bench_pipeline", PIPELINE | {"baseline_estimated": True}),
-            ("bench_batches", TIMES | {"network": "released", "batch": 8, "dtype": "float16"}),
-            ("bench_compiled_peer", TIMES | {"step_mm": 4, "dtype": "float32"}),
+            ("bench_batches", TIMES | BATCH),
+            ("bench_compiled_baseline", TIMES | {"step_mm": 4, "dtype": "float32"}),
             (
                 "bench_training_step",
                 TIMES
@@ -65,11 +69,12 @@ def test_each_benchmark_has_a_table() -> None:
     row = ["released", 16, "guided", "float32", 4321, 40.0, "39 to 50", 25.0, 3.0]
     assert found["speed"]["rows"] == [row, [*row[:8], "3 (estimated)"]]
     assert found["stages"]["rows"][0][4:] == [None, None, 9.0, 3.0, None, 0.5, None, None]
-    assert found["batches"]["rows"] == [["released", 8, "float16", 40.0, "39 to 50", 200.0, 3.0]]
-    assert found["compiled_peer"]["rows"] == [[4, "float32", 40.0, "39 to 50", 3.0]]
+    assert found["batches"]["rows"] == [["released", 8, "float16", 40.0, "39 to 50", 200.0, 3.0, 300.0]]
+    assert found["compiled_baseline"]["rows"] == [[4, "float32", 40.0, "39 to 50", 3.0]]
     assert found["training_step"]["rows"][0][4:] == ["yes", 40.0, "39 to 50", 600.0, 3.0]
     # 50 GFLOP at 500 TFLOP/s are 0.1 ms of 0.2; 2 MB at 2 TB/s are less.
-    assert found["operations"]["rows"][0][5:] == [200.0, "190 to 210", 50.0, 2e6 / 2**20, 50.0, 5.0]
+    row = [200.0, "190 to 210", 50.0, 2e6 / 2**20, 50.0, 5.0, "in a graph", "with launches"]
+    assert found["operations"]["rows"][0][5:] == row
     for result in found.values():
         assert all(len(row) == len(result["columns"]) for row in result["rows"])
         assert result["context"]["commit"] == "0123456789 with changes"
@@ -88,6 +93,25 @@ def test_joins_parts_of_a_run() -> None:
         tables.joined([one, other | {"commit_info": {"id": "f00", "dirty": False}}])
     with pytest.raises(ValueError, match="several devices: a GPU, another"):
         tables.joined([one, other | {"machine_info": {"device": "another"}}])
+
+
+def test_operations_on_data_in_the_cache_are_bounded_by_its_rate() -> None:
+    work = {"flops": 0, "moved_bytes": 100e6}
+    copies = [OPERATION | {"work": work, "cached": cached} for cached in (False, True)]
+    rows = tables.results(run(*(("bench_query_field", row) for row in copies)), DEVICE)["operations"]["rows"]
+    # 100 MB take 50 µs at 2 TB/s and 20 µs at 5 TB/s, of 200 µs.
+    assert [row[9] for row in rows] == pytest.approx([25, 10])
+
+
+def test_only_a_gpu_has_several_ways_of_timing() -> None:
+    measured = run(("bench_query_field", OPERATION))
+    measured["machine_info"]["kind"] = "cpu"
+    assert tables.results(measured, None)["operations"]["columns"][-1] == "times the definition"
+
+
+def test_benchmarks_that_failed_leave_the_others() -> None:
+    found = tables.results(run(("bench_pipeline", {}), ("bench_query_field", OPERATION)), None)
+    assert found.keys() == {"operations"}
 
 
 def test_ratios_require_ceilings_of_the_same_device() -> None:

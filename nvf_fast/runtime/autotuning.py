@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvf_fast.runtime.cuda_graph import CudaRecorder
+from nvf_fast.runtime.cuda_graph import milliseconds, record_repeated
 from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import read_json, write_file
 
@@ -94,21 +94,8 @@ def median_ms(query: Query, tiling: Tiling, device: torch.device) -> float:
     layers = kernel.pack_layers(weights, biases, features.shape[1], features.dtype, tiling)
     places = kernel.locate(points, intrinsics, image_size, features.shape[2:], layers)
     maps = kernel.project_maps(features, None, layers)
-
-    def repeated() -> Tensor:
-        return [kernel.sample(maps, places, layers).sdf for _ in range(REPEATS)][-1]
-
-    launch, _ = CudaRecorder(device).record(repeated)
-
-    def milliseconds() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        launch()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / REPEATS
-
-    return statistics.median([milliseconds() for _ in range(2 + ROUNDS)][2:])
+    launch = record_repeated(device, lambda: kernel.sample(maps, places, layers), REPEATS)
+    return statistics.median([milliseconds(launch) for _ in range(2 + ROUNDS)][2:]) / REPEATS
 
 
 def remember(
