@@ -48,7 +48,14 @@ OPTIONAL = (
     "triton",
 )  # fmt: skip
 # Tables of docs/speed.md, most of which need a GPU; README.md says so.
-NOT_MEASURED = ("speed_gpu", "stages_gpu", "batches_cpu", "compiled_baseline_gpu", "training_step_gpu")
+NOT_MEASURED = (
+    "speed_gpu",
+    "stages_gpu",
+    "operations_gpu",
+    "batches_cpu",
+    "compiled_baseline_gpu",
+    "training_step_gpu",
+)
 DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 
