@@ -30,6 +30,7 @@ PAGES = {  # in the order of the navigation: title, source
     "embedding": ("Embedding", "docs/embedding.md"),
     "gallery": ("Gallery", "docs/gallery.md"),
     "how_it_works": ("How it works", "docs/how_it_works.md"),
+    "kernels": ("The kernels", "docs/kernels.md"),
     "model_card": ("Model card", "docs/model_card.md"),
     "training": ("Training", "docs/training.md"),
     "evaluation": ("Evaluation", "docs/evaluation.md"),

@@ -2,9 +2,10 @@
 
 A program reads all weights once and then evaluates tiles of points: it samples their features with four
 gathers each, and keeps x and the activations in registers, from the accumulators of one layer to the operand
-of the next. Position and bias are added in float32 outside the matrix unit, so that neither is rounded.
-Votes are written where the distance is below `surface_mm`, at the point's own place. Nothing is sorted or
-projected beforehand, unlike in `kernels.query_field.triton`, which serves all other networks and devices.
+of the next. Each layer's sums begin with the bias in float32 and the product with the position in two parts,
+so that neither is rounded. Votes are written where the distance is below `surface_mm`, at the point's own
+place. Nothing is sorted or projected beforehand, unlike in `kernels.query_field.triton`, which serves all
+other networks and devices.
 """
 
 from __future__ import annotations
