@@ -5,7 +5,8 @@
 Two markers are filled from benchmarks/results/NAME.json:
 
     <!-- results:NAME --> ... <!-- /results -->                  the whole table, and its conditions below
-    <!-- value:NAME/ROW/COLUMN -->...<!-- /value -->             one value; ROW is the first cell of its row
+    <!-- value:NAME/ROW/COLUMN -->...<!-- /value -->             one value; ROW is the first cell of its row, or as
+                                                                 many first cells, "A, B", as tell it from others
 
 A result file holds one table and the conditions of its measurement:
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-VALUE = re.compile(r"(<!-- value:(\w+)/([^/]+)/([^/]+) -->).*?(<!-- /value -->)", re.DOTALL)
+VALUE = re.compile(r"(<!-- value:(\w+)/([^/]+)/((?:(?!-->).)+) -->).*?(<!-- /value -->)", re.DOTALL)
 
 
 def filled(text: str, results: Path) -> str:
@@ -71,7 +72,11 @@ def _value(path: Path, row: str, column: str) -> str:
     if not path.exists():
         return "not measured yet"
     result = _read(path)
-    rows = [values for values in result["rows"] if str(values[0]) == row]
+    rows = [
+        values
+        for values in result["rows"]
+        if row in (", ".join(map(str, values[: count + 1])) for count in range(len(values)))
+    ]
     if len(rows) != 1 or column not in result["columns"]:
         raise ValueError(f"{path.name}: no value in row {row!r}, column {column!r}")
     value = rows[0][result["columns"].index(column)]

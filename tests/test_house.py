@@ -366,17 +366,18 @@ def test_results_become_a_table(tmp_path: Path) -> None:
 
 
 def test_results_become_single_values(tmp_path: Path) -> None:
-    rows = [["near", 24.618], ["far", 17]]
-    result = {"columns": ["where", "error, mm"], "rows": rows, "context": {}}
+    rows = [["near", "left", 24.618, 3], ["far", "left", 17, 4], ["far", "right", 18, 5]]
+    result = {"columns": ["where", "side", "error, mm", "images/s"], "rows": rows, "context": {}}
     (tmp_path / "errors.json").write_text(json.dumps(result))
 
     def value(place: str) -> str:
         return filled(f"a <!-- value:{place} -->old<!-- /value --> b", tmp_path)
 
     assert value("errors/near/error, mm") == "a <!-- value:errors/near/error, mm -->24.6<!-- /value --> b"
-    assert ">17<" in value("errors/far/error, mm")
+    assert ">18<" in value("errors/far, right/error, mm")
+    assert ">4<" in value("errors/far, left/images/s")
     assert ">not measured yet<" in value("other/near/error, mm")
-    for missing in ("errors/middle/error, mm", "errors/near/error"):
+    for missing in ("errors/middle/error, mm", "errors/near/error", "errors/far/error, mm"):
         with pytest.raises(ValueError, match=r"errors\.json: no value in row"):
             value(missing)
 
