@@ -5,8 +5,9 @@
 Two markers are filled from benchmarks/results/NAME.json:
 
     <!-- results:NAME --> ... <!-- /results -->                  the whole table, and its conditions below
-    <!-- value:NAME/ROW/COLUMN -->...<!-- /value -->             one value; ROW is the first cell of its row, or as
-                                                                 many first cells, "A, B", as tell it from others
+    <!-- value:NAME/ROW/COLUMN -->...<!-- /value -->             one value of the table
+
+ROW is the first cell of a row, or "A, B" with as many of its first cells as tell it from the other rows.
 
 A result file holds one table and the conditions of its measurement:
 
