@@ -11,10 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from nvf_fast.runtime.extras import extra
-
-with extra("train", "warping images needs numba"):
-    import numba
+from nvf_fast.runtime.compiled import compiled
 
 MOST_SAMPLES = 8  # along each axis of an output pixel
 BLUR_REACH = 3.0  # standard deviations
@@ -100,7 +97,7 @@ def _rounding(image: np.ndarray) -> np.float32:
     return np.float32(0.5 if image.dtype == np.uint8 else 0)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _samples_per_pixel(homography, inverse, shape, height, width):
     """Input pixels that the output pixel at the middle of the image, or of the output, spans."""
     x, y, z = _mapped(homography, (shape[1] - 1) / 2, (shape[0] - 1) / 2)
@@ -113,7 +110,7 @@ def _samples_per_pixel(homography, inverse, shape, height, width):
     return min(MOST_SAMPLES, max(1, math.ceil(span - 0.25)))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _mapped(homography, x, y):
     u = homography[0, 0] * x + homography[0, 1] * y + homography[0, 2]
     v = homography[1, 0] * x + homography[1, 1] * y + homography[1, 2]
@@ -121,7 +118,7 @@ def _mapped(homography, x, y):
     return u / z, v / z, z
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _warp(source, inverse, samples, zero_outside, rounding, output):
     height, width, channels = source.shape
     flat, pixels = source.reshape(-1), output.reshape(-1)
@@ -176,7 +173,7 @@ def _warp(source, inverse, samples, zero_outside, rounding, output):
                 pixels[at + np.uint64(channel)] = total[channel] * scale + rounding
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _look(source, rotation, focal, samples, rounding, output):
     height, width, channels = source.shape
     flat, pixels = source.reshape(-1), output.reshape(-1)
@@ -212,7 +209,7 @@ def _look(source, rotation, focal, samples, rounding, output):
                 pixels[at + np.uint64(channel)] = total[channel] * scale + rounding
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _arctangent(y, x):
     """Angle of (x, y) in [-pi, pi] by an odd polynomial, to 3e-7."""
     large, small = max(abs(x), abs(y)), min(abs(x), abs(y))
@@ -227,7 +224,7 @@ def _arctangent(y, x):
     return angle if y >= 0 else -angle
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _blur(source, kernel, rounding, output):
     height, width, channels = source.shape
     reach, line = len(kernel) // 2, width * channels

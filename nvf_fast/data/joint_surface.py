@@ -9,10 +9,7 @@ import numpy as np
 
 from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about, unit_vectors
 from nvf_fast.hand_surface import RADII_MM, cone_ends
-from nvf_fast.runtime.extras import extra
-
-with extra("train", "distances to hands need numba"):
-    import numba
+from nvf_fast.runtime.compiled import compiled
 
 
 def surface_distance(points: np.ndarray, joints: np.ndarray) -> np.ndarray:
@@ -63,7 +60,7 @@ def sample_field_points(
     return points, surface_distance(points, joints)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _nearest(point, starts, ends, radii):
     """Distance to the union of the cones, the nearest cone, and the position on its axis, in [0, 1]."""
     best, cone, place = np.inf, 0, 0.0
@@ -89,13 +86,13 @@ def _nearest(point, starts, ends, radii):
     return best, cone, place
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _measure(points, starts, ends, radii, distances):
     for index in range(len(points)):
         distances[index] = _nearest(points[index], starts, ends, radii)[0]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _move_to_surface(points, starts, ends, radii, normals):
     """Move points onto the union's surface, and write its normals there."""
     for index in range(len(points)):

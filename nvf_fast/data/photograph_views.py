@@ -18,11 +18,8 @@ from nvf_fast.data.photographs import RELIABLE_SIDE, Photographs, mirrored
 from nvf_fast.data.rotations import about_axis
 from nvf_fast.hand_surface import RADII_MM, cone_ends
 from nvf_fast.joint_definitions import scale_to_unit
-from nvf_fast.runtime.extras import extra
+from nvf_fast.runtime.compiled import compiled
 from nvf_fast.synthetic.backgrounds import Backgrounds
-
-with extra("train", "views of photographs need numba"):
-    import numba
 
 WEIGHTS: Mapping[str, float] = {
     "gestures": 5.0,  # many people and rooms, closest to users' photographs
@@ -414,7 +411,7 @@ def _hand_probability(image: np.ndarray, distance: np.ndarray, grow: float, feat
     return probability
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@compiled(fastmath=True)
 def _distance_map(starts, ends, radii):
     """Distance (S, S) float32 px of each pixel from the outline of cones, negative inside."""
     distance = np.full((VIEW_SIZE, VIEW_SIZE), np.float32(1e6))
@@ -435,7 +432,7 @@ def _distance_map(starts, ends, radii):
     return distance
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _recolour(image, levels, saturation, changed):
     for row in range(image.shape[0]):
         for column in range(image.shape[1]):
@@ -448,7 +445,7 @@ def _recolour(image, levels, saturation, changed):
             changed[row, column, 2] = grey + saturation * (blue - grey)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _quantise(image, noise, strength, output):
     for row in range(image.shape[0]):
         for column in range(image.shape[1]):

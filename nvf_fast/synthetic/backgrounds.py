@@ -13,12 +13,9 @@ from trimesh.transformations import euler_matrix
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
 from nvf_fast.image_files import read_image
-from nvf_fast.runtime.extras import extra
+from nvf_fast.runtime.compiled import compiled
 from nvf_fast.synthetic.shading import noise_at, noise_volume
 from nvf_fast.synthetic.skin import draw_tone
-
-with extra("train", "rendering hands needs numba"):
-    from numba import njit
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LARGEST = 1024  # px, of an image's longer side in memory
@@ -136,7 +133,7 @@ def paint_image(index: int, size: int) -> np.ndarray:
     return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-@njit(cache=True)
+@compiled()
 def _paint_planes(image: np.ndarray, wall: np.ndarray, floor: np.ndarray, slopes: np.ndarray) -> None:
     """Fill an image with a wall above a horizon and a floor below, each with a gradient."""
     size = len(image)
@@ -149,7 +146,7 @@ def _paint_planes(image: np.ndarray, wall: np.ndarray, floor: np.ndarray, slopes
                 image[row, column, k] = light * (wall[k] + below * (floor[k] - wall[k]))
 
 
-@njit(cache=True)
+@compiled()
 def _paint_shape(
     image: np.ndarray, kind: int, shape: np.ndarray, colour: np.ndarray, noise: np.ndarray
 ) -> None:
@@ -202,7 +199,7 @@ def _paint_shape(
                 image[row, column, k] = under + cover * (colour[k] * light - under)
 
 
-@njit(cache=True)
+@compiled()
 def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float, noise: np.ndarray) -> None:
     """Multiply an image (S, S, 3) by two octaves of noise."""
     size = len(image)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvf_fast.runtime.extras import extra
-
-with extra("train", "rendering hands needs numba"):
-    from numba import njit
+from nvf_fast.runtime.compiled import compiled
 
 
-@njit(cache=True)
+@compiled()
 def soften(layer: np.ndarray) -> np.ndarray:
     """Average an image (H, W, 4) over 1-2-1 pixels along both axes, as a filter before coarser sampling."""
     height, width = layer.shape[:2]
@@ -28,7 +25,7 @@ def soften(layer: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(cache=True)
+@compiled()
 def sample_layer(layer: np.ndarray, linear: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
     """Turn and scale a layer: `warp_perspective` for four channels and many empty pixels, one sample each.
 
@@ -64,7 +61,7 @@ def sample_layer(layer: np.ndarray, linear: np.ndarray, offset: np.ndarray, size
     return out
 
 
-@njit(cache=True)
+@compiled()
 def motion_blur(image: np.ndarray, x: float, y: float) -> np.ndarray:
     """Blur a square image (S, S, C) along the way (x, y) px that it moves while it is exposed."""
     steps = max(int(np.ceil(np.sqrt(x * x + y * y))), 1)
@@ -94,7 +91,7 @@ def motion_blur(image: np.ndarray, x: float, y: float) -> np.ndarray:
     return out.reshape(size, size, channels)
 
 
-@njit(cache=True)
+@compiled()
 def mean_colour(image: np.ndarray) -> np.ndarray:
     """(3,) float64 mean of an image (H, W, 3)."""
     red = green = blue = 0.0
@@ -106,7 +103,7 @@ def mean_colour(image: np.ndarray) -> np.ndarray:
     return np.array([red, green, blue]) / (len(image) * image.shape[1])
 
 
-@njit(cache=True)
+@compiled()
 def over(
     layer: np.ndarray, tint: np.ndarray, shadow: np.ndarray, strength: float, background: np.ndarray
 ) -> np.ndarray:
@@ -136,7 +133,7 @@ def over(
     return out
 
 
-@njit(cache=True)
+@compiled()
 def develop(
     image: np.ndarray,
     contrast: float,

@@ -7,11 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import trimesh
 
-from nvf_fast.runtime.extras import extra
+from nvf_fast.runtime.compiled import compiled
 from nvf_fast.synthetic.rasteriser import mesh_normals
-
-with extra("train", "rendering hands needs numba"):
-    from numba import njit
 
 CELLS = 48  # along each axis of the grid that finds the points below a triangle
 GROUP = 32  # vertices that are looked through or left out together
@@ -68,7 +65,7 @@ def _halves(vertices: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
     return [order[: len(part) // 2], order[len(part) // 2 :]]
 
 
-@njit(cache=True)
+@compiled()
 def _winding_numbers(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """(N,) int64 of points (N, 3): how often a ray along z leaves the surface, minus how often it enters."""
     low_x, low_y = vertices[:, 0].min(), vertices[:, 1].min()
@@ -109,7 +106,7 @@ def _winding_numbers(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray
     return winding
 
 
-@njit(cache=True)
+@compiled()
 def _closest_faces(
     points: np.ndarray, vertices: np.ndarray, mesh: SearchableMesh
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +172,7 @@ def _closest_faces(
     return out, faces_out
 
 
-@njit(cache=True)
+@compiled()
 def _behind(points: np.ndarray, vertices: np.ndarray, normals: np.ndarray, closest: np.ndarray) -> np.ndarray:
     """(N,) bool, whether points lie behind their closest faces (N, 3), by the normal at the nearest place."""
     behind = np.empty(len(points), np.bool_)
@@ -193,7 +190,7 @@ def _behind(points: np.ndarray, vertices: np.ndarray, normals: np.ndarray, close
     return behind
 
 
-@njit(cache=True)
+@compiled()
 def _triangle(
     x: float, y: float, z: float, vertices: np.ndarray, face: np.ndarray
 ) -> tuple[float, float, float]:

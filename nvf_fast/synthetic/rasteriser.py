@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvf_fast.runtime.extras import extra
-
-with extra("train", "rendering hands needs numba"):
-    from numba import njit
+from nvf_fast.runtime.compiled import compiled
 
 NEAREST_MM = 25.0  # triangles with a corner before this depth are left out
 
 
-@njit(cache=True)
+@compiled()
 def rasterise(
     vertices: np.ndarray, faces: np.ndarray, focal: float, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -65,7 +62,7 @@ def rasterise(
     return shown, corners, 1 / nearest
 
 
-@njit(cache=True)
+@compiled()
 def mesh_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """(V, 3) unit normals of vertices (V, 3), means over the faces (F, 3) around each by area."""
     normals = np.zeros_like(vertices)
@@ -86,7 +83,7 @@ def mesh_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return normals
 
 
-@njit(cache=True)
+@compiled()
 def shown_vertices(shown: np.ndarray, faces: np.ndarray, count: int) -> np.ndarray:
     """Indices (K,) int64 of the `count` vertices with faces visible in the result of `rasterise`."""
     seen, last = np.zeros(count, np.bool_), -1

@@ -7,12 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvf_fast.runtime.extras import extra
+from nvf_fast.runtime.compiled import compiled
 from nvf_fast.synthetic.scene import Scene
 from nvf_fast.synthetic.skin import CREASE, KNUCKLE, NAIL, PALM, TIP, SkinLook
-
-with extra("train", "rendering hands needs numba"):
-    from numba import njit
 
 SHADOW_MAP, OCCLUSION_MAP = 110, 84  # px
 BIAS_MM = 4.0  # of depth maps
@@ -33,7 +30,7 @@ class Lighting(NamedTuple):
     exposure: float  # factor of all light
 
 
-@njit(cache=True)
+@compiled()
 def visibility(
     vertices: np.ndarray, normals: np.ndarray, rows: np.ndarray, towards: np.ndarray, size: int
 ) -> np.ndarray:
@@ -98,7 +95,7 @@ def visibility(
     return out
 
 
-@njit(cache=True)
+@compiled()
 def _least_of_nine(depth: np.ndarray) -> np.ndarray:
     """(S, S) smallest value of each pixel of an image (S, S) and its neighbours."""
     size = len(depth)
@@ -112,7 +109,7 @@ def _least_of_nine(depth: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(cache=True)
+@compiled()
 def openness(
     vertices: np.ndarray, normals: np.ndarray, rows: np.ndarray, directions: np.ndarray
 ) -> np.ndarray:
@@ -141,7 +138,7 @@ def openness(
     return (seen + 0.5e-3) / total
 
 
-@njit(cache=True)
+@compiled()
 def reflectances(
     scene: Scene, rows: np.ndarray, looks: np.ndarray, skin: SkinLook, textured: bool, noise: np.ndarray
 ) -> np.ndarray:
@@ -185,7 +182,7 @@ def reflectances(
     return out
 
 
-@njit(cache=True)
+@compiled()
 def light_vertices(
     scene: Scene,
     normals: np.ndarray,
@@ -252,7 +249,7 @@ def light_vertices(
     return out
 
 
-@njit(cache=True)
+@compiled()
 def shade(
     scene: Scene,
     shown: np.ndarray,
@@ -329,7 +326,7 @@ def shade(
     return out
 
 
-@njit(cache=True)
+@compiled()
 def _display(linear: np.ndarray) -> np.ndarray:
     """Display values of linear ones in [0, 1], both (N,): sRGB's curve, to 0.003 by roots."""
     out = np.empty_like(linear)
@@ -351,7 +348,7 @@ def noise_volume() -> np.ndarray:
     return ((volume - volume.mean()) / volume.std()).astype(np.float32)
 
 
-@njit(cache=True)
+@compiled()
 def noise_at(volume: np.ndarray, x: float, y: float, z: float) -> float:
     """Value of a noise volume at a place in cells, interpolated."""
     last = len(volume) - 1  # a power of two less one

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvf_fast.runtime.extras import extra
-
-with extra("train", "rendering hands needs numba"):
-    from numba import njit
+from nvf_fast.runtime.compiled import compiled
 
 
-@njit(cache=True)
+@compiled()
 def blend_maps(
     vertices: np.ndarray, indices: np.ndarray, weights: np.ndarray, linear: np.ndarray, offset: np.ndarray
 ) -> np.ndarray:
@@ -32,7 +29,7 @@ def blend_maps(
     return out
 
 
-@njit(cache=True)
+@compiled()
 def blend_motions(
     vertices: np.ndarray, indices: np.ndarray, weights: np.ndarray, rotation: np.ndarray, offset: np.ndarray
 ) -> np.ndarray:
@@ -73,7 +70,7 @@ def blend_motions(
     return out
 
 
-@njit(cache=True)
+@compiled()
 def _quaternion(m: np.ndarray) -> np.ndarray:
     """(4,) w, x, y, z of a rotation matrix (3, 3), by its largest component."""
     q = np.empty(4)
