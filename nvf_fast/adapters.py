@@ -78,11 +78,9 @@ def to_mediapipe(
         holds no probability of its side.
 
     Examples:
-        >>> import numpy as np, nvf_fast
-        >>> from importlib.resources import files
-        >>> from nvf_fast.image_files import read_image
-        >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
-        >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+        >>> import nvf_fast
+        >>> from nvf_fast.image_files import demo_image
+        >>> image, K = demo_image()
         >>> result = to_mediapipe(nvf_fast.load(device="cpu")(image, K), K, size=(960, 540))
         >>> sorted(side.category_name for (side,) in result.handedness)
         ['Left', 'Right']

@@ -105,10 +105,8 @@ def estimate_hand_scale(
 
     Examples:
         >>> import numpy as np, nvf_fast
-        >>> from importlib.resources import files
-        >>> from nvf_fast.image_files import read_image
-        >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
-        >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+        >>> from nvf_fast.image_files import demo_image
+        >>> image, K = demo_image()
         >>> hands = nvf_fast.load(device="cpu")(image, K)  # as of a mean adult hand
         >>> farther = 1.1 * np.linalg.norm(hands.joints[:, 0], axis=-1)
         >>> scale = estimate_hand_scale(hands, distance_mm=farther)

@@ -259,11 +259,9 @@ class PoseEstimator:
             TypeError: an argument has the wrong type or dtype.
 
         Examples:
-            >>> import numpy as np, nvf_fast
-            >>> from importlib.resources import files
-            >>> from nvf_fast.image_files import read_image
-            >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
-            >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+            >>> import nvf_fast
+            >>> from nvf_fast.image_files import demo_image
+            >>> image, K = demo_image()
             >>> estimator = nvf_fast.load(device="cpu")
             >>> boxes = [(722, 281, 895, 454), (510, 51, 698, 239)]
             >>> pending = [estimator.submit(image, K, box=box, side="right") for box in boxes]
@@ -324,11 +322,9 @@ class PoseEstimator:
             TypeError: an argument has the wrong type or dtype.
 
         Examples:
-            >>> import numpy as np, nvf_fast
-            >>> from importlib.resources import files
-            >>> from nvf_fast.image_files import read_image
-            >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
-            >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+            >>> import nvf_fast
+            >>> from nvf_fast.image_files import demo_image
+            >>> image, K = demo_image()
             >>> estimator = nvf_fast.load(device="cpu")
             >>> found = estimator.find(image, K)
             >>> pose = estimator(image, K, box=found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+ASSETS = Path(__file__).resolve().parent / "assets"
 # Formats that Pillow decodes itself; others, such as EPS, start further programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the images of a folder
@@ -36,6 +38,12 @@ def read_image(path: Path | str) -> np.ndarray:
         if file.mode == "LAB":
             raise ValueError(f"{path}: expected grey, RGB, CMYK or palette colours, got mode 'LAB'")
         return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+
+
+def demo_image() -> tuple[np.ndarray, np.ndarray]:
+    """The included image of two rendered hands, (540, 960, 3) uint8 RGB, and its intrinsics (3, 3) px."""
+    truth = json.loads((ASSETS / "demo.json").read_text())
+    return read_image(ASSETS / "demo.jpg"), np.array(truth["K"])
 
 
 def image_files(folder: Path) -> list[Path]:

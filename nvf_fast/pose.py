@@ -109,11 +109,9 @@ class HandPose(Generic[A]):
         """One pose of a batch, a slice of the batch, or the poses of several indices or of a mask.
 
         Examples:
-            >>> import numpy as np, nvf_fast
-            >>> from importlib.resources import files
-            >>> from nvf_fast.image_files import read_image
-            >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
-            >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+            >>> import nvf_fast
+            >>> from nvf_fast.image_files import demo_image
+            >>> image, K = demo_image()
             >>> hands = nvf_fast.load(device="cpu")(image, K)
             >>> hands[0].joints.shape, hands[:1].joints.shape, hands[hands.presence > 0.5].joints.shape
             ((21, 3), (1, 21, 3), (2, 21, 3))

@@ -154,11 +154,9 @@ class Tracker:
         TypeError: an argument has the wrong type.
 
     Examples:
-        >>> import numpy as np, nvf_fast
-        >>> from importlib.resources import files
-        >>> from nvf_fast.image_files import read_image
-        >>> image = read_image(files("nvf_fast") / "assets/demo.jpg")
-        >>> K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+        >>> import nvf_fast
+        >>> from nvf_fast.image_files import demo_image
+        >>> image, K = demo_image()
         >>> tracker = nvf_fast.Tracker(nvf_fast.load(device="cpu"))
         >>> for frame in range(2):
         ...     ids, poses = tracker(image, K, time=frame / 30)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from nvf_fast.cli import load_estimator, user_errors
 from nvf_fast.cli.options import Optional
 from nvf_fast.cli.outputs import DRAWING_SUFFIXES, check_output_file
+from nvf_fast.image_files import ASSETS, demo_image
 from nvf_fast.overlay import draw_poses, write_drawing
 from nvf_fast.pose import JOINT_NAMES, HandPose
 from nvf_fast.search import Search
@@ -43,11 +42,8 @@ class Demo:
     def run(self) -> None:
         check_output_file("--overlay", self.overlay, DRAWING_SUFFIXES)
         estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
-        assets = files("nvf_fast") / "assets"
-        truth = json.loads((assets / "demo.json").read_text())
-        with (assets / "demo.jpg").open("rb") as file:
-            image = np.array(Image.open(file).convert("RGB"))
-
+        truth = json.loads((ASSETS / "demo.json").read_text())
+        image, _ = demo_image()
         with user_errors():
             _poses(estimator, image, truth)  # the first call also initialises libraries
             with estimator.timed() as milliseconds:
