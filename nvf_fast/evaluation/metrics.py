@@ -339,11 +339,7 @@ def ho3d_scores(
     predicted_vertices: ArrayLike | None = None,
     true_vertices: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Every score of HO-3D's server, under the server's names, in millimetres (it prints centimetres).
-
-    Args:
-        predicted, truth: (N, 21, 3) mm, camera space, HO-3D's joint order.
-        predicted_vertices, true_vertices: as for `freihand_scores`.
+    """Every score of HO-3D's server, in the form of `freihand_scores`, of joints in HO-3D's order.
 
     Returns:
         xyz_*, xyz_procrustes_al_*, xyz_scale_trans_al_*; with vertices also those of `freihand_scores`.
