@@ -109,8 +109,7 @@ class DenseBaseline(Baseline):
         """Predict joints as weighted means over the texels with e > 0.5 (as in Eq. 9).
 
         Args:
-            features: (B, width, H, W) from `encode`.
-            hand_scale: (B,) float32 mm, or None.
+            features, hand_scale: as in `HolisticBaseline.predict`.
 
         Returns:
             joints (B, 21, 3) mm in the frame of the task's volume, NaN without a texel that shows the hand

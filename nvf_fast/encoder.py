@@ -78,16 +78,7 @@ class HandHourglassEncoder(HourglassEncoder):
         self.pooled = nn.Linear(2 * config.width + 1, GLOBAL_WIDTH)
 
     def forward(self, images: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """Encode views.
-
-        Args:
-            images: (B, 3, S, S), RGB as (x / 255 - 0.5) / 0.5.
-            slopes: (B,) tangents of half the views' angles.
-
-        Returns:
-            features (B, width, S/4, S/4) after the last stack; the same map as the heads' input; the pooled
-            description (B, 256).
-        """
+        """Encode views as `UNetEncoder` does; the features after the last stack are also the heads' input."""
         x = self.last_features(images)
         return x, x, F.relu(self.pooled(pooled_inputs(x, slopes)))
 

@@ -27,11 +27,8 @@ class HandPipeline:
     left-hand logit is used; the comparison cancels errors common to both.
 
     Args:
-        model: a network of hand views, its encoder in the dtype of the options, on its device.
-        volume: the queried volume.
-        options: of the query.
-        profiler: measures the stages.
-        query: prepared query of the network's field; None prepares it.
+        model: a network of hand views.
+        volume, options, profiler, query: as in `FieldPipeline`.
 
     Raises:
         ValueError: the options name a search other than "dense".

@@ -69,13 +69,8 @@ def check_hand_views(
 
     Args:
         estimator: of a network of hand views.
-        photographs: folder of labelled photographs, whose validation split is used.
-        backgrounds: folder of held-out images, for empty views and wide images; None is procedural.
-        rig: glTF file of a rigged right hand, for wide images; None is the built-in hand.
-        data_cache: folder for synthetic-v2.
-        count, stable: numbers of synthetic-v2's hands, and of those used for stability.
-        empty, wide: numbers of views without a hand, and of wide images.
-        seed: of empty views and wide images.
+        photographs, backgrounds, rig, data_cache, count, stable, empty, wide, seed: as the options of
+            `nvf-fast eval hand-views`.
 
     Returns:
         Results of `hand_views` by part: "poses", "stability", "empty", "presence", "crops", "finding" and

@@ -116,9 +116,7 @@ def openness(
     """Compute the ratio of the surroundings visible from vertices (ambient occlusion).
 
     Args:
-        vertices: (V, 3) mm.
-        normals: (V, 3) unit.
-        rows: (K,) indices of the vertices that are lit.
+        vertices, normals, rows: as in `visibility`.
         directions: (D, 3) unit, the sampled directions of the surroundings.
 
     Returns:

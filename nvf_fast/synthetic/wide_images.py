@@ -61,9 +61,7 @@ class WideImages:
 
     Args:
         seed: determines every image by its index.
-        rig: a glTF file with a rigged right hand; None is the built-in hand.
-        textures: images of skin for the file's texture coordinates.
-        backgrounds: a folder of images and panoramas; None for procedural surroundings.
+        rig, textures, backgrounds: as in `SyntheticViews`.
         shape: height and width in px.
         sizes: px, least and largest longer side of the joints' boxes.
         options: of the hands; objects behind them are omitted.
