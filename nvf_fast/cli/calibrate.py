@@ -23,7 +23,6 @@ class Calibrate:
     # network of hand views: an embedded checkpoint, a checkpoint folder or a hub id
     checkpoint: Annotated[str, tyro.conf.Positional]
     out: Path  # folder for the calibrated checkpoint; may be the same folder
-    # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
     # number of views with a hand, half of them photographs if given, and of views without a hand
     views: int = 2000

@@ -95,8 +95,7 @@ class Output:
 class SyntheticV2:
     """Measure on synthetic-v2, the fixed set, with the mean pose of such hands as baseline."""
 
-    output: Annotated[Output, tyro.conf.arg(name="")]  # the report's folder, and the reading of the data set
-    # the checkpoint and its options
+    output: Annotated[Output, tyro.conf.arg(name="")]
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     split: Split = "evaluation"  # part of the data set
     count: Optional[int] = None  # number of images, the first ones of the part; all when absent
@@ -112,9 +111,8 @@ class SyntheticV2:
 class FreiHAND:
     """Measure on FreiHAND, and write the submission of its evaluation split."""
 
-    output: Annotated[Output, tyro.conf.arg(name="")]  # the report's folder, and the reading of the data set
+    output: Annotated[Output, tyro.conf.arg(name="")]
     data: Path  # folder of FreiHAND_pub_v2
-    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     split: Split = "evaluation"  # part of the data set
     # folder of FreiHAND_pub_v2_eval, the released joints; when absent only the submission of the evaluation
@@ -136,9 +134,8 @@ class FreiHAND:
 class HO3D:
     """Measure on HO-3D, and write the submission of its evaluation split."""
 
-    output: Annotated[Output, tyro.conf.arg(name="")]  # the report's folder, and the reading of the data set
+    output: Annotated[Output, tyro.conf.arg(name="")]
     data: Path  # folder of HO-3D with evaluation.txt and, if available, evaluation_xyz.json
-    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     version: Literal["v2", "v3"] = "v2"  # version of the data set
     split: Split = "evaluation"  # part of the data set
@@ -157,10 +154,9 @@ class HO3D:
 class Complement:
     """Measure on the whole Complement set; joints are regressed from its meshes with MANO."""
 
-    output: Annotated[Output, tyro.conf.arg(name="")]  # the report's folder, and the reading of the data set
+    output: Annotated[Output, tyro.conf.arg(name="")]
     data: Path  # folder of the set
     mano: Path  # the user's MANO_RIGHT.pkl
-    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
 
     def run(self) -> None:
@@ -178,7 +174,6 @@ class LabelledPhotographs:
 
     data: Path  # folder with labels.json and crops (docs/datasets.md)
     out: Path  # folder for report.json and report.md
-    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
     split: Literal["train", "val", "all"] = "val"  # part of the photographs
     leave_out: Several[str] = ()  # groups to exclude, such as xmore_gestures
@@ -244,9 +239,7 @@ class HandViews:
     """
 
     out: Path  # folder for report.json, report.md and calibration.png
-    # the checkpoint and its options
     prediction: Annotated[Prediction, tyro.conf.arg(name="")] = field(default_factory=Prediction)
-    # material and extent of the checks
     checks: Annotated[HandViewChecks, tyro.conf.arg(name="")] = field(default_factory=HandViewChecks)
 
     def run(self) -> None:

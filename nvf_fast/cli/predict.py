@@ -58,7 +58,6 @@ class Predict:
     """
 
     images: Annotated[Several[Path], tyro.conf.Positional]  # image files, and folders of them
-    # the camera
     camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
     # px, X0 Y0 X1 Y1 around one hand. When absent, a network of hand views finds every hand of the image, and
     # one of the reference view, which spans 26.3 degrees, looks along the optical axis.

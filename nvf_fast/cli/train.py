@@ -34,7 +34,6 @@ class Run:
     # which several runs can share; cache/ of --out when absent. The default network trains on a data set's
     # images only if this or `data` is given.
     data_cache: Optional[Path] = None
-    # images and hands of the views
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
     # checkpoint with the initial weights, of either task: an embedded one, a folder or a hub id; random ones
     # when absent

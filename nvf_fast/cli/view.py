@@ -27,7 +27,6 @@ class View:
     """
 
     image: Annotated[Path, tyro.conf.Positional]  # image file
-    # the camera
     camera: Annotated[CameraOptions, tyro.conf.arg(name="")] = field(default_factory=CameraOptions)
     # px, X0 Y0 X1 Y1 around one hand; when absent, every hand is found
     box: Optional[tuple[float, float, float, float]] = None
