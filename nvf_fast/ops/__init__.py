@@ -3,8 +3,8 @@ field around coarse poses, query it, select the voters, cast their votes; and fo
 distances to meshes and intersections of rays with meshes.
 
 Each runs its Triton kernel on CUDA tensors and PyTorch on CPU tensors; `backend="triton"` or
-`backend="torch"` forces one, and raises an error if that cannot run. `nvf_fast.kernels.NAME.reference`
-defines each operation.
+`backend="torch"` forces one. A shape that does not fit raises a `ValueError`, a dtype a `TypeError`, and a
+backend that cannot run here a `RuntimeError`. `nvf_fast.kernels.NAME.reference` defines each operation.
 """
 
 from nvf_fast.ops.cast_votes import cast_votes

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.cast_votes import cpu
-from nvf_fast.ops.operation import (
-    Backend,
-    Operation,
-    check_devices,
-    check_positive,
-    check_tensor,
-    readable,
-)
+from nvf_fast.ops.operation import Backend, Operation, check_devices, check_positive, check_tensor, readable
 
 
 def cast_votes(
@@ -55,8 +48,7 @@ def cast_votes(
     Raises:
         ValueError: a shape, `ball_mm`, `fraction` or, on a CPU, a count does not fit; on CUDA a negative
             count is treated as 0.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
 
     Examples:
         >>> voters = torch.tensor([[[0.0, 0.0, 500.0], [10.0, 0.0, 500.0]]])

@@ -42,8 +42,7 @@ def group_norm_relu(
 
     Raises:
         ValueError: a shape, `groups` or `eps` does not fit.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     _check(x, weight, bias, groups, eps)
     if moments is None:

@@ -42,8 +42,7 @@ def join_branches(
 
     Raises:
         ValueError: a shape does not fit, or `groups` does not divide C.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     check_tensor("join_branches", "x", x, [("B", "C", "H", "W")], *FLOATS)
     batch, channels, height, width = x.shape

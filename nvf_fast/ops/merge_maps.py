@@ -33,9 +33,7 @@ def merge_maps(
         (B, O, 2 H, 2 W), channels-last.
 
     Raises:
-        ValueError: a shape does not fit.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        ValueError, TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     check_tensor("merge_maps", "below", below, [("B", "C", "H", "W")], *FLOATS)
     batch, channels, height, width = below.shape

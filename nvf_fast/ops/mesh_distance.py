@@ -31,8 +31,7 @@ def mesh_distance(
     Raises:
         ValueError: a shape does not fit, or, on a CPU, an index of a vertex is out of range; on CUDA a device
             assertion checks the indices without synchronisation.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     check_mesh("mesh_distance", vertices, faces, points=points)
     return _run(backend, vertices, faces, points)

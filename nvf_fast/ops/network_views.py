@@ -45,8 +45,7 @@ def network_views(
 
     Raises:
         ValueError: a shape does not fit; the values of rows are not checked.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     check_tensor("network_views", "rows", rows, [("B", ROW)], torch.float64)
     for each in pixels:

@@ -62,9 +62,7 @@ def place_hands(
         backend: None, "triton" or "torch".
 
     Raises:
-        ValueError: a shape does not fit.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        ValueError, TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     check_tensor("place_hands", "maps", maps, [("B", "C", "S", "S")], *FLOATS)
     exact = torch.float64 if maps.dtype == torch.float64 else torch.float32

@@ -38,9 +38,7 @@ def pool_maps(
         The sum (R, C, H, W), channels-last; outputs (R, O) float32.
 
     Raises:
-        ValueError: a shape does not fit.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        ValueError, TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     check_tensor("pool_maps", "maps", maps, [("R", "C", "H", "W")], *FLOATS)
     exact = torch.float64 if maps.dtype == torch.float64 else torch.float32

@@ -76,8 +76,7 @@ def query_field(
     Raises:
         ValueError: a shape does not fit, a hand scale is given to a model that takes none, or centres are
             missing or superfluous.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     _check(features, points, intrinsics, hand_scale, weights, biases, image_size, centres)
     if features.shape[0] == 0:  # the kernel divides its work among images

@@ -11,12 +11,7 @@ from nvf_fast.ops.operation import Backend, Operation
 
 
 def ray_mesh(
-    vertices: Tensor,
-    faces: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    *,
-    backend: Backend | None = None,
+    vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor, *, backend: Backend | None = None
 ) -> tuple[Tensor, Tensor]:
     """First intersections of rays origin + t * direction, t > 0, with either side of meshes of one topology.
 
@@ -37,8 +32,7 @@ def ray_mesh(
     Raises:
         ValueError: a shape does not fit, or, on a CPU, an index of a vertex is out of range; on CUDA a device
             assertion checks the indices without synchronisation.
-        TypeError: a dtype does not fit.
-        RuntimeError: the requested backend cannot run here.
+        TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     check_mesh("ray_mesh", vertices, faces, origins=origins, directions=directions)
     return _run(backend, vertices, faces, origins, directions)
