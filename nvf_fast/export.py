@@ -99,7 +99,9 @@ def export_checkpoint(
         raise ValueError(f"format must be one of {tuple(SUFFIXES)}, got {format!r}")
     write = _write_onnx if format == "onnx" else _write_program
     if format == "onnx":
-        _check_packages()
+        with extra("export", "ONNX files need onnx and onnxscript"):
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
     model, info = load_checkpoint(source)
     if not isinstance(model, NVF):
         raise ValueError(f"export needs a network with a field, got a {model.config.method!r} baseline")
@@ -299,12 +301,7 @@ def voted_joints(points: Tensor, values: FieldValues, options: QueryOptions) -> 
 
 
 def _group_norm_relu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    moments: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5, moments: Tensor | None = None
 ) -> Tensor:
     """The reference of `ops.group_norm_relu` without in-place operations, which a trace must not contain."""
     return torch.group_norm(x, groups, weight, bias, eps).relu()
@@ -357,12 +354,6 @@ def _view(model: NVF) -> dict[str, Any]:
     if isinstance(volume_of(config), RootCube):
         return view | {"kind": "root cube", "side_mm": 2 * RootCube.half_side_mm}
     return view | {"kind": "reference", "focal_px": REFERENCE_FOCAL * config.input_size / REFERENCE_SIZE}
-
-
-def _check_packages() -> None:
-    with extra("export", "ONNX files need onnx and onnxscript"):
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
 
 
 def _write_onnx(program: ExportedProgram, function: Function, path: Path, interface: dict[str, Any]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -29,8 +28,9 @@ def read_image(path: Path | str) -> np.ndarray:
         ValueError: the image has more than 8 bits per channel, CIELAB colours, or too many pixels.
     """
     with _damages(path), _open(path) as file:
+        tiles = getattr(file, "tile", ())  # the compressed parts, the layout of their pixels last
         # Pillow takes the upper byte of 16 bits, which is almost black where a camera fills only 12.
-        if file.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in _tiles(file)):
+        if file.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in tiles):
             raise ValueError(
                 f"{path}: expected 8 bits per channel, got more in pixels of mode {file.mode!r}: convert it "
                 "to 8 bits by its range of values"
@@ -127,11 +127,6 @@ def _damages(path: Path | str) -> Iterator[None]:
         if isinstance(error, OSError | ValueError) and named:
             raise
         raise OSError(f"{path}: damaged ({type(error).__name__}: {error})") from error
-
-
-def _tiles(file: Image.Image) -> Sequence[tuple[Any, ...]]:
-    """The compressed parts of a file, the layout of its pixels last."""
-    return getattr(file, "tile", ())
 
 
 def _number(exif: object, tag: int) -> float | None:

@@ -30,7 +30,6 @@ from nvf_fast.inputs import (
     wide_boxes,
 )
 from nvf_fast.kernels.network_views.reference import ROW
-from nvf_fast.lens import Lens
 from nvf_fast.pose import HandPose
 from nvf_fast.search import Search
 from nvf_fast.volumes import FrustumVolume, HandVolume, Placement, RootCube
@@ -177,16 +176,12 @@ class RequestReader:
         elif not hand:
             check_sight(placement, cameras, size, sizes, image_index)
         both_sides = [hand and each is None for each in sides]
+        matrices = placement.matrices.reshape(count, 9).tolist()
+        lenses = cameras if cameras.distorted else [None] * count
         plans = [
             # The mirrored view, about pixel size / 2, reaches one pixel farther.
             plan_view(matrix, size, height, width, float(both), camera)
-            for matrix, (height, width), both, camera in zip(
-                placement.matrices.reshape(count, 9).tolist(),
-                sizes,
-                both_sides,
-                _lenses(cameras),
-                strict=True,
-            )
+            for matrix, (height, width), both, camera in zip(matrices, sizes, both_sides, lenses, strict=True)
         ]
         channels = self._config.image_channels
         rows = [plan.row(width * channels, channels) for plan, (_, width) in zip(plans, sizes, strict=True)]
@@ -232,11 +227,6 @@ class RequestReader:
                 raise ValueError("box and previous both place a hand view: one of them must be None")
         elif previous is not None and self._search != "guided":
             raise ValueError(f'previous requires search="guided", this estimator has {self._search!r}')
-
-
-def _lenses(cameras: Cameras) -> Sequence[tuple[np.ndarray, Lens | None] | None]:
-    """The cameras for `plan_view`."""
-    return list(cameras) if cameras.distorted else [None] * len(cameras)
 
 
 def _fingerprint(value: Any) -> Any:

@@ -303,7 +303,8 @@ class Tracker:
             if not poses.valid[row]:
                 continue
             near = DUPLICATE * (boxes[row, 2] - boxes[row, 0])
-            if any(_distance(poses.joints_2d[row], poses.joints_2d[other]) < near for other in rows):
+            apart = np.linalg.norm(poses.joints_2d[rows] - poses.joints_2d[row], axis=-1).mean(1)
+            if (apart < near).any():
                 track.seen = -math.inf
                 continue
             elapsed = time - track.seen
@@ -348,10 +349,6 @@ def _boxes(poses: HandPose[np.ndarray]) -> np.ndarray:
     """Squares (N, 4) px around the joints of a batch."""
     pixels = torch.from_numpy(np.asarray(poses.joints_2d, np.float64))
     return squared(pixel_boxes(pixels)).numpy()
-
-
-def _distance(joints: np.ndarray, other: np.ndarray) -> float:
-    return float(np.linalg.norm(joints - other, axis=-1).mean())
 
 
 def _weight(cutoff: float | np.ndarray, elapsed: float) -> Any:

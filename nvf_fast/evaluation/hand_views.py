@@ -71,7 +71,8 @@ def score_poses(
         visibility, if the samples have surfaces; correlation, Spearman's, of expected and true error; and
         calibration, their means in tenths of the expected errors.
     """
-    truth, scales = _truth(samples), _scales(samples)
+    truth = _truth(samples)
+    scales = np.array([sample.hand_scale for sample in samples], np.float64) / UNIT_SCALE_MM
     intrinsics = np.stack([sample.intrinsics for sample in samples])
     constant = np.broadcast_to(mean_pose(others), truth.shape)
     from_wrist = np.broadcast_to(mean_pose(others - others[:, :1]), truth.shape)
@@ -183,11 +184,6 @@ def measure_times(pose: Callable[[], object], find: Callable[[], object]) -> dic
 
 def _truth(samples: Sequence[HandSample]) -> np.ndarray:
     return np.stack([np.asarray(sample.joints) for sample in samples]).astype(np.float64)
-
-
-def _scales(samples: Sequence[HandSample]) -> np.ndarray:
-    """(N,) sizes of hands relative to the unit hand."""
-    return np.array([sample.hand_scale for sample in samples], np.float64) / UNIT_SCALE_MM
 
 
 def _errors_2d(joints: np.ndarray, truth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:

@@ -9,19 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 
 import torch
 
 DEVICES = ("cpu", "cuda")  # types of those that the library computes on
 
-
-def _use_one_thread() -> None:
-    """Compute in this thread alone: OpenMP's others do not exist in a fork, which would wait for them."""
-    torch.set_num_threads(1)
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_use_one_thread)
+    # A fork computes in one thread: OpenMP's others do not exist in it, and it would wait for them.
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def autocast_off(device: str) -> AbstractContextManager[object]:
