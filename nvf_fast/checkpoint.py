@@ -246,8 +246,7 @@ def push_to_hub(
     Args:
         source: the checkpoint, as in `resolve`.
         repository: "owner/name", which is created if it does not exist.
-        license: as in `save_hub_folder`.
-        text: as in `save_hub_folder`.
+        license, text: as in `save_hub_folder`.
         private: whether a new repository is private.
         revision: branch to upload to; None is the main branch.
         message: message of the commit.

@@ -82,8 +82,7 @@ def export_checkpoint(
         folder: folder of the export, which must not exist yet.
         format: "onnx" for ONNX files, which needs the extra `export`, or "torch" for files of `torch.export`.
         step_mm: mm, spacing of the query points in lattice.npy; the functions take any points.
-        surface_mm: mm; a point votes where abs(sdf) is smaller.
-        fraction: in (0, 1], ratio of the voters that count for each joint.
+        surface_mm, fraction: as in `PoseEstimator`.
         progress: whether to show a progress bar.
 
     Raises:

@@ -31,9 +31,7 @@ def sample_field_points(
     """Sample query points around each hand and measure their signed distances.
 
     Args:
-        joints: (B, 21, 3) mm, camera frame.
-        slope: (B,) tangent of half the view's angle.
-        random: source of randomness.
+        joints, slope, random: as in `points_about`.
 
     Returns:
         Points (B, P, 3), as `points_about` spreads them, and distances (B, P), float32 mm.

@@ -83,9 +83,7 @@ def covered_joints(rig: Rig, hands: Sequence[PosedHand], left: Sequence[bool], s
     """Measure the occlusion of each hand by forearms and the other hand.
 
     Args:
-        rig: of the hands.
-        hands: right hands in the camera frame.
-        left: which of them are shown mirrored.
+        rig, hands, left: as in `Scene.of`.
         slope: tangent of half the view's angle.
 
     Returns:

@@ -196,8 +196,7 @@ def light_vertices(
 
     Args:
         scene: with V vertices.
-        normals: (V, 3) unit.
-        rows: (K,) indices of the vertices that are lit.
+        normals, rows: as in `visibility`.
         seen: (V,), openness.
         lit: (2, V), visibility of both lights.
         reflecting: (V, 5), from `reflectances`.
