@@ -127,15 +127,12 @@ def check_hand_views(
 
 
 def write_hand_view_report(folder: Path, report: Mapping[str, Any], context: Mapping[str, Any]) -> list[Path]:
-    """Write report.json, report.md and calibration.png.
+    """Write report.json, report.md and, with matplotlib, calibration.png, and return their paths.
 
     Args:
         folder: made when missing.
         report: of `check_hand_views`.
         context: conditions of the measurement.
-
-    Returns:
-        The files. Without matplotlib the plot is left out.
     """
     title, lines = "Checks of a network of hand views", report_lines(report)
     written = write_report_files(folder / "report", title, lines, context, report)

@@ -187,15 +187,12 @@ def evaluate_photographs(
 def write_photograph_report(
     folder: Path, scores: Mapping[str, Mapping[str, float]], context: Mapping[str, Any]
 ) -> list[Path]:
-    """Write report.json and report.md.
+    """Write report.json and report.md, and return their paths.
 
     Args:
         folder: made when missing.
         scores: of `evaluate_photographs`.
         context: conditions of the measurement.
-
-    Returns:
-        The files.
     """
     explanation = (
         "Errors against the labels, each hand scaled to the unit hand. The 2D error is in per cent of the "

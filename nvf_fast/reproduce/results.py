@@ -29,15 +29,12 @@ class Result:
 
 
 def write_result(folder: Path, result: Result, context: dict[str, Any]) -> list[Path]:
-    """Write NAME.md and NAME.json into a folder; for another size than the paper's, NAME_SIZE.
+    """Write NAME.md and NAME.json, for another size than the paper's NAME_SIZE, and return their paths.
 
     Args:
         folder: made when missing.
         result: table or figure.
         context: size, data, seed and device, from `Workshop.context`.
-
-    Returns:
-        The files.
     """
     context = {**context, **surroundings()}
     notes = list(result.notes)

@@ -106,12 +106,7 @@ def mean_nodes() -> Tensor:
 
 
 def capsule_distances(nodes: Tensor, points: Tensor) -> Tensor:
-    """Measure the signed distance of points (N, 3) float64 mm to each cone, (N, C) mm, negative inside.
-
-    Args:
-        nodes: (35, 3) float64 mm.
-        points: (N, 3) float64 mm.
-    """
+    """Distances (N, C) mm of points (N, 3) to the cones of nodes (35, 3), float64 mm, negative inside."""
     return cone_distances(nodes[torch.tensor(CAPSULES)], _double(CAPSULE_RADII), points, nodes[ORIGIN])
 
 

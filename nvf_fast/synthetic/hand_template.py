@@ -32,11 +32,7 @@ class Template(NamedTuple):
 
 
 def build_template(spacing_mm: float = SPACING_MM) -> Template:
-    """Mesh the mean capsule hand.
-
-    Args:
-        spacing_mm: of the lattice that it is meshed on.
-    """
+    """Mesh the mean capsule hand on a lattice of `spacing_mm`."""
     nodes = mean_nodes()
     low, high = nodes.amin(0).float() - 22, nodes.amax(0).float() + 22
     low[1] = WRIST_MM  # marching cubes leaves the surface open where its box ends

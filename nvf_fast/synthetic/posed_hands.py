@@ -83,13 +83,7 @@ def posed_vertices(rig: Rig, shapes: HandShapes) -> tuple[np.ndarray, np.ndarray
 
 
 def draw_unit_hands(rig: Rig, draws: Draws, sleeves: float) -> list[PosedHand]:
-    """Draw unit hands in the hand frame.
-
-    Args:
-        rig: the hand.
-        draws: one stream for each hand.
-        sleeves: chance of a sleeve.
-    """
+    """Draw a unit hand in the hand frame by each stream, with a sleeve by the chance `sleeves`."""
     vertices, joints = posed_vertices(rig, draw_shapes(rig, draws))
     scale = (UNIT_SCALE_MM / np.linalg.norm(joints[:, 10] - joints[:, 9], axis=1))[:, None, None]
     hands = zip(scale * vertices, scale * joints, draws.below(2**40).tolist(), strict=True)

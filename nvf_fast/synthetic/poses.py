@@ -92,14 +92,7 @@ def draw_poses(draws: Draws) -> dict[str, Tensor]:
 
 
 def draw_angles(draws: Draws) -> dict[str, Tensor]:
-    """Draw poses, in radians.
-
-    Args:
-        draws: B streams.
-
-    Returns:
-        (B, POSES, 4) of the fingers' joints and (B, POSES) of the thumb's.
-    """
+    """Draw poses by B streams: radians (B, POSES, 4) of the fingers' joints and (B, POSES) of the thumb's."""
     # Curl 0 is a stretched finger, 1 a closed one.
     together = draws.uniform(0, 1, POSES, 1) ** 1.3
     alone = draws.uniform(0, 1, POSES, 4) ** 1.3

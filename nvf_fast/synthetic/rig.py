@@ -74,9 +74,7 @@ class Rig:
     def distances(self, points: np.ndarray, vertices: np.ndarray) -> np.ndarray:
         """Measure signed distances (N,) mm of points (N, 3) to the closed hand.
 
-        Args:
-            points: (N, 3) mm.
-            vertices: of the posed hand; those of a forearm may follow.
+        Vertices of a forearm may follow those of the posed hand.
         """
         return self.closed_mesh.distance(points, vertices[: len(self.vertices)])
 
