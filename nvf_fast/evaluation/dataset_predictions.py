@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from nvf_fast.evaluation.predictors import Predictions
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import write_file
 
 SETTINGS = {True: "with_hand_scale", False: "without_hand_scale"}
 NAMES = ("joints", "scores", "valid", "voters")  # of the arrays of `Predictions`
@@ -126,8 +126,7 @@ class DatasetPredictions:
 
 def save_predictions(path: Path, predictions: DatasetPredictions, with_times: bool = True) -> None:
     """Write predictions as safetensors, atomically; without times, equal predictions give equal bytes."""
-    with whole_file(path) as file:
-        file.write(predictions.to_bytes(with_times))
+    write_file(path, predictions.to_bytes(with_times))
 
 
 def load_predictions(path: Path) -> DatasetPredictions:

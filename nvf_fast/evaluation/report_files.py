@@ -18,7 +18,7 @@ import torch
 
 from nvf_fast import __version__
 from nvf_fast.evaluation.metrics import KeypointScores
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import write_file
 
 
 def write_report_files(
@@ -43,8 +43,7 @@ def write_report_files(
     texts = {".json": json_text, ".md": text}
     files = [stem.with_name(stem.name + suffix) for suffix in texts]
     for path, content in zip(files, texts.values(), strict=True):
-        with whole_file(path) as file:
-            file.write(content.encode())
+        write_file(path, content.encode())
     return files
 
 
