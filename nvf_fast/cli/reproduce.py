@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
@@ -14,7 +14,6 @@ from nvf_fast.cli.outputs import check_output_folder
 from nvf_fast.runtime.extras import extra
 
 if TYPE_CHECKING:
-    from nvf_fast.reproduce.recipes import Role
     from nvf_fast.reproduce.results import Result
     from nvf_fast.reproduce.workshop import Workshop
 
@@ -78,11 +77,7 @@ class Reproduce:
             if self.smoke
             else replace(recipes.PAPER, precision=self.precision, compile=self.compile)
         )
-        given: dict[Role, Path | None] = {
-            "freihand": self.freihand,
-            "complement": self.complement,
-            "ho3d": self.ho3d,
-        }
+        given = {role: getattr(self, role) for role in get_args(recipes.Role)}
         workshop = Workshop(
             self.runs / size.name.replace(" ", "_"),
             size,
