@@ -363,16 +363,14 @@ def _check(
             f"query_field: the first weight must take C + 1 = {channels + 1} inputs, or {channels + 2} with "
             f"the hand scale, for features with C = {channels}; got {tuple(weights[0].shape)}"
         )
+    given = {"features": features, "points": points, "intrinsics": intrinsics, "weights": weights[0]}
     if hand_scale is not None:
         if inputs != channels + 2:
             raise ValueError("query_field: hand_scale was given, but the weights have no input for it")
         check("hand_scale", hand_scale, (batch,))
-    if centres is not None:
-        check("centres", centres, (batch, 3))
-    check_count("query_field", "image_size", image_size, "px")
-    given = {"features": features, "points": points, "intrinsics": intrinsics, "weights": weights[0]}
-    if hand_scale is not None:
         given["hand_scale"] = hand_scale
     if centres is not None:
+        check("centres", centres, (batch, 3))
         given["centres"] = centres
+    check_count("query_field", "image_size", image_size, "px")
     check_devices("query_field", **given)
