@@ -77,8 +77,10 @@ def exif_focal(path: Path | str) -> float | None:
         The focal length, or None if it is missing or lies outside `FOCAL_RANGE`.
 
     Raises:
-        OSError: the file is missing or not an image.
+        OSError: the file is missing or not an image, or a pipe, which has been read before.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError(f"{path}: not a file, so its EXIF data cannot be read again: give the focal length")
     with _damages(path), _open(path) as file:
         width, height = file.size
         exif = file.getexif().get_ifd(ExifTags.IFD.Exif)
@@ -100,9 +102,12 @@ def exif_focal(path: Path | str) -> float | None:
     return focal if low <= focal <= high else None
 
 
-def _open(path: Path | str) -> Image.Image:
+@contextmanager
+def _open(path: Path | str) -> Iterator[Image.Image]:
     Image.init()
-    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with open(path, "rb") as file, Image.open(file, formats=formats) as image:  # Pillow leaves pipes open
+        yield image
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zipfile
 import zlib
@@ -37,7 +38,7 @@ from nvf_fast.evaluation import mean_pose, metrics
 from nvf_fast.evaluation.submission import read_submission
 from nvf_fast.image_files import exif_focal, read_image
 from nvf_fast.model import NVF
-from nvf_fast.overlay import description, draw_poses
+from nvf_fast.overlay import description, draw_poses, write_drawing
 from nvf_fast.pose import HandPose
 from nvf_fast.runtime.files import locked
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
@@ -1086,3 +1087,31 @@ def test_drawing(tmp_path: Path) -> None:
         draw_poses(image / 255, pose)
     with pytest.raises(ValueError, match="draw_poses takes one image, got several"):
         draw_poses(image[None], pose)
+
+
+def test_drawings_need_an_id_for_each_hand_and_bones_between_joints(tmp_path: Path) -> None:
+    image = np.zeros((60, 80, 3), np.uint8)
+    joints_2d = np.stack([np.linspace(20, 60, 21)] * 2, -1)
+    pose = HandPose(np.ones((21, 3)), joints_2d, np.ones(21), 5, True, 99, 1.0)
+    with pytest.raises(ValueError, match=r"ids must be one for each of 2 pose\(s\), or empty, got \[3\]"):
+        draw_poses(image, [pose, pose], ids=[3])
+    with pytest.raises(ValueError, match=r"bones must be pairs of joints 0 to 20, got \[\(0, 21\)\]"):
+        draw_poses(image, pose, bones=[(0, 21)])
+    write_drawing(str(tmp_path / "drawn.png"), draw_poses(image, iter([pose]), ids=np.array([3])))  # type: ignore[arg-type]
+    assert read_image(tmp_path / "drawn.png").shape == image.shape
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    os.mkfifo(tmp_path / "pipe")
+    content = (tmp_path / "photo.png").read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of files that are left open
+        np.testing.assert_array_equal(read_image(tmp_path / "pipe"), pixels)
+    writer.join()
+    with pytest.raises(OSError, match=r"pipe: not a file, .* give the focal length"):
+        exif_focal(tmp_path / "pipe")
