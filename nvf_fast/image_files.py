@@ -13,7 +13,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Formats that Pillow decodes itself; others, such as EPS, start further programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the images of a folder
+# Of the images of a folder.
+SUFFIXES = (*(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"), *(".gif", ".ppm", ".avif", ".jp2"))
 FILM_DIAGONAL_MM = 43.2666  # of a 36 x 24 mm frame, to which 35 mm equivalents refer (CIPA DCG-001)
 MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0}  # of the resolution of the focal plane
 FOCAL_RANGE = (0.2, 50.0)  # plausible focal lengths, relative to the longer side
