@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Self, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from nvf_fast.camera import Array, project
 from nvf_fast.lens import FISHEYE, PLUMB_BOB, Lens, LensModel, distort
-from nvf_fast.runtime.arguments import read_numbers
+from nvf_fast.runtime.arguments import check_number, read_numbers
 
 # In lengths of the image's longer side. The shortest spans 157 degrees; with the longest, a hand of 0.2 m
 # fills the image from 2 km away. A crop to 1/100 of the width of a photograph with an 800 mm lens has 2200.
@@ -60,13 +61,7 @@ class Camera:
         K = read_numbers("K", self.K, "numbers of px")
         if K.shape != (3, 3):
             raise ValueError(f"K must be (3, 3) px, got shape {K.shape}")
-        try:
-            width, height = (int(each) for each in self.size)
-            whole = (width, height) == tuple(self.size) and all(0 < each < 2**31 for each in (width, height))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise TypeError(f"size must be (width, height) in px, got {self.size!r}") from error
-        if not whole:
-            raise ValueError(f"size must be (width, height), positive whole numbers of px, got {self.size}")
+        width, height = _checked_size(self.size)
         check_intrinsics(K.tolist(), width, height)
         K.flags.writeable = False
         object.__setattr__(self, "K", K)
@@ -79,8 +74,10 @@ class Camera:
 
         Raises:
             ValueError: the angle is not between 5 and 180 degrees, or the size is invalid.
+            TypeError: an argument has the wrong type.
         """
-        width, height = size
+        check_number("degrees", degrees)
+        width, height = _checked_size(size)
         focal = fov_focal(degrees, width)
         return cls(np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]), size)
 
@@ -103,7 +100,10 @@ class Camera:
 
         Raises:
             ValueError: K has a skew, and the number of quarters is odd.
+            TypeError: the number of quarters is not a whole number.
         """
+        if not isinstance(quarters, Integral):
+            raise TypeError(f"quarters must be a whole number, got {quarters!r}")
         if quarters % 4 == 0:
             return self
         if self.K[0, 1] != 0:
@@ -133,11 +133,11 @@ class Camera:
             TypeError: they are not numbers.
         """
         points = _vectors("points", points, 3)
-        given = torch.as_tensor(points)
+        given = points if isinstance(points, Tensor) else torch.from_numpy(points.astype(np.float64))
         camera = Cameras(self.K[None], (self._lens,))
         pixels = camera.project(given.double().reshape(1, -1, 3)).reshape(*given.shape[:-1], 2)
-        pixels = pixels.where(given[..., 2:] > 0, math.nan).to(given.dtype)
-        return pixels if isinstance(points, Tensor) else pixels.numpy()
+        pixels = pixels.where(given[..., 2:] > 0, math.nan)
+        return pixels.to(points.dtype) if isinstance(points, Tensor) else pixels.numpy().astype(points.dtype)
 
     def rays(self, pixels: Array) -> Array:
         """The rays through pixels, undistorted by Newton's method.
@@ -154,7 +154,7 @@ class Camera:
             TypeError: they are not numbers.
         """
         pixels = _vectors("pixels", pixels, 2)
-        given = torch.as_tensor(pixels).detach().cpu().double().numpy()
+        given = read_numbers("pixels", pixels, "(..., 2) numbers", most=2**31)
         slopes = _slopes(given, self.K)
         slopes = slopes if self._lens is None else self._lens.undistort(slopes)
         rays = np.append(slopes, np.ones_like(slopes[..., :1]), -1)
@@ -234,7 +234,9 @@ class Cameras:
         return project(torch.stack(bent), self._intrinsics_like(points))
 
     def _intrinsics_like(self, points: Array) -> Array:
-        return torch.tensor(self.intrinsics).to(points) if isinstance(points, Tensor) else self.intrinsics
+        if isinstance(points, Tensor):
+            return torch.tensor(self.intrinsics, dtype=points.dtype, device=points.device)
+        return self.intrinsics
 
     def straight(self, pixels: np.ndarray) -> np.ndarray:
         """Undistort pixels (B, N, 2): those at which pinhole cameras of the same K see the same points.
@@ -307,6 +309,18 @@ def _vectors(name: str, values: Any, length: int) -> Any:
     if not values.ndim or values.shape[-1] != length:
         raise ValueError(f"{name} must be (..., {length}) numbers, got shape {tuple(values.shape)}")
     return values
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    """Width and height in px."""
+    try:
+        width, height = (int(each) for each in size)
+        whole = (width, height) == tuple(size) and all(0 < each < 2**31 for each in (width, height))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"size must be (width, height) in px, got {size!r}") from error
+    if not whole:
+        raise ValueError(f"size must be (width, height), positive whole numbers of px, got {size}")
+    return width, height
 
 
 def _coefficients(given: Any, model: Any) -> tuple[float, ...]:

@@ -20,6 +20,7 @@ from nvf_fast.hand_surface import RADII_MM, cone_ends
 from nvf_fast.inputs import METRES, check_hand_scales, read_cameras
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths
 from nvf_fast.pose import A, HandPose
+from nvf_fast.runtime.arguments import check_dense
 
 RAYS = 32  # across and down, of the grid that covers the hand
 SPHERES = 6  # along each cone
@@ -153,6 +154,8 @@ def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> l
     for index, each in enumerate(depths):
         if not isinstance(each, np.ndarray | Tensor):
             raise TypeError(f"depth must be a numpy array or a torch tensor, got {type(each).__name__}")
+        if isinstance(each, Tensor):
+            check_dense("depth", each)
         shape = tuple(each.shape)
         expected = shape if sizes is None else tuple(sizes[index])
         if each.ndim != 2 or shape != expected:

@@ -7,6 +7,7 @@ function also holds the content of interface.json.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shutil
@@ -371,7 +372,9 @@ def _write_onnx(program: ExportedProgram, function: Function, path: Path, interf
 def _write_program(
     program: ExportedProgram, function: Function, path: Path, interface: dict[str, Any]
 ) -> None:
-    torch.export.save(program, path, extra_files={INTERFACE_FILE: _text(interface)})
+    buffer = io.BytesIO()  # PyTorch's own writer ends the process on a full disk
+    torch.export.save(program, buffer, extra_files={INTERFACE_FILE: _text(interface)})
+    path.write_bytes(buffer.getbuffer())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.joint_definitions import TIPS, UNIT_LENGTH_MM, bone_lengths, palm_frame
+from nvf_fast.runtime.arguments import check_number
 
 if TYPE_CHECKING:
     import trimesh
@@ -69,9 +70,11 @@ def hand_mesh(joints: np.ndarray, step_mm: float = 2.0) -> trimesh.Trimesh:
 
     Raises:
         ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
+        TypeError: the step is not a number.
     """
     from nvf_fast.surface import closed_mesh
 
+    check_number("step_mm", step_mm)
     joints = joints.astype(np.float64)
     size = float(bone_lengths(joints).sum()) / UNIT_LENGTH_MM
     starts, ends = (torch.from_numpy(each[0]).float() for each in cone_ends(joints[None] / size))

@@ -14,7 +14,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 ASSETS = Path(__file__).resolve().parent / "assets"
 # Formats that Pillow decodes itself; others, such as EPS, start further programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the images of a folder
+# Of the images of a folder.
+SUFFIXES = (*(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"), *(".gif", ".ppm", ".avif", ".jp2"))
 FILM_DIAGONAL_MM = 43.2666  # of a 36 x 24 mm frame, to which 35 mm equivalents refer (CIPA DCG-001)
 MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0}  # of the resolution of the focal plane
 FOCAL_RANGE = (0.2, 50.0)  # plausible focal lengths, relative to the longer side
@@ -85,8 +86,10 @@ def exif_focal(path: Path | str) -> float | None:
         The focal length, or None if it is missing or lies outside `FOCAL_RANGE`.
 
     Raises:
-        OSError: the file is missing or not an image.
+        OSError: the file is missing or not an image, or a pipe, which has been read before.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError(f"{path}: not a file, so its EXIF data cannot be read again: give the focal length")
     with _damages(path), _open(path) as file:
         width, height = file.size
         exif = file.getexif().get_ifd(ExifTags.IFD.Exif)
@@ -108,9 +111,12 @@ def exif_focal(path: Path | str) -> float | None:
     return focal if low <= focal <= high else None
 
 
-def _open(path: Path | str) -> Image.Image:
+@contextmanager
+def _open(path: Path | str) -> Iterator[Image.Image]:
     Image.init()
-    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with open(path, "rb") as file, Image.open(file, formats=formats) as image:  # Pillow leaves pipes open
+        yield image
 
 
 @contextmanager

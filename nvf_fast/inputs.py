@@ -16,7 +16,7 @@ from nvf_fast.camera_model import Camera, Cameras, check_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pose import HandPose
-from nvf_fast.runtime.arguments import read_numbers
+from nvf_fast.runtime.arguments import check_dense, read_numbers
 from nvf_fast.volumes import Placement
 
 VIEW_DEGREES = 2 * math.degrees(math.atan(REFERENCE_SLOPE))
@@ -407,6 +407,8 @@ def _check_image(image: Any, index: int | None, channels: int) -> None:
     if not isinstance(image, np.ndarray | Tensor):
         hint = "; np.asarray(image.convert('RGB')) makes one of it" if hasattr(image, "convert") else ""
         raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(image).__name__}{hint}")
+    if isinstance(image, Tensor):
+        check_dense(name, image)
     shape = image.shape
     if not (len(shape) == 3 or (len(shape) == 4 and index is None)) or shape[-1] != channels or 0 in shape:
         shape = tuple(shape)

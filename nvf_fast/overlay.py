@@ -45,17 +45,22 @@ def draw_poses(
         An RGB image of the same size.
 
     Raises:
-        ValueError: the image has another shape.
+        ValueError: the image has another shape, the ids another number, or a bone a joint of another number.
         TypeError: the image has another type or dtype.
     """
     image = read_one_image("draw_poses", image)
     if isinstance(poses, HandPose) and poses.joints.ndim == 2:
         poses = [poses]
-    hands = [(pose, f"{ids[row]} " if ids else "") for row, pose in enumerate(poses) if pose.valid]
+    poses = list(poses)
+    if len(ids) not in (0, len(poses)):
+        raise ValueError(f"ids must be one for each of {len(poses)} pose(s), or empty, got {ids}")
+    hands = [(pose, f"{ids[row]} " if len(ids) else "") for row, pose in enumerate(poses) if pose.valid]
     drawing, drawn, labels = Image.fromarray(np.asarray(image)), [np.empty((0, 2))], []
     for pose, label in sorted(hands, key=lambda hand: -float(hand[0].joints[:, 2].mean())):
         pixels = np.asarray(pose.joints_2d, np.float64) + 0.5
         edges = bones if bones is not None else BONES if len(pixels) == len(JOINT_NAMES) else ()
+        if not all(0 <= joint < len(pixels) for edge in edges for joint in edge):
+            raise ValueError(f"bones must be pairs of joints 0 to {len(pixels) - 1}, got {edges}")
         _draw_skeleton(drawing, pixels, pose, edges)
         starts, ends = pixels[np.array(edges or [(0, 0)])].transpose(1, 0, 2)
         drawn += [starts + ratio * (ends - starts) for ratio in np.linspace(0, 1, 6)]
@@ -66,13 +71,14 @@ def draw_poses(
     return drawing
 
 
-def write_drawing(path: Path, drawing: Image.Image) -> None:
+def write_drawing(path: Path | str, drawing: Image.Image) -> None:
     """Write a drawing atomically, in the format of its file name's extension.
 
     Raises:
         ValueError: the extension is not that of an image format.
         OSError: the file cannot be written.
     """
+    path = Path(path)
     format = Image.registered_extensions().get(path.suffix.lower())
     if format is None:
         raise ValueError(f"{path} must have an image extension, such as .png or .jpg")

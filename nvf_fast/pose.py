@@ -30,7 +30,7 @@ BONES = tuple((0 if part == 0 else 4 * f + part, 4 * f + part + 1) for f in rang
 SPREAD_MM = 20.0  # votes scattered this far about their joint, or as large an expected error, halve its score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class Votes(Generic[A]):
     """The points that voted for one hand, in the frame of the image's camera.
 
@@ -46,7 +46,7 @@ class Votes(Generic[A]):
     directions: A
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class HandPose(Generic[A]):
     """One hand's pose, or a batch of them, in the image's array type.
 
@@ -118,9 +118,14 @@ class HandPose(Generic[A]):
         """
         if self.joints.ndim < 3:
             raise TypeError("this is one pose, not a batch of them")
-        if not isinstance(index, int | slice):
+        if not isinstance(index, int | slice) or isinstance(index, bool):
             rows: Any = index.numpy(force=True) if isinstance(index, Tensor) else index
-            index = np.arange(len(self))[rows].tolist()
+            chosen_rows = np.arange(len(self))[rows]
+            if chosen_rows.ndim > 1:
+                raise IndexError(f"poses are chosen by a number, a slice, a list or a mask, got {index!r}")
+            index = chosen_rows.tolist()
+        elif isinstance(index, slice) and (index.step or 1) < 0:  # torch has no negative strides
+            index = list(range(len(self)))[index]
 
         def chosen(values: Any) -> Any:
             if isinstance(values, tuple) and isinstance(index, list):
@@ -247,7 +252,7 @@ class HandPose(Generic[A]):
             step_mm: mm, spacing of the lattice for marching cubes.
 
         Raises:
-            TypeError: this is a batch.
+            TypeError: this is a batch, or the step is not a number.
             ValueError: the pose is not valid or not of a hand, or the step is out of range.
             ImportError: scikit-image is not installed (`pip install nvf-fast[viz]`).
         """

@@ -105,7 +105,7 @@ class RequestReader:
         arguments = K, hand_scale, box, side, return_votes, previous, root
         try:
             key = tuple(sizes), single, _fingerprint(arguments)
-        except (TypeError, RecursionError):
+        except (TypeError, RuntimeError):  # of a tensor without values, or a list that holds itself
             key = None
         known = self._known.get(key)
         if known is None:

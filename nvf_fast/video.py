@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from nvf_fast.image_files import image_files, read_image
+from nvf_fast.runtime.arguments import check_number
 from nvf_fast.runtime.extras import extra
 
 FRAME_RATE = 30.0  # Hz, of a folder of images
@@ -45,9 +47,11 @@ def read_frames(
 
     Raises:
         OSError: the source is missing, contains no readable frame, or is or becomes unreadable.
-        ValueError: a folder contains no images.
+        ValueError: a folder contains no images, or its frame rate is not positive and finite.
+        TypeError: the frame rate is not a number.
         ImportError: a video or a camera needs PyAV, which the extra `video` installs.
     """
+    _check_rate("frame_rate", frame_rate)
     if str(source).startswith(CAMERA):
         yield from _camera_frames(str(source)[len(CAMERA) :])
     elif Path(source).is_dir():
@@ -78,6 +82,12 @@ def video_rate(source: Path | str) -> Fraction | None:
     with _open(Path(source)) as container:
         rate: Fraction | None = container.streams.video[0].average_rate
         return rate
+
+
+def _check_rate(name: str, rate: Any) -> None:
+    check_number(name, rate)
+    if not 0 < rate < math.inf:
+        raise ValueError(f"{name} must be a positive number of Hz, got {rate}")
 
 
 def _video_frames(path: Path, damaged: Damaged | None) -> Iterator[Frame]:
@@ -168,15 +178,18 @@ class VideoWriter:
 
     Raises:
         ImportError: PyAV is not installed (`pip install nvf-fast[video]`).
-        ValueError: the path has another suffix.
+        ValueError: the path has another suffix, or the rate is not positive and finite.
+        TypeError: the rate is not a number.
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, rate: Fraction | float) -> None:
-        self._av, self._path = _pyav(), path
+    def __init__(self, path: Path | str, rate: Fraction | float) -> None:
+        self._av, path = _pyav(), Path(path)
+        self._path = path
+        _check_rate("rate", rate)
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise ValueError(f"a video's name must end in {', '.join(VIDEO_SUFFIXES)}, got {path}")
-        self._rate = Fraction(rate).limit_denominator(65535)
+        self._rate = Fraction(rate if isinstance(rate, Fraction) else float(rate)).limit_denominator(65535)
         self._stream: Any = None
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -188,10 +201,12 @@ class VideoWriter:
         """Append a frame (H, W, 3) uint8 RGB; sides of odd length lose a pixel, which the format requires.
 
         Raises:
-            ValueError: the frame's size differs from that of the previous frames.
+            ValueError: the frame's size differs from that of the previous frames, or is below 2 x 2 px.
             OSError: the frame cannot be written.
         """
         height, width = (side - side % 2 for side in image.shape[:2])
+        if not (height and width):
+            raise ValueError(f"frames must have at least 2 x 2 px, got shape {image.shape}")
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self._rate)
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"

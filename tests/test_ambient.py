@@ -23,6 +23,7 @@ from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.config import NVFConfig
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.grid import frustum_grid
+from nvf_fast.image_files import read_image
 from nvf_fast.model import NVF
 from nvf_fast.runtime.profiling import Profiler
 from nvf_fast.tracking import Tracker
@@ -30,6 +31,7 @@ from tests.hand_cases import hand_network
 from tests.reference_cases import SHAPE, reference_network
 
 ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "nvf_fast/assets/demo.jpg"
 
 
 @contextmanager
@@ -162,6 +164,27 @@ def test_loaded_networks_are_the_same(state: str) -> None:
     points = estimator.lattice.points(torch.tensor([400.0]), torch.tensor([0.2]))  # type: ignore[call-arg, arg-type]
     assert isinstance(estimator.model, NVF) and points.dtype == torch.float32
     model.field.weights[0].requires_grad_().sum().backward()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_cameras_and_followed_hands_are_the_same(state: str) -> None:
+    estimator, image = nvf_fast.load(device="cpu"), read_image(DEMO)
+    camera = nvf_fast.Camera([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]], (960, 540), (-0.1, 0, 0, 0))  # type: ignore[arg-type]
+
+    def results() -> Iterator[Any]:
+        tracker = Tracker(estimator)
+        for time in range(2):
+            ids, poses = tracker(image, camera, time / 30)
+            assert len(ids) == 2
+            yield poses
+        yield (camera.project(poses.joints), camera.rays(poses.joints_2d))
+        yield (camera.project([[1, 2, 900]]), camera.rays([[1, 2]]))  # type: ignore[type-var]
+
+    expected = [*flat(list(results()))]
+    with STATES[state]():
+        found = [*flat(list(results()))]
+    for result, value in zip(found, expected, strict=True):
+        assert result.dtype == value.dtype and torch.equal(result, value)
 
 
 def test_training_follows_autocast() -> None:

@@ -282,11 +282,24 @@ def test_accepts_every_crop_of_a_photograph(focal_35mm: int) -> None:
         ((K, SIZE, (0.1, math.inf, 0, 0)), ValueError, "distortion must be finite"),
         ((K, SIZE, (0.0,) * 13 + (0.1,)), ValueError, "a tilted sensor"),
         ((K, SIZE, "radial"), TypeError, "distortion must be numbers"),
+        ((torch.eye(3).to_sparse(), SIZE), TypeError, "K must be a dense tensor with values, got a torch.sp"),
+        ((torch.empty(3, 3, device="meta"), SIZE), TypeError, "K must be a dense tensor .* one on meta"),
     ],
 )
 def test_refuses_invalid_cameras(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Camera(*arguments)
+
+
+def test_refuses_arguments_of_other_types() -> None:
+    for quarters in (1.5, "1", None):
+        with pytest.raises(TypeError, match="quarters must be a whole number, got"):
+            Camera(K, SIZE).rotated(quarters)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="degrees must be a number, got '66'"):
+        Camera.from_fov("66", SIZE)  # type: ignore[arg-type]
+    for size in (640, (640,), "ab"):
+        with pytest.raises(TypeError, match=r"size must be \(width, height\)"):
+            Camera.from_fov(66, size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("method", "length"), [("project", 3), ("rays", 2)])
@@ -298,6 +311,12 @@ def test_vectors_are_lists_or_arrays_of_numbers(method: str, length: int) -> Non
         found = convert(given)
         assert found.dtype == (torch.float64 if isinstance(given, torch.Tensor) else np.float64)
         np.testing.assert_array_equal(found, expected)
+    for kind in (">f8", "f4", "f2", np.longdouble):
+        given = np.array([*whole, [100, 100, 900][:length]], kind)[::-1]  # with negative strides
+        given.flags.writeable = False
+        found = convert(given)
+        assert found.dtype == given.dtype
+        np.testing.assert_array_equal(found[1:], expected.astype(kind))
     for given in ([1.0], 1.0, np.zeros((2, 4)), torch.zeros(3, 1)):
         with pytest.raises(ValueError, match=rf"must be \(\.\.\., {length}\) numbers, got shape"):
             convert(given)

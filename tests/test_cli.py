@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zipfile
 import zlib
@@ -35,9 +36,9 @@ from nvf_fast.depth import DepthFit
 from nvf_fast.estimator import load
 from nvf_fast.evaluation import mean_pose, metrics
 from nvf_fast.evaluation.submission import read_submission
-from nvf_fast.image_files import exif_focal, read_image
+from nvf_fast.image_files import SUFFIXES, exif_focal, read_image
 from nvf_fast.model import NVF
-from nvf_fast.overlay import description, draw_poses
+from nvf_fast.overlay import description, draw_poses, write_drawing
 from nvf_fast.pose import HandPose
 from nvf_fast.runtime.files import locked
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
@@ -302,6 +303,46 @@ def test_predict_takes_boxes_from_a_file(
     assert status == 2 and "boxes.json: not JSON" in err
     status, _, err = run("predict", images[0], "--boxes", listed, "--box", 1, 2, 30, 40, *hands)
     assert status == 2 and "give --box or --boxes" in err
+
+
+def test_equal_names_in_several_folders_need_paths(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "second").mkdir()
+    second = tmp_path / "second/a.png"
+    second.write_bytes(images[0].read_bytes())
+    listed, options = tmp_path / "boxes.json", ["--fx", 500, *hands]
+    listed.write_text(json.dumps({"a.png": [{"box": [40, 30, 100, 90]}], str(second): []}))
+    status, out, _ = run("predict", images[0], second, "--boxes", listed, *options)
+    assert (
+        status == 2
+        and f"several images are named a.png: name them in {listed} as" in records(out)[0]["error"]
+    )
+    assert records(out)[1]["hands"] == []
+    (tmp_path / "depths").mkdir()
+    Image.fromarray(np.full((120, 160), 500, np.uint16)).save(tmp_path / "depths/a.png")
+    status, out, _ = run("predict", images[0], second, "--depth", tmp_path / "depths", *options)
+    assert status == 2 and all(
+        "several images would have the depth" in each["error"] for each in records(out)
+    )
+
+
+def test_folders_hold_every_format_that_is_read(run: Run, hands: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    names = [f"a{suffix}" for suffix in SUFFIXES if suffix in Image.registered_extensions()]
+    for name in names:
+        Image.new("RGB", (160, 120)).save(tmp_path / "photos" / name)
+    _, out, _ = run("predict", tmp_path / "photos", "--fx", 500, *hands)
+    assert sorted(Path(each["image"]).name for each in records(out)) == sorted(names)
+    assert {Image.registered_extensions()[Path(name).suffix] for name in names} >= {"GIF", "PPM"}
+
+
+def test_large_photographs_are_not_called_attacks(
+    run: Run, images: list[Path], hands: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 160 * 120 - 1)
+    status, _, err = run("predict", images[0], "--fx", 500, "--box", 40, 30, 100, 90, *hands)
+    assert status == 0 and "attack" not in err
 
 
 def test_predict_refuses_a_root_relative_network(run: Run, images: list[Path], tmp_path: Path) -> None:
@@ -1086,3 +1127,31 @@ def test_drawing(tmp_path: Path) -> None:
         draw_poses(image / 255, pose)
     with pytest.raises(ValueError, match="draw_poses takes one image, got several"):
         draw_poses(image[None], pose)
+
+
+def test_drawings_need_an_id_for_each_hand_and_bones_between_joints(tmp_path: Path) -> None:
+    image = np.zeros((60, 80, 3), np.uint8)
+    joints_2d = np.stack([np.linspace(20, 60, 21)] * 2, -1)
+    pose = HandPose(np.ones((21, 3)), joints_2d, np.ones(21), 5, True, 99, 1.0)
+    with pytest.raises(ValueError, match=r"ids must be one for each of 2 pose\(s\), or empty, got \[3\]"):
+        draw_poses(image, [pose, pose], ids=[3])
+    with pytest.raises(ValueError, match=r"bones must be pairs of joints 0 to 20, got \[\(0, 21\)\]"):
+        draw_poses(image, pose, bones=[(0, 21)])
+    write_drawing(str(tmp_path / "drawn.png"), draw_poses(image, iter([pose]), ids=np.array([3])))  # type: ignore[arg-type]
+    assert read_image(tmp_path / "drawn.png").shape == image.shape
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    os.mkfifo(tmp_path / "pipe")
+    content = (tmp_path / "photo.png").read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of files that are left open
+        np.testing.assert_array_equal(read_image(tmp_path / "pipe"), pixels)
+    writer.join()
+    with pytest.raises(OSError, match=r"pipe: not a file, .* give the focal length"):
+        exif_focal(tmp_path / "pipe")

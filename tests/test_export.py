@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -311,3 +312,22 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match=r"No space left on device: '.*/new'"):
         export_checkpoint(None, tmp_path / "new", "torch")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes")
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_full_disk_is_an_error(tmp_path: Path, format: str) -> None:
+    if format == "onnx":
+        need_onnx()
+    script = """
+import resource, sys
+from nvf_fast.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000,) * 2)
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", script, "export", "--format", format, "--out", tmp_path / "full"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    error = f"nvf-fast export: {tmp_path / 'full'}: File too large"
+    assert (ended.returncode, ended.stderr.strip().splitlines()[-1]) == (2, error)
+    assert "Traceback" not in ended.stderr and not list(tmp_path.iterdir())

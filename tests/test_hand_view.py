@@ -653,3 +653,18 @@ def test_cameras_are_kept_between_boxes_until_they_change(model: NVF, image: np.
     np.testing.assert_array_equal(changed.joints, fresh.joints)
     with pytest.raises(ValueError, match="K must"):  # the same matrix of another image
         estimator(image.repeat(30, 0).repeat(30, 1), intrinsics, box=larger, side="right")
+
+
+@pytest.mark.parametrize("name", ["image", "K", "box", "depth"])
+def test_refuses_tensors_without_values(name: str) -> None:
+    arguments = {
+        "image": torch.zeros(60, 80, 3, dtype=torch.uint8),
+        "K": torch.tensor([[80.0, 0, 39.5], [0, 80, 29.5], [0, 0, 1]]),
+        "box": torch.tensor([20.0, 10, 60, 50]),
+        "depth": torch.full((60, 80), 300.0),
+    }
+    estimator = PoseEstimator(hand_network())
+    assert estimator(**arguments).joints.shape == (21, 3)
+    for tensor in (arguments[name].to("meta"), arguments[name].to_sparse()):
+        with pytest.raises(TypeError, match=f"{name} must be a dense tensor with values, got a torch"):
+            estimator(**{**arguments, name: tensor})

@@ -62,6 +62,26 @@ def test_batch_takes_masks_and_indices(form: Callable[[list], Any]) -> None:
             poses[form([True, False])]
 
 
+def test_slices_may_run_backwards() -> None:
+    for poses in (batch(), batch().numpy()):
+        np.testing.assert_array_equal(poses[::-1].valid, [False, True, True])
+        assert poses[::-2].votes == (poses.votes[2], poses.votes[0])
+    assert batch().numpy()[::-1].tensors("cpu").joints.shape == (3, 21, 3)
+
+
+@pytest.mark.parametrize("index", [True, np.True_, None, [[0, 1]], np.zeros((1, 3), int)])
+def test_refuses_indices_of_several_axes(index: Any) -> None:
+    for poses in (batch(), batch().numpy()):
+        with pytest.raises(IndexError, match="a number, a slice, a list or a mask, got"):
+            poses[index]
+
+
+def test_poses_are_compared_and_hashed_as_objects() -> None:
+    poses = [*batch().numpy()]
+    assert poses[1] in poses and poses[1] not in poses[:1] and len({*poses, poses[0]}) == 3
+    assert poses[0].votes not in (poses[1].votes, poses[2].votes)
+
+
 def test_representation_is_short_and_names_what_matters() -> None:
     poses = replace(batch(), side=("right", "left", "left"))
     for each in (poses, poses.numpy()):

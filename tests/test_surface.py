@@ -119,6 +119,8 @@ def test_poses_without_a_mesh(hands: list[PosedHand]) -> None:
         pose_of(joints, valid=np.array(False)).mesh()
     with pytest.raises(ValueError, match="the 21 joints of a hand, the pose has 17"):
         pose_of(joints[:17]).mesh()
+    with pytest.raises(TypeError, match="step_mm must be a number, got '2'"):
+        pose_of(joints).mesh("2")  # type: ignore[arg-type]
     for step in (0.0, math.nan):
         with pytest.raises(ValueError, match="a positive number of mm"):
             pose_of(joints).mesh(step)

@@ -50,6 +50,24 @@ def test_a_written_video_is_read_back(tmp_path: Path) -> None:
             writer.write(images[0][:, :32])
 
 
+def test_names_may_be_text_and_rates_any_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    with VideoWriter(str(tmp_path / "clip.mp4"), np.float32(25)) as writer:
+        for shape in ((1, 8, 3), (8, 1, 3)):
+            with pytest.raises(ValueError, match="at least 2 x 2 px, got shape"):
+                writer.write(np.zeros(shape, np.uint8))
+        writer.write(np.zeros((8, 8, 3), np.uint8))
+    assert video_rate(tmp_path / "clip.mp4") == 25
+    for rate in (0, -1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="rate must be a positive number of Hz, got"):
+            VideoWriter(tmp_path / "other.mp4", rate)
+        with pytest.raises(ValueError, match="frame_rate must be a positive number of Hz, got"):
+            next(read_frames(tmp_path, rate))
+    with pytest.raises(TypeError, match="rate must be a number, got '30'"):
+        VideoWriter(tmp_path / "other.mp4", "30")  # type: ignore[arg-type]
+    assert not (tmp_path / "other.mp4").exists()
+
+
 def test_frames_are_turned_upright() -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     frame = SimpleNamespace(to_ndarray=lambda format: pixels, rotation=-90)

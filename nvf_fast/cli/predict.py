@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from PIL import Image
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
@@ -97,7 +100,7 @@ class Predict:
 
     def run(self) -> None:
         self.camera.check()
-        files = self._output_files(self._image_files())
+        files = self._output_files(self._image_files)
         listed = self._read_boxes()
         if self.depth is not None and not self.depth.is_dir() and len(files) > 1:
             raise UserError(f"--depth must be a folder for several images, got {self.depth}")
@@ -132,6 +135,7 @@ class Predict:
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always")
                         warnings.filterwarnings("ignore", "hand_scale ")  # said above, once
+                        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half the limit
                         record = self._predict(estimator, path, listed, outputs)
                         line = records.line(record)
                 except Exception as error:  # whatever an image causes must not stop the others
@@ -213,6 +217,10 @@ class Predict:
     def _listed(self, path: Path, listed: dict[str, Any]) -> tuple[list[Any], list[str | None]]:
         """Boxes and sides of one image's hands."""
         names = [name for name in (str(path), path.name) if name in listed]
+        if names and names[0] != str(path) and self._counts["name", path.name] > 1:
+            raise UserError(
+                f"several images are named {path.name}: name them in {self.boxes} as {str(path)!r}"
+            )
         if not names:
             raise UserError(f"{self.boxes} has no entry {path.name!r}")
         hands = listed[names[0]]
@@ -228,6 +236,8 @@ class Predict:
         assert self.depth is not None
         if not self.depth.is_dir():
             return self.depth
+        if self._counts["stem", path.stem] > 1:
+            raise UserError(f"--depth: several images would have the depth image {path.stem}")
         files = [self.depth / f"{path.stem}{suffix}" for suffix in DEPTH_SUFFIXES]
         found = [file for file in files if file.is_file()]
         if len(found) != 1:
@@ -235,6 +245,12 @@ class Predict:
             raise UserError(f"{self.depth} must hold one depth image of {path.name}: one of {names}")
         return found[0]
 
+    @cached_property
+    def _counts(self) -> Counter[tuple[str, str]]:
+        """How many images have a name or a stem."""
+        return Counter((part, getattr(path, part)) for path in self._image_files for part in ("name", "stem"))
+
+    @cached_property
     def _image_files(self) -> list[Path]:
         """The image files given, each once."""
         images: list[Path] = []

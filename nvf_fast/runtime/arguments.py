@@ -18,6 +18,13 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse tensors whose values cannot be read as an array, with a `TypeError`."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else tensor.layout
+        raise TypeError(f"{name} must be a dense tensor with values, got a {kind} one on {tensor.device}")
+
+
 def check_choices(config: object) -> None:
     """Check the fields of a dataclass whose type is a `Literal`.
 
@@ -69,5 +76,6 @@ def read_numbers(name: str, value: Any, expected: str, most: int = MOST_NUMBERS)
     if count > most:
         raise ValueError(f"{name} must be {expected}, got shape {tuple(given.shape)}")
     if isinstance(given, Tensor):
+        check_dense(name, given)
         return given.cpu().double().numpy().copy()
     return np.array(given, dtype=np.float64)
