@@ -127,18 +127,19 @@ def read_hand_scale(hand_scale: Any, count: int, config: NVFConfig, of: str = "h
 
 def check_hand_scales(name: str, scales: np.ndarray, hint: str = FELT_BONE) -> None:
     """Refuse hand scales (N,) mm that nobody has, and warn of those that hardly anybody has."""
-    for (low, high), often in ((HAND_SCALE_RANGE_MM, ""), (USUAL_HAND_SCALES_MM, "nearly always ")):
+    meaning = "the length in mm between joints 9 and 10 as FreiHAND defines them"
+    for (low, high), refused in ((HAND_SCALE_RANGE_MM, True), (USUAL_HAND_SCALES_MM, False)):
         outside = [value for value in scales.tolist() if not low <= value <= high]
-        if not outside:
-            continue
-        got = "" if often else f", got {outside[0]:.4g}"  # warnings of equal text are shown once
-        message = (
-            f"{name} must be the length in mm between joints 9 and 10 as FreiHAND defines them, "
-            f"{UNIT_SCALE_MM:.1f} on average, {often}{low:g} to {high:g} mm{got}; {hint}"
-        )
-        if not often:
-            raise ValueError(message)
-        warnings.warn(message, stacklevel=1)
+        known = f"{UNIT_SCALE_MM:.1f} on average"
+        if outside and refused:
+            raise ValueError(
+                f"{name} must be {meaning}, {known}, {low:g} to {high:g} mm, got {outside[0]:.4g}; {hint}"
+            )
+        if outside:  # without the value, since warnings of equal text are shown once
+            warnings.warn(
+                f"unusual {name}: {meaning} is {known}, nearly always {low:g} to {high:g} mm; {hint}",
+                stacklevel=1,
+            )
 
 
 def read_scores(scores: Any, count: int) -> np.ndarray:

@@ -134,7 +134,7 @@ class Predict:
                 try:
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always")
-                        warnings.filterwarnings("ignore", "hand_scale ")  # said above, once
+                        warnings.filterwarnings("ignore", "unusual hand_scale")  # said above, once
                         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half the limit
                         record = self._predict(estimator, path, listed, outputs)
                         line = records.line(record)
