@@ -319,6 +319,13 @@ def test_equal_names_in_several_folders_need_paths(
         and f"several images are named a.png: name them in {listed} as" in records(out)[0]["error"]
     )
     assert records(out)[1]["hands"] == []
+    K = [[500, 0, 79.5], [0, 500, 59.5], [0, 0, 1]]
+    listed.write_text(json.dumps({"a.png": {"K": K}, str(second): {"K": K}}))
+    status, out, _ = run(
+        "predict", images[0], second, "--intrinsics", listed, "--box", 40, 30, 100, 90, *hands
+    )
+    assert status == 2 and "several images are named a.png" in records(out)[0]["error"]
+    assert "error" not in records(out)[1]
     (tmp_path / "depths").mkdir()
     Image.fromarray(np.full((120, 160), 500, np.uint16)).save(tmp_path / "depths/a.png")
     status, out, _ = run("predict", images[0], second, "--depth", tmp_path / "depths", *options)

@@ -69,8 +69,16 @@ class CameraOptions:
         with user_errors():
             return read_json(self.intrinsics)
 
-    def of(self, path: Path, height: int, width: int, exif: bool = True) -> tuple[Camera, str]:
-        """The camera of one image, or of the frames of a video, which have no EXIF data.
+    def of(
+        self, path: Path, height: int, width: int, exif: bool = True, alone: bool = True
+    ) -> tuple[Camera, str]:
+        """The camera of one image.
+
+        Args:
+            path: of the image, or of a video.
+            height, width: px.
+            exif: whether the file may hold EXIF data, unlike a video.
+            alone: whether no other image has the same name.
 
         Returns:
             The camera, and its source: "fx", "fov", "intrinsics", "exif" or "default".
@@ -80,7 +88,7 @@ class CameraOptions:
             OSError: the image cannot be read.
         """
         if self.intrinsics is not None:
-            return self._listed(path, height, width), "intrinsics"
+            return self._listed(path, height, width, alone), "intrinsics"
         if self.fx is not None:
             focal, source = self.fx, "fx"
         elif self.fov is not None:
@@ -95,14 +103,12 @@ class CameraOptions:
         with user_errors():
             return Camera(np.array([[focal, 0, cx], [0, fy, cy], [0, 0, 1]]), (width, height)), source
 
-    def _listed(self, path: Path, height: int, width: int) -> Camera:
+    def _listed(self, path: Path, height: int, width: int, alone: bool) -> Camera:
         """The camera of one image in the file."""
         found = self._calibration
         if isinstance(found, dict) and "K" not in found:
-            names = [name for name in (str(path), path.name) if name in found]
-            if not names:
-                raise UserError(f"{self.intrinsics} has no entry {path.name!r}, and no 'K' for all images")
-            found = found[names[0]]
+            assert self.intrinsics is not None
+            _, found = entry_of(path, found, self.intrinsics, alone, ", and no 'K' for all images")
         entry = found if isinstance(found, dict) else {"K": found}
         self._check_keys(entry)
         try:
@@ -121,6 +127,20 @@ class CameraOptions:
         if unknown or "K" not in entry:
             fault = f"unknown keys {unknown}" if unknown else "no 'K'"
             raise UserError(f"{self.intrinsics}: a camera has the keys {list(CALIBRATION)}, got {fault}")
+
+
+def entry_of(path: Path, entries: dict[str, Any], file: Path, alone: bool, hint: str = "") -> tuple[str, Any]:
+    """The entry of an image in a file that lists images by path or by name, after its key.
+
+    Raises:
+        UserError: the file lacks the image, or names it although it is not `alone` in having the name.
+    """
+    key = next((key for key in (str(path), path.name) if key in entries), None)
+    if key is None:
+        raise UserError(f"{file} has no entry {path.name!r}{hint}")
+    if key != str(path) and not alone:
+        raise UserError(f"several images are named {path.name}: name them in {file} as {str(path)!r}")
+    return key, entries[key]
 
 
 def without_errors(poses: Iterable[HandPose], source: str) -> list[HandPose]:

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
-from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
+from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, entry_of, without_errors
 from nvf_fast.cli.options import Optional, Several
 from nvf_fast.cli.outputs import (
     DRAWING_SUFFIXES,
@@ -163,7 +163,7 @@ class Predict:
     ) -> dict[str, Any]:
         """The record of one image."""
         image = read_image(path)
-        camera, source = self.camera.of(path, *image.shape[:2])
+        camera, source = self.camera.of(path, *image.shape[:2], alone=self._counts["name", path.name] == 1)
         boxes, sides = (self.box, self.side) if listed is None else self._listed(path, listed)
         depth = None if self.depth is None else read_depth(self._depth_file(path))
         votes = "figure" in outputs
@@ -216,17 +216,11 @@ class Predict:
 
     def _listed(self, path: Path, listed: dict[str, Any]) -> tuple[list[Any], list[str | None]]:
         """Boxes and sides of one image's hands."""
-        names = [name for name in (str(path), path.name) if name in listed]
-        if names and names[0] != str(path) and self._counts["name", path.name] > 1:
-            raise UserError(
-                f"several images are named {path.name}: name them in {self.boxes} as {str(path)!r}"
-            )
-        if not names:
-            raise UserError(f"{self.boxes} has no entry {path.name!r}")
-        hands = listed[names[0]]
+        assert self.boxes is not None
+        key, hands = entry_of(path, listed, self.boxes, self._counts["name", path.name] == 1)
         if not isinstance(hands, list) or not all(isinstance(hand, dict) and "box" in hand for hand in hands):
             raise UserError(
-                f'{self.boxes}: {names[0]!r} must be a list of {{"box": [X0, Y0, X1, Y1], "side": "left"}}, '
+                f'{self.boxes}: {key!r} must be a list of {{"box": [X0, Y0, X1, Y1], "side": "left"}}, '
                 f"got {hands}"
             )
         return [hand["box"] for hand in hands], [hand.get("side") or self.side for hand in hands]
