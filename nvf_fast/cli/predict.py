@@ -163,7 +163,9 @@ class Predict:
     ) -> dict[str, Any]:
         """The record of one image."""
         image = read_image(path)
-        camera, source = self.camera.of(path, *image.shape[:2], alone=self._counts["name", path.name] == 1)
+        height, width = image.shape[:2]
+        alone = self._counts["name", path.name] == 1
+        camera, source = self.camera.of(path, height, width, alone=alone)
         boxes, sides = (self.box, self.side) if listed is None else self._listed(path, listed)
         depth = None if self.depth is None else read_depth(self._depth_file(path))
         votes = "figure" in outputs
