@@ -12,8 +12,8 @@ the kernel's own warps. `benchmarks/floors.py` prints the FLOPs and bytes.
 Faults on any Triton are a kernel that does not compile or compiles to a trap, more than 16 bytes of spills,
 shared memory beyond the target's, a missing matrix instruction, warpgroup products serialised by ptxas, a
 matrix product that may read shared memory before the fence that follows asynchronous copies to it, more than
-600 instructions before the first matrix instruction of `query_field`'s layers on sm_90, and registers or
-shared memory more than SLACK times the committed ones.
+600 instructions before the first matrix instruction of `query_field`'s layers on sm_90. On the Triton of the
+record, registers or shared memory more than SLACK times the committed ones are faults too.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ RESIDENT = {
     "gfx942": (32, 4 * 512 * 64, 64 * 1024),
 }
 SPILL_LIMIT = 16
-SLACK = 1.25  # Triton 3.6 takes up to 1.20 times the registers of 3.9
+# With Triton before 3.9: addresses of operands, read once a tile. On an H200 the kernel took 16.7 us so.
+OLDER_SPILL_LIMITS = {"evaluate_resident": 160}
+SLACK = 1.25
 # Names of the matrix unit's instructions in PTX or AMD assembly; NVIDIA has none for float32.
 MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
 # Instructions, as in the machine code, of a thread before the products of `query_field`'s layers may begin.
@@ -414,11 +416,20 @@ def digest(kernel: JITFunction) -> str:
     return hashlib.sha256("".join(ast.unparse(ast.parse(text)) for text in texts).encode()).hexdigest()[:16]
 
 
-def faults(variant: Variant, found: Cost, committed: dict[str, int] | None) -> list[str]:
-    """Describe the faults of a kernel; empty without any."""
+def faults(
+    variant: Variant, found: Cost, committed: dict[str, int] | None, comparable: bool = True
+) -> list[str]:
+    """Describe the faults of a kernel; empty without any.
+
+    Args:
+        variant, found: the kernel and its costs.
+        committed: its costs in the record; None if it is not there.
+        comparable: whether the record was made with this Triton.
+    """
     wrong = list(found.remarks)
-    if found.spills > SPILL_LIMIT:
-        wrong.append(f"spills {found.spills} bytes, {SPILL_LIMIT} allowed")
+    older = 0 if triton_version() >= (3, 9) else OLDER_SPILL_LIMITS.get(variant.kernel.__name__, 0)
+    if found.spills > (limit := max(SPILL_LIMIT, older)):
+        wrong.append(f"spills {found.spills} bytes, {limit} allowed")
     if found.shared > SHARED_LIMIT[variant.target]:
         wrong.append(f"{found.shared} bytes of shared memory, {SHARED_LIMIT[variant.target]} there")
     if variant.matrix and found.matrix == 0:
@@ -428,10 +439,15 @@ def faults(variant: Variant, found: Cost, committed: dict[str, int] | None) -> l
     if committed is None:
         wrong.append(f"not in {BUDGET.name}: run with --update")
         return wrong
-    for field in ("registers", "shared"):
+    for field in ("registers", "shared") if comparable else ():
         if getattr(found, field) > SLACK * committed[field]:
             wrong.append(f"{field} {getattr(found, field)}, committed {committed[field]}")
     return wrong
+
+
+def triton_version() -> tuple[int, ...]:
+    """Major and minor version of the installed Triton."""
+    return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 def main() -> int:
@@ -446,6 +462,7 @@ def main() -> int:
     record = json.loads(BUDGET.read_text()) if BUDGET.exists() else {"kernels": {}}
     committed = record["kernels"]
     sources = {variant.kernel.__name__: digest(variant.kernel) for variant in everything}
+    comparable = update or record.get("triton") == triton.__version__
     known = record.get("sources", {}) if record.get("triton") == triton.__version__ else {}
     changed = {name for name, source in sources.items() if known.get(name) != source}
     # One variant of every kernel is always compiled, for the targets in turn.
@@ -462,7 +479,7 @@ def main() -> int:
         for variant, found in zip(chosen, costs, strict=True):
             key = f"{variant.name} {variant.target}"
             measured[key] = {"registers": found.registers, "shared": found.shared}
-            wrong = faults(variant, found, measured[key] if update else committed.get(key))
+            wrong = faults(variant, found, measured[key] if update else committed.get(key), comparable)
             failed += bool(wrong)
             print(
                 f"{variant.name:<50}{variant.target:<8}{found.registers:>9}{found.spills:>12}{found.shared:>12}"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
 from benchmarks.static_budget import (
     PROLOGUE_LIMIT,
@@ -70,6 +71,16 @@ def test_check_finds_faults(cost: Cost, fault: str | None) -> None:
     assert bool(found) == bool(fault)
     assert fault is None or fault in found[0]
     assert faults(variant, Cost(1, 0, 1, 1), None) == ["not in static_budget.json: run with --update"]
+
+
+def test_other_versions_of_triton_have_other_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = {"registers": 100, "shared": 1000}
+    resident = next(v for v in variants() if v.name == "evaluate_resident fp16")
+    assert faults(resident, Cost(200, 16, 2000, 4), committed, comparable=False) == []
+    assert "spills 160 bytes" in faults(resident, Cost(200, 160, 1000, 4), committed, comparable=False)[0]
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    assert faults(resident, Cost(200, 160, 1000, 4), committed, comparable=False) == []
+    assert "spills 164 bytes" in faults(resident, Cost(200, 164, 1000, 4), committed, comparable=False)[0]
 
 
 @pytest.mark.parametrize(

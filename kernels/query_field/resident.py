@@ -177,8 +177,8 @@ def evaluate_resident(
     fifth2 = _matrix(fifth_ptr, 64, 32, 64, LAST)
 
     per_image = tl.cdiv(point_count, POINTS)
-    # A pipelined loop would exceed the shared memory.
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+    tile = tl.program_id(0)
+    while tile < tiles:  # not pipelined: a pipelined loop would exceed the shared memory
         image = (tile // per_image).to(tl.int64)
         point = tile % per_image * POINTS + tl.arange(0, POINTS)
         valid = point < point_count
@@ -239,6 +239,7 @@ def evaluate_resident(
             last = tl.dot(feature, x9, last, input_precision=PRECISION)
             last = tl.dot(hidden, fifth2, last, input_precision=PRECISION)
             tl.store(votes + 64, last, mask=written & (column + 64 <= channels))
+        tile += tl.num_programs(0)
 
 
 class Layers(NamedTuple):
