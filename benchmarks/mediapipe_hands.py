@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,31 +234,37 @@ def compare(options: Compare) -> dict[str, Any]:
         MediaPipeError: the interpreter cannot run MediaPipe.
     """
     photographs = read_photographs(options.photographs)
-    estimator = nvf_fast.load()
 
-    def boxed(photograph: Photograph) -> HandPose:
+    def boxed(estimator: nvf_fast.PoseEstimator, photograph: Photograph) -> HandPose:
         image, intrinsics = [photograph.image], photograph.intrinsics[None]
         return estimator(image, intrinsics, box=photograph.box[None], side=photograph.side)
 
-    def found(photograph: Photograph) -> HandPose:
+    def found(estimator: nvf_fast.PoseEstimator, photograph: Photograph) -> HandPose:
         return estimator(photograph.image, photograph.intrinsics)
 
+    plain, quantised = nvf_fast.load(), nvf_fast.load(device="cpu", dtype=torch.int8)
+    ours: dict[str, Callable[[Photograph], HandPose]] = {
+        "found": partial(found, plain),
+        "found, int8": partial(found, quantised),
+        "boxed": partial(boxed, plain),
+        "boxed, int8": partial(boxed, quantised),
+    }
     with tempfile.TemporaryDirectory() as folder:
         mediapipe = MediaPipe(options.python, photographs, Path(folder))
-        hands: dict[str, list[list[Hand]]] = {"MediaPipe": [], "found": [], "boxed": []}
+        hands: dict[str, list[list[Hand]]] = {name: [] for name in ("MediaPipe", *ours)}
         for index, photograph in enumerate(photographs):  # also warms up
             theirs = mediapipe(index)["hands"]
             hands["MediaPipe"].append([mediapipe_hand(hand, photograph.intrinsics) for hand in theirs])
-            hands["found"].append(network_hands(found(photograph)))
-            hands["boxed"].append(network_hands(boxed(photograph)))
-        times: dict[str, list[float]] = {name: [] for name in ("find", "track", "found", "boxed")}
+            for name, call in ours.items():
+                hands[name].append(network_hands(call(photograph)))
+        times: dict[str, list[float]] = {name: [] for name in ("find", "track", *ours)}
         for _ in range(options.rounds):
             for index, photograph in enumerate(photographs):
                 theirs = mediapipe(index)
-                calls = {name: theirs[name] for name in ("find", "track")}
-                calls |= {"found": timed(found, photograph), "boxed": timed(boxed, photograph)}
-                for name, call in calls.items():
-                    times[name].append(call)
+                for name in ("find", "track"):
+                    times[name].append(theirs[name])
+                for name, call in ours.items():
+                    times[name].append(timed(call, photograph))
         mediapipe.close()
 
     def row(title: str, who: str, call: str, theirs: str) -> list[Any]:
@@ -267,8 +274,10 @@ def compare(options: Compare) -> dict[str, Any]:
     rows = [
         row("MediaPipe Hands + PnP", "MediaPipe", "find", "find"),
         row("nvf_fast", "found", "found", "find"),
+        row("nvf_fast, int8", "found, int8", "found, int8", "find"),
         row("MediaPipe Hands + PnP, tracking", "MediaPipe", "track", "track"),
         row("nvf_fast, box and side given", "boxed", "boxed", "track"),
+        row("nvf_fast, int8, box and side given", "boxed, int8", "boxed, int8", "track"),
     ]
     context = {"photographs": len(photographs)} | conditions(mediapipe, options.rounds)
     return {"columns": COLUMNS, "rows": rows, "context": context}

@@ -18,6 +18,7 @@ from nvf_fast.config import NVFConfig
 from nvf_fast.encoder import Block, HandHourglassEncoder, Hourglass, HourglassEncoder, PreActivated, Stack
 from nvf_fast.field import FieldMLP, check_hand_scale
 from nvf_fast.kernels.place_hands.reference import field_biases
+from nvf_fast.quantisation import is_quantised, quantise
 from nvf_fast.runtime.ambient import autocast_off, unaffected
 from nvf_fast.unet import HandEncoding, HandHeads, UNetEncoder, fold_norms
 
@@ -170,7 +171,7 @@ class NVF(nn.Module):
         """
         assert self.heads is not None
         with self._precision():
-            _, maps, _ = self.encoder(images, slopes)
+            maps, _ = self.encoder.views(images, slopes, self.heads.view)  # type: ignore[operator]
             return cast(Tensor, self.heads.hands(maps.to(self.heads.hands.weight.dtype))).float()
 
     def field_biases(self, coarse: Tensor) -> list[Tensor]:
@@ -185,9 +186,20 @@ class NVF(nn.Module):
             joined = field_biases(coarse, *self.field.pose_code())
         return list(joined.split([len(bias) for bias in biases], 1))
 
-    def for_inference(self) -> NVF:
-        """Copy the model in evaluation mode, without gradients, with consecutive linear maps merged."""
+    def for_inference(self, quantised: bool = False) -> NVF:
+        """Copy the model in evaluation mode, without gradients, with consecutive linear maps merged.
+
+        Args:
+            quantised: whether the U-Net computes in 8-bit integers (`nvf_fast.quantisation`).
+
+        Raises:
+            ValueError: the network is such a copy already, and `quantised` is not set.
+        """
         model = copy.deepcopy(self).eval().requires_grad_(False)
+        if quantised and isinstance(model.encoder, UNetEncoder):
+            quantise(model.encoder)
+        elif is_quantised(model.encoder):
+            raise ValueError("the network is quantised: estimate with dtype torch.int8, or load it again")
         fold_norms(model.encoder)
         for module in model.encoder.modules():
             if isinstance(module, Stack):

@@ -191,7 +191,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Normalised convolution of `x`, plus another map before the ReLU."""
-        if not self.linear and self.conv.bias is not None and _fuses(x, self.conv.weight):
+        if not self.linear and self.fuses(x):
             fused = _fused(self.conv, x, other)
             if fused is not None:
                 return fused
@@ -199,6 +199,10 @@ class ConvNorm(nn.Module):
         if other is not None:
             x = x + other if self.training else x.add_(other)
         return x if self.linear else F.relu(x, inplace=not self.training)
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether it is folded, and may run in one launch, without gradients."""
+        return self.conv.bias is not None and _fuses(x, self.conv.weight)
 
     def fold(self) -> None:
         """Multiply the norm, with its running statistics, into the convolution; irreversible."""
@@ -260,9 +264,10 @@ class Merge(nn.Module):
         self.beside = ConvNorm(beside, out_channels, 1)
 
     def forward(self, below: Tensor, beside: Tensor) -> Tensor:
-        weight, bias = self.beside.conv.weight, self.beside.conv.bias
-        if bias is not None and _fuses(beside, weight):
-            return ops.merge_maps(below, beside, self.below.conv.weight, weight, bias)
+        if isinstance(self.beside, ConvNorm) and self.beside.fuses(beside):
+            conv = self.beside.conv
+            assert conv.bias is not None
+            return ops.merge_maps(below, beside, self.below.conv.weight, conv.weight, conv.bias)
         upsampled = F.interpolate(self.below(below), scale_factor=2, mode="nearest")
         y: Tensor = self.beside(beside, upsampled)
         return y
@@ -274,7 +279,7 @@ def fold_norms(module: nn.Module) -> None:
         if isinstance(part, ConvNorm):
             part.fold()
     for part in module.modules():
-        if isinstance(part, Merge):
+        if isinstance(part, Merge) and isinstance(part.beside, ConvNorm):
             part.beside.take_bias(part.below)
         elif isinstance(part, Residual) and isinstance(part.shortcut, ConvNorm):
             part.second.take_bias(part.shortcut)

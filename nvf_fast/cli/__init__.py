@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nvf_fast.cli.options import Precision
     from nvf_fast.estimator import PoseEstimator
 
 
@@ -39,13 +40,18 @@ def error_line(error: Exception) -> str:
         return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def load_estimator(checkpoint: str | None, device: str | None, **options: Any) -> PoseEstimator:
+def load_estimator(
+    checkpoint: str | None, device: str | None, precision: Precision | None = None, **options: Any
+) -> PoseEstimator:
     """Call `nvf_fast.load` and raise its errors as `UserError`."""
+    import torch
+
     from nvf_fast.estimator import load
 
     check_device(device)
+    dtype = None if precision is None else getattr(torch, precision)
     with user_errors():
-        return load(checkpoint, device=device, **options)
+        return load(checkpoint, device=device, dtype=dtype, **options)
 
 
 def check_device(device: str | None) -> None:

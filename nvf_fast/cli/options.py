@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -68,6 +68,9 @@ def _reader(spec: Spec, expected: str) -> Callable[[list[str]], Any]:
 def _default_hint(default: str) -> str:
     return "" if default in ("", "None", "False") else f"(default: {default})"
 
+
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+"""The `dtype` of an estimator."""
 
 Optional = Annotated[T | None, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint=_default_hint)]
 """An option that may be absent; its help text describes that case."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, entry_of, without_errors
-from nvf_fast.cli.options import Optional, Several
+from nvf_fast.cli.options import Optional, Precision, Several
 from nvf_fast.cli.outputs import (
     DRAWING_SUFFIXES,
     LINE_SUFFIXES,
@@ -97,6 +97,9 @@ class Predict:
     checkpoint: Optional[str] = None
     # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
+    # precision of the network; float16 on a GPU and float32 on a CPU when absent. On an x86 CPU, int8 takes
+    # 50 to 60 % of the time
+    precision: Optional[Precision] = None
 
     def run(self) -> None:
         self.camera.check()
@@ -115,6 +118,7 @@ class Predict:
         estimator = load_estimator(
             self.checkpoint,
             self.device,
+            self.precision,
             step_mm=self.step,
             search=self.search,
             min_presence=self.min_presence,

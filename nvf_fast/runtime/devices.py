@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def read_device(device: Any) -> torch.device:
     return chosen
 
 
-def check_precision(dtype: Any) -> None:
+def check_precision(dtype: Any, precisions: Sequence[torch.dtype] = PRECISIONS) -> None:
     """Refuse dtypes in which an encoder does not compute, with a `TypeError`."""
-    if dtype not in PRECISIONS:
-        raise TypeError(f"dtype must be torch.float32, float16 or bfloat16, got {dtype}")
+    if dtype not in precisions:
+        raise TypeError(f"dtype must be one of {', '.join(map(str, precisions))}, got {dtype}")

@@ -197,7 +197,7 @@ def test_refuses_devices_that_the_library_does_not_compute_on(folder: Path, devi
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, "float32"])
 def test_refuses_precisions(folder: Path, dtype: Any) -> None:
-    with pytest.raises(TypeError, match=r"dtype must be torch\.float32, float16 or bfloat16, got"):
+    with pytest.raises(TypeError, match=r"dtype must be one of torch\.float32, .*, got"):
         load_checkpoint(folder, dtype=dtype)
 
 
