@@ -112,7 +112,8 @@ class PoseEstimator:
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         check_precision(self.dtype)
         self.options = QueryOptions(step_mm, surface_mm, fraction, search, self.dtype, backend)
-        model = model.for_inference() if isinstance(model, NVF) else copy.deepcopy(model)
+        model = copy.deepcopy(model).float()  # folded in float32, and only the encoder has another dtype
+        model = model.for_inference() if isinstance(model, NVF) else model
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.encoder.to(self.dtype)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
