@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from nvf_fast.baselines import Network, build
 from nvf_fast.config import NVFConfig
-from nvf_fast.model import check_entries
+from nvf_fast.model import NVF, check_entries
 from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.devices import check_precision, read_device
 from nvf_fast.runtime.extras import extra
@@ -60,10 +60,16 @@ def save_checkpoint(
         dtype: of the stored weights.
 
     Raises:
-        ValueError: a weight is not finite in `dtype`; the message names it.
+        ValueError: a weight is not finite in `dtype`, and the message names it; or the network is that of an
+            estimator, whose layers are folded for inference.
         TypeError: `training` is not serialisable as JSON.
         OSError: the folder cannot be written to, or another process saves there for longer than `WAIT_S`.
     """
+    if isinstance(model, NVF) and model.folded:
+        raise ValueError(
+            "checkpoint: the network of an estimator is folded for inference: save the one it was made from, "
+            "which `load_checkpoint` returns"
+        )
     state = {}
     for name, tensor in model.state_dict().items():
         state[name] = tensor.detach().to("cpu", dtype).contiguous()

@@ -120,7 +120,8 @@ class PoseEstimator:
             raise ValueError(f"dtype torch.int8 needs encoder='unet' on a CPU, got {given}")
         computed = torch.float32 if quantised else self.dtype
         self.options = QueryOptions(step_mm, surface_mm, fraction, search, computed, backend)
-        model = model.for_inference(quantised) if isinstance(model, NVF) else copy.deepcopy(model)
+        model = copy.deepcopy(model).float()  # folded in float32, and only the encoder has another dtype
+        model = model.for_inference(quantised) if isinstance(model, NVF) else model
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.model.encoder.to(computed)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from nvf_fast import ops
 from nvf_fast.camera import reference_intrinsics
-from nvf_fast.config import NVFConfig
+from nvf_fast.config import HAND_JOINTS, NVFConfig
 from nvf_fast.encoder import Block, HandHourglassEncoder, Hourglass, HourglassEncoder, PreActivated, Stack
 from nvf_fast.field import FieldMLP, check_hand_scale
 from nvf_fast.kernels.place_hands.reference import field_biases
+from nvf_fast.ops.operation import FLOATS, check_tensor
 from nvf_fast.quantisation import is_quantised, quantise
 from nvf_fast.runtime.ambient import autocast_off, unaffected
 from nvf_fast.unet import HandEncoding, HandHeads, UNetEncoder, fold_norms
+
+EXACT = torch.float32, torch.float64  # dtypes of points and cameras
 
 
 class FieldValues(NamedTuple):
@@ -44,7 +47,13 @@ class NVF(nn.Module):
     Every call is differentiable any number of times, with respect to parameters, images, points, intrinsics
     and hand scales. The caller's autocast applies to the encoder in training mode only, never to the field.
     Parameters and inputs are float32, or float64 after `double()`.
+
+    Attributes:
+        config: the configuration.
+        folded: whether it is a copy by `for_inference`, such as the network of an estimator.
     """
+
+    folded = False
 
     def __init__(self, config: NVFConfig | None = None) -> None:
         super().__init__()
@@ -80,12 +89,12 @@ class NVF(nn.Module):
 
         Raises:
             ValueError: a hand scale is missing or unexpected, or a shape is wrong.
+            TypeError: an argument has another type or dtype.
         """
         if self.heads is None:
             return self.query(self.encode(images), points, K, hand_scale)
         batch = images.shape[0]  # unlike len(), any size in an export
-        if K.shape[-2:] != (3, 3) or K.ndim > 3 or (K.ndim == 3 and K.shape[0] != batch):
-            raise ValueError(f"K must be (3, 3) or ({batch}, 3, 3) px, got {tuple(K.shape)}")
+        check_tensor("NVF", "K", K, [(3, 3), (batch, 3, 3)], *EXACT, unit="px")
         slopes = self.config.input_size / 2 / K[..., 0, 0].expand(batch)
         encoding = self.encode_hands(images, slopes)
         return self.query(encoding.features, points, K, hand_scale, encoding.joints(slopes))
@@ -112,17 +121,17 @@ class NVF(nn.Module):
             (B, width, S/4, S/4).
 
         Raises:
-            ValueError: the images do not have the encoder's size and channels.
+            ValueError: the images do not have the encoder's size and channels, or the network is for hand
+                views.
+            TypeError: the images are not a tensor of floats.
         """
-        self._check_images(images)
-        if self.heads is not None:
-            raise ValueError('encode is for view="reference"; `encode_hands` encodes hand views')
+        self._check_images(images, "reference")
         with self._precision():
             return cast(HourglassEncoder, self.encoder).last_features(images)
 
     def encode_all(self, images: Tensor) -> list[Tensor]:
-        """Features after every stack, in order, for deep supervision."""
-        self._check_images(images)
+        """Features after every stack, in order, for deep supervision; otherwise as `encode`."""
+        self._check_images(images, "reference")
         with self._precision():
             every_features: list[Tensor] = self.encoder(images)
         return every_features
@@ -136,11 +145,13 @@ class NVF(nn.Module):
             slopes: (B,) float32, tangents of half the views' angles: S / 2 over the focal length in px.
 
         Raises:
-            ValueError: the images do not have the encoder's size, or the network is for reference views.
+            ValueError: the images do not have the encoder's size, the slopes are not one per image, or the
+                network is for reference views.
+            TypeError: an argument is not a tensor of floats.
         """
-        self._check_images(images)
-        if self.heads is None:
-            raise ValueError('encode_hands is for view="hand"; `encode` encodes reference views')
+        self._check_images(images, "hand")
+        check_tensor("NVF", "slopes", slopes, [(images.shape[0],)], *EXACT)
+        assert self.heads is not None
         with self._precision():
             return cast(HandEncoding, self.heads(*self.encoder(images, slopes), slopes))
 
@@ -154,7 +165,7 @@ class NVF(nn.Module):
         Returns:
             The heads' input map (R, width, S/4, S/4), and outputs (R, 3 + 21) float32 of `HandHeads.view`.
         """
-        self._check_images(images)
+        self._check_images(images, "hand")
         assert self.heads is not None
         with self._precision():
             return self.encoder.views(images, slopes, self.heads.view)  # type: ignore[operator]
@@ -189,6 +200,8 @@ class NVF(nn.Module):
     def for_inference(self, quantised: bool = False) -> NVF:
         """Copy the model in evaluation mode, without gradients, with consecutive linear maps merged.
 
+        The copy has other tensors than the model: it cannot be saved as a checkpoint or trained.
+
         Args:
             quantised: whether the U-Net computes in 8-bit integers (`nvf_fast.quantisation`).
 
@@ -204,6 +217,7 @@ class NVF(nn.Module):
         for module in model.encoder.modules():
             if isinstance(module, Stack):
                 module.fold_onward()
+        model.folded = True
         return model
 
     def query(
@@ -226,12 +240,15 @@ class NVF(nn.Module):
 
         Raises:
             ValueError: a hand scale or the coarse joints are missing or unexpected, or a shape is wrong.
+            TypeError: an argument has another type or dtype.
         """
         config = self.config
         if (coarse is None) == (config.view == "hand"):
             raise ValueError(
                 f"coarse must be {'(B, 21, 3) mm' if coarse is None else 'None'} for view={config.view!r}"
             )
+        if coarse is not None:
+            check_tensor("NVF", "coarse", coarse, [(features.shape[0], HAND_JOINTS, 3)], *EXACT, unit="mm")
         check_hand_scale(config, hand_scale)
         sdf, votes = ops.query_field(
             features,
@@ -245,10 +262,13 @@ class NVF(nn.Module):
         )
         return FieldValues(sdf, votes[..., 0], votes[..., 1:])
 
-    def _check_images(self, images: Tensor) -> None:
-        size, channels = self.config.input_size, self.config.image_channels
-        if images.ndim != 4 or images.shape[1:] != (channels, size, size):
-            raise ValueError(f"images must be (B, {channels}, {size}, {size}), got {tuple(images.shape)}")
+    def _check_images(self, images: Tensor, view: str) -> None:
+        if self.config.view != view:
+            right = "encode_hands" if view == "reference" else "encode"
+            raise ValueError(f"{view} views given to a network for view={self.config.view!r}; use `{right}`")
+        channels, size = self.config.image_channels, self.config.input_size
+        expected = [("B", channels, size, size)]
+        check_tensor("NVF", "images", images, expected, *FLOATS, unit="as (x / 255 - 0.5) / 0.5")
 
     def _precision(self) -> AbstractContextManager[object]:
         """The caller's autocast in training mode, as mixed-precision loops expect; otherwise no autocast."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -88,6 +89,15 @@ def test_refuses_weights_beyond_the_dtype(model: NVF, tmp_path: Path, value: flo
     with pytest.raises(ValueError, match=r"field.biases.0 has values that are not finite in torch.float16"):
         save_checkpoint(model, tmp_path / "new", {})
     assert not (tmp_path / "new").exists()
+
+
+def test_refuses_the_network_of_an_estimator(model: NVF, folder: Path) -> None:
+    before = (folder / "weights.safetensors").read_bytes()
+    for estimator in (nvf_fast.PoseEstimator(model), copy.deepcopy(nvf_fast.PoseEstimator(model))):
+        with pytest.raises(ValueError, match="network of an estimator is folded for inference"):
+            save_checkpoint(estimator.model, folder)
+    assert (folder / "weights.safetensors").read_bytes() == before
+    save_checkpoint(model, folder)
 
 
 def test_refuses_metadata_beyond_json_before_writing(model: NVF, tmp_path: Path) -> None:

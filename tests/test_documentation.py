@@ -8,6 +8,7 @@ import doctest
 import glob
 import importlib
 import importlib.util
+import pkgutil
 import re
 import shlex
 import shutil
@@ -57,9 +58,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def blocks(page: Path) -> list[tuple[str, str, bool]]:
     """Language, text, and whether it runs, of each block of a page."""
-    pattern = rf"^({NOT_RUN}.+ -->\n)?```(\w*)\n(.*?)^```$"
+    pattern = rf"^({NOT_RUN}[^\n]+ -->\n)?```(\w*)\n(.*?)^```$"
     found = re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
     return [(language, text, not marker) for marker, language, text in found]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.stem)
+def test_names_exist(page: Path) -> None:
+    for name in re.findall(r"`(nvf_fast(?:\.\w+)+)", page.read_text()):
+        if "NAME" not in name:
+            pkgutil.resolve_name(name)
 
 
 def test_few_blocks_are_not_run() -> None:

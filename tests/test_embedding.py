@@ -156,6 +156,13 @@ def test_copies_estimate_the_same(name: str) -> None:
         assert_same(poses(each), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_estimators_take_networks_of_other_precisions(dtype: torch.dtype) -> None:
+    model = hand_network().bfloat16()  # whose weights every dtype holds
+    expected = PoseEstimator(copy.deepcopy(model).float())(IMAGE, K, box=BOX)
+    assert np.array_equal(PoseEstimator(model.to(dtype))(IMAGE, K, box=BOX).joints, expected.joints)
+
+
 def test_trackers_copy_with_their_tracks() -> None:
     tracker = Tracker(PoseEstimator(hand_network()))
     tracker(IMAGE, K, 0.0)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvf_fast.camera import view_intrinsics
 from nvf_fast.config import NVFConfig
 from nvf_fast.kernels.query_field.reference import query_field
 from nvf_fast.model import NVF, _released_entries
+from tests.hand_cases import hand_network
 
 SMALL = NVFConfig(
     input_size=64, stem=16, width=32, stacks=2, depth=2, groups=4, hidden=(48, 24), hand_scale=True
@@ -55,8 +57,38 @@ def test_encode_returns_the_last_stack() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 224, 224), (1, 1, 64, 64)])
 def test_encode_refuses_wrong_sizes(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"images must be \(B, 3, 64, 64\), got "):
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, 64, 64\) as .*, got "):
         NVF(SMALL).encode(torch.zeros(shape))
+
+
+def test_encode_refuses_what_is_not_normalised() -> None:
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(
+        TypeError, match=r"images must be float32 .* as \(x / 255 - 0.5\) / 0.5, got torch.uint8"
+    ):
+        NVF(SMALL).encode(images)
+    with pytest.raises(TypeError, match="images must be a tensor, got ndarray"):
+        NVF(SMALL).encode(images.float().numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"given to a network for view='reference'; use `encode`"):
+        NVF(SMALL).encode_hands(images, torch.ones(1))
+
+
+def test_hand_views_refuse_other_slopes_and_coarse_joints() -> None:
+    model, images = hand_network(), torch.zeros(2, 3, 128, 128)
+    slopes, points = torch.tensor([0.2, 0.3]), torch.tensor([[0.0, 0, 400]])
+    for given in (slopes[0], slopes[:1], slopes[:, None]):
+        with pytest.raises(ValueError, match=r"slopes must be \(2,\), got"):
+            model.encode_hands(images, given)
+    with pytest.raises(TypeError, match="K must be a tensor, got ndarray"):
+        model(images, points, view_intrinsics(slopes, 128).numpy())
+    for encode in (model.encode, model.encode_all):
+        with pytest.raises(ValueError, match=r"given to a network for view='hand'; use `encode_hands`"):
+            encode(images)
+    encoding = model.encode_hands(images, slopes)
+    coarse = encoding.joints(slopes)
+    for given in (coarse[:1], coarse[:, :20]):
+        with pytest.raises(ValueError, match=r"coarse must be \(2, 21, 3\) mm, got"):
+            model.query(encoding.features, points, view_intrinsics(slopes, 128), coarse=given)
 
 
 @pytest.mark.parametrize("hand_scale", [True, False])

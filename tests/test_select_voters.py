@@ -59,6 +59,12 @@ def test_exact_capacity() -> None:
         assert not selection.overflow.any()
 
 
+@pytest.mark.parametrize("capacity", [None, 2])
+def test_float64(capacity: int | None) -> None:
+    sdf = torch.tensor([[2 - 1e-12, 2.0, -1e-300, 9.0]], dtype=torch.float64, device=DEVICE)
+    assert ops.select_voters(sdf, 2.0, capacity).indices.tolist() == [[0, 2]]
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
 def test_empty(shape: tuple[int, int]) -> None:
     assert_same(torch.zeros(shape, device=DEVICE), 2.0, 3)

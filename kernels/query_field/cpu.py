@@ -160,7 +160,7 @@ def query_field(
     Where gradients are enabled it is differentiable in every tensor, any number of times.
     """
     batch, channels, height, width = features.shape
-    many = points.shape[-2] >= height * width
+    many = batch > 0 and points.shape[-2] >= height * width
     if many and len(weights) > 1 and features.dtype != torch.float64 and not torch.is_grad_enabled():
         layers = pack_layers(weights, biases, channels, features.dtype)
         places = locate(points, intrinsics, image_size, (height, width), layers, centres)

@@ -35,7 +35,7 @@ def cast_votes(
         votes: (B, V, J, 4) float32 raw (weight, direction xyz); or float64, which runs in PyTorch.
         counts: (B,) int32 of 0 or more; the first min(counts, V) rows of an image vote.
         indices: (B, W) int64, the voters among the V points, so that the first min(counts, W) of these vote;
-            None for voters in the order of the points.
+            -1 in unused slots; None for voters in the order of the points.
         ball_mm: positive, mm, radius r of the label ball (Eq. 2).
         fraction: in (0, 1], ratio of the voters that counts, per joint.
         backend: None, "triton" or "torch".
@@ -46,8 +46,8 @@ def cast_votes(
         clamped at 0, NaN without voters.
 
     Raises:
-        ValueError: a shape, `ball_mm`, `fraction` or, on a CPU, a count does not fit; on CUDA a negative
-            count is treated as 0.
+        ValueError: a shape, `ball_mm`, `fraction` or, on a CPU, a count or a voter's index does not fit; on
+            CUDA a negative count is treated as 0.
         TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
 
     Examples:
@@ -71,8 +71,13 @@ def cast_votes(
     if indices is not None:
         check_tensor("cast_votes", "indices", indices, [(batch, "W")], torch.int64)
         check_devices("cast_votes", votes=votes, indices=indices)
-        if readable(indices) and indices.numel() and int(indices.max()) >= capacity:
-            raise ValueError(f"cast_votes: indices must be below {capacity}, got {int(indices.max())}")
+        if readable(indices) and readable(counts) and indices.numel():
+            unused = torch.arange(indices.shape[1], device=indices.device) >= counts[:, None]
+            low, high = int(indices.masked_fill(unused, 0).min()), int(indices.max())
+            if low < 0 or high >= capacity:
+                raise ValueError(
+                    f"cast_votes: indices of voters must be 0 to {capacity - 1}, got {low} to {high}"
+                )
     return _run(backend, points, votes, counts, indices, ball_mm=ball_mm, fraction=fraction)
 
 

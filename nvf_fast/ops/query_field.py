@@ -80,7 +80,7 @@ def query_field(
     """
     _check(features, points, intrinsics, hand_scale, weights, biases, image_size, centres)
     if features.shape[0] == 0:  # the kernel divides its work among images
-        return _empty_results(features, points, intrinsics, hand_scale, weights)
+        backend = "torch"
     return _run(
         backend,
         features,
@@ -300,8 +300,9 @@ class FieldQuery:
 
 
 def _check_layers(name: str, weights: Sequence[Tensor], biases: Sequence[Tensor], batch: int) -> None:
+    lists = (list, tuple, torch.nn.ParameterList)
     for layers in (weights, biases):
-        if not isinstance(layers, list | tuple) or not all(isinstance(each, Tensor) for each in layers):
+        if not isinstance(layers, lists) or not all(isinstance(each, Tensor) for each in layers):
             raise TypeError(
                 f"{name}: weights and biases must be lists of tensors, got {type(layers).__name__}"
             )

@@ -53,21 +53,21 @@ def select_voters(
     """The points with abs(sdf) < surface_mm, 1(|s| < delta) of Eqs. 8 and 9.
 
     Args:
-        sdf: (B, N) float32 mm; NaN and infinity are never near.
+        sdf: (B, N) float32 mm, or float64, which runs in PyTorch; NaN and infinity are never near.
         surface_mm: positive or infinite, mm, half the thickness of the shell that votes.
         capacity: slots per image, at least 1; None as in `compact`.
         backend: None, "triton" or "torch".
 
     Raises:
         ValueError: a shape, `surface_mm` or `capacity` does not fit.
-        TypeError: `sdf` is not float32, or another argument is not a number.
+        TypeError: `sdf` is neither float32 nor float64, or another argument is not a number.
         RuntimeError: the requested backend cannot run here.
 
     Examples:
         >>> select_voters(torch.tensor([[9.0, -1.0, 4.0, torch.nan]]), surface_mm=5.0, capacity=None).indices
         tensor([[1, 2]])
     """
-    check_tensor("select_voters", "sdf", sdf, [("B", "N")], torch.float32, unit="mm")
+    check_tensor("select_voters", "sdf", sdf, [("B", "N")], torch.float32, torch.float64, unit="mm")
     surface_mm = check_positive("select_voters", "surface_mm", surface_mm, "of mm", most=math.inf)
     if capacity is None:
         return _exact(sdf.abs() < surface_mm)

@@ -72,6 +72,8 @@ REFUSED = [
     (cast, {"ball_mm": "80"}, TypeError, "ball_mm must be a number, got '80'"),
     (cast, {"counts": torch.tensor([-1], dtype=INT32)}, ValueError, r"counts must be 0 or more, got \[-1\]"),
     (cast, {"counts": [3]}, TypeError, "counts must be a tensor, got list"),
+    (cast, {"indices": torch.tensor([[0, -1, 2]])}, ValueError, "must be 0 to 2, got -1 to 2"),
+    (cast, {"indices": torch.tensor([[0, 3, 2]])}, ValueError, "must be 0 to 2, got 0 to 3"),
     (cast, {"votes": None}, TypeError, "votes must be a tensor, got NoneType"),
     *cases(select, "surface_mm", (NAN, -1.0, 0), ValueError, "surface_mm must be a positive"),
     *cases(select, "surface_mm", ("5", None), TypeError, "surface_mm must be a number"),
@@ -127,6 +129,22 @@ def test_empty_batches_and_points_have_empty_results(batch: int, count: int, bac
         torch.ones(batch, 4, 3, 3), points, INTRINSICS, None, WEIGHTS, BIASES, image_size=8, backend=backend
     )
     assert sdf.shape == indices.shape and found.shape == (batch, count, 2, 4)
+
+
+def test_no_images_have_gradients_of_zero() -> None:
+    weights = [weight.clone().requires_grad_() for weight in WEIGHTS]
+    points = torch.ones(0, 2, 3, requires_grad=True)
+    sdf, found = field(features=torch.ones(0, 4, 3, 3), points=points, weights=weights)
+    assert sdf.shape == (0, 2) and found.shape == (0, 2, 2, 4)
+    for gradient in torch.autograd.grad(sdf.sum() + found.sum(), [points, *weights]):
+        assert (gradient == 0).all()
+
+
+def test_layers_may_be_a_parameter_list() -> None:
+    weights, biases = torch.nn.ParameterList(WEIGHTS), torch.nn.ParameterList(BIASES)
+    for found, expected in zip(field(weights=weights, biases=biases), field(), strict=True):
+        assert torch.equal(found, expected)
+    assert query(weights=weights, biases=biases)
 
 
 def test_huge_whole_numbers_of_mm_are_numbers() -> None:
