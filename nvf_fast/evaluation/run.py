@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
 from nvf_fast.evaluation.dataset_predictions import SETTINGS, DatasetPredictions, Times
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
-from nvf_fast.runtime.processes import TIMEOUT_S, Processes
+from nvf_fast.runtime.processes import TIMEOUT_S, Processes, without_interrupts
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.runtime.store import ResumeError, Store, differences
 
@@ -176,7 +176,8 @@ def _predicted_shards(
     indices: Any = range(len(dataset))
     waiting: dict[str, Any] = {"num_workers": workers, "timeout": TIMEOUT_S if workers else 0}
     read = partial(_read_batch, dataset)
-    loader = iter(DataLoader(indices, batch_sampler=batches, collate_fn=read, **waiting))
+    with without_interrupts():
+        loader = iter(DataLoader(indices, batch_sampler=batches, collate_fn=read, **waiting))
     warm = False  # the first call also sets up libraries
     for index, span in spans.items():
         yield index, _predicted_shard(predictor, loader, span, settings, warm)

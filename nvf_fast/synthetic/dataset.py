@@ -24,6 +24,7 @@ from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.runtime.files import write_file
+from nvf_fast.runtime.processes import without_interrupts
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
@@ -148,7 +149,8 @@ class SyntheticHands:
             done: Iterable[None] = map(self._store_chunk, missing)
             processes = min(processes, len(missing))
             if processes > 1:
-                pool = stack.enter_context(get_context("spawn").Pool(processes, _start_renderer))
+                with without_interrupts():
+                    pool = stack.enter_context(get_context("spawn").Pool(processes, _start_renderer))
                 done = pool.imap_unordered(self._store_chunk, missing)
             for _ in done:
                 bar.update(CHUNK)
