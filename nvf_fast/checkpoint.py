@@ -27,7 +27,7 @@ from nvf_fast.model import check_entries
 from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.devices import check_precision, read_device
 from nvf_fast.runtime.extras import extra
-from nvf_fast.runtime.files import locked, read_json, remove_unfinished, sync_folder, write_file
+from nvf_fast.runtime.files import locked, read_json, read_path, remove_unfinished, sync_folder, write_file
 
 SCHEMA_VERSION = 2  # version 1, which has no model_sha256, can be read too
 DEFAULTS = ("default",)  # the first embedded one of these is the default
@@ -80,7 +80,7 @@ def save_checkpoint(
         "training": training or {},
     }
     document = _document(config)
-    folder = Path(path)
+    folder = read_path("path", path)
     pending = _pending(folder, digest)
     with locked(folder / LOCK_FILE, wait_s=WAIT_S):
         write_file(pending, weights)
@@ -181,8 +181,11 @@ def resolve(source: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: the checkpoint does not exist.
         ImportError: a hub id needs huggingface_hub, which is not installed.
+        ValueError: an empty string.
     """
     names = embedded_names()
+    if source == "":
+        raise ValueError(f"a checkpoint must be a folder, a hub id or one of {names}, got an empty string")
     if source is not None and not isinstance(source, str | Path):
         raise TypeError(f"a checkpoint must be a name, a folder or None, got {source!r}")
     if source is None:
@@ -219,7 +222,7 @@ def save_hub_folder(
         ImportError: a hub id needs huggingface_hub, which is not installed.
         ValueError: the checkpoint is damaged.
     """
-    checkpoint, folder = resolve(source), Path(folder)
+    checkpoint, folder = resolve(source), read_path("folder", folder)
     model, info = load_checkpoint(checkpoint)
     for name, content in (
         (WEIGHTS_FILE, _weights_file(checkpoint, info["sha256"]).read_bytes()),

@@ -127,6 +127,11 @@ def test_usage_errors_end_with_2(run: Run) -> None:
         (["view", "a.png", "--box", 1, 2, 3, "x"], "--box: expected FLOAT FLOAT FLOAT FLOAT, got 1 2 3 x"),
         (["view", "a.png", "--fov", "wide"], "--fov: expected FLOAT, got wide"),
         (["reproduce", "figure4", "--samples", 1, "x"], "--samples: expected INT ..., got 1 x"),
+        (["track", ""], "track: an argument is an empty string: expected a path or another value"),
+        (["predict", "a.png", ""], "predict: an argument is an empty string"),
+        (["predict", "a.png", "--out", ""], "predict: --out is an empty string"),
+        (["predict", "a.png", "--mesh="], "predict: --mesh is an empty string"),
+        (["train", "small", "--out", "a", "--data.dataset", ""], "train: --data.dataset is an empty string"),
     ):
         status, _, err = run(*arguments)
         assert status == 2 and message in err and "bold" not in err

@@ -90,6 +90,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def read_path(name: str, path: Path | str) -> Path:
+    """A path argument; an empty one, which `Path` takes for the current folder, is a `ValueError`."""
+    if path == "":
+        raise ValueError(f"{name} must be the path of a file or a folder, got an empty string")
+    return Path(path)
+
+
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file as `whole_file` does."""
     with whole_file(path) as file:
