@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -97,7 +98,9 @@ def predict(
     done = {index: stored for index, stored in found.items() if stored is not None}
     missing = {index: span for index, span in spans.items() if index not in done}
     hidden, total = not (progress and processes.rank == 0), sum(map(len, missing.values()))
-    with progress_bar(total=total, unit="img", desc="evaluating", hidden=hidden) as bar:
+    bar = progress_bar(total=total, unit="img", desc="evaluating", hidden=hidden)
+    with bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unusual hand_scale")  # the data set's own
         for index, predicted in _predicted_shards(predictor, dataset, missing, settings, batch, workers):
             done[index] = replace(predicted, metadata=known)
             if stores:
