@@ -392,6 +392,22 @@ def test_predict_takes_calibrations_with_distortion(
     path.write_text(json.dumps({"a.png": LENS | {"model": model}, "b.png": {"K": K}}))
     options = ["--intrinsics", path, "--checkpoint", checkpoint, "--step", 32, "--box", 40, 30, 100, 90]
     status, out, _ = run("predict", images[0], *options, "--device", "cpu")
+def test_images_of_other_formats_in_a_folder_are_counted(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path
+) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.cr2", "notes.txt"):
+        (photos / name).touch()
+    skipped = "images of other formats are skipped (2 .heic, 1 .cr2)"
+    status, _, err = run("predict", photos, *hands)
+    assert status == 2 and err.endswith(f"in this folder; {skipped}\n")
+    (photos / "d.png").write_bytes(images[0].read_bytes())
+    for command in ("predict", "track"):
+        status, out, err = run(command, photos, "--fov", 60, *hands)
+        assert status == 0 and len(records(out)) == 1
+        assert err.count(f"{photos}: {skipped}: convert them to one of .png, .jpg, ") == 1
+
+
     (record,) = records(out)
     camera = nvf_fast.Camera(K, (160, 120), LENS["distortion"], model)  # type: ignore[arg-type]
     expected = {"K": K, "distortion": list(camera.distortion), "model": model, "source": "intrinsics"}
