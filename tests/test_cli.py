@@ -26,7 +26,7 @@ import trimesh
 from PIL import Image, ImageDraw
 
 import nvf_fast
-from nvf_fast.checkpoint import save_checkpoint
+from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
 from nvf_fast.cli.main import COMMANDS, main
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.complement import write_complement
@@ -282,6 +282,29 @@ def test_predict_writes_sides_and_expected_errors(
     assert status == 0 and records(out)[0]["hands"] == [] and "a.png: no hand found" in err
     status, _, err = run("predict", images[0], *options, "--search", "guided")
     assert status == 2 and 'search must be "dense" for a network of hand views' in err
+
+
+def test_boxes_without_a_hand_are_reported_with_the_reason(
+    run: Run, images: list[Path], checkpoint: Path, hands: list[Any], tmp_path: Path
+) -> None:
+    box = ["--fx", 500, "--box", 40, 30, 100, 90]
+    status, _, err = run("predict", images[0], *box, *hands)
+    assert status == 0 and err == ""
+    config = replace(hand_network().config, presence_threshold=0.999)
+    save_checkpoint(hand_network(config), tmp_path / "hand", {}, dtype=torch.float32)
+    place = "no hand found in the box [40.0, 30.0, 100.0, 90.0] px: "
+    status, out, err = run("predict", images[0], *box, *hands)
+    (hand,) = records(out)[0]["hands"]
+    reason = f"the probability of a hand is {hand['score']:.3g}, below 0.999\n"
+    assert status == 0 and err == f"nvf-fast predict: {images[0]}: {place}{reason}"
+    model, _ = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        model.field.biases[-1][0] = 9.0  # far from the surface
+    save_checkpoint(model, tmp_path / "hand", {}, dtype=torch.float32)
+    status, _, err = run("predict", images[0], *box, *hands)
+    assert status == 0 and err.endswith(f"{place}no point votes\n")
+    status, _, err = run("predict", images[0], "--fx", 500, *hands)
+    assert status == 0 and err.endswith("no hand found in the view: no point votes\n")
 
 
 def test_predict_takes_boxes_from_a_file(
@@ -823,6 +846,10 @@ def test_images_are_read_upright_in_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "rotated.png"), np.rot90(pixels, -1))
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
+    config = replace(hand_network().config, presence_threshold=0.999)
+    save_checkpoint(hand_network(config), tmp_path / "hand", {}, dtype=torch.float32)
+    status, _, err = run("view", images[0], *options, "--out", tmp_path / "none.html")
+    assert status == 0 and "no hand found in the box [40.0, 30.0, 100.0, 90.0] px: the probability" in err
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "alpha.png")
     np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), pixels)
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.tiff")

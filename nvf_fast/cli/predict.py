@@ -29,7 +29,7 @@ from nvf_fast.cli.outputs import (
     check_output_folder,
     check_replaced,
 )
-from nvf_fast.cli.records import RecordWriter
+from nvf_fast.cli.records import RecordWriter, missing_hand
 from nvf_fast.image_files import image_files, read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_poses, undistorted, write_drawing
@@ -162,6 +162,9 @@ class Predict:
         self, estimator: PoseEstimator, path: Path, listed: dict[str, Any] | None, outputs: dict[str, Path]
     ) -> dict[str, Any]:
         """The record of one image."""
+                for hand in record["hands"]:
+                    if not hand["valid"]:
+                        _warn(f"{path}: {missing_hand(hand, estimator.model.config.presence_threshold)}")
         image = read_image(path)
         height, width = image.shape[:2]
         alone = self._counts["name", path.name] == 1
