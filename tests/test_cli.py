@@ -322,15 +322,35 @@ def test_predict_takes_boxes_from_a_file(
         ({"a.png": [[1, 2, 3, 4]]}, "must be a list of"),
         ({"c.png": []}, "no entry 'a.png'"),
         ({"a.png": [{"box": "wide"}]}, "box"),
+        ({"a.png": [{"box": [1, 2, 30, 40], "sides": "left"}]}, "the keys box and side, got ['sides']"),
     ):
         listed.write_text(json.dumps(content))
         status, out, err = run("predict", images[0], "--fx", 500, "--boxes", listed, *hands)
         assert status == 2 and message in err and message in records(out)[0]["error"]
-    listed.write_text("[")
-    status, _, err = run("predict", images[0], "--boxes", listed, *hands)
-    assert status == 2 and "boxes.json: not JSON" in err
+    for content, message in (
+        ("[", "boxes.json: not JSON"),
+        ('{"a.png": [], "a.png": []}', "'a.png' more than"),
+    ):
+        listed.write_text(content)
+        status, _, err = run("predict", images[0], "--boxes", listed, *hands)
+        assert status == 2 and message in err
     status, _, err = run("predict", images[0], "--boxes", listed, "--box", 1, 2, 30, 40, *hands)
     assert status == 2 and "give --box or --boxes" in err
+
+
+@pytest.mark.parametrize("option", ["--boxes", "--intrinsics"])
+def test_entries_of_other_images_are_reported(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path, option: str
+) -> None:
+    listed, entry = tmp_path / "listed.json", K if option == "--intrinsics" else []
+    listed.write_text(json.dumps(dict.fromkeys(["a.png", "f.png", "c.png", "e.png", "d.png"], entry)))
+    given = ["--fov", 60] if option == "--boxes" else []
+    status, _, err = run("predict", images[0], option, listed, *given, *hands)
+    message = f"{listed}: 4 of 5 entries are of no given image: 'c.png', 'd.png', 'e.png', ...\n"
+    assert status == 0 and err.count(message) == 1
+    listed.write_text(json.dumps({str(images[0]): entry, "b.jpg": entry}))
+    status, _, err = run("predict", *images, option, listed, *given, *hands)
+    assert status == 0 and "of no given image" not in err
 
 
 def test_equal_names_in_several_folders_need_paths(
@@ -370,6 +390,22 @@ def test_folders_hold_every_format_that_is_read(run: Run, hands: list[Any], tmp_
     _, out, _ = run("predict", tmp_path / "photos", "--fx", 500, *hands)
     assert sorted(Path(each["image"]).name for each in records(out)) == sorted(names)
     assert {Image.registered_extensions()[Path(name).suffix] for name in names} >= {"GIF", "PPM"}
+
+
+def test_images_of_other_formats_in_a_folder_are_counted(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path
+) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.cr2", "notes.txt"):
+        (photos / name).touch()
+    skipped = "images of other formats are skipped (2 .heic, 1 .cr2)"
+    status, _, err = run("predict", photos, *hands)
+    assert status == 2 and err.endswith(f"in this folder; {skipped}\n")
+    (photos / "d.png").write_bytes(images[0].read_bytes())
+    for command in ("predict", "track"):
+        status, out, err = run(command, photos, "--fov", 60, *hands)
+        assert status == 0 and len(records(out)) == 1
+        assert err.count(f"{photos}: {skipped}: convert them to one of .png, .jpg, ") == 1
 
 
 def test_large_photographs_are_not_called_attacks(
@@ -415,22 +451,6 @@ def test_predict_takes_calibrations_with_distortion(
     path.write_text(json.dumps({"a.png": LENS | {"model": model}, "b.png": {"K": K}}))
     options = ["--intrinsics", path, "--checkpoint", checkpoint, "--step", 32, "--box", 40, 30, 100, 90]
     status, out, _ = run("predict", images[0], *options, "--device", "cpu")
-def test_images_of_other_formats_in_a_folder_are_counted(
-    run: Run, images: list[Path], hands: list[Any], tmp_path: Path
-) -> None:
-    (photos := tmp_path / "photos").mkdir()
-    for name in ("a.HEIC", "b.heic", "c.cr2", "notes.txt"):
-        (photos / name).touch()
-    skipped = "images of other formats are skipped (2 .heic, 1 .cr2)"
-    status, _, err = run("predict", photos, *hands)
-    assert status == 2 and err.endswith(f"in this folder; {skipped}\n")
-    (photos / "d.png").write_bytes(images[0].read_bytes())
-    for command in ("predict", "track"):
-        status, out, err = run(command, photos, "--fov", 60, *hands)
-        assert status == 0 and len(records(out)) == 1
-        assert err.count(f"{photos}: {skipped}: convert them to one of .png, .jpg, ") == 1
-
-
     (record,) = records(out)
     camera = nvf_fast.Camera(K, (160, 120), LENS["distortion"], model)  # type: ignore[arg-type]
     expected = {"K": K, "distortion": list(camera.distortion), "model": model, "source": "intrinsics"}
@@ -826,6 +846,10 @@ def test_view_writes_a_page(run: Run, images: list[Path], hands: list[Any], tmp_
     assert (tmp_path / "page.html").read_text() == "kept"
     status, _, err = run("view", images[0], *options, "--out", tmp_path / "page.png")
     assert status == 2 and "--out must be a file whose name ends in .html, got " in err
+    config = replace(hand_network().config, presence_threshold=0.999)
+    save_checkpoint(hand_network(config), tmp_path / "hand", {}, dtype=torch.float32)
+    status, _, err = run("view", images[0], *options, "--out", tmp_path / "none.html")
+    assert status == 0 and "no hand found in the box [40.0, 30.0, 100.0, 90.0] px: the probability" in err
 
 
 def test_predict_refuses_overlapping_overlays(
@@ -846,10 +870,6 @@ def test_images_are_read_upright_in_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "rotated.png"), np.rot90(pixels, -1))
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
-    config = replace(hand_network().config, presence_threshold=0.999)
-    save_checkpoint(hand_network(config), tmp_path / "hand", {}, dtype=torch.float32)
-    status, _, err = run("view", images[0], *options, "--out", tmp_path / "none.html")
-    assert status == 0 and "no hand found in the box [40.0, 30.0, 100.0, 90.0] px: the probability" in err
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "alpha.png")
     np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), pixels)
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.tiff")

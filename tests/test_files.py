@@ -187,7 +187,9 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "file").read_bytes() == b"whole"
 
 
-@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff\xfe\x00", b"1" * 5000, b""])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[" * 100_000, b"\xff\xfe\x00", b"1" * 5000, b"", b'[{"a": 1, "a": 1}]']
+)
 def test_files_that_are_no_json_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "some.json"
     path.write_bytes(content)

@@ -45,7 +45,7 @@ class View:
     def run(self) -> None:
         from nvf_fast.viewer import HandScene, make_page, open_server, stop_server
 
-        self.camera.check()
+        self.camera.check([self.image])
         if not 0 <= self.port < 65536:
             raise UserError(f"--port must be 0 to 65535, got {self.port}")
         check_replaced([("--out", self.out)], (self.image, self.camera.intrinsics))
