@@ -181,11 +181,8 @@ def resolve(source: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: the checkpoint does not exist.
         ImportError: a hub id needs huggingface_hub, which is not installed.
-        ValueError: an empty string.
     """
     names = embedded_names()
-    if source == "":
-        raise ValueError(f"a checkpoint must be a folder, a hub id or one of {names}, got an empty string")
     if source is not None and not isinstance(source, str | Path):
         raise TypeError(f"a checkpoint must be a name, a folder or None, got {source!r}")
     if source is None:
@@ -196,7 +193,7 @@ def resolve(source: str | Path | None = None) -> Path:
     if source in names:
         return EMBEDDED / source
     with suppress(OSError):  # the name may be longer than file names may be
-        if Path(source).is_dir():
+        if source != "" and Path(source).is_dir():  # the empty path is the current folder
             return Path(source)
     repository, _, revision = str(source).partition("@")
     if isinstance(source, Path) or len(repository.split("/")) != 2 or not all(repository.split("/")):
