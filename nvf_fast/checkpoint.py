@@ -27,7 +27,7 @@ from nvf_fast.model import NVF, check_entries
 from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.devices import check_precision, read_device
 from nvf_fast.runtime.extras import extra
-from nvf_fast.runtime.files import locked, read_json, remove_unfinished, sync_folder, write_file
+from nvf_fast.runtime.files import locked, read_json, read_path, remove_unfinished, sync_folder, write_file
 
 SCHEMA_VERSION = 2  # version 1, which has no model_sha256, can be read too
 DEFAULTS = ("default",)  # the first embedded one of these is the default
@@ -86,7 +86,7 @@ def save_checkpoint(
         "training": training or {},
     }
     document = _document(config)
-    folder = Path(path)
+    folder = read_path("path", path)
     pending = _pending(folder, digest)
     with locked(folder / LOCK_FILE, wait_s=WAIT_S):
         write_file(pending, weights)
@@ -199,7 +199,7 @@ def resolve(source: str | Path | None = None) -> Path:
     if source in names:
         return EMBEDDED / source
     with suppress(OSError):  # the name may be longer than file names may be
-        if Path(source).is_dir():
+        if source != "" and Path(source).is_dir():  # the empty path is the current folder
             return Path(source)
     repository, _, revision = str(source).partition("@")
     if isinstance(source, Path) or len(repository.split("/")) != 2 or not all(repository.split("/")):
@@ -225,7 +225,7 @@ def save_hub_folder(
         ImportError: a hub id needs huggingface_hub, which is not installed.
         ValueError: the checkpoint is damaged.
     """
-    checkpoint, folder = resolve(source), Path(folder)
+    checkpoint, folder = resolve(source), read_path("folder", folder)
     model, info = load_checkpoint(checkpoint)
     for name, content in (
         (WEIGHTS_FILE, _weights_file(checkpoint, info["sha256"]).read_bytes()),

@@ -32,7 +32,7 @@ from nvf_fast.model import NVF, FieldValues
 from nvf_fast.pipeline import QueryOptions
 from nvf_fast.pose import JOINT_NAMES, joint_scores
 from nvf_fast.runtime.extras import extra
-from nvf_fast.runtime.files import locked
+from nvf_fast.runtime.files import locked, read_path
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.volumes import HAND_VIEW_FILL, HandVolume, RootCube, volume_of
 
@@ -92,7 +92,7 @@ def export_checkpoint(
         ImportError: a package of the extra `export` is missing.
         ValueError: the checkpoint is damaged or a baseline without a field, or an option is out of range.
     """
-    folder = Path(folder)
+    folder = read_path("folder", folder)
     if folder.exists():
         raise FileExistsError(f"{folder} already exists: name a new folder for the export")
     if format not in SUFFIXES:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,11 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 # Of the images of a folder.
 SUFFIXES = (*(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"), *(".gif", ".ppm", ".avif", ".jp2"))
+# Of other images, which a folder may hold.
+OTHER_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jfif", ".pgm", ".pbm", ".pnm", ".tga", ".exr", ".hdr", ".svg"),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".psd"),
+)
 FILM_DIAGONAL_MM = 43.2666  # of a 36 x 24 mm frame, to which 35 mm equivalents refer (CIPA DCG-001)
 MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0}  # of the resolution of the focal plane
 FOCAL_RANGE = (0.2, 50.0)  # plausible focal lengths, relative to the longer side
@@ -48,15 +55,22 @@ def demo_image() -> tuple[np.ndarray, np.ndarray]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, in the order of their names.
+    """The image files of a folder, in the order of their names; a warning counts images of other formats.
 
     Raises:
         OSError: the folder cannot be read.
         ValueError: it contains no images.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    files = sorted(folder.iterdir())
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    others = Counter(suffix for path in files if (suffix := path.suffix.lower()) in OTHER_SUFFIXES)
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
+    skipped = f"images of other formats are skipped ({kinds})"
     if not paths:
-        raise ValueError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
+        hint = f"; {skipped}" if others else ""
+        raise ValueError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder{hint}")
+    if others:
+        warnings.warn(f"{folder}: {skipped}: convert them to one of {', '.join(SUFFIXES)}", stacklevel=1)
     return paths
 
 

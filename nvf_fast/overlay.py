@@ -14,7 +14,7 @@ from nvf_fast.camera_model import Camera
 from nvf_fast.inputs import read_one_image
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pose import BONES, JOINT_NAMES, HandPose
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import read_path, whole_file
 
 WHITE = (255, 255, 255)
 FINGER_COLOURS = ((230, 75, 60), (245, 170, 40), (75, 190, 90), (60, 150, 235), (175, 95, 220))
@@ -78,7 +78,7 @@ def write_drawing(path: Path | str, drawing: Image.Image) -> None:
         ValueError: the extension is not that of an image format.
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = read_path("path", path)
     format = Image.registered_extensions().get(path.suffix.lower())
     if format is None:
         raise ValueError(f"{path} must have an image extension, such as .png or .jpg")

@@ -56,8 +56,9 @@ class HandPose(Generic[A]):
         joints_2d: (..., 21, 2) float32 px of the image; NaN where not valid.
         scores: (..., 21) float32 in [0, 1], by `joint_scores` or `error_scores`; 0 where not valid.
         voters: (...) int, points that voted.
-        valid: (...) bool, false where no point voted, where a joint lies behind the camera or, in a hand
-            view, where no hand is present.
+        valid: (...) bool, false where a joint lies behind the camera; in a hand view where `presence` is
+            below the configuration's `presence_threshold`, as for a box without a hand, of a few px, or far
+            larger than a hand; in other views where no point voted, so that `voters` is 0.
         points_evaluated: (...) int, number of queried points.
         presence: (...) float32 in [0, 1], probability of a hand in the view; for a hand found in a whole
             image, combined with that of its centre there and with the expected error. 1 from a network that

@@ -16,6 +16,7 @@ import numpy as np
 from nvf_fast.image_files import image_files, read_image
 from nvf_fast.runtime.arguments import check_number
 from nvf_fast.runtime.extras import extra
+from nvf_fast.runtime.files import read_path
 
 FRAME_RATE = 30.0  # Hz, of a folder of images
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")  # of annotated videos
@@ -54,7 +55,7 @@ def read_frames(
     _check_rate("frame_rate", frame_rate)
     if str(source).startswith(CAMERA):
         yield from _camera_frames(str(source)[len(CAMERA) :])
-    elif Path(source).is_dir():
+    elif read_path("source", source).is_dir():
         for index, path in enumerate(image_files(Path(source))):
             try:
                 image = read_image(path)
@@ -76,7 +77,7 @@ def video_rate(source: Path | str) -> Fraction | None:
     """
     if str(source).startswith(CAMERA):
         return None
-    if Path(source).is_dir():
+    if read_path("source", source).is_dir():
         image_files(Path(source))
         return None
     with _open(Path(source)) as container:
@@ -184,7 +185,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path | str, rate: Fraction | float) -> None:
-        self._av, path = _pyav(), Path(path)
+        self._av, path = _pyav(), read_path("path", path)
         self._path = path
         _check_rate("rate", rate)
         if path.suffix.lower() not in VIDEO_SUFFIXES:

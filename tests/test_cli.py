@@ -26,7 +26,7 @@ import trimesh
 from PIL import Image, ImageDraw
 
 import nvf_fast
-from nvf_fast.checkpoint import save_checkpoint
+from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
 from nvf_fast.cli.main import COMMANDS, main
 from nvf_fast.config import NVFConfig
 from nvf_fast.data.complement import write_complement
@@ -127,6 +127,11 @@ def test_usage_errors_end_with_2(run: Run) -> None:
         (["view", "a.png", "--box", 1, 2, 3, "x"], "--box: expected FLOAT FLOAT FLOAT FLOAT, got 1 2 3 x"),
         (["view", "a.png", "--fov", "wide"], "--fov: expected FLOAT, got wide"),
         (["reproduce", "figure4", "--samples", 1, "x"], "--samples: expected INT ..., got 1 x"),
+        (["track", ""], "track: an argument is an empty string: expected a path or another value"),
+        (["predict", "a.png", ""], "predict: an argument is an empty string"),
+        (["predict", "a.png", "--out", ""], "predict: --out is an empty string"),
+        (["predict", "a.png", "--mesh="], "predict: --mesh is an empty string"),
+        (["train", "small", "--out", "a", "--data.dataset", ""], "train: --data.dataset is an empty string"),
     ):
         status, _, err = run(*arguments)
         assert status == 2 and message in err and "bold" not in err
@@ -279,6 +284,29 @@ def test_predict_writes_sides_and_expected_errors(
     assert status == 2 and 'search must be "dense" for a network of hand views' in err
 
 
+def test_boxes_without_a_hand_are_reported_with_the_reason(
+    run: Run, images: list[Path], checkpoint: Path, hands: list[Any], tmp_path: Path
+) -> None:
+    box = ["--fx", 500, "--box", 40, 30, 100, 90]
+    status, _, err = run("predict", images[0], *box, *hands)
+    assert status == 0 and err == ""
+    config = replace(hand_network().config, presence_threshold=0.999)
+    save_checkpoint(hand_network(config), tmp_path / "hand", {}, dtype=torch.float32)
+    place = "no hand found in the box [40.0, 30.0, 100.0, 90.0] px: "
+    status, out, err = run("predict", images[0], *box, *hands)
+    (hand,) = records(out)[0]["hands"]
+    reason = f"the probability of a hand is {hand['score']:.3g}, below 0.999\n"
+    assert status == 0 and err == f"nvf-fast predict: {images[0]}: {place}{reason}"
+    model, _ = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        model.field.biases[-1][0] = 9.0  # far from the surface
+    save_checkpoint(model, tmp_path / "hand", {}, dtype=torch.float32)
+    status, _, err = run("predict", images[0], *box, *hands)
+    assert status == 0 and err.endswith(f"{place}no point votes\n")
+    status, _, err = run("predict", images[0], "--fx", 500, *hands)
+    assert status == 0 and err.endswith("no hand found in the view: no point votes\n")
+
+
 def test_predict_takes_boxes_from_a_file(
     run: Run, images: list[Path], hands: list[Any], tmp_path: Path
 ) -> None:
@@ -294,15 +322,35 @@ def test_predict_takes_boxes_from_a_file(
         ({"a.png": [[1, 2, 3, 4]]}, "must be a list of"),
         ({"c.png": []}, "no entry 'a.png'"),
         ({"a.png": [{"box": "wide"}]}, "box"),
+        ({"a.png": [{"box": [1, 2, 30, 40], "sides": "left"}]}, "the keys box and side, got ['sides']"),
     ):
         listed.write_text(json.dumps(content))
         status, out, err = run("predict", images[0], "--fx", 500, "--boxes", listed, *hands)
         assert status == 2 and message in err and message in records(out)[0]["error"]
-    listed.write_text("[")
-    status, _, err = run("predict", images[0], "--boxes", listed, *hands)
-    assert status == 2 and "boxes.json: not JSON" in err
+    for content, message in (
+        ("[", "boxes.json: not JSON"),
+        ('{"a.png": [], "a.png": []}', "'a.png' more than"),
+    ):
+        listed.write_text(content)
+        status, _, err = run("predict", images[0], "--boxes", listed, *hands)
+        assert status == 2 and message in err
     status, _, err = run("predict", images[0], "--boxes", listed, "--box", 1, 2, 30, 40, *hands)
     assert status == 2 and "give --box or --boxes" in err
+
+
+@pytest.mark.parametrize("option", ["--boxes", "--intrinsics"])
+def test_entries_of_other_images_are_reported(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path, option: str
+) -> None:
+    listed, entry = tmp_path / "listed.json", K if option == "--intrinsics" else []
+    listed.write_text(json.dumps(dict.fromkeys(["a.png", "f.png", "c.png", "e.png", "d.png"], entry)))
+    given = ["--fov", 60] if option == "--boxes" else []
+    status, _, err = run("predict", images[0], option, listed, *given, *hands)
+    message = f"{listed}: 4 of 5 entries are of no given image: 'c.png', 'd.png', 'e.png', ...\n"
+    assert status == 0 and err.count(message) == 1
+    listed.write_text(json.dumps({str(images[0]): entry, "b.jpg": entry}))
+    status, _, err = run("predict", *images, option, listed, *given, *hands)
+    assert status == 0 and "of no given image" not in err
 
 
 def test_equal_names_in_several_folders_need_paths(
@@ -342,6 +390,22 @@ def test_folders_hold_every_format_that_is_read(run: Run, hands: list[Any], tmp_
     _, out, _ = run("predict", tmp_path / "photos", "--fx", 500, *hands)
     assert sorted(Path(each["image"]).name for each in records(out)) == sorted(names)
     assert {Image.registered_extensions()[Path(name).suffix] for name in names} >= {"GIF", "PPM"}
+
+
+def test_images_of_other_formats_in_a_folder_are_counted(
+    run: Run, images: list[Path], hands: list[Any], tmp_path: Path
+) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.cr2", "notes.txt"):
+        (photos / name).touch()
+    skipped = "images of other formats are skipped (2 .heic, 1 .cr2)"
+    status, _, err = run("predict", photos, *hands)
+    assert status == 2 and err.endswith(f"in this folder; {skipped}\n")
+    (photos / "d.png").write_bytes(images[0].read_bytes())
+    for command in ("predict", "track"):
+        status, out, err = run(command, photos, "--fov", 60, *hands)
+        assert status == 0 and len(records(out)) == 1
+        assert err.count(f"{photos}: {skipped}: convert them to one of .png, .jpg, ") == 1
 
 
 def test_large_photographs_are_not_called_attacks(
@@ -782,6 +846,10 @@ def test_view_writes_a_page(run: Run, images: list[Path], hands: list[Any], tmp_
     assert (tmp_path / "page.html").read_text() == "kept"
     status, _, err = run("view", images[0], *options, "--out", tmp_path / "page.png")
     assert status == 2 and "--out must be a file whose name ends in .html, got " in err
+    config = replace(hand_network().config, presence_threshold=0.999)
+    save_checkpoint(hand_network(config), tmp_path / "hand", {}, dtype=torch.float32)
+    status, _, err = run("view", images[0], *options, "--out", tmp_path / "none.html")
+    assert status == 0 and "no hand found in the box [40.0, 30.0, 100.0, 90.0] px: the probability" in err
 
 
 def test_predict_refuses_overlapping_overlays(

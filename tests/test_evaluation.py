@@ -90,6 +90,17 @@ def test_predictions_equal_the_estimators(network: NetworkPredictor, results: Da
     assert np.abs(given - absent)[0].max() > 1
 
 
+def test_hand_scales_of_the_data_set_are_not_reported_as_unusual(
+    network: NetworkPredictor, recwarn: pytest.WarningsRecorder
+) -> None:
+    images = Images(2)
+    images.joints = images.joints.clone()
+    images.joints[:, 10] = images.joints[:, 9] + torch.tensor([0.0, 50.0, 0.0])  # mm
+    assert images[0].hand_scale == pytest.approx(50)
+    predict_all(network, images)
+    assert not [str(each.message) for each in recwarn if "hand_scale" in str(each.message)]
+
+
 def test_skips_and_records_damaged_images(results: DatasetPredictions) -> None:
     assert results.damaged.tolist() == [False, False, False, True, False, False]
     assert results.faults[3] == "3.png cannot be read" and results.ids[3] == "sample 3"

@@ -12,9 +12,27 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import nvf_fast
+from nvf_fast.checkpoint import save_checkpoint, save_hub_folder
+from nvf_fast.data.complement import Complement
+from nvf_fast.data.freihand import FreiHAND
+from nvf_fast.data.ho3d import HO3D
+from nvf_fast.data.mano import Mano
+from nvf_fast.data.photographs import Photographs
+from nvf_fast.evaluation.submission import read_submission, write_submission
+from nvf_fast.export import export_checkpoint
+from nvf_fast.overlay import write_drawing
 from nvf_fast.runtime import files
 from nvf_fast.runtime.files import LockedError, locked, read_json, remove_unfinished, whole_file
+from nvf_fast.synthetic.backgrounds import Backgrounds
+from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
+from nvf_fast.synthetic.rig import load_rig
+from nvf_fast.training.loop import train
+from nvf_fast.video import read_frames, video_rate
+from tests.reference_cases import reference_network
+from tests.training_cases import Dots, tiny
 
 HOLDER = """
 import sys, time
@@ -169,7 +187,9 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "file").read_bytes() == b"whole"
 
 
-@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff\xfe\x00", b"1" * 5000, b""])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[" * 100_000, b"\xff\xfe\x00", b"1" * 5000, b"", b'[{"a": 1, "a": 1}]']
+)
 def test_files_that_are_no_json_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "some.json"
     path.write_bytes(content)
@@ -195,3 +215,37 @@ def test_the_package_writes_files_in_one_way() -> None:
         if WRITES.search(path.read_text())
     }
     assert found == {"runtime/files.py"} | GROWING | IN_A_NEW_FOLDER
+
+
+EMPTY = {
+    "load": lambda: nvf_fast.load(""),
+    "save_checkpoint": lambda: save_checkpoint(reference_network(stem=8, width=16, input_size=32), ""),
+    "save_hub_folder": lambda: save_hub_folder(None, ""),
+    "export_checkpoint": lambda: export_checkpoint(None, ""),
+    "video_rate": lambda: video_rate(""),
+    "read_frames": lambda: next(read_frames("")),
+    "write_drawing": lambda: write_drawing("", Image.new("RGB", (1, 1))),
+    "FreiHAND": lambda: FreiHAND(""),
+    "HO3D": lambda: HO3D(""),
+    "Complement": lambda: Complement(""),
+    "Photographs": lambda: Photographs(""),
+    "Mano": lambda: Mano.load(""),
+    "SyntheticHands": lambda: SyntheticHands(SyntheticConfig(), ""),
+    "Backgrounds": lambda: Backgrounds(""),
+    "load_rig": lambda: load_rig(""),
+    "write_submission": lambda: write_submission("", [], "freihand"),
+    "read_submission": lambda: read_submission("", "freihand"),
+    "train": lambda: train(tiny(), Dots(), ""),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_path_is_not_the_current_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = FileNotFoundError, "no checkpoint '': it is not a folder"
+    error, message = missing if name == "load" else (ValueError, "got an empty string")
+    with pytest.raises(error, match=message):
+        EMPTY[name]()
+    assert not list(tmp_path.iterdir())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from nvf_fast.runtime.processes import Processes
+from nvf_fast.runtime.processes import Processes, without_interrupts
 from tests.training_cases import ROOT, SCRIPT, assert_same_state, free_port, output_of, state_of, streams_of
 
 # Eight steps, a state after every third. One process calls `once` while loading a step.
@@ -148,3 +150,21 @@ def test_single_process_does_not_wait() -> None:
     alone.average([tensor])
     alone.agree("state", 3)
     assert (alone.rank, alone.count, tensor.item(), alone.gather("a")) == (0, 1, 2.0, ["a"])
+
+
+def test_interrupts_are_delayed_whichever_thread_receives_them() -> None:
+    other, blocked = threading.Event(), list[str]()
+
+    def interrupted() -> None:
+        with without_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            child = [sys.executable, "-c", "import signal; print(signal.pthread_sigmask(0, ()))"]
+            blocked.append(subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        blocked.append("not reached")
+
+    threading.Thread(target=other.wait).start()  # before the block, so that it may receive them
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    other.set()
+    assert len(blocked) == 1 and "SIGINT" in blocked[0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

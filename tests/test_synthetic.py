@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
+import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +53,33 @@ def test_no_excess_rendering_without_cache() -> None:
     data = SyntheticHands(replace(SMALL, count=3))
     data.images([0])
     assert len(data._chunks[0]["images"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the masks of signals from /proc")
+def test_ctrl_c_while_rendering_ends_quietly(tmp_path: Path) -> None:
+    """The renderers are interrupted as early as possible, before any line of theirs could ignore Ctrl-C."""
+    work = (
+        "import sys; from nvf_fast.cli import info, main; from nvf_fast.synthetic import dataset\n"
+        "data = dataset.SyntheticHands(dataset.SyntheticConfig(size=64), sys.argv[1])\n"
+        "info.Info.run = lambda self: data.render(processes=2)\n"
+        "main.main(['info'])"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", work, tmp_path], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    renderers = set[str]()
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    while len(renderers) < 2 and parent.poll() is None:
+        for child in children.read_text().split():
+            with suppress(OSError):
+                if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                    renderers.add(child)
+    masks = [re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{each}/status").read_text()) for each in renderers]
+    os.killpg(parent.pid, signal.SIGINT)
+    _, err = parent.communicate(timeout=60)
+    assert len(masks) == 2 and all(mask and int(mask[1], 16) & 1 << signal.SIGINT - 1 for mask in masks)
+    assert parent.returncode == 130 and err.endswith("nvf-fast: interrupted\n") and "Traceback" not in err
 
 
 @pytest.mark.usefixtures("chunks_of_two")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,8 +42,8 @@ class CameraOptions:
     # coefficients, all but K optional, or {"NAME.jpg": ...} with one of both per image
     intrinsics: Optional[Path] = None
 
-    def check(self) -> None:
-        """Raise `UserError` for inconsistent options, or a file that cannot be read."""
+    def check(self, images: Iterable[Path]) -> None:
+        """Raise `UserError` for inconsistent options, or a file that cannot be read; warn of other images."""
         if sum(given is not None for given in (self.fx, self.fov, self.intrinsics)) > 1:
             raise UserError("give only one of --fx (px), --fov (degrees) and --intrinsics (JSON file)")
         for name in ("fx", "fy"):
@@ -62,6 +63,8 @@ class CameraOptions:
                 raise UserError("--cx and --cy cannot be combined with --intrinsics")
             if isinstance(self._calibration, dict) and "K" in self._calibration:
                 self._check_keys(self._calibration)
+            elif isinstance(self._calibration, dict):
+                warn_of_others(self._calibration, images, self.intrinsics)
 
     @cached_property
     def _calibration(self) -> Any:
@@ -141,6 +144,14 @@ def entry_of(path: Path, entries: dict[str, Any], file: Path, alone: bool, hint:
     if key != str(path) and not alone:
         raise UserError(f"several images are named {path.name}: name them in {file} as {str(path)!r}")
     return key, entries[key]
+
+
+def warn_of_others(entries: dict[str, Any], images: Iterable[Path], file: Path) -> None:
+    """Warn of entries of a file, by path or by name, that are of none of the images."""
+    others = sorted(entries.keys() - {key for path in images for key in (str(path), path.name)})
+    if others:
+        some = ", ".join(map(repr, others[:3])) + ", ..." * (len(others) > 3)
+        warnings.warn(f"{file}: {len(others)} of {len(entries)} entries are of no given image: {some}")
 
 
 def without_errors(poses: Iterable[HandPose], source: str) -> list[HandPose]:

@@ -82,6 +82,12 @@ def _run(name: str = "--help", *rest: str) -> None:
     if twice:
         _end(f" {name}", f"{', '.join(twice)} given more than once: pass several values after one option")
 
+    option = "an argument"
+    for argument in rest:
+        option = _option(argument) or option
+        if not argument or (argument.startswith("--") and argument.partition("=")[1:] == ("=", "")):
+            _end(f" {name}", f"{option} is an empty string: expected a path or another value")
+
     import tyro
 
     from nvf_fast.cli.options import REGISTRY

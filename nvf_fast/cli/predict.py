@@ -19,7 +19,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
-from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, entry_of, without_errors
+from nvf_fast.cli.cameras import (
+    ASSUMED,
+    CameraOptions,
+    camera_record,
+    entry_of,
+    warn_of_others,
+    without_errors,
+)
 from nvf_fast.cli.options import Optional, Precision, Several
 from nvf_fast.cli.outputs import (
     DRAWING_SUFFIXES,
@@ -29,7 +36,7 @@ from nvf_fast.cli.outputs import (
     check_output_folder,
     check_replaced,
 )
-from nvf_fast.cli.records import RecordWriter
+from nvf_fast.cli.records import RecordWriter, missing_hand
 from nvf_fast.image_files import image_files, read_depth, read_image
 from nvf_fast.inputs import read_hand_scale
 from nvf_fast.overlay import draw_poses, undistorted, write_drawing
@@ -102,7 +109,7 @@ class Predict:
     precision: Optional[Precision] = None
 
     def run(self) -> None:
-        self.camera.check()
+        self.camera.check(self._image_files)
         files = self._output_files(self._image_files)
         listed = self._read_boxes()
         if self.depth is not None and not self.depth.is_dir() and len(files) > 1:
@@ -159,6 +166,9 @@ class Predict:
                     _warn(f"{path}: {warning.message}")
                 if not record["hands"]:
                     _warn(f"{path}: no hand found")
+                for hand in record["hands"]:
+                    if not hand["valid"]:
+                        _warn(f"{path}: {missing_hand(hand, estimator.model.config.presence_threshold)}")
         if failed:
             raise UserError(f"{failed} of {len(left)} images failed")
 
@@ -218,6 +228,7 @@ class Predict:
             listed = read_json(self.boxes)
         if not isinstance(listed, dict):
             raise UserError(f'{self.boxes} must hold {{"NAME.jpg": [...]}}, got {type(listed).__name__}')
+        warn_of_others(listed, self._image_files, self.boxes)
         return listed
 
     def _listed(self, path: Path, listed: dict[str, Any]) -> tuple[list[Any], list[str | None]]:
@@ -229,6 +240,8 @@ class Predict:
                 f'{self.boxes}: {key!r} must be a list of {{"box": [X0, Y0, X1, Y1], "side": "left"}}, '
                 f"got {hands}"
             )
+        if unknown := sorted({key for hand in hands for key in hand} - {"box", "side"}):
+            raise UserError(f"{self.boxes}: {key!r}: a hand has the keys box and side, got {unknown}")
         return [hand["box"] for hand in hands], [hand.get("side") or self.side for hand in hands]
 
     def _depth_file(self, path: Path) -> Path:

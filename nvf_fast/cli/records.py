@@ -108,6 +108,16 @@ class RecordWriter:
                     self._lines.unlink()
 
 
+def missing_hand(hand: Record, presence_threshold: float) -> str:
+    """Why a pose, as a record, is not valid."""
+    place = "the view" if hand["box"] is None else f"the box {[round(each, 1) for each in hand['box']]} px"
+    if hand["score"] < presence_threshold:
+        reason = f"the probability of a hand is {hand['score']:.3g}, below {presence_threshold:.3g}"
+    else:
+        reason = "a joint lies behind the camera" if hand["voters"] else "no point votes"
+    return f"no hand found in {place}: {reason}"
+
+
 def append_line(file: IO[bytes] | None, line: bytes) -> None:
     """Append a line to an unbuffered file, or print it without one.
 

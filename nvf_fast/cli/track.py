@@ -61,7 +61,7 @@ class Track:
         from nvf_fast.inputs import read_hand_scale
         from nvf_fast.tracking import Smoothing, Tracker
 
-        self.camera.check()
+        self.camera.check([Path(self.source)])
         if not 0 < self.frame_rate < 1e6:
             raise UserError(f"--frame-rate must be a positive number of Hz, got {self.frame_rate}")
         self._check_outputs()

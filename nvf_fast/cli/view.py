@@ -14,6 +14,7 @@ from nvf_fast.cli import UserError, load_estimator, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, without_errors
 from nvf_fast.cli.options import Optional
 from nvf_fast.cli.outputs import check_output_file, check_replaced
+from nvf_fast.cli.records import missing_hand
 from nvf_fast.image_files import read_image
 from nvf_fast.overlay import undistorted
 from nvf_fast.runtime.files import write_file
@@ -44,7 +45,7 @@ class View:
     def run(self) -> None:
         from nvf_fast.viewer import HandScene, make_page, open_server, stop_server
 
-        self.camera.check()
+        self.camera.check([self.image])
         if not 0 <= self.port < 65536:
             raise UserError(f"--port must be 0 to 65535, got {self.port}")
         check_replaced([("--out", self.out)], (self.image, self.camera.intrinsics))
@@ -58,6 +59,10 @@ class View:
                 warnings.warn(f"no focal length given or in the EXIF data: {ASSUMED}", stacklevel=1)
             found = estimator(image, camera, self.hand_scale, self.box, self.side, return_votes=True)
             poses = without_errors([found] if found.joints.ndim == 2 else found, source)
+            for pose in poses:
+                if not pose.valid:
+                    threshold = estimator.model.config.presence_threshold
+                    warnings.warn(missing_hand(pose.to_dict(), threshold), stacklevel=1)
             image = undistorted(image, camera)
             if self.out is not None:
                 write_file(self.out, make_page(image, camera.K, poses).encode())

@@ -19,7 +19,7 @@ from nvf_fast.data.folder import FolderDataset, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, close_surface, open_mano
 from nvf_fast.data.sample import DamagedImageError, HandSample
 from nvf_fast.data.tables import check_points, listed, read_image, write_image
-from nvf_fast.runtime.files import write_file
+from nvf_fast.runtime.files import read_path, write_file
 
 PAGE = "https://github.com/SeanChenxy/HandMesh/blob/main/complement_data.md"
 BATCHES = ("base_pose", "trans_pose_batch1", "trans_pose_batch2", "trans_pose_batch3")
@@ -49,7 +49,7 @@ class Complement(FolderDataset):
     def __init__(
         self, folder: Path | str, mano: Mano | Path | str | None = None, *, official: bool = False
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = read_path("folder", folder)
         faults = Faults(self.name, self.folder, PAGE)
         faults.check_place(BATCHES)
         self._mano = open_mano(mano, faults)

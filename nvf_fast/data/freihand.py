@@ -17,6 +17,7 @@ from nvf_fast.data.faults import Faults
 from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, open_mano, place_freihand
 from nvf_fast.data.sample import HandSample
+from nvf_fast.runtime.files import read_path
 
 PAGE = "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html"
 VERSIONS = ("gs", "hom", "sample", "auto")
@@ -65,12 +66,13 @@ class FreiHAND(FolderDataset):
         official: bool = False,
     ) -> None:
         self.versions = _read_versions(versions, split)
-        self.folder, self.split = Path(folder), split
+        self.folder, self.split = read_path("folder", folder), split
         self.expected = OFFICIAL[split] * len(self.versions)
         faults = Faults(self.name, self.folder, PAGE)
         faults.check_place([f"{split}_K.json", f"{split}/rgb"])
         self._mano = open_mano(mano, faults)
-        self._read_annotations(evaluation_folder, faults, None if cache is None else Path(cache))
+        cache = None if cache is None else read_path("cache", cache)
+        self._read_annotations(evaluation_folder, faults, cache)
         self._check_images(faults)
         self._check(faults, official)
         self.faces = None if self._mano is None else self._mano.closed_faces
@@ -86,7 +88,7 @@ class FreiHAND(FolderDataset):
 
     def _read_annotations(self, other: Path | str | None, faults: Faults, cache: Path | None) -> None:
         """Set intrinsics, and joints, vertices, MANO's parameters and scale where the files exist."""
-        truth = self.folder if other is None else Path(other)
+        truth = self.folder if other is None else read_path("evaluation_folder", other)
         places = dict.fromkeys(FORMS, truth) | {"K": self.folder, "scale": self.folder}
         paths = {name: place / f"{self.split}_{name}.json" for name, place in places.items()}
         have_joints = self.split == "training" or other is not None or paths["xyz"].exists()
@@ -175,7 +177,7 @@ def write_freihand(
     count, rest = divmod(len(samples), len(versions))
     if rest or not count:
         raise ValueError(f"samples must be the same hands in {len(versions)} version(s), got {len(samples)}")
-    folder = Path(folder)
+    folder = read_path("folder", folder)
     truth = Path(evaluation_folder) if evaluation_folder is not None and split == "evaluation" else folder
     joints = np.stack([joints_m(sample) for sample in samples])
     vertices = [vertices_m(sample) for sample in samples[:count] if sample.vertices is not None]

@@ -24,7 +24,7 @@ from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
 from nvf_fast.data.mano import VERTICES, Mano, open_mano
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.sample import HandSample
-from nvf_fast.runtime.files import write_file
+from nvf_fast.runtime.files import read_path, write_file
 
 PAGE = "https://github.com/shreyashampali/ho3d"
 OFFICIAL = {
@@ -68,7 +68,7 @@ class HO3D(FolderDataset):
     ) -> None:
         _check_arguments(split, version)
         self.name = f"HO-3D {version}"
-        self.folder, self.split, self.version = Path(folder), split, version
+        self.folder, self.split, self.version = read_path("folder", folder), split, version
         self.expected = OFFICIAL[version, split]
         faults = Faults(self.name, self.folder, PAGE)
         faults.check_place([f"{split}.txt", split])
@@ -78,7 +78,8 @@ class HO3D(FolderDataset):
         readable = self._check_files(frames, faults)
         self._read_meta(readable, mano is not None, faults)
         if split == "evaluation":
-            self._read_released(len(readable) == len(frames), faults, None if cache is None else Path(cache))
+            cache = None if cache is None else read_path("cache", cache)
+            self._read_released(len(readable) == len(frames), faults, cache)
         self._check(faults, official)
         self.faces = None if self._mano is None else self._mano.closed_faces
         self.why_no_surfaces = self._missing_for_surfaces()
@@ -244,7 +245,7 @@ def write_ho3d(
     lengths = {name: len(samples) for name, samples in sequences.items()}
     if poses is not None and {name: len(each) for name, each in poses.items()} != lengths:
         raise ValueError("poses must be given for the same frames as sequences")
-    folder, frames = Path(folder), []
+    folder, frames = read_path("folder", folder), []
     for name, samples in sequences.items():
         for number, sample in enumerate(samples):
             place = folder / split / name

@@ -23,6 +23,7 @@ from nvf_fast.data.mesh import openings
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.rotations import rotation_about
 from nvf_fast.data.tables import finite_array, form
+from nvf_fast.runtime.files import read_path
 
 PAGE = "https://mano.is.tue.mpg.de"
 VERTICES = 778
@@ -65,7 +66,7 @@ class Mano:
         Raises:
             DatasetError: the file is missing, cannot be read, or does not hold MANO's arrays.
         """
-        path = Path(path)
+        path = read_path("path", path)
         faults, arrays = Faults("MANO", path, PAGE), {}
         try:
             content = load_pickle(path)

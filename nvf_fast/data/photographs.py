@@ -20,7 +20,7 @@ from nvf_fast.data.folder import FolderDataset
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.tables import check_intrinsics, check_points, finite_array, form, listed, read_image
 from nvf_fast.joint_definitions import Source, to_freihand
-from nvf_fast.runtime.files import read_json
+from nvf_fast.runtime.files import read_json, read_path
 
 PAGE = "labels.json and the images in crops"
 SPLITS = ("train", "val")
@@ -90,7 +90,7 @@ class Photographs(FolderDataset):
     ) -> None:
         if split not in (*SPLITS, "all"):
             raise ValueError(f'split must be "train", "val" or "all", got {split!r}')
-        self.folder, self.split = Path(folder), split
+        self.folder, self.split = read_path("folder", folder), split
         faults = Faults(self.name, self.folder, PAGE)
         faults.check_place(["labels.json"])
         labels = _read_labels(self.folder, faults)

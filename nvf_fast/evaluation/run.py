@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from nvf_fast.data.sample import DamagedImageError, HandDataset, HandSample
 from nvf_fast.evaluation.dataset_predictions import SETTINGS, DatasetPredictions, Times
 from nvf_fast.evaluation.predictors import NetworkPredictor, Predictions
-from nvf_fast.runtime.processes import TIMEOUT_S, Processes
+from nvf_fast.runtime.processes import TIMEOUT_S, Processes, without_interrupts
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.runtime.store import ResumeError, Store, differences
 
@@ -97,7 +98,9 @@ def predict(
     done = {index: stored for index, stored in found.items() if stored is not None}
     missing = {index: span for index, span in spans.items() if index not in done}
     hidden, total = not (progress and processes.rank == 0), sum(map(len, missing.values()))
-    with progress_bar(total=total, unit="img", desc="evaluating", hidden=hidden) as bar:
+    bar = progress_bar(total=total, unit="img", desc="evaluating", hidden=hidden)
+    with bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unusual hand_scale")  # the data set's own
         for index, predicted in _predicted_shards(predictor, dataset, missing, settings, batch, workers):
             done[index] = replace(predicted, metadata=known)
             if stores:
@@ -176,7 +179,8 @@ def _predicted_shards(
     indices: Any = range(len(dataset))
     waiting: dict[str, Any] = {"num_workers": workers, "timeout": TIMEOUT_S if workers else 0}
     read = partial(_read_batch, dataset)
-    loader = iter(DataLoader(indices, batch_sampler=batches, collate_fn=read, **waiting))
+    with without_interrupts():
+        loader = iter(DataLoader(indices, batch_sampler=batches, collate_fn=read, **waiting))
     warm = False  # the first call also sets up libraries
     for index, span in spans.items():
         yield index, _predicted_shard(predictor, loader, span, settings, warm)

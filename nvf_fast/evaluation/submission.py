@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from nvf_fast.conventions import FRAMES, ORDERS
 from nvf_fast.evaluation.metrics import MANO_VERTICES, Floats
-from nvf_fast.runtime.files import whole_file
+from nvf_fast.runtime.files import read_path, whole_file
 
 Server = Literal["freihand", "ho3d-v2", "ho3d-v3"]
 MEMBER = "pred.json"
@@ -76,7 +76,7 @@ def write_submission(
         ValueError: a shape, number or unit is invalid, or the hands lie behind the camera.
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = read_path("path", path)
     if path.suffix != ".zip":
         raise ValueError(f"a submission is a .zip file, got {path}")
     form = FORMATS[server]
@@ -118,7 +118,7 @@ def read_submission(path: Path | str, server: Server) -> tuple[Floats, Floats]:
         OSError: the file cannot be read.
     """
     form = FORMATS[server]
-    content = Path(path).read_bytes()
+    content = read_path("path", path).read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes = {member.filename: member.file_size for member in archive.infolist()}

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,6 +91,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def read_path(name: str, path: Path | str) -> Path:
+    """A path argument; an empty one, which `Path` takes for the current folder, is a `ValueError`."""
+    if path == "":
+        raise ValueError(f"{name} must be the path of a file or a folder, got an empty string")
+    return Path(path)
+
+
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file as `whole_file` does."""
     with whole_file(path) as file:
@@ -157,12 +165,19 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not JSON; the message names it.
+        ValueError: it is not JSON, or an object in it holds a key twice; the message names it.
     """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(entries := dict(pairs)) < len(pairs):
+            twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+            raise ValueError(f"an object holds {', '.join(map(repr, twice[:3]))} more than once")
+        return entries
+
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+        raise ValueError(f"{path}: not JSON with distinct keys ({error})") from error
 
 
 def _open_locked(path: Path) -> IO[bytes]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.resource_tracker import ensure_running
 from types import FrameType
 from typing import Any
 
@@ -143,6 +144,30 @@ def stop_requests() -> Iterator[threading.Event]:
     finally:
         for stopper, handler in before.items():
             signal.signal(stopper, handler)
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Delay Ctrl-C until the block ends; processes that the block starts never receive it.
+
+    Ctrl-C reaches the whole process group, and only the parent reports it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not on every system
+        yield
+        return
+    ensure_running()  # it would unblock the signal when it starts
+    main, received = threading.current_thread() is threading.main_thread(), threading.Event()
+    # Another thread may receive the signal, whose handler then runs in this one.
+    handler = signal.signal(signal.SIGINT, lambda *_: received.set()) if main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by processes
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+    if received.is_set():
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

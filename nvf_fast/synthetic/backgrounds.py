@@ -14,6 +14,7 @@ from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
 from nvf_fast.image_files import read_image
 from nvf_fast.runtime.compiled import compiled
+from nvf_fast.runtime.files import read_path
 from nvf_fast.synthetic.shading import noise_at, noise_volume
 from nvf_fast.synthetic.skin import draw_tone
 
@@ -51,7 +52,9 @@ class Backgrounds:
     def __init__(self, folder: Path | str | None = None) -> None:
         paths: list[Path] = []
         if folder is not None:
-            paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+            paths = sorted(
+                path for path in read_path("folder", folder).rglob("*") if path.suffix.lower() in SUFFIXES
+            )
             if not paths:
                 raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
         self._paths = paths

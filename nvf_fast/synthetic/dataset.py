@@ -23,7 +23,8 @@ from nvf_fast.camera import reference_intrinsics
 from nvf_fast.data.sample import HandSample
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.runtime.arguments import check_ranges
-from nvf_fast.runtime.files import write_file
+from nvf_fast.runtime.files import read_path, write_file
+from nvf_fast.runtime.processes import without_interrupts
 from nvf_fast.runtime.progress import progress_bar
 from nvf_fast.synthetic.placement import UNIFORM, HandDistribution
 
@@ -88,7 +89,7 @@ class SyntheticHands:
         checksums: list[str] | None = None,
     ) -> None:
         self.config, self.name, self.split, self.checksums = config, name, split, checksums
-        self.folder = None if cache is None else Path(cache) / self.fingerprint
+        self.folder = None if cache is None else read_path("cache", cache) / self.fingerprint
         self._chunks: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -148,7 +149,8 @@ class SyntheticHands:
             done: Iterable[None] = map(self._store_chunk, missing)
             processes = min(processes, len(missing))
             if processes > 1:
-                pool = stack.enter_context(get_context("spawn").Pool(processes, _start_renderer))
+                with without_interrupts():
+                    pool = stack.enter_context(get_context("spawn").Pool(processes, _start_renderer))
                 done = pool.imap_unordered(self._store_chunk, missing)
             for _ in done:
                 bar.update(CHUNK)

@@ -17,6 +17,7 @@ from trimesh.geometry import faces_to_edges
 
 from nvf_fast.data.faults import DatasetError, counted
 from nvf_fast.data.mesh import openings
+from nvf_fast.runtime.files import read_path
 from nvf_fast.synthetic.glb_file import GLBFile, require
 from nvf_fast.synthetic.hand_skeleton import BONES, CHAINS, JOINTS, METACARPALS, OURS, HandSkeleton
 from nvf_fast.synthetic.hand_template import build_template
@@ -142,8 +143,9 @@ def load_rig(path: Path | str) -> Rig:
     Raises:
         DatasetError: the file is missing, unreadable or without such a hand.
     """
+    path = read_path("path", path)
     try:
-        return _read_rig(GLBFile(Path(path)))
+        return _read_rig(GLBFile(path))
     except (
         ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError,
         OSError,
@@ -151,7 +153,7 @@ def load_rig(path: Path | str) -> Rig:
         fault = str(error)
         if not isinstance(error, ValueError):
             fault = f"its parts do not fit together ({error!r}); expected valid glTF 2.0"
-        raise DatasetError("A rigged hand", Path(path), PAGE, [fault]) from error
+        raise DatasetError("A rigged hand", path, PAGE, [fault]) from error
 
 
 def _read_rig(file: GLBFile) -> Rig:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nvf_fast.baselines import Network
-from nvf_fast.runtime.files import locked
+from nvf_fast.runtime.files import locked, read_path
 from nvf_fast.runtime.processes import TIMEOUT_S, Processes, stop_requests
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.loader import TrainingData, load_batches
@@ -91,12 +91,13 @@ def train(
         LockedError: another process trains in the directory.
         OSError: the directory cannot be written to.
     """
+    directory = read_path("directory", directory)
     _keep_freed_memory()
     trainer = Trainer(config, len(data), torch.device(device), Processes.joined())
     with ExitStack() as stack:
         if trainer.processes.rank == 0:
-            stack.enter_context(locked(Path(directory) / ".lock"))
-        saved = SavedTraining(Path(directory), trainer, getattr(data, "fingerprint", None), credits)
+            stack.enter_context(locked(directory / ".lock"))
+        saved = SavedTraining(directory, trainer, getattr(data, "fingerprint", None), credits)
         resumed = saved.resume(inexact)
         if resumed and trainer.store is not None and not trainer.finished:
             warnings.warn(
@@ -106,7 +107,7 @@ def train(
         if not resumed and start is not None:
             saved.start_from(start)
         log = TrainingLog(
-            Path(directory), trainer.step, trainer.total,
+            directory, trainer.step, trainer.total,
             silent=trainer.processes.rank > 0, progress=progress, tensorboard=tensorboard,
         )  # fmt: skip
         batches = load_batches(trainer, data, workers, timeout_s)
