@@ -237,9 +237,8 @@ def change_colours(image: np.ndarray, random: np.random.Generator) -> np.ndarray
         changed = gaussian_blur(changed, random.uniform(0.3, 1.2))
     first = random.integers(NOISE - changed.size)
     noise = _noise()[first : first + changed.size].reshape(changed.shape)
-    output = np.empty_like(image)
-    _quantise(changed, noise, np.float32(0.05 * random.random() ** 3), output)
-    return output
+    changed += np.float32(0.05 * random.random() ** 3) * noise
+    return (changed.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def hand_mask(
@@ -443,13 +442,3 @@ def _recolour(image, levels, saturation, changed):
             changed[row, column, 0] = grey + saturation * (red - grey)
             changed[row, column, 1] = grey + saturation * (green - grey)
             changed[row, column, 2] = grey + saturation * (blue - grey)
-
-
-@compiled()
-def _quantise(image, noise, strength, output):
-    for row in range(image.shape[0]):
-        for column in range(image.shape[1]):
-            for channel in range(3):
-                value = image[row, column, channel] + strength * noise[row, column, channel]
-                value = min(max(value, np.float32(0)), np.float32(1))
-                output[row, column, channel] = value * np.float32(255) + np.float32(0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from trimesh.transformations import euler_matrix
 
 from nvf_fast.data.draws import Stream
@@ -88,11 +88,8 @@ class Backgrounds:
         if _is_panorama(image):
             turn = _draw_turn(stream, 0.2, 0.05)
             return panorama_view(image, turn, focal, shape).astype(np.float32) / 255
-        scale = max(height / image.shape[0], width / image.shape[1])
-        middle = (np.array(image.shape[1::-1]) - 1) / 2
-        shift = np.array([width - 1, height - 1]) / 2 - scale * middle
-        covering = np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1]])
-        return warp_perspective(image, covering, shape).astype(np.float32) / 255
+        covering = ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.BILINEAR)
+        return np.asarray(covering, np.float32) / 255
 
     def draw_surroundings(self, stream: Stream) -> Surroundings | None:
         """Light of one panorama; None if the folder has none."""
