@@ -79,12 +79,10 @@ class Backgrounds:
             shape: height and width in px.
         """
         height, width = shape
-        if not self._paths:
-            longer = max(shape)
-            image = paint_image(stream.below(2**31), longer)
-            top, left = (longer - height) // 2, (longer - width) // 2
-            return image[top : top + height, left : left + width].astype(np.float32) / 255
-        image, *_ = _load(stream.choose(self._paths))
+        if self._paths:
+            image, *_ = _load(stream.choose(self._paths))
+        else:
+            image = paint_image(stream.below(2**31), max(shape))
         if _is_panorama(image):
             turn = _draw_turn(stream, 0.2, 0.05)
             return panorama_view(image, turn, focal, shape).astype(np.float32) / 255
