@@ -12,6 +12,7 @@ from trimesh.transformations import euler_matrix
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
+from nvf_fast.data.rotations import about_axis
 from nvf_fast.image_files import read_image
 from nvf_fast.runtime.compiled import compiled
 from nvf_fast.synthetic.shading import noise_at, noise_volume
@@ -266,9 +267,8 @@ def _turned(image: np.ndarray, stream: Stream, size: int) -> np.ndarray:
     reach = min(min(height, width) / 2 * stream.uniform(0.35, 1.0) * widening, min(height, width) / 2 - 1)
     middle = np.array([stream.uniform(reach, width - reach), stream.uniform(reach, height - reach)])
     scale = 2 * reach / widening / size
-    linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    to_image = np.eye(3)
-    to_image[:2, :2], to_image[:2, 2] = linear, middle - 0.5 - linear @ np.full(2, (size - 1) / 2)
+    to_image = about_axis(turn) @ np.diag([scale, scale, 1])
+    to_image[:2, 2] = middle - 0.5 - to_image[:2, :2].sum(1) * (size - 1) / 2
     return warp_perspective(image, np.linalg.inv(to_image), size)
 
 
