@@ -22,19 +22,17 @@ def warp_perspective(
     homography: np.ndarray,
     size: int | tuple[int, int],
     border: Literal["edge", "zero"] = "edge",
-    samples: int | None = None,
 ) -> np.ndarray:
     """Resample an image through a homography.
 
-    Each output pixel is the mean of n x n bilinear samples.
+    Each output pixel is the mean of n x n bilinear samples, with n the number of input pixels that an output
+    pixel spans (at most `MOST_SAMPLES`), so that a shrunk image does not alias.
 
     Args:
         image: (H, W) or (H, W, C) uint8 or float32.
         homography: (3, 3), from pixels of the image to pixels of the output.
         size: height and width of the output, or its side.
         border: outside the image, "edge" repeats its border and "zero" is 0.
-        samples: n; None is the number of input pixels that an output pixel spans (at most `MOST_SAMPLES`), so
-            that a shrunk image does not alias.
 
     Returns:
         (height, width) or (height, width, C), dtype of the image.
@@ -44,8 +42,7 @@ def warp_perspective(
     source = _checked(image)
     height, width = (size, size) if isinstance(size, int) else size
     inverse = np.linalg.inv(np.asarray(homography, np.float64))
-    if samples is None:
-        samples = _samples_per_pixel(np.asarray(homography, np.float64), inverse, source.shape, height, width)
+    samples = _samples_per_pixel(np.asarray(homography, np.float64), inverse, source.shape, height, width)
     output = np.empty((height, width, source.shape[2]), source.dtype)
     _warp(source, inverse, samples, border == "zero", _rounding(source), output)
     return output.reshape(height, width, *image.shape[2:])

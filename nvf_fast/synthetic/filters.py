@@ -27,6 +27,42 @@ def soften(layer: np.ndarray) -> np.ndarray:
     return out
 
 
+@compiled()
+def sample_layer(layer: np.ndarray, linear: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
+    """Turn and scale a layer: `warp_perspective` for four channels and many empty pixels, one sample each.
+
+    Args:
+        layer: (H, W, 4) float32, colours times coverage and coverage.
+        linear, offset: (2, 2) and (2,), from pixels of the output to pixels of the layer.
+        size: px of the output.
+
+    Returns:
+        (size, size, 4) float32.
+    """
+    height, width = layer.shape[:2]
+    flat, out = layer.reshape(-1), np.zeros((size, size, 4), np.float32)
+    across, down, one = np.uint64(4), np.uint64(4 * width), np.float32(1)  # unsigned: no index is negative
+    for row in range(size):
+        for column in range(size):
+            x = linear[0, 0] * column + linear[0, 1] * row + offset[0]
+            y = linear[1, 0] * column + linear[1, 1] * row + offset[1]
+            if x < 0 or y < 0 or x >= width - 1 or y >= height - 1:
+                continue
+            i, j = int(x), int(y)
+            a = np.uint64(4 * (j * width + i))
+            b, c, d = a + across, a + down, a + down + across
+            k = np.uint64(3)
+            if flat[a + k] == 0 and flat[b + k] == 0 and flat[c + k] == 0 and flat[d + k] == 0:
+                continue
+            u, v = np.float32(x - i), np.float32(y - j)
+            for channel in range(4):
+                k = np.uint64(channel)
+                top = (one - u) * flat[a + k] + u * flat[b + k]
+                bottom = (one - u) * flat[c + k] + u * flat[d + k]
+                out[row, column, channel] = (one - v) * top + v * bottom
+    return out
+
+
 def motion_blur(image: np.ndarray, x: float, y: float) -> np.ndarray:
     """Blur a square image (S, S, C) along the way (x, y) px that it moves while it is exposed."""
     steps = max(math.ceil(math.hypot(x, y)), 1)
@@ -43,9 +79,16 @@ def motion_blur(image: np.ndarray, x: float, y: float) -> np.ndarray:
     return total / steps
 
 
+@compiled()
 def mean_colour(image: np.ndarray) -> np.ndarray:
     """(3,) float64 mean of an image (H, W, 3)."""
-    return np.einsum("ijk->k", image, dtype=np.float64) / (image.shape[0] * image.shape[1])
+    red = green = blue = 0.0
+    for row in range(len(image)):
+        for column in range(image.shape[1]):
+            red += image[row, column, 0]
+            green += image[row, column, 1]
+            blue += image[row, column, 2]
+    return np.array([red, green, blue]) / (len(image) * image.shape[1])
 
 
 @compiled()

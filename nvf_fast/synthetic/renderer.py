@@ -15,7 +15,7 @@ from nvf_fast.data.image_warp import gaussian_blur, warp_perspective
 from nvf_fast.data.rotations import about_axis
 from nvf_fast.synthetic import shading
 from nvf_fast.synthetic.backgrounds import Backgrounds
-from nvf_fast.synthetic.filters import develop, mean_colour, motion_blur, over, soften
+from nvf_fast.synthetic.filters import develop, mean_colour, motion_blur, over, sample_layer, soften
 from nvf_fast.synthetic.objects import FIRST_OBJECT, any_solid, draw_looks, held_solid, lying_about
 from nvf_fast.synthetic.posed_hands import PosedHand
 from nvf_fast.synthetic.rasteriser import mesh_normals, rasterise, shown_vertices
@@ -137,10 +137,11 @@ class HandRenderer:
         Returns:
             (S, S, 3) uint8.
         """
-        scale = OVERSAMPLING / zoom
-        to_canvas = about_axis(-turn) @ np.diag([-scale if mirrored else scale, scale, 1])
-        to_canvas[:2, 2] = self.canvas / 2 - to_canvas[:2, :2].sum(1) * (self.size / 2)
-        layer = warp_perspective(canvas, np.linalg.inv(to_canvas), self.size, "zero", samples=1)
+        inverse = OVERSAMPLING / zoom * about_axis(-turn)[:2, :2]
+        if mirrored:
+            inverse[:, 0] *= -1
+        offset = self.canvas / 2 - inverse.sum(1) * (self.size / 2)
+        layer = sample_layer(canvas, inverse, offset, self.size)
         background = self._backgrounds.draw(stream, self.size)
         mean = mean_colour(background) + 0.02
         grey = float(mean.sum()) / 3
