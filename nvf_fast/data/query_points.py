@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from nvf_fast.data.hand_views import VIEW_POINTS
-from nvf_fast.data.surfaces import MeshHands
 
 NEAR, ON_RAYS, IN_BALL = VIEW_POINTS // 2, VIEW_POINTS // 3, 18  # points; the rest lies in the slab
 NEAR_MM, RAY_MM = 4.0, 45.0  # standard deviations of the distance from the surface and along rays
 BALL_MM, SLAB_MM = 120.0, 130.0  # about the joints' mean: radius of the ball, half the slab's thickness
 NEAREST_MM = 50.0
-
-
-def points_about_meshes(hands: MeshHands, slope: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Sample query points (B, `VIEW_POINTS`, 3) float32 mm around hands with surfaces.
-
-    Args:
-        hands: B hands in the view's camera frame.
-        slope, random: as in `points_about`, which spreads the points.
-    """
-    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-    surface = hands.sample_surface(NEAR + ON_RAYS, generator).numpy()
-    near = surface[:, :NEAR] + random.normal(0, NEAR_MM, (len(hands), NEAR, 3))
-    return points_about(near, surface[:, NEAR:], hands.joints.numpy(), slope, random)
 
 
 def points_about(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nvf_fast.camera import project, remap
 from nvf_fast.data.hand_views import VIEW_SIZE, HandViews, joints_box
-from nvf_fast.data.query_points import points_about_meshes
+from nvf_fast.data.query_points import NEAR, NEAR_MM, ON_RAYS, points_about
 from nvf_fast.data.sample import HandDataset, HandSample
 from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.finding import pixel_boxes
@@ -69,7 +69,10 @@ def view_samples(samples: list[HandSample], random: np.random.Generator) -> Hand
     views, rotations = views_of_boxes(samples, _within_horizon(_jittered(exact, random), exact, intrinsics))
     hands = MeshHands.stack(surfaces)
     hands = hands.scaled(UNIT_SCALE_MM / hands.hand_scale).rotated(torch.from_numpy(rotations).float())
-    points = points_about_meshes(hands, VIEW_SIZE / 2 / views.focal, random)
+    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+    surface = hands.sample_surface(NEAR + ON_RAYS, generator).numpy()
+    near = surface[:, :NEAR] + random.normal(0, NEAR_MM, (len(samples), NEAR, 3))
+    points = points_about(near, surface[:, NEAR:], views.joints, VIEW_SIZE / 2 / views.focal, random)
     return replace(views, points=points, distances=hands.signed_distance(torch.from_numpy(points)).numpy())
 
 

@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from nvf_fast.data.draws import Draws, Stream
-from nvf_fast.data.hand_views import VIEW_SIZE, HandViews, joints_box
-from nvf_fast.data.query_points import points_about_meshes
+from nvf_fast.data.hand_views import VIEW_POINTS, VIEW_SIZE, HandViews, joints_box
+from nvf_fast.data.query_points import BALL_MM, NEAR, NEAR_MM, NEAREST_MM, ON_RAYS, RAY_MM, SLAB_MM
 from nvf_fast.data.rotations import about_axis
-from nvf_fast.data.surfaces import MeshHands
 from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.synthetic import objects
 from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.posed_hands import PosedHand, draw_unit_hands
 from nvf_fast.synthetic.renderer import HandRenderer, SceneChances
-from nvf_fast.synthetic.rig import open_rig
+from nvf_fast.synthetic.rig import Rig, open_rig
 from nvf_fast.synthetic.scene import covered_joints
 from nvf_fast.synthetic.solids import Solid
 
@@ -134,7 +132,8 @@ class SyntheticViews:
             if self._covered([hand], [False], focal)[0] < MOST_COVERED:
                 break
         canvas = self.renderer.render(stream, [hand], [False], focal)
-        points, distances = self._points(stream, hand, focal)
+        points = _draw_points(stream, hand, self.rig, focal)
+        distances = self.rig.distances(points, hand.vertices)
         views = []
         for composition in range(options.compositions):
             zoom = 1.0
@@ -158,7 +157,8 @@ class SyntheticViews:
         canvas = self.renderer.render(stream, hands, left, focal)
         points = distances = None
         if not left[0] and fill >= options.posed:
-            points, distances = self._points(stream, first, focal)
+            points = _draw_points(stream, first, self.rig, focal)
+            distances = self.rig.distances(points, first.vertices)
         views = []
         for composition in range(options.compositions):
             turn = _turn(stream, composition, 0.2)
@@ -216,14 +216,6 @@ class SyntheticViews:
             views.append(_view(image, focal, [], []))
         return views
 
-    def _points(self, stream: Stream, hand: PosedHand, focal: float) -> tuple[np.ndarray, np.ndarray]:
-        """Query points (P, 3) mm around a hand and their signed distances (P,) mm."""
-        faces, joints = torch.from_numpy(self.rig.faces).long(), torch.from_numpy(hand.joints)
-        mesh = MeshHands(torch.from_numpy(hand.vertices)[None], faces, joints[None])
-        random = np.random.default_rng(stream.below(2**53))
-        points = points_about_meshes(mesh, np.array([VIEW_SIZE / 2 / focal]), random)[0].astype(np.float64)
-        return points, self.rig.distances(points, hand.vertices)
-
     def _next_hand(self) -> PosedHand:
         if not self._hands:
             first = self._batches * self._batch
@@ -259,6 +251,31 @@ def _placed(
 def _anywhere(stream: Stream, fill: float) -> np.ndarray:
     """(2,) middle of a hand in a wide view, against half the view; most of the hand is inside."""
     return stream.uniforms(-1, 1, 2) * (0.95 - 0.4 * fill - 0.45 * fill**2)
+
+
+def _draw_points(stream: Stream, hand: PosedHand, rig: Rig, focal: float) -> np.ndarray:
+    """(P, 3) mm, spread as `points_about` spreads them, by the numbers of a stream."""
+    on_surface, ball = NEAR + ON_RAYS, VIEW_POINTS // 12
+    faces = np.searchsorted(rig.cumulative_area, stream.uniforms(0, 1, on_surface))
+    weights = stream.uniforms(0, 1, on_surface, 2)
+    weights = np.where(weights.sum(1, keepdims=True) > 1, 1 - weights, weights)
+    corners = hand.vertices[rig.faces[faces]]
+    edges = corners[:, 1:] - corners[:, :1]
+    surface = corners[:, 0] + (weights[..., None] * edges).sum(1)
+    normal = np.cross(edges[:, 0], edges[:, 1])
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
+    shell = surface[:NEAR] + NEAR_MM * stream.normals(NEAR, 1) * normal[:NEAR]
+    rays = surface[NEAR:]
+    depth = np.maximum(rays[:, 2:] + RAY_MM * stream.normals(ON_RAYS, 1), NEAREST_MM)
+    rays = rays * depth / rays[:, 2:]
+    middle = hand.joints.mean(0)
+    towards = stream.normals(ball, 3)
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    towards *= BALL_MM * stream.uniforms(0, 1, ball, 1) ** (1 / 3)
+    rest = VIEW_POINTS - on_surface - ball
+    depth = np.maximum(middle[2] + stream.uniforms(-SLAB_MM, SLAB_MM, rest, 1), NEAREST_MM)
+    slab = np.concatenate([stream.uniforms(-0.5, 0.5, rest, 2) * VIEW_SIZE / focal * depth, depth], 1)
+    return np.concatenate([shell, rays, middle + towards, slab])
 
 
 def _view(

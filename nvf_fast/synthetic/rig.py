@@ -59,6 +59,13 @@ class Rig:
         return np.concatenate([self.faces, self.cap])
 
     @cached_property
+    def cumulative_area(self) -> np.ndarray:
+        """(F,) of the faces at rest, up to 1."""
+        first, second, third = self.vertices[self.faces].transpose(1, 0, 2)
+        area = np.linalg.norm(np.cross(second - first, third - first), axis=1)
+        return np.cumsum(area) / area.sum()
+
+    @cached_property
     def closed_mesh(self) -> SearchableMesh:
         """The hand, closed at the wrist, for distances in any pose."""
         wide = np.arange(len(self.faces), len(self.closed_faces))
