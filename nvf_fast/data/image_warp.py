@@ -124,11 +124,10 @@ def _warp(source, inverse, samples, zero_outside, rounding, output):
     flat, pixels = source.reshape(-1), output.reshape(-1)
     last_x, last_y = width - 1.0, height - 1.0
     right, down = channels * min(width - 1, 1), width * channels * min(height - 1, 1)
-    scale, one = np.float32(1 / (samples * samples)), np.float32(1)
+    scale = np.float32(1 / (samples * samples))
     total = np.zeros(channels, np.float32)
     for row in range(output.shape[0]):
         for column in range(output.shape[1]):
-            red = green = blue = np.float32(0)  # registers for three channels, the usual case
             total[:] = 0
             for sample_row in range(samples):
                 v = row + (sample_row + 0.5) / samples - 0.5
@@ -146,28 +145,10 @@ def _warp(source, inverse, samples, zero_outside, rounding, output):
                     x, y = min(max(x, 0.0), last_x), min(max(y, 0.0), last_y)
                     i, j = min(int(x), max(width - 2, 0)), min(int(y), max(height - 2, 0))
                     across, below = np.float32(x - i), np.float32(y - j)
-                    w11 = across * below
-                    w01, w10 = across - w11, below - w11
-                    w00 = one - across - w10
                     # Unsigned, to avoid checks for negative indices.
                     p00 = np.uint64((j * width + i) * channels)
                     p01, p10 = p00 + np.uint64(right), p00 + np.uint64(down)
-                    p11 = p10 + np.uint64(right)
-                    if channels == 3:
-                        red += w00 * flat[p00] + w01 * flat[p01] + w10 * flat[p10] + w11 * flat[p11]
-                        k = np.uint64(1)
-                        green += w00 * flat[p00 + k] + w01 * flat[p01 + k]
-                        green += w10 * flat[p10 + k] + w11 * flat[p11 + k]
-                        k = np.uint64(2)
-                        blue += w00 * flat[p00 + k] + w01 * flat[p01 + k]
-                        blue += w10 * flat[p10 + k] + w11 * flat[p11 + k]
-                    else:
-                        for channel in range(channels):
-                            k = np.uint64(channel)
-                            total[channel] += w00 * flat[p00 + k] + w01 * flat[p01 + k]
-                            total[channel] += w10 * flat[p10 + k] + w11 * flat[p11 + k]
-            if channels == 3:
-                total[0], total[1], total[2] = red, green, blue
+                    _add_sample(total, flat, p00, p01, p10, p10 + np.uint64(right), across, below)
             at = np.uint64((row * output.shape[1] + column) * channels)
             for channel in range(channels):
                 pixels[at + np.uint64(channel)] = total[channel] * scale + rounding
@@ -178,7 +159,7 @@ def _look(source, rotation, focal, samples, rounding, output):
     height, width, channels = source.shape
     flat, pixels = source.reshape(-1), output.reshape(-1)
     total = np.zeros(channels, np.float32)
-    scale, one = np.float32(1 / (samples * samples)), np.float32(1)
+    scale = np.float32(1 / (samples * samples))
     for row in range(output.shape[0]):
         for column in range(output.shape[1]):
             total[:] = 0
@@ -188,7 +169,7 @@ def _look(source, rotation, focal, samples, rounding, output):
                 x = rotation[0, 0] * u + rotation[0, 1] * v + rotation[0, 2]
                 y = rotation[1, 0] * u + rotation[1, 1] * v + rotation[1, 2]
                 z = rotation[2, 0] * u + rotation[2, 1] * v + rotation[2, 2]
-                x, y = _arctangent(x, z), _arctangent(y, math.sqrt(x * x + z * z))
+                x, y = math.atan2(x, z), math.atan2(y, math.sqrt(x * x + z * z))
                 x, y = (0.5 + x / (2 * math.pi)) * width - 0.5, (0.5 + y / math.pi) * height - 0.5
                 x, y = x + width if x < 0 else x, min(max(y, 0.0), height - 1.0)
                 i, j = min(int(x), width - 1), min(int(y), max(height - 2, 0))
@@ -196,32 +177,22 @@ def _look(source, rotation, focal, samples, rounding, output):
                 right = i + 1 if i + 1 < width else 0  # columns wrap, rows repeat at the border
                 down = np.uint64(channels * width if j + 1 < height else 0)
                 p00, p01 = np.uint64(channels * (j * width + i)), np.uint64(channels * (j * width + right))
-                p10, p11 = p00 + down, p01 + down
-                w11 = across * below
-                w01, w10 = across - w11, below - w11
-                w00 = one - across - w10
-                for channel in range(channels):
-                    k = np.uint64(channel)
-                    total[channel] += w00 * flat[p00 + k] + w01 * flat[p01 + k]
-                    total[channel] += w10 * flat[p10 + k] + w11 * flat[p11 + k]
+                _add_sample(total, flat, p00, p01, p00 + down, p01 + down, across, below)
             at = np.uint64((row * output.shape[1] + column) * channels)
             for channel in range(channels):
                 pixels[at + np.uint64(channel)] = total[channel] * scale + rounding
 
 
-@compiled()
-def _arctangent(y, x):
-    """Angle of (x, y) in [-pi, pi] by an odd polynomial, to 3e-7."""
-    large, small = max(abs(x), abs(y)), min(abs(x), abs(y))
-    t = small / (large + 1e-30)
-    s = t * t
-    angle = 0.07962273 + s * (-0.03360346 + s * 0.00681156)
-    angle = t * (0.99999611 + s * (-0.33317366 + s * (0.198078 + s * (-0.13233286 + s * angle))))
-    if abs(y) > abs(x):
-        angle = math.pi / 2 - angle
-    if x < 0:
-        angle = math.pi - angle
-    return angle if y >= 0 else -angle
+@compiled(inline="always")
+def _add_sample(total, flat, p00, p01, p10, p11, across, below):
+    """Add the colour at a place between four pixels, from the indices of their first channels."""
+    w11 = across * below
+    w01, w10 = across - w11, below - w11
+    w00 = np.float32(1) - across - w10
+    for channel in range(len(total)):
+        k = np.uint64(channel)
+        total[channel] += w00 * flat[p00 + k] + w01 * flat[p01 + k]
+        total[channel] += w10 * flat[p10 + k] + w11 * flat[p11 + k]
 
 
 @compiled()

@@ -17,12 +17,7 @@ def surface_distance(points: np.ndarray, joints: np.ndarray) -> np.ndarray:
 
     The distance to the union of the cones, negative inside; exact outside.
     """
-    starts, ends = cone_ends(joints)
-    points = points.astype(np.float64)
-    distances = np.empty(points.shape[:2], np.float32)
-    for index in range(len(points)):
-        _measure(points[index], starts[index], ends[index], RADII_MM, distances[index])
-    return distances
+    return _measure(points.astype(np.float64), *cone_ends(joints), RADII_MM)
 
 
 def sample_field_points(
@@ -50,9 +45,7 @@ def sample_field_points(
     radii = RADII_MM[cones]
     surface = first + along * (second - first)
     surface = surface + directions * (radii[..., :1] + along * (radii[..., 1:] - radii[..., :1]))
-    normals = np.empty_like(surface)
-    for index in range(batch):
-        _move_to_surface(surface[index], starts[index], ends[index], RADII_MM, normals[index])
+    normals = _move_to_surface(surface, starts, ends, RADII_MM)
     near = surface[:, :NEAR] + normals[:, :NEAR] * random.normal(0, NEAR_MM, (batch, NEAR, 1))
     points = points_about(near, surface[:, NEAR:], joints, slope, random)
     return points, surface_distance(points, joints)
@@ -85,23 +78,28 @@ def _nearest(point, starts, ends, radii):
 
 
 @compiled()
-def _measure(points, starts, ends, radii, distances):
-    for index in range(len(points)):
-        distances[index] = _nearest(points[index], starts, ends, radii)[0]
+def _measure(points, starts, ends, radii):
+    distances = np.empty(points.shape[:2], np.float32)
+    for hand, index in np.ndindex(distances.shape):
+        distances[hand, index] = _nearest(points[hand, index], starts[hand], ends[hand], radii)[0]
+    return distances
 
 
 @compiled()
-def _move_to_surface(points, starts, ends, radii, normals):
-    """Move points onto the union's surface, and write its normals there."""
-    for index in range(len(points)):
-        point, normal = points[index], normals[index]
+def _move_to_surface(points, starts, ends, radii):
+    """Move points (B, P, 3) onto the union's surface, and return its normals there."""
+    normals = np.empty_like(points)
+    for hand, index in np.ndindex(points.shape[:2]):
+        point, normal = points[hand, index], normals[hand, index]
         for _ in range(4):
-            distance, cone, along = _nearest(point, starts, ends, radii)
+            distance, cone, along = _nearest(point, starts[hand], ends[hand], radii)
             length = 1e-12
             for axis in range(3):
-                centre = starts[cone, axis] + along * (ends[cone, axis] - starts[cone, axis])
+                start, end = starts[hand, cone, axis], ends[hand, cone, axis]
+                centre = start + along * (end - start)
                 normal[axis] = point[axis] - centre
                 length += normal[axis] * normal[axis]
             for axis in range(3):
                 normal[axis] /= np.sqrt(length)
                 point[axis] -= distance * normal[axis]
+    return normals

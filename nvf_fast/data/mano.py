@@ -19,9 +19,9 @@ from trimesh.geometry import faces_to_edges
 
 from nvf_fast.conventions import convert_joints
 from nvf_fast.data.faults import DatasetError, Faults
-from nvf_fast.data.mesh import openings
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.rotations import rotation_about
+from nvf_fast.data.surfaces import openings
 from nvf_fast.data.tables import finite_array, form
 from nvf_fast.runtime.files import read_path
 

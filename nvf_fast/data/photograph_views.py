@@ -232,14 +232,15 @@ def change_colours(image: np.ndarray, random: np.random.Generator) -> np.ndarray
     levels = (levels * np.exp(random.normal(0, 0.06, 3))).astype(np.float32)
     saturation = random.uniform(0.2, 1.4) if random.random() < 0.3 else 1.0
     changed = np.empty(image.shape, np.float32)
-    _recolour(image, levels, np.float32(saturation), changed)
+    for channel in range(3):
+        changed[..., channel] = levels[image[..., channel], channel]
+    changed = changed @ (saturation * np.eye(3) + (1 - saturation) / 3).astype(np.float32)
     if random.random() < 0.35:
         changed = gaussian_blur(changed, random.uniform(0.3, 1.2))
     first = random.integers(NOISE - changed.size)
     noise = _noise()[first : first + changed.size].reshape(changed.shape)
-    output = np.empty_like(image)
-    _quantise(changed, noise, np.float32(0.05 * random.random() ** 3), output)
-    return output
+    changed += np.float32(0.05 * random.random() ** 3) * noise
+    return (changed.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def hand_mask(
@@ -430,26 +431,3 @@ def _distance_map(starts, ends, radii):
                 dx, dy = px - along * ax, py - along * ay
                 line[column] = min(line[column], np.sqrt(dx * dx + dy * dy) - first - along * change)
     return distance
-
-
-@compiled()
-def _recolour(image, levels, saturation, changed):
-    for row in range(image.shape[0]):
-        for column in range(image.shape[1]):
-            red = levels[image[row, column, 0], 0]
-            green = levels[image[row, column, 1], 1]
-            blue = levels[image[row, column, 2], 2]
-            grey = (red + green + blue) / np.float32(3)
-            changed[row, column, 0] = grey + saturation * (red - grey)
-            changed[row, column, 1] = grey + saturation * (green - grey)
-            changed[row, column, 2] = grey + saturation * (blue - grey)
-
-
-@compiled()
-def _quantise(image, noise, strength, output):
-    for row in range(image.shape[0]):
-        for column in range(image.shape[1]):
-            for channel in range(3):
-                value = image[row, column, channel] + strength * noise[row, column, channel]
-                value = min(max(value, np.float32(0)), np.float32(1))
-                output[row, column, channel] = value * np.float32(255) + np.float32(0.5)

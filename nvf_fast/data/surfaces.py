@@ -1,12 +1,14 @@
-"""Surfaces of hands as meshes: signed distance, surface points, first hits of rays."""
+"""Surfaces of hands as meshes: signed distance, surface points, first hits of rays, openings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+from trimesh.geometry import faces_to_edges
 
 from nvf_fast import ops
 
@@ -82,3 +84,15 @@ class MeshHands:
             raise ValueError("meshes of one batch must have the same faces")
         vertices, joints = (torch.cat([getattr(h, name) for h in hands]) for name in ("vertices", "joints"))
         return cls(vertices, faces, joints)
+
+
+def openings(faces: np.ndarray) -> list[list[int]]:
+    """Vertices around each opening of a surface of faces (F, 3), in the order in which faces pass them."""
+    edges = {(int(start), int(end)) for start, end in faces_to_edges(faces)}
+    after = {start: end for start, end in edges if (end, start) not in edges}
+    loops: list[list[int]] = []
+    while after:
+        loops.append([min(after)])
+        while (vertex := after.pop(loops[-1][-1], None)) is not None and vertex != loops[-1][0]:
+            loops[-1].append(vertex)
+    return loops

@@ -96,13 +96,8 @@ def keypoint_scores(
     errors, counted = errors[:, seen], counted[:, seen]
     valid = np.where(counted, errors, np.nan)
 
-    # The first threshold that an error does not exceed; the last bin holds errors beyond every threshold.
-    bins = np.searchsorted(thresholds, errors, side="left")
-    keypoints, slots = errors.shape[1], len(thresholds) + 1
-    flat = bins + slots * np.arange(keypoints)
-    histogram = np.bincount(flat[counted], minlength=keypoints * slots).reshape(keypoints, slots)
-    pck = (histogram.cumsum(axis=1)[:, :-1] / counted.sum(axis=0)[:, None]).mean(axis=0)
-
+    ascending = [np.sort(each[shown]) for each, shown in zip(errors.T, counted.T, strict=True)]
+    pck = np.mean([np.searchsorted(each, thresholds, "right") / len(each) for each in ascending], axis=0)
     return KeypointScores(
         mean=float(np.nanmean(valid, axis=0).mean()),
         median=float(np.nanmedian(valid, axis=0).mean()),

@@ -82,7 +82,7 @@ def report_on(
     if scored.sum() + len(damaged) < len(results):
         notes.append(f"Scores cover the {int(scored.sum())} image(s) whose joints are released.")
     truth = results.truth[scored].astype(np.float64)
-    means = _fallbacks(results, fallback, task)[scored]
+    means = _fallbacks(results, fallback)[scored]
     result["mean_pose"] = score_predictions(_always(means), truth, means, task)
     result["settings"] = {}
     for setting, predictions in results.predictions.items():
@@ -122,7 +122,7 @@ def write_report(
     save_predictions(files[0], results, with_times=False)
     if submit_to is not None:
         images, official = len(results), FORMATS[submit_to].images
-        means = _fallbacks(results, fallback, results.metadata["task"])
+        means = _fallbacks(results, fallback)
         for setting, predictions in results.predictions.items():
             files.append(folder / setting / "pred.zip")
             joints = completed(predictions, means)
@@ -186,10 +186,10 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _fallbacks(results: DatasetPredictions, fallback: np.ndarray, task: Task) -> np.ndarray:
+def _fallbacks(results: DatasetPredictions, fallback: np.ndarray) -> np.ndarray:
     """(N, 21, 3) mm."""
     poses = np.broadcast_to(fallback, results.truth.shape)
-    if task == "camera-space":
+    if results.metadata["task"] == "camera-space":
         return poses
     moved = poses - poses[:, :1] + results.roots[:, None]
     return np.where(np.isfinite(moved), moved, poses)

@@ -11,7 +11,6 @@ from nvf_fast.image_files import read_image
 from nvf_fast.runtime.files import read_json
 
 DEPTHS_M = (0.05, 10.0)  # the median joint of a file of camera-space poses lies between
-ENTRIES = ("K", "box", "side", "hand_scale")
 
 
 def read_predictions(path: Path, count: int) -> np.ndarray:
@@ -90,7 +89,7 @@ def read_photographs(folder: Path) -> list[Photograph]:
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f'{path}: expected {{"hand.jpg": {{"K": ...}}, ...}}, got {entries!r}')
     for name, entry in entries.items():
-        if not isinstance(entry, dict) or "K" not in entry or not entry.keys() <= set(ENTRIES):
+        if not isinstance(entry, dict) or "K" not in entry or not entry.keys() <= set(Photograph._fields[2:]):
             raise ValueError(
                 f"{path}: {name}: K is required, box, side and hand_scale optional, got {entry!r}"
             )

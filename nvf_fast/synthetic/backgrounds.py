@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from trimesh.transformations import euler_matrix
 
 from nvf_fast.data.draws import Stream
 from nvf_fast.data.image_warp import gaussian_blur, panorama_view, warp_perspective
+from nvf_fast.data.rotations import about_axis
 from nvf_fast.image_files import read_image
 from nvf_fast.runtime.compiled import compiled
 from nvf_fast.runtime.files import read_path
@@ -82,20 +83,15 @@ class Backgrounds:
             shape: height and width in px.
         """
         height, width = shape
-        if not self._paths:
-            longer = max(shape)
-            image = paint_image(stream.below(2**31), longer)
-            top, left = (longer - height) // 2, (longer - width) // 2
-            return image[top : top + height, left : left + width].astype(np.float32) / 255
-        image, *_ = _load(stream.choose(self._paths))
+        if self._paths:
+            image, *_ = _load(stream.choose(self._paths))
+        else:
+            image = paint_image(stream.below(2**31), max(shape))
         if _is_panorama(image):
             turn = _draw_turn(stream, 0.2, 0.05)
             return panorama_view(image, turn, focal, shape).astype(np.float32) / 255
-        scale = max(height / image.shape[0], width / image.shape[1])
-        middle = (np.array(image.shape[1::-1]) - 1) / 2
-        shift = np.array([width - 1, height - 1]) / 2 - scale * middle
-        covering = np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1]])
-        return warp_perspective(image, covering, shape).astype(np.float32) / 255
+        covering = ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.BILINEAR)
+        return np.asarray(covering, np.float32) / 255
 
     def draw_surroundings(self, stream: Stream) -> Surroundings | None:
         """Light of one panorama; None if the folder has none."""
@@ -274,9 +270,8 @@ def _turned(image: np.ndarray, stream: Stream, size: int) -> np.ndarray:
     reach = min(min(height, width) / 2 * stream.uniform(0.35, 1.0) * widening, min(height, width) / 2 - 1)
     middle = np.array([stream.uniform(reach, width - reach), stream.uniform(reach, height - reach)])
     scale = 2 * reach / widening / size
-    linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    to_image = np.eye(3)
-    to_image[:2, :2], to_image[:2, 2] = linear, middle - 0.5 - linear @ np.full(2, (size - 1) / 2)
+    to_image = about_axis(turn) @ np.diag([scale, scale, 1])
+    to_image[:2, 2] = middle - 0.5 - to_image[:2, :2].sum(1) * (size - 1) / 2
     return warp_perspective(image, np.linalg.inv(to_image), size)
 
 

@@ -1,6 +1,8 @@
-"""Filters of small float images, in numba: compositing, motion blur and sensor noise."""
+"""Filters of small float images: compositing, motion blur and sensor noise."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -61,34 +63,20 @@ def sample_layer(layer: np.ndarray, linear: np.ndarray, offset: np.ndarray, size
     return out
 
 
-@compiled()
 def motion_blur(image: np.ndarray, x: float, y: float) -> np.ndarray:
     """Blur a square image (S, S, C) along the way (x, y) px that it moves while it is exposed."""
-    steps = max(int(np.ceil(np.sqrt(x * x + y * y))), 1)
-    size, _, channels = image.shape
-    reach = int(max(abs(x), abs(y)) / 2) + 1
-    line, width = size * channels, (size + 2 * reach) * channels
-    padded = np.empty((size + 2 * reach, width), np.float32)
-    for row in range(size + 2 * reach):
-        source = image[min(max(row - reach, 0), size - 1)]
-        for column in range(size + 2 * reach):
-            for k in range(channels):
-                padded[row, column * channels + k] = source[min(max(column - reach, 0), size - 1), k]
-    out = np.zeros((size, line), np.float32)
-    for step in range(steps):
-        t = (step + 0.5) / steps - 0.5
-        dx, dy = t * x, t * y
-        ix, iy = int(np.floor(dx)), int(np.floor(dy))
-        fx, fy = dx - ix, dy - iy
-        first = (reach + ix) * channels
-        for row in range(size):
-            upper, lower = padded[row + reach + iy, first:], padded[row + reach + iy + 1, first:]
-            total = out[row]
-            for k in range(line):
-                above = (1 - fx) * upper[k] + fx * upper[k + channels]
-                below = (1 - fx) * lower[k] + fx * lower[k + channels]
-                total[k] += ((1 - fy) * above + fy * below) / steps
-    return out.reshape(size, size, channels)
+    steps = max(math.ceil(math.hypot(x, y)), 1)
+    size, reach = len(image), int(max(abs(x), abs(y)) / 2) + 1
+    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "edge")
+    total = np.zeros_like(image)
+    for time in (np.arange(steps) + 0.5) / steps - 0.5:
+        row, column = math.floor(time * y), math.floor(time * x)
+        below, across = np.float32(time * y - row), np.float32(time * x - column)
+        row, column = row + reach, column + reach
+        shifted = padded[row : row + size + 1, column : column + size + 1]
+        shifted = shifted[:, :-1] + across * (shifted[:, 1:] - shifted[:, :-1])
+        total += shifted[:-1] + below * (shifted[1:] - shifted[:-1])
+    return total / steps
 
 
 @compiled()

@@ -25,27 +25,25 @@ class Forearm(NamedTuple):
 
 def draw_forearm(stream: Stream, sleeve_chance: float) -> Forearm:
     distances, materials = np.array(BARE), np.zeros(RINGS, int)
-    girth = stream.uniform(0.92, 1.1)
-    girths = 1 + (girth - 1) * np.minimum(distances / 60, 1)
-    if stream.chance(sleeve_chance):
+    girth, sleeved = stream.uniform(0.92, 1.1), stream.chance(sleeve_chance)
+    if sleeved:
         cuff = 3 + stream.uniform(0, 1) ** 1.6 * 120
         distances = np.concatenate([cuff * np.array([0.33, 0.67, 1.0]), [cuff, cuff + 1.5]])
         rest = np.linspace(0, 1, RINGS - len(distances) + 1)[1:]
         distances = np.concatenate([distances, cuff + 1.5 + (LENGTH_MM - cuff) * rest**1.5])
-        girths = 1 + (girth - 1) * np.minimum(distances / 60, 1)
-        girths += 0.0022 * np.maximum(distances - 20, 0)
+    girths = 1 + (girth - 1) * np.minimum(distances / 60, 1)
+    girths += 0.0022 * np.maximum(distances - 20, 0)
+    if sleeved:
         loose = stream.uniform(0.06, 0.4)
         wrinkles = stream.uniform(0.0, 0.05) * stream.normals(RINGS - 3)
         girths[3:] += loose * np.array([0.8, *np.ones(RINGS - 4)]) + wrinkles
         materials[3:] = SLEEVE
-    else:
-        girths += 0.0022 * np.maximum(distances - 20, 0)
-        if stream.chance(0.12):  # a watch strap or a bracelet
-            at = stream.uniform(8, 40)
-            distances[1:5] = at + np.array([0.0, 0.2, 1.0, 1.02]) * stream.uniform(4, 20)
-            distances[0], distances[5:] = at * 0.5, at + 24 + np.geomspace(4, LENGTH_MM, RINGS - 5)
-            girths[2:4] += stream.uniform(0.03, 0.1)
-            materials[2:5] = BAND
+    elif stream.chance(0.12):  # a watch strap or a bracelet
+        at = stream.uniform(8, 40)
+        distances[1:5] = at + np.array([0.0, 0.2, 1.0, 1.02]) * stream.uniform(4, 20)
+        distances[0], distances[5:] = at * 0.5, at + 24 + np.geomspace(4, LENGTH_MM, RINGS - 5)
+        girths[2:4] += stream.uniform(0.03, 0.1)
+        materials[2:5] = BAND
     girths[-1] *= 0.6
     bend = np.radians([26.0, 11.0]) * stream.normals(2).clip(-2, 2)
     return Forearm(distances, girths, materials, bend)

@@ -122,14 +122,6 @@ def _closest_faces(
             for k in range(3):
                 squared += (vertices[i, k] - centres[g, k]) ** 2
             radii[g] = max(radii[g], np.sqrt(squared))
-    middle, reach = np.zeros(3), 0.0  # a ball around the wide faces
-    for at in range(len(wide)):
-        for i in faces[wide[at]]:
-            middle += vertices[i] / (3 * len(wide))
-    for at in range(len(wide)):
-        for i in faces[wide[at]]:
-            a, b, c = vertices[i, 0] - middle[0], vertices[i, 1] - middle[1], vertices[i, 2] - middle[2]
-            reach = max(reach, np.sqrt(a * a + b * b + c * c))
     out, faces_out, far = np.empty(len(points)), np.empty(len(points), np.int64), np.empty(len(groups))
     for n in range(len(points)):
         x, y, z = points[n]
@@ -162,12 +154,10 @@ def _closest_faces(
                         best, closest = distance, around[at]
             if closest == before:
                 break
-        a, b, c = x - middle[0], y - middle[1], z - middle[2]
-        least = np.sqrt(a * a + b * b + c * c) - reach
-        for at in range(len(wide) if least < 0 or least * least < best else 0):
-            distance = _triangle(x, y, z, vertices, faces[wide[at]])[0]
+        for face in wide:
+            distance = _triangle(x, y, z, vertices, faces[face])[0]
             if distance < best:
-                best, closest = distance, wide[at]
+                best, closest = distance, face
         out[n], faces_out[n] = best, closest
     return out, faces_out
 

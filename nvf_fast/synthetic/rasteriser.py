@@ -83,15 +83,8 @@ def mesh_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return normals
 
 
-@compiled()
 def shown_vertices(shown: np.ndarray, faces: np.ndarray, count: int) -> np.ndarray:
     """Indices (K,) int64 of the `count` vertices with faces visible in the result of `rasterise`."""
-    seen, last = np.zeros(count, np.bool_), -1
-    for row in range(len(shown)):
-        for column in range(len(shown)):
-            face = shown[row, column]
-            if face != last and face >= 0:
-                for k in range(3):
-                    seen[faces[face, k]] = True
-            last = face
+    seen = np.zeros(count, bool)
+    seen[faces[shown[shown >= 0]]] = True
     return np.flatnonzero(seen)

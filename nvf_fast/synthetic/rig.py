@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from trimesh.geometry import faces_to_edges
 
 from nvf_fast.data.faults import DatasetError, counted
-from nvf_fast.data.mesh import openings
+from nvf_fast.data.surfaces import openings
 from nvf_fast.runtime.files import read_path
 from nvf_fast.synthetic.glb_file import GLBFile, require
 from nvf_fast.synthetic.hand_skeleton import BONES, CHAINS, JOINTS, METACARPALS, OURS, HandSkeleton

@@ -16,7 +16,7 @@ from nvf_fast.camera import normalised, view_intrinsics
 from nvf_fast.data.hand_views import HandViews
 from nvf_fast.kernels.place_hands.reference import DEPTH_MM
 from nvf_fast.model import NVF, FieldValues
-from nvf_fast.training.losses import sdf_loss
+from nvf_fast.training.losses import sdf_loss, voting_labels
 from nvf_fast.unet import HandEncoding
 
 
@@ -292,12 +292,9 @@ def vote_losses(
         joints: (B, 21, 3) mm, the true joints.
         config: which points are near, and the radius of the label ball.
     """
-    offset = joints[:, None] - points[:, :, None]
-    distance = offset.norm(dim=-1)
-    weight = (1 - distance / config.ball_mm).clamp_min(0)
-    direction = offset / distance.clamp_min(1e-3)[..., None]
-    near = ((distances.abs() < config.near_mm) & field.sdf.isfinite()).float()[..., None]
-    voting = near * (weight > 0)
+    near = (distances.abs() < config.near_mm) & field.sdf.isfinite()
+    weight, direction = voting_labels(points, joints, near, config.ball_mm, nearest=points.shape[1])
+    near, voting = near.float()[..., None], weight > 0
     weights = F.huber_loss(field.weight, weight, reduction="none", delta=0.2) * near
     directions = F.huber_loss(field.direction, direction, reduction="none", delta=0.5).sum(-1) * voting
     joint_count = joints.shape[1]

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,6 @@ class ViewFolders:
     leave_out: tuple[str, ...] = ()  # groups of photographs to exclude
 
 
-class RenderedViews:
-    """Views of one kind, of the built-in hand and of each rig in turn."""
-
-    def __init__(self, makers: Sequence[SyntheticViews], kind: Kind) -> None:
-        self.makers, self.kind = makers, kind
-
-    def __call__(self, count: int, random: np.random.Generator) -> HandViews:
-        maker = self.makers[int(random.integers(len(self.makers)))]
-        maker.restart(int(random.integers(SEEDS)), batch=-(-count // maker.options.compositions))
-        return maker.draw(count, self.kind)
-
-
 def open_views(
     config: ViewMixtureConfig, folders: ViewFolders, seed: int, dataset: HandDataset | None = None
 ) -> ViewMixture:
@@ -68,9 +57,9 @@ def open_views(
         SyntheticViews(seed, rig=rig, textures=textures, backgrounds=backgrounds) for rig in folders.rigs
     ]
     sources: dict[str, Source] = {
-        "rendered": RenderedViews(makers, "close"),
-        "rendered_wide": RenderedViews(makers, "wide"),
-        "empty": RenderedViews(makers, "empty"),
+        "rendered": partial(_rendered, makers, "close"),
+        "rendered_wide": partial(_rendered, makers, "wide"),
+        "empty": partial(_rendered, makers, "empty"),
     }
     identity: list[Any] = [_identity(path) for path in (*folders.rigs, *folders.textures)]
     identity.append(_identity(folders.backgrounds))
@@ -83,6 +72,15 @@ def open_views(
         sources["dataset"] = SampleViews(dataset)
         identity.append(dataset.fingerprint)
     return ViewMixture(config, sources, seed, repr(identity))
+
+
+def _rendered(
+    makers: Sequence[SyntheticViews], kind: Kind, count: int, random: np.random.Generator
+) -> HandViews:
+    """Views of one kind, of the built-in hand and of each rig in turn."""
+    maker = makers[int(random.integers(len(makers)))]
+    maker.restart(int(random.integers(SEEDS)), batch=-(-count // maker.options.compositions))
+    return maker.draw(count, kind)
 
 
 def view_credits(folders: ViewFolders, dataset: HandDataset | None = None) -> dict[str, Any]:
