@@ -46,6 +46,7 @@ from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.model import NVF
 from nvf_fast.pipeline import BaselinePipeline, FieldPipeline, Pipeline, QueryOptions, Results
 from nvf_fast.pose import A, HandPose
+from nvf_fast.quantisation import is_quantised
 from nvf_fast.requests import Request, RequestReader
 from nvf_fast.runtime.ambient import unaffected
 from nvf_fast.runtime.arguments import check_number
@@ -118,6 +119,8 @@ class PoseEstimator:
         if quantised and (self.device.type != "cpu" or model.config.encoder != "unet"):
             given = f"encoder={model.config.encoder!r} on {self.device}"
             raise ValueError(f"dtype torch.int8 needs encoder='unet' on a CPU, got {given}")
+        if is_quantised(model.encoder) and not quantised:
+            raise ValueError(f"the network is quantised for dtype torch.int8, got {self.dtype}")
         computed = torch.float32 if quantised else self.dtype
         self.options = QueryOptions(step_mm, surface_mm, fraction, search, computed, backend)
         model = copy.deepcopy(model).float()  # folded in float32, and only the encoder has another dtype

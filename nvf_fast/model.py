@@ -19,7 +19,7 @@ from nvf_fast.encoder import Block, HandHourglassEncoder, Hourglass, HourglassEn
 from nvf_fast.field import FieldMLP, check_hand_scale
 from nvf_fast.kernels.place_hands.reference import field_biases
 from nvf_fast.ops.operation import FLOATS, check_tensor
-from nvf_fast.quantisation import is_quantised, quantise
+from nvf_fast.quantisation import quantise
 from nvf_fast.runtime.ambient import autocast_off, unaffected
 from nvf_fast.unet import HandEncoding, HandHeads, UNetEncoder, fold_norms
 
@@ -204,15 +204,10 @@ class NVF(nn.Module):
 
         Args:
             quantised: whether the U-Net computes in 8-bit integers (`nvf_fast.quantisation`).
-
-        Raises:
-            ValueError: the network is such a copy already, and `quantised` is not set.
         """
         model = copy.deepcopy(self).eval().requires_grad_(False)
         if quantised and isinstance(model.encoder, UNetEncoder):
             quantise(model.encoder)
-        elif is_quantised(model.encoder):
-            raise ValueError("the network is quantised: estimate with dtype torch.int8, or load it again")
         fold_norms(model.encoder)
         for module in model.encoder.modules():
             if isinstance(module, Stack):
