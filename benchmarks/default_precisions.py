@@ -25,10 +25,13 @@ from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.data.photographs import Photographs
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.evaluation import metrics
+from nvf_fast.evaluation.finding import score_finding
 from nvf_fast.evaluation.photographs import evaluate_photographs, predict_with, predicted
 from nvf_fast.image_files import demo_image
+from nvf_fast.synthetic.wide_images import WideImages
 
 RESULTS = Path(__file__).resolve().parent / "results"
+SEED = 9_000_002  # as in `nvf-fast eval hand-views`
 PRECISIONS = ("float32", "bfloat16", "int8")
 SCORES = {
     "error_2d": "2D error %",
@@ -39,6 +42,7 @@ SCORES = {
 }
 COLUMNS = [
     *("precision", "photographs", *SCORES.values(), "moved by mm"),
+    *("hands found in wide images %", "false hands per image"),
     *("pose with box, ms", "pose, times float32", "all hands, ms", "all hands, times float32"),
 ]
 
@@ -50,11 +54,15 @@ class Measure:
     Attributes:
         photographs: folder of labelled photographs.
         leave_out: groups of photographs to exclude.
+        backgrounds: folder of held-out images, for wide images.
+        wide: number of wide images.
         rounds: number of calls in turn that are timed.
     """
 
     photographs: Path
     leave_out: tuple[str, ...] = ()
+    backgrounds: Path | None = None
+    wide: int = 200
     rounds: int = 40
 
 
@@ -62,7 +70,8 @@ def compare(options: Measure) -> dict[str, Any]:
     """Make the table.
 
     It holds scores on the validation photographs, the mean distance of aligned joints from those of float32,
-    and medians of times and of ratios of successive calls for the demo image, which shows two hands.
+    the recall of hands in rendered wide images, and medians of times and of ratios of successive calls for
+    the demo image, which shows two hands.
     """
     data = Photographs(options.photographs, "val", leave_out=options.leave_out)
     others = Photographs(options.photographs, "train")
@@ -81,6 +90,8 @@ def compare(options: Measure) -> dict[str, Any]:
         for name, estimator in estimators.items():
             for what, call in calls(estimator).items():
                 times.setdefault((name, what), []).extend([seconds_of(call)] if turn > 1 else [])
+    drawn = WideImages(SEED, backgrounds=options.backgrounds)
+    wide = [drawn.draw(index) for index in range(options.wide)]
     joints = {name: predicted(predict_with(estimator), data).joints for name, estimator in estimators.items()}
     rows = []
     for name, estimator in estimators.items():
@@ -90,6 +101,8 @@ def compare(options: Measure) -> dict[str, Any]:
         if name != "float32":
             moved = metrics.pa_mpjpe(joints[name][valid], joints["float32"][valid])
         row: list[Any] = [name, scores["photographs"], *(scores[each] for each in SCORES), moved]
+        finding = score_finding(estimator, wide)
+        row += [finding["recall"], finding["false_hands"]]
         for what in ("pose", "all"):
             ratios = np.array(times["float32", what]) / times[name, what]
             row += [1000 * median(times[name, what]), float(np.median(ratios))]

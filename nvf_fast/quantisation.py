@@ -19,7 +19,7 @@ from nvf_fast.unet import BatchNorm, ConvNorm, Merge, Residual, UNetEncoder
 # A map's range in standard deviations about its channels' means. Photographs reach 6 to 16. On 555 of them,
 # ranges of 8, 12, 16 and 32 move aligned joints by 0.35, 0.43, 0.51 and 0.89 mm; clipping costs more.
 DEVIATIONS = 12.0
-# Largest weight: processors without dot products of bytes sum two products of 255 in 16 bits.
+# Largest weight, so that two products fit 16 bits, where processors without dot products of bytes add them.
 LARGEST = 63
 MOST_LAYOUTS = 16  # of a convolution's weights, stored for inputs of as many sizes
 
@@ -41,7 +41,7 @@ class Affine(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Expected distribution of a map's channels: means and standard deviations (C,)."""
+    """Means and standard deviations (C,) of a map's channels before its ReLU, if it is rectified."""
 
     mean: Tensor
     deviation: Tensor
@@ -81,7 +81,7 @@ class QuantisedConv(nn.Module):
         self.register_buffer("scales", scales)
         self.register_buffer("bias", bias.float())
         self.given, self.added, self.made, self.linear = given, added, made, conv.linear
-        self._shape: Any = (list(conv.conv.stride), list(conv.conv.padding), [1, 1], 1)
+        self._geometry: Any = (list(conv.conv.stride), list(conv.conv.padding), [1, 1], 1)
         self.register_buffer("_zeros", torch.zeros_like(scales, dtype=torch.int64), persistent=False)
         self._packed: dict[object, Tensor] = {}
 
@@ -90,20 +90,20 @@ class QuantisedConv(nn.Module):
         given, added, made = self.given, self.added, self.made
         x = given.quantise(x) if x.is_floating_point() else x
         inputs = (x, *given, self._weights(x), self.scales, self._zeros)
-        options = (self.bias, *self._shape)
+        options = (self.bias, *self._geometry)
         convolve = torch.ops.onednn.qconv2d_pointwise
         y: Tensor
         if made is None:
             y = convolve(*inputs, *options, 1.0, 0, torch.float32, "none", [], "")
             y = y if other is None or added is None else y.add_(added.values(other))
             return y if self.linear else F.relu_(y)
+        last = "none" if self.linear else "relu"
         if other is None or added is None:
-            kind = "none" if self.linear else "relu"
-            y = convolve(*inputs, *options, *made, torch.uint8, kind, [], "")
+            y = convolve(*inputs, *options, *made, torch.uint8, last, [], "")
         else:
             total = added.quantise(other) if other.is_floating_point() else other.clone()  # written to
             y = convolve.binary(
-                *inputs, total, *options, *made, torch.uint8, *added, "sum", 1.0, "relu", [], ""
+                *inputs, total, *options, *made, torch.uint8, *added, "sum", 1.0, last, [], ""
             )
         return y
 
@@ -114,7 +114,7 @@ class QuantisedConv(nn.Module):
         packed = self._packed.get(key)
         if packed is None:
             packed = torch.ops.onednn.qconv_prepack(
-                self.weight.contiguous(), self.scales, *self.given, *self._shape, [1, *size]
+                self.weight.contiguous(), self.scales, *self.given, *self._geometry, [1, *size]
             )
             for oldest in list(self._packed)[: 1 - MOST_LAYOUTS]:
                 self._packed.pop(oldest, None)

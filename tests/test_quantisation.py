@@ -69,8 +69,9 @@ def test_a_convolution_of_integers_is_the_convolution_of_their_values(
 
 @pytest.mark.parametrize("made", [MADE, None])
 @pytest.mark.parametrize("floats", [False, True])
-def test_another_map_is_added_and_kept(made: Affine | None, floats: bool) -> None:
-    conv = conv_norm()
+@pytest.mark.parametrize("linear", [False, True])
+def test_another_map_is_added_and_kept(made: Affine | None, floats: bool, linear: bool) -> None:
+    conv = conv_norm(linear)
     quantised = QuantisedConv(copy.deepcopy(conv), GIVEN, ADDED, made)
     x, other = integers(19), integers(10)
     conv.fold()
