@@ -80,7 +80,7 @@ class PoseEstimator:
             products; sums, depths and votes stay float32. None is float32 on a CPU, float16 on CUDA, where
             float32 convolutions are TF32 unless `torch.backends.cudnn.allow_tf32` is off. On an x86 CPU,
             torch.int8 quantises the convolutions of a U-Net and leaves the rest in float32: hands are found
-            and posed in 50 to 60 % of the time, and joints move by some tenths of a millimetre.
+            and posed in 50 to 70 % of the time, and joints move by some tenths of a millimetre.
         backend: of querying, selecting and voting (`nvf_fast.ops`), "triton" or "torch"; None chooses by
             device, as the encoder's norms always do.
         min_presence: in [0, 1], lowest `presence` of a hand found in a whole image; None is the network's

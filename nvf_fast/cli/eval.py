@@ -42,7 +42,7 @@ class Prediction:
     # points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them
     search: Search = "dense"
     # precision of the network; float16 on a GPU and float32 on a CPU when absent. On an x86 CPU, int8 takes
-    # 50 to 60 % of the time
+    # 50 to 70 % of the time
     precision: Optional[Precision] = None
     # device to compute on, for example cpu or cuda:1; by default a GPU if available, under torchrun that of
     # the process's local rank

@@ -105,7 +105,7 @@ class Predict:
     # device to compute on, for example cpu or cuda:1; by default a GPU if available
     device: Optional[str] = None
     # precision of the network; float16 on a GPU and float32 on a CPU when absent. On an x86 CPU, int8 takes
-    # 50 to 60 % of the time
+    # 50 to 70 % of the time
     precision: Optional[Precision] = None
 
     def run(self) -> None:
