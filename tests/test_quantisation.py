@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
 import numpy as np
@@ -156,6 +157,21 @@ def test_evaluations_of_views_take_quantised_networks(estimator: nvf_fast.PoseEs
     expected, found = predict_views(model, views), predict_views(estimator.model, views)
     torch.testing.assert_close(found.presence, expected.presence, atol=0.05, rtol=0)
     assert (found.coarse - expected.coarse).norm(dim=-1).mean() < 10  # measured 3 mm, mostly of depth
+
+
+def test_threads_find_equal_hands_in_images_of_other_sizes(
+    image: np.ndarray, estimator: nvf_fast.PoseEstimator
+) -> None:
+    images = [image[:, left:] for left in range(0, 680, 40)]
+    cameras = [K - np.array([[0, 0, left], [0, 0, 0], [0, 0, 0]]) for left in range(0, 680, 40)]
+    expected = [estimator(each, camera).joints for each, camera in zip(images, cameras, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        found = [pose.joints for pose in pool.map(estimator, images, cameras)]
+    first = next(part for part in estimator.model.encoder.modules() if isinstance(part, QuantisedConv))
+    assert len(first._packed) == MOST_LAYOUTS  # some sizes have replaced others
+    assert sum(map(len, expected)) > 10
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_copies_and_pickles_give_equal_poses(image: np.ndarray, estimator: nvf_fast.PoseEstimator) -> None:
