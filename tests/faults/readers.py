@@ -252,10 +252,11 @@ def _depth(suffix: str) -> Callable[[Path], object]:
 
 
 def _intrinsics(folder: Path) -> None:
-    for name in ("a.png", "b.png"):
+    images = [Path("a.png"), Path("b.png")]
+    for image in images:
         options = CameraOptions(intrinsics=folder / "cameras.json")
-        options.check()
-        options.of(Path(name), 24, 32)
+        options.check(images)
+        options.of(image, 24, 32)
 
 
 def _boxes(folder: Path) -> None:
