@@ -20,6 +20,7 @@ from nvf_fast.camera_model import Cameras
 from nvf_fast.camera_poses import camera_poses
 from nvf_fast.depth import read_depths, scaled_to_depth
 from nvf_fast.finding import (
+    CERTAIN_SIDE,
     FOUND_SCORE,
     LEAST,
     LEAST_LOGIT,
@@ -454,14 +455,14 @@ class PoseEstimator:
         image_index = [i for i, hands in enumerate(found) for _ in hands.boxes]
         if not image_index:
             return HandPose.none(return_votes).numpy(), centres
-        detected_sides = [None if detector is None else each for hands in found for each in hands.sides()]
+        seen = [each for hands in found for each in hands.sides()]
         with self._profiler.stage("prepare"):
             request = self._read(
                 images,
                 cameras,
                 None if scales is None else scales[image_index],
                 [hands.boxes for hands in found],
-                [sides[i] or each for i, each in zip(image_index, detected_sides, strict=True)],
+                [sides[i] or each for i, each in zip(image_index, seen, strict=True)],
                 return_votes,
             )
         return self._posed(request, return_votes), centres
@@ -469,7 +470,8 @@ class PoseEstimator:
     def _verified(
         self, image: Any, camera: Cameras, side: str | None, detector: Detector | None
     ) -> Candidates:
-        """The candidates of one image that closer views verify, with the boxes of their coarse joints."""
+        """The candidates of one image that closer views verify, with their coarse joints' boxes and the sides
+        that are certain."""
         assert isinstance(self.model, NVF)
         size, config = image.shape[:2], self.model.config
         if detector is None:
@@ -492,14 +494,17 @@ class PoseEstimator:
             joints = encoding.joints(slopes).double().cpu() @ torch.from_numpy(request.placement.frames)
             boxes = squared(pixel_boxes(request.cameras.project(joints))).float()
             verified = (presence >= config.presence_threshold) & viewable(boxes, camera, *size)
+            left = encoding.left.cpu()
+            left = torch.where(left.abs() >= CERTAIN_SIDE, left.sigmoid(), torch.nan)
             if detector is not None:
-                return found._replace(boxes=boxes).chosen(verified)
+                left = torch.where(found.left.isnan(), left, found.left)
+                return found._replace(boxes=boxes, left=left).chosen(verified)
             evidence = hand_evidence(found.scores, presence, encoding.error.cpu())
             logits = finding_logits(evidence, config.finding_weights)
             least = float(torch.tensor(self._least_presence(None)).logit(1e-6))
             verified &= logits >= LEAST_LOGIT + least
-            boxes, logits, found = boxes[verified], logits[verified], found.chosen(verified)
-            return found._replace(boxes=boxes).chosen(distinct(boxes, logits))
+            found, logits = found._replace(boxes=boxes, left=left).chosen(verified), logits[verified]
+            return found.chosen(distinct(found.boxes, logits))
 
     @unaffected()
     @torch.no_grad()

@@ -30,6 +30,7 @@ MOST_PX = 4096  # of an image's longer side that views are resized from
 FOUND_SCORE = 0.12  # least probability of a hand's centre
 MOST_CANDIDATES = 32  # that closer views verify
 SAME_HAND = 0.3  # boxes whose intersection over union is larger show one hand
+CERTAIN_SIDE = 3.0  # least magnitude of a side's logit that is not compared with the mirror image's
 LEAST_LOGIT = -6.0  # of a coarse pose's evidence, relative to the threshold; -4 loses 0.5 % of the hands
 NESTED = 0.7  # boxes whose intersection over the smaller box is larger show one hand too
 

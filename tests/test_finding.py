@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import replace
-from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import nvf_fast
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.finding import (
+    CERTAIN_SIDE,
     COARSEST,
     SMALLEST,
     SMALLEST_PX,
@@ -28,9 +29,10 @@ from nvf_fast.finding import (
     view_sizes,
     viewable,
 )
-from nvf_fast.image_files import read_image
+from nvf_fast.image_files import demo_image
 from nvf_fast.inputs import read_cameras
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
+from nvf_fast.model import NVF
 from nvf_fast.runtime.profiling import Profiler
 from tests.hand_cases import hand_network
 
@@ -51,8 +53,7 @@ def test_every_hand_lies_whole_in_some_view(smallest: float, extent: int) -> Non
 
 def test_presence_of_found_hands_weighs_their_evidence() -> None:
     model = nvf_fast.load(device="cpu").model
-    image = read_image(files("nvf_fast") / "assets/demo.jpg")
-    K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+    image, K = demo_image()
     weights = (0.3, 0.2, -1.5, 6.0)
     model.config = replace(model.config, finding_weights=weights, finding_threshold=0.0)
     estimator = PoseEstimator(model)
@@ -77,8 +78,7 @@ def test_presence_of_found_hands_weighs_their_evidence() -> None:
 
 def test_min_presence_replaces_the_threshold_of_the_network() -> None:
     model = nvf_fast.load(device="cpu").model
-    image = read_image(files("nvf_fast") / "assets/demo.jpg")
-    K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+    image, K = demo_image()
     # Logits of about 0 for both hands.
     model.config = replace(model.config, finding_weights=(0.01, 0.01, 0.0, 0.0), finding_threshold=0.9)
     assert len(PoseEstimator(model)(image, K)) == 0
@@ -95,10 +95,35 @@ def test_min_presence_replaces_the_threshold_of_the_network() -> None:
             PoseEstimator(model, min_presence=value)
 
 
+@pytest.mark.parametrize("detector", [False, True])
+def test_only_uncertain_sides_are_compared_with_the_mirror_image(
+    detector: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, K = demo_image()
+    estimator = nvf_fast.load(device="cpu")
+    found = estimator.find(image, K)
+    box = (lambda _: found.boxes[:2]) if detector else None
+    encode, views = NVF.encode_views, list[int]()
+
+    def encode_views(model: NVF, images: torch.Tensor, slopes: torch.Tensor) -> Any:
+        views.append(len(images))
+        return encode(model, images, slopes)
+
+    monkeypatch.setattr(NVF, "encode_views", encode_views)
+    poses = []
+    for least, expected in ((0.0, 2), (CERTAIN_SIDE, 2), (math.inf, 4)):
+        monkeypatch.setattr("nvf_fast.estimator.CERTAIN_SIDE", least)
+        views.clear()
+        poses.append(estimator(image, K, box=box))
+        assert sum(views) == expected
+    for pose in poses:
+        assert pose.side == ("right", "left")
+        np.testing.assert_allclose(pose.joints, poses[0].joints, atol=0.01)  # mm; the order of sums differs
+
+
 def test_poses_only_distinct_candidates_with_evidence() -> None:
     model = nvf_fast.load(device="cpu").model
-    image = read_image(files("nvf_fast") / "assets/demo.jpg")
-    K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+    image, K = demo_image()
     assert len(PoseEstimator(model).find(image, K)) > 2, "candidates"
     pose, evidence = PoseEstimator(model).proposals(image, K)
     boxes, scores = torch.from_numpy(pose.box), finding_logits(torch.from_numpy(evidence), (1, 1, -1, 0))
@@ -119,8 +144,7 @@ def test_proposals_need_a_network_that_finds_and_one_image() -> None:
 
 def test_boxes_in_a_large_image_are_those_of_a_smaller_one() -> None:
     estimator = nvf_fast.load(device="cpu")
-    image = read_image(files("nvf_fast") / "assets/demo.jpg")
-    K = np.array([[831.4, 0, 479.5], [0, 831.4, 269.5], [0, 0, 1]])
+    image, K = demo_image()
     expected = estimator.find(image, K)
     larger = np.array([[9.0, 0, 4], [0, 9, 4], [0, 0, 1]])  # 8640 px, of which every second is read
     found = estimator.find(image.repeat(9, 0).repeat(9, 1), larger @ K)
