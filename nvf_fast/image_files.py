@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -55,13 +56,15 @@ def demo_image() -> tuple[np.ndarray, np.ndarray]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, in the order of their names; a warning counts images of other formats.
+    """The image files of a folder, ordered by name, numbers in names by value (9.png before 10.png).
+
+    A warning counts images of other formats.
 
     Raises:
         OSError: the folder cannot be read.
         ValueError: it contains no images.
     """
-    files = sorted(folder.iterdir())
+    files = sorted(folder.iterdir(), key=lambda path: (_name_key(path.name), path.name))
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = Counter(suffix for path in files if (suffix := path.suffix.lower()) in OTHER_SUFFIXES)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
@@ -147,6 +150,11 @@ def _damages(path: Path | str) -> Iterator[None]:
         if isinstance(error, OSError | ValueError) and named:
             raise
         raise OSError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+
+
+def _name_key(name: str) -> list[tuple[str, int]]:
+    """The texts and the numbers of a name, alternating."""
+    return [(text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _number(exif: object, tag: int) -> float | None:
