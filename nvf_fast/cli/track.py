@@ -57,7 +57,6 @@ class Track:
     precision: Optional[Precision] = None
 
     def run(self) -> None:
-        from nvf_fast.inputs import read_hand_scale
         from nvf_fast.tracking import Smoothing, Tracker
 
         self.camera.check([Path(self.source)])
@@ -70,7 +69,6 @@ class Track:
         with user_errors(), ExitStack() as stack:
             if self.source.startswith(CAMERA):
                 stack.enter_context(suppress(KeyboardInterrupt))
-            read_hand_scale(self.hand_scale, 1, estimator.model.config)
             smoothing = None if self.raw else Smoothing()
             tracker = Tracker(estimator, self.most_hands, smoothing=smoothing, hand_scale=self.hand_scale)
             lines = stack.enter_context(self._lines())
