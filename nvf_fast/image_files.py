@@ -8,8 +8,9 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -29,8 +30,11 @@ MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0}  # of the resolution of the focal plane
 FOCAL_RANGE = (0.2, 50.0)  # plausible focal lengths, relative to the longer side
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str | IO[bytes]) -> np.ndarray:
     """Read an image file as (H, W, 3) uint8 RGB, upright; grey becomes RGB, an alpha channel is dropped.
+
+    Args:
+        path: its path, or the file, open for reading bytes.
 
     Raises:
         OSError: the file is missing, damaged or not an image of `FORMATS`.
@@ -77,7 +81,7 @@ def image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def read_depth(path: Path | str) -> np.ndarray:
+def read_depth(path: Path | str | IO[bytes]) -> np.ndarray:
     """Read a depth image, one channel of 16 or 32 bits, as (H, W) uint16, int32 or float32, mm.
 
     Raises:
@@ -94,7 +98,7 @@ def read_depth(path: Path | str) -> np.ndarray:
         return depth.astype(depth.dtype.newbyteorder("="))
 
 
-def exif_focal(path: Path | str) -> float | None:
+def exif_focal(path: Path | str | IO[bytes]) -> float | None:
     """Focal length in px from the EXIF data of a whole, uncropped photograph.
 
     The 35 mm equivalent comes first, then the focal length in mm with the resolution of the focal plane.
@@ -105,7 +109,7 @@ def exif_focal(path: Path | str) -> float | None:
     Raises:
         OSError: the file is missing or not an image, or a pipe, which has been read before.
     """
-    if Path(path).exists() and not Path(path).is_file():
+    if isinstance(path, str | Path) and Path(path).exists() and not Path(path).is_file():
         raise OSError(f"{path}: not a file, so its EXIF data cannot be read again: give the focal length")
     with _damages(path), _open(path) as file:
         width, height = file.size
@@ -129,15 +133,19 @@ def exif_focal(path: Path | str) -> float | None:
 
 
 @contextmanager
-def _open(path: Path | str) -> Iterator[Image.Image]:
+def _open(path: Path | str | IO[bytes]) -> Iterator[Image.Image]:
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
-    with open(path, "rb") as file, Image.open(file, formats=formats) as image:  # Pillow leaves pipes open
+    # Opened here, since Pillow leaves pipes open.
+    with (
+        open(path, "rb") if isinstance(path, str | Path) else nullcontext(path) as file,
+        Image.open(file, formats=formats) as image,
+    ):
         yield image
 
 
 @contextmanager
-def _damages(path: Path | str) -> Iterator[None]:
+def _damages(path: Path | str | IO[bytes]) -> Iterator[None]:
     """Raise every error of Pillow about a file as one that names it."""
     try:
         yield

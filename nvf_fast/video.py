@@ -161,7 +161,7 @@ def _pyav() -> Any:
 
 
 class VideoWriter:
-    """Writer of an H.264 video, complete once it is closed. Frames keep their times, whatever their intervals.
+    """Writer of an H.264 video whose frames keep their times, complete once it is closed.
 
     Args:
         path: path of the file, with one of `VIDEO_SUFFIXES`.

@@ -73,7 +73,9 @@ def test_refuses_invalid_times_rates_and_sizes(tmp_path: Path) -> None:
                 writer.write(np.zeros(shape, np.uint8), 0)
         writer.write(image, np.float32(0.5))
         for time in (0.5, 0.25, np.nan, np.inf):
-            with pytest.raises(ValueError, match=r"time must be later than 0\.5 s of the previous frame, got"):
+            with pytest.raises(
+                ValueError, match=r"time must be later than 0\.5 s of the previous frame, got"
+            ):
                 writer.write(image, time)
         with pytest.raises(TypeError, match="time must be a number, got '1'"):
             writer.write(image, "1")  # type: ignore[arg-type]
@@ -136,10 +138,10 @@ def test_concealed_damage_is_reported(tmp_path: Path) -> None:
     coded[middle : middle + 40] = bytes(40)
     (tmp_path / "damaged.mp4").write_bytes(coded)
     for name, times, lost in (("cut.avi", [0, 0.04, 0.08], 0.12), ("damaged.mp4", [0.04], 0)):
-        failures: list[tuple[float, Exception]] = []
-        frames = list(read_frames(tmp_path / name, damaged=lambda *failure: failures.append(failure)))
+        failures: dict[float, Exception] = {}
+        frames = list(read_frames(tmp_path / name, damaged=failures.__setitem__))
         assert [frame.time for frame in frames] == pytest.approx(times, abs=1e-3)
-        ((time, error),) = failures
+        ((time, error),) = failures.items()
         assert time == pytest.approx(lost, abs=1e-3) and str(error) == f"{tmp_path / name}: a damaged frame"
         with pytest.raises(OSError, match="a damaged frame"):
             list(read_frames(tmp_path / name))
