@@ -113,7 +113,6 @@ class _Track:
     id: int
     box: np.ndarray
     seen: float
-    born: float
     filter: JointFilter | None
     motion: np.ndarray = field(default_factory=lambda: np.zeros(4))  # px/s, of the box
     sides: deque[str] = field(default_factory=lambda: deque(maxlen=SIDE_VOTES))
@@ -278,7 +277,7 @@ class Tracker:
                 motion, smooth = np.zeros(4), self._filter()
                 return replace(track, box=box, seen=time, motion=motion, filter=smooth, missed=None)
         self._count += 1
-        begun = _Track(self._count - 1, box, time, time, self._filter())
+        begun = _Track(self._count - 1, box, time, self._filter())
         begun.sides.append(side)
         return begun
 
@@ -302,16 +301,22 @@ class Tracker:
         return self.estimator(image, K, self.hand_scale, boxes, decided).numpy()
 
     def _updated(self, poses: HandPose[np.ndarray], time: float) -> list[int]:
-        """Update the tracks of valid poses, or of two on one hand the older, and return their rows."""
+        """Update the tracks of valid poses and return their rows.
+
+        Where the views of two tracks show one hand, as one that hides the other, the track that expected it
+        there follows it; a new track yields.
+        """
         boxes, rows = _boxes(poses), list[int]()
-        for row in sorted(range(len(boxes)), key=lambda row: self._tracks[row].born):
+
+        def surprise(row: int) -> tuple[bool, float]:
             track = self._tracks[row]
-            if not poses.valid[row]:
-                continue
+            return track.missed is not None, np.abs(boxes[row] - track.expected_box(time)).max()
+
+        for row in sorted(poses.valid.nonzero()[0].tolist(), key=surprise):
+            track = self._tracks[row]
             near = DUPLICATE * (boxes[row, 2] - boxes[row, 0])
             apart = np.linalg.norm(poses.joints_2d[rows] - poses.joints_2d[row], axis=-1).mean(1)
             if (apart < near).any():
-                track.seen = -math.inf
                 continue
             elapsed = time - track.seen
             track.motion = (boxes[row] - track.box) / elapsed if elapsed > 0 else np.zeros(4)

@@ -286,6 +286,22 @@ def test_two_views_of_one_hand_become_one() -> None:
     assert ids[0] == (0, 1) and set(ids[20:]) == {(0,)}
 
 
+def test_hands_that_cross_keep_their_ids() -> None:
+    """Hand b passes in front of hand a, whose view then shows hand b."""
+
+    def hands(frame: int) -> dict[str, Any]:
+        x = 6.0 * frame - 150
+        return ({"a": (x, 0, 500)} if abs(x) > 20 else {}) | {"b": (-x, 0, 500)}
+
+    for frame, (ids, batch) in enumerate(follow(World(hands), 50, smoothing=None)):
+        shown = [joints.mean(0)[0] for joints in batch.joints]
+        middles = {id: middle - SHAPE.mean(0)[0] for id, middle in zip(ids, shown, strict=True)}
+        assert middles[1] == pytest.approx(150 - 6 * frame, abs=1e-3), frame
+        if 0 in middles:
+            assert middles[0] == pytest.approx(6 * frame - 150, abs=1e-3), frame
+        assert set(ids) == {0, 1} or abs(6 * frame - 150) <= 20, frame
+
+
 def test_the_majority_of_predictions_decides_the_side() -> None:
     world = World(lambda frame: {"a": (0, 0, 500)}, lambda frame: "right" if frame % 5 == 2 else "left")
     sides = [found.poses.side for found in follow(world, 40)]
