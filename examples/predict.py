@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from PIL import Image
 
 import nvf_fast
+from nvf_fast.image_files import read_image
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--side", choices=("right", "left"), help="predicted when absent")
     arguments = parser.parse_args()
 
-    image = np.asarray(Image.open(arguments.image).convert("RGB"))
+    image = read_image(arguments.image)
     height, width = image.shape[:2]
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     K = np.array([[arguments.focal, 0, centre_x], [0, arguments.focal, centre_y], [0, 0, 1]])

@@ -17,7 +17,7 @@ import numpy as np
 
 import nvf_fast
 from nvf_fast.overlay import draw_poses
-from nvf_fast.video import VideoWriter, read_frames, video_rate
+from nvf_fast.video import VideoWriter, read_frames
 
 
 def main() -> None:
@@ -31,9 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tracker = nvf_fast.Tracker(nvf_fast.load())
-    rate = video_rate(arguments.source) or arguments.rate
     with ExitStack() as stack:
-        video = stack.enter_context(VideoWriter(arguments.drawn, rate)) if arguments.drawn else None
+        video = stack.enter_context(VideoWriter(arguments.drawn)) if arguments.drawn else None
         for time, image in read_frames(arguments.source, arguments.rate):
             height, width = image.shape[:2]
             camera = nvf_fast.Camera.from_fov(arguments.fov, (width, height))
@@ -44,7 +43,7 @@ def main() -> None:
             ]
             print(json.dumps({"time": round(time, 3), "hands": hands}), flush=True)
             if video is not None:
-                video.write(np.asarray(draw_poses(image, poses, ids)))
+                video.write(np.asarray(draw_poses(image, poses, ids)), time)
 
 
 if __name__ == "__main__":

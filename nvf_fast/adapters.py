@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvf_fast.camera_model import checked_size
 from nvf_fast.finding import FoundHands, pixel_boxes, squared
 from nvf_fast.inputs import read_cameras
 from nvf_fast.pose import HandPose
@@ -77,6 +78,9 @@ def to_mediapipe(
         The hands in the order of the poses. The score of a side is the presence of the hand, since a pose
         holds no probability of its side.
 
+    Raises:
+        ValueError, TypeError: the size is not (width, height) px, or K cannot belong to it.
+
     Examples:
         >>> import nvf_fast
         >>> from nvf_fast.image_files import demo_image
@@ -87,7 +91,7 @@ def to_mediapipe(
         >>> 0 < result.hand_landmarks[0][8].x < 1
         True
     """
-    width, height = size
+    width, height = checked_size(size)
     focal = float(read_cameras(K, [(height, width)]).intrinsics[0, 0, 0])
     result = HandLandmarkerResult([], [], [])
     pose = pose.numpy()
@@ -115,7 +119,8 @@ def from_mediapipe(result: Any, size: Sequence[int], *, mirrored: bool = False) 
         mirrored: as in `to_mediapipe`; True for `mediapipe.solutions.hands` on images that are not mirrored.
 
     Raises:
-        TypeError: the result has other attributes.
+        ValueError: the size is not positive whole numbers.
+        TypeError: the result has other attributes, or the size is not (width, height).
     """
     if hasattr(result, "hand_landmarks"):
         hands, tops = result.hand_landmarks, [each[0] for each in result.handedness]
@@ -130,7 +135,7 @@ def from_mediapipe(result: Any, size: Sequence[int], *, mirrored: bool = False) 
             f"{type(result).__name__}"
         )
     marks = [[(mark.x, mark.y) for mark in hand] for hand in hands]
-    pixels = np.array(marks, np.float64).reshape(-1, 21, 2) * size - 0.5
+    pixels = np.array(marks, np.float64).reshape(-1, 21, 2) * checked_size(size) - 0.5
     boxes = squared(pixel_boxes(torch.from_numpy(pixels)))
     left = [(name == "Left") != mirrored for name, _ in sides]
     return FoundHands(
@@ -165,8 +170,11 @@ def to_hamer(
           computes `pred_cam_t_full`; `pred_cam_t` (N, 3), the same as a translation for `focal_length`;
         - `is_right` (N,), 1 or 0; `box_center` (N, 2), `box_size` (N,) and `img_size` (N, 2) px;
         - `scaled_focal_length` px of K, a number; `focal_length` (N, 2) px of a crop of 256 px, HaMeR's 5000.
+
+    Raises:
+        ValueError, TypeError: the size is not (width, height) px, or K cannot belong to it.
     """
-    width, height = size
+    width, height = checked_size(size)
     K = read_cameras(K, [(height, width)]).intrinsics[0]
     focal = float(K[0, 0] + K[1, 1]) / 2
     arrays = pose.numpy()

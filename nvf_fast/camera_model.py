@@ -61,7 +61,7 @@ class Camera:
         K = read_numbers("K", self.K, "numbers of px")
         if K.shape != (3, 3):
             raise ValueError(f"K must be (3, 3) px, got shape {K.shape}")
-        width, height = _checked_size(self.size)
+        width, height = checked_size(self.size)
         check_intrinsics(K.tolist(), width, height)
         K.flags.writeable = False
         object.__setattr__(self, "K", K)
@@ -77,7 +77,7 @@ class Camera:
             TypeError: an argument has the wrong type.
         """
         check_number("degrees", degrees)
-        width, height = _checked_size(size)
+        width, height = checked_size(size)
         focal = fov_focal(degrees, width)
         return cls(np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]), size)
 
@@ -261,6 +261,18 @@ def fov_focal(degrees: float, extent: float) -> float:
     return extent / 2 / math.tan(math.radians(degrees) / 2)
 
 
+def checked_size(size: Any) -> tuple[int, int]:
+    """Validate the (width, height) px of images."""
+    try:
+        width, height = (int(each) for each in size)
+        whole = (width, height) == tuple(size) and all(0 < each < 2**31 for each in (width, height))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"size must be (width, height) in px, got {size!r}") from error
+    if not whole:
+        raise ValueError(f"size must be (width, height), positive whole numbers of px, got {size}")
+    return width, height
+
+
 def check_intrinsics(K: Sequence[Sequence[float]], width: int, height: int) -> None:
     """Refuse a matrix K that cannot belong to an image of width x height px."""
     # For nine values, Python numbers are faster than tensors.
@@ -309,18 +321,6 @@ def _vectors(name: str, values: Any, length: int) -> Any:
     if not values.ndim or values.shape[-1] != length:
         raise ValueError(f"{name} must be (..., {length}) numbers, got shape {tuple(values.shape)}")
     return values
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    """Width and height in px."""
-    try:
-        width, height = (int(each) for each in size)
-        whole = (width, height) == tuple(size) and all(0 < each < 2**31 for each in (width, height))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"size must be (width, height) in px, got {size!r}") from error
-    if not whole:
-        raise ValueError(f"size must be (width, height), positive whole numbers of px, got {size}")
-    return width, height
 
 
 def _coefficients(given: Any, model: Any) -> tuple[float, ...]:

@@ -633,4 +633,4 @@ def _evidence(pose: HandPose[np.ndarray], centres: torch.Tensor) -> torch.Tensor
 
 def _like(pose: HandPose[np.ndarray], image: Any) -> HandPose[Any]:
     """Convert a pose to the array type and the device of an image."""
-    return pose if isinstance(image, np.ndarray) else pose.tensors(image.device)
+    return pose if isinstance(image, np.ndarray) else pose.to(image.device)

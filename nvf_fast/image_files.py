@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -28,8 +30,11 @@ MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0}  # of the resolution of the focal plane
 FOCAL_RANGE = (0.2, 50.0)  # plausible focal lengths, relative to the longer side
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str | IO[bytes]) -> np.ndarray:
     """Read an image file as (H, W, 3) uint8 RGB, upright; grey becomes RGB, an alpha channel is dropped.
+
+    Args:
+        path: its path, or the file, open for reading bytes.
 
     Raises:
         OSError: the file is missing, damaged or not an image of `FORMATS`.
@@ -55,13 +60,15 @@ def demo_image() -> tuple[np.ndarray, np.ndarray]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, in the order of their names; a warning counts images of other formats.
+    """The image files of a folder, ordered by name, numbers in names by value (9.png before 10.png).
+
+    A warning counts images of other formats.
 
     Raises:
         OSError: the folder cannot be read.
         ValueError: it contains no images.
     """
-    files = sorted(folder.iterdir())
+    files = sorted(folder.iterdir(), key=lambda path: (_name_key(path.name), path.name))
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = Counter(suffix for path in files if (suffix := path.suffix.lower()) in OTHER_SUFFIXES)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
@@ -74,7 +81,7 @@ def image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def read_depth(path: Path | str) -> np.ndarray:
+def read_depth(path: Path | str | IO[bytes]) -> np.ndarray:
     """Read a depth image, one channel of 16 or 32 bits, as (H, W) uint16, int32 or float32, mm.
 
     Raises:
@@ -91,7 +98,7 @@ def read_depth(path: Path | str) -> np.ndarray:
         return depth.astype(depth.dtype.newbyteorder("="))
 
 
-def exif_focal(path: Path | str) -> float | None:
+def exif_focal(path: Path | str | IO[bytes]) -> float | None:
     """Focal length in px from the EXIF data of a whole, uncropped photograph.
 
     The 35 mm equivalent comes first, then the focal length in mm with the resolution of the focal plane.
@@ -102,7 +109,7 @@ def exif_focal(path: Path | str) -> float | None:
     Raises:
         OSError: the file is missing or not an image, or a pipe, which has been read before.
     """
-    if Path(path).exists() and not Path(path).is_file():
+    if isinstance(path, str | Path) and Path(path).exists() and not Path(path).is_file():
         raise OSError(f"{path}: not a file, so its EXIF data cannot be read again: give the focal length")
     with _damages(path), _open(path) as file:
         width, height = file.size
@@ -126,15 +133,19 @@ def exif_focal(path: Path | str) -> float | None:
 
 
 @contextmanager
-def _open(path: Path | str) -> Iterator[Image.Image]:
+def _open(path: Path | str | IO[bytes]) -> Iterator[Image.Image]:
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
-    with open(path, "rb") as file, Image.open(file, formats=formats) as image:  # Pillow leaves pipes open
+    # Opened here, since Pillow leaves pipes open.
+    with (
+        open(path, "rb") if isinstance(path, str | Path) else nullcontext(path) as file,
+        Image.open(file, formats=formats) as image,
+    ):
         yield image
 
 
 @contextmanager
-def _damages(path: Path | str) -> Iterator[None]:
+def _damages(path: Path | str | IO[bytes]) -> Iterator[None]:
     """Raise every error of Pillow about a file as one that names it."""
     try:
         yield
@@ -147,6 +158,11 @@ def _damages(path: Path | str) -> Iterator[None]:
         if isinstance(error, OSError | ValueError) and named:
             raise
         raise OSError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+
+
+def _name_key(name: str) -> list[tuple[str, int]]:
+    """The texts and the numbers of a name, alternating."""
+    return [(text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _number(exif: object, tag: int) -> float | None:

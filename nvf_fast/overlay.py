@@ -46,12 +46,17 @@ def draw_poses(
 
     Raises:
         ValueError: the image has another shape, the ids another number, or a bone a joint of another number.
-        TypeError: the image has another type or dtype.
+        TypeError: the image has another type or dtype, or a pose another type.
     """
     image = read_one_image("draw_poses", image)
     if isinstance(poses, HandPose) and poses.joints.ndim == 2:
         poses = [poses]
     poses = list(poses)
+    for pose in poses:
+        if not isinstance(pose, HandPose):
+            raise TypeError(
+                f"poses must be HandPose, as the estimator returns them, got {type(pose).__name__}"
+            )
     if len(ids) not in (0, len(poses)):
         raise ValueError(f"ids must be one for each of {len(poses)} pose(s), or empty, got {ids}")
     hands = [(pose, f"{ids[row]} " if len(ids) else "") for row, pose in enumerate(poses) if pose.valid]

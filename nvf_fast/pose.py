@@ -165,17 +165,9 @@ class HandPose(Generic[A]):
             self, lambda array: array.numpy(force=True)[()] if isinstance(array, Tensor) else array
         )
 
-    def tensors(self, device: torch.device | str) -> HandPose[Tensor]:
-        """Convert a batch of numpy arrays to torch tensors on a device."""
-        return _mapped(self, lambda array: torch.from_numpy(array).to(device))
-
     def to(self, device: torch.device | str) -> HandPose[Tensor]:
-        """Move a torch pose to another device."""
-        return _mapped(self, lambda tensor: tensor.to(device))
-
-    def clone(self) -> HandPose[Tensor]:
-        """Copy a torch pose."""
-        return _mapped(self, Tensor.clone)
+        """Convert a pose to torch tensors on a device; `copy.deepcopy` copies a pose of either kind."""
+        return _mapped(self, lambda array: torch.as_tensor(array, device=device))
 
     def scaled(self, ratio: Any) -> HandPose[A]:
         """Scale joints, votes, expected errors and hand scale about the camera; `joints_2d` does not change.
@@ -239,6 +231,7 @@ class HandPose(Generic[A]):
             "score": float(self.presence),
             "side": self.side,
             "box": None if self.box is None else self.box.tolist(),
+            "hand_scale": None if self.hand_scale is None else float(self.hand_scale),
         }
 
     def mesh(self, step_mm: float = 2.0) -> trimesh.Trimesh:

@@ -15,7 +15,7 @@ from nvf_fast.camera_model import Cameras
 from nvf_fast.depth import read_depths, scaled_to_depth
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.finding import SAME_HAND, overlap, pixel_boxes, squared, viewable
-from nvf_fast.inputs import read_cameras
+from nvf_fast.inputs import read_cameras, read_hand_scale
 from nvf_fast.pose import HandPose
 from nvf_fast.runtime.arguments import check_number, check_ranges
 from nvf_fast.volumes import HandVolume
@@ -113,7 +113,6 @@ class _Track:
     id: int
     box: np.ndarray
     seen: float
-    born: float
     filter: JointFilter | None
     motion: np.ndarray = field(default_factory=lambda: np.zeros(4))  # px/s, of the box
     sides: deque[str] = field(default_factory=lambda: deque(maxlen=SIDE_VOTES))
@@ -136,7 +135,8 @@ class Tracker:
     """Tracker of the hands in the frames of one video.
 
     Hands are found in the whole frame, then followed: the joints of the last frame, extrapolated by their
-    velocity, place the next view. A new hand that two further searches do not find again is given up. The
+    velocity, place the next view. After a time without frames of `search_interval` and more than `patience`,
+    they are found again. A new hand that two further searches do not find again is given up. The
     side is predicted in a hand's first frames and then kept.
 
     Args:
@@ -190,6 +190,7 @@ class Tracker:
         for name, value in times.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be a number of s, 0 or more, got {value}")
+        read_hand_scale(hand_scale, 1, estimator.model.config)
         self.estimator, self.most_hands, self.hand_scale = estimator, most_hands, hand_scale
         self.search_interval, self.patience, self.memory = search_interval, patience, memory
         self.smoothing = smoothing
@@ -206,7 +207,8 @@ class Tracker:
             image: (H, W, 3) uint8 RGB.
             K: (3, 3) intrinsics in px, or a `Camera`.
             time: s, of the frame, later than that of the previous frame.
-            depth: (H, W) mm, as for the estimator. A hand that it does not show keeps its last scale.
+            depth: (H, W) mm, as for the estimator. A hand that it does not show, or a frame without it, keeps
+                the hand's last scale.
 
         Raises:
             ValueError: the time is not later than the previous one, or a shape or a value is invalid.
@@ -220,7 +222,8 @@ class Tracker:
             raise ValueError(f"time must be later than {self._time:g} s of the previous frame, got {time}")
         camera = read_cameras(K, [image.shape[:2]])
         depths = None if depth is None else read_depths(depth, [image.shape[:2]])
-        if time - self._time > self.memory:  # its motion says nothing any more
+        gap = time - self._time
+        if gap >= self.search_interval and gap > self.patience:  # hands' motion says nothing any more
             self._give_up(self._tracks)
         due = not self._tracks or time - self._checked >= self.search_interval
         if due:
@@ -239,8 +242,7 @@ class Tracker:
         missed = [track for track in self._tracks if track not in seen]
         self._give_up([track for track in missed if time - track.seen > self.patience])
         poses = poses[rows]
-        if depths is not None:
-            poses = _at_depth(poses, seen, depths, camera)
+        poses = _at_depth(poses, seen, depths, camera)
         return TrackedHands(tuple(track.id for track in seen), self._smoothed(poses, seen, camera))
 
     def _search(self, image: np.ndarray, K: Any, time: float) -> None:
@@ -264,15 +266,18 @@ class Tracker:
         """A track of a found hand, with its former id and side if it was lost near there."""
         self._lost = [track for track in self._lost if time - track.seen <= self.memory]
         # One prediction of the side decides only between several hands lost there.
-        for track in sorted(self._lost, key=lambda track: track.side != side):
-            moved = np.linalg.norm(box[:2] + box[2:] - track.box[:2] - track.box[2:]) / 2
+        moves = {
+            track: np.linalg.norm(box[:2] + box[2:] - track.box[:2] - track.box[2:]) / 2
+            for track in self._lost
+        }
+        for track in sorted(moves, key=lambda track: (track.side != side, moves[track])):
             longer = max(box[2] - box[0], track.box[2] - track.box[0])
-            if moved <= NEAR * longer:
+            if moves[track] <= NEAR * longer:
                 self._lost.remove(track)
                 motion, smooth = np.zeros(4), self._filter()
                 return replace(track, box=box, seen=time, motion=motion, filter=smooth, missed=None)
         self._count += 1
-        begun = _Track(self._count - 1, box, time, time, self._filter())
+        begun = _Track(self._count - 1, box, time, self._filter())
         begun.sides.append(side)
         return begun
 
@@ -296,16 +301,22 @@ class Tracker:
         return self.estimator(image, K, self.hand_scale, boxes, decided).numpy()
 
     def _updated(self, poses: HandPose[np.ndarray], time: float) -> list[int]:
-        """Update the tracks of valid poses, or of two on one hand the older, and return their rows."""
+        """Update the tracks of valid poses and return their rows.
+
+        Where the views of two tracks show one hand, as one that hides the other, the track that expected it
+        there follows it; a new track yields.
+        """
         boxes, rows = _boxes(poses), list[int]()
-        for row in sorted(range(len(boxes)), key=lambda row: self._tracks[row].born):
+
+        def surprise(row: int) -> tuple[bool, float]:
             track = self._tracks[row]
-            if not poses.valid[row]:
-                continue
+            return track.missed is not None, np.abs(boxes[row] - track.expected_box(time)).max()
+
+        for row in sorted(poses.valid.nonzero()[0].tolist(), key=surprise):
+            track = self._tracks[row]
             near = DUPLICATE * (boxes[row, 2] - boxes[row, 0])
             apart = np.linalg.norm(poses.joints_2d[rows] - poses.joints_2d[row], axis=-1).mean(1)
             if (apart < near).any():
-                track.seen = -math.inf
                 continue
             elapsed = time - track.seen
             track.motion = (boxes[row] - track.box) / elapsed if elapsed > 0 else np.zeros(4)
@@ -331,10 +342,10 @@ class Tracker:
 
 
 def _at_depth(
-    poses: HandPose[np.ndarray], tracks: Sequence[_Track], depths: list[Any], camera: Cameras
+    poses: HandPose[np.ndarray], tracks: Sequence[_Track], depths: list[Any] | None, camera: Cameras
 ) -> HandPose[np.ndarray]:
-    """Scale poses to a depth image, or else to the last scale of their tracks."""
-    scaled = scaled_to_depth(poses, depths, camera)
+    """Scale poses to a depth image, if any, or else to the last scale of their tracks."""
+    scaled = poses if depths is None else scaled_to_depth(poses, depths, camera)
     assert poses.hand_scale is not None and scaled.hand_scale is not None
     ratios = np.ones(len(tracks))
     for row, track in enumerate(tracks):

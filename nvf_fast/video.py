@@ -19,7 +19,8 @@ from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import read_path
 
 FRAME_RATE = 30.0  # Hz, of a folder of images
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")  # of annotated videos
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")  # of annotated videos; .avi has no times of frames
+TICK = Fraction(1, 90_000)  # s, unit of their times
 CAMERA = "camera:"  # and its number
 EXPECTED = f"expected a video file, a folder of images or {CAMERA}0"
 
@@ -52,7 +53,9 @@ def read_frames(
         TypeError: the frame rate is not a number.
         ImportError: a video or a camera needs PyAV, which the extra `video` installs.
     """
-    _check_rate("frame_rate", frame_rate)
+    check_number("frame_rate", frame_rate)
+    if not 0 < frame_rate < math.inf:
+        raise ValueError(f"frame_rate must be a positive number of Hz, got {frame_rate}")
     if str(source).startswith(CAMERA):
         yield from _camera_frames(str(source)[len(CAMERA) :])
     elif read_path("source", source).is_dir():
@@ -69,53 +72,40 @@ def read_frames(
         yield from _video_frames(Path(source), damaged)
 
 
-def video_rate(source: Path | str) -> Fraction | None:
-    """Frames per second of a video file; None if the file does not give them, and for folders and cameras.
-
-    Raises:
-        OSError, ValueError, ImportError: as in `read_frames`.
-    """
-    if str(source).startswith(CAMERA):
-        return None
-    if read_path("source", source).is_dir():
-        image_files(Path(source))
-        return None
-    with _open(Path(source)) as container:
-        rate: Fraction | None = container.streams.video[0].average_rate
-        return rate
-
-
-def _check_rate(name: str, rate: Any) -> None:
-    check_number(name, rate)
-    if not 0 < rate < math.inf:
-        raise ValueError(f"{name} must be a positive number of Hz, got {rate}")
-
-
 def _video_frames(path: Path, damaged: Damaged | None) -> Iterator[Frame]:
     with _open(path) as container, _damages(path):
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         step = 1 / float(stream.average_rate or FRAME_RATE)
         before, whole = -step, False
-        failures = list[tuple[float, Exception]]()  # before the first whole frame: a text also yields packets
+        failures = list[tuple[float, OSError]]()  # before the first whole frame: a text also yields packets
+        cut_off = set[int | None]()
         for packet in container.demux(stream):
-            frames = []
+            if packet.is_corrupt:  # as the last one of a file that was cut off
+                cut_off.add(packet.pts)
+            found: list[tuple[float | None, np.ndarray | OSError]] = []
             try:
                 with _damages(path):
-                    frames = [(frame.time, _upright(frame)) for frame in packet.decode()]
+                    for frame in packet.decode():
+                        concealed = frame.is_corrupt or frame.pts in cut_off  # by repeated or grey pixels
+                        image = OSError(f"{path}: a damaged frame") if concealed else _upright(frame)
+                        found.append((frame.time, image))
             except OSError as error:
-                if damaged is None:
-                    raise
-                before += step
-                failures.append((before, error))
-            whole = whole or bool(frames)
-            while whole and failures and damaged is not None:
-                damaged(*failures.pop(0))
-            for when, image in frames:
+                found.append((None, error))
+            for when, image in found:
                 if when is None or when <= before:  # some files have no times, or repeat them
                     when = before + step
                 before = when
-                yield Frame(when, image)
+                if isinstance(image, OSError):
+                    if damaged is None:
+                        raise image
+                    failures.append((when, image))
+                else:
+                    whole = True
+                while whole and failures and damaged is not None:
+                    damaged(*failures.pop(0))
+                if not isinstance(image, OSError):
+                    yield Frame(when, image)
         if not whole:
             raise OSError(f"{path}: no frame can be read; {EXPECTED}")
 
@@ -171,52 +161,61 @@ def _pyav() -> Any:
 
 
 class VideoWriter:
-    """Writer of an H.264 video, complete once it is closed.
+    """Writer of an H.264 video whose frames keep their times, complete once it is closed.
 
     Args:
         path: path of the file, with one of `VIDEO_SUFFIXES`.
-        rate: frames per second.
 
     Raises:
         ImportError: PyAV is not installed (`pip install nvf-fast[video]`).
-        ValueError: the path has another suffix, or the rate is not positive and finite.
-        TypeError: the rate is not a number.
+        ValueError: the path has another suffix.
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | str, rate: Fraction | float) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._av, path = _pyav(), read_path("path", path)
         self._path = path
-        _check_rate("rate", rate)
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise ValueError(f"a video's name must end in {', '.join(VIDEO_SUFFIXES)}, got {path}")
-        self._rate = Fraction(rate if isinstance(rate, Fraction) else float(rate)).limit_denominator(65535)
         self._stream: Any = None
+        self._first, self._last = 0.0, -math.inf
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._container = self._av.open(str(path), "w")
         except (ValueError, self._av.error.FFmpegError) as error:
             raise OSError(f"{path}: cannot be written as a video ({error})") from error
 
-    def write(self, image: np.ndarray) -> None:
-        """Append a frame (H, W, 3) uint8 RGB; sides of odd length lose a pixel, which the format requires.
+    def write(self, image: np.ndarray, time: float) -> None:
+        """Append a frame; sides of odd length lose a pixel, which the format requires.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            time: s, as of `read_frames`; the video begins with its first frame.
 
         Raises:
-            ValueError: the frame's size differs from that of the previous frames, or is below 2 x 2 px.
+            ValueError: the frame's size differs from that of the previous frames, or is below 2 x 2 px, or
+                its time is not later than the previous one.
             OSError: the frame cannot be written.
         """
         height, width = (side - side % 2 for side in image.shape[:2])
         if not (height and width):
             raise ValueError(f"frames must have at least 2 x 2 px, got shape {image.shape}")
+        check_number("time", time)
+        if not self._last < time < math.inf:
+            raise ValueError(f"time must be later than {self._last:g} s of the previous frame, got {time}")
         if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._rate)
+            # Frames that refer to later ones would end the file before its last frames' times.
+            self._stream = self._container.add_stream("libx264", options={"bf": "0"})
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+            self._stream.codec_context.time_base = TICK
+            self._first = time
         if (self._stream.height, self._stream.width) != (height, width):
             raise ValueError(
                 f"frames must have the size of the first, {self._stream.width} x {self._stream.height} px, "
                 f"got {width} x {height}"
             )
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
+        frame.pts, frame.time_base, self._last = round((time - self._first) / TICK), TICK, time
         self._mux(frame)
 
     def _mux(self, frame: Any) -> None:

@@ -109,6 +109,19 @@ def test_other_results_are_refused() -> None:
         from_mediapipe({}, SIZE)
 
 
+def test_other_sizes_are_refused() -> None:
+    pose = poses()
+    result = to_mediapipe(pose, K, SIZE)
+    for size, error in (((480, 640, 3), TypeError), (640, TypeError), ((0, 480), ValueError)):
+        for convert in (
+            lambda size: to_mediapipe(pose, K, size),
+            lambda size: to_hamer(pose, K, size),
+            lambda size: from_mediapipe(result, size),
+        ):
+            with pytest.raises(error, match=r"size must be \(width, height\)"):
+                convert(size)
+
+
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_hamer_fields(kind: str) -> None:
     pose: Any = poses() if kind == "numpy" else torch_pose(poses())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -868,6 +869,12 @@ def test_images_are_read_upright_in_rgb(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     Image.fromarray(pixels).save(tmp_path / "rotated.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "rotated.png"), np.rot90(pixels, -1))
+    with io.BytesIO((tmp_path / "rotated.png").read_bytes()) as data:
+        for _ in range(2):
+            np.testing.assert_array_equal(read_image(data), np.rot90(pixels, -1))
+        assert exif_focal(data) is None
+    with pytest.raises(OSError, match="not a readable image"):
+        read_image(io.BytesIO(b"text"))
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "alpha.png")
@@ -1210,6 +1217,8 @@ def test_drawings_need_an_id_for_each_hand_and_bones_between_joints(tmp_path: Pa
     pose = HandPose(np.ones((21, 3)), joints_2d, np.ones(21), 5, True, 99, 1.0)
     with pytest.raises(ValueError, match=r"ids must be one for each of 2 pose\(s\), or empty, got \[3\]"):
         draw_poses(image, [pose, pose], ids=[3])
+    with pytest.raises(TypeError, match="poses must be HandPose, as the estimator returns them, got dict"):
+        draw_poses(image, [pose, pose.to_dict()])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"bones must be pairs of joints 0 to 20, got \[\(0, 21\)\]"):
         draw_poses(image, pose, bones=[(0, 21)])
     write_drawing(str(tmp_path / "drawn.png"), draw_poses(image, iter([pose]), ids=np.array([3])))  # type: ignore[arg-type]

@@ -105,8 +105,8 @@ def test_python_blocks_run(page: Path, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_command_lines_run(folder: Path) -> None:
     if importlib.util.find_spec("av"):
-        with VideoWriter(folder / "clip.mp4", 30) as writer:
-            writer.write(read_image(folder / "photo.jpg"))
+        with VideoWriter(folder / "clip.mp4") as writer:
+            writer.write(read_image(folder / "photo.jpg"), 0)
     lines = [
         line
         for page in PAGES

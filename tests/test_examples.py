@@ -70,9 +70,9 @@ def test_tracking_a_video_draws_it(
 ) -> None:
     pytest.importorskip("av", reason="PyAV is not installed")
     monkeypatch.setattr(nvf_fast, "load", lambda: PoseEstimator(hand_network(), device="cpu"))
-    with VideoWriter(tmp_path / "clip.mp4", 25) as writer:
-        for shade in (40, 120, 200):
-            writer.write(np.full((120, 160, 3), shade, np.uint8))
+    with VideoWriter(tmp_path / "clip.mp4") as writer:
+        for index, shade in enumerate((40, 120, 200)):
+            writer.write(np.full((120, 160, 3), shade, np.uint8), index / 25)
     drawn = tmp_path / "drawn.mp4"
     assert run("track_video.py", monkeypatch, tmp_path / "clip.mp4", "--fov", 60, "--drawn", drawn) == 0
     assert [json.loads(line)["time"] for line in capsys.readouterr().out.splitlines()] == [0, 0.04, 0.08]

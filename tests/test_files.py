@@ -30,7 +30,7 @@ from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.dataset import SyntheticConfig, SyntheticHands
 from nvf_fast.synthetic.rig import load_rig
 from nvf_fast.training.loop import train
-from nvf_fast.video import read_frames, video_rate
+from nvf_fast.video import read_frames
 from tests.reference_cases import reference_network
 from tests.training_cases import Dots, tiny
 
@@ -222,7 +222,6 @@ EMPTY = {
     "save_checkpoint": lambda: save_checkpoint(reference_network(stem=8, width=16, input_size=32), ""),
     "save_hub_folder": lambda: save_hub_folder(None, ""),
     "export_checkpoint": lambda: export_checkpoint(None, ""),
-    "video_rate": lambda: video_rate(""),
     "read_frames": lambda: next(read_frames("")),
     "write_drawing": lambda: write_drawing("", Image.new("RGB", (1, 1))),
     "FreiHAND": lambda: FreiHAND(""),

@@ -288,6 +288,7 @@ def test_pose_is_invalid_below_the_presence_threshold(model: NVF, image: np.ndar
         document = json.loads(json.dumps(pose.to_dict(), allow_nan=False))
         assert (document["expected_error"] is None) == (document["joints"] is None) == (not valid)
         assert document["side"] == "right" and document["box"] == list(BOX)
+        assert document["hand_scale"] == pytest.approx(UNIT_SCALE_MM)
 
 
 class Marked(PoseEstimator):

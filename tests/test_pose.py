@@ -66,7 +66,7 @@ def test_slices_may_run_backwards() -> None:
     for poses in (batch(), batch().numpy()):
         np.testing.assert_array_equal(poses[::-1].valid, [False, True, True])
         assert poses[::-2].votes == (poses.votes[2], poses.votes[0])
-    assert batch().numpy()[::-1].tensors("cpu").joints.shape == (3, 21, 3)
+    assert batch().numpy()[::-1].to("cpu").joints.shape == (3, 21, 3)
 
 
 @pytest.mark.parametrize("index", [True, np.True_, None, [[0, 1]], np.zeros((1, 3), int)])
@@ -100,6 +100,19 @@ def test_numpy_preserves_every_field() -> None:
     np.testing.assert_array_equal(arrays.votes[2].directions, poses.votes[2].directions)
     one = arrays[2]
     assert not one.valid and one.voters == 2 and isinstance(one.scores, np.ndarray)
+
+
+def test_poses_convert_between_arrays_and_tensors() -> None:
+    poses = batch()
+    for pose in (poses, poses[1], poses[:0]):
+        for given in (pose, pose.numpy()):
+            tensors = given.to("cpu")
+            for name in ("joints", "joints_2d", "scores", "voters", "valid", "points_evaluated", "presence"):
+                expected, found = getattr(pose, name), getattr(tensors, name)
+                torch.testing.assert_close(found, expected, equal_nan=True)
+            assert isinstance(tensors.numpy().valid, np.ndarray | np.bool_)
+    votes = poses[2].numpy().to("cpu").votes
+    assert torch.equal(votes.directions, poses.votes[2].directions)
 
 
 def test_scaled_poses() -> None:

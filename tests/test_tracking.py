@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 import nvf_fast
+from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.pose import HandPose
 from nvf_fast.tracking import JointFilter, OneEuroFilter, Smoothing, Tracker
 from nvf_fast.volumes import HandVolume
+from tests.hand_cases import hand_network
 from tests.reference_cases import reference_network
 
 K = np.array([[500.0, 0, 319.5], [0, 500.0, 239.5], [0, 0, 1]])
@@ -81,6 +83,7 @@ class World:
     """
 
     volume = HandVolume()
+    model = hand_network()
 
     def __init__(
         self, hands: Callable[[int], dict[str, Any]], sides: Callable[[int], str] = lambda frame: "right"
@@ -124,14 +127,15 @@ def poses(joints: list[np.ndarray], sides: list[str]) -> HandPose:
         count,
         valid.astype(np.float32),
         side=tuple(sides),
+        hand_scale=np.full(len(stacked), UNIT_SCALE_MM, np.float32),
     )
 
 
-def follow(world: World, frames: int, **options: Any) -> list[Any]:
+def follow(world: World, frames: int, rate: float = RATE, **options: Any) -> list[Any]:
     tracker, found = Tracker(world, **options), []  # type: ignore[arg-type]
     for frame in range(frames):
         image = np.full((480, 640, 3), frame, np.uint8)
-        found.append(tracker(image, K, frame / RATE))
+        found.append(tracker(image, K, frame / rate))
     return found
 
 
@@ -226,6 +230,39 @@ def test_hands_are_searched_for_after_a_long_gap() -> None:
     assert set(found[:10]) == {(0, 1)} and set(found[10:]) == {(2, 3)}
 
 
+@pytest.mark.parametrize("rate", [1, 2])
+def test_rare_frames_keep_ids(rate: float) -> None:
+    """Between such frames hands turn back: their motion does not predict their places."""
+
+    def hands(frame: int) -> dict[str, Any]:
+        x = 60.0 * (frame % 2)
+        return {"a": (x - 100, 0, 500), "b": (x + 100, 0, 500)}
+
+    world = World(hands)
+    for frame, (ids, batch) in enumerate(follow(world, 12, rate, smoothing=None)):
+        assert sorted(ids) == [0, 1]
+        for name, id in (("a", 0), ("b", 1)):
+            np.testing.assert_allclose(
+                batch[ids.index(id)].joints, SHAPE + hands(frame)[name], atol=1e-3, err_msg=f"{frame} {name}"
+            )
+    world.searches.clear()
+    follow(world, 12, rate, search_interval=2.0, patience=2.0)
+    assert len(world.searches) < 12, "chosen"
+
+
+def test_a_frame_without_depth_keeps_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "nvf_fast.tracking.scaled_to_depth", lambda poses, depths, camera: poses.scaled(depths[0].max() / 1e3)
+    )
+    tracker = Tracker(World(lambda frame: {"a": (0, 0, 500)}))  # type: ignore[arg-type]
+    depth = np.full((480, 640), 1100, np.uint16)
+    for frame, given in enumerate((None, depth, None, depth + 100, None)):
+        image = np.full((480, 640, 3), frame, np.uint8)
+        poses = tracker(image, K, frame / RATE, given).poses
+        expected = [1, 1.1, 1.1, 1.2, 1.2][frame] * UNIT_SCALE_MM
+        assert poses.hand_scale == pytest.approx(expected)
+
+
 def test_searches_only_when_due() -> None:
     empty = World(lambda frame: {})
     assert all(found.ids == () and len(found.poses) == 0 for found in follow(empty, 5))
@@ -249,6 +286,22 @@ def test_two_views_of_one_hand_become_one() -> None:
     assert ids[0] == (0, 1) and set(ids[20:]) == {(0,)}
 
 
+def test_hands_that_cross_keep_their_ids() -> None:
+    """Hand b passes in front of hand a, whose view then shows hand b."""
+
+    def hands(frame: int) -> dict[str, Any]:
+        x = 6.0 * frame - 150
+        return ({"a": (x, 0, 500)} if abs(x) > 20 else {}) | {"b": (-x, 0, 500)}
+
+    for frame, (ids, batch) in enumerate(follow(World(hands), 50, smoothing=None)):
+        shown = [joints.mean(0)[0] for joints in batch.joints]
+        middles = {id: middle - SHAPE.mean(0)[0] for id, middle in zip(ids, shown, strict=True)}
+        assert middles[1] == pytest.approx(150 - 6 * frame, abs=1e-3), frame
+        if 0 in middles:
+            assert middles[0] == pytest.approx(6 * frame - 150, abs=1e-3), frame
+        assert set(ids) == {0, 1} or abs(6 * frame - 150) <= 20, frame
+
+
 def test_the_majority_of_predictions_decides_the_side() -> None:
     world = World(lambda frame: {"a": (0, 0, 500)}, lambda frame: "right" if frame % 5 == 2 else "left")
     sides = [found.poses.side for found in follow(world, 40)]
@@ -266,6 +319,7 @@ def test_refuses_invalid_arguments() -> None:
         ({"most_hands": 0}, "most_hands must be at least 1"),
         ({"patience": -1.0}, "patience must be a number of s"),
         ({"memory": math.nan}, "memory must be a number of s"),
+        ({"hand_scale": 0.03}, "hand_scale must be the length in mm .* 10 to 60 mm, got 0.03"),
     ):
         with pytest.raises(ValueError, match=message):
             Tracker(world, **options)

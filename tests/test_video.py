@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from nvf_fast import video
 from nvf_fast.checkpoint import save_checkpoint
 from nvf_fast.cli.main import main
-from nvf_fast.video import VideoWriter, read_frames, video_rate
+from nvf_fast.video import VIDEO_SUFFIXES, VideoWriter, read_frames
 from tests.hand_cases import hand_network
 
 
@@ -27,9 +28,9 @@ def colours(count: int, shape: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
 
 
 def write_video(path: Path, images: list[np.ndarray], rate: float = 25.0) -> Path:
-    with VideoWriter(path, rate) as writer:
-        for image in images:
-            writer.write(image)
+    with VideoWriter(path) as writer:
+        for index, image in enumerate(images):
+            writer.write(image, index / rate)
     return path
 
 
@@ -39,33 +40,50 @@ def test_a_written_video_is_read_back(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clips/hands.mp4", images)
     frames = list(read_frames(path))
     assert [frame.time for frame in frames] == pytest.approx([index / 25 for index in range(6)])
-    assert video_rate(path) == 25
     for frame, image in zip(frames, images, strict=True):
         assert frame.image.shape == (48, 64, 3) and frame.image.dtype == np.uint8
         # Colours are stored with fewer levels: measured 3.
         assert np.abs(frame.image.astype(int) - image[:48, :64]).max() <= 6
-    with VideoWriter(tmp_path / "sizes.mp4", 25) as writer:
-        writer.write(images[0])
+    with VideoWriter(tmp_path / "sizes.mp4") as writer:
+        writer.write(images[0], 0)
         with pytest.raises(ValueError, match="size of the first, 64 x 48 px, got 32 x 48"):
-            writer.write(images[0][:, :32])
+            writer.write(images[0][:, :32], 1)
 
 
-def test_names_may_be_text_and_rates_any_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+def test_written_frames_keep_their_times(tmp_path: Path, suffix: str) -> None:
+    av = pytest.importorskip("av")
+    times = [3.0, 3.01, 3.05, 3.5, 4.9, 5.0, 8.0]
+    with VideoWriter(tmp_path / f"clip{suffix}") as writer:
+        for time, image in zip(times, colours(7), strict=True):
+            writer.write(image, time)
+    frames = list(read_frames(tmp_path / f"clip{suffix}"))
+    # Matroska stores whole milliseconds.
+    assert [frame.time for frame in frames] == pytest.approx([time - 3 for time in times], abs=6e-4)
+    with av.open(str(tmp_path / f"clip{suffix}")) as container:  # no player ends before the last frame
+        assert container.duration >= 5e6
+
+
+def test_refuses_invalid_times_rates_and_sizes(tmp_path: Path) -> None:
     pytest.importorskip("av")
-    with VideoWriter(str(tmp_path / "clip.mp4"), np.float32(25)) as writer:
+    image = np.zeros((8, 8, 3), np.uint8)
+    with VideoWriter(str(tmp_path / "clip.mp4")) as writer:
         for shape in ((1, 8, 3), (8, 1, 3)):
             with pytest.raises(ValueError, match="at least 2 x 2 px, got shape"):
-                writer.write(np.zeros(shape, np.uint8))
-        writer.write(np.zeros((8, 8, 3), np.uint8))
-    assert video_rate(tmp_path / "clip.mp4") == 25
+                writer.write(np.zeros(shape, np.uint8), 0)
+        writer.write(image, np.float32(0.5))
+        for time in (0.5, 0.25, np.nan, np.inf):
+            with pytest.raises(
+                ValueError, match=r"time must be later than 0\.5 s of the previous frame, got"
+            ):
+                writer.write(image, time)
+        with pytest.raises(TypeError, match="time must be a number, got '1'"):
+            writer.write(image, "1")  # type: ignore[arg-type]
     for rate in (0, -1, np.nan, np.inf):
-        with pytest.raises(ValueError, match="rate must be a positive number of Hz, got"):
-            VideoWriter(tmp_path / "other.mp4", rate)
         with pytest.raises(ValueError, match="frame_rate must be a positive number of Hz, got"):
             next(read_frames(tmp_path, rate))
-    with pytest.raises(TypeError, match="rate must be a number, got '30'"):
-        VideoWriter(tmp_path / "other.mp4", "30")  # type: ignore[arg-type]
-    assert not (tmp_path / "other.mp4").exists()
+    with pytest.raises(ValueError, match=r"must end in \.mp4, \.mov, \.mkv, got"):
+        VideoWriter(tmp_path / "clip.avi")
 
 
 def test_frames_are_turned_upright() -> None:
@@ -77,12 +95,14 @@ def test_frames_are_turned_upright() -> None:
 
 
 def test_reads_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
-    for index, image in enumerate(colours(3)):
-        Image.fromarray(image).save(tmp_path / f"{index:03}.png")
+    names = ["a1", "a2", "a10", "b-2-9", "b-2-10", "b-10-1"]
+    images = colours(len(names))
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
     (tmp_path / "notes.txt").write_text("no image")
     frames = list(read_frames(tmp_path, frame_rate=10))
-    assert [frame.time for frame in frames] == [0, 0.1, 0.2] and video_rate(tmp_path) is None
-    np.testing.assert_array_equal(np.stack([frame.image for frame in frames]), np.stack(colours(3)))
+    assert [frame.time for frame in frames] == pytest.approx(np.arange(6) / 10)
+    np.testing.assert_array_equal(np.stack([frame.image for frame in frames]), np.stack(images))
 
 
 def test_damaged_frames_are_reported_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,8 +126,29 @@ def test_damaged_frames_are_reported_and_left_out(tmp_path: Path, capsys: pytest
         assert "frame 1: " in errors and "1 of 4 frames failed" in errors
 
 
-def damaged_video(path: Path, images: list[np.ndarray], cut: int = 1) -> Path:
-    """A video of independent JPEG images, one of which is cut off."""
+def test_concealed_damage_is_reported(tmp_path: Path) -> None:
+    """Decoders fill what is missing of a frame, and only mark it."""
+    pytest.importorskip("av")
+    noise = list(np.random.default_rng(0).integers(0, 256, (4, 120, 160, 3), np.uint8))
+    whole = damaged_video(tmp_path / "whole.avi", noise, cut=None).read_bytes()
+    *_, last = re.finditer(b"00dc", whole[: whole.index(b"idx1")])
+    (tmp_path / "cut.avi").write_bytes(whole[: last.start() + 5000])
+    coded = bytearray(write_video(tmp_path / "whole.mp4", noise[:2]).read_bytes())
+    middle = coded.index(b"mdat") + 5000  # of the first frame
+    coded[middle : middle + 40] = bytes(40)
+    (tmp_path / "damaged.mp4").write_bytes(coded)
+    for name, times, lost in (("cut.avi", [0, 0.04, 0.08], 0.12), ("damaged.mp4", [0.04], 0)):
+        failures: dict[float, Exception] = {}
+        frames = list(read_frames(tmp_path / name, damaged=failures.__setitem__))
+        assert [frame.time for frame in frames] == pytest.approx(times, abs=1e-3)
+        ((time, error),) = failures.items()
+        assert time == pytest.approx(lost, abs=1e-3) and str(error) == f"{tmp_path / name}: a damaged frame"
+        with pytest.raises(OSError, match="a damaged frame"):
+            list(read_frames(tmp_path / name))
+
+
+def damaged_video(path: Path, images: list[np.ndarray], cut: int | None = 1) -> Path:
+    """A video of independent JPEG images, one of which may be cut off."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -254,7 +295,7 @@ def test_missing_pyav_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ImportError, match=r"nvf-fast\[video\]"):
         next(read_frames(tmp_path / "clip.mp4"))
     with pytest.raises(ImportError, match=r"nvf-fast\[video\]"):
-        VideoWriter(tmp_path / "clip.mp4", 30)
+        VideoWriter(tmp_path / "clip.mp4")
 
 
 def track(*arguments: Any) -> int:
@@ -276,12 +317,12 @@ def test_track_writes_a_line_per_frame(tmp_path: Path, capsys: pytest.CaptureFix
     assert [line["frame"] for line in lines] == [0, 1, 2]
     assert [line["time"] for line in lines] == pytest.approx([0, 0.04, 0.08])
     assert all(line["camera"]["source"] == "fov" and line["hands"] == [] for line in lines)
-    assert len(list(read_frames(drawn))) == 3 and video_rate(drawn) == 25
+    assert [frame.time for frame in read_frames(drawn)] == pytest.approx([0, 0.04, 0.08])
     capsys.readouterr()
     for arguments, message in (
         ([clip, "--out", out], "exists: choose another name"),
         ([clip, "--out", tmp_path / "x.json"], "--out must be a .jsonl or .ndjson file, got"),
-        ([clip, "--overlay", tmp_path / "drawn.gif"], "whose name ends in .mp4, .mov, .mkv, .avi, got"),
+        ([clip, "--overlay", tmp_path / "drawn.gif"], "whose name ends in .mp4, .mov, .mkv, got"),
         ([tmp_path / "gone.mp4"], "gone.mp4: No such file"),
         ([clip, "--frame-rate", 0], "--frame-rate must be a positive number"),
         ([clip, "--fx", 500, "--fov", 60], "only one of --fx"),

@@ -21,7 +21,7 @@ from nvf_fast.cli.outputs import check_lines_name, check_output_file, check_repl
 from nvf_fast.cli.records import append_line
 from nvf_fast.overlay import draw_poses
 from nvf_fast.runtime.progress import progress_bar
-from nvf_fast.video import CAMERA, FRAME_RATE, VIDEO_SUFFIXES, VideoWriter, read_frames, video_rate
+from nvf_fast.video import CAMERA, FRAME_RATE, VIDEO_SUFFIXES, VideoWriter, read_frames
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Track:
     # lowest score, in [0, 1], at which a hand begins to be followed; the network's own threshold when absent
     min_presence: Optional[float] = None
     raw: Flag = False  # leave the joints as estimated; they are smoothed otherwise
-    # Hz, of a folder of images, and of the annotated video of a folder or a camera
-    frame_rate: float = FRAME_RATE
+    frame_rate: float = FRAME_RATE  # Hz, of a folder of images
     # .jsonl file for the lines, which must not exist; standard output when absent
     out: Optional[Path] = None
     overlay: Optional[Path] = None  # annotated video to write, such as hands.mp4
@@ -58,27 +57,23 @@ class Track:
     precision: Optional[Precision] = None
 
     def run(self) -> None:
-        from nvf_fast.inputs import read_hand_scale
         from nvf_fast.tracking import Smoothing, Tracker
 
         self.camera.check([Path(self.source)])
         if not 0 < self.frame_rate < 1e6:
             raise UserError(f"--frame-rate must be a positive number of Hz, got {self.frame_rate}")
         self._check_outputs()
-        with user_errors():
-            rate = video_rate(self.source) or self.frame_rate
         estimator = load_estimator(
             self.checkpoint, self.device, self.precision, min_presence=self.min_presence
         )
         with user_errors(), ExitStack() as stack:
             if self.source.startswith(CAMERA):
                 stack.enter_context(suppress(KeyboardInterrupt))
-            read_hand_scale(self.hand_scale, 1, estimator.model.config)
             smoothing = None if self.raw else Smoothing()
             tracker = Tracker(estimator, self.most_hands, smoothing=smoothing, hand_scale=self.hand_scale)
             lines = stack.enter_context(self._lines())
             index, failed, left_out, assumed, last = 0, 0, 0, False, ""
-            video = None if self.overlay is None else stack.enter_context(VideoWriter(self.overlay, rate))
+            video = None if self.overlay is None else stack.enter_context(VideoWriter(self.overlay))
 
             def write(time: float, entries: dict[str, Any]) -> None:
                 nonlocal index
@@ -112,9 +107,8 @@ class Track:
                 write(time, {"camera": camera_record(camera, source), "hands": poses})
                 if video is not None:
                     try:
-                        video.write(
-                            np.asarray(draw_poses(image, without_errors(hands.poses, source), hands.ids))
-                        )
+                        drawn = draw_poses(image, without_errors(hands.poses, source), hands.ids)
+                        video.write(np.asarray(drawn), time)
                     except ValueError as error:  # of another size
                         left_out += 1
                         _warn(f"frame {index - 1} is not in --overlay: {error}")

@@ -205,9 +205,9 @@ def make_readers(place: Path) -> dict[str, Reader]:
     test_glb.glb(test_glb.source()).save(folder / "hand.glb")
     if find_spec("av"):
         folder = add("video", lambda each: list(read_frames(each / "clip.mp4")), ("clip.mp4",), OSError)
-        with VideoWriter(folder / "clip.mp4", 30) as video:
-            for _ in range(3):
-                video.write(pixels)
+        with VideoWriter(folder / "clip.mp4") as video:
+            for time in range(3):
+                video.write(pixels, time)
     _add_data_sets(place, add)
     return readers
 
