@@ -159,7 +159,11 @@ def test_refuses_data_without_surfaces(
     [
         ("camera-space", {"augmentation.scale-dropout": 0.5}, "scale_dropout needs a model with hand_scale"),
         ("camera-space", {"replay.uses": 4}, "only hand views are reused, got replay.uses = 4"),
-        ("default", {"model.input-size": 64}, "drawn at 128 px: model.input_size must be that, got 64"),
+        (
+            "default",
+            {"model.input-size": 64},
+            "hand views have 128 px: model.input_size must be that, got 64",
+        ),
         ("small", {"threads": 0}, "threads must lie in [1, inf), got 0"),
         ("small", {"workers": -1}, "workers must lie in [0, inf), got -1"),
         ("small", {"minutes": "nan"}, "minutes must lie in [0, inf), got nan"),
@@ -168,7 +172,7 @@ def test_refuses_data_without_surfaces(
         (
             "camera-space",
             {"leave_out": "a", "textures": "b.png"},
-            "train on leave_out, textures, this one is",
+            "train on leave_out, textures, this one",
         ),
         ("camera-space-finetune", {}, "continues a pre-training: give its checkpoint as --initial"),
         ("relative-ho3d-finetune", {}, "continues a pre-training: give its checkpoint as --initial"),

@@ -112,9 +112,7 @@ class Run:
         from nvf_fast.training.view_sources import ViewFolders, open_views, view_credits
 
         if (size := self.config.model.input_size) != VIEW_SIZE:
-            raise ValueError(
-                f"hand views are drawn at {VIEW_SIZE} px: model.input_size must be that, got {size}"
-            )
+            raise ValueError(f"hand views have {VIEW_SIZE} px: model.input_size must be that, got {size}")
         if self.config.evaluate_every or self.evaluation_data:
             raise ValueError(
                 "evaluate_every must be 0 for hand views: nvf-fast eval hand-views measures their network"

@@ -83,7 +83,8 @@ def train(
 
     Raises:
         ResumeError: the directory holds a training of another configuration, data set, start or environment,
-            or only damaged states; `start` does not fit the network; or the processes disagree on where to start.
+            or only damaged states; `start` does not fit the network; or the processes disagree on where to
+            start.
         ValueError: the processes do not divide the batch's parts.
         NonFiniteLossError: a loss became NaN or infinite.
         ProcessLostError: another process ended or did not respond.
