@@ -194,6 +194,8 @@ def test_outputs_that_cannot_be_written_are_refused(
         (["view", "a.png", "--port", 65536], "--port must be 0 to 65535, got 65536"),
         (["calibrate", "network", "--out", "new", "--seed", -1], "--seed must be 0 or more, got -1"),
         (["eval", "hand-views", "--out", "new", "--seed", -1], "--seed must be 0 or more, got -1"),
+        (["eval", "hand-views", "--out", "new", "--threads", 0], "threads must lie in [1, inf), got 0"),
+        (["eval", "synthetic-v2", "--out", "new", "--workers", -1], "workers must lie in [0, inf), got -1"),
     ],
 )
 def test_numbers_out_of_range_are_refused_at_once(run: Run, arguments: list[Any], message: str) -> None:
@@ -1077,7 +1079,7 @@ def test_evaluations_do_not_share_a_folder(evaluate: Run, run: Run, checkpoint: 
         (["--evaluation-data", "nowhere"], "nowhere"),
         (["--device", "gpu0"], "--device must be a device such as cpu, cuda or cuda:1, got 'gpu0'"),
         (["--step", -1], "step_mm must be a positive number of mm"),
-        (["--batch", 0], "multiple of batch"),
+        (["--batch", 0], "batch must lie in [1, inf), got 0"),
         (["--checkpoint", "nowhere/at-all/x"], "nowhere"),
     ],
 )

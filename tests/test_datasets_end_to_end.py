@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from nvf_fast.checkpoint import load_checkpoint
+from nvf_fast.baselines import build
+from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
 from nvf_fast.cli.main import main
+from nvf_fast.config import Method, NVFConfig
 from nvf_fast.synthetic import dataset
 from nvf_fast.synthetic.dataset import SyntheticHands
 from tests.photograph_cases import photograph_labels, write_photographs
@@ -26,6 +29,15 @@ def options(**values: object) -> list[str]:
 
 
 def train(preset: str, out: Path, *more: str) -> dict:
+    """Train for one epoch; fine-tuning without an initial checkpoint begins from random weights."""
+    if "finetune" in preset and "--initial" not in more:
+        method = cast(Method, more[more.index("--model.method") + 1] if "--model.method" in more else "nvf")
+        network = NVFConfig(
+            input_size=32, stem=8, width=16, stacks=1, groups=4, hidden=(32, 16), hand_scale=False,
+            task="root-relative", method=method,
+        )  # fmt: skip
+        save_checkpoint(build(network), out / "initial", {})
+        more = (*more, *options(initial=out / "initial"))
     numbers = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
     main(["train", preset, "--out", str(out), *numbers, "--model.hidden", "32", "16", *more])
     model, info = load_checkpoint(out / "checkpoint")
@@ -134,8 +146,43 @@ def test_refuses_data_without_surfaces(
         ("small", options(data=trees), "the data set 'synthetic' is made on demand and has no folder"),
         ("camera-space", options(data=trees / "freihand"), "'nvf' learns from surfaces"),
         ("camera-space", options(data=trees / "v2"), "FreiHAND in"),
+        ("default", ["--data.dataset", "ho3d"], "the data set 'ho3d' needs its folder (--data)"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["train", preset, "--out", str(tmp_path / "run"), *more])
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "message"),
+    [
+        ("camera-space", {"augmentation.scale-dropout": 0.5}, "scale_dropout needs a model with hand_scale"),
+        ("camera-space", {"replay.uses": 4}, "only hand views are reused, got replay.uses = 4"),
+        (
+            "default",
+            {"model.input-size": 64},
+            "hand views have 128 px: model.input_size must be that, got 64",
+        ),
+        ("small", {"threads": 0}, "threads must lie in [1, inf), got 0"),
+        ("small", {"workers": -1}, "workers must lie in [0, inf), got -1"),
+        ("small", {"minutes": "nan"}, "minutes must lie in [0, inf), got nan"),
+        ("small", {"timeout_s": 0}, "timeout_s must lie in (0, inf), got 0"),
+        ("small", {"photographs": "photographs"}, "only networks of hand views train on photographs, this"),
+        (
+            "camera-space",
+            {"leave_out": "a", "textures": "b.png"},
+            "train on leave_out, textures, this one",
+        ),
+        ("camera-space-finetune", {}, "continues a pre-training: give its checkpoint as --initial"),
+        ("relative-ho3d-finetune", {}, "continues a pre-training: give its checkpoint as --initial"),
+    ],
+)
+def test_refuses_options_that_do_not_fit(
+    preset: str, given: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", preset, "--out", str(tmp_path / "run"), *options(**given)])
+    printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert ended.value.code == 2 and message in printed
+    assert not (tmp_path / "run").exists()

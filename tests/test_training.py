@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nvf_fast.checkpoint import load_checkpoint
+from nvf_fast.runtime.store import ResumeError
 from nvf_fast.training.config import TrainingConfig
 from nvf_fast.training.loader import load_batches
 from nvf_fast.training.log import NonFiniteLossError
@@ -125,6 +126,19 @@ def test_starts_from_a_checkpoint(tmp_path: Path) -> None:
     assert info["training"]["started_from"]["steps"] == 3
     resumed = saved_training(tiny(steps=3, seed=5), tmp_path / "second")
     assert resumed.resume() and resumed.started_from == saved.started_from
+
+
+def test_resumes_only_with_the_checkpoint_that_it_started_from(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(tiny(steps=1), Dots(), first, progress=False)
+    config, start, other = tiny(steps=2, seed=5), first / "checkpoint", second / "checkpoint"
+    train(config, Dots(), second, start=start, minutes=0, progress=False)
+    refusal = r"second holds a run that did not begin from .*: resume it without"
+    with pytest.raises(ResumeError, match=refusal):
+        train(config, Dots(), second, start=other, progress=False)
+    assert train(config, Dots(), second, start=start, progress=False).finished
+    with pytest.raises(ResumeError, match="first holds a run that did not begin from"):
+        train(tiny(steps=1), Dots(), first, start=start, progress=False)
 
 
 @pytest.mark.filterwarnings("ignore:this processor emulates bfloat16")

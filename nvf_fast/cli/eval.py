@@ -21,6 +21,7 @@ from nvf_fast.evaluation.hand_view_report import (
     write_hand_view_report,
 )
 from nvf_fast.evaluation.report_files import surroundings, table_lines
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.runtime.files import locked
 from nvf_fast.search import Search
 from nvf_fast.synthetic.dataset import SyntheticHands, render_ahead
@@ -48,6 +49,9 @@ class Prediction:
     # the process's local rank
     device: Optional[str] = None
     threads: Optional[int] = None  # CPU threads of each process; PyTorch's choice when absent
+
+    def __post_init__(self) -> None:
+        check_ranges(self, threads="[1, inf)")
 
     def load(self) -> tuple[NetworkPredictor, dict[str, Any]]:
         """Load the predictor, and the metadata that determine its predictions."""
@@ -90,6 +94,9 @@ class Output:
     batch: int = 16  # images per batch
     workers: int = 0  # processes that load images ahead
     wait_minutes: float = 30.0  # minutes that each of several processes waits for the shards of the others
+
+    def __post_init__(self) -> None:
+        check_ranges(self, batch="[1, inf)", workers="[0, inf)", wait_minutes="(0, inf)")
 
 
 @dataclass(frozen=True)

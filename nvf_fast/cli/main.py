@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import nvf_fast
-from nvf_fast.cli import UserError
+from nvf_fast.cli import UserError, user_errors
 from nvf_fast.runtime.extras import MissingExtraError
 
 COMMANDS = {
@@ -93,9 +93,9 @@ def _run(name: str = "--help", *rest: str) -> None:
     from nvf_fast.cli.options import REGISTRY
 
     command = getattr(importlib.import_module(f"nvf_fast.cli.{name}"), name.capitalize())
-    with REGISTRY, contextlib.redirect_stdout(_WrappedOutput(sys.stdout)):
-        options = tyro.cli(command, prog=f"nvf-fast {name}", args=rest)
     try:
+        with REGISTRY, contextlib.redirect_stdout(_WrappedOutput(sys.stdout)), user_errors():
+            options = tyro.cli(command, prog=f"nvf-fast {name}", args=rest)
         with _messages(name):
             options.run()
     except (UserError, MissingExtraError) as error:

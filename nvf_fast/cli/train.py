@@ -13,7 +13,9 @@ import tyro
 from nvf_fast.cli import UserError, check_device, user_errors
 from nvf_fast.cli.options import Flag, Optional, ViewMaterial
 from nvf_fast.cli.outputs import check_output_folder
-from nvf_fast.data.catalogue import Folders, open_dataset
+from nvf_fast.data.catalogue import NEEDS_FOLDER, Folders, open_dataset
+from nvf_fast.data.hand_views import VIEW_SIZE
+from nvf_fast.runtime.arguments import check_ranges
 from nvf_fast.synthetic.dataset import render_ahead
 from nvf_fast.training.config import PRESETS, TrainingConfig
 from nvf_fast.training.loader import TrainingData
@@ -36,7 +38,7 @@ class Run:
     data_cache: Optional[Path] = None
     material: Annotated[ViewMaterial, tyro.conf.arg(name="")] = field(default_factory=ViewMaterial)
     # checkpoint with the initial weights, of either task: an embedded one, a folder or a hub id; random ones
-    # when absent
+    # when absent, except for fine-tuning. A resumed run needs none, and accepts no other.
     initial: Optional[str] = None
     # minutes of wall time after which training saves and stops; the same command resumes it
     minutes: Optional[float] = None
@@ -50,6 +52,12 @@ class Run:
     # are equal only up to rounding
     inexact: Flag = False
 
+    def __post_init__(self) -> None:
+        check_ranges(self, minutes="[0, inf)", threads="[1, inf)", workers="[0, inf)", timeout_s="(0, inf)")
+        if self.config.model.view != "hand" and any(vars(self.material).values()):
+            given = ", ".join(name for name, value in vars(self.material).items() if value)
+            raise ValueError(f"only networks of hand views train on {given}, this one is of reference views")
+
     def run(self) -> None:
         from nvf_fast.runtime.processes import Processes, ProcessLostError, process_group
         from nvf_fast.training.images import TaskImages
@@ -60,6 +68,8 @@ class Run:
         config = self.config
         check_output_folder("--out", self.out)
         check_output_folder("--data-cache", self.data_cache)
+        if config.preset.endswith("_finetune") and self.initial is None and not any(self.out.glob("state-*")):
+            raise UserError(f"{config.preset} continues a pre-training: give its checkpoint as --initial")
         torch.set_num_threads(self.threads)
         folders = Folders(self.data, self.evaluation_data, self.mano, self.data_cache or self.out / "cache")
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,13 +111,15 @@ class Run:
         """Open the views to train on, and their credits."""
         from nvf_fast.training.view_sources import ViewFolders, open_views, view_credits
 
+        if (size := self.config.model.input_size) != VIEW_SIZE:
+            raise ValueError(f"hand views have {VIEW_SIZE} px: model.input_size must be that, got {size}")
         if self.config.evaluate_every or self.evaluation_data:
             raise ValueError(
                 "evaluate_every must be 0 for hand views: nvf-fast eval hand-views measures their network"
             )
         folders = ViewFolders(**vars(self.material))
         dataset = None
-        if self.data or self.data_cache:
+        if self.data or self.data_cache or self.config.data.dataset in NEEDS_FOLDER:
             dataset = open_dataset(self.config.data, "training", images)
             _render_ahead(dataset)
         views = open_views(self.config.views, folders, self.config.seed, dataset)

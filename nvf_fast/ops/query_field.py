@@ -64,7 +64,8 @@ def query_field(
         hand_scale: (B,) float32 mm; None for a model without that input, or for its neutral value of 15 mm.
         weights: L matrices (out, in) with in = X for the first layer and previous out + X for the others,
             where X = C + 1, C + 2 with the hand scale, or C + 3 with centres; the last out is 1 + 4 J.
-        biases: L vectors (out,), or L of (B, out), one per image.
+            Any float dtype, which is converted to that of the features.
+        biases: L vectors (out,), or L of (B, out), one per image; any float dtype.
         image_size: px, side of the view that `intrinsics` describe.
         centres: (B, 3) float32 mm, camera frame, of the hands; None for a model that takes the depth.
         backend: None, "triton" or "torch".
@@ -306,6 +307,8 @@ def _check_layers(name: str, weights: Sequence[Tensor], biases: Sequence[Tensor]
             raise TypeError(
                 f"{name}: weights and biases must be lists of tensors, got {type(layers).__name__}"
             )
+        if found := {each.dtype for each in layers} - {*FLOATS}:
+            raise TypeError(f"{name}: weights and biases must be tensors of floats, got {found.pop()}")
     if not weights or len(weights) != len(biases):
         raise ValueError(
             f"{name}: weights and biases must be equally many, one or more, got {len(weights)} and "

@@ -38,10 +38,11 @@ RECIPE = 1  # raise when the same seed would give other images or labels
 class SyntheticConfig:
     """A set of synthetic images.
 
-    count: number of images; a longer set begins with the shorter one.
-    seed: sets of different seeds have no image in common.
-    size: side of the images in px, taken by the reference camera (f = 480 * size / 224).
-    distribution: orientations and distances of the hands.
+    Args:
+        count: number of images; a longer set begins with the shorter one.
+        seed: sets of different seeds have no image in common.
+        size: px, side of the images, taken by the reference camera (f = 480 * size / 224).
+        distribution: orientations and distances of the hands.
     """
 
     count: int = 16_384

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nvf_fast.data.draws import Draws
 from nvf_fast.data.rotations import rotation_about
-from nvf_fast.runtime.arguments import check_ranges
+from nvf_fast.runtime.arguments import check_choices, check_ranges
 
 PLACES = 40  # tries of each hand
 
@@ -19,18 +20,16 @@ PLACES = 40  # tries of each hand
 class HandDistribution:
     """Orientations and distances of hands."""
 
-    # "palm", "back" (turned to the camera, within `tilt_deg`) or "any" (uniform over the sphere).
-    facing: str = "palm"
+    # "palm", "back" (turned to the camera, within `tilt_deg`) or "any" (uniform over the sphere)
+    facing: Literal["palm", "back", "any"] = "palm"
     tilt_deg: float = 60.0  # largest angle between the palm's normal and the optical axis
     roll_deg: float = 60.0  # largest rotation about the optical axis from fingers-up
-    # Range of the depth of the joints' mean, inside the frustum.
-    nearest_mm: float = 350.0
-    farthest_mm: float = 1000.0
+    nearest_mm: float = 350.0  # smallest depth of the joints' mean
+    farthest_mm: float = 1000.0  # largest depth of the joints' mean
     visible_joints: int = 15  # smallest number of the 21 joints inside the image
 
     def __post_init__(self) -> None:
-        if self.facing not in ("palm", "back", "any"):
-            raise ValueError(f"facing must be 'palm', 'back' or 'any', got {self.facing!r}")
+        check_choices(self)
         check_ranges(self, tilt_deg="(0, 180]", roll_deg="[0, 180]", visible_joints="[0, 21]")
         check_ranges(self, nearest_mm=f"(150, {self.farthest_mm})", farthest_mm="(150, 1200)")
 

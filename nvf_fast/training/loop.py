@@ -68,7 +68,7 @@ def train(
         minutes: wall-clock minutes after which this call saves and returns; None runs to the end.
         evaluate: called with the exported network every `config.evaluate_every` steps; its numbers are kept.
         start: checkpoint with the initial weights, of the same task or another
-            (`nvf_fast.training.transfer`); ignored when resuming.
+            (`nvf_fast.training.transfer`); a resumed training needs none, and accepts no other.
         device: where to train.
         workers: processes that load images ahead; the batches are the same for any number of them.
         timeout_s: longest wait for a worker.
@@ -82,8 +82,9 @@ def train(
         Steps and minutes done, and the exported model.
 
     Raises:
-        ResumeError: the directory holds a training of another configuration, data set or environment, or only
-            damaged states; `start` does not fit the network; or the processes disagree on where to start.
+        ResumeError: the directory holds a training of another configuration, data set, start or environment,
+            or only damaged states; `start` does not fit the network; or the processes disagree on where to
+            start.
         ValueError: the processes do not divide the batch's parts.
         NonFiniteLossError: a loss became NaN or infinite.
         ProcessLostError: another process ended or did not respond.
@@ -104,7 +105,7 @@ def train(
                 f"{directory}: the store is filled again with {config.replay.first} views, so the next steps "
                 "differ from those of an uninterrupted run"
             )
-        if not resumed and start is not None:
+        if start is not None:
             saved.start_from(start)
         log = TrainingLog(
             directory, trainer.step, trainer.total,

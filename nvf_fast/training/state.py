@@ -45,7 +45,7 @@ class SavedTraining:
         self.folder, self.trainer, self.fingerprint, self.credits = folder, trainer, fingerprint, credits
         self.store = Store(folder, "state", ".pt")
         self.seconds = 0.0  # of training, over all calls
-        self.started_from: dict[str, Any] | None = None  # the metadata of the checkpoint it began from
+        self.started_from: dict[str, Any] | None = None  # metadata and hash of the checkpoint it began from
         self.damaged = DamagedImages()
         self.damaged_states: list[str] = []  # newer than the one that was resumed
 
@@ -88,20 +88,30 @@ class SavedTraining:
         return True
 
     def start_from(self, checkpoint: Path | str) -> None:
-        """Begin from a checkpoint's weights; see `nvf_fast.training.transfer`.
+        """Begin from a checkpoint's weights (`nvf_fast.training.transfer`), or check that a resumed run did.
 
         Raises:
-            ResumeError: the checkpoint does not fit the network, or differs between the processes.
+            ResumeError: the checkpoint does not fit the network, differs between the processes, or is not the
+                one that the resumed run began from.
         """
         trainer = self.trainer
         weights, info = load_checkpoint(checkpoint, device=trainer.device, dtype=torch.float32)
-        trainer.processes.agree("starting checkpoint", info["sha256"])
+        found = info["sha256"]
+        trainer.processes.agree("starting checkpoint", found)
+        if trainer.step > 0:
+            began = self.started_from or {"sha256": None}
+            if began.get("sha256", found) != found:  # states of earlier versions hold no hash
+                raise ResumeError(
+                    f"{self.folder} holds a run that did not begin from {checkpoint}: resume it without a "
+                    "starting checkpoint, or choose another folder"
+                )
+            return
         try:
             transfer(weights, trainer.model)
         except ValueError as error:
             raise ResumeError(f"{checkpoint}: {error}") from error
         trainer.averaged.load_state_dict(trainer.model.state_dict())
-        self.started_from = info["training"]
+        self.started_from = {**info["training"], "sha256": found}
 
     def metadata(self) -> dict[str, Any]:
         """The checkpoint's metadata about its training."""

@@ -89,6 +89,7 @@ REFUSED = [
     (field, {"image_size": 0}, ValueError, "image_size must be at least 1 px"),
     (field, {"features": torch.ones(1, 0, 3, 3)}, ValueError, r"C of 1 and H, W of 2 or more"),
     (field, {"weights": None}, TypeError, "must be lists of tensors, got NoneType"),
+    (field, {"weights": [torch.ones(5, 3, dtype=INT32)]}, TypeError, "tensors of floats, got torch.int32"),
     (query, {"weights": [], "biases": []}, ValueError, "equally many, one or more, got 0 and 0"),
     (query, {"weights": [torch.ones(5, 5)], "biases": [torch.ones(5)]}, ValueError, "have a hidden layer"),
     (query, {"channels": 9}, ValueError, r"inputs for C = 9"),
