@@ -321,7 +321,7 @@ def test_points_on_rays_err_at_most_twice_as_much_as_the_reference(monkeypatch: 
     places = query.locate(inputs.points, inputs.intrinsics, CENTRED.map_size, inputs.centres, per_ray)
     maps = query.project(inputs.features, None, torch.cat(inputs.biases, 1))
     samples = query.sample(maps, places)
-    sdf, every = samples.sdf, torch.arange(inputs.points.shape[1]).expand(len(maps), -1)
+    sdf, every = samples.sdf, torch.arange(inputs.points.shape[1]).expand(maps.images, -1)
     votes = query.votes(samples, every)
     exact, torch_found = run(reference, inputs.double()), run(reference, inputs)
     inside = sdf.isfinite()
