@@ -81,7 +81,10 @@ def bench_query_field(
     plain = reference(**arguments | {"points": few})
     found = ops.query_field(**arguments | {"points": few}, backend=backend)
     for got, torch_got, value in zip(found, plain, exact, strict=True):
-        assert rms(got - value) <= 2 * rms(torch_got - value)
+        assert not got.isnan().any()
+        # On the view's border rounding decides whether a point is inside.
+        inside = got.isfinite() & torch_got.isfinite() & value.isfinite()
+        assert rms((got - value)[inside]) <= 2 * rms((torch_got - value)[inside])
     surface_mm = exact[0].abs().flatten().sort().values[few.shape[-2] // 300].item()
 
     def whole_reference() -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,16 @@ def run_tool(tool: str, operation: str) -> bool:
 
 
 def inside(operations: Sequence[str]) -> int:
-    """Run the operations and print their kernel launches; each must launch all of its kernels."""
+    """Run the operations and print their kernel launches; each must launch all of its kernels.
+
+    Without a GPU, the interpreter's accesses outside of a kernel's tensors are errors.
+    """
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         print("sanitize: without a CUDA device --inside needs TRITON_INTERPRET=1", file=sys.stderr)
         return 2
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # the interpreter divides 0 / 0
+    from tests.kernel_cases import accesses_checked
+
     torch.manual_seed(0)
     never = []
     for name in operations:
@@ -135,7 +141,7 @@ def inside(operations: Sequence[str]) -> int:
             module = import_module(f"nvf_fast.kernels.{name}.{file}")
             kernels[kernel] = Launches(getattr(module, kernel))
             setattr(module, kernel, kernels[kernel])
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if torch.cuda.is_available() else accesses_checked():
             OPERATIONS[name]()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -204,7 +210,9 @@ def run_cast_votes() -> None:
     from tests.test_cast_votes import voting
 
     for count, ratio in ((1, 2.0), (63, 0.0), (63, 0.3), (1025, 2.0)):
-        cast_votes(*voting(count, ratio, joints=5))
+        points, votes, counts = voting(count, ratio, joints=5)
+        cast_votes(points, votes, counts)
+        cast_votes(points, votes, counts, torch.arange(count, device=points.device).expand(len(counts), -1))
 
 
 def run_group_norm_relu() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,7 +127,10 @@ def test_leaves_out_tilings_that_fail(
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")  # interpreter
 def test_times_replays_of_several_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each tiling's queries are recorded once and only replayed afterwards, on a stand-in for a device."""
+    """Each tiling's queries are recorded once and only replayed afterwards, on a stand-in for a device.
+
+    Triton and events use the current device, which may be another one.
+    """
     log: list[str] = []
 
     class Recorder:
@@ -155,6 +159,19 @@ def test_times_replays_of_several_queries(monkeypatch: pytest.MonkeyPatch) -> No
         sampled.append(layers.tiling)
         return SimpleNamespace(sdf=maps)
 
+    @contextmanager
+    def launching_on(device: torch.device) -> Iterator[None]:
+        log.append(f"on {device}")
+        yield
+        log.append("end")
+
+    def locate(*arguments: Any) -> Any:
+        log.append("locate")
+        return locate_points(*arguments)
+
+    locate_points = autotuning.kernel.locate
+    monkeypatch.setattr(autotuning.kernel, "locate", locate)
+    monkeypatch.setattr(autotuning, "launching_on", launching_on)
     monkeypatch.setattr(cuda_graph, "CudaRecorder", Recorder)
     monkeypatch.setattr(autotuning, "ROUNDS", 1)
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -162,4 +179,4 @@ def test_times_replays_of_several_queries(monkeypatch: pytest.MonkeyPatch) -> No
     found = [autotuning.median_ms(field_query(), tiling, torch.device("cpu")) for tiling in SPACE]
     assert found == [20.0 / autotuning.REPEATS] * len(SPACE)
     assert sampled == [tiling for tiling in SPACE for _ in range(autotuning.REPEATS)]
-    assert log == ["event", "replay", "event"] * len(SPACE) * 3
+    assert log == ["on cpu", "locate", *["event", "replay", "event"] * 3, "end"] * len(SPACE)

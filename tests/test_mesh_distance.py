@@ -263,9 +263,10 @@ def test_batch_and_strides(function: Callable) -> None:
 @EVERY
 def test_points_that_are_not_finite_and_no_points(function: Callable) -> None:
     vertices, faces = lattice_box()
-    points = torch.zeros(1, 4, 3, device=DEVICE)
-    points[0, :3, 1] = torch.tensor([torch.nan, torch.inf, -torch.inf])
-    assert function(vertices, faces, points).isnan().tolist() == [[True, True, True, False]]
+    for axis in range(3):
+        points = torch.zeros(1, 4, 3, device=DEVICE)
+        points[0, :3, axis] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+        assert function(vertices, faces, points).isnan().tolist() == [[True, True, True, False]]
     assert function(vertices, faces, points[:, :0]).shape == (1, 0)
     assert function(vertices[:0], faces, points[:0]).shape == (0, 4)
 

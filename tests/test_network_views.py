@@ -127,6 +127,27 @@ def test_forms(function: Callable, dtype: torch.dtype, channels: int, mirrored: 
     assert torch.equal(alone, found.view(-1, len(rows), *found.shape[1:])[:, :2].flatten(0, 1))
 
 
+@pytest.mark.parametrize("function", [kernel, by_torch, reference])
+@pytest.mark.parametrize("limit", ["depth", "lens"])
+def test_pixels_without_a_place_are_black(function: Callable, limit: str) -> None:
+    """Behind the camera, or past the angle that the lens sees, where its polynomial returns to the image."""
+    rows, pixels, _ = batch(["magnified"], 3)
+    pixels[:], row = 255, rows[0]
+    row[9:14] = torch.tensor([1.0, 0, 173 * 3, 131, 173])
+    u = torch.arange(SIZE, dtype=torch.float64, device=DEVICE).expand(SIZE, -1)
+    if limit == "depth":  # (70 depth, 60 depth, depth), the same place at all depths
+        row[:9] = torch.tensor([70.0, 0, -700, 60, 0, -600, 1, 0, -10])
+        seen = u > 10
+    else:  # rays of slopes (u / 10, 0), of which the lens makes 0
+        row[:9] = torch.tensor([0.1, 0, 0, 0, 0, 0, 0, 0, 1])
+        row[14:] = 0.0
+        row[14], row[15:20], row[20] = 1, torch.tensor([0.0, 0, 70, 0, 60]), 1.55**2
+        seen = u <= 15
+    view = function(rows, [pixels], SIZE, 3, False, torch.float32)[0]
+    expected = torch.where(seen, 1.0, -1.0).expand_as(view)
+    torch.testing.assert_close(view.double(), expected.double(), rtol=0, atol=1e-4)
+
+
 def test_kernel_is_as_exact_as_torch() -> None:
     rows, pixels, _ = batch(["magnified", "averaged", "plumb bob"], 3)
     exact = reference(rows, [pixels], SIZE, 3, True, torch.float64)
@@ -149,5 +170,7 @@ def test_operation() -> None:
         ops.network_views(rows[:, :9], [pixels], **options)
     with pytest.raises(TypeError, match=r"pixels must be uint8 bytes, got torch\.float32"):
         ops.network_views(rows, [pixels.float()], **options)
+    with pytest.raises(ValueError, match="pixels must be contiguous, got a stride of 2"):
+        ops.network_views(rows, [pixels[::2]], **options)
     with pytest.raises(ValueError, match=r"pixels must be 1 or 2 tensor\(s\), got 3"):
         ops.network_views(rows, [pixels] * 3, **options)

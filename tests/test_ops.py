@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from triton.runtime.jit import KernelInterface
 
 from nvf_fast import ops
 from tests.kernel_cases import FieldCase, FieldInputs, field_inputs
@@ -285,6 +288,67 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch: pytest.Monke
         ops.place_hands(*there(list(place_arguments(PLACED["odd"]).values())), backend="triton")
     assert current[-1] == 1 - own
     assert sorted(launched) == sorted((name, own) for names in launchers.values() for name in names)
+
+
+def calls(batch: int = 2) -> dict[str, tuple[Callable[..., object], Any]]:
+    """Each operation and the arguments of a small call."""
+    rows, pixels, _ = view_arguments(["averaged"], 3)
+    x = torch.randn(batch, 4, 1, 1)
+    norm = x, *torch.ones(2, 4), 2
+    field = field_inputs(FieldCase(batch, 2, 8, (2, 3), (4,)))[:6]
+    vertices, faces = mesh_arguments()
+    meshes = vertices[:1].expand(batch, -1, -1), faces
+    points = torch.rand(batch, 1, 3)
+    votes = points, torch.rand(batch, 1, 2, 4), torch.ones(batch, dtype=torch.int32)
+    placed = PLACED["odd"]._replace(batch=batch, channels=4, side=2, features=3, joints=1, code=2, biases=5)
+    return {
+        "query_field": (ops.query_field, field),
+        "select_voters": (ops.select_voters, (torch.rand(batch, 3), 0.5, 2)),
+        "cast_votes": (ops.cast_votes, (*votes, torch.zeros(batch, 1, dtype=torch.int64))),
+        "group_norm_relu": (ops.group_norm_relu, norm),
+        "join_branches": (ops.join_branches, (x, [x, x[:, :0]], torch.ones(4))),
+        "network_views": (lambda rows, pixels, **options: ops.network_views(rows, pixels, size=2, **options),
+                          (rows.expand(batch, -1), [pixels])),
+        "pack_poses": (ops.pack_poses, pose_arguments(batch, 1)),
+        "merge_maps": (ops.merge_maps, merge_arguments((batch, 4, 3, 2, 1, 1))),
+        "pool_maps": (ops.pool_maps, pool_arguments((batch, batch, 4, 3, 2, 1, 1))),
+        "place_hands": (ops.place_hands, list(place_arguments(placed).values())),
+        "mesh_distance": (ops.mesh_distance, (*meshes, points)),
+        "ray_mesh": (ops.ray_mesh, (*meshes, points, points)),
+    }  # fmt: skip
+
+
+def test_calls_of_every_operation() -> None:
+    assert calls().keys() == OPERATIONS.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "select_voters"])  # takes one tensor
+def test_every_tensor_must_be_on_the_same_device(name: str) -> None:
+    """One tensor after the other is on another device, where a kernel would take its address."""
+    function, arguments = calls()[name]
+    function(*arguments)
+    leaves, structure = tree_flatten(arguments)
+    tensors = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for place in tensors:
+        moved = [leaf.to("meta") if at == place else leaf for at, leaf in enumerate(leaves)]
+        with pytest.raises(ValueError, match=rf"^{name}: all tensors must be on one device, got .*on meta"):
+            function(*tree_unflatten(moved, structure))
+    assert len(tensors) > 1
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_more_images_than_one_launch_grid_allows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA allows only 65535 programs along the second and third axis; nothing is launched."""
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        KernelInterface, "__getitem__", lambda kernel, grid: lambda *_, **__: grids.append(grid)
+    )
+    if name in ("group_norm_relu", "select_voters"):  # of larger maps and longer rows, too
+        module = import_module(f"nvf_fast.kernels.{name}.triton")
+        monkeypatch.setattr(module, "_SHORT" if name == "select_voters" else "_SMALL_TEXELS", 0)
+    function, arguments = calls(70_000)[name]
+    function(*arguments, backend="triton")
+    assert grids and all(side < 2**16 for grid in grids for side in grid[1:])
 
 
 def test_triton_refuses_cpu_tensors() -> None:

@@ -39,6 +39,7 @@ CASES = {
     "odd": Case(),
     "one view of the default network": Case(1, False, 64, 32, 64, 21, 128, 597, 16.0),
     "no layer of features, no code": Case(3, True, 70, 12, 0, 21, 0, 9),
+    "more tiles than are combined at a time": Case(1, False, 16, 37, 0, 3, 0, 9),
 }
 
 
@@ -126,6 +127,34 @@ def test_kernels_err_at_most_twice_as_much_as_pytorch(case: Case, dtype: torch.d
         # may cancel in PyTorch's result; the kernel errs by 1.7 eps at most over six seeds.
         assert rms(own - right) <= max(2 * rms(value - right), 4 * FLOAT.eps * rms(right)), name
     assert found.features.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("function", [kernel, reference])
+@pytest.mark.parametrize("logit", [2.0, math.nan])
+def test_of_equally_likely_sides_the_view_is_used(function: Any, logit: float) -> None:
+    """Also if the logits cannot be compared."""
+    given = arguments(CASES["odd"])
+    given["views"][:, 2] = logit
+    alone = given | {name: given[name][:2] for name in ("maps", "views")}
+    found, expected = (ops.PlacedHands(*function(**each)) for each in (given, alone))
+    assert not found.left.any()
+    assert torch.equal(found.features, expected.features) and torch.equal(found.coarse, expected.coarse)
+
+
+@pytest.mark.parametrize("name", ["views", "maps"])
+def test_keeps_nan(name: str) -> None:
+    """In the outputs of one view, or in a texel of its map."""
+    given = arguments(CASES["more tiles than are combined at a time"]._replace(batch=2, code=11))
+    if name == "views":
+        given["views"][1] = math.nan
+    else:
+        given["maps"][1, 3, 30, 2] = math.nan
+    found, expected = (ops.PlacedHands(*function(**given)) for function in (kernel, reference))
+    for own, right in zip(found, expected, strict=True):
+        assert torch.equal(own.isnan(), right.isnan())
+    assert (
+        found.coarse[1].isnan().all() and found.biases[1].isnan().all() and not found.coarse[0].isnan().any()
+    )
 
 
 def test_other_layouts_and_no_views() -> None:

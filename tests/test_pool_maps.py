@@ -69,6 +69,17 @@ def test_other_layouts_and_no_views() -> None:
         assert [len(each) for each in function(maps[:0], slopes[:0], *rest)] == [0, 0]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_stay_in_their_view(value: float) -> None:
+    given = arguments(CASES["odd"])
+    expected = kernel(*given)
+    given[0][1, 3, 2, 4] = value
+    for found, right, by_torch in zip(kernel(*given), expected, reference(*given), strict=True):
+        assert torch.equal(found.isfinite(), by_torch.isfinite()) and not found[1].isfinite().all()
+        others = [0, *range(2, len(found))]
+        assert torch.equal(found[others], right[others])
+
+
 def test_refuses_other_shapes_and_dtypes() -> None:
     maps, slopes, *rest = arguments(CASES["odd"])
     with pytest.raises(ValueError, match="pool_maps: the 5 maps must be a multiple of the slopes, got 3"):

@@ -84,11 +84,12 @@ def test_by_hand(function: Callable) -> None:
 
 @EVERY
 def test_ties_go_to_the_lowest_face(function: Callable) -> None:
-    """Rays hit the diagonal of a square, and two copies of one triangle."""
+    """Rays hit the diagonal of a square, and copies of one triangle, at last more than a tile holds."""
     vertices = torch.tensor([[[0.0, 0, 0], [4, 0, 0], [4, 4, 0], [0, 4, 0]]], device=DEVICE)
     faces = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 2], [2, 3, 0]], device=DEVICE)
     rays = [([1.0, 1, 8], [0, 0, -1]), ([0.5, 3, 8], [0, 0, -1]), ([2, 2, -8], [0, 0, 1])]
-    assert cast(function, (vertices, faces), rays) == ([8, 8, 8], [1, 1, 0])
+    for many in (faces, faces.repeat(17, 1)):
+        assert cast(function, (vertices, many), rays) == ([8, 8, 8], [1, 1, 0])
 
 
 @EVERY

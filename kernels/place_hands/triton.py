@@ -135,13 +135,15 @@ def read_maps(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    tile, part, view = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    texel = tile * TEXELS + tl.arange(0, TEXELS)
+    # One axis for views and tiles: CUDA allows only 65535 programs along the others.
+    tiles = tl.cdiv(texels, TEXELS)
+    part, view = tl.program_id(1), (tl.program_id(0) // tiles).to(tl.int64)
+    texel = tl.program_id(0) % tiles * TEXELS + tl.arange(0, TEXELS)
     valid = texel < texels
     maps_ptr += _chosen(views_ptr, view, batch, outputs, PAIRED) * texels * CHANNELS
     rows_ptr = maps_ptr + texel[:, None] * CHANNELS
     if part == 0:
-        sums_ptr += (view * tl.num_programs(0) + tile) * SUMS * joint_count
+        sums_ptr += tl.program_id(0).to(tl.int64) * SUMS * joint_count
         u = tl.load(places_ptr + texel % width, mask=valid, other=0.0)
         v = tl.load(places_ptr + texel // width, mask=valid, other=0.0)
         _sum_joints(
@@ -224,7 +226,9 @@ def place_views(
     UNITS: tl.constexpr,
     POINTS: tl.constexpr,
 ):
-    part, view = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    bias_parts = tl.cdiv(column_count, COLUMNS)
+    parts = bias_parts + tl.cdiv(point_count, POINTS)
+    part, view = tl.program_id(0) % parts, (tl.program_id(0) // parts).to(tl.int64)
     row = _chosen(views_ptr, view, batch, outputs, PAIRED)
     views_ptr += row * outputs
     joint = tl.arange(0, JOINTS)
@@ -240,7 +244,6 @@ def place_views(
     centre_x, centre_y = tl.sum(x, 0) / joint_count, tl.sum(y, 0) / joint_count
     centre_z = tl.sum(z, 0) / joint_count
 
-    bias_parts = tl.cdiv(column_count, COLUMNS)
     if part == 0:
         pose = (view * joint_count + joint) * 3
         tl.store(coarse_ptr + pose, x, mask=own)
@@ -322,7 +325,7 @@ def place_hands(
         return results
     tiles, lanes = triton.cdiv(texels, _TEXELS), max(16, triton.next_power_of_2(joint_count))
     sums = slopes.new_empty(batch, tiles, SUMS.value, joint_count)
-    read_maps[(tiles, 1 + triton.cdiv(out, _COLUMNS), batch)](
+    read_maps[(batch * tiles, 1 + triton.cdiv(out, _COLUMNS))](
         maps,
         views,
         *(features or joints),
@@ -346,7 +349,8 @@ def place_hands(
         num_warps=_WARPS,
         enable_fp_fusion=True,
     )
-    place_views[(triton.cdiv(len(biases), _COLUMNS) + triton.cdiv(count, _POINTS), batch)](
+    parts = triton.cdiv(len(biases), _COLUMNS) + triton.cdiv(count, _POINTS)
+    place_views[(batch * parts,)](
         sums,
         views,
         slopes,

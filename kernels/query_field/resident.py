@@ -317,13 +317,16 @@ def locate(
     """Keep the points for `sample`, which projects them; `map_size`, `layers` and `per_ray` have no effect.
 
     Raises:
-        ValueError: the number of tiles exceeds 32-bit positions.
+        ValueError: the number of tiles, or an image's number of votes, exceeds 32-bit positions.
     """
     assert centres is not None
+    batch, point_count, channels = len(centres), points.shape[-2], 4 * layers.joints
+    if max(batch * triton.cdiv(point_count, POINTS), point_count * channels) > 2**31 - 2**16:
+        raise ValueError(
+            f"query_field: {batch} x {point_count} points x {channels} channels pass 32-bit positions"
+        )
     points = (points if points.ndim == 3 else points[None]).contiguous()
     intrinsics = (intrinsics if intrinsics.ndim == 3 else intrinsics[None]).contiguous()
-    if len(centres) * triton.cdiv(points.shape[1], POINTS) >= 2**31 - 2**16:
-        raise ValueError(f"query_field: {len(centres)} x {points.shape[1]} points pass 32-bit positions")
     return Places(points, intrinsics, centres.contiguous(), image_size)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.cast_votes import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_positive, check_tensor, readable
+from nvf_fast.ops.operation import Backend, Operation, check_positive, check_tensor, readable
 
 
 def cast_votes(
@@ -65,12 +65,10 @@ def cast_votes(
     check_tensor("cast_votes", "counts", counts, [(batch,)], torch.int32)
     if not isinstance(fraction, Real) or not 0 < fraction <= 1:
         raise ValueError(f"cast_votes: fraction must be in (0, 1], got {fraction!r}")
-    check_devices("cast_votes", points=points, votes=votes, counts=counts)
     if readable(counts) and batch and int(counts.min()) < 0:
         raise ValueError(f"cast_votes: counts must be 0 or more, got {counts.tolist()}")
     if indices is not None:
         check_tensor("cast_votes", "indices", indices, [(batch, "W")], torch.int64)
-        check_devices("cast_votes", votes=votes, indices=indices)
         if readable(indices) and readable(counts) and indices.numel():
             unused = torch.arange(indices.shape[1], device=indices.device) >= counts[:, None]
             low, high = int(indices.masked_fill(unused, 0).min()), int(indices.max())

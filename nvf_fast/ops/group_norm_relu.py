@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nvf_fast.kernels.group_norm_relu import reference
 from nvf_fast.kernels.join_branches.reference import block_moments_shape
-from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor, memory_format
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_tensor, memory_format
 
 
 def group_norm_relu(
@@ -99,5 +99,3 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> 
         raise ValueError(f"group_norm_relu: groups must divide the {shape[1]} channels, got {groups}")
     if not isinstance(eps, Real) or not eps > 0:
         raise ValueError(f"group_norm_relu: eps must be positive, got {eps!r}")
-    if not x.device == weight.device == bias.device:
-        check_devices("group_norm_relu", x=x, weight=weight, bias=bias)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.join_branches import reference
-from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor, memory_format
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_tensor, memory_format
 
 
 def join_branches(
@@ -53,10 +53,8 @@ def join_branches(
         raise ValueError(
             f"join_branches: one to three branches must have {channels} channels in total, as x, got {found}"
         )
-    given = {"x": x} | {f"branch {k}": branch for k, branch in enumerate(branches)}
     if bias is not None:
         check_tensor("join_branches", "bias", bias, [(channels,)], x.dtype)
-        given["bias"] = bias
     if (lower is None) != (upsampling is None):
         raise ValueError("join_branches: lower and upsampling must be given together, got one of them")
     if lower is not None and upsampling is not None:
@@ -68,10 +66,8 @@ def join_branches(
                 f"join_branches: x must have twice the sides of lower, {2 * size} x {2 * size}, got "
                 f"{height} x {width}"
             )
-        given |= {"lower": lower, "upsampling": upsampling}
     if groups < 0 or (groups and channels % groups):
         raise ValueError(f"join_branches: groups must be 0 or divide the {channels} channels, got {groups}")
-    check_devices("join_branches", **given)
     return _run(backend, x, list(branches), bias, lower, upsampling, groups)
 
 

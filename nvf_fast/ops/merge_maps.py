@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nvf_fast.kernels.merge_maps import reference
-from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_tensor
 
 
 def merge_maps(
@@ -43,7 +43,6 @@ def merge_maps(
     out = len(bias)
     check_tensor("merge_maps", "below_weight", below_weight, [(out, channels, 1, 1)], below.dtype)
     check_tensor("merge_maps", "beside_weight", beside_weight, [(out, beside.shape[1], 1, 1)], below.dtype)
-    check_devices("merge_maps", below=below, beside=beside, below_weight=below_weight, bias=bias)
     return _run(backend, below, beside, below_weight, beside_weight, bias)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.mesh_distance import cpu
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor, readable
+from nvf_fast.ops.operation import Backend, Operation, check_tensor, readable
 
 
 def mesh_distance(
@@ -51,7 +51,6 @@ def check_mesh(name: str, vertices: Tensor, faces: Tensor, **queries: Tensor) ->
     for key, tensor in queries.items():
         check_tensor(name, key, tensor, [(len(vertices), count, 3)], torch.float32, unit="mm")
         count = tensor.shape[1]
-    check_devices(name, vertices=vertices, faces=faces, **queries)
     # On CUDA reading the indices would synchronise, and compiled code has no values to read.
     if readable(faces):
         low, high = (bound.item() for bound in faces.aminmax())

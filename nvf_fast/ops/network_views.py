@@ -33,7 +33,8 @@ def network_views(
             at which the crop begins, bytes from row to row, height and width in px; 0 without a lens, 1 for a
             plumb bob, 2 for a fisheye; fx, s, cx, fy, cy in px of the averaged crop; the largest squared
             slope that the lens sees; and the lens's 12 or 4 coefficients (`nvf_fast.lens`).
-        pixels: flat uint8, channels interleaved: one tensor that holds all crops, or one for each view.
+        pixels: flat, contiguous uint8, channels interleaved: one tensor that holds all crops, or one for each
+            view.
         size: px, side S of the views.
         channels: C, of an image.
         mirrored: whether to append the mirror images of the views, whose pixel u has the position of S - u.
@@ -44,12 +45,14 @@ def network_views(
         (B, C, S, S) or (2 B, C, S, S) in `dtype`, channels last in memory.
 
     Raises:
-        ValueError: a shape does not fit; the values of rows are not checked.
+        ValueError: a shape or stride does not fit; the values of rows are not checked.
         TypeError, RuntimeError: as every operation (`nvf_fast.ops`).
     """
     check_tensor("network_views", "rows", rows, [("B", ROW)], torch.float64)
     for each in pixels:
         check_tensor("network_views", "pixels", each, [("N",)], torch.uint8, unit="bytes")
+        if not each.is_contiguous():
+            raise ValueError(f"network_views: pixels must be contiguous, got a stride of {each.stride(0)}")
     if len(pixels) not in (1, len(rows)):
         raise ValueError(f"network_views: pixels must be 1 or {len(rows)} tensor(s), got {len(pixels)}")
     return _run(backend, rows, list(pixels), size, channels, mirrored, dtype)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
+from inspect import signature
 from numbers import Real
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.runtime.ambient import autocast_off
-from nvf_fast.runtime.devices import PRECISIONS
+from nvf_fast.runtime.devices import PRECISIONS, launching_on
 from nvf_fast.runtime.extras import extra
 
 Backend = Literal["triton", "torch"]
@@ -55,6 +56,7 @@ class Operation(Generic[P, R]):
     ) -> None:
         self._name, self._torch, self._gradients, self._autocast = name, torch_form, gradients, autocast
         self._float64 = float64
+        self._parameters = tuple(signature(torch_form).parameters)
         self._module = f"nvf_fast.kernels.{folder or name}.triton"
         schema = torch.library.infer_schema(torch_form, mutates_args=())
         self._registered: Any = torch.library.custom_op(
@@ -67,10 +69,11 @@ class Operation(Generic[P, R]):
         """Run the named backend, or by default the kernel on CUDA tensors and PyTorch on others.
 
         Raises:
-            ValueError: the backend is unknown.
+            ValueError: the backend is unknown, or the tensors are on several devices.
             RuntimeError: the backend cannot run here, or a gradient is required that does not exist.
         """
         tensor: Any = arguments[0]
+        check_devices(self._name, tensor.device, dict(zip(self._parameters, arguments, strict=False)))
         with nullcontext() if self._autocast else autocast_off(tensor.device.type):
             return self._run(backend, tensor, *arguments, **options)
 
@@ -119,11 +122,6 @@ class Operation(Generic[P, R]):
         tensor: Any = arguments[0]
         with launching_on(tensor.device):
             return getattr(import_module(self._module), self._name)(*arguments, **options)
-
-
-def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which Triton, which launches on the current device, launches on the given one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def check_tensor(
@@ -187,10 +185,11 @@ def _fits(found: Sequence[int], shape: Sequence[int | str]) -> bool:
     )
 
 
-def check_devices(name: str, **tensors: Tensor) -> None:
-    if len({tensor.device for tensor in tensors.values()}) > 1:
-        found = ", ".join(f"{key} on {tensor.device}" for key, tensor in tensors.items())
-        raise ValueError(f"{name}: all tensors must be on one device, got {found}")
+def check_devices(operation: str, device: torch.device, arguments: Mapping[str, object]) -> None:
+    """Check that all tensors among the arguments, and in lists, are on a device."""
+    if any(tensor.device != device for tensor in _tensors(arguments.values())):
+        found = [f"{name} on {tensor.device}" for name in arguments for tensor in _tensors([arguments[name]])]
+        raise ValueError(f"{operation}: all tensors must be on one device, got {', '.join(found)}")
 
 
 def _tensors(arguments: Any) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.pack_poses import reference
-from nvf_fast.ops.operation import Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import Backend, Operation, check_tensor
 
 
 def pack_poses(
@@ -55,7 +55,6 @@ def pack_poses(
     check_tensor("pack_poses", "voters", voters, [(batch,)], torch.int32)
     check_tensor("pack_poses", "left", left, [(batch,)], torch.bool)
     check_tensor("pack_poses", "needs_retry", needs_retry, [(batch,)], torch.bool)
-    check_devices("pack_poses", coarse=coarse, voted=voted, errors=errors, voters=voters)
     return _run(
         backend,
         coarse,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.place_hands import reference
-from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_tensor
 
 
 class PlacedHands(NamedTuple):
@@ -96,9 +96,6 @@ def place_hands(
     if features:
         check_tensor("place_hands", "features' weight", features[0], [("F", channels)], maps.dtype)
         check_tensor("place_hands", "features' bias", features[1], [features[0].shape[:1]], maps.dtype)
-    check_devices(
-        "place_hands", maps=maps, views=views, slopes=slopes, joints=joints[0], uv=uv, biases=biases
-    )
     return PlacedHands(
         *_run(
             backend,

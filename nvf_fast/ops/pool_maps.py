@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.kernels.pool_maps import reference
-from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_devices, check_tensor
+from nvf_fast.ops.operation import FLOATS, Backend, Operation, check_tensor
 
 
 def pool_maps(
@@ -52,7 +52,6 @@ def pool_maps(
     check_tensor("pool_maps", "view_weight", view_weight, [(len(view_bias), width)], exact)
     if rows and (len(slopes) == 0 or rows % len(slopes)):
         raise ValueError(f"pool_maps: the {rows} maps must be a multiple of the slopes, got {len(slopes)}")
-    check_devices("pool_maps", maps=maps, slopes=slopes, pooled_weight=pooled_weight, view_weight=view_weight)
     return _run(
         backend,
         maps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NewType, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,15 +17,25 @@ from nvf_fast.ops.operation import (
     check_count,
     check_devices,
     check_tensor,
-    launching_on,
     readable,
 )
-from nvf_fast.runtime.devices import check_precision
+from nvf_fast.runtime.devices import check_precision, launching_on
 
-Places = NewType("Places", object)
-"""Points located on feature maps, in the backend's layout."""
-Maps = NewType("Maps", object)
-"""Projected feature maps of a batch, in the backend's layout."""
+
+class Places(NamedTuple):
+    """Points located on feature maps."""
+
+    located: Any  # in the backend's layout
+    images: int | None  # B; None if they are common to all images
+    map_size: tuple[int, int]
+
+
+class Maps(NamedTuple):
+    """Projected feature maps of B images."""
+
+    projected: Any  # in the backend's layout
+    images: int
+    map_size: tuple[int, int]
 
 
 class Samples(Protocol):
@@ -190,7 +200,8 @@ class FieldQuery:
         weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
         _run.check_backend(backend, weights[0])
         self._image_size, self._device = image_size, weights[0].device
-        self._centred = weights[0].shape[1] == channels + 3
+        self._channels, self._dtype, self._outs = channels, dtype, sum(len(bias) for bias in biases)
+        self._scaled, self._centred = (weights[0].shape[1] == channels + own for own in (2, 3))
         self._form: PreparedField = cpu
         options: dict[str, Any] = {}
         if backend == "triton" or (backend is None and weights[0].is_cuda):
@@ -225,8 +236,8 @@ class FieldQuery:
                 network once per ray.
 
         Raises:
-            ValueError: a shape does not fit, centres are missing or superfluous, or `per_ray` does not
-                divide N.
+            ValueError: a shape or device does not fit, centres are missing or superfluous, or `per_ray` does
+                not divide N.
             TypeError: a dtype does not fit, or `per_ray` is not a whole number.
         """
         check_tensor("FieldQuery", "points", points, [("N", 3), ("B", "N", 3)], torch.float32, unit="mm")
@@ -239,32 +250,64 @@ class FieldQuery:
             )
         if points.shape[-2] % per_ray:
             raise ValueError(f"FieldQuery: per_ray must divide the {points.shape[-2]} points, got {per_ray}")
+        if min(map_size) < 2:
+            raise ValueError(f"FieldQuery: map_size must be (H, W) of 2 or more, got {map_size}")
+        given = {"points": points, "intrinsics": intrinsics}
+        sizes = {name: len(each) for name, each in given.items() if each.ndim == 3}
+        if centres is not None:
+            check_tensor("FieldQuery", "centres", centres, [("B", 3)], torch.float32, unit="mm")
+            given["centres"], sizes["centres"] = centres, len(centres)
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"FieldQuery: the batches must have one size, got {sizes}")
+        check_devices("FieldQuery", self._device, given)
         with launching_on(self._device):
             located = self._form.locate(
                 points, intrinsics, self._image_size, map_size, self._layers, centres, per_ray
             )
-        return Places(located)
+        return Places(located, next(iter(sizes.values()), None), map_size)
 
     def project(self, features: Tensor, hand_scale: Tensor | None, biases: Tensor | None = None) -> Maps:
         """Project feature maps through the layers.
 
         Args:
-            features: (B, C, H, W).
-            hand_scale: (B,) mm or None.
-            biases: (B, sum of out), of all layers side by side, instead of the network's own; None for those.
+            features: (B, C, H, W), in the query's dtype.
+            hand_scale: (B,) float32 mm or None.
+            biases: (B, sum of out) float32, of all layers side by side, instead of the network's own; None
+                for those.
+
+        Raises:
+            ValueError: a shape or device does not fit, or the network takes no hand scale.
+            TypeError: a dtype does not fit.
         """
+        check_tensor("FieldQuery", "features", features, [("B", self._channels, "H", "W")], self._dtype)
+        batch, map_size = len(features), (features.shape[2], features.shape[3])
+        given = {"features": features}
+        if hand_scale is not None:
+            if not self._scaled:
+                raise ValueError("FieldQuery: hand_scale was given, but the network has no input for it")
+            check_tensor("FieldQuery", "hand_scale", hand_scale, [(batch,)], torch.float32, unit="mm")
+            given["hand_scale"] = hand_scale
+        if biases is not None:
+            check_tensor("FieldQuery", "biases", biases, [(batch, self._outs)], torch.float32)
+            given["biases"] = biases
+        check_devices("FieldQuery", self._device, given)
         with launching_on(self._device):
-            return Maps(self._form.project_maps(features, hand_scale, self._layers, biases))
+            projected = self._form.project_maps(features, hand_scale, self._layers, biases)
+        return Maps(projected, batch, map_size)
 
     def image_maps(self, maps: Maps, image: int) -> Maps:
         """Maps of one image of a batch."""
-        rows: Any = maps
-        return Maps(rows[image : image + 1])
+        return maps._replace(projected=maps.projected[image : image + 1], images=1)
 
     def sample(self, maps: Maps, places: Places) -> Samples:
-        """Evaluate the signed distances of located points."""
+        """Evaluate the signed distances of located points.
+
+        Raises:
+            ValueError: the places are those of other maps.
+        """
+        _check_places(maps, places)
         with launching_on(self._device):
-            return self._form.sample(maps, places, self._layers)
+            return self._form.sample(maps.projected, places.located, self._layers)
 
     def votes(self, samples: Samples, indices: Tensor) -> Tensor:
         """Votes of sampled points, in the order of their indices.
@@ -295,9 +338,23 @@ class FieldQuery:
         return written
 
     def evaluate(self, maps: Maps, places: Places) -> tuple[Tensor, Tensor]:
-        """Signed distances, as `sample`, and votes (B, N, J, 4), as `votes`, of all located points."""
+        """Signed distances, as `sample`, and votes (B, N, J, 4), as `votes`, of all located points.
+
+        Raises:
+            ValueError: as `sample`.
+        """
+        _check_places(maps, places)
         with launching_on(self._device):
-            return self._form.evaluate(maps, places, self._layers)
+            return self._form.evaluate(maps.projected, places.located, self._layers)
+
+
+def _check_places(maps: Maps, places: Places) -> None:
+    """Kernels would read other tensors' memory."""
+    if places.images not in (None, maps.images) or places.map_size != maps.map_size:
+        raise ValueError(
+            f"FieldQuery: places must be of {maps.images} image(s), or common to all, with maps of "
+            f"{maps.map_size}, got {places.images} and {places.map_size}"
+        )
 
 
 def _check_layers(name: str, weights: Sequence[Tensor], biases: Sequence[Tensor], batch: int) -> None:
@@ -367,14 +424,10 @@ def _check(
             f"query_field: the first weight must take C + 1 = {channels + 1} inputs, or {channels + 2} with "
             f"the hand scale, for features with C = {channels}; got {tuple(weights[0].shape)}"
         )
-    given = {"features": features, "points": points, "intrinsics": intrinsics, "weights": weights[0]}
     if hand_scale is not None:
         if inputs != channels + 2:
             raise ValueError("query_field: hand_scale was given, but the weights have no input for it")
         check("hand_scale", hand_scale, (batch,))
-        given["hand_scale"] = hand_scale
     if centres is not None:
         check("centres", centres, (batch, 3))
-        given["centres"] = centres
     check_count("query_field", "image_size", image_size, "px")
-    check_devices("query_field", **given)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nvf_fast.runtime.cuda_graph import milliseconds, record_repeated
+from nvf_fast.runtime.devices import launching_on
 from nvf_fast.runtime.extras import extra
 from nvf_fast.runtime.files import read_json, write_file
 
@@ -91,11 +92,12 @@ def tune(query: Query) -> dict[Tiling, float]:
 def median_ms(query: Query, tiling: Tiling, device: torch.device) -> float:
     """Median milliseconds of a query, over replays after two warm-up rounds."""
     features, points, intrinsics, weights, biases, image_size = query.to(device)
-    layers = kernel.pack_layers(weights, biases, features.shape[1], features.dtype, tiling)
-    places = kernel.locate(points, intrinsics, image_size, features.shape[2:], layers)
-    maps = kernel.project_maps(features, None, layers)
-    launch = record_repeated(device, lambda: kernel.sample(maps, places, layers), REPEATS)
-    return statistics.median([milliseconds(launch) for _ in range(2 + ROUNDS)][2:]) / REPEATS
+    with launching_on(device):
+        layers = kernel.pack_layers(weights, biases, features.shape[1], features.dtype, tiling)
+        places = kernel.locate(points, intrinsics, image_size, features.shape[2:], layers)
+        maps = kernel.project_maps(features, None, layers)
+        launch = record_repeated(device, lambda: kernel.sample(maps, places, layers), REPEATS)
+        return statistics.median([milliseconds(launch) for _ in range(2 + ROUNDS)][2:]) / REPEATS
 
 
 def remember(

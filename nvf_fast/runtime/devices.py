@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,3 +37,8 @@ def check_precision(dtype: Any, precisions: Sequence[torch.dtype] = PRECISIONS) 
     """Refuse dtypes in which an encoder does not compute, with a `TypeError`."""
     if dtype not in precisions:
         raise TypeError(f"dtype must be one of {', '.join(map(str, precisions))}, got {dtype}")
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which Triton and CUDA events, which use the current device, use the given one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -59,6 +59,10 @@ def votes(indices: Any, count: int = 3, **changes: Any) -> Any:
     return prepared.votes(prepared.sample(maps, places), indices)
 
 
+def project(**changes: Any) -> Any:
+    return query().project(**{"features": torch.ones(1, 4, 3, 3), "hand_scale": None} | changes)
+
+
 def cases(
     call: Callable[..., Any], name: str, values: Iterable[Any], error: type[Exception], message: str
 ) -> list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]]:
@@ -100,6 +104,16 @@ REFUSED = [
     (votes, {"indices": None, "points": torch.ones(3, 2)}, ValueError, "points must be"),
     (votes, {"indices": None, "per_ray": 1.5}, TypeError, "per_ray must be a whole number"),
     (votes, {"indices": None, "per_ray": 2}, ValueError, "per_ray must divide the 3 points"),
+    (votes, {"indices": None, "map_size": (3, 1)}, ValueError, r"\(H, W\) of 2 or more, got \(3, 1\)"),
+    (votes, {"indices": None, "map_size": (4, 3)}, ValueError, r"maps of \(3, 3\), got 1 and \(4, 3\)"),
+    (votes, {"indices": None, "points": torch.ones(2, 3, 3)}, ValueError, "places must be of 1 image"),
+    (votes, {"indices": None, "intrinsics": INTRINSICS.expand(2, 3, 3)}, ValueError, "batches must have one"),
+    (votes, {"indices": None, "points": torch.ones(3, 3, device="meta")}, ValueError, "points on meta"),
+    *cases(project, "features", (torch.ones(1, 5, 3, 3), torch.ones(4, 3, 3)), ValueError, r"\(B, 4, H, W\)"),
+    (project, {"features": torch.ones(1, 4, 3, 3).half()}, TypeError, "features must be float32"),
+    (project, {"features": torch.ones(1, 4, 3, 3, device="meta")}, ValueError, "features on meta"),
+    (project, {"hand_scale": torch.ones(1)}, ValueError, "the network has no input for it"),
+    *cases(project, "biases", (torch.ones(2, 15), torch.ones(1, 14)), ValueError, r"must be \(1, 15\)"),
 ]  # fmt: skip
 
 
