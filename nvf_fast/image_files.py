@@ -50,18 +50,20 @@ def read_image(path: Path | str) -> np.ndarray:
 
 def demo_image() -> tuple[np.ndarray, np.ndarray]:
     """The included image of two rendered hands, (540, 960, 3) uint8 RGB, and its intrinsics (3, 3) px."""
-    truth = json.loads((ASSETS / "demo.json").read_text())
+    truth = json.loads((ASSETS / "demo.json").read_bytes())
     return read_image(ASSETS / "demo.jpg"), np.array(truth["K"])
 
 
 def image_files(folder: Path) -> list[Path]:
     """The image files of a folder, in the order of their names; a warning counts images of other formats.
 
+    Hidden files are skipped: macOS keeps the metadata of `NAME.jpg` on other file systems in `._NAME.jpg`.
+
     Raises:
         OSError: the folder cannot be read.
         ValueError: it contains no images.
     """
-    files = sorted(folder.iterdir())
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = Counter(suffix for path in files if (suffix := path.suffix.lower()) in OTHER_SUFFIXES)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
