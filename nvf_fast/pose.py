@@ -173,10 +173,6 @@ class HandPose(Generic[A]):
         """Move a torch pose to another device."""
         return _mapped(self, lambda tensor: tensor.to(device))
 
-    def clone(self) -> HandPose[Tensor]:
-        """Copy a torch pose."""
-        return _mapped(self, Tensor.clone)
-
     def scaled(self, ratio: Any) -> HandPose[A]:
         """Scale joints, votes, expected errors and hand scale about the camera; `joints_2d` does not change.
 
