@@ -55,7 +55,7 @@ def read_image(path: Path | str | IO[bytes]) -> np.ndarray:
 
 def demo_image() -> tuple[np.ndarray, np.ndarray]:
     """The included image of two rendered hands, (540, 960, 3) uint8 RGB, and its intrinsics (3, 3) px."""
-    truth = json.loads((ASSETS / "demo.json").read_text())
+    truth = json.loads((ASSETS / "demo.json").read_bytes())
     return read_image(ASSETS / "demo.jpg"), np.array(truth["K"])
 
 
@@ -64,11 +64,14 @@ def image_files(folder: Path) -> list[Path]:
 
     A warning counts images of other formats.
 
+    Hidden files are skipped: macOS keeps the metadata of `NAME.jpg` on other file systems in `._NAME.jpg`.
+
     Raises:
         OSError: the folder cannot be read.
         ValueError: it contains no images.
     """
-    files = sorted(folder.iterdir(), key=lambda path: (_name_key(path.name), path.name))
+    shown = (path for path in folder.iterdir() if not path.name.startswith("."))
+    files = sorted(shown, key=lambda path: (_name_key(path.name), path.name))
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = Counter(suffix for path in files if (suffix := path.suffix.lower()) in OTHER_SUFFIXES)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.items())

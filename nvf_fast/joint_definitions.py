@@ -182,5 +182,5 @@ def _aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
 _OFFSETS = Path(__file__).parent / "assets/joint_offsets.json"
 CONVERSIONS = {
     source: JointConversion(np.array(offsets["along"]), np.array(offsets["palm"]))
-    for source, offsets in json.loads(_OFFSETS.read_text()).items()
+    for source, offsets in json.loads(_OFFSETS.read_bytes()).items()
 }

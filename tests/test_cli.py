@@ -405,6 +405,7 @@ def test_images_of_other_formats_in_a_folder_are_counted(
     status, _, err = run("predict", photos, *hands)
     assert status == 2 and err.endswith(f"in this folder; {skipped}\n")
     (photos / "d.png").write_bytes(images[0].read_bytes())
+    (photos / "._d.png").write_bytes(b"metadata of macOS")
     for command in ("predict", "track"):
         status, out, err = run(command, photos, "--fov", 60, *hands)
         assert status == 0 and len(records(out)) == 1

@@ -138,20 +138,25 @@ def entry_of(path: Path, entries: dict[str, Any], file: Path, alone: bool, hint:
     Raises:
         UserError: the file lacks the image, or names it although it is not `alone` in having the name.
     """
-    key = next((key for key in (str(path), path.name) if key in entries), None)
+    key = next((key for key in _keys(path) if key in entries), None)
     if key is None:
         raise UserError(f"{file} has no entry {path.name!r}{hint}")
-    if key != str(path) and not alone:
+    if key not in (str(path), path.as_posix()) and not alone:
         raise UserError(f"several images are named {path.name}: name them in {file} as {str(path)!r}")
     return key, entries[key]
 
 
 def warn_of_others(entries: dict[str, Any], images: Iterable[Path], file: Path) -> None:
     """Warn of entries of a file, by path or by name, that are of none of the images."""
-    others = sorted(entries.keys() - {key for path in images for key in (str(path), path.name)})
+    others = sorted(entries.keys() - {key for path in images for key in _keys(path)})
     if others:
         some = ", ".join(map(repr, others[:3])) + ", ..." * (len(others) > 3)
         warnings.warn(f"{file}: {len(others)} of {len(entries)} entries are of no given image: {some}")
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    """The keys that name an image in a file: its path, on Windows with either slash, and its name."""
+    return str(path), path.as_posix(), path.name
 
 
 def without_errors(poses: Iterable[HandPose], source: str) -> list[HandPose]:

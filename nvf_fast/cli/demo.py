@@ -42,7 +42,7 @@ class Demo:
     def run(self) -> None:
         check_output_file("--overlay", self.overlay, DRAWING_SUFFIXES)
         estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
-        truth = json.loads((ASSETS / "demo.json").read_text())
+        truth = json.loads((ASSETS / "demo.json").read_bytes())
         image, _ = demo_image()
         with user_errors():
             _poses(estimator, image, truth)  # the first call also initialises libraries

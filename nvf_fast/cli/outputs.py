@@ -44,11 +44,20 @@ def check_output_file(
 
 def check_replaced(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[Path | None] = ()) -> None:
     """Raise `UserError` if outputs, with the options that name them, would replace an input or each other."""
-    taken = {os.path.realpath(path): "an input" for path in inputs if path is not None}
+    taken = {_file_of(path): "an input" for path in inputs if path is not None}
     for option, path in outputs:
         own = f"the file of {option}"
-        if path is not None and (owner := taken.setdefault(os.path.realpath(path), own)) != own:
+        if path is not None and (owner := taken.setdefault(_file_of(path), own)) != own:
             raise UserError(f"{option} would replace {path}, {owner}: choose another name or folder")
+
+
+def _file_of(path: Path) -> object:
+    """A key of the file of a path, whose name may differ in letter case on Windows and macOS."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 def check_lines_name(path: Path | None, suffixes: Sequence[str] = LINE_SUFFIXES) -> None:

@@ -121,18 +121,6 @@ def mpjpe(predicted: Poses, truth: Poses) -> float:
     return float(joint_errors(predicted, truth).mean())
 
 
-def auc(predicted: Poses, truth: Poses, thresholds: ArrayLike = THRESHOLDS_MM) -> float:
-    """Area under the PCK curve, unaligned: the paper's CS-AUC on camera-space joints (figure 3).
-
-    Args:
-        thresholds: (T,) mm, ascending.
-
-    Returns:
-        In [0, 1].
-    """
-    return _scores(predicted, truth, thresholds).auc
-
-
 def pa_mpjpe(predicted: Poses, truth: Poses, *, reflection: bool = False) -> float:
     """Mean per-joint position error after Procrustes alignment of each sample.
 
@@ -286,22 +274,19 @@ def camera_space_scores(predicted: Poses, truth: Poses) -> dict[str, float]:
     }
 
 
-def root_relative_scores(
-    predicted: Poses, truth: Poses, bone: tuple[int, int] = FREIHAND_BONE
-) -> dict[str, float]:
+def root_relative_scores(predicted: Poses, truth: Poses) -> dict[str, float]:
     """The paper's root-relative scores on HO-3D (table 4).
 
     Args:
         predicted: (N, 21, 3) mm, up to translation.
         truth: (N, 21, 3) mm.
-        bone: see `scale_translation_align`.
 
     Returns:
         mje (after scale-translation alignment), rs_mje (after moving the root) in mm; auc of mje in [0, 1].
     """
     predicted, truth = _hands(predicted, truth)
-    scaled = _scores(scale_translation_align(predicted, truth, bone), truth)
-    relative = mpjpe(root_align(predicted, truth, bone[0]), truth)
+    scaled = _scores(scale_translation_align(predicted, truth), truth)
+    relative = mpjpe(root_align(predicted, truth), truth)
     return {"mje": scaled.mean, "auc": scaled.auc, "rs_mje": relative}
 
 
@@ -386,9 +371,9 @@ def _server_scores(
     return result
 
 
-def _scores(predicted: Poses, truth: Poses, thresholds: ArrayLike = THRESHOLDS_MM) -> KeypointScores:
+def _scores(predicted: Poses, truth: Poses) -> KeypointScores:
     errors = joint_errors(predicted, truth)
-    return keypoint_scores(errors.reshape(-1, errors.shape[-1]), thresholds=thresholds)
+    return keypoint_scores(errors.reshape(-1, errors.shape[-1]))
 
 
 def _procrustes(predicted: Floats, truth: Floats) -> tuple[Floats, Floats, Floats, Floats]:

@@ -6,7 +6,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
-_PRINTED: dict[str, Any] = json.loads((files("nvf_fast.reproduce") / "published.json").read_text())
+_PRINTED: dict[str, Any] = json.loads((files("nvf_fast.reproduce") / "published.json").read_bytes())
 
 OTHERS_CAMERA_SPACE: dict[str, float] = _PRINTED["others_camera_space"]
 """Tables 2 and 7, CS-MJE in mm on FreiHAND of other methods; none takes extra data or the hand scale."""

@@ -26,7 +26,8 @@ def read_device(device: Any) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a device such as cpu, cuda or cuda:1, got {device!r}") from error
-    if chosen.type not in (*DEVICES, torch._C._get_privateuse1_backend_name()):
+    registered = torch._C._get_privateuse1_backend_name()
+    if chosen.type not in DEVICES and not (chosen.type == registered and hasattr(torch, registered)):
         raise ValueError(f"device must be cpu, cuda or a CUDA device such as cuda:1, got {str(chosen)!r}")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {chosen} does not exist, CUDA devices found: {torch.cuda.device_count()}")

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 _UNFINISHED = re.compile(r"\..+\.\d+(-\d+)?\.part")  # .NAME.PROCESS-SERIAL.part
 _SERIAL = itertools.count()
-_POSIX = os.name == "posix"
+_POSIX = sys.platform != "win32"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of file systems that have none
 _TAKEN = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 # Locks of files exclude other processes, these sets the threads of this one.
@@ -34,6 +34,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(file: IO[Any], wait: bool = False) -> None:
+        file.seek(2**30)  # beyond the holder's name: nobody else can read a locked byte
         msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
@@ -74,7 +75,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         with _open_locked(unfinished) as file:
             yield file
             file.flush()
-            if path.exists():
+            if _POSIX and path.exists():
                 shutil.copymode(path, unfinished)
             os.fsync(file.fileno())
             if _POSIX:  # still locked, so that no other process takes it for a leftover
@@ -156,6 +157,9 @@ def locked(path: Path, wait_s: float = 0.0) -> Iterator[None]:
             if _POSIX:  # before it is released: nobody may lock a removed file and another a new one
                 path.unlink(missing_ok=True)
             file.close()
+            if not _POSIX:
+                with suppress(OSError):  # another process has opened it
+                    path.unlink()
             with _changing:
                 _held.discard(path)
 

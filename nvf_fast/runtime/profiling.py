@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
-import nvtx
 import torch
+
+if sys.platform != "darwin":  # where NVTX and its profilers do not exist
+    import nvtx
 
 
 class Profiler:
@@ -60,5 +63,5 @@ class Profiler:
 
 
 @cache
-def _range(name: str) -> nvtx.annotate:
-    return nvtx.annotate(name, domain="nvf_fast")
+def _range(name: str) -> AbstractContextManager[object]:
+    return nullcontext() if sys.platform == "darwin" else nvtx.annotate(name, domain="nvf_fast")

@@ -43,8 +43,8 @@ class Backgrounds:
     """A source of backgrounds.
 
     Args:
-        folder: of images, read on demand; those twice as wide as high are equirectangular panoramas. None
-            makes all surroundings procedural.
+        folder: of images, read on demand; those twice as wide as high are equirectangular panoramas, and
+            hidden files are skipped. None makes all surroundings procedural.
 
     Raises:
         ValueError: the folder holds no image.
@@ -54,7 +54,9 @@ class Backgrounds:
         paths: list[Path] = []
         if folder is not None:
             paths = sorted(
-                path for path in read_path("folder", folder).rglob("*") if path.suffix.lower() in SUFFIXES
+                path
+                for path in read_path("folder", folder).rglob("*")
+                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
             )
             if not paths:
                 raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")

@@ -249,7 +249,7 @@ def synthetic_v2(part: Literal["train", "test"], cache: Path | str | None = None
 
 def published() -> dict[str, Any]:
     """Fingerprints, checksums, and some labels and coarse images of the published synthetic-v2."""
-    return json.loads((files("nvf_fast.synthetic") / "synthetic_v2.json").read_text())
+    return json.loads((files("nvf_fast.synthetic") / "synthetic_v2.json").read_bytes())
 
 
 def render_ahead(

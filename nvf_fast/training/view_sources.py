@@ -103,7 +103,8 @@ def view_credits(folders: ViewFolders, dataset: HandDataset | None = None) -> di
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    """The files of a folder but hidden ones, which macOS adds to the folders that it shows."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _identity(path: Path | None) -> str | None:

@@ -298,7 +298,7 @@ def test_any_ratio_scales_a_pose_or_is_one_error(ratio: Any) -> None:
 
 
 SCORES = [
-    metrics.mpjpe, metrics.auc, metrics.pa_mpjpe, metrics.translation_error, metrics.depth_error,
+    metrics.mpjpe, metrics.pa_mpjpe, metrics.translation_error, metrics.depth_error,
     metrics.camera_space_scores, metrics.root_relative_scores, metrics.freihand_scores, metrics.ho3d_scores,
     metrics.procrustes_align, metrics.rigid_align, metrics.root_align, metrics.scale_translation_align,
 ]  # fmt: skip

@@ -195,6 +195,12 @@ def test_refuses_devices_that_the_library_does_not_compute_on(folder: Path, devi
     assert read_device("cpu") == torch.device("cpu")
 
 
+def test_refuses_a_backend_that_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "vulkan")  # as if renamed so
+    with pytest.raises(ValueError, match="got 'vulkan'"):
+        read_device("vulkan")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, "float32"])
 def test_refuses_precisions(folder: Path, dtype: Any) -> None:
     with pytest.raises(TypeError, match=r"dtype must be one of torch\.float32, .*, got"):
