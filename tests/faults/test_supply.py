@@ -53,7 +53,9 @@ def test_nothing_reaches_the_network(tmp_path: Path) -> None:
 
 
 def test_dependencies_that_matter_have_lower_bounds() -> None:
-    bounds = dict(re.match(r"([\w-]+)(?:>=([\d.]+))?$", each).groups() for each in PROJECT["dependencies"])  # type: ignore[union-attr]
+    bounds = dict(
+        re.match(r"([\w-]+)(?:>=([\d.]+))?(?:;.*)?$", each).groups() for each in PROJECT["dependencies"]
+    )  # type: ignore[union-attr]
     assert all(bounds[name] for name in ("torch", "numpy", "Pillow", "typing_extensions"))
     for name, least in bounds.items():
         if least is not None:
