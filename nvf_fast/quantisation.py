@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvf_fast.packed_weights import PackedWeights
 from nvf_fast.unet import BatchNorm, ConvNorm, Merge, Residual, UNetEncoder
 
 # A map's range in standard deviations about its channels' means. Photographs reach 6 to 16. On 555 of them,
@@ -22,6 +21,7 @@ from nvf_fast.unet import BatchNorm, ConvNorm, Merge, Residual, UNetEncoder
 DEVIATIONS = 12.0
 # Largest weight, so that two products fit 16 bits, where processors without dot products of bytes add them.
 LARGEST = 63
+MOST_LAYOUTS = 16  # of a convolution's weights, stored for inputs of as many sizes
 
 
 class Affine(NamedTuple):
@@ -83,7 +83,7 @@ class QuantisedConv(nn.Module):
         self.given, self.added, self.made, self.linear = given, added, made, conv.linear
         self._geometry: Any = (list(conv.conv.stride), list(conv.conv.padding), [1, 1], 1)
         self.register_buffer("_zeros", torch.zeros_like(scales, dtype=torch.int64), persistent=False)
-        self._packed = PackedWeights()
+        self._packed: dict[object, Tensor] = {}
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """The convolution of `x` plus another map, rectified unless linear."""
@@ -108,13 +108,22 @@ class QuantisedConv(nn.Module):
         return y
 
     def _weights(self, x: Tensor) -> Tensor:
-        def pack(shape: list[int]) -> Tensor:
-            weight = self.weight.contiguous()
-            affine = (self.scales, *self.given)
-            packed: Tensor = torch.ops.onednn.qconv_prepack(weight, *affine, *self._geometry, shape)
-            return packed
+        """The weights in oneDNN's layout for inputs of a size; it converts another layout in every call."""
+        size = x.shape[1:]
+        key = (size, torch.get_num_threads())
+        packed = self._packed.get(key)
+        if packed is None:
+            packed = torch.ops.onednn.qconv_prepack(
+                self.weight.contiguous(), self.scales, *self.given, *self._geometry, [1, *size]
+            )
+            for oldest in list(self._packed)[: 1 - MOST_LAYOUTS]:
+                self._packed.pop(oldest, None)
+            self._packed[key] = packed
+        return packed
 
-        return self._packed.get(x, self.weight, pack)
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weights, which can be neither copied nor pickled."""
+        return self.__dict__ | {"_packed": {}}
 
 
 def quantise(encoder: UNetEncoder) -> None:

@@ -16,7 +16,6 @@ from nvf_fast.config import HAND_JOINTS, NVFConfig
 from nvf_fast.kernels.pack_poses.reference import combine
 from nvf_fast.kernels.place_hands.reference import coarse_joints, coarse_pose, expected_errors
 from nvf_fast.kernels.pool_maps.reference import pooled_inputs
-from nvf_fast.packed_weights import PackedWeights, convolve, takes
 
 GLOBAL_WIDTH = 256  # channels of the pooled description of a view
 MOMENTUM, EPSILON = 0.03, 1e-5  # of batch norms
@@ -178,8 +177,7 @@ class HandHeads(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution, batch norm and, unless `linear`, ReLU; `fold` merges the first two.
 
-    Folded and without gradients it is one launch on CUDA, where cuDNN supports the shape, and one pass of
-    oneDNN on an x86 CPU.
+    Folded and without gradients it is one launch on CUDA, where cuDNN supports the shape.
     """
 
     def __init__(
@@ -190,7 +188,6 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(channels, out_channels, kernel_size, stride, padding, bias=False)
         self.norm: nn.Module = BatchNorm(out_channels)
         self.linear = linear
-        self._packed = PackedWeights()
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Normalised convolution of `x`, plus another map before the ReLU."""
@@ -198,8 +195,6 @@ class ConvNorm(nn.Module):
             fused = _fused(self.conv, x, other)
             if fused is not None:
                 return fused
-        if isinstance(self.norm, nn.Identity) and takes(x, self.conv):
-            return convolve(x, other, self.conv, self._packed, relu=not self.linear)
         x = self.norm(self.conv(x))
         if other is not None:
             x = x + other if self.training else x.add_(other)

@@ -16,8 +16,7 @@ import nvf_fast
 from nvf_fast.checkpoint import load_checkpoint
 from nvf_fast.evaluation.metrics import rigid_align
 from nvf_fast.image_files import read_image
-from nvf_fast.packed_weights import MOST_LAYOUTS
-from nvf_fast.quantisation import DEVIATIONS, LARGEST, Affine, QuantisedConv, Spread
+from nvf_fast.quantisation import DEVIATIONS, LARGEST, MOST_LAYOUTS, Affine, QuantisedConv, Spread
 from nvf_fast.synthetic.rendered_views import SyntheticViews
 from nvf_fast.training.calibration import predict_views
 from nvf_fast.unet import BatchNorm, ConvNorm

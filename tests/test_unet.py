@@ -105,7 +105,6 @@ def test_field_depends_on_the_coarse_pose() -> None:
 def without_fusion(model: NVF, monkeypatch: pytest.MonkeyPatch, *inputs: torch.Tensor) -> HandEncoding:
     with monkeypatch.context() as patch:
         patch.setattr(unet, "_fuses", lambda *_: False)
-        patch.setattr(unet, "takes", lambda *_: False)
         return model.encode_hands(*inputs)
 
 
@@ -126,7 +125,6 @@ def test_fused_convolutions(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
         return (alpha * F.conv2d(x, weight, bias, stride, padding, dilation, groups) + other).relu()
 
     monkeypatch.setattr(unet, "_fuses", lambda *_: True)
-    monkeypatch.setattr(unet, "takes", lambda *_: False)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", convolve)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", convolve_and_add)
     for found, right in zip(model.encode_hands(*inputs), expected, strict=True):
