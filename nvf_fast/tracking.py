@@ -135,9 +135,9 @@ class Tracker:
     """Tracker of the hands in the frames of one video.
 
     Hands are found in the whole frame, then followed: the joints of the last frame, extrapolated by their
-    velocity, place the next view. After a time without frames of `search_interval` and more than `patience`,
-    they are found again. A new hand that two further searches do not find again is given up. The
-    side is predicted in a hand's first frames and then kept.
+    velocity, place the next view. After a gap between frames of at least `search_interval`, and longer than
+    `patience`, the whole frame is searched instead. A new hand that two further searches do not find again is
+    given up. The side is predicted in a hand's first frames and then kept.
 
     Args:
         estimator: an estimator with a network of hand views.
