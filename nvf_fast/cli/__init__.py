@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from nvf_fast.cli.options import Precision
-    from nvf_fast.estimator import PoseEstimator
 
 
 class UserError(Exception):
@@ -38,20 +33,6 @@ def error_line(error: Exception) -> str:
         return " ".join(str(known).split())
     except Exception:
         return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def load_estimator(
-    checkpoint: str | None, device: str | None, precision: Precision | None = None, **options: Any
-) -> PoseEstimator:
-    """Call `nvf_fast.load` and raise its errors as `UserError`."""
-    import torch
-
-    from nvf_fast.estimator import load
-
-    check_device(device)
-    dtype = None if precision is None else getattr(torch, precision)
-    with user_errors():
-        return load(checkpoint, device=device, dtype=dtype, **options)
 
 
 def check_device(device: str | None) -> None:

@@ -37,9 +37,9 @@ class CameraOptions:
     cx: Optional[float] = None
     cy: Optional[float] = None  # px, principal point; the middle of the image when absent
     fov: Optional[float] = None  # degrees, horizontal field of view of the whole image, instead of --fx
-    # JSON file instead of --fx: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, or a calibration {"K": ...,
-    # "size": [WIDTH, HEIGHT], "distortion": [...], "model": "plumb_bob" or "fisheye"} with OpenCV's
-    # coefficients, all but K optional, or {"NAME.jpg": ...} with one of both per image
+    # JSON file instead of --fx: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, or a calibration with OpenCV's
+    # coefficients, {"K": ..., "size": [WIDTH, HEIGHT], "distortion": [...], "model": "plumb_bob"
+    # or "fisheye"}, all but K optional, or {"NAME.jpg": ...} with one of both per image
     intrinsics: Optional[Path] = None
 
     def check(self, images: Iterable[Path]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import tyro
 
-from nvf_fast.cli import load_estimator, user_errors
-from nvf_fast.cli.options import Optional
+from nvf_fast.cli import user_errors
+from nvf_fast.cli.options import NetworkOptions
 from nvf_fast.cli.outputs import DRAWING_SUFFIXES, check_output_file
 from nvf_fast.image_files import ASSETS, demo_image
 from nvf_fast.overlay import draw_poses, write_drawing
@@ -34,14 +35,11 @@ class Demo:
     step: float = 16.0  # mm, spacing of the query points
     # points to query: "dense" for all, "octree" (for steps up to 8 mm) or "guided" for a part of them
     search: Search = "dense"
-    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
-    checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; by default a GPU if available
-    device: Optional[str] = None
+    network: Annotated[NetworkOptions, tyro.conf.arg(name="")] = field(default_factory=NetworkOptions)
 
     def run(self) -> None:
         check_output_file("--overlay", self.overlay, DRAWING_SUFFIXES)
-        estimator = load_estimator(self.checkpoint, self.device, step_mm=self.step, search=self.search)
+        estimator = self.network.estimator(step_mm=self.step, search=self.search)
         truth = json.loads((ASSETS / "demo.json").read_bytes())
         image, _ = demo_image()
         with user_errors():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nvf_fast.cli import UserError, check_device, user_errors
-from nvf_fast.cli.options import Optional, Precision, Several
+from nvf_fast.cli.options import NetworkOptions, Optional, Several
 from nvf_fast.cli.outputs import check_output_folder
 from nvf_fast.data.catalogue import DataConfig, Folders, Split, open_dataset
 from nvf_fast.evaluation.hand_view_report import (
@@ -34,20 +34,12 @@ LOCK_FILE = ".lock"  # of a report's folder
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The checkpoint, and the options of its predictions."""
+class Prediction(NetworkOptions):
+    """The network, and the options of its predictions."""
 
-    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
-    checkpoint: Optional[str] = None
     step: float = 16.0  # mm, spacing of the query points
     # points to query: "dense" all, "octree" (for steps up to 8 mm) and "guided" a part of them
     search: Search = "dense"
-    # precision of the network; float16 on a GPU and float32 on a CPU when absent. On an x86 CPU, int8 takes
-    # 50 to 70 % of the time
-    precision: Optional[Precision] = None
-    # device to compute on, for example cpu or cuda:1; by default a GPU if available, under torchrun that of
-    # the process's local rank
-    device: Optional[str] = None
     threads: Optional[int] = None  # CPU threads of each process; PyTorch's choice when absent
 
     def __post_init__(self) -> None:
@@ -269,8 +261,8 @@ class HandViews:
 class Eval:
     """Measure a checkpoint on a data set, lengths in mm.
 
-    All but `photographs` and `hand-views` divide the images between processes under torchrun:
-    torchrun --nproc-per-node 2 --no-python nvf-fast eval ...
+    All but `photographs` and `hand-views` divide the images between processes under torchrun, each on the GPU
+    of its local rank if there are GPUs: torchrun --nproc-per-node 2 --no-python nvf-fast eval ...
     """
 
     data: Annotated[

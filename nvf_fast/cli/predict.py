@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
+from nvf_fast.cli import UserError, error_line, user_errors
 from nvf_fast.cli.cameras import (
     ASSUMED,
     CameraOptions,
@@ -27,7 +27,7 @@ from nvf_fast.cli.cameras import (
     warn_of_others,
     without_errors,
 )
-from nvf_fast.cli.options import Optional, Precision, Several
+from nvf_fast.cli.options import NetworkOptions, Optional, Several
 from nvf_fast.cli.outputs import (
     DRAWING_SUFFIXES,
     LINE_SUFFIXES,
@@ -74,8 +74,8 @@ class Predict:
     box: Optional[tuple[float, float, float, float]] = None
     # side of the hand. When absent, a network of hand views predicts it, and others assume a right hand.
     side: Optional[Literal["right", "left"]] = None
-    # JSON file of the hands in each image instead of --box, {"NAME.jpg": [{"box": [X0, Y0, X1, Y1], "side":
-    # "left"}, ...]}, [] for none; where a side is absent, --side applies
+    # JSON file of the hands in each image instead of --box, [] for none,
+    # as {"NAME.jpg": [{"box": [X0, Y0, X1, Y1], "side": "left"}, ...]}; absent sides are those of --side
     boxes: Optional[Path] = None
     # mm between joints 9 and 10 of the hand, on average 31.7 (docs/usage.md), if known
     hand_scale: Optional[float] = None
@@ -100,13 +100,7 @@ class Predict:
     # folder for the surface of each hand, NAME-0.glb for the first one of "hands"; mm, in the camera's frame
     mesh: Optional[Path] = None
     mesh_format: MeshFormat = "glb"  # of those files
-    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
-    checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; by default a GPU if available
-    device: Optional[str] = None
-    # precision of the network; float16 on a GPU and float32 on a CPU when absent. On an x86 CPU, int8 takes
-    # 50 to 70 % of the time
-    precision: Optional[Precision] = None
+    network: Annotated[NetworkOptions, tyro.conf.arg(name="")] = field(default_factory=NetworkOptions)
 
     def run(self) -> None:
         self.camera.check(self._image_files)
@@ -122,13 +116,8 @@ class Predict:
                     import matplotlib  # noqa: F401
         check_output_file("--out", self.out)
         check_lines_name(self.out, (".json", *LINE_SUFFIXES))
-        estimator = load_estimator(
-            self.checkpoint,
-            self.device,
-            self.precision,
-            step_mm=self.step,
-            search=self.search,
-            min_presence=self.min_presence,
+        estimator = self.network.estimator(
+            step_mm=self.step, search=self.search, min_presence=self.min_presence
         )
         if estimator.volume.needs_root:
             raise UserError("predict needs a camera-space network: a root-relative one needs the wrist")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
-from nvf_fast.cli import UserError, check_device, load_estimator, user_errors
-from nvf_fast.cli.options import Flag, Optional
+from nvf_fast.cli import UserError, check_device, user_errors
+from nvf_fast.cli.options import Flag, NetworkOptions, Optional
 from nvf_fast.cli.outputs import check_output_folder
 from nvf_fast.runtime.extras import extra
 
@@ -126,7 +126,7 @@ class Reproduce:
         if self.target == "figure8":
             if self.photographs is None:
                 raise UserError("figure8 needs photographs: --photographs FOLDER, with an intrinsics.json")
-            estimator = load_estimator(self.checkpoint, workshop.device)
+            estimator = NetworkOptions(self.checkpoint, workshop.device).estimator()
             return figures.figure8(estimator, self.photographs, plot)
         make = {"figure4": figures.figure4, "figure6": figures.figure6, "figure7": figures.figure7}
         return make[self.target](workshop, plot, self.samples)
@@ -142,7 +142,7 @@ class Reproduce:
                 "table 6 varies the grid of the paper's reference view, which the embedded network does not "
                 "use: give --checkpoint with a trained network of that view, or --trained"
             )
-        network = load_estimator(self.checkpoint, workshop.device).model
+        network = NetworkOptions(self.checkpoint, workshop.device).estimator().model
         config = network.config
         if not isinstance(network, NVF) or (config.view, config.task) != ("reference", "camera-space"):
             raise UserError(

@@ -14,9 +14,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nvf_fast.cli import UserError, error_line, load_estimator, user_errors
+from nvf_fast.cli import UserError, error_line, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, camera_record, without_errors
-from nvf_fast.cli.options import Flag, Optional, Precision
+from nvf_fast.cli.options import Flag, NetworkOptions, Optional
 from nvf_fast.cli.outputs import check_lines_name, check_output_file, check_replaced
 from nvf_fast.cli.records import append_line
 from nvf_fast.overlay import draw_poses
@@ -48,13 +48,7 @@ class Track:
     # .jsonl file for the lines, which must not exist; standard output when absent
     out: Optional[Path] = None
     overlay: Optional[Path] = None  # annotated video to write, such as hands.mp4
-    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
-    checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; by default a GPU if available
-    device: Optional[str] = None
-    # precision of the network; float16 on a GPU and float32 on a CPU when absent. On an x86 CPU, int8 takes
-    # 50 to 70 % of the time
-    precision: Optional[Precision] = None
+    network: Annotated[NetworkOptions, tyro.conf.arg(name="")] = field(default_factory=NetworkOptions)
 
     def run(self) -> None:
         from nvf_fast.tracking import Smoothing, Tracker
@@ -63,9 +57,7 @@ class Track:
         if not 0 < self.frame_rate < 1e6:
             raise UserError(f"--frame-rate must be a positive number of Hz, got {self.frame_rate}")
         self._check_outputs()
-        estimator = load_estimator(
-            self.checkpoint, self.device, self.precision, min_presence=self.min_presence
-        )
+        estimator = self.network.estimator(min_presence=self.min_presence)
         with user_errors(), ExitStack() as stack:
             if self.source.startswith(CAMERA):
                 stack.enter_context(suppress(KeyboardInterrupt))

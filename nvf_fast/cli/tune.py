@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nvf_fast.cli import UserError, load_estimator
+from nvf_fast.cli import UserError
+from nvf_fast.cli.options import NetworkOptions
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Tune:
         if self.checkpoint == "released":
             estimator = PoseEstimator(NVF(), device="cuda", **options)
         else:
-            estimator = load_estimator(self.checkpoint, "cuda", **options)
+            estimator = NetworkOptions(self.checkpoint, "cuda").estimator(**options)
         model = estimator.model
         if not isinstance(model, NVF):
             raise UserError(f"a {model.config.method!r} baseline has no field to tune")

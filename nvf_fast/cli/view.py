@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nvf_fast.cli import UserError, load_estimator, user_errors
+from nvf_fast.cli import UserError, user_errors
 from nvf_fast.cli.cameras import ASSUMED, CameraOptions, without_errors
-from nvf_fast.cli.options import Optional
+from nvf_fast.cli.options import NetworkOptions, Optional
 from nvf_fast.cli.outputs import check_output_file, check_replaced
 from nvf_fast.cli.records import missing_hand
 from nvf_fast.image_files import read_image
@@ -37,10 +37,7 @@ class View:
     port: int = 8080  # port of the page; if it is taken, the next free one is used, for 0 any
     # .html file, which must not exist, for a self-contained page instead of serving
     out: Optional[Path] = None
-    # an embedded checkpoint, a checkpoint folder or a hub id; the embedded one when absent
-    checkpoint: Optional[str] = None
-    # device to compute on, for example cpu or cuda:1; by default a GPU if available
-    device: Optional[str] = None
+    network: Annotated[NetworkOptions, tyro.conf.arg(name="")] = field(default_factory=NetworkOptions)
 
     def run(self) -> None:
         from nvf_fast.viewer import HandScene, make_page, open_server, stop_server
@@ -50,7 +47,7 @@ class View:
             raise UserError(f"--port must be 0 to 65535, got {self.port}")
         check_replaced([("--out", self.out)], (self.image, self.camera.intrinsics))
         check_output_file("--out", self.out, (".html",), new=True)
-        estimator = load_estimator(self.checkpoint, self.device)
+        estimator = self.network.estimator()
         with user_errors(), warnings.catch_warnings():
             warnings.simplefilter("default")
             image = read_image(self.image)
