@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ FRAME_RATE = 30.0  # Hz, of a folder of images
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")  # of annotated videos; .avi has no times of frames
 TICK = Fraction(1, 90_000)  # s, unit of their times
 CAMERA = "camera:"  # and its number
+SILENCE = 10.0  # s, after which a camera is considered disconnected
 EXPECTED = f"expected a video file, a folder of images or {CAMERA}0"
 
 
@@ -42,7 +45,7 @@ def read_frames(
 
     Args:
         source: a video file; a folder of images, in the order of their names; or "camera:0", the first
-            camera.
+            camera, whose frames are dropped while the last one is processed.
         frame_rate: Hz, of a folder.
         damaged: function called with the time in s and the error of each unreadable frame of a file or a
             folder, which is then skipped; None raises the error.
@@ -116,10 +119,43 @@ def _camera_frames(number: str) -> Iterator[Frame]:
     device = Path(f"/dev/video{number}")
     if not device.exists():
         raise OSError(f"{device}: no such camera (cameras are read on Linux only)")
-    start = time.monotonic()
     with _open(device, format="v4l2") as container:
-        for frame in container.decode(video=0):
-            yield Frame(time.monotonic() - start, _upright(frame))
+        yield from _newest(container.decode(video=0), device)
+
+
+def _newest(frames: Iterator[Any], device: Path) -> Iterator[Frame]:
+    """The newest frame of a camera whenever one is needed; a thread receives all, so that none is late."""
+    start, closed, newest = time.monotonic(), threading.Event(), queue.Queue[Any](1)
+
+    def receive() -> None:
+        last: OSError | None = None
+        try:
+            with _damages(device):
+                for frame in frames:
+                    if closed.is_set():
+                        return
+                    replace((time.monotonic() - start, frame))
+        except OSError as error:
+            last = error
+        replace(last)
+
+    def replace(item: tuple[float, Any] | OSError | None) -> None:
+        with suppress(queue.Empty):
+            newest.get_nowait()
+        newest.put(item)
+
+    thread = threading.Thread(target=receive, daemon=True)
+    thread.start()
+    try:
+        while (item := newest.get(timeout=SILENCE)) is not None:
+            if isinstance(item, OSError):
+                raise item
+            yield Frame(item[0], _upright(item[1]))
+    except queue.Empty:
+        raise OSError(f"{device}: the camera sent no frame for {SILENCE:g} s") from None
+    finally:
+        closed.set()
+        thread.join(SILENCE)
 
 
 def _open(path: Path, **options: Any) -> Any:

@@ -6,6 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,7 +120,8 @@ def test_damaged_frames_are_reported_and_left_out(tmp_path: Path, capsys: pytest
         out = tmp_path / f"{source.stem}.jsonl"
         with pytest.raises(OSError, match=r"1\.png: damaged|clip\.mkv: not a readable video, or a damaged"):
             list(read_frames(source))
-        assert track(source, *options, "--frame-rate", 25, "--out", out) == 2
+        rate = ["--frame-rate", 25] if source.is_dir() else []
+        assert track(source, *options, *rate, "--out", out) == 2
         lines = [json.loads(line) for line in out.read_text().splitlines()]
         assert [line["frame"] for line in lines] == [0, 1, 2, 3]
         assert [line["time"] for line in lines] == pytest.approx([0, 0.04, 0.08, 0.12], abs=1e-3)
@@ -183,6 +187,62 @@ def test_unreadable_sources_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images"):
         next(read_frames(tmp_path / "empty"))
+
+
+def camera_frames(monkeypatch: pytest.MonkeyPatch, frames: Iterator[Any]) -> Iterator[video.Frame]:
+    """`read_frames` of a camera that sends these frames."""
+    container = SimpleNamespace(decode=lambda video: frames)
+    monkeypatch.setattr(video, "_open", lambda path, format: nullcontext(container))
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    return read_frames("camera:0")
+
+
+def test_a_slow_reader_of_a_camera_gets_the_newest_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    released, received = threading.Semaphore(0), threading.Semaphore(0)
+
+    def sent() -> Iterator[Any]:
+        for shade in range(7):
+            assert released.acquire(timeout=30)
+            yield SimpleNamespace(
+                rotation=0, to_ndarray=lambda format, shade=shade: np.full((2, 3, 3), shade, np.uint8)
+            )
+            received.release()
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            released.release()
+            assert received.acquire(timeout=30)
+
+    frames = camera_frames(monkeypatch, sent())
+    released.release()
+    first = next(frames)
+    assert first.image.max() == 0 and received.acquire(timeout=30)
+    send(5)
+    newest = next(frames)
+    assert newest.image.shape == (2, 3, 3) and newest.image.max() == 5 and newest.time > first.time
+    released.release()
+    assert [frame.image.max() for frame in frames] in ([6], [])  # the end may replace the last one
+
+
+def test_a_camera_that_fails_or_is_silent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av")
+    finished = threading.Event()
+
+    def failing() -> Iterator[Any]:
+        raise av.error.OSError(19, "No such device")
+        yield
+
+    def silent() -> Iterator[Any]:
+        finished.wait(30)
+        yield from ()
+
+    with pytest.raises(OSError, match=r"/dev/video0: .*No such device"):
+        next(camera_frames(monkeypatch, failing()))
+    monkeypatch.setattr(video, "SILENCE", 0.05)
+    with pytest.raises(OSError, match=r"/dev/video0: the camera sent no frame for 0\.05 s"):
+        next(camera_frames(monkeypatch, silent()))
+    finished.set()
 
 
 def test_least_presence_of_a_hand_to_follow(
@@ -325,6 +385,7 @@ def test_track_writes_a_line_per_frame(tmp_path: Path, capsys: pytest.CaptureFix
         ([clip, "--overlay", tmp_path / "drawn.gif"], "whose name ends in .mp4, .mov, .mkv, got"),
         ([tmp_path / "gone.mp4"], "gone.mp4: No such file"),
         ([clip, "--frame-rate", 0], "--frame-rate must be a positive number"),
+        ([clip, "--frame-rate", 25], "--frame-rate is for a folder of images"),
         ([clip, "--fx", 500, "--fov", 60], "only one of --fx"),
         ([clip, "--most-hands", 0], "most_hands must be at least 1"),
         ([clip, "--hand-scale", 0.03], "10 to 60 mm"),

@@ -44,7 +44,7 @@ class Track:
     # lowest score, in [0, 1], at which a hand begins to be followed; the network's own threshold when absent
     min_presence: Optional[float] = None
     raw: Flag = False  # leave the joints as estimated; they are smoothed otherwise
-    frame_rate: float = FRAME_RATE  # Hz, of a folder of images
+    frame_rate: Optional[float] = None  # Hz, of a folder of images, 30 when absent
     # .jsonl file for the lines, which must not exist; standard output when absent
     out: Optional[Path] = None
     overlay: Optional[Path] = None  # annotated video to write, such as hands.mp4
@@ -54,8 +54,11 @@ class Track:
         from nvf_fast.tracking import Smoothing, Tracker
 
         self.camera.check([Path(self.source)])
-        if not 0 < self.frame_rate < 1e6:
-            raise UserError(f"--frame-rate must be a positive number of Hz, got {self.frame_rate}")
+        rate = FRAME_RATE if self.frame_rate is None else self.frame_rate
+        if not 0 < rate < 1e6:
+            raise UserError(f"--frame-rate must be a positive number of Hz, got {rate}")
+        if self.frame_rate is not None and not Path(self.source).is_dir():
+            raise UserError(f"--frame-rate is for a folder of images; {self.source} has times of its own")
         self._check_outputs()
         estimator = self.network.estimator(min_presence=self.min_presence)
         with user_errors(), ExitStack() as stack:
@@ -81,7 +84,7 @@ class Track:
                     _warn(f"frame {index}: {last}")
                 write(time, {"error": error_line(error)})
 
-            frames = read_frames(self.source, self.frame_rate, damaged)
+            frames = read_frames(self.source, rate, damaged)
             for time, image in progress_bar(frames, unit="frame"):
                 try:
                     height, width = image.shape[:2]
