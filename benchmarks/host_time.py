@@ -81,13 +81,13 @@ def measured() -> dict[str, float]:
 
     def recorded(*given: Any, **options: Any) -> Any:
         kept.append(pipeline(*given, **options).rows)
-        return SimpleNamespace(packed=lambda: kept[-1], votes=[])
+        return SimpleNamespace(rows=kept[-1], votes=[])
 
     def stored(views: Any, *_: Any, **__: Any) -> Any:
         count = len(views.slopes)
         if count not in results:
             results[count] = kept[0].expand(count, -1).contiguous()
-        return SimpleNamespace(packed=lambda: results[count], votes=[])
+        return SimpleNamespace(rows=results[count], votes=[])
 
     results: dict[int, torch.Tensor] = {}
     estimator.runner.pipeline = Replaced(pipeline, recorded)
