@@ -12,22 +12,32 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from nvf_fast.conventions import convert_joints
-from nvf_fast.data.complement import INTRINSICS, SIZE, write_complement
+from nvf_fast.data.complement import INTRINSICS, SIZE
+from nvf_fast.data.folder import joints_m, vertices_m
 from nvf_fast.data.freihand import VERSIONS, write_freihand
-from nvf_fast.data.ho3d import HO3DPose, write_ho3d
 from nvf_fast.data.mano import FINGERTIPS, Mano
 from nvf_fast.data.sample import HandSample
+from nvf_fast.data.tables import write_image, write_table
+from nvf_fast.runtime.files import write_file
 
 HANDS = 3
 PARENTS = [2**32 - 1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14]
 RING, RINGS = 16, 48
 FLIP = torch.tensor([1.0, -1.0, -1.0])
+
+
+class HO3DPose(NamedTuple):
+    """MANO's parameters as HO-3D stores them, in OpenGL's camera frame (x right, y up, z backward)."""
+
+    pose: torch.Tensor  # (48,) axis-angle in radians, from the flat hand
+    shape: torch.Tensor  # (10,)
+    translation: torch.Tensor  # (3,) mm, added to MANO's vertices
 
 
 def mano_arrays() -> dict[str, np.ndarray]:
@@ -154,6 +164,50 @@ def ho3d_sequences(count: int = HANDS) -> tuple[dict[str, list[HandSample]], dic
     return sequences, poses
 
 
+def write_ho3d(
+    folder: Path,
+    sequences: dict[str, list[HandSample]],
+    split: str = "train",
+    version: str = "v2",
+    poses: dict[str, list[HO3DPose]] | None = None,
+    released: bool = True,
+) -> None:
+    """Write frames 0000, 0001, ... of each sequence, and the evaluation split's released lists."""
+    frames, joints, vertices = [], [], []
+    for name, samples in sequences.items():
+        for number, sample in enumerate(samples):
+            assert sample.vertices is not None
+            place, suffix = folder / split / name, ".png" if version == "v2" else ".jpg"
+            write_image(place / "rgb" / f"{number:04d}{suffix}", sample.image)
+            joints.append(convert_joints(joints_m(sample), "ho3d", "opengl"))
+            vertices.append(vertices_m(sample) * FLIP.numpy())
+            meta = {"camMat": sample.intrinsics, "handJoints3D": joints[-1]}
+            if split == "evaluation":
+                assert sample.box is not None
+                meta |= {"handJoints3D": joints[-1][0], "handBoundingBox": sample.box.double().numpy()}
+            elif poses is not None:
+                pose = poses[name][number]
+                meta |= {"handPose": pose.pose.double().numpy(), "handBeta": pose.shape.double().numpy()}
+                meta |= {"handTrans": pose.translation.double().numpy() / 1000}
+            write_file(place / "meta" / f"{number:04d}.pkl", pickle.dumps(meta, protocol=2))
+            frames.append(f"{name}/{number:04d}")
+    write_file(folder / f"{split}.txt", "\n".join([*frames, ""]).encode())
+    if split == "evaluation" and released:
+        write_table(folder / "evaluation_xyz.json", joints)
+        write_table(folder / "evaluation_verts.json", vertices)
+
+
+def write_complement(folder: Path, samples: list[HandSample]) -> None:
+    """Write images of two views of each pose, and their meshes, as left hands in metres."""
+    for index, sample in enumerate(samples):
+        pose, number = folder / "base_pose" / f"pose{index // 2:04d}", 3 * (index % 2 + 1)
+        write_image(pose / "pic256" / "view" / f"hand.{number:04d}.png", sample.image[:, ::-1])
+        lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in (vertices_m(sample) * [-1, 1, 1]).tolist()]
+        # Mirroring reverses the orientation of faces.
+        lines += [f"f {a + 1} {b + 1} {c + 1}" for c, b, a in mano().faces.tolist()]
+        write_file(pose / "model_mano" / f"{number}.obj", "\n".join([*lines, ""]).encode())
+
+
 def complement_samples(count: int = 4) -> list[HandSample]:
     samples = []
     for index in range(count):
@@ -178,7 +232,7 @@ def write_trees(folder: Path) -> None:
     for version in ("v2", "v3"):
         write_ho3d(folder / version, sequences, "train", version, poses)
         write_ho3d(folder / version, sequences, "evaluation", version)
-    write_complement(folder / "complement", complement_samples(), mano().faces, views=2)
+    write_complement(folder / "complement", complement_samples())
 
 
 def edit_json(path: Path, change: Any) -> None:

@@ -30,9 +30,7 @@ import nvf_fast
 from nvf_fast.checkpoint import load_checkpoint, save_checkpoint
 from nvf_fast.cli.main import COMMANDS, main
 from nvf_fast.config import NVFConfig
-from nvf_fast.data.complement import write_complement
 from nvf_fast.data.freihand import write_freihand
-from nvf_fast.data.ho3d import write_ho3d
 from nvf_fast.depth import DepthFit
 from nvf_fast.estimator import load
 from nvf_fast.evaluation import mean_pose, metrics
@@ -986,10 +984,11 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trees")
     samples = dataset_trees.freihand_samples()
     write_freihand(folder / "freihand", samples, "evaluation", evaluation_folder=folder / "truth")
-    write_ho3d(folder / "ho3d", {"SM1": dataset_trees.ho3d_sequences()[0]["SM1"]}, "evaluation", "v3")
+    dataset_trees.write_ho3d(
+        folder / "ho3d", {"SM1": dataset_trees.ho3d_sequences()[0]["SM1"]}, "evaluation", "v3"
+    )
     dataset_trees.write_mano(folder / "MANO_RIGHT.pkl")
-    views = dataset_trees.complement_samples()
-    write_complement(folder / "complement", views, dataset_trees.mano().faces, views=2)
+    dataset_trees.write_complement(folder / "complement", dataset_trees.complement_samples())
     return folder
 
 

@@ -11,15 +11,15 @@ import torch
 import trimesh
 from PIL import Image
 
-from nvf_fast.data.complement import INTRINSICS, Complement, write_complement
-from nvf_fast.data.sample import DamagedImageError, HandSample
-from tests.dataset_trees import complement_samples, mano
+from nvf_fast.data.complement import INTRINSICS, Complement
+from nvf_fast.data.sample import DamagedImageError
+from tests.dataset_trees import complement_samples, mano, write_complement
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("complement")
-    write_complement(folder, complement_samples(), mano().faces, views=2)
+    write_complement(folder, complement_samples())
     return folder
 
 
@@ -91,20 +91,3 @@ def test_names_damaged_image_or_mesh(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DamagedImageError, match=rf"6\.obj cannot be read: .*{fault}"):
             data[3]
     assert data[0].image.shape == (256, 256, 3)
-
-
-def test_writer_refuses_unsupported_samples(tmp_path: Path) -> None:
-    sample = complement_samples(1)[0]
-    faces = mano().faces
-    other = HandSample("a", sample.image, np.eye(3), vertices=sample.vertices)
-    small = HandSample("a", sample.image[:100], INTRINSICS, vertices=sample.vertices)
-    for wrong in (other, small):
-        with pytest.raises(ValueError, match="must be 256 x 256 px taken with"):
-            write_complement(tmp_path, [wrong], faces)
-    with pytest.raises(ValueError, match="must have MANO's vertices"):
-        write_complement(tmp_path, [HandSample("a", sample.image, INTRINSICS)], faces)
-    left = HandSample("a", sample.image, INTRINSICS, vertices=sample.vertices, side="left")
-    with pytest.raises(ValueError, match="right hand"):
-        write_complement(tmp_path, [left], faces)
-    with pytest.raises(ValueError, match="batch must be one of"):
-        write_complement(tmp_path, [sample], faces, batch="poses")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nvf_fast.data.ho3d import HO3D, HO3DPose, write_ho3d
+from nvf_fast.data.ho3d import HO3D
 from nvf_fast.data.mano import FINGERTIPS
 from nvf_fast.data.sample import DamagedImageError, HandSample
-from tests.dataset_trees import HANDS, ho3d_sequences, mano
+from tests.dataset_trees import HANDS, ho3d_sequences, mano, write_ho3d
 
 JPEG_LEVELS = 6  # largest difference of any pixel of the smooth images; measured 3 to 4 at quality 95
 
@@ -130,17 +130,3 @@ def test_refuses_other_splits(trees: Path) -> None:
     for arguments in (("training", "v2"), ("train", "v1")):
         with pytest.raises(ValueError, match='split must be "train" or "evaluation" and version'):
             HO3D(trees / "v2", *arguments)
-
-
-def test_writer_refuses_unsupported_samples(tmp_path: Path) -> None:
-    sample = written()[0]
-    image, camera, joints = sample.image, sample.intrinsics, sample.joints
-    pose = HO3DPose(torch.zeros(48), torch.zeros(10), torch.zeros(3))
-    with pytest.raises(ValueError, match="must have a box"):
-        write_ho3d(tmp_path, {"a": [HandSample("a", image, camera, joints=joints)]}, "evaluation")
-    with pytest.raises(ValueError, match="must have joints of a right hand"):
-        write_ho3d(tmp_path, {"a": [HandSample("a", image, camera, joints=joints, side="left")]})
-    with pytest.raises(ValueError, match="letters, digits"):
-        write_ho3d(tmp_path, {"../a": [sample]})
-    with pytest.raises(ValueError, match="the same frames"):
-        write_ho3d(tmp_path, {"a": [sample]}, poses={"a": [pose, pose]})

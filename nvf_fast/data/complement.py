@@ -7,7 +7,6 @@ loader. See docs/datasets.md.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor
 
 from nvf_fast.data.faults import Faults
-from nvf_fast.data.folder import FolderDataset, vertices_m
+from nvf_fast.data.folder import FolderDataset
 from nvf_fast.data.mano import VERTICES, Mano, close_surface, open_mano
 from nvf_fast.data.sample import DamagedImageError, HandSample
-from nvf_fast.data.tables import check_points, listed, read_image, write_image
-from nvf_fast.runtime.files import read_path, write_file
+from nvf_fast.data.tables import check_points, listed, read_image
+from nvf_fast.runtime.files import read_path
 
 PAGE = "https://github.com/SeanChenxy/HandMesh/blob/main/complement_data.md"
 BATCHES = ("base_pose", "trans_pose_batch1", "trans_pose_batch2", "trans_pose_batch3")
@@ -111,43 +110,6 @@ class Complement(FolderDataset):
             except (OSError, ValueError) as error:
                 faults.add(path, str(error), "a hand's mesh, open at the wrist")
         return None if faces is None else closed
-
-
-def write_complement(
-    folder: Path | str,
-    samples: Sequence[HandSample],
-    faces: Tensor,
-    batch: str = "base_pose",
-    views: int = VIEWS,
-) -> None:
-    """Write samples in Complement's format, `views` of them in the folder of each pose.
-
-    Args:
-        folder: to write to.
-        samples: right hands with MANO's vertices, 256 x 256 px, all taken with `INTRINSICS`.
-        faces: (F, 3) int64, open at the wrist.
-        batch: one of `BATCHES`.
-        views: images in one folder, numbered 3, 6, 9, ...
-
-    Raises:
-        ValueError: the format cannot store a sample.
-    """
-    if batch not in BATCHES or views < 1:
-        raise ValueError(f"batch must be one of {BATCHES} and views positive, got {batch!r} and {views}")
-    for index, sample in enumerate(samples):
-        if sample.image.shape != (SIZE, SIZE, 3) or not np.allclose(sample.intrinsics, INTRINSICS):
-            raise ValueError(
-                f"{sample.id} must be {SIZE} x {SIZE} px taken with {INTRINSICS.tolist()}, "
-                f"got {sample.image.shape} and {sample.intrinsics.tolist()}"
-            )
-        if sample.side != "right":
-            raise ValueError(f"{sample.id} must be a right hand, got a {sample.side} one")
-        pose, number = Path(folder) / batch / f"pose{index // views:04d}", 3 * (index % views + 1)
-        write_image(pose / "pic256" / "view" / f"hand.{number:04d}.png", sample.image[:, ::-1])
-        lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in (vertices_m(sample) * [-1, 1, 1]).tolist()]
-        # Mirroring reverses the orientation of faces.
-        lines += [f"f {a + 1} {b + 1} {c + 1}" for c, b, a in faces.tolist()]
-        write_file(pose / "model_mano" / f"{number}.obj", "\n".join([*lines, ""]).encode())
 
 
 def _mesh_of(identity: str) -> Path:

@@ -6,11 +6,9 @@ converts them.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +18,11 @@ from torch import Tensor
 from nvf_fast.conventions import FRAMES, convert_joints
 from nvf_fast.data import tables
 from nvf_fast.data.faults import Faults
-from nvf_fast.data.folder import FolderDataset, joints_m, row_of, vertices_m
+from nvf_fast.data.folder import FolderDataset, row_of
 from nvf_fast.data.mano import VERTICES, Mano, open_mano
 from nvf_fast.data.pickles import load_pickle
 from nvf_fast.data.sample import HandSample
-from nvf_fast.runtime.files import read_path, write_file
+from nvf_fast.runtime.files import read_path
 
 PAGE = "https://github.com/shreyashampali/ho3d"
 OFFICIAL = {
@@ -201,79 +199,6 @@ class HO3D(FolderDataset):
         pose, shape, translation = (table[index, None] for table in self._parameters)
         vertices, _ = self._mano(pose, shape, flat_hand_mean=True)
         return ((vertices[0] + 1000 * translation) * torch.from_numpy(FLIP)).float()
-
-
-@dataclass(frozen=True)
-class HO3DPose:
-    """MANO's parameters in HO-3D's form, in OpenGL's camera frame (x right, y up, z backward).
-
-    pose: (48,) axis-angle in radians, from the flat hand.
-    shape: (10,).
-    translation: (3,) mm, added to MANO's vertices.
-    """
-
-    pose: Tensor
-    shape: Tensor
-    translation: Tensor
-
-
-def write_ho3d(
-    folder: Path | str,
-    sequences: Mapping[str, Sequence[HandSample]],
-    split: str = "train",
-    version: str = "v2",
-    poses: Mapping[str, Sequence[HO3DPose]] | None = None,
-    released: bool = True,
-) -> None:
-    """Write samples in HO-3D's format: frames 0000, 0001, ... of each sequence.
-
-    Args:
-        folder: to write to.
-        sequences: by name, right hands with joints.
-        split: "train" or "evaluation"; samples of the latter need a box.
-        version: "v2" writes PNG, "v3" JPEG.
-        poses: MANO's parameters of the same frames; the train split's vertices are made from them.
-        released: whether the evaluation split's joints are written too, and vertices where all samples have
-            them.
-
-    Raises:
-        ValueError: the format cannot store a sample.
-    """
-    _check_arguments(split, version)
-    if wrong := [name for name in sequences if not re.fullmatch(r"[\w-]+", name)]:
-        raise ValueError(f"sequences must be named with letters, digits, - and _, got {wrong}")
-    lengths = {name: len(samples) for name, samples in sequences.items()}
-    if poses is not None and {name: len(each) for name, each in poses.items()} != lengths:
-        raise ValueError("poses must be given for the same frames as sequences")
-    folder, frames = read_path("folder", folder), []
-    for name, samples in sequences.items():
-        for number, sample in enumerate(samples):
-            place = folder / split / name
-            meta = _meta(sample, split, None if poses is None else poses[name][number])
-            tables.write_image(place / "rgb" / f"{number:04d}{SUFFIX[version]}", sample.image)
-            write_file(place / "meta" / f"{number:04d}.pkl", pickle.dumps(meta, protocol=2))
-            frames.append(f"{name}/{number:04d}")
-    write_file(folder / f"{split}.txt", "\n".join([*frames, ""]).encode())
-    every = [sample for samples in sequences.values() for sample in samples]
-    if split == "evaluation" and released:
-        joints = [convert_joints(joints_m(sample), "ho3d", "opengl") for sample in every]
-        tables.write_table(folder / "evaluation_xyz.json", joints)
-        if all(sample.vertices is not None for sample in every):
-            vertices = [vertices_m(sample) * FLIP for sample in every]
-            tables.write_table(folder / "evaluation_verts.json", vertices)
-
-
-def _meta(sample: HandSample, split: str, pose: HO3DPose | None) -> dict[str, np.ndarray]:
-    joints = convert_joints(joints_m(sample), "ho3d", "opengl")
-    meta = {"camMat": sample.intrinsics, "handJoints3D": joints}
-    if split == "evaluation":
-        if sample.box is None:
-            raise ValueError(f"{sample.id} must have a box for HO-3D's evaluation split, got None")
-        meta |= {"handJoints3D": joints[0], "handBoundingBox": sample.box.double().numpy()}
-    elif pose is not None:
-        meta |= {"handPose": pose.pose.double().numpy(), "handBeta": pose.shape.double().numpy()}
-        meta |= {"handTrans": pose.translation.double().numpy() / 1000}
-    return meta
 
 
 def _check_arguments(split: str, version: str) -> None:
