@@ -191,9 +191,15 @@ def test_outputs_that_cannot_be_written_are_refused(
         (["view", "a.png", "--port", -1], "--port must be 0 to 65535, got -1"),
         (["view", "a.png", "--port", 65536], "--port must be 0 to 65535, got 65536"),
         (["calibrate", "network", "--out", "new", "--seed", -1], "--seed must be 0 or more, got -1"),
-        (["eval", "hand-views", "--out", "new", "--seed", -1], "--seed must be 0 or more, got -1"),
+        (["eval", "hand-views", "--out", "new", "--seed", -1], "seed must lie in [0, inf), got -1"),
+        (["eval", "hand-views", "--out", "new", "--stable", 0], "stable must lie in [1, inf), got 0"),
+        (["eval", "hand-views", "--out", "new", "--count", -1], "count must lie in [0, inf), got -1"),
         (["eval", "hand-views", "--out", "new", "--threads", 0], "threads must lie in [1, inf), got 0"),
         (["eval", "synthetic-v2", "--out", "new", "--workers", -1], "workers must lie in [0, inf), got -1"),
+        (
+            ["eval", "photographs", "--data", "a", "--out", "new", "--batch", 0],
+            "batch must lie in [1, inf), got 0",
+        ),
     ],
 )
 def test_numbers_out_of_range_are_refused_at_once(run: Run, arguments: list[Any], message: str) -> None:

@@ -114,6 +114,8 @@ def test_pck_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line, (method, scores) in zip(axes.lines, curves.items(), strict=True):
         assert line.get_label() == f"{method} (AUC {scores.auc:.3f})"
         np.testing.assert_array_equal(line.get_xydata(), np.stack([scores.thresholds, scores.pck], 1))
+    (legend,) = figures[0].legends
+    assert legend.get_window_extent().y1 <= axes.get_tightbbox().y0, "the legend covers no curve"
     # By hand: half the joints count from the first threshold past 10 mm, all from that past 30 mm.
     assert curves["NVF"].auc == pytest.approx((0.5 * 20 + 20) / 50, abs=0.01)
     first, second = ((tmp_path / name / "pck.png").read_bytes() for name in ("first", "second"))

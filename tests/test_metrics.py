@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nvf_fast.evaluation import metrics
 from nvf_fast.evaluation.metrics import Floats
@@ -209,3 +210,19 @@ def test_refuses_invalid_input() -> None:
         metrics.keypoint_scores(np.ones((2, 3)), visible=np.zeros((2, 3)))
     with pytest.raises(ValueError, match="ascending"):
         metrics.keypoint_scores(np.ones((2, 3)), thresholds=[1.0, 0.0])
+    with pytest.raises(ValueError, match="ascending finite values"):
+        metrics.keypoint_scores(np.ones((2, 3)), thresholds=[0.0, np.inf])
+    with pytest.raises(ValueError, match="negative or not finite"):
+        metrics.keypoint_scores(-np.ones((2, 3)))
+    with pytest.raises(TypeError, match="errors must be numbers"):
+        metrics.keypoint_scores([["1", "2"]])
+    with pytest.raises(ValueError, match=r"single sets .*\(3, 21, 3\)"):
+        metrics.f_score(truth, truth, 5)
+
+
+def test_reads_tensors_and_numpy_integers() -> None:
+    errors = torch.tensor([[3.0, 4.0]], dtype=torch.bfloat16, requires_grad=True)
+    thresholds = torch.tensor([0.0, 50.0], dtype=torch.bfloat16)
+    assert metrics.keypoint_scores(errors, thresholds=thresholds).mean == 3.5
+    aligned = metrics.root_align(hands(), hands(seed=1), np.int64(3))
+    np.testing.assert_allclose(aligned[:, 3], hands(seed=1)[:, 3])

@@ -116,6 +116,13 @@ def test_missed_hands_count_with_the_mean_pose(data: Photographs) -> None:
     assert np.isnan(scores["streets"]["correlation"])
 
 
+def test_without_known_sides_only_their_rate_is_missing(tmp_path: Path) -> None:
+    entries = [{**entry, "side_score": 0.5} for entry in photograph_labels(2)]
+    data = Photographs(write_photographs(tmp_path, entries), "all")
+    found = evaluate_photographs(predictor(), data, data)["all"]
+    assert np.isnan(found["side"]) and found["aligned"] < 1e-3
+
+
 def test_mean_pose_of_one_hand_is_that_hand(tmp_path: Path) -> None:
     entry = photograph_labels(1)[0]
     left = {**entry, "file": "rooms_00009.png", "side": "left"}

@@ -183,6 +183,8 @@ class LabelledPhotographs:
         from nvf_fast.data.photographs import Photographs
         from nvf_fast.evaluation import photographs
 
+        with user_errors():
+            check_ranges(self, batch="[1, inf)")
         check_output_folder("--out", self.out)
         predictor, conditions = _load_alone("photographs", self.prediction)
         if predictor.task != "camera-space" or False not in predictor.scale_choices:
@@ -214,11 +216,15 @@ class HandViewChecks:
     # glTF file of a rigged right hand, for wide images; the built-in hand when absent
     rig: Optional[Path] = None
     data_cache: Optional[Path] = None  # folder for synthetic-v2
-    count: int = 2000  # number of synthetic-v2's hands
+    count: int = 2000  # number of synthetic-v2's hands; 0 skips their poses and stability
     stable: int = 200  # number of these used for stability
     empty: int = 2000  # number of views without a hand
     wide: int = 200  # number of wide images
     seed: int = 9_000_002  # seed of empty views and wide images; trainings use others
+
+    def __post_init__(self) -> None:
+        from_one = dict.fromkeys(("stable", "empty", "wide"), "[1, inf)")
+        check_ranges(self, count="[0, inf)", seed="[0, inf)", **from_one)
 
     def conditions(self) -> dict[str, Any]:
         """Metadata for the report's context."""
@@ -245,8 +251,6 @@ class HandViews:
     def run(self) -> None:
         check_output_folder("--out", self.out)
         check_output_folder("--data-cache", self.checks.data_cache)
-        if self.checks.seed < 0:
-            raise UserError(f"--seed must be 0 or more, got {self.checks.seed}")
         predictor, conditions = _load_alone("hand-views", self.prediction)
         if predictor.estimator.model.config.view != "hand":
             raise UserError("eval hand-views needs a network of hand views")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -76,19 +76,23 @@ def keypoint_scores(
         KeypointScores.
 
     Raises:
-        ValueError: a shape is wrong, an error that counts is not finite, or none counts.
+        TypeError: errors or thresholds are not numbers.
+        ValueError: a shape is wrong, an error that counts is negative or not finite, or none counts.
     """
-    errors = np.asarray(errors, dtype=np.float64)
+    errors = read_numbers("errors", errors, "numbers (samples, keypoints) in mm", most=sys.maxsize)
     if errors.ndim != 2 or errors.size == 0:
         raise ValueError(f"errors must be (samples, keypoints) in mm and not empty, got shape {errors.shape}")
     counted = np.ones(errors.shape, bool) if visible is None else np.asarray(visible, dtype=bool)
     if counted.shape != errors.shape:
         raise ValueError(f"visible must have the shape of errors {errors.shape}, got {counted.shape}")
-    thresholds = np.asarray(thresholds, dtype=np.float64)
-    if thresholds.ndim != 1 or len(thresholds) < 2 or not np.all(np.diff(thresholds) > 0):
-        raise ValueError("thresholds must be at least two ascending values in mm")
-    if not np.isfinite(errors[counted]).all():
-        raise ValueError("errors holds values that are not finite; drop them through `visible` or set them")
+    thresholds = read_numbers("thresholds", thresholds, "numbers (T,) in mm")
+    steps = np.diff(thresholds)
+    if thresholds.ndim != 1 or len(thresholds) < 2 or not np.all((steps > 0) & np.isfinite(steps)):
+        raise ValueError(f"thresholds must be at least two ascending finite values in mm, got {thresholds}")
+    if not np.all((errors[counted] >= 0) & np.isfinite(errors[counted])):
+        raise ValueError(
+            "errors holds values that are negative or not finite; drop them through `visible` or set them"
+        )
 
     seen = counted.any(axis=0)
     if not seen.any():
@@ -247,8 +251,15 @@ def f_score(predicted: Poses, truth: Poses, threshold_mm: float) -> float:
 
     Returns:
         In [0, 1]; 0 where neither set has a close neighbour.
+
+    Raises:
+        ValueError: an argument is a batch of sets, empty or not finite, or the threshold is not positive.
     """
     predicted, truth = _points(predicted, "predicted"), _points(truth, "truth")
+    if predicted.ndim != 2 or truth.ndim != 2:
+        raise ValueError(
+            f"predicted and truth must be single sets (V, 3) in mm, got {predicted.shape} and {truth.shape}"
+        )
     return _f_scores(predicted, truth, (threshold_mm,))[0]
 
 
@@ -426,7 +437,7 @@ def _pair(predicted: Poses, truth: Poses) -> tuple[Floats, Floats]:
 
 
 def _check_root(root: int, poses: Floats) -> None:
-    if not isinstance(root, int) or not 0 <= root < poses.shape[-2]:
+    if not isinstance(root, Integral) or not 0 <= root < poses.shape[-2]:
         raise ValueError(f"root must be a keypoint, 0 to {poses.shape[-2] - 1} of the poses, got {root!r}")
 
 

@@ -152,8 +152,8 @@ def evaluate_photographs(
 
     found, constant = errors(joints, joints_2d, joints), errors(always, always_2d, shape)
     right = np.full(len(labels), np.nan)
-    if predicts_sides:
-        reliable = [index for index, label in enumerate(labels) if label.side_score >= RELIABLE_SIDE]
+    reliable = [index for index, label in enumerate(labels) if label.side_score >= RELIABLE_SIDE]
+    if predicts_sides and reliable:
         sides = predicted(predict, data, batch, indices=reliable, sides_given=False).sides
         right[reliable] = [labels[row].side == side for row, side in zip(reliable, sides, strict=True)]
     groups = np.array([label.group for label in labels])

@@ -92,8 +92,7 @@ def predict(
     }
     stores = {}
     if folder is not None:
-        names = {index: f"shard-{index:05d}-of-{count:05d}" for index in spans}
-        stores = {index: Store(folder, name, ".safetensors") for index, name in names.items()}
+        stores = {index: Store(folder, f"shard-{index:05d}", ".safetensors") for index in spans}
     found = {index: _stored(store, known) for index, store in stores.items()}
     done = {index: stored for index, stored in found.items() if stored is not None}
     missing = {index: span for index, span in spans.items() if index not in done}

@@ -23,7 +23,7 @@ def pck_figure(curves: Mapping[str, KeypointScores], path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed (`pip install nvf-fast[viz]`).
     """
-    with figure_file(path, 3.6, 2.9, dpi=300) as figure:
+    with figure_file(path, 3.6, 2.7 + 0.15 * len(curves), dpi=300) as figure:
         axes = figure.add_subplot()
         for k, (method, curve) in enumerate(curves.items()):
             axes.plot(
@@ -41,4 +41,4 @@ def pck_figure(curves: Mapping[str, KeypointScores], path: Path) -> None:
         axes.grid(color="0.88", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="0.85", handlelength=2.6, fontsize=7)
+        figure.legend(loc="outside lower center", frameon=False, handlelength=2.6, fontsize=7)
