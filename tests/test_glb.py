@@ -75,7 +75,7 @@ class Writer:
         component = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 5126}[
             array.dtype.str[1:]
         ]
-        kind = {1: "SCALAR", 3: "VEC3", 4: "VEC4", 16: "MAT4"}[array.shape[1]]
+        kind = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}[array.shape[1]]
         rows = array.tobytes()
         width = len(rows) // len(array)
         view: dict[str, Any] = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": len(rows)}
@@ -280,6 +280,13 @@ def with_text(path: Path) -> Path:
     return path
 
 
+def with_infinite_texture_coordinates(path: Path) -> Path:
+    file = glb(source())
+    uv = np.full((accessor(file.document, "POSITION")["count"], 2), np.inf, "f4")
+    first_primitive(file.document)["attributes"]["TEXCOORD_0"] = file.accessor(uv)
+    return file.save(path)
+
+
 def truncated(path: Path) -> Path:
     glb(source()).save(path)
     path.write_bytes(path.read_bytes()[:-5000])
@@ -357,7 +364,11 @@ FAULTS: list[tuple[Callable[[Path], Path], str]] = [
         rewritten(weights=lambda: np.eye(25)[np.zeros(len(source().vertices), int)]),
         "15 joints move no vertex: thumb-metacarpal, .* and 10 more",
     ),
-    (rewritten(vertices=lambda: np.where(np.arange(3) > 1, np.nan, source().vertices)), "NaN"),
+    (
+        rewritten(vertices=lambda: np.where(np.arange(3) > 1, np.nan, source().vertices)),
+        "POSITION of .* contain NaN",
+    ),
+    (with_infinite_texture_coordinates, "TEXCOORD_0 of primitive 0 of mesh 0 contain NaN or infinity"),
     (
         rewritten(vertices=lambda: mirrored(source().vertices), joints=mirrored_joints),
         "a left hand; expected a right hand",

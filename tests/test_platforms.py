@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from nvf_fast.cli import UserError
 from nvf_fast.cli.cameras import entry_of
@@ -113,7 +114,8 @@ def test_hidden_files_are_not_taken_for_images(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match="no images"):
         Backgrounds(tmp_path)
-    assert view_credits(ViewFolders(backgrounds=tmp_path))["backgrounds"] == 0
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.png")
+    assert view_credits(ViewFolders(backgrounds=tmp_path))["backgrounds"] == 1
 
 
 def test_paths_in_files_have_either_slash() -> None:

@@ -18,6 +18,7 @@ from nvf_fast.data.draws import Stream
 from nvf_fast.data.hand_views import VIEW_POINTS, VIEW_SIZE, HandViews
 from nvf_fast.joint_definitions import UNIT_SCALE_MM
 from nvf_fast.synthetic import renderer
+from nvf_fast.synthetic.backgrounds import Backgrounds
 from nvf_fast.synthetic.forearm import SKIN, SLEEVE
 from nvf_fast.synthetic.objects import elbow, like_fingers, skin_lump
 from nvf_fast.synthetic.rasteriser import rasterise
@@ -218,6 +219,25 @@ def test_background_folder(tmp_path: Path) -> None:
     assert (green > np.maximum(red, blue) + 20).mean() > 0.5
     with pytest.raises(ValueError, match="no images"):
         SyntheticViews(2, backgrounds=tmp_path / "nothing here")
+
+
+@pytest.mark.parametrize("size", [(32, 16), (2, 2), (4000, 60)])
+def test_refuses_small_backgrounds(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size).save(tmp_path / "small.png")
+    expected = f"small.png: the background has {size[0]} x {size[1]} px; expected sides of at least 32 px"
+    with pytest.raises(ValueError, match=expected):
+        Backgrounds(tmp_path).draw_surroundings(Stream(0, "light", 0))
+
+
+@pytest.mark.parametrize("size", [(64, 32), (1024, 32), (32, 900)])
+def test_smallest_backgrounds(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size, (0, 200, 0)).save(tmp_path / "small.png")
+    backgrounds = Backgrounds(tmp_path)
+    light = backgrounds.draw_surroundings(Stream(0, "light", 0))
+    if light is not None:
+        assert light.sky.argmax() == 1 and light.ground.argmax() == 1
+    view = backgrounds.draw_view(Stream(0, "view", 0), 100.0, (48, 64))
+    np.testing.assert_allclose(view, np.broadcast_to([0, 200 / 255, 0], view.shape), atol=1e-6)
 
 
 def test_refuses_invalid_options() -> None:

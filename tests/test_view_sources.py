@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nvf_fast.data.faults import DatasetError
 from nvf_fast.training.view_mixture import ViewMixtureConfig
@@ -50,6 +51,19 @@ def test_fingerprint_depends_on_the_sources(folder: Path) -> None:
     assert open_views(config, ViewFolders(), seed=1).fingerprint != plain
     assert open_views(config, ViewFolders(), seed=0).fingerprint == plain
     assert open_views(config, ViewFolders(), 0, Spots()).fingerprint != plain
+
+
+def test_backgrounds_in_subfolders_count(tmp_path: Path) -> None:
+    def fingerprint() -> str:
+        return open_views(ViewMixtureConfig(), ViewFolders(backgrounds=tmp_path), seed=0).fingerprint
+
+    (tmp_path / "rooms").mkdir()
+    (tmp_path / "README.md").write_text("Two rooms.")
+    Image.new("RGB", (64, 32)).save(tmp_path / "rooms" / "one.png")
+    before = fingerprint()
+    Image.effect_noise((64, 32), 50).save(tmp_path / "rooms" / "two.png")
+    assert fingerprint() != before
+    assert view_credits(ViewFolders(backgrounds=tmp_path))["backgrounds"] == 2
 
 
 def test_credits_name_sources_and_licences(folder: Path) -> None:

@@ -21,6 +21,7 @@ from nvf_fast.synthetic.skin import draw_tone
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LARGEST = 1024  # px, of an image's longer side in memory
+SMALLEST = 32  # px, of its shorter side: a panorama's light is averaged over 8 rows of a quarter of its size
 KEPT = 256  # images in memory
 PANORAMA_SIZES = 3  # each half as wide as the one before
 PROCEDURAL, PROCEDURAL_SIZE = 256, 192  # number and side of the procedural images
@@ -43,24 +44,15 @@ class Backgrounds:
     """A source of backgrounds.
 
     Args:
-        folder: of images, read on demand; those twice as wide as high are equirectangular panoramas, and
-            hidden files are skipped. None makes all surroundings procedural.
+        folder: of images and further folders, read on demand; images twice as wide as high are
+            equirectangular panoramas, and hidden files are skipped. None makes all surroundings procedural.
 
     Raises:
         ValueError: the folder holds no image.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
-        paths: list[Path] = []
-        if folder is not None:
-            paths = sorted(
-                path
-                for path in read_path("folder", folder).rglob("*")
-                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-            )
-            if not paths:
-                raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
-        self._paths = paths
+        self._paths = [] if folder is None else background_files(folder)
 
     def draw(self, stream: Stream, size: int) -> np.ndarray:
         """Draw one background, (size, size, 3) float32 display RGB in [0, 1]."""
@@ -101,6 +93,19 @@ class Backgrounds:
             return None
         path = stream.choose(self._paths)
         return _surroundings(path) if _is_panorama(_load(path)[0]) else None
+
+
+def background_files(folder: Path | str) -> list[Path]:
+    """List the images in a folder of backgrounds and in its subfolders, sorted.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = (path for path in read_path("folder", folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in files if path.is_file() and not path.name.startswith("."))
+    if not paths:
+        raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
+    return paths
 
 
 @lru_cache(maxsize=PROCEDURAL)
@@ -216,7 +221,11 @@ def _paint_noise(image: np.ndarray, strength: float, waves: float, place: float,
 def _load(path: Path) -> list[np.ndarray]:
     """Read an image; for a panorama, also halves, quarters and so on, for wide views without aliasing."""
     image = Image.fromarray(read_image(path))
+    got = f"{image.width} x {image.height} px"
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
+    if min(image.size) < SMALLEST:
+        expected = f"sides of at least {SMALLEST} px once the longer one is at most {LARGEST} px"
+        raise ValueError(f"{path}: the background has {got}; expected {expected}")
     sizes = [np.asarray(image)]
     while _is_panorama(sizes[0]) and len(sizes) < PANORAMA_SIZES:
         sizes.append(np.asarray(image.reduce(2 ** len(sizes))))

@@ -93,7 +93,6 @@ class GLBFile:
             given = self._array(skins[0]["inverseBindMatrices"], "MAT4", "inverse bind matrices")
             got, expected = f"{len(given)} inverse bind matrices", f"{len(names)}, one for each of the joints"
             require(len(given) == len(names), got, expected)
-            require(np.isfinite(given).all(), "inverse bind matrices of NaN or infinity", "finite ones")
             inverse = given.reshape(-1, 4, 4).transpose(0, 2, 1)
         world = self._world()
         in_tree = all(joint in world for joint in joints)
@@ -142,7 +141,6 @@ class GLBFile:
             (len(indices) and len(indices) % 3 == 0, f"{len(indices)} indices", "three a triangle"),
             (indices.max(initial=0) < counts[0], "faces on further vertices", f"{counts[0]} of them"),
             (joints.max() < joint_count, f"joint {joints.max()}", f"those of the skin, {joint_count}"),
-            (np.isfinite(positions).all(), "positions of NaN or infinity", "finite ones"),
         ):
             require(bool(sound), f"{name} has {got}", expected)
         astray = ~(np.abs(sums - 1) <= WEIGHT_SUM) | (weights < 0).any(1)
@@ -174,6 +172,7 @@ class GLBFile:
         require(end <= len(data), f"{name} end at byte {end} of {len(data)}", "a whole file")
         shape, strides = (accessor["count"], columns), (stride, component.itemsize)
         array: np.ndarray = np.ndarray(shape, component, data, start, strides)
+        require(bool(np.isfinite(array).all()), f"{name} contain NaN or infinity", "finite numbers")
         if accessor.get("normalized") and component.kind in "iu":
             return np.maximum(array / np.iinfo(component).max, -1)
         return array

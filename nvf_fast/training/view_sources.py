@@ -17,6 +17,7 @@ from nvf_fast.data.photograph_views import PhotographViews
 from nvf_fast.data.photographs import Photographs
 from nvf_fast.data.sample import HandDataset
 from nvf_fast.data.sample_views import SampleViews
+from nvf_fast.synthetic.backgrounds import background_files
 from nvf_fast.synthetic.rendered_views import Kind, SyntheticViews
 from nvf_fast.training.view_mixture import Source, ViewMixture, ViewMixtureConfig
 
@@ -88,7 +89,7 @@ def view_credits(folders: ViewFolders, dataset: HandDataset | None = None) -> di
     found: dict[str, Any] = {
         "rigs": [path.name for path in folders.rigs],
         "textures": [path.name for path in folders.textures],
-        "backgrounds": len(_files(folders.backgrounds)) if folders.backgrounds else 0,
+        "backgrounds": len(background_files(folders.backgrounds)) if folders.backgrounds else 0,
     }
     if dataset is not None:
         found["dataset"] = f"{dataset.name} {dataset.split}"
@@ -102,17 +103,16 @@ def view_credits(folders: ViewFolders, dataset: HandDataset | None = None) -> di
     return found
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of a folder but hidden ones, which macOS adds to the folders that it shows."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-
-
 def _identity(path: Path | None) -> str | None:
-    """A digest of a file's contents, or of the names and sizes in a folder."""
+    """A digest of a file's contents, or of the names and sizes in a folder and its subfolders.
+
+    Hidden files, which macOS adds to the folders that it shows, are left out.
+    """
     if path is None:
         return None
     if path.is_dir():
-        content = repr([(file.name, file.stat().st_size) for file in _files(path)]).encode()
+        files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
+        content = repr([(file.relative_to(path).as_posix(), file.stat().st_size) for file in files]).encode()
     else:
         content = path.read_bytes()
     return hashlib.sha256(content).hexdigest()[:16]
