@@ -20,7 +20,7 @@ from nvf_fast.hand_surface import RADII_MM, cone_ends
 from nvf_fast.inputs import METRES, check_hand_scales, read_cameras
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths
 from nvf_fast.pose import A, HandPose
-from nvf_fast.runtime.arguments import check_dense
+from nvf_fast.runtime.arguments import check_dense, read_numbers
 
 RAYS = 32  # across and down, of the grid that covers the hand
 SPHERES = 6  # along each cone
@@ -102,7 +102,7 @@ def estimate_hand_scale(
     Raises:
         ValueError: not exactly one of `depth` and `distance_mm` is given, no pose can be used, a shape or a
             number is invalid, or nobody has such a hand scale.
-        TypeError: depths are not numbers.
+        TypeError: depths or distances are not numbers.
 
     Examples:
         >>> import numpy as np, nvf_fast
@@ -122,12 +122,12 @@ def estimate_hand_scale(
         faults = [fit.fault for fit in fits]
         ratios = np.array([np.nan if fit.fault else fit.ratio for fit in fits])
     else:
-        distances, faults = np.asarray(distance_mm, np.float64), ["it is not valid"]
-        if distances.shape not in ((), (len(joints),)) or not (distances > 0).all():
-            raise ValueError(
-                f"distance_mm must be a positive number, or one for each of {len(joints)} pose(s), "
-                f"got {distance_mm}"
-            )
+        expected = f"a positive number, or one for each of {len(joints)} pose(s)"
+        faults = ["it is not valid"] * len(joints)
+        distances = read_numbers("distance_mm", distance_mm, expected)
+        lengths = np.isfinite(distances) & (distances > 0)
+        if distances.shape not in ((), (len(joints),)) or not lengths.all():
+            raise ValueError(f"distance_mm must be {expected}, got {distance_mm}")
         ratios = distances / np.linalg.norm(joints[:, 0], axis=-1)
     scales = _hand_scales(pose) * ratios
     scales = scales[np.isfinite(scales)]

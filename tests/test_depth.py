@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -244,7 +245,11 @@ def test_invalid_requests_of_hand_scales() -> None:
     for options in ({}, {"depth": hands().depths}, {"K": K, "distance_mm": 500.0}):
         with pytest.raises(ValueError, match="give depth and K, or distance_mm"):
             estimate_hand_scale(poses(), **options)
-    for distance in (0.0, np.array([500.0, 500.0])):
+    with pytest.raises(TypeError, match=r"distance_mm must be a positive number, .* got '500'"):
+        estimate_hand_scale(poses(), distance_mm="500")
+    with pytest.raises(ValueError, match="no pose determines the hand's scale: none is given"):
+        estimate_hand_scale(poses()[:0], distance_mm=500.0)
+    for distance in (0.0, math.inf, np.array([500.0, 500.0])):
         with pytest.raises(ValueError, match="distance_mm must be a positive number, or one for each of 4"):
             estimate_hand_scale(poses(), distance_mm=distance)
     for metres in (0.5, [0.5, 0.5, 0.6, 0.6]):
