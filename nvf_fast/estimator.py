@@ -242,8 +242,7 @@ class PoseEstimator:
             depths = read_depths(depth, [each.shape[:2] for each in images])
             unscaled = self(image, K, hand_scale, box, side, return_votes, previous, root)
             return scaled_to_depth(unscaled, depths, K)
-        found = box is None and previous is None and root is None and isinstance(self.volume, HandVolume)
-        if found or callable(box):
+        if self._finds_hands(box, previous, root):
             return self._every_hand(image, K, hand_scale, side, return_votes, box)
         # On a CPU, inference mode saves 4 % of a call.
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
@@ -288,8 +287,7 @@ class PoseEstimator:
             >>> [pose.result().joints.shape for pose in pending]
             [(21, 3), (21, 3)]
         """
-        found = box is None and previous is None and root is None and isinstance(self.volume, HandVolume)
-        if found or callable(box):
+        if self._finds_hands(box, previous, root):
             raise ValueError(
                 "submit needs a box or a previous pose, since finding hands waits for the device"
             )
@@ -307,6 +305,11 @@ class PoseEstimator:
             pose = self._posed(request, False, launched)
         result = _like(pose, image)
         return result[0] if request.single else result
+
+    def _finds_hands(self, box: Any, previous: Any, root: Any) -> bool:
+        """Whether the network or a detector finds the hands, since no argument places them."""
+        searched = callable(box) or (box is None and isinstance(self.volume, HandVolume))
+        return searched and previous is None and root is None
 
     def _posed(
         self, request: Request, return_votes: bool, launched: Callable[[], Results] | None = None

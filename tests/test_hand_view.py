@@ -512,7 +512,9 @@ def test_find_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
         ({"box": (-1e5, 10, 200, 50)}, "needs a view of 180 degrees or more, but views have at most 150"),
         ({"root": (0, 0, 500)}, "root must be None"),
         ({"side": "Right"}, '"right", "left" or None'),
+        ({"root": (0, 0, 500), "box": lambda image: [BOX]}, "root must be None"),
         ({"previous": "itself"}, "box and previous both place a hand view"),
+        ({"previous": "itself", "box": lambda image: [BOX]}, "box and previous both place a hand view"),
     ],
 )  # fmt: skip
 def test_refuses_invalid_boxes_and_arguments(
@@ -520,7 +522,7 @@ def test_refuses_invalid_boxes_and_arguments(
 ) -> None:
     estimator = PoseEstimator(model, step_mm=56.0)
     if "previous" in arguments:
-        arguments = {"previous": estimator(image, K, box=BOX)}
+        arguments = arguments | {"previous": estimator(image, K, box=BOX)}
     with pytest.raises(ValueError, match=message):
         estimator(image, K, **{"box": BOX, **arguments})
 
