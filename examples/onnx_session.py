@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 class Pose(NamedTuple):
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--side", choices=("right", "left"), help="predicted when absent")
     arguments = parser.parse_args()
 
-    image = np.asarray(Image.open(arguments.image).convert("RGB"))
+    image = np.asarray(ImageOps.exif_transpose(Image.open(arguments.image)).convert("RGB"))  # upright
     height, width = image.shape[:2]
     K = np.array([[arguments.focal, 0, (width - 1) / 2], [0, arguments.focal, (height - 1) / 2], [0, 0, 1]])
     network = HandNetwork(arguments.network)

@@ -22,6 +22,7 @@ from nvf_fast.runtime.arguments import check_number, read_numbers
 FOCAL_LIMITS = (0.1, 10_000.0)
 # From the optical axis to the nearest pixel. The widest rectilinear lenses reach 65 degrees in the corners.
 AXIS_DEGREES = 75.0
+MOST_SKEW = 0.25  # of fx; pixels of cameras are rectangles, whose skew is 0
 SMALLEST_FOV = 5.0  # degrees, larger than any angle in radians
 
 
@@ -284,6 +285,8 @@ def check_intrinsics(K: Sequence[Sequence[float]], width: int, height: int) -> N
         raise ValueError(f"K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in px, got {K}{hint}")
     if fx <= 0 or fy <= 0:
         raise ValueError(f"K must have positive focal lengths fx and fy in px, got {K}")
+    if abs(skew) > MOST_SKEW * fx:
+        raise ValueError(f"K must have a skew s of at most {MOST_SKEW:g} fx, got {K}: cx ends the first row")
     longer = max(width, height)
     shortest, longest = (factor * longer for factor in FOCAL_LIMITS)
     if not (shortest <= min(fx, fy) and max(fx, fy) <= longest):

@@ -20,7 +20,7 @@ from nvf_fast.hand_surface import RADII_MM, cone_ends
 from nvf_fast.inputs import METRES, check_hand_scales, read_cameras
 from nvf_fast.joint_definitions import UNIT_LENGTH_MM, bone_lengths
 from nvf_fast.pose import A, HandPose
-from nvf_fast.runtime.arguments import check_dense
+from nvf_fast.runtime.arguments import check_dense, read_numbers
 
 RAYS = 32  # across and down, of the grid that covers the hand
 SPHERES = 6  # along each cone
@@ -102,7 +102,7 @@ def estimate_hand_scale(
     Raises:
         ValueError: not exactly one of `depth` and `distance_mm` is given, no pose can be used, a shape or a
             number is invalid, or nobody has such a hand scale.
-        TypeError: depths are not numbers.
+        TypeError: depths or distances are not numbers.
 
     Examples:
         >>> import numpy as np, nvf_fast
@@ -122,12 +122,12 @@ def estimate_hand_scale(
         faults = [fit.fault for fit in fits]
         ratios = np.array([np.nan if fit.fault else fit.ratio for fit in fits])
     else:
-        distances, faults = np.asarray(distance_mm, np.float64), ["it is not valid"]
-        if distances.shape not in ((), (len(joints),)) or not (distances > 0).all():
-            raise ValueError(
-                f"distance_mm must be a positive number, or one for each of {len(joints)} pose(s), "
-                f"got {distance_mm}"
-            )
+        expected = f"a positive number, or one for each of {len(joints)} pose(s)"
+        faults = ["it is not valid"] * len(joints)
+        distances = read_numbers("distance_mm", distance_mm, expected)
+        lengths = np.isfinite(distances) & (distances > 0)
+        if distances.shape not in ((), (len(joints),)) or not lengths.all():
+            raise ValueError(f"distance_mm must be {expected}, got {distance_mm}")
         ratios = distances / np.linalg.norm(joints[:, 0], axis=-1)
     scales = _hand_scales(pose) * ratios
     scales = scales[np.isfinite(scales)]
@@ -140,8 +140,8 @@ def estimate_hand_scale(
     return HandScale(median, float(np.median(np.abs(scales - median))), len(scales))
 
 
-def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> list[Any]:
-    """Validate depth images, (H, W) mm each, numpy or torch.
+def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> list[np.ndarray]:
+    """Depth images as arrays, (H, W) mm each, without a copy where they lie on the CPU.
 
     Args:
         depth: one image, (B, H, W), or a list.
@@ -156,16 +156,17 @@ def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> l
             raise TypeError(f"depth must be a numpy array or a torch tensor, got {type(each).__name__}")
         if isinstance(each, Tensor):
             check_dense("depth", each)
-        shape = tuple(each.shape)
+            each = (each.float() if each.dtype == torch.bfloat16 else each).numpy(force=True)
+        depths[index] = each = np.ma.filled(each, 0)  # masked values count as not measured
+        shape = each.shape
         expected = shape if sizes is None else tuple(sizes[index])
         if each.ndim != 2 or shape != expected:
             size = "(H, W)" if sizes is None else f"(H, W) = {expected} px, aligned with the image"
             raise ValueError(f"depth must be {size}, got shape {shape}")
-        if str(each.dtype).removeprefix("torch.") in ("bool", "uint8", "int8", "complex64", "complex128"):
+        if each.dtype.kind not in "iuf" or each.dtype.itemsize == 1:
             raise TypeError(f"depth must be mm as uint16, another integer or a float, got {each.dtype}")
         step = max(4, max(shape) // 1024)
-        coarse = each[::step, ::step]
-        values = coarse.cpu().numpy() if isinstance(coarse, Tensor) else coarse
+        values = each[::step, ::step]
         values = values[np.isfinite(values)]
         if (values < 0).any():
             raise ValueError(f"depth must be positive mm, 0 or NaN without a measurement, got {values.min()}")
@@ -173,11 +174,10 @@ def read_depths(depth: Any, sizes: Sequence[tuple[int, int]] | None = None) -> l
             raise ValueError(
                 f"depth must be in mm, the largest value is {values.max():.3g}: multiply metres by 1000"
             )
-    # Few operations of torch take uint16.
-    return [each.cpu().numpy() if each.dtype == torch.uint16 else each for each in depths]
+    return depths
 
 
-def _fits(pose: HandPose[Any], depths: list[Any], K: Any) -> list[DepthFit]:
+def _fits(pose: HandPose[Any], depths: list[np.ndarray], K: Any) -> list[DepthFit]:
     """The fit of each pose to the depth image of its own image."""
     joints, scales = _joints(pose), _hand_scales(pose)
     images = np.zeros(1, int) if pose.image_index is None else np.atleast_1d(_numpy(pose.image_index))
@@ -193,7 +193,7 @@ def _fits(pose: HandPose[Any], depths: list[Any], K: Any) -> list[DepthFit]:
     ]
 
 
-def fit_depth(joints: np.ndarray, depth: Any, camera: Cameras, hand_scale: float) -> DepthFit:
+def fit_depth(joints: np.ndarray, depth: np.ndarray, camera: Cameras, hand_scale: float) -> DepthFit:
     """Find the scale of one hand at which its surface lies at the measured depths.
 
     Args:
@@ -208,7 +208,7 @@ def fit_depth(joints: np.ndarray, depth: Any, camera: Cameras, hand_scale: float
     columns, rows = np.rint(camera.project(rays[None])[0]).T
     inside = (columns >= 0) & (columns < depth.shape[1]) & (rows >= 0) & (rows < depth.shape[0])
     rows, columns = rows[inside].astype(np.int64), columns[inside].astype(np.int64)
-    measured = _numpy(depth[rows, columns]).astype(np.float64)
+    measured = depth[rows, columns].astype(np.float64)
     seen = np.isfinite(measured) & (measured > 0)
     if seen.sum() < max(LEAST_RAYS, LEAST_MEASURED * len(rays)):
         return DepthFit(1.0, f"measured at {seen.sum()} of {len(rays)} pixels of the hand")

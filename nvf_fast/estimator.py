@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
@@ -209,7 +210,8 @@ class PoseEstimator:
                 turns to its centre, and a warning reports a box wider than the view; None looks along the
                 optical axis. Without a box and `previous`, a network of hand views finds every hand. A
                 callable finds them instead (`finding.Detector`): it takes an image and returns boxes, boxes
-                and sides, or boxes, sides and scores; closer views then verify and improve its boxes.
+                and sides, or boxes, sides and scores; closer views then verify and improve its boxes, of
+                which the best 32 are used, with a warning if it returns more.
             side: "right", "left" or None, or a list with one per box, without boxes one per image, of all its
                 hands. With None a network of hand views predicts the side; other networks assume a right
                 hand.
@@ -224,9 +226,10 @@ class PoseEstimator:
                 measured depth; otherwise a warning gives the reason (`nvf_fast.depth`).
 
         Returns:
-            One pose for one image with one box (4,), else a batch, in the order of the boxes. Found hands are
-            ordered by image, then by presence, and the batch may be empty; `image_index` is the index of each
-            hand's image. numpy images give numpy arrays, and torch images give torch tensors on their device.
+            One pose for one image with one box (4,), else a batch, in the order of the boxes. Found hands, at
+            most 32 in an image, are ordered by image, then by presence, and the batch may be empty;
+            `image_index` is the index of each hand's image. numpy images give numpy arrays, and torch images
+            give torch tensors on their device.
             Where no point votes, or where the view of a given box shows no hand, `valid` is false and joints
             are NaN. A warning reports a hand at the end of the queried depths.
 
@@ -239,8 +242,7 @@ class PoseEstimator:
             depths = read_depths(depth, [each.shape[:2] for each in images])
             unscaled = self(image, K, hand_scale, box, side, return_votes, previous, root)
             return scaled_to_depth(unscaled, depths, K)
-        found = box is None and previous is None and root is None and isinstance(self.volume, HandVolume)
-        if found or callable(box):
+        if self._finds_hands(box, previous, root):
             return self._every_hand(image, K, hand_scale, side, return_votes, box)
         # On a CPU, inference mode saves 4 % of a call.
         with torch.inference_mode() if self.device.type == "cpu" else torch.no_grad():
@@ -285,8 +287,7 @@ class PoseEstimator:
             >>> [pose.result().joints.shape for pose in pending]
             [(21, 3), (21, 3)]
         """
-        found = box is None and previous is None and root is None and isinstance(self.volume, HandVolume)
-        if found or callable(box):
+        if self._finds_hands(box, previous, root):
             raise ValueError(
                 "submit needs a box or a previous pose, since finding hands waits for the device"
             )
@@ -304,6 +305,11 @@ class PoseEstimator:
             pose = self._posed(request, False, launched)
         result = _like(pose, image)
         return result[0] if request.single else result
+
+    def _finds_hands(self, box: Any, previous: Any, root: Any) -> bool:
+        """Whether the network or a detector finds the hands, since no argument places them."""
+        searched = callable(box) or (box is None and isinstance(self.volume, HandVolume))
+        return searched and previous is None and root is None
 
     def _posed(
         self, request: Request, return_votes: bool, launched: Callable[[], Results] | None = None
@@ -479,7 +485,10 @@ class PoseEstimator:
         else:
             found = detected(detector, image)
         found = found.chosen(viewable(found.boxes, camera, *size))
-        found = found.chosen(distinct(found.boxes, found.scores, nested=1.0)[:MOST_CANDIDATES])
+        best = distinct(found.boxes, found.scores, nested=1.0)
+        if detector is not None and len(best) > MOST_CANDIDATES:
+            warnings.warn(f"of {len(best)} detected boxes the best {MOST_CANDIDATES} are used", stacklevel=2)
+        found = found.chosen(best[:MOST_CANDIDATES])
         if not len(found.boxes):
             return found
         with self._profiler.stage("prepare"):

@@ -35,7 +35,7 @@ LEAST_LOGIT = -6.0  # of a coarse pose's evidence, relative to the threshold; -4
 NESTED = 0.7  # boxes whose intersection over the smaller box is larger show one hand too
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class FoundHands:
     """The hands of one image, best first, in the image's array type.
 

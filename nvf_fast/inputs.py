@@ -418,7 +418,7 @@ def _check_image(image: Any, index: int | None, channels: int) -> None:
             expected += f", or (B, H, W, {channels}) for a batch"
         if channels != 3:
             raise ValueError(f"{name} must be {expected}, as the network takes it, got shape {shape}")
-        if len(shape) == 2:
+        if len(shape) == 2 or shape[-1:] == (1,):
             hint = "; repeat the channel of a grey image three times"
         elif len(shape) > 2 and shape[-1] == 4:
             hint = "; leave the alpha channel out"

@@ -59,7 +59,9 @@ def draw_poses(
             )
     if len(ids) not in (0, len(poses)):
         raise ValueError(f"ids must be one for each of {len(poses)} pose(s), or empty, got {ids}")
-    hands = [(pose, f"{ids[row]} " if len(ids) else "") for row, pose in enumerate(poses) if pose.valid]
+    hands = [
+        (pose.numpy(), f"{ids[row]} " if len(ids) else "") for row, pose in enumerate(poses) if pose.valid
+    ]
     drawing, drawn, labels = Image.fromarray(np.asarray(image)), [np.empty((0, 2))], []
     for pose, label in sorted(hands, key=lambda hand: -float(hand[0].joints[:, 2].mean())):
         pixels = np.asarray(pose.joints_2d, np.float64) + 0.5

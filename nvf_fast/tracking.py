@@ -15,7 +15,7 @@ from nvf_fast.camera_model import Cameras
 from nvf_fast.depth import read_depths, scaled_to_depth
 from nvf_fast.estimator import PoseEstimator
 from nvf_fast.finding import SAME_HAND, overlap, pixel_boxes, squared, viewable
-from nvf_fast.inputs import read_cameras, read_hand_scale
+from nvf_fast.inputs import read_cameras, read_hand_scale, read_one_image
 from nvf_fast.pose import HandPose
 from nvf_fast.runtime.arguments import check_number, check_ranges
 from nvf_fast.volumes import HandVolume
@@ -214,9 +214,7 @@ class Tracker:
             ValueError: the time is not later than the previous one, or a shape or a value is invalid.
             TypeError: an argument has the wrong type or dtype.
         """
-        if getattr(image, "ndim", 0) != 3:
-            found = getattr(image, "shape", type(image).__name__)
-            raise TypeError(f"image must be one (H, W, 3) numpy array or torch tensor, got {found}")
+        image = read_one_image("a tracker", image, self.estimator.model.config.image_channels)
         check_number("time", time)
         if not (math.isfinite(time) and time > self._time):
             raise ValueError(f"time must be later than {self._time:g} s of the previous frame, got {time}")
@@ -342,7 +340,7 @@ class Tracker:
 
 
 def _at_depth(
-    poses: HandPose[np.ndarray], tracks: Sequence[_Track], depths: list[Any] | None, camera: Cameras
+    poses: HandPose[np.ndarray], tracks: Sequence[_Track], depths: list[np.ndarray] | None, camera: Cameras
 ) -> HandPose[np.ndarray]:
     """Scale poses to a depth image, if any, or else to the last scale of their tracks."""
     scaled = poses if depths is None else scaled_to_depth(poses, depths, camera)

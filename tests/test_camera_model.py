@@ -246,6 +246,8 @@ def test_reference_views_look_along_undistorted_rays() -> None:
         ([[600, 0, 0], [0, 600, 0], [319.5, 239.5, 1]], "it is transposed"),
         ([[600, 0, 319.5], [0, -600, 239.5], [0, 0, 1]], "positive focal lengths"),
         ([[600, 0, math.nan], [0, 600, 239.5], [0, 0, 1]], "K must be finite"),
+        ([[600, 319.5, 0], [0, 600, 239.5], [0, 0, 1]], "a skew s of at most 0.25 fx"),
+        ([[600, -151, 319.5], [0, 600, 239.5], [0, 0, 1]], "a skew s of at most 0.25 fx"),
     ],
 )
 def test_refuses_matrices_of_other_images(intrinsics: Any, hint: str) -> None:

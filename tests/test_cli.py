@@ -1204,6 +1204,7 @@ def test_drawing(tmp_path: Path) -> None:
     labelled = replace(pose, side="left", expected_error=errors, hand_scale=np.float32(30))
     assert (np.array(draw_poses(image, labelled, ids=[3])) != drawn).any()
     assert description(labelled) == "left ±14 mm"
+    np.testing.assert_array_equal(draw_poses(image, labelled.to("cpu")), draw_poses(image, labelled))
     for unknown in ({"expected_error": None}, {"hand_scale": None}):
         assert description(replace(labelled, **unknown)) == "left"
     other = HandPose(joints + [0, 0, 9], joints_2d[::-1].copy(), np.ones(21), 5, True, 99, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,8 +99,15 @@ def test_arrays_of_every_kind_agree() -> None:
         np.testing.assert_allclose(found.joints, expected.joints, rtol=1e-6)
     single = scaled_to_depth(poses()[2], np.where(hands().depths[2] > 0, hands().depths[2], np.nan), K)
     np.testing.assert_allclose(single.joints, expected.joints[2], rtol=1e-6)
-    for dtype in (np.uint16, np.int32, np.float32):
-        rounded = scaled_to_depth(poses()[1], hands().depths[1].astype(dtype), K)
+    gaps = np.ma.masked_equal(np.where(hands().depths[2] > 0, hands().depths[2], 9.0), 9.0)
+    masked = scaled_to_depth(poses()[2], gaps, K)
+    np.testing.assert_array_equal(masked.joints, expected.joints[2])
+    optimised = torch.from_numpy(np.stack(hands().depths)).requires_grad_()
+    np.testing.assert_array_equal(scaled_to_depth(poses(), optimised, K).joints, expected.joints)
+    coarse = torch.from_numpy(hands().depths[1]).bfloat16()
+    kinds = [hands().depths[1].astype(dtype) for dtype in (np.uint16, np.int32, np.float32)]
+    for depth in (*kinds, coarse):
+        rounded = scaled_to_depth(poses()[1], depth, K)
         np.testing.assert_allclose(rounded.joints, expected.joints[1], rtol=2e-3)  # 1 mm of 500
 
 
@@ -166,6 +174,7 @@ def test_a_depth_image_of_something_else_leaves_the_pose(
         (np.full((SIZE, SIZE), 0.6), ValueError, "must be in mm, the largest value is 0.6: multiply metres"),
         (np.full((SIZE, SIZE), -5.0), ValueError, "must be positive mm, 0 or NaN without a measurement"),
         (np.ones((SIZE, SIZE), np.uint8), TypeError, "must be mm as uint16, another integer or a float"),
+        (np.ones((SIZE, SIZE), object), TypeError, "must be mm as uint16, another integer or a float"),
         (np.ones((100, 50)), ValueError, r"must be \(H, W\) = \(224, 224\) px, aligned with the image, got"),
         (np.ones((2, SIZE, SIZE)), ValueError, r"one image \(H, W\) for each of 1, got shape \(2, "),
         ([np.ones((SIZE, SIZE))] * 2, ValueError, r"one image \(H, W\) for each of 1, got 2 of them"),
@@ -236,7 +245,11 @@ def test_invalid_requests_of_hand_scales() -> None:
     for options in ({}, {"depth": hands().depths}, {"K": K, "distance_mm": 500.0}):
         with pytest.raises(ValueError, match="give depth and K, or distance_mm"):
             estimate_hand_scale(poses(), **options)
-    for distance in (0.0, np.array([500.0, 500.0])):
+    with pytest.raises(TypeError, match=r"distance_mm must be a positive number, .* got '500'"):
+        estimate_hand_scale(poses(), distance_mm="500")
+    with pytest.raises(ValueError, match="no pose determines the hand's scale: none is given"):
+        estimate_hand_scale(poses()[:0], distance_mm=500.0)
+    for distance in (0.0, math.inf, np.array([500.0, 500.0])):
         with pytest.raises(ValueError, match="distance_mm must be a positive number, or one for each of 4"):
             estimate_hand_scale(poses(), distance_mm=distance)
     for metres in (0.5, [0.5, 0.5, 0.6, 0.6]):

@@ -495,6 +495,7 @@ IMAGE = np.zeros((60, 80, 3), np.uint8)
         (IMAGE / 255, TypeError, "uint8.*got float64"),
         (torch.zeros(60, 80, 3), TypeError, "uint8.*got torch.float32"),
         (IMAGE[..., 0], ValueError, r"got shape \(60, 80\); repeat the channel of a grey image"),
+        (IMAGE[..., :1], ValueError, "repeat the channel of a grey image"),
         (np.zeros((60, 80, 4), np.uint8), ValueError, "alpha"),
         (IMAGE.transpose(2, 0, 1), ValueError, "channels come last"),
         (IMAGE[:0], ValueError, r"got shape \(0, 80, 3\)"),

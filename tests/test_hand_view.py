@@ -347,6 +347,8 @@ def test_takes_found_hands_as_boxes(model: NVF, image: np.ndarray) -> None:
         np.testing.assert_array_equal(pose.joints, expected.joints)
         assert pose.side == expected.side
     assert estimator(image, K, box=found, side="right").side == ("right", "right")
+    assert found == found and found != FoundHands(boxes, ("left", None), np.ones(2, np.float32))
+    assert found in {found}
     with pytest.raises(ValueError, match="for each of 2 images"):
         estimator([image, image], K, box=[found])
 
@@ -427,6 +429,17 @@ def test_takes_the_boxes_of_a_detector(model: NVF, form: str) -> None:
     assert len(estimator(images[0], K, box=detector)) == 0
 
 
+def test_a_warning_reports_the_boxes_of_a_detector_that_are_not_used(model: NVF) -> None:
+    image = np.full((240, 324, 3), 255, np.uint8)
+    corners = np.array([[x, y, x, y] for y in range(5, 200, 40) for x in range(5, 300, 40)])
+    boxes = (corners + [0, 0, 30, 30])[:33]
+    assert len(boxes) == 33
+    estimator = PoseEstimator(model, min_presence=0)
+    with pytest.warns(UserWarning, match="of 33 detected boxes the best 32 are used"):
+        estimator(image, K, box=lambda image: boxes)
+    estimator(image, K, box=lambda image: boxes[:32])
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [
@@ -499,7 +512,9 @@ def test_find_refuses_invalid_arguments(model: NVF, image: np.ndarray) -> None:
         ({"box": (-1e5, 10, 200, 50)}, "needs a view of 180 degrees or more, but views have at most 150"),
         ({"root": (0, 0, 500)}, "root must be None"),
         ({"side": "Right"}, '"right", "left" or None'),
+        ({"root": (0, 0, 500), "box": lambda image: [BOX]}, "root must be None"),
         ({"previous": "itself"}, "box and previous both place a hand view"),
+        ({"previous": "itself", "box": lambda image: [BOX]}, "box and previous both place a hand view"),
     ],
 )  # fmt: skip
 def test_refuses_invalid_boxes_and_arguments(
@@ -507,7 +522,7 @@ def test_refuses_invalid_boxes_and_arguments(
 ) -> None:
     estimator = PoseEstimator(model, step_mm=56.0)
     if "previous" in arguments:
-        arguments = {"previous": estimator(image, K, box=BOX)}
+        arguments = arguments | {"previous": estimator(image, K, box=BOX)}
     with pytest.raises(ValueError, match=message):
         estimator(image, K, **{"box": BOX, **arguments})
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nvf_fast import ops
 from nvf_fast.camera import ViewPlan, plan_view
 from nvf_fast.camera_model import Camera, Cameras
 from nvf_fast.kernels.network_views import triton as kernel_file
+from nvf_fast.kernels.network_views.cpu import averaged
 from nvf_fast.kernels.network_views.cpu import network_views as by_torch
 from nvf_fast.kernels.network_views.reference import ROW
 from nvf_fast.kernels.network_views.reference import network_views as reference
@@ -125,6 +128,30 @@ def test_forms(function: Callable, dtype: torch.dtype, channels: int, mirrored: 
     assert (found.double() - exact).abs().max() < limit
     alone = function(rows[:2], [pixels] * 2, SIZE, channels, mirrored, dtype)
     assert torch.equal(alone, found.view(-1, len(rows), *found.shape[1:])[:, :2].flatten(0, 1))
+
+
+class NewStorages(TorchDispatchMode):
+    """The bytes of the tensors that operations make, without views."""
+
+    def __init__(self, *known: Tensor) -> None:
+        super().__init__()
+        self.bytes = {each.untyped_storage().data_ptr(): 0 for each in known}
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        for each in result if isinstance(result, list | tuple) else [result]:
+            storage = each.untyped_storage()
+            self.bytes.setdefault(storage.data_ptr(), storage.nbytes())
+        return result
+
+
+def test_averages_of_a_large_crop_take_less_memory_than_the_crop() -> None:
+    crop = torch.randint(256, (640, 799, 3), dtype=torch.uint8)
+    with NewStorages(crop) as made:
+        averages = averaged(crop, 16)
+    expected = F.avg_pool2d(crop.permute(2, 0, 1)[None].double(), 16, ceil_mode=True, divisor_override=256)
+    assert torch.equal(averages.double(), expected)  # sums of integers are exact
+    assert 0 < sum(made.bytes.values()) < crop.numel()
 
 
 @pytest.mark.parametrize("function", [kernel, by_torch, reference])

@@ -334,6 +334,15 @@ def test_refuses_invalid_arguments() -> None:
     for time in (1.0, 0.5, math.nan):
         with pytest.raises(ValueError, match="time must be later than 1 s"):
             tracker(image, K, time)
+    for frame, error in (
+        (image / 255, TypeError),
+        (image[None], ValueError),
+        ([image, image], ValueError),
+        (image[..., :2], ValueError),
+    ):
+        with pytest.raises(error, match=r"image must be|takes one image"):
+            tracker(frame, K, 2.0)
+    assert tracker(image, K, 2.0).ids == (0,), "an invalid frame leaves the tracker as it was"
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_options_of_finding_and_tracking_must_be_numbers(value: Any) -> None:
         Tracker(hands())(IMAGE, K, value)
     with pytest.raises(TypeError, match="smoothing must be a Smoothing or None, got -1"):
         Tracker(hands(), smoothing=-1)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="image must be one"):
+    with pytest.raises(TypeError, match="must be a numpy array or a torch tensor"):
         Tracker(hands())(value, K, 0.0)
 
 
