@@ -54,10 +54,13 @@ class FoundHands:
         return len(self.sides)
 
 
-def boxes_and_sides(box: Any, side: Any) -> tuple[Any, Any]:
-    """The arguments `box` and `side` of a call, where a `FoundHands` or a list of them replaces them."""
+def boxes_and_sides(box: Any, side: Any, single: bool) -> tuple[Any, Any]:
+    """The arguments `box` and `side` of a call, where a `FoundHands` or a list of them replaces them.
+
+    One `FoundHands` holds the hands of a single image, never a box for each of several.
+    """
     if isinstance(box, FoundHands):
-        return box.boxes, box.sides if side is None else side
+        return box.boxes if single else [box.boxes], box.sides if side is None else side
     if isinstance(box, list | tuple) and box and all(isinstance(each, FoundHands) for each in box):
         sides = [each for hands in box for each in hands.sides] if side is None else side
         return [hands.boxes for hands in box], sides

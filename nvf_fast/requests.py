@@ -101,7 +101,7 @@ class RequestReader:
         """
         images, single = read_images(image, self._config.image_channels)
         sizes = [each.shape[:2] for each in images]
-        box, side = boxes_and_sides(box, side)
+        box, side = boxes_and_sides(box, side, single)
         arguments = K, hand_scale, box, side, return_votes, previous, root
         try:
             key = tuple(sizes), single, _fingerprint(arguments)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,9 +185,11 @@ class Tracker:
         if not isinstance(smoothing, Smoothing | None):
             raise TypeError(f"smoothing must be a Smoothing or None, got {smoothing!r}")
         times = {"search_interval": search_interval, "patience": patience, "memory": memory}
-        for name, value in {"most_hands": most_hands, **times}.items():
+        for name, value in times.items():
             check_number(name, value)
-        if not most_hands >= 1:
+        if not isinstance(most_hands, Integral):
+            raise TypeError(f"most_hands must be a whole number, got {most_hands!r}")
+        if most_hands < 1:
             raise ValueError(f"most_hands must be at least 1, got {most_hands}")
         for name, value in times.items():
             if not value >= 0:
@@ -222,6 +226,9 @@ class Tracker:
         depths = None if depth is None else read_depths(depth, [image.shape[:2]])
         gap = time - self._time
         if gap >= self.search_interval and gap > self.patience:  # hands' motion says nothing any more
+            if self._tracks and gap > self.memory:
+                message = f"hands get new ids after a gap of {gap:g} s between frames; time is in s"
+                warnings.warn(message, stacklevel=2)
             self._give_up(self._tracks)
         due = not self._tracks or time - self._checked >= self.search_interval
         if due:

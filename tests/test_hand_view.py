@@ -349,6 +349,8 @@ def test_takes_found_hands_as_boxes(model: NVF, image: np.ndarray) -> None:
     assert estimator(image, K, box=found, side="right").side == ("right", "right")
     assert found == found and found != FoundHands(boxes, ("left", None), np.ones(2, np.float32))
     assert found in {found}
+    with pytest.raises(ValueError, match=r"for each of 2 images, got shape \[\(2, 4\)\]"):
+        estimator([image, image], K, 30.0, found)  # two hands of one image
     with pytest.raises(ValueError, match="for each of 2 images"):
         estimator([image, image], K, box=[found])
 

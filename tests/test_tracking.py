@@ -224,9 +224,11 @@ def test_hands_are_searched_for_after_a_long_gap() -> None:
     world = World(lambda frame: {"a": (4.0 * frame, 0, 500), "b": (-4.0 * frame, 100, 500)})
     tracker = Tracker(world)  # type: ignore[arg-type]
     times = [frame / RATE + (20 if frame >= 10 else 0) for frame in range(15)]
-    found = [
-        tracker(np.full((480, 640, 3), frame, np.uint8), K, time).ids for frame, time in enumerate(times)
-    ]
+    with pytest.warns(UserWarning, match=r"new ids after a gap of 20\.0333 s between frames") as caught:
+        found = [
+            tracker(np.full((480, 640, 3), frame, np.uint8), K, time).ids for frame, time in enumerate(times)
+        ]
+    assert len(caught) == 1
     assert set(found[:10]) == {(0, 1)} and set(found[10:]) == {(2, 3)}
 
 
@@ -323,6 +325,8 @@ def test_refuses_invalid_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Tracker(world, **options)
+    with pytest.raises(TypeError, match=r"most_hands must be a whole number, got 1\.5"):
+        Tracker(world, most_hands=1.5)  # type: ignore[arg-type]
     with pytest.raises(
         TypeError, match=r"estimator must be a PoseEstimator, as nvf_fast.load returns it, got str"
     ):
