@@ -7,7 +7,6 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,7 +186,7 @@ class Tracker:
         times = {"search_interval": search_interval, "patience": patience, "memory": memory}
         for name, value in times.items():
             check_number(name, value)
-        if not isinstance(most_hands, Integral):
+        if not isinstance(most_hands, int | np.integer):
             raise TypeError(f"most_hands must be a whole number, got {most_hands!r}")
         if most_hands < 1:
             raise ValueError(f"most_hands must be at least 1, got {most_hands}")
